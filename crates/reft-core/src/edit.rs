@@ -1,0 +1,83 @@
+use tch::Tensor;
+
+use crate::Result;
+use crate::intervention::{Intervention, Subspace, check_hidden_size, in_f32};
+use crate::method::Activation;
+
+/// One of the edits of [`Method`](crate::Method), ready to be applied.
+///
+/// All of them are one expression,
+///
+/// ```text
+/// Φ(h) = h + Dᵀ (source(h) − target(h)),   D = R or P,   source = σ(W h + b) or b,   target = R h, P h + c or 0
+/// ```
+///
+/// as the table of [`Method`](crate::Method) says. Hidden states are row vectors, so `h.matmul(Dᵀ)` is the paper's `D h`.
+#[derive(Debug)]
+pub struct Edit {
+    pub(crate) directions: Tensor, // Dᵀ [d, r]
+    pub(crate) source: Source,
+    pub(crate) target: Target,
+    pub(crate) dropout: f64, // 0 but in training
+}
+
+/// What is put into the subspace.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// `σ(W h + b)`
+    Affine { weight: Tensor, bias: Tensor, act_fn: Activation }, // [r, d], [r]
+    /// `b`
+    Constant(Tensor), // [r]
+}
+
+/// What is taken out of it.
+#[derive(Debug)]
+pub(crate) enum Target {
+    /// Nothing: the source is added.
+    Nothing,
+    /// The coordinates `D h`.
+    Coordinates,
+    /// `D h + c`, with `c` `[r]`.
+    Biased(Tensor),
+}
+
+impl Edit {
+    /// The columns that span the edit, `Dᵀ` `[d, r]`: the rotation `Rᵀ` where the method has one.
+    pub fn directions(&self) -> &Tensor {
+        &self.directions
+    }
+}
+
+impl Intervention for Edit {
+    fn hidden_size(&self) -> i64 {
+        self.directions.size()[0]
+    }
+
+    fn intervene(&self, base: &Tensor, subspace: &Subspace) -> Result<Tensor> {
+        check_hidden_size(base, self.hidden_size())?;
+        Ok(in_f32(base, |h| {
+            let source = match &self.source {
+                Source::Affine { weight, bias, act_fn } => {
+                    act_fn.apply(h.matmul(&weight.tr()) + bias) // σ(W h + b) [.., r]
+                }
+                Source::Constant(b) => b.shallow_clone(), // b [r]
+            };
+            let change = match &self.target {
+                Target::Nothing => source,
+                Target::Coordinates => source - h.matmul(&self.directions), // source − D h [.., r]
+                Target::Biased(c) => source - (h.matmul(&self.directions) + c),
+            };
+            let change = match subspace {
+                Subspace::Whole => change,
+                Subspace::Masked(mask) => change * mask,
+            };
+            let edit = change.matmul(&self.directions.tr()); // Dᵀ(source − target) [.., d], or [d] if constant
+            let edit = if self.dropout > 0.0 {
+                edit.expand_as(&h).dropout(self.dropout, true)
+            } else {
+                edit
+            };
+            h + edit
+        }))
+    }
+}

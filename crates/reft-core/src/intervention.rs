@@ -1,0 +1,65 @@
+use std::fmt::Debug;
+
+use tch::{Kind, Tensor};
+
+use crate::{Error, Result};
+
+/// An edit of selected hidden states of a frozen base model.
+pub trait Intervention: Debug {
+    /// Size `d` of the hidden states it edits.
+    fn hidden_size(&self) -> i64;
+
+    /// Returns the edited hidden states.
+    ///
+    /// # Shapes
+    /// `base` and result: `[.., d]`, same kind and device, one row per edited token.
+    ///
+    /// # Errors
+    /// [`Error::HiddenSize`] if the last dimension of `base` is not `d`.
+    fn intervene(&self, base: &Tensor, subspace: &Subspace) -> Result<Tensor>;
+}
+
+/// Which coordinates of the subspace an edit may change.
+#[derive(Debug)]
+pub enum Subspace {
+    /// All `r`.
+    Whole,
+    /// 1 where the coordinate may change, 0 where not: f32, `[r]` or one row per edited token `[m, r]`.
+    Masked(Tensor),
+}
+
+impl Subspace {
+    /// The mask of a list of coordinates, `[r]`.
+    ///
+    /// # Errors
+    /// [`Error::Subspace`] if a coordinate is not in `0..r`.
+    pub fn mask_of(coordinates: &[i64], r: i64) -> Result<Tensor> {
+        let mut mask = vec![0f32; r as usize];
+        for &index in coordinates {
+            if !(0..r).contains(&index) {
+                return Err(Error::Subspace { index, rank: r });
+            }
+            mask[index as usize] = 1.0;
+        }
+        Ok(Tensor::from_slice(&mask))
+    }
+}
+
+/// Checks the last dimension of `base` against the size an intervention was built for.
+///
+/// # Errors
+/// [`Error::HiddenSize`].
+pub fn check_hidden_size(base: &Tensor, expected: i64) -> Result<()> {
+    let got = base.size().last().copied().unwrap_or(0);
+    if got != expected {
+        return Err(Error::HiddenSize { expected, got });
+    }
+    Ok(())
+}
+
+/// Runs an edit in f32, outside of autocast, and returns the result in the kind of `base`.
+///
+/// In f16 or bf16 the columns of `Rᵀ` are no longer orthonormal, and the edit leaks out of its subspace.
+pub fn in_f32(base: &Tensor, edit: impl FnOnce(Tensor) -> Tensor) -> Tensor {
+    tch::autocast(false, || edit(base.to_kind(Kind::Float)).to_kind(base.kind()))
+}

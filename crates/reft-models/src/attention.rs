@@ -1,0 +1,73 @@
+use tch::Tensor;
+
+use crate::Result;
+use crate::attention_mask::AttentionMask;
+use crate::hooks::Hooks;
+use crate::kv_cache::KvCache;
+use crate::linear::Linear;
+use crate::pass::Pass;
+use crate::rms_norm::RmsNorm;
+use crate::site::Component::{Key, Output, Query, Value};
+
+/// Causal self-attention with grouped queries (Ainslie et al. 2023): `n_h` query heads share `n_kv` key and value heads.
+#[derive(Debug)]
+pub(crate) struct Attention {
+    pub(crate) query: Linear,
+    pub(crate) key: Linear,
+    pub(crate) value: Linear,
+    pub(crate) output: Linear,
+    pub(crate) qk_norm: Option<(RmsNorm, RmsNorm)>,
+    pub(crate) n_h: i64,
+    pub(crate) n_kv: i64,
+    pub(crate) d_h: i64,
+}
+
+impl Attention {
+    /// `x` and result `[b, t, d]`. With a cache, the keys and values of its columns come first.
+    pub(crate) fn forward(
+        &self,
+        layer: usize,
+        x: &Tensor,
+        pass: &Pass,
+        cache: Option<&mut KvCache>,
+        hooks: &mut dyn Hooks,
+    ) -> Result<Tensor> {
+        let (b, t, _) = x.size3()?;
+        let heads = |x: Tensor, n: i64| x.view([b, t, n, self.d_h]).transpose(1, 2); // [b, n, t, d_h]
+        let q = heads(pass.project(layer, Query, &self.query, x, hooks)?, self.n_h);
+        let k = heads(pass.project(layer, Key, &self.key, x, hooks)?, self.n_kv);
+        let v = heads(pass.project(layer, Value, &self.value, x, hooks)?, self.n_kv);
+        let (q, k) = match &self.qk_norm {
+            Some((q_norm, k_norm)) => (q_norm.forward(&q), k_norm.forward(&k)),
+            None => (q, k),
+        };
+        let (q, k) = (pass.rotation.apply(&q), pass.rotation.apply(&k));
+        let (k, v) = match hooks.prefix(layer, pass.span).filter(|_| pass.is_first) {
+            Some((prefix_k, prefix_v)) => (
+                Tensor::cat(&[prefix_k.to_kind(k.kind()), k], 2),
+                Tensor::cat(&[prefix_v.to_kind(v.kind()), v], 2),
+            ),
+            None => (k, v),
+        };
+        let (k, v) = match cache {
+            Some(cache) => cache.append(layer, &k, &v),
+            None => (k, v),
+        };
+        let (mask, is_causal) = match pass.mask(layer) {
+            AttentionMask::Causal => (None, true),
+            AttentionMask::Full => (None, false),
+            AttentionMask::Explicit(mask) => (Some(mask), false),
+        };
+        let (k, v) = (self.repeat_heads(k), self.repeat_heads(v));
+        let mixed =
+            Tensor::scaled_dot_product_attention(&q, &k, &v, mask, 0.0, is_causal, None, false); // [b, n_h, t, d_h]
+        let mixed = mixed.transpose(1, 2).reshape([b, t, self.n_h * self.d_h]);
+        pass.project(layer, Output, &self.output, &mixed, hooks)
+    }
+
+    /// Gives every query head its own copy of its group's keys or values: `[b, n_kv, t, d_h]` to `[b, n_h, t, d_h]`.
+    fn repeat_heads(&self, x: Tensor) -> Tensor {
+        let groups = self.n_h / self.n_kv;
+        if groups == 1 { x } else { x.repeat_interleave_self_int(groups, 1, None) }
+    }
+}

@@ -1,0 +1,303 @@
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::gguf::Gguf;
+
+/// The options of a Llama-family decoder: what a `config.json` says, with every default filled in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DecoderConfig {
+    /// `model_type`: llama, mistral, qwen2 or qwen3.
+    pub model_type: String,
+    /// Vocabulary `v`.
+    pub vocab_size: i64,
+    /// Hidden size `d`.
+    pub hidden_size: i64,
+    /// Inner size of the MLP.
+    pub intermediate_size: i64,
+    /// Number of decoder blocks.
+    pub num_hidden_layers: usize,
+    /// Query heads `n_h`.
+    pub num_attention_heads: i64,
+    /// Key and value heads `n_kv`.
+    pub num_key_value_heads: i64,
+    /// Head size `d_h`.
+    pub head_dim: i64,
+    /// ε of RMSNorm.
+    pub rms_norm_eps: f64,
+    /// Base θ of the rotary position embedding.
+    pub rope_theta: f64,
+    /// How rotary frequencies are stretched for longer contexts.
+    pub rope_scaling: RopeScaling,
+    /// Whether the head is the embedding matrix.
+    pub tie_word_embeddings: bool,
+    /// Whether q, k and v have a bias.
+    pub qkv_bias: bool,
+    /// Whether the attention output has a bias.
+    pub attention_output_bias: bool,
+    /// Whether the MLP's projections have a bias.
+    pub mlp_bias: bool,
+    /// Whether each head's queries and keys are normalised (Qwen3).
+    pub qk_norm: bool,
+    /// How many tokens back each layer sees, itself included; `None`: all.
+    pub windows: Vec<Option<i64>>,
+    /// Longest context that the model was trained for.
+    pub max_position_embeddings: i64,
+}
+
+/// Stretching of the rotary frequencies.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RopeScaling {
+    /// As they are.
+    None,
+    /// Positions divided by a factor.
+    Linear {
+        /// The factor.
+        factor: f64,
+    },
+    /// Llama 3.1: long wavelengths divided by a factor, short ones kept, a smooth passage between.
+    Llama3 {
+        /// The factor.
+        factor: f64,
+        /// Wavelengths past `original / low_freq_factor` are stretched in full.
+        low_freq_factor: f64,
+        /// Wavelengths below `original / high_freq_factor` are kept.
+        high_freq_factor: f64,
+        /// Context that the frequencies were made for.
+        original_max_position_embeddings: f64,
+    },
+}
+
+/// `config.json` as Hugging Face writes it; fields that do not concern the decoder are ignored.
+#[derive(Debug, Deserialize)]
+struct File {
+    model_type: String,
+    vocab_size: i64,
+    hidden_size: i64,
+    intermediate_size: i64,
+    num_hidden_layers: usize,
+    num_attention_heads: i64,
+    num_key_value_heads: Option<i64>,
+    head_dim: Option<i64>,
+    #[serde(default = "default_eps")]
+    rms_norm_eps: f64,
+    rope_theta: Option<f64>,
+    rope_scaling: Option<RopeFile>,
+    rope_parameters: Option<RopeFile>,
+    tie_word_embeddings: Option<bool>,
+    attention_bias: Option<bool>,
+    mlp_bias: Option<bool>,
+    sliding_window: Option<i64>,
+    use_sliding_window: Option<bool>,
+    max_window_layers: Option<usize>,
+    layer_types: Option<Vec<String>>,
+    max_position_embeddings: Option<i64>,
+    hidden_act: Option<String>,
+    quantization_config: Option<Value>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RopeFile {
+    #[serde(alias = "type")]
+    rope_type: Option<String>,
+    rope_theta: Option<f64>,
+    factor: Option<f64>,
+    low_freq_factor: Option<f64>,
+    high_freq_factor: Option<f64>,
+    original_max_position_embeddings: Option<f64>,
+}
+
+fn default_eps() -> f64 {
+    1e-6
+}
+
+impl DecoderConfig {
+    /// Reads `config.json` of a model directory, or the header of a GGUF file.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Json`] or [`Error::Config`].
+    pub fn open(path: &Path) -> Result<Self> {
+        if path.is_file() {
+            return Self::from_json(Gguf::open(path)?.config()?, path);
+        }
+        let file = path.join("config.json");
+        let text = std::fs::read_to_string(&file).map_err(|source| Error::Io {
+            action: "read",
+            path: file.clone(),
+            source,
+        })?;
+        let json = serde_json::from_str(&text)
+            .map_err(|source| Error::Json { path: file.clone(), source })?;
+        Self::from_json(json, &file)
+    }
+
+    /// The configuration in a `config.json` object that came from `path`.
+    ///
+    /// # Errors
+    /// [`Error::Json`] if a field is missing or of another type, [`Error::Config`] if a value cannot be.
+    pub fn from_json(json: Value, path: &Path) -> Result<Self> {
+        let file: File = serde_json::from_value(json)
+            .map_err(|source| Error::Json { path: path.to_owned(), source })?;
+        file.resolve().map_err(|reason| Error::Config { reason })
+    }
+
+    /// Names and shapes of every tensor of the decoder.
+    pub fn tensor_shapes(&self) -> Vec<(String, Vec<i64>)> {
+        let (d, f) = (self.hidden_size, self.intermediate_size);
+        let (q, kv) =
+            (self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim);
+        let mut shapes = vec![("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, d])];
+        for layer in 0..self.num_hidden_layers {
+            let projections = [
+                ("self_attn.q_proj", q, d, self.qkv_bias),
+                ("self_attn.k_proj", kv, d, self.qkv_bias),
+                ("self_attn.v_proj", kv, d, self.qkv_bias),
+                ("self_attn.o_proj", d, q, self.attention_output_bias),
+                ("mlp.gate_proj", f, d, self.mlp_bias),
+                ("mlp.up_proj", f, d, self.mlp_bias),
+                ("mlp.down_proj", d, f, self.mlp_bias),
+            ];
+            let prefix = format!("model.layers.{layer}");
+            for (name, rows, columns, bias) in projections {
+                shapes.push((format!("{prefix}.{name}.weight"), vec![rows, columns]));
+                if bias {
+                    shapes.push((format!("{prefix}.{name}.bias"), vec![rows]));
+                }
+            }
+            for name in ["input_layernorm", "post_attention_layernorm"] {
+                shapes.push((format!("{prefix}.{name}.weight"), vec![d]));
+            }
+            if self.qk_norm {
+                for name in ["self_attn.q_norm", "self_attn.k_norm"] {
+                    shapes.push((format!("{prefix}.{name}.weight"), vec![self.head_dim]));
+                }
+            }
+        }
+        shapes.push(("model.norm.weight".to_owned(), vec![d]));
+        if !self.tie_word_embeddings {
+            shapes.push(("lm_head.weight".to_owned(), vec![self.vocab_size, d]));
+        }
+        shapes
+    }
+
+    /// Number of weights.
+    pub fn parameters(&self) -> i64 {
+        self.tensor_shapes().iter().map(|(_, shape)| shape.iter().product::<i64>()).sum()
+    }
+}
+
+impl File {
+    fn resolve(self) -> std::result::Result<DecoderConfig, String> {
+        const FAMILIES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
+        if !FAMILIES.contains(&self.model_type.as_str()) {
+            let found = &self.model_type;
+            return Err(format!("model_type is {found:?}, expected one of {FAMILIES:?}"));
+        }
+        if let Some(act) = self.hidden_act.as_deref().filter(|act| *act != "silu") {
+            return Err(format!("hidden_act is {act:?}, expected \"silu\""));
+        }
+        if self.quantization_config.is_some() {
+            let advice = "use the model's safetensors in f32, bf16 or f16, or a GGUF file";
+            return Err(format!("quantization_config is set; {advice}"));
+        }
+        let heads = self.num_attention_heads;
+        let kv_heads = self.num_key_value_heads.unwrap_or(heads);
+        let sizes = [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_hidden_layers", self.num_hidden_layers as i64),
+            ("num_attention_heads", heads),
+            ("num_key_value_heads", kv_heads),
+        ];
+        for (name, size) in sizes {
+            if !(1..=1 << 32).contains(&size) {
+                return Err(format!("{name} is {size}, expected a positive size"));
+            }
+        }
+        let head_dim = self.head_dim.unwrap_or(self.hidden_size / heads);
+        if head_dim < 2 || head_dim % 2 != 0 || head_dim > 1 << 32 {
+            return Err(format!("head_dim is {head_dim}, expected an even positive size"));
+        }
+        if heads % kv_heads != 0 {
+            let expected = "expected a divisor of num_attention_heads";
+            return Err(format!("num_key_value_heads is {kv_heads}, {expected} {heads}"));
+        }
+        let is_qwen = self.model_type.starts_with("qwen");
+        let attention_bias = self.attention_bias.unwrap_or(self.model_type == "qwen2");
+        let rope_theta = self.rope_theta.or_else(|| self.rope_parameters.as_ref()?.rope_theta);
+        Ok(DecoderConfig {
+            windows: self.windows(is_qwen)?,
+            rope_theta: rope_theta.unwrap_or(10_000.0),
+            rope_scaling: self.rope_scaling()?,
+            vocab_size: self.vocab_size,
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            num_hidden_layers: self.num_hidden_layers,
+            num_attention_heads: heads,
+            num_key_value_heads: kv_heads,
+            head_dim,
+            rms_norm_eps: self.rms_norm_eps,
+            tie_word_embeddings: self.tie_word_embeddings.unwrap_or(false),
+            qkv_bias: attention_bias,
+            attention_output_bias: attention_bias && self.model_type != "qwen2",
+            mlp_bias: self.mlp_bias.unwrap_or(false),
+            qk_norm: self.model_type == "qwen3",
+            max_position_embeddings: self.max_position_embeddings.unwrap_or(2048),
+            model_type: self.model_type,
+        })
+    }
+
+    /// How far each layer sees. Qwen switches windows on with a flag, and only from a layer on; newer files list the layers.
+    fn windows(&self, is_qwen: bool) -> std::result::Result<Vec<Option<i64>>, String> {
+        let layers = self.num_hidden_layers;
+        let enabled = !is_qwen || self.use_sliding_window.unwrap_or(false);
+        let Some(window) = self.sliding_window.filter(|_| enabled) else {
+            return Ok(vec![None; layers]);
+        };
+        if window < 1 {
+            return Err(format!("sliding_window is {window}, expected a positive size or null"));
+        }
+        if let Some(types) = &self.layer_types {
+            if types.len() != layers {
+                let found = types.len();
+                return Err(format!("layer_types names {found} layers, expected {layers}"));
+            }
+            return Ok(types
+                .iter()
+                .map(|t| (t == "sliding_attention").then_some(window))
+                .collect());
+        }
+        let first = if is_qwen { self.max_window_layers.unwrap_or(0) } else { 0 };
+        Ok((0..layers).map(|layer| (layer >= first).then_some(window)).collect())
+    }
+
+    fn rope_scaling(&self) -> std::result::Result<RopeScaling, String> {
+        let Some(rope) = self.rope_scaling.as_ref().or(self.rope_parameters.as_ref()) else {
+            return Ok(RopeScaling::None);
+        };
+        let number = |name: &str, value: Option<f64>| match value {
+            Some(x) if x.is_finite() && x > 0.0 => Ok(x),
+            Some(x) => Err(format!("rope scaling: {name} is {x}, expected a positive number")),
+            None => Err(format!("rope scaling: {name} is missing")),
+        };
+        match rope.rope_type.as_deref().unwrap_or("default") {
+            "default" => Ok(RopeScaling::None),
+            "linear" => Ok(RopeScaling::Linear { factor: number("factor", rope.factor)? }),
+            "llama3" => Ok(RopeScaling::Llama3 {
+                factor: number("factor", rope.factor)?,
+                low_freq_factor: number("low_freq_factor", rope.low_freq_factor)?,
+                high_freq_factor: number("high_freq_factor", rope.high_freq_factor)?,
+                original_max_position_embeddings: number(
+                    "original_max_position_embeddings",
+                    rope.original_max_position_embeddings,
+                )?,
+            }),
+            other => {
+                Err(format!("rope scaling of type {other:?}, expected default, linear or llama3"))
+            }
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! What can go wrong in this crate.
+
+use std::path::PathBuf;
+
+/// The result of this crate's operations.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong when models, tokenizers and their files are read, written or run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused to read or write a file.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried: "read", "write", …
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The place to write to is taken.
+    #[error("{} exists already and is not an empty directory; remove it or name another place", path.display())]
+    OutputExists {
+        /// The place.
+        path: PathBuf,
+    },
+    /// A file that should hold JSON does not, or holds other fields than expected.
+    #[error("{} does not hold the JSON that belongs there", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and why, with the line.
+        source: serde_json::Error,
+    },
+    /// A safetensors file whose header does not describe its data.
+    #[error("{} is not a whole safetensors file; it may be cut short: fetch or write it again", path.display())]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// What the header gets wrong.
+        source: safetensors::SafeTensorError,
+    },
+    /// A file that holds tensors in a way this crate does not read.
+    #[error("cannot read {}: {reason}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// A model directory without weights.
+    #[error("{} holds neither model.safetensors nor model.safetensors.index.json", path.display())]
+    NoWeights {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A tensor was asked for that the checkpoint does not hold.
+    #[error("{} holds no tensor {name}", path.display())]
+    UnknownTensor {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The tensor's name.
+        name: String,
+    },
+    /// The checkpoint's tensors are not the model's.
+    #[error("the tensors of {} are not the model's{}", path.display(), describe_mismatch(missing, unexpected, misshapen))]
+    WeightMismatch {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Tensors that the model needs and the checkpoint lacks.
+        missing: Vec<String>,
+        /// Tensors that the checkpoint holds and the model does not know.
+        unexpected: Vec<String>,
+        /// Tensors of another shape: name, shape found, shape expected.
+        misshapen: Vec<(String, Vec<i64>, Vec<i64>)>,
+    },
+    /// A tensor's element type has no counterpart here.
+    #[error("tensor {name} has dtype {dtype}, which cannot be {action}")]
+    Dtype {
+        /// The tensor's name.
+        name: String,
+        /// Its element type.
+        dtype: String,
+        /// "read" or "written".
+        action: &'static str,
+    },
+    /// Two tensors of one file have the same name.
+    #[error("tensor {name} is given twice; every name must be given once")]
+    DuplicateTensor {
+        /// The name.
+        name: String,
+    },
+    /// The tokenizer could not be built, or text could not be tokenised.
+    #[error("tokenizer: {reason}")]
+    Tokenizer {
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// A chat was asked for, and the tokenizer brings no chat template.
+    #[error("{} brings no chat template; use a chat model, or give plain prompts", path.display())]
+    NoChatTemplate {
+        /// The model directory or file.
+        path: PathBuf,
+    },
+    /// The chat template cannot be read, or refuses these messages.
+    #[error("the chat template fails: {reason}")]
+    ChatTemplate {
+        /// What it says.
+        reason: String,
+    },
+    /// No model is to be had under this name.
+    #[error("no model {name:?}: {reason}")]
+    UnknownModel {
+        /// What was asked for.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A component that does not exist.
+    #[error(
+        "unknown component {found:?}; use block_input, attention_output, mlp_output, block_output, or one of the projections q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
+    )]
+    UnknownComponent {
+        /// The name found.
+        found: String,
+    },
+    /// A batch without a row, or with a row without a token.
+    #[error("the batch has no rows, or a row without tokens; every row needs a token")]
+    EmptyBatch,
+    /// A prompt is longer than the row that it is part of.
+    #[error("prompt_length {prompt_length} is past the row's {length} tokens")]
+    PromptLength {
+        /// The prompt's length.
+        prompt_length: usize,
+        /// The row's length.
+        length: usize,
+    },
+    /// A key-value cache has no room for the columns of a pass.
+    #[error("the key-value cache has room for {room} more columns, {needed} are to be appended")]
+    CacheFull {
+        /// Columns that still fit.
+        room: i64,
+        /// Columns of the pass.
+        needed: i64,
+    },
+    /// A token id that the vocabulary does not have.
+    #[error("token id {id} is not in the vocabulary of {vocab_size} (ids 0..={})", vocab_size - 1)]
+    TokenId {
+        /// The id.
+        id: i64,
+        /// Size of the vocabulary.
+        vocab_size: i64,
+    },
+    /// The model's configuration asks for something that this decoder does not have, or is wrong in itself.
+    #[error("config.json: {reason}")]
+    Config {
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// An adapter and a model, or an adapter's files, do not fit together.
+    #[error("{reason}")]
+    Adapter {
+        /// What was found, what was expected, what to change.
+        reason: String,
+    },
+    /// Something failed at a site of the model.
+    #[error("at {site}")]
+    At {
+        /// Where.
+        site: crate::Site,
+        /// What failed.
+        source: Box<Error>,
+    },
+    /// An intervention or a position string is wrong.
+    #[error(transparent)]
+    Core(#[from] reft_core::Error),
+    /// libtorch refused an operation.
+    #[error(transparent)]
+    Torch(#[from] tch::TchError),
+}
+
+/// Every name of a mismatch, one a line.
+fn describe_mismatch(
+    missing: &[String],
+    unexpected: &[String],
+    misshapen: &[(String, Vec<i64>, Vec<i64>)],
+) -> String {
+    let missing = missing.iter().map(|name| format!("\n  missing: {name}"));
+    let unexpected = unexpected.iter().map(|name| format!("\n  unexpected: {name}"));
+    let misshapen = misshapen.iter().map(|(name, found, expected)| {
+        format!("\n  {name} has shape {found:?}, expected {expected:?}")
+    });
+    missing.chain(unexpected).chain(misshapen).collect()
+}

@@ -1,0 +1,113 @@
+use tch::Tensor;
+
+use crate::Result;
+use crate::layout::Span;
+use crate::linear::Linear;
+use crate::site::Site;
+
+/// How a method sees and replaces what flows through a frozen forward.
+///
+/// Every method has a default that changes nothing. What is returned goes on through the model; gradients flow through it.
+/// Edits, LoRA, prefix and prompt tuning, interchange interventions and the collection of hidden states need nothing more.
+pub trait Hooks {
+    /// Sees the embeddings `[b, t, d]` of the pass's tokens and may replace them (prompt tuning).
+    ///
+    /// # Errors
+    /// Whatever the method has to refuse.
+    fn embeddings(&mut self, h: Tensor, _span: &Span) -> Result<Tensor> {
+        Ok(h)
+    }
+
+    /// Sees the hidden states `[b, t, d]` at one of the four points of the residual stream and may replace them.
+    ///
+    /// # Errors
+    /// Whatever the method has to refuse.
+    fn visit(&mut self, _site: Site, h: Tensor, _span: &Span) -> Result<Tensor> {
+        Ok(h)
+    }
+
+    /// Sees what goes into a projection, `[b, t, in]`, and may replace it.
+    ///
+    /// # Errors
+    /// Whatever the method has to refuse.
+    fn projection_input(&mut self, _site: Site, x: Tensor, _span: &Span) -> Result<Tensor> {
+        Ok(x)
+    }
+
+    /// Sees what comes out of a projection, `y = W x + b` `[b, t, out]`, and may replace it (LoRA adds to it).
+    ///
+    /// # Errors
+    /// Whatever the method has to refuse.
+    fn projection_output(
+        &mut self,
+        _site: Site,
+        _linear: &Linear,
+        _x: &Tensor,
+        y: Tensor,
+        _span: &Span,
+    ) -> Result<Tensor> {
+        Ok(y)
+    }
+
+    /// Number of [`Self::prefix`] tokens, the same at every layer; the batch's own tokens take the positions after them.
+    fn prefix_length(&self) -> usize {
+        0
+    }
+
+    /// Keys and values that stand before a layer's own, `[b, n_kv, prefix_length, d_h]` each, keys as they are (no RoPE is applied).
+    fn prefix(&mut self, _layer: usize, _span: &Span) -> Option<(Tensor, Tensor)> {
+        None
+    }
+}
+
+/// The plain model.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoHooks;
+
+impl Hooks for NoHooks {}
+
+/// Several methods at once, each seeing what the one before it left.
+///
+/// At most one of them may bring a [`Hooks::prefix`]: the first that does is asked.
+#[derive(Default)]
+pub struct Stacked<'a>(pub Vec<Box<dyn Hooks + 'a>>);
+
+impl std::fmt::Debug for Stacked<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Stacked({} hooks)", self.0.len())
+    }
+}
+
+impl Hooks for Stacked<'_> {
+    fn embeddings(&mut self, h: Tensor, span: &Span) -> Result<Tensor> {
+        self.0.iter_mut().try_fold(h, |h, hooks| hooks.embeddings(h, span))
+    }
+
+    fn visit(&mut self, site: Site, h: Tensor, span: &Span) -> Result<Tensor> {
+        self.0.iter_mut().try_fold(h, |h, hooks| hooks.visit(site, h, span))
+    }
+
+    fn projection_input(&mut self, site: Site, x: Tensor, span: &Span) -> Result<Tensor> {
+        self.0.iter_mut().try_fold(x, |x, hooks| hooks.projection_input(site, x, span))
+    }
+
+    fn projection_output(
+        &mut self,
+        site: Site,
+        linear: &Linear,
+        x: &Tensor,
+        y: Tensor,
+        span: &Span,
+    ) -> Result<Tensor> {
+        let hooks = self.0.iter_mut();
+        hooks.fold(Ok(y), |y, hooks| hooks.projection_output(site, linear, x, y?, span))
+    }
+
+    fn prefix_length(&self) -> usize {
+        self.0.iter().map(|hooks| hooks.prefix_length()).find(|&n| n > 0).unwrap_or(0)
+    }
+
+    fn prefix(&mut self, layer: usize, span: &Span) -> Option<(Tensor, Tensor)> {
+        self.0.iter_mut().find(|hooks| hooks.prefix_length() > 0)?.prefix(layer, span)
+    }
+}

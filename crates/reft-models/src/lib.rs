@@ -1,0 +1,45 @@
+//! Llama-family decoders on libtorch, their files, tokenizers and chat templates.
+
+mod adapter;
+mod atomic_file;
+mod attention;
+mod attention_mask;
+mod config;
+mod decoder;
+mod decoder_block;
+mod error;
+mod gguf;
+mod gguf_config;
+mod gguf_header;
+mod gguf_tokenizer;
+mod hooks;
+mod kv_cache;
+mod layout;
+mod linear;
+mod mlp;
+mod model_dir;
+mod pass;
+mod reft_adapter;
+mod reft_config;
+mod rms_norm;
+mod rope;
+mod safetensors_file;
+mod site;
+mod weights;
+
+pub use adapter::{Adapter, Mode};
+pub use atomic_file::{atomic_directory, atomic_write};
+pub use config::{DecoderConfig, RopeScaling};
+pub use decoder::Decoder;
+pub use error::{Error, Result};
+pub use gguf::Gguf;
+pub use hooks::{Hooks, NoHooks, Stacked};
+pub use kv_cache::KvCache;
+pub use layout::{Layout, PaddingSide, Row, Span};
+pub use linear::Linear;
+pub use model_dir::convert_gguf;
+pub use reft_adapter::{ReftAdapter, ReftHooks};
+pub use reft_config::{BaseModel, ReftConfig};
+pub use safetensors_file::{load_safetensors, load_safetensors_metadata, save_safetensors};
+pub use site::{Component, Site};
+pub use weights::Weights;

@@ -1,0 +1,70 @@
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::Result;
+use crate::attention_mask::AttentionMask;
+use crate::config::DecoderConfig;
+use crate::hooks::Hooks;
+use crate::layout::Span;
+use crate::linear::Linear;
+use crate::rope::{Rope, Rotation};
+use crate::site::{Component, Site};
+
+/// What is the same for every block of one forward: rotary angles and attention masks.
+#[derive(Debug)]
+pub(crate) struct Pass<'a> {
+    pub(crate) span: &'a Span<'a>,
+    pub(crate) rotation: Rotation,
+    /// Whether no earlier pass has been: a prefix is put before the keys then, and stands in the cache later.
+    pub(crate) is_first: bool,
+    prefix: usize,
+    windows: &'a [Option<i64>],
+    masks: BTreeMap<Option<i64>, OnceCell<AttentionMask>>,
+    device: Device,
+}
+
+impl<'a> Pass<'a> {
+    pub(crate) fn new(
+        span: &'a Span<'a>,
+        config: &'a DecoderConfig,
+        rope: &Rope,
+        prefix: usize,
+        (kind, device): (Kind, Device),
+    ) -> Self {
+        let position_ids = span.position_ids(device) + prefix as i64;
+        let masks = config.windows.iter().map(|window| (*window, OnceCell::new())).collect();
+        Self {
+            span,
+            rotation: rope.rotation(&position_ids, kind),
+            is_first: span.columns.start == 0,
+            prefix,
+            windows: &config.windows,
+            masks,
+            device,
+        }
+    }
+
+    /// The mask of a layer; layers that see equally far share one.
+    pub(crate) fn mask(&self, layer: usize) -> &AttentionMask {
+        let window = self.windows[layer];
+        self.masks[&window]
+            .get_or_init(|| AttentionMask::new(self.span, self.prefix, window, self.device))
+    }
+
+    /// A projection between its hooks.
+    pub(crate) fn project(
+        &self,
+        layer: usize,
+        component: Component,
+        linear: &Linear,
+        x: &Tensor,
+        hooks: &mut dyn Hooks,
+    ) -> Result<Tensor> {
+        let site = Site { layer, component };
+        let x = hooks.projection_input(site, x.shallow_clone(), self.span)?;
+        let y = linear.forward(&x);
+        hooks.projection_output(site, linear, &x, y, self.span)
+    }
+}

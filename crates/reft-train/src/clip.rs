@@ -1,0 +1,56 @@
+use tch::{Kind, Tensor};
+
+/// Scales gradients, in place, so that the 2-norm of all of them together is at most `max_norm`; returns the norm before, a
+/// scalar.
+///
+/// As `torch.nn.utils.clip_grad_norm_`: the factor is `min(1, max_norm / (norm + 1e-6))`. `max_norm = 0` only measures.
+pub fn clip_grad_norm(grads: &[Tensor], max_norm: f64) -> Tensor {
+    let norms: Vec<Tensor> = grads.iter().map(|grad| grad.to_kind(Kind::Float).norm()).collect();
+    if norms.is_empty() {
+        return Tensor::zeros([], (Kind::Float, tch::Device::Cpu));
+    }
+    let norm = Tensor::stack(&norms, 0).norm();
+    if max_norm > 0.0 {
+        let factor = ((&norm + 1e-6).reciprocal() * max_norm).clamp_max(1.0);
+        for grad in grads {
+            let mut grad = grad.shallow_clone();
+            let _scaled = grad.g_mul_(&factor);
+        }
+    }
+    norm
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grads() -> Vec<Tensor> {
+        vec![Tensor::from_slice(&[2f32, 4.0]), Tensor::from_slice(&[[4f32].as_slice()].concat())]
+    }
+
+    #[test]
+    fn the_norm_is_that_of_all_gradients_together() {
+        let grads = grads(); // √(4 + 16 + 16) = 6
+        assert_eq!(clip_grad_norm(&grads, 0.0).double_value(&[]), 6.0);
+        assert_eq!(grads[0].double_value(&[1]), 4.0);
+        assert_eq!(clip_grad_norm(&grads, 3.0).double_value(&[]), 6.0);
+        let factor = 3.0 / (6.0 + 1e-6);
+        for (clipped, whole) in grads.iter().zip(self::grads()) {
+            let difference = (clipped - whole * factor).abs().max().double_value(&[]);
+            assert!(difference < 1e-6, "{difference}"); // f32 rounding of numbers up to 2
+        }
+    }
+
+    #[test]
+    fn a_norm_below_the_limit_changes_nothing() {
+        let grads = grads();
+        clip_grad_norm(&grads, 6.5);
+        assert_eq!(grads[0].double_value(&[1]), 4.0);
+    }
+
+    #[test]
+    fn a_gradient_that_is_no_number_gives_a_norm_that_is_none() {
+        let grads = [Tensor::from_slice(&[1f32, f32::NAN])];
+        assert!(clip_grad_norm(&grads, 1.0).double_value(&[]).is_nan());
+    }
+}

@@ -1,0 +1,242 @@
+use std::path::{Path, PathBuf};
+
+/// Result with this crate's [`enum@Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong when data are read and a model is trained on them.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused to read or write a file.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried: "read", "write", …
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A data file that is not JSON.
+    #[error("{} is broken JSON at line {line}, column {column}: {reason}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Line of the file, counted from 1.
+        line: usize,
+        /// Column of that line, counted from 1.
+        column: usize,
+        /// What the parser says.
+        reason: String,
+    },
+    /// A row of a data file that is not one of the accepted forms.
+    #[error("{}, {place}: {reason}", path.display())]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// "line 3" of a JSONL file, "row 3" of a list; counted from 1.
+        place: String,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// A data file without a row.
+    #[error("{} holds no example; every line is one, or the file is a list of them", path.display())]
+    NoExamples {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A template that does not exist.
+    #[error("unknown template {found:?}; use one of auto, chat, alpaca, plain")]
+    UnknownTemplate {
+        /// The name found.
+        found: String,
+    },
+    /// An example that the template cannot turn into text.
+    #[error("example {id}: {reason}")]
+    Template {
+        /// The example.
+        id: String,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// An example's text cannot be tokenised or rendered.
+    #[error("example {id}")]
+    Example {
+        /// The example.
+        id: String,
+        /// What failed.
+        source: Box<reft_models::Error>,
+    },
+    /// A token that the vocabulary does not have.
+    #[error(
+        "example {id}: token id {token} is not in the vocabulary of {vocab_size} (ids 0..={})",
+        vocab_size - 1
+    )]
+    TokenId {
+        /// The example.
+        id: String,
+        /// The token id.
+        token: i64,
+        /// Size of the vocabulary.
+        vocab_size: i64,
+    },
+    /// A prompt is longer than the example that it is part of.
+    #[error("example {id}: prompt_length {prompt_length} is past its {length} tokens")]
+    PromptLength {
+        /// The example.
+        id: String,
+        /// The prompt's length.
+        prompt_length: usize,
+        /// The example's length.
+        length: usize,
+    },
+    /// Labels and tokens of an example do not pair up.
+    #[error("example {id} has {labels} labels for {tokens} input_ids; give one each")]
+    LabelCount {
+        /// The example.
+        id: String,
+        /// Number of labels.
+        labels: usize,
+        /// Number of tokens.
+        tokens: usize,
+    },
+    /// Nothing of an example counts in the loss.
+    #[error(
+        "example {id} has no label left: it is {length} tokens long and cut to {max_length}; raise max_length or drop the example"
+    )]
+    NoTarget {
+        /// The example.
+        id: String,
+        /// Its length in tokens.
+        length: usize,
+        /// The longest that an example may be.
+        max_length: usize,
+    },
+    /// There is nothing to train on.
+    #[error(
+        "{train} examples are left to train on after {validation} are held out; give more data or hold out fewer"
+    )]
+    TooFewExamples {
+        /// Examples to train on.
+        train: usize,
+        /// Examples held out.
+        validation: usize,
+    },
+    /// A training option with an impossible value.
+    #[error("{field} is {found}, expected {expected}")]
+    Config {
+        /// The option.
+        field: &'static str,
+        /// Its value.
+        found: String,
+        /// What it may be.
+        expected: &'static str,
+    },
+    /// A name that is none of the accepted ones.
+    #[error("unknown {what} {found:?}; use one of {accepted}")]
+    UnknownName {
+        /// What the name stands for.
+        what: &'static str,
+        /// The name found.
+        found: String,
+        /// The names accepted.
+        accepted: &'static str,
+    },
+    /// The directory holds a run already.
+    #[error(
+        "{} holds a training run already ({found}); resume it, or name another directory",
+        path.display()
+    )]
+    RunExists {
+        /// The directory.
+        path: PathBuf,
+        /// What of a run is there.
+        found: &'static str,
+    },
+    /// The run to be resumed was started otherwise.
+    #[error(
+        "cannot resume: {field} was {saved} when the run was started, now it is {now}; use the same, or start anew in another directory"
+    )]
+    ResumeMismatch {
+        /// What differs.
+        field: String,
+        /// Its value at the start.
+        saved: String,
+        /// Its value now.
+        now: String,
+    },
+    /// A checkpoint that is not what this program writes.
+    #[error("checkpoint {} cannot be used: {reason}", path.display())]
+    Checkpoint {
+        /// Its directory.
+        path: PathBuf,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// The loss, or the gradient, is NaN or infinite.
+    #[error(
+        "{what} is {value} at step {step}, on examples {}; lower lr, or look at these examples; nothing was updated with it",
+        ids.join(", ")
+    )]
+    NotFinite {
+        /// "loss" or "gradient norm".
+        what: &'static str,
+        /// NaN or ±∞.
+        value: f64,
+        /// The step, counted from 1.
+        step: usize,
+        /// The examples of the micro-batch, or of the whole step.
+        ids: Vec<String>,
+    },
+    /// Gradients overflow f16 at every loss scale.
+    #[error(
+        "gradients overflow f16 at step {step} even at loss scale {scale}, on examples {}; use kind bf16 or f32",
+        ids.join(", ")
+    )]
+    Overflow {
+        /// The step, counted from 1.
+        step: usize,
+        /// The scale that was given up at.
+        scale: f64,
+        /// The examples of the step.
+        ids: Vec<String>,
+    },
+    /// Weights that should be frozen ask for gradients.
+    #[error("weight {name} of the base model requires a gradient and is no parameter of the adapter; freeze it")]
+    NotFrozen {
+        /// The weight.
+        name: String,
+    },
+    /// An adapter without anything to train.
+    #[error("adapter {method} has no parameter to train")]
+    NothingToTrain {
+        /// The adapter's method.
+        method: String,
+    },
+    /// The optimizer's saved state is not that of these parameters.
+    #[error("optimizer state: tensor {name} {reason}")]
+    OptimizerState {
+        /// The tensor.
+        name: String,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// More than one adapter brings virtual tokens.
+    #[error("{found} adapters bring virtual tokens; at most one may")]
+    VirtualTokens {
+        /// How many do.
+        found: usize,
+    },
+    /// A model, a tokenizer or an adapter refused something.
+    #[error(transparent)]
+    Model(#[from] reft_models::Error),
+    /// libtorch refused an operation.
+    #[error(transparent)]
+    Torch(#[from] tch::TchError),
+}
+
+/// Turns the system's error into ours, with what was tried and where.
+pub(crate) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io { action, path, source }
+}

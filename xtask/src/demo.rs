@@ -1,0 +1,124 @@
+//! `cargo xtask demo`: a chat model before and after.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::workspace::Workspace;
+use crate::{model, reft, setup};
+
+const RECIPE: &str = "recipes/emoji.toml";
+const DATA: &str = "examples/emoji.jsonl";
+const RUN: &str = "runs/demo/emoji";
+/// Written beside the demo's runs; a folder without it is not ours to remove.
+const MARK: &str = "runs/demo/made-by-xtask-demo";
+
+/// Not among the trained examples; a test holds the data set to that.
+const HELD_OUT: [&str; 2] =
+    ["What should I eat for breakfast?", "How do I get better at playing the guitar?"];
+
+/// Trains the demo's adapter and shows what it changes.
+pub fn run(workspace: &Workspace) -> Result<()> {
+    setup::ready(workspace)?;
+    model::ready(workspace)?;
+    reft::build(workspace)?;
+    // Relative to the top folder, where `reft` is run: what it records then holds on any machine.
+    let model = workspace.model();
+    let model = workspace.relative(&model);
+    let adapter = Path::new(RUN);
+    clear_earlier_run(workspace.root())?;
+    eprintln!("training on {DATA} with {RECIPE}");
+    let started = Instant::now();
+    reft::train(workspace, Path::new(RECIPE), model, Path::new(DATA), adapter)?;
+    let seconds = started.elapsed().as_secs_f64();
+
+    let mut out = io::stdout().lock();
+    let title = format!("LoReFT on {}", model.file_name().unwrap_or_default().to_string_lossy());
+    writeln!(out, "\n{title}\n{}", "=".repeat(title.len()))?;
+    writeln!(out, "trained in {seconds:.0} s; the adapter is in {RUN}\n")?;
+    writeln!(out, "{}\n", reft::inspect(workspace, adapter)?.trim_end())?;
+    writeln!(out, "Greedy replies to prompts that were not trained on\n")?;
+    for prompt in HELD_OUT {
+        let base = reft::reply(workspace, model, None, prompt)?;
+        let adapted = reft::reply(workspace, model, Some(adapter), prompt)?;
+        write!(out, "{}", comparison(prompt, &base, &adapted))?;
+        out.flush()?;
+    }
+    Ok(())
+}
+
+/// One prompt with both replies, lines of a reply aligned.
+fn comparison(prompt: &str, base: &str, adapted: &str) -> String {
+    let aligned = |reply: &str| reply.lines().collect::<Vec<_>>().join("\n              ");
+    format!(
+        "  prompt      {prompt}\n  base model  {}\n  with LoReFT {}\n\n",
+        aligned(base),
+        aligned(adapted)
+    )
+}
+
+/// Removes what an earlier demo wrote, and nothing that somebody else put there.
+fn clear_earlier_run(root: &Path) -> Result<()> {
+    let run = root.join(RUN);
+    let mark = root.join(MARK);
+    if run.exists() {
+        if !mark.exists() {
+            bail!(
+                "{RUN} is there, but the demo did not make it: move it away and run the demo again"
+            );
+        }
+        fs::remove_dir_all(&run).with_context(|| format!("cannot remove the earlier run {RUN}"))?;
+    }
+    if let Some(parent) = mark.parent() {
+        fs::create_dir_all(parent)
+            .with_context(|| format!("cannot create {}", parent.display()))?;
+    }
+    fs::write(
+        &mark,
+        "The folders beside this file are written again by every `cargo xtask demo`.\n",
+    )
+    .with_context(|| format!("cannot write {MARK}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_run_of_the_demo_is_removed() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let file = root.path().join(RUN).join("reft_config.json");
+        fs::create_dir_all(root.path().join(RUN))?;
+        fs::write(&file, "somebody's")?;
+        assert!(clear_earlier_run(root.path()).is_err());
+        assert_eq!(fs::read_to_string(&file)?, "somebody's");
+        fs::remove_dir_all(root.path().join(RUN))?;
+        clear_earlier_run(root.path())?;
+        fs::create_dir(root.path().join(RUN))?;
+        clear_earlier_run(root.path())?;
+        assert!(!root.path().join(RUN).exists());
+        Ok(())
+    }
+
+    #[test]
+    fn the_lines_of_a_long_reply_stay_under_each_other() {
+        let text = comparison("Hi?", "one\ntwo", "👋");
+        let expected =
+            "  prompt      Hi?\n  base model  one\n              two\n  with LoReFT 👋\n\n";
+        assert_eq!(text, expected);
+    }
+
+    /// The examples belong to the demo, so they are read from the project itself.
+    #[test]
+    fn held_out_prompts_are_not_in_the_data_of_the_demo() -> Result<()> {
+        let data = fs::read_to_string(crate::workspace::Workspace::current().root().join(DATA))?;
+        for prompt in HELD_OUT {
+            assert!(!data.contains(prompt), "{prompt:?} is trained on");
+        }
+        assert!(data.lines().count() >= 12, "the demo has {} examples", data.lines().count());
+        Ok(())
+    }
+}

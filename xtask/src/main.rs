@@ -1,0 +1,115 @@
+//! `cargo xtask …`: everything around the crates that plain Cargo does not do.
+//!
+//! This crate depends on no `reft-*` crate and not on tch, so that it builds on a machine that has no libtorch yet.
+//! What it says goes to stderr; results (the demo's replies, test summaries) go to stdout.
+
+mod ci;
+mod command;
+mod demo;
+mod libtorch;
+mod libtorch_config;
+mod model;
+mod oracle;
+mod oracle_difference;
+mod platform;
+mod reft;
+mod setup;
+mod tidy;
+mod wheel;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::workspace::Workspace;
+
+/// Set-up, checks and the demo of this workspace
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 110)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Make libtorch/ (or record the installation that LIBTORCH names), so that plain `cargo build` works
+    Setup,
+    /// Fetch the demo model and convert it to models/SmolLM2-135M-Instruct
+    Model,
+    /// Train LoReFT on the demo model and show its replies beside the base model's; sets up what is missing
+    Demo,
+    /// Run every test of the workspace; sets up what is missing
+    Test {
+        /// Passed on to `cargo test --workspace`, for instance `-- -p reft-core`
+        #[arg(last = true, value_name = "ARGS")]
+        arguments: Vec<String>,
+    },
+    /// Run what continuous integration runs: fmt, tidy, clippy, doc, test
+    Ci,
+    /// Check what the compiler does not: dependency arrows, file sizes and names, machine paths
+    Tidy,
+    /// Compute the oracle files again with the Python reference systems and compare them with tests/oracle
+    Oracle {
+        /// Compare only; nothing in tests/oracle is written
+        #[arg(long, required = true)]
+        check: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let task = Arguments::parse().task;
+    match run(task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            for cause in error.chain().skip(1) {
+                eprintln!("  caused by: {cause}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> anyhow::Result<()> {
+    let workspace = Workspace::current();
+    match task {
+        Task::Setup => setup::run(&workspace),
+        Task::Model => model::run(&workspace),
+        Task::Demo => demo::run(&workspace),
+        Task::Test { arguments } => ci::test(&workspace, &arguments),
+        Task::Ci => ci::run(&workspace),
+        Task::Tidy => tidy::run(&workspace),
+        Task::Oracle { check: _ } => oracle::check(&workspace),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn arguments_after_two_dashes_reach_cargo_test_unchanged() {
+        let parsed = Arguments::try_parse_from([
+            "cargo xtask",
+            "test",
+            "--",
+            "-p",
+            "reft-core",
+            "--",
+            "--nocapture",
+        ]);
+        let Ok(Arguments { task: Task::Test { arguments } }) = parsed else {
+            panic!("not parsed: {parsed:?}")
+        };
+        assert_eq!(arguments, ["-p", "reft-core", "--", "--nocapture"]);
+    }
+}

@@ -1,0 +1,70 @@
+//! The calls of the binary `reft`: all in one place, because its command line is a contract.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::command;
+use crate::workspace::Workspace;
+
+/// Builds the binary, with Cargo's progress: the first build compiles tch for minutes.
+pub fn build(workspace: &Workspace) -> Result<()> {
+    eprintln!("building reft (the first time takes some minutes)");
+    command::run_as_progress(workspace.cargo().args([
+        "build",
+        "--package",
+        "reft-cli",
+        "--bin",
+        "reft",
+    ]))
+}
+
+fn reft(workspace: &Workspace, subcommand: &str) -> Command {
+    let mut cargo = workspace.cargo();
+    cargo.args(["run", "--quiet", "--package", "reft-cli", "--bin", "reft", "--", subcommand]);
+    cargo
+}
+
+/// Converts a GGUF file to a Hugging Face directory.
+pub fn import_gguf(workspace: &Workspace, gguf: &Path, output: &Path) -> Result<()> {
+    let mut import = reft(workspace, "import");
+    import.args(["--from", "gguf"]).arg(gguf).arg("--output").arg(output);
+    command::run_as_progress(&mut import)
+}
+
+/// Trains an adapter.
+pub fn train(
+    workspace: &Workspace,
+    config: &Path,
+    model: &Path,
+    data: &Path,
+    output: &Path,
+) -> Result<()> {
+    let mut train = reft(workspace, "train");
+    train.arg("--config").arg(config).arg("--model").arg(model);
+    train.arg("--data").arg(data).arg("--output").arg(output);
+    command::run_as_progress(&mut train)
+}
+
+/// The greedy reply to one chat message.
+pub fn reply(
+    workspace: &Workspace,
+    model: &Path,
+    adapter: Option<&Path>,
+    prompt: &str,
+) -> Result<String> {
+    let mut generate = reft(workspace, "generate");
+    generate.arg("--model").arg(model);
+    if let Some(adapter) = adapter {
+        generate.arg("--adapter").arg(adapter);
+    }
+    generate.args(["--chat", "--prompt", prompt, "--max-new-tokens", "40"].map(OsStr::new));
+    Ok(command::output(&mut generate)?.trim().to_owned())
+}
+
+/// What an adapter is: method, sites, parameters, size.
+pub fn inspect(workspace: &Workspace, directory: &Path) -> Result<String> {
+    command::output(reft(workspace, "inspect").arg(directory))
+}

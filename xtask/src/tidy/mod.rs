@@ -1,0 +1,33 @@
+//! `cargo xtask tidy`: what the compiler does not check about the shape of this project.
+
+mod arrows;
+mod files;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::command;
+use crate::workspace::Workspace;
+
+/// Reports every finding on stderr and fails if there is one.
+pub fn run(workspace: &Workspace) -> Result<()> {
+    let metadata = command::output(workspace.cargo().args([
+        "metadata",
+        "--no-deps",
+        "--format-version",
+        "1",
+    ]))?;
+    let metadata: Value =
+        serde_json::from_str(&metadata).context("cannot read the output of `cargo metadata`")?;
+    let mut findings = arrows::check(&metadata)?;
+    let files = files::project_files(workspace.root())?;
+    findings.extend(files::check(workspace.root(), &files)?);
+    for finding in &findings {
+        eprintln!("tidy: {finding}");
+    }
+    match findings.len() {
+        0 => Ok(()),
+        1 => bail!("tidy found 1 thing to mend"),
+        n => bail!("tidy found {n} things to mend"),
+    }
+}
