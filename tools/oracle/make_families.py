@@ -40,7 +40,7 @@ def llama(**options):
 # name: (class and config, how it is stored)
 FAMILIES = {
     "llama_rope_llama3": (llama(rope_scaling=LLAMA3), {}),
-    # the older spelling of the field: "type"
+    # both spellings of the field, "type" and "rope_type", as transformers writes it
     "llama_rope_linear": (llama(rope_scaling=dict(type="linear", factor=2.0)), {}),
     "llama_biases": (llama(attention_bias=True, mlp_bias=True), {}),
     "llama_tied": (llama(tie_word_embeddings=True), {}),
@@ -91,16 +91,17 @@ def make(name, folder):
         model = model.to(torch.bfloat16)
     model.save_pretrained(folder, max_shard_size=storage.get("max_shard_size", "5GB"))
     (folder / "generation_config.json").unlink(missing_ok=True)
+    # read back as a user would: weights rounded as they are stored, and what is not stored (rotary frequencies) in f32
+    model = model_class.from_pretrained(folder, torch_dtype=torch.float32, attn_implementation="eager").eval()
+    # after that: transformers 4.51 masks by a window that use_sliding_window switches off, later versions do not
     config_file = folder / "config.json"
     stored = json.loads(config_file.read_text()) | storage.get("config", {})
-    if (stored.get("rope_scaling") or {}).get("type"):
-        del stored["rope_scaling"]["rope_type"]
     config_file.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n")
 
-    model = model.float()
     input_ids, mask = batch(generator)
     logits = model(input_ids=input_ids, attention_mask=mask).logits
-    metadata = dict(torch=torch.__version__, transformers=transformers.__version__, seed=str(SEED))
+    # one entry: safetensors writes several in no fixed order
+    metadata = dict(made_with=f"torch {torch.__version__}, transformers {transformers.__version__}, seed {SEED}")
     tensors = dict(input_ids=input_ids, attention_mask=mask, logits=logits.contiguous())
     save_file(tensors, folder / "io.safetensors", metadata)
     print(f"{name}: logits up to {logits[mask.bool()].abs().max():.2f}")

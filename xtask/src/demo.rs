@@ -18,7 +18,7 @@ const MARK: &str = "runs/demo/made-by-xtask-demo";
 
 /// Not among the trained examples; a test holds the data set to that.
 const HELD_OUT: [&str; 2] =
-    ["What should I eat for breakfast?", "How do I get better at playing the guitar?"];
+    ["What should I eat for breakfast?", "How can I make friends in a new city?"];
 
 /// Trains the demo's adapter and shows what it changes.
 pub fn run(workspace: &Workspace) -> Result<()> {

@@ -10,7 +10,6 @@ mod libtorch;
 mod libtorch_config;
 mod model;
 mod oracle;
-mod oracle_difference;
 mod platform;
 mod reft;
 mod setup;

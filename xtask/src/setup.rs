@@ -102,11 +102,15 @@ fn choose(named: Option<PathBuf>, recorded: Option<Recorded>, own: &Path) -> Sou
 fn pytorch() -> Result<PathBuf> {
     // The interpreter that torch-sys asks.
     let python = if env::var_os("VIRTUAL_ENV").is_some() { "python" } else { "python3" };
-    let program = "import os, torch; print(os.path.dirname(os.path.abspath(torch.__file__)))";
-    let folder = command::output(Command::new(python).args(["-c", program])).context(
-        "LIBTORCH_USE_PYTORCH is set, but python has no torch: install torch 2.11.0 there, or unset LIBTORCH_USE_PYTORCH",
-    )?;
-    Ok(folder.trim_end().into())
+    let program =
+        "import importlib.util as u; s = u.find_spec('torch'); print(s.origin if s else '')";
+    let package = command::output(Command::new(python).args(["-c", program]))?;
+    match Path::new(package.trim_end()).parent() {
+        Some(folder) => Ok(folder.to_owned()),
+        None => bail!(
+            "LIBTORCH_USE_PYTORCH is set, but {python} has no torch: install torch {LIBTORCH_VERSION} there, or unset LIBTORCH_USE_PYTORCH"
+        ),
+    }
 }
 
 /// Refuses a folder that is not an installation of the right libtorch.

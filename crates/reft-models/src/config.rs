@@ -100,8 +100,9 @@ struct File {
 
 #[derive(Debug, Deserialize)]
 struct RopeFile {
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    #[serde(rename = "type")]
+    older_rope_type: Option<String>, // files may hold both
     rope_theta: Option<f64>,
     factor: Option<f64>,
     low_freq_factor: Option<f64>,
@@ -283,7 +284,7 @@ impl File {
             Some(x) => Err(format!("rope scaling: {name} is {x}, expected a positive number")),
             None => Err(format!("rope scaling: {name} is missing")),
         };
-        match rope.rope_type.as_deref().unwrap_or("default") {
+        match rope.rope_type.as_deref().or(rope.older_rope_type.as_deref()).unwrap_or("default") {
             "default" => Ok(RopeScaling::None),
             "linear" => Ok(RopeScaling::Linear { factor: number("factor", rope.factor)? }),
             "llama3" => Ok(RopeScaling::Llama3 {

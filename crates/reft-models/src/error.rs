@@ -152,6 +152,38 @@ pub enum Error {
         /// Size of the vocabulary.
         vocab_size: i64,
     },
+    /// An option of generation has a value that means nothing.
+    #[error("{option} is {found}, expected {expected}")]
+    Generation {
+        /// The option.
+        option: &'static str,
+        /// Its value.
+        found: String,
+        /// What it may be.
+        expected: &'static str,
+    },
+    /// A prompt leaves no room for a reply.
+    #[error(
+        "prompt {index} has {length} tokens, the model's context {context}; shorten it to leave room for a reply"
+    )]
+    ContextFull {
+        /// The prompt's place in the list.
+        index: usize,
+        /// Its tokens, with virtual ones and a prefix.
+        length: usize,
+        /// The model's `max_position_embeddings`.
+        context: usize,
+    },
+    /// The model's scores of the next token are not numbers.
+    #[error(
+        "the logits of prompt {index} are NaN after {generated} generated tokens; the weights or an adapter hold NaN, or the kind overflows: try f32"
+    )]
+    NanLogits {
+        /// The prompt's place in the list.
+        index: usize,
+        /// Tokens generated before.
+        generated: usize,
+    },
     /// The model's configuration asks for something that this decoder does not have, or is wrong in itself.
     #[error("config.json: {reason}")]
     Config {

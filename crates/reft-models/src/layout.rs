@@ -25,6 +25,13 @@ pub struct Row {
     pub subspace: Option<Vec<i64>>,
 }
 
+impl Row {
+    /// A row that is a prompt and nothing else.
+    pub fn prompt(input_ids: Vec<i64>) -> Self {
+        Self { prompt_length: input_ids.len(), input_ids, subspace: None }
+    }
+}
+
 /// Where the tokens of a padded batch stand.
 ///
 /// A row is `[padding] virtual tokens, prompt, response [padding]`; virtual tokens (prompt tuning) are placeholders whose embeddings
@@ -54,6 +61,12 @@ impl Layout {
         }
         let width = rows.iter().map(|row| row.input_ids.len()).max().unwrap_or(0);
         Ok(Self { rows, width, padding, virtual_tokens: 0 })
+    }
+
+    /// The layout of some of the rows, in the order given, in the same columns: for a batch that goes on without the others.
+    pub fn keep_rows(&self, rows: &[usize]) -> Self {
+        let rows = rows.iter().map(|&row| self.rows[row].clone()).collect();
+        Self { rows, ..*self }
     }
 
     /// Puts `n` virtual tokens before every row's prompt.

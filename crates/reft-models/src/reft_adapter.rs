@@ -32,8 +32,7 @@ impl ReftAdapter {
     /// # Errors
     /// What [`ReftConfig::check`] refuses.
     pub fn new(config: ReftConfig, decoder: &Decoder) -> Result<Self> {
-        config.check()?;
-        config.base_model.check(decoder.config())?;
+        config.check_model(decoder.config())?;
         let (n, d) = (config.sites().len() as i64, decoder.config().hidden_size);
         let interventions = InterventionSet::new(config.intervention(), n, d, decoder.device())?;
         Ok(Self { config, interventions })
@@ -60,7 +59,7 @@ impl ReftAdapter {
     /// If a file is missing or broken, a tensor is missing, unexpected or misshapen (by name), or the model is another one.
     pub fn load(dir: &Path, decoder: &Decoder) -> Result<Self> {
         let config = ReftConfig::read(dir)?;
-        config.base_model.check(decoder.config())?;
+        config.check_model(decoder.config())?;
         Self::load_with(config, dir, decoder.device())
     }
 

@@ -44,31 +44,35 @@ pub struct ReftConfig {
     pub base_model: BaseModel,
 }
 
-/// What identifies the base model of an adapter.
+/// What identifies the base model of an adapter. What an imported adapter does not say is not checked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BaseModel {
     /// Directory or hub name that it was trained on; for the reader.
-    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// Family.
-    pub model_type: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_type: Option<String>,
     /// Hidden size `d`.
     pub hidden_size: i64,
     /// Number of decoder blocks.
-    pub num_hidden_layers: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_hidden_layers: Option<usize>,
     /// Vocabulary.
-    pub vocab_size: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vocab_size: Option<i64>,
 }
 
 impl BaseModel {
     /// The identity of a model.
     pub fn of(config: &DecoderConfig, name: impl Into<String>) -> Self {
         Self {
-            name: name.into(),
-            model_type: config.model_type.clone(),
+            name: Some(name.into()),
+            model_type: Some(config.model_type.clone()),
             hidden_size: config.hidden_size,
-            num_hidden_layers: config.num_hidden_layers,
-            vocab_size: config.vocab_size,
+            num_hidden_layers: Some(config.num_hidden_layers),
+            vocab_size: Some(config.vocab_size),
         }
     }
 
@@ -77,25 +81,37 @@ impl BaseModel {
     /// # Errors
     /// [`Error::Adapter`] with both sides.
     pub fn check(&self, config: &DecoderConfig) -> Result<()> {
-        let found = Self::of(config, self.name.clone());
-        if *self == found {
+        fn fits<T: PartialEq>(own: &Option<T>, found: &T) -> bool {
+            own.as_ref().is_none_or(|own| own == found)
+        }
+        if self.hidden_size == config.hidden_size
+            && fits(&self.model_type, &config.model_type)
+            && fits(&self.num_hidden_layers, &config.num_hidden_layers)
+            && fits(&self.vocab_size, &config.vocab_size)
+        {
             return Ok(());
         }
+        let name = self.name.as_deref().unwrap_or("a model");
+        let found = Self::of(config, name).describe();
+        let own = self.describe();
+        let advice = "use the adapter's own base model";
         Err(Error::Adapter {
             reason: format!(
-                "the adapter was made for {} ({}), this model is {}; use the adapter's own base model",
-                self.name,
-                self.describe(),
-                found.describe()
+                "the adapter was made for {name} ({own}), this model is {found}; {advice}"
             ),
         })
     }
 
     fn describe(&self) -> String {
-        let Self { model_type, hidden_size, num_hidden_layers, vocab_size, .. } = self;
-        format!(
-            "{model_type}, hidden size {hidden_size}, {num_hidden_layers} layers, vocabulary {vocab_size}"
-        )
+        let family = self.model_type.as_deref().unwrap_or("unknown family");
+        let mut text = format!("{family}, hidden size {}", self.hidden_size);
+        if let Some(layers) = self.num_hidden_layers {
+            text += &format!(", {layers} layers");
+        }
+        if let Some(vocab_size) = self.vocab_size {
+            text += &format!(", vocabulary {vocab_size}");
+        }
+        text
     }
 }
 
@@ -164,7 +180,7 @@ impl ReftConfig {
         if self.layers.is_empty() {
             return refuse("no layer is named; name at least one".into());
         }
-        let n = self.base_model.num_hidden_layers;
+        let n = self.base_model.num_hidden_layers.unwrap_or(usize::MAX);
         if let Some(layer) = self.layers.iter().find(|layer| **layer >= n) {
             return refuse(format!(
                 "layer {layer} is out of range, the model has {n} layers, counted from 0"
@@ -175,6 +191,16 @@ impl ReftConfig {
             return refuse(format!("layer {} stands after layer {}; {advice}", pair[1], pair[0]));
         }
         Ok(self.intervention().check(self.base_model.hidden_size)?)
+    }
+
+    /// Checks that the adapter can run on a model.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] if it is another model than the adapter's, or has no such layer.
+    pub fn check_model(&self, config: &DecoderConfig) -> Result<()> {
+        self.base_model.check(config)?;
+        let name = self.base_model.name.clone().unwrap_or_default();
+        Self { base_model: BaseModel::of(config, name), ..self.clone() }.check()
     }
 
     /// The intervention at each site.

@@ -107,11 +107,6 @@ impl<'a> Sampler<'a> {
         Self { config, history: prompt.to_vec(), rng }
     }
 
-    /// Takes a token chosen elsewhere into the history.
-    pub(crate) fn push(&mut self, id: i64) {
-        self.history.push(id);
-    }
-
     /// Chooses the next token by its scores `[v]` and takes it into the history.
     pub(crate) fn choose(&mut self, logits: &[f32]) -> i64 {
         let mut scores: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
@@ -173,7 +168,8 @@ fn probabilities(scores: &[f64], config: &GenerationConfig) -> Vec<f64> {
     let mut weights: Vec<f64> =
         scores.iter().map(|&score| if score == max { 1.0 } else { weight(score) }).collect();
     if let Some(k) = config.top_k.filter(|&k| k < weights.len()) {
-        let (_, &mut least, _) = scores.to_vec().select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
+        let (_, &mut least, _) =
+            scores.to_vec().select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
         for (weight, &score) in weights.iter_mut().zip(scores) {
             if score < least {
                 *weight = 0.0; // ties with the k-th best stay
@@ -182,13 +178,22 @@ fn probabilities(scores: &[f64], config: &GenerationConfig) -> Vec<f64> {
     }
     normalize(&mut weights);
     if config.top_p < 1.0 {
-        let mut order: Vec<usize> = (0..weights.len()).filter(|&i| weights[i] > 0.0).collect();
+        let left_out = 1.0 - config.top_p;
+        // Tokens that would not fill that even if all were as likely are the worst ones for sure: no need to sort them.
+        let negligible = left_out / weights.len() as f64;
+        let (mut order, mut tail) = (Vec::new(), 0.0);
+        for (i, weight) in weights.iter_mut().enumerate() {
+            if *weight < negligible {
+                tail += std::mem::take(weight);
+            } else {
+                order.push(i);
+            }
+        }
         // worst first; of equal ones the later, as `best` has it
         order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]).then(b.cmp(&a)));
-        let mut tail = 0.0;
         for &i in &order[..order.len() - 1] {
             tail += weights[i];
-            if tail > 1.0 - config.top_p {
+            if tail > left_out {
                 break;
             }
             weights[i] = 0.0;
@@ -277,7 +282,8 @@ mod tests {
     #[test]
     fn top_k_keeps_the_best_and_what_ties_with_the_last_of_them() {
         let scores = [1f64.ln(), 4f64.ln(), 3f64.ln(), 1f64.ln()];
-        let top_k = |k| probabilities(&scores, &GenerationConfig { top_k: Some(k), ..sampled(1.0) });
+        let top_k =
+            |k| probabilities(&scores, &GenerationConfig { top_k: Some(k), ..sampled(1.0) });
         assert_close(&top_k(1), &[0.0, 1.0, 0.0, 0.0]);
         assert_close(&top_k(2), &[0.0, 4.0 / 7.0, 3.0 / 7.0, 0.0]);
         assert_close(&top_k(3), &[1.0 / 9.0, 4.0 / 9.0, 3.0 / 9.0, 1.0 / 9.0]);
@@ -339,11 +345,8 @@ mod tests {
 
     #[test]
     fn greedy_with_penalties_takes_the_best_that_is_left() {
-        let config = GenerationConfig {
-            repetition_penalty: 2.0,
-            no_repeat_ngram_size: Some(2),
-            ..greedy()
-        };
+        let config =
+            GenerationConfig { repetition_penalty: 2.0, no_repeat_ngram_size: Some(2), ..greedy() };
         let mut sampler = Sampler::new(&config, &[1, 2, 1], 0);
         // 2 after 1 would repeat; 1 is halved to 2.5; 3 is best
         assert_eq!(sampler.choose(&[0.0, 5.0, 9.0, 3.0]), 3);
@@ -364,7 +367,10 @@ mod tests {
             ("top_p", GenerationConfig { top_p: f64::NAN, ..greedy() }),
             ("repetition_penalty", GenerationConfig { repetition_penalty: 0.0, ..greedy() }),
             ("repetition_penalty", GenerationConfig { repetition_penalty: f64::NAN, ..greedy() }),
-            ("no_repeat_ngram_size", GenerationConfig { no_repeat_ngram_size: Some(0), ..greedy() }),
+            (
+                "no_repeat_ngram_size",
+                GenerationConfig { no_repeat_ngram_size: Some(0), ..greedy() },
+            ),
             ("stop_ids", GenerationConfig { stop_ids: vec![2, -1], ..greedy() }),
         ];
         for (name, config) in bad {

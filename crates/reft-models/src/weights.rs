@@ -40,6 +40,21 @@ struct ShardIndex {
     weight_map: BTreeMap<String, String>,
 }
 
+/// Reads which shard holds each tensor from `model.safetensors.index.json`. Shards are plain file names.
+pub(crate) fn read_shard_index(path: &Path) -> Result<BTreeMap<String, String>> {
+    let text = fs::read_to_string(path).map_err(io_error("read", path))?;
+    let ShardIndex { weight_map } = serde_json::from_str(&text)
+        .map_err(|source| Error::Json { path: path.to_owned(), source })?;
+    for shard in weight_map.values() {
+        if Path::new(shard).file_name() != Some(shard.as_ref()) {
+            let reason =
+                format!("shard {shard:?} is not a plain file name; shards lie beside the index");
+            return Err(Error::Format { path: path.to_owned(), reason });
+        }
+    }
+    Ok(weight_map)
+}
+
 impl Weights {
     /// Opens the checkpoint in a Hugging Face directory: `model.safetensors`, or the shards that
     /// `model.safetensors.index.json` names; a path to a single file is opened as by [`Weights::open_file`].
@@ -83,19 +98,12 @@ impl Weights {
 
     fn open_shards(directory: &Path, index: &Path) -> Result<Self> {
         let broken = |reason| Error::Format { path: index.to_owned(), reason };
-        let text = fs::read_to_string(index).map_err(io_error("read", index))?;
-        let ShardIndex { weight_map } = serde_json::from_str(&text)
-            .map_err(|source| Error::Json { path: index.to_owned(), source })?;
+        let weight_map = read_shard_index(index)?;
         let mut numbers = BTreeMap::new();
         let mut files = Vec::new();
         for shard in weight_map.values() {
             if numbers.contains_key(shard) {
                 continue;
-            }
-            if Path::new(shard).file_name() != Some(shard.as_ref()) {
-                return Err(broken(format!(
-                    "shard {shard:?} is not a plain file name; shards lie beside the index"
-                )));
             }
             let path = directory.join(shard);
             if !path.is_file() {

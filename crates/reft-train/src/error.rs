@@ -202,7 +202,9 @@ pub enum Error {
         ids: Vec<String>,
     },
     /// Weights that should be frozen ask for gradients.
-    #[error("weight {name} of the base model requires a gradient and is no parameter of the adapter; freeze it")]
+    #[error(
+        "weight {name} of the base model requires a gradient and is no parameter of the adapter; freeze it"
+    )]
     NotFrozen {
         /// The weight.
         name: String,

@@ -96,7 +96,8 @@ impl TrainConfig {
         }
         let held_out = self.validation;
         require(
-            (0.0..1.0).contains(&held_out) || (held_out.is_finite() && held_out.fract() == 0.0 && held_out >= 1.0),
+            (0.0..1.0).contains(&held_out)
+                || (held_out.is_finite() && held_out.fract() == 0.0 && held_out >= 1.0),
             "validation",
             held_out,
             "a share from 0 to below 1, or a whole number of examples",

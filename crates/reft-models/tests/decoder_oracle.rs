@@ -1,0 +1,204 @@
+//! The decoder against transformers: `tests/oracle/tiny_llama` (4.49), `smollm2` (4.49) and `families` (4.51).
+
+mod oracle;
+
+use oracle::{Collect, assert_close, base_logits, own_columns, tensors, tiny_llama};
+use reft_models::{Decoder, DecoderConfig, Layout, NoHooks, PaddingSide, Row};
+use tch::{Device, Kind, Tensor};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+/// The same sums in another order: f32, |logits| up to 6, measured 3e-6.
+const EQUAL: f64 = 2e-5;
+
+#[test]
+fn logits_and_every_block_output_equal_transformers() -> Outcome {
+    let io = tensors("tiny_io.safetensors")?;
+    let decoder = tiny_llama()?;
+    let rows = oracle::rows(&io["input_ids"], &io["attention_mask"])?;
+    for padding in [PaddingSide::Right, PaddingSide::Left] {
+        let layout = Layout::new(rows.clone(), padding)?;
+        let mut collected = Collect::default();
+        let ids = layout.input_ids(Device::Cpu);
+        let h = decoder.hidden_states(&ids, &layout.whole(), None, &mut collected)?;
+        let embeddings = collected.embeddings.ok_or("no embeddings")?;
+        let mut seen = vec![("embed.output".to_owned(), embeddings)];
+        assert_eq!(collected.block_outputs.len(), 4);
+        for (i, output) in collected.block_outputs.into_iter().enumerate() {
+            seen.push((format!("layer_{i}.output"), output));
+        }
+        seen.push(("base_logits".to_owned(), decoder.logits(&h)));
+        seen.push(("final_norm.output".to_owned(), h));
+        for (name, found) in seen {
+            for (i, row) in rows.iter().enumerate() {
+                let expected =
+                    io[&name].select(0, i as i64).narrow(0, 0, row.input_ids.len() as i64);
+                let what = format!("{name}, row {i}, {padding:?}");
+                assert_close(&what, &own_columns(&layout, &found, i), &expected, EQUAL);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn batch_of_one_equals_a_batch_padded_on_either_side() -> Outcome {
+    let io = tensors("tiny_io.safetensors")?;
+    let decoder = tiny_llama()?;
+    let rows = oracle::rows(&io["input_ids"], &io["attention_mask"])?;
+    let right = base_logits(&decoder, &rows, PaddingSide::Right)?;
+    let left = base_logits(&decoder, &rows, PaddingSide::Left)?;
+    for (i, row) in rows.iter().enumerate() {
+        let alone = base_logits(&decoder, std::slice::from_ref(row), PaddingSide::Right)?;
+        // f32, |logits| up to 6: sums over other row counts in another order, measured 3e-6
+        assert_close("right-padded", &right[i], &alone[0], 1e-5);
+        assert_close("left-padded", &left[i], &alone[0], 1e-5);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_cache_filled_in_pieces_equals_one_pass() -> Outcome {
+    let io = tensors("tiny_io.safetensors")?;
+    let decoder = tiny_llama()?;
+    let rows = oracle::rows(&io["input_ids"], &io["attention_mask"])?;
+    for padding in [PaddingSide::Right, PaddingSide::Left] {
+        let layout = Layout::new(rows.clone(), padding)?;
+        let ids = layout.input_ids(Device::Cpu);
+        let whole = decoder.hidden_states(&ids, &layout.whole(), None, &mut NoHooks)?;
+        let mut cache = decoder.kv_cache(3, layout.width() as i64);
+        let mut pieces = Vec::new();
+        for columns in [0..5, 5..6, 6..11, 11..14] {
+            let (start, width) = (columns.start as i64, columns.len() as i64);
+            let span = reft_models::Span { layout: &layout, columns };
+            let ids = ids.narrow(1, start, width);
+            pieces.push(decoder.hidden_states(&ids, &span, Some(&mut cache), &mut NoHooks)?);
+        }
+        let pieces = Tensor::cat(&pieces, 1);
+        for i in 0..3 {
+            let found = own_columns(&layout, &pieces, i);
+            let expected = own_columns(&layout, &whole, i);
+            // after the final norm |h| is up to 4; f32 sums in another order, measured 2e-6
+            assert_close(&format!("row {i}, {padding:?}"), &found, &expected, 1e-5);
+        }
+    }
+    Ok(())
+}
+
+/// Families that differ from plain Llama in one option or a set of them; see `tools/oracle/make_families.py`.
+#[test]
+fn every_family_equals_transformers() -> Outcome {
+    let families = [
+        "llama_rope_llama3",
+        "llama_rope_linear",
+        "llama_biases",
+        "llama_tied",
+        "llama_head_dim",
+        "llama_sharded",
+        "llama_bf16",
+        "mistral",
+        "qwen2",
+        "qwen3",
+    ];
+    for family in families {
+        let dir = oracle::path("families").join(family);
+        let decoder = Decoder::open(&dir, Kind::Float, Device::Cpu)?;
+        let io = tensors(&format!("families/{family}/io.safetensors"))?;
+        let rows = oracle::rows(&io["input_ids"], &io["attention_mask"])?;
+        for padding in [PaddingSide::Right, PaddingSide::Left] {
+            let found = base_logits(&decoder, &rows, padding)?;
+            for (i, row) in rows.iter().enumerate() {
+                let expected =
+                    io["logits"].select(0, i as i64).narrow(0, 0, row.input_ids.len() as i64);
+                assert_close(
+                    &format!("{family}, row {i}, {padding:?}"),
+                    &found[i],
+                    &expected,
+                    EQUAL,
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Each option is seen by the comparison: with another value the logits are far from the recorded ones.
+#[test]
+fn every_option_of_the_families_matters() -> Outcome {
+    let changes: [(&str, &str, fn(&mut DecoderConfig)); 6] = [
+        ("llama_rope_llama3", "scaling", |c| c.rope_scaling = reft_models::RopeScaling::None),
+        ("llama_rope_linear", "scaling", |c| c.rope_scaling = reft_models::RopeScaling::None),
+        ("llama_head_dim", "theta", |c| c.rope_theta = 100.0),
+        ("llama_tied", "eps", |c| c.rms_norm_eps = 0.1),
+        ("mistral", "window", |c| c.windows.fill(Some(5))),
+        ("qwen2", "window", |c| c.windows.fill(Some(4))),
+    ];
+    for (family, option, change) in changes {
+        let dir = oracle::path("families").join(family);
+        let mut config = DecoderConfig::open(&dir)?;
+        change(&mut config);
+        let weights = reft_models::Weights::open(&dir)?;
+        let decoder = Decoder::from_weights(config, &weights, Kind::Float, Device::Cpu)?;
+        let io = tensors(&format!("families/{family}/io.safetensors"))?;
+        let rows = oracle::rows(&io["input_ids"], &io["attention_mask"])?;
+        let found = &base_logits(&decoder, &rows, PaddingSide::Right)?[0];
+        let expected = io["logits"].select(0, 0).narrow(0, 0, found.size()[0]);
+        let difference = (found - expected).abs().max().double_value(&[]);
+        assert!(difference > 100.0 * EQUAL, "{family} without its {option}: off by {difference:e}");
+    }
+    Ok(())
+}
+
+#[test]
+fn smollm2_equals_transformers() -> Outcome {
+    let io = tensors("smollm2/logits.safetensors")?;
+    let decoder = oracle::smollm2()?;
+    for seq in ["seq0", "seq1"] {
+        let recorded = |name: &str| &io[&format!("{seq}.{name}")];
+        let ids: Vec<i64> = recorded("input_ids").try_into()?;
+        let layout = Layout::new(vec![Row::prompt(ids)], PaddingSide::Right)?;
+        let mut collected = Collect::default();
+        let ids = layout.input_ids(Device::Cpu);
+        let h = decoder.hidden_states(&ids, &layout.whole(), None, &mut collected)?;
+        let logits = decoder.logits(&h).select(0, 0); // [t, v]
+
+        let last = logits.select(0, -1).index_select(0, recorded("top50_ids"));
+        // f32 through 30 layers and 49,152 words: |logits| up to 34
+        assert_close(&format!("{seq}: top 50 logits"), &last, recorded("top50_logits"), 5e-3);
+        let (_, best) = logits.select(0, -1).topk(1, 0, true, true);
+        assert_eq!(best.int64_value(&[0]), recorded("top50_ids").int64_value(&[0]));
+
+        let t = logits.size()[0];
+        let log_probabilities = logits.narrow(0, 0, t - 1).log_softmax(-1, Kind::Float);
+        let next = ids.select(0, 0).narrow(0, 1, t - 1).unsqueeze(1);
+        let found = log_probabilities.gather(1, &next, false).squeeze_dim(1);
+        assert_close(
+            &format!("{seq}: log-probabilities"),
+            &found,
+            recorded("token_logprobs"),
+            1e-3,
+        );
+
+        let mut states = vec![collected.embeddings.ok_or("no embeddings")?];
+        states.extend(collected.block_outputs);
+        states.push(h);
+        let states = Tensor::cat(&states, 0); // [32, t, d]
+        let ends = states.select(1, -1); // [32, d]
+        let l2 =
+            |x: Tensor| x.square().sum_dim_intlist([-1i64].as_slice(), false, Kind::Float).sqrt();
+        for (name, found) in [
+            ("hidden_last_l2", l2(ends.shallow_clone())),
+            ("hidden_all_l2", l2(states.flatten(1, 2))),
+        ] {
+            let relative = found / recorded(name);
+            // relative: norms range from 0.5 to 10,000; measured 5e-6
+            assert_close(&format!("{seq}: {name}"), &relative, &relative.ones_like(), 1e-4);
+        }
+        let found = ends.narrow(1, 0, 16);
+        let scale = recorded("hidden_last_l2").unsqueeze(1);
+        let expected = recorded("hidden_last16") / &scale;
+        // relative to the vector's norm, for the same reason
+        assert_close(&format!("{seq}: hidden_last16"), &(found / scale), &expected, 1e-4);
+    }
+    Ok(())
+}

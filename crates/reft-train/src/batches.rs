@@ -1,0 +1,215 @@
+use std::str::FromStr;
+
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use reft_models::{Layout, PaddingSide};
+use serde::{Deserialize, Serialize};
+
+use crate::dataset::{Example, IGNORE_INDEX};
+use crate::seed::seed_of;
+use crate::{Error, Result};
+
+/// Order in which examples are trained on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shuffle {
+    /// Shuffled, but examples of a micro-batch are of like length, so that little is padding.
+    #[default]
+    Length,
+    /// Shuffled.
+    Plain,
+    /// As they stand in the file.
+    None,
+}
+
+impl FromStr for Shuffle {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "length" => Ok(Self::Length),
+            "plain" => Ok(Self::Plain),
+            "none" => Ok(Self::None),
+            _ => Err(Error::UnknownName {
+                what: "shuffle",
+                found: s.to_owned(),
+                accepted: "length, plain, none",
+            }),
+        }
+    }
+}
+
+/// Micro-batches whose examples are sorted by length together.
+const BUCKET: usize = 32;
+
+/// The micro-batches of an epoch, as indices into `examples`: a pure function of its arguments.
+///
+/// Every example is in one of them. Only the last may be smaller than `batch_size`.
+pub fn epoch_batches(
+    examples: &[Example],
+    batch_size: usize,
+    shuffle: Shuffle,
+    seed: u64,
+    epoch: usize,
+) -> Vec<Vec<usize>> {
+    let mut rng = StdRng::seed_from_u64(seed_of(&[seed, epoch as u64]));
+    let mut order: Vec<usize> = (0..examples.len()).collect();
+    if shuffle != Shuffle::None {
+        order.shuffle(&mut rng);
+    }
+    if shuffle == Shuffle::Length {
+        for bucket in order.chunks_mut(BUCKET * batch_size) {
+            bucket.sort_by_key(|&i| examples[i].row.input_ids.len()); // stable: ties stay shuffled
+        }
+    }
+    let mut batches: Vec<Vec<usize>> = order.chunks(batch_size).map(<[_]>::to_vec).collect();
+    if shuffle == Shuffle::Length {
+        let whole = examples.len() / batch_size; // a smaller batch stays last
+        batches[..whole].shuffle(&mut rng);
+    }
+    batches
+}
+
+/// Examples side by side: one forward and backward.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// Where their tokens stand.
+    pub layout: Layout,
+    /// The labels of each row, one per token; [`IGNORE_INDEX`] where there is none.
+    pub labels: Vec<Vec<i64>>,
+    /// The examples' ids.
+    pub ids: Vec<String>,
+}
+
+impl Batch {
+    /// Pads examples to the longest, on the right, behind `virtual_tokens` placeholders.
+    ///
+    /// # Errors
+    /// [`reft_models::Error::EmptyBatch`] or [`reft_models::Error::PromptLength`].
+    pub fn collate<'a>(
+        examples: impl IntoIterator<Item = &'a Example>,
+        virtual_tokens: usize,
+    ) -> Result<Self> {
+        let (mut rows, mut labels, mut ids) = (Vec::new(), Vec::new(), Vec::new());
+        for example in examples {
+            rows.push(example.row.clone());
+            labels.push(example.labels.clone());
+            ids.push(example.id.clone());
+        }
+        let layout = Layout::new(rows, PaddingSide::Right)?.with_virtual_tokens(virtual_tokens);
+        Ok(Self { layout, labels, ids })
+    }
+
+    /// What is to be predicted: for every label, the place in `[b·t]` of the token before it, and the label.
+    ///
+    /// The first token of a row has a token before it only behind virtual tokens.
+    pub fn targets(&self) -> (Vec<i64>, Vec<i64>) {
+        let width = self.layout.width();
+        let mut targets = (Vec::new(), Vec::new());
+        for (row, labels) in self.labels.iter().enumerate() {
+            for (token, &label) in labels.iter().enumerate() {
+                let has_before = token > 0 || self.layout.virtual_tokens() > 0;
+                if label != IGNORE_INDEX && has_before {
+                    targets.0.push((row * width + self.layout.column(row, token) - 1) as i64);
+                    targets.1.push(label);
+                }
+            }
+        }
+        targets
+    }
+
+    /// Number of tokens that count in the loss.
+    pub fn n_targets(&self) -> i64 {
+        self.targets().1.len() as i64
+    }
+
+    /// Number of tokens, padding and virtual ones not among them.
+    pub fn n_tokens(&self) -> usize {
+        self.layout.rows().iter().map(|row| row.input_ids.len()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use reft_models::Row;
+
+    fn example(length: usize, prompt_length: usize) -> Example {
+        let input_ids: Vec<i64> = (10..10 + length as i64).collect();
+        let mut labels = vec![IGNORE_INDEX; prompt_length];
+        labels.extend(&input_ids[prompt_length..]);
+        Example {
+            id: format!("{length}"),
+            row: Row { input_ids, prompt_length, subspace: None },
+            labels,
+        }
+    }
+
+    #[test]
+    fn targets_are_the_labels_seen_from_the_token_before() -> Result<()> {
+        let examples = [example(5, 3), example(3, 1)];
+        let batch = Batch::collate(&examples, 0)?;
+        assert_eq!(batch.targets(), (vec![2, 3, 5, 6], vec![13, 14, 11, 12]));
+        assert_eq!((batch.n_targets(), batch.n_tokens()), (4, 8));
+        let virtual_tokens = Batch::collate(&examples, 2)?; // width 7
+        assert_eq!(virtual_tokens.targets(), (vec![4, 5, 9, 10], vec![13, 14, 11, 12]));
+        Ok(())
+    }
+
+    #[test]
+    fn the_first_token_is_a_target_only_behind_virtual_tokens() -> Result<()> {
+        let examples = [example(2, 0)];
+        assert_eq!(Batch::collate(&examples, 0)?.targets(), (vec![0], vec![11]));
+        assert_eq!(Batch::collate(&examples, 1)?.targets(), (vec![0, 1], vec![10, 11]));
+        Ok(())
+    }
+
+    #[test]
+    fn length_grouping_pads_less_than_a_plain_shuffle() -> Result<()> {
+        let examples: Vec<_> = (0..200).map(|i| example(2 + (i * 37) % 100, 1)).collect();
+        let columns = |shuffle| -> Result<usize> {
+            let mut sum = 0;
+            for batch in epoch_batches(&examples, 4, shuffle, 1, 0) {
+                let batch = Batch::collate(batch.iter().map(|&i| &examples[i]), 0)?;
+                sum += batch.layout.width() * batch.layout.batch_size();
+            }
+            Ok(sum)
+        };
+        let tokens: usize = examples.iter().map(|e| e.row.input_ids.len()).sum();
+        assert!(columns(Shuffle::Length)? < tokens * 106 / 100);
+        assert!(columns(Shuffle::Plain)? > tokens * 130 / 100);
+        Ok(())
+    }
+
+    #[test]
+    fn epochs_and_seeds_have_orders_of_their_own() {
+        let examples: Vec<_> = (0..50).map(|i| example(2 + i % 7, 1)).collect();
+        for shuffle in [Shuffle::Length, Shuffle::Plain] {
+            let order = |seed, epoch| epoch_batches(&examples, 3, shuffle, seed, epoch);
+            assert_eq!(order(5, 2), order(5, 2));
+            assert_ne!(order(5, 2), order(5, 3));
+            assert_ne!(order(5, 2), order(6, 2));
+        }
+        let as_is: Vec<usize> =
+            epoch_batches(&examples, 3, Shuffle::None, 5, 2).into_iter().flatten().collect();
+        assert_eq!(as_is, (0..50).collect::<Vec<_>>());
+    }
+
+    proptest! {
+        #[test]
+        fn every_example_is_in_one_batch(n in 0usize..90, batch_size in 1usize..9, kind in 0usize..3, seed: u64) {
+            let examples: Vec<_> = (0..n).map(|i| example(2 + (i * 7) % 11, 1)).collect();
+            let shuffle = [Shuffle::Length, Shuffle::Plain, Shuffle::None][kind];
+            let batches = epoch_batches(&examples, batch_size, shuffle, seed, 3);
+            prop_assert_eq!(batches.len(), n.div_ceil(batch_size));
+            for batch in batches.iter().rev().skip(1) {
+                prop_assert_eq!(batch.len(), batch_size);
+            }
+            let mut seen: Vec<usize> = batches.into_iter().flatten().collect();
+            seen.sort_unstable();
+            prop_assert_eq!(seen, (0..n).collect::<Vec<_>>());
+        }
+    }
+}

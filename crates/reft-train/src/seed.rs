@@ -1,0 +1,26 @@
+/// One seed from several numbers, so that each draw of a run has its own, whatever was drawn before it.
+///
+/// The mixing function is that of SplitMix64 (Steele, Lea and Flood 2014).
+pub(crate) fn seed_of(numbers: &[u64]) -> u64 {
+    numbers.iter().fold(0, |state, number| {
+        let z = (state ^ number).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn near_numbers_and_other_orders_have_other_seeds() {
+        let mut seeds = std::collections::BTreeSet::new();
+        for a in 0..20 {
+            for b in 0..20 {
+                assert!(seeds.insert(seed_of(&[a, b])), "{a} {b}");
+            }
+        }
+    }
+}

@@ -1,0 +1,452 @@
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use reft_models::{Adapter, Decoder, Mode};
+use serde_json::{Map, Value, json};
+use tch::{Kind, Tensor, autocast};
+
+use crate::adamw::AdamW;
+use crate::batches::{Batch, epoch_batches};
+use crate::checkpoint::{Best, Checkpoint, FORMAT_VERSION, RunState};
+use crate::clip::clip_grad_norm;
+use crate::dataset::Dataset;
+use crate::evaluate::evaluate;
+use crate::loss::loss_sum;
+use crate::loss_scaler::{Grads, LossScaler};
+use crate::metrics::{StepStats, ValidationStats};
+use crate::progress::{Plan, Progress};
+use crate::run_directory::RunDirectory;
+use crate::schedule::Schedule;
+use crate::seed::seed_of;
+use crate::train_config::TrainConfig;
+use crate::{Error, Result};
+
+/// Trains an adapter of any method on a frozen model.
+pub struct Trainer<'a> {
+    decoder: &'a Decoder,
+    adapter: &'a mut dyn Adapter,
+    dataset: &'a Dataset,
+    config: TrainConfig,
+    optimizer: AdamW,
+    schedule: Schedule,
+    scaler: LossScaler,
+    /// Steps taken. The place in the data and all random numbers follow from it.
+    step: usize,
+    best: Option<(Best, State)>,
+    directory: Option<RunDirectory>,
+    /// What the caller says the run depends on, beside options, data and model.
+    facts: Map<String, Value>,
+    /// The micro-batches of one epoch, as indices.
+    order: (usize, Vec<Vec<usize>>),
+}
+
+/// An adapter's or an optimizer's tensors by name.
+type State = std::collections::BTreeMap<String, Tensor>;
+
+/// What became of a step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Step {
+    /// The adapter was updated.
+    Taken(StepStats),
+    /// Gradients overflowed f16: nothing was updated, and the loss scale is lower now.
+    Overflowed,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Outcome {
+    /// All steps are done. The adapter is the best one if examples were held out, else the last one.
+    Finished(Summary),
+    /// It was asked to stop. Its checkpoint is written if it has a directory.
+    Interrupted(Summary),
+}
+
+/// What a run has come to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Summary {
+    /// Steps taken, those before a resumption among them.
+    pub steps: usize,
+    /// Loss of the last step that this call took.
+    pub loss: Option<f64>,
+    /// The lowest validation loss, and its step.
+    pub best: Option<Best>,
+}
+
+impl<'a> Trainer<'a> {
+    /// A trainer before its first step, which writes no files.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for an option that cannot be; [`Error::TooFewExamples`] without examples; [`Error::NothingToTrain`];
+    /// [`Error::NotFrozen`] if a weight of the model wants a gradient and is no parameter of the adapter.
+    pub fn new(
+        decoder: &'a Decoder,
+        adapter: &'a mut dyn Adapter,
+        dataset: &'a Dataset,
+        config: TrainConfig,
+    ) -> Result<Self> {
+        config.check()?;
+        if dataset.train.is_empty() {
+            let validation = dataset.validation.len();
+            return Err(Error::TooFewExamples { train: 0, validation });
+        }
+        check_trainable(decoder, adapter)?;
+        let optimizer = AdamW::new(adapter.parameters(), config.weight_decay);
+        let scaler = match decoder.kind() {
+            Kind::Half => LossScaler::new(),
+            _ => LossScaler::disabled(),
+        };
+        let order = (0, Self::order_of(dataset, &config, 0));
+        let steps = total_steps(&config, order.1.len());
+        let schedule = Schedule::new(config.schedule, config.lr, config.warmup_ratio, steps);
+        Ok(Self {
+            decoder,
+            adapter,
+            dataset,
+            config,
+            optimizer,
+            schedule,
+            scaler,
+            step: 0,
+            best: None,
+            directory: None,
+            facts: Map::new(),
+            order,
+        })
+    }
+
+    /// Adds what else the numbers of the run depend on, above all the adapter's options: a run is resumed only with the same.
+    pub fn with_facts(mut self, facts: Map<String, Value>) -> Self {
+        self.facts.extend(facts);
+        self
+    }
+
+    /// Writes `metrics.jsonl`, checkpoints and, at the end, the adapter into a directory, which is made if it is not there.
+    ///
+    /// # Errors
+    /// [`Error::RunExists`] if a run has been there; [`Error::Io`].
+    pub fn starting_in(mut self, directory: &Path) -> Result<Self> {
+        self.directory = Some(RunDirectory::create(directory)?);
+        Ok(self)
+    }
+
+    /// Goes on after the newest checkpoint of a directory, bit for bit as if nothing had been; without one it begins anew.
+    ///
+    /// # Errors
+    /// [`Error::ResumeMismatch`] if options, data or model are not those of that run; [`Error::Checkpoint`]; [`Error::Io`].
+    pub fn resuming_in(mut self, directory: &Path) -> Result<Self> {
+        let mut saved = None;
+        if let Some(checkpoint) = Checkpoint::load_newest(directory)? {
+            let Checkpoint { state, adapter, optimizer, best } = checkpoint;
+            state.check_identity(&self.identity())?;
+            self.adapter.load_state(&adapter)?;
+            self.optimizer = AdamW::new(self.adapter.parameters(), self.config.weight_decay);
+            self.optimizer.load_state(&optimizer)?;
+            self.scaler = state.scaler;
+            self.step = state.step;
+            saved = Some(state.step);
+            self.best = state.best.zip(best);
+        }
+        self.directory = Some(RunDirectory::reopen(directory, saved)?);
+        Ok(self)
+    }
+
+    /// What the run is going to do.
+    pub fn plan(&self) -> Plan {
+        let numel = |tensor: &Tensor| tensor.numel();
+        Plan {
+            steps: self.total_steps(),
+            done: self.step,
+            steps_per_epoch: self.steps_per_epoch(),
+            examples: self.dataset.train.len(),
+            validation_examples: self.dataset.validation.len(),
+            trainable: self.adapter.parameters().iter().map(|p| numel(&p.tensor)).sum(),
+            total: self.decoder.weights().iter().map(|(_, weight)| numel(weight)).sum(),
+            kinds: self.describe_kinds(),
+        }
+    }
+
+    /// Which kind computes what.
+    pub fn describe_kinds(&self) -> String {
+        let name = match self.decoder.kind() {
+            Kind::Float => "f32",
+            Kind::BFloat16 => "bf16",
+            Kind::Half => "f16",
+            Kind::Double => "f64",
+            _ => "an unusual kind",
+        };
+        let scaling = match (self.decoder.kind(), self.uses_autocast()) {
+            (Kind::Half, true) => ", under autocast with a dynamic loss scale",
+            (Kind::Half, false) => ", with a dynamic loss scale",
+            _ => "",
+        };
+        format!(
+            "frozen model and hidden states in {name}{scaling}; edits, logits and loss, trained tensors and AdamW in f32"
+        )
+    }
+
+    /// Trains to the end, or until `stop` is set: then the step that is under way is finished and a checkpoint written.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] if loss or gradient is no number, [`Error::Overflow`], what the model or the adapter refuses, and
+    /// [`Error::Io`]. The newest checkpoint stays as it is.
+    pub fn run(&mut self, progress: &mut dyn Progress, stop: &AtomicBool) -> Result<Outcome> {
+        progress.started(&self.plan());
+        if self.step == 0 {
+            self.validate(progress)?;
+        }
+        let mut loss = None;
+        while self.step < self.total_steps() {
+            if stop.load(Ordering::Relaxed) {
+                self.save_checkpoint(progress)?;
+                return Ok(Outcome::Interrupted(self.summary(loss)));
+            }
+            let micro_batches = self.micro_batches(self.step)?;
+            let stats = self.take_step(&micro_batches, progress)?;
+            loss = Some(stats.loss);
+            if let Some(directory) = &mut self.directory {
+                directory.metrics.write(&stats)?;
+            }
+            progress.step(&stats);
+            if self.is_due(self.config.eval_every, self.steps_per_epoch()) {
+                self.validate(progress)?;
+            }
+            if self.is_due(self.config.checkpoint_every, self.total_steps()) {
+                self.save_checkpoint(progress)?;
+            }
+        }
+        self.save_checkpoint(progress)?;
+        if let Some((_, best)) = &self.best {
+            self.adapter.load_state(best)?;
+        }
+        if let Some(directory) = &self.directory {
+            self.adapter.save(&directory.path)?;
+        }
+        Ok(Outcome::Finished(self.summary(loss)))
+    }
+
+    /// One optimizer step. The loss is the mean over the target tokens of all its micro-batches, so cutting it into other
+    /// micro-batches changes nothing but memory.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`], with nothing updated; what the model or the adapter refuses.
+    pub fn step(&mut self, micro_batches: &[Batch]) -> Result<Step> {
+        let started = Instant::now();
+        let n_targets: i64 = micro_batches.iter().map(Batch::n_targets).sum();
+        let mut losses = Vec::with_capacity(micro_batches.len());
+        self.optimizer.zero_grad();
+        for (i, batch) in micro_batches.iter().enumerate() {
+            let seed = seed_of(&[self.config.seed, self.step as u64, i as u64]);
+            tch::manual_seed(seed as i64); // dropout
+            let loss_sum = autocast(self.uses_autocast(), || {
+                loss_sum(self.decoder, &[&*self.adapter], batch, Mode::Train) // Σ −log p(target), f32
+            })?;
+            let share = loss_sum / n_targets as f64;
+            self.scaler.scale_loss(&share).backward();
+            losses.push(share.detach());
+        }
+        let loss = self.finite_loss(&losses, micro_batches)?;
+        let grads = self.optimizer.grads();
+        if self.scaler.unscale(&grads) == Grads::Overflow {
+            self.scaler.back_off();
+            return Ok(Step::Overflowed);
+        }
+        let grad_norm = clip_grad_norm(&grads, self.config.max_grad_norm).double_value(&[]); // sync
+        if !grad_norm.is_finite() {
+            let ids = micro_batches.iter().flat_map(|batch| batch.ids.clone()).collect();
+            let (step, what) = (self.step + 1, "gradient norm");
+            return Err(Error::NotFinite { what, value: grad_norm, step, ids });
+        }
+        let lr = self.schedule.lr(self.step);
+        self.optimizer.step(lr);
+        self.scaler.step_taken();
+        self.step += 1;
+        Ok(Step::Taken(StepStats {
+            step: self.step,
+            epoch: self.step as f64 / self.steps_per_epoch() as f64,
+            loss,
+            lr,
+            grad_norm,
+            tokens: micro_batches.iter().map(Batch::n_tokens).sum(),
+            target_tokens: n_targets,
+            seconds: started.elapsed().as_secs_f64(),
+        }))
+    }
+
+    /// The batches of a step, counted from 0. The last step of an epoch may have fewer or smaller ones.
+    ///
+    /// # Errors
+    /// What [`Batch::collate`] refuses.
+    pub fn micro_batches(&mut self, step: usize) -> Result<Vec<Batch>> {
+        let (epoch, index) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
+        if self.order.0 != epoch {
+            self.order = (epoch, Self::order_of(self.dataset, &self.config, epoch));
+        }
+        let virtual_tokens = self.adapter.virtual_tokens();
+        let examples = |indices: &Vec<usize>| {
+            Batch::collate(indices.iter().map(|&i| &self.dataset.train[i]), virtual_tokens)
+        };
+        let first = index * self.config.grad_accum;
+        self.order.1[first..].iter().take(self.config.grad_accum).map(examples).collect()
+    }
+
+    /// Optimizer steps of the whole run.
+    pub fn total_steps(&self) -> usize {
+        total_steps(&self.config, self.order.1.len())
+    }
+
+    /// Optimizer steps of an epoch.
+    pub fn steps_per_epoch(&self) -> usize {
+        self.order.1.len().div_ceil(self.config.grad_accum)
+    }
+
+    /// Repeats a step that overflows, at lower and lower loss scales.
+    fn take_step(
+        &mut self,
+        micro_batches: &[Batch],
+        progress: &mut dyn Progress,
+    ) -> Result<StepStats> {
+        loop {
+            if let Step::Taken(stats) = self.step(micro_batches)? {
+                return Ok(stats);
+            }
+            let (step, scale) = (self.step + 1, self.scaler.scale());
+            if scale < 1.0 {
+                let ids = micro_batches.iter().flat_map(|batch| batch.ids.clone()).collect();
+                return Err(Error::Overflow { step, scale, ids });
+            }
+            progress.overflowed(step, scale);
+        }
+    }
+
+    /// The loss of a step from its micro-batches' shares of it.
+    fn finite_loss(&self, shares: &[Tensor], micro_batches: &[Batch]) -> Result<f64> {
+        let shares = Vec::<f64>::try_from(Tensor::stack(shares, 0).to_kind(Kind::Double))?; // sync
+        for (share, batch) in shares.iter().zip(micro_batches) {
+            if !share.is_finite() {
+                let (step, ids) = (self.step + 1, batch.ids.clone());
+                return Err(Error::NotFinite { what: "loss", value: *share, step, ids });
+            }
+        }
+        Ok(shares.iter().sum())
+    }
+
+    /// Whether something is to happen after the present step: every `every` steps, or if 0 every `default` steps. What is due
+    /// by default is due at the end too.
+    fn is_due(&self, every: usize, default: usize) -> bool {
+        self.step.is_multiple_of(if every > 0 { every } else { default })
+            || self.step == self.total_steps()
+    }
+
+    /// Evaluates the examples held out, and keeps the adapter if it is the best so far. The start is measured, not kept.
+    fn validate(&mut self, progress: &mut dyn Progress) -> Result<()> {
+        if self.dataset.validation.is_empty() {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let (batch_size, step) = (self.config.batch_size, self.step);
+        let report = autocast(self.uses_autocast(), || {
+            evaluate(self.decoder, &[&*self.adapter], &self.dataset.validation, batch_size)
+        })?;
+        let lowest = self.best.as_ref().map_or(f64::INFINITY, |(best, _)| best.validation_loss);
+        if step > 0 && report.loss < lowest {
+            let state = self.adapter.state();
+            let state = state.into_iter().map(|(name, tensor)| (name, tensor.detach().copy()));
+            self.best = Some((Best { step, validation_loss: report.loss }, state.collect()));
+        }
+        let stats = ValidationStats {
+            step,
+            validation_loss: report.loss,
+            target_tokens: report.target_tokens,
+            seconds: started.elapsed().as_secs_f64(),
+        };
+        if let Some(directory) = &mut self.directory {
+            directory.metrics.write(&stats)?;
+        }
+        progress.validated(&stats);
+        Ok(())
+    }
+
+    fn save_checkpoint(&mut self, progress: &mut dyn Progress) -> Result<()> {
+        let identity = self.identity();
+        let Some(directory) = &mut self.directory else { return Ok(()) };
+        if directory.saved == Some(self.step) {
+            return Ok(());
+        }
+        let copy = |state: &State| {
+            state.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+        };
+        let checkpoint = Checkpoint {
+            state: RunState {
+                format_version: FORMAT_VERSION,
+                step: self.step,
+                scaler: self.scaler.clone(),
+                best: self.best.as_ref().map(|(best, _)| *best),
+                identity,
+            },
+            adapter: self.adapter.state(),
+            optimizer: self.optimizer.state(),
+            best: self.best.as_ref().map(|(_, state)| copy(state)),
+        };
+        let path = directory.save(&checkpoint)?;
+        progress.checkpoint_saved(self.step, &path);
+        Ok(())
+    }
+
+    /// Everything that the numbers of a run depend on, and that must be the same when it is resumed.
+    fn identity(&self) -> Map<String, Value> {
+        let model = self.decoder.config();
+        let mut identity = match serde_json::to_value(&self.config) {
+            Ok(Value::Object(fields)) => fields,
+            other => panic!("invariant: options are an object of texts and numbers, got {other:?}"),
+        };
+        identity.remove("checkpoint_every"); // changes no number
+        let shape = format!(
+            "{} of {} layers, hidden size {}, vocabulary {}",
+            model.model_type, model.num_hidden_layers, model.hidden_size, model.vocab_size
+        );
+        identity.insert("model".into(), json!(shape));
+        identity.insert("kind".into(), json!(format!("{:?}", self.decoder.kind())));
+        identity.insert("method".into(), json!(self.adapter.method()));
+        identity.insert("data".into(), json!(self.dataset.digest()));
+        identity.extend(self.facts.clone());
+        identity
+    }
+
+    fn summary(&self, loss: Option<f64>) -> Summary {
+        Summary { steps: self.step, loss, best: self.best.as_ref().map(|(best, _)| *best) }
+    }
+
+    /// tch's autocast is f16 on CUDA.
+    fn uses_autocast(&self) -> bool {
+        self.decoder.kind() == Kind::Half && self.decoder.device().is_cuda()
+    }
+
+    fn order_of(dataset: &Dataset, config: &TrainConfig, epoch: usize) -> Vec<Vec<usize>> {
+        epoch_batches(&dataset.train, config.batch_size, config.shuffle, config.seed, epoch)
+    }
+}
+
+/// Epochs of a run that names neither epochs nor steps.
+const DEFAULT_EPOCHS: usize = 3;
+
+fn total_steps(config: &TrainConfig, batches_per_epoch: usize) -> usize {
+    let epochs = config.epochs.unwrap_or(DEFAULT_EPOCHS);
+    config.max_steps.unwrap_or(epochs * batches_per_epoch.div_ceil(config.grad_accum))
+}
+
+/// Checks that the adapter's parameters, and nothing else, want gradients.
+fn check_trainable(decoder: &Decoder, adapter: &dyn Adapter) -> Result<()> {
+    let parameters = adapter.parameters();
+    if parameters.iter().all(|parameter| parameter.tensor.numel() == 0) {
+        return Err(Error::NothingToTrain { method: adapter.method().to_owned() });
+    }
+    let is_parameter =
+        |weight: &Tensor| parameters.iter().any(|p| p.tensor.data_ptr() == weight.data_ptr());
+    for (name, weight) in decoder.weights() {
+        if weight.requires_grad() && !is_parameter(&weight) {
+            return Err(Error::NotFrozen { name });
+        }
+    }
+    Ok(())
+}

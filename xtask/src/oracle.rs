@@ -1,4 +1,0 @@
-use anyhow::{Result, bail};
-pub fn check(_w: &crate::workspace::Workspace) -> Result<()> {
-    bail!("x")
-}

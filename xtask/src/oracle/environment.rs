@@ -1,0 +1,43 @@
+//! The Python environment of the reference systems, outside the tree.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::{command, workspace};
+
+/// Versions that the kept oracle files were made with.
+const REQUIREMENTS: [&str; 3] = ["torch==2.11.0", "transformers==4.49.0", "peft==0.14.0"];
+
+/// pyreft asks for an older transformers than it works with, so these come without their dependencies …
+const WITHOUT_DEPENDENCIES: [&str; 2] = ["pyreft==0.1.0", "pyvene==0.1.8"];
+
+/// … except for what they import.
+const IMPORTED: [&str; 0] = [];
+
+/// The interpreter of the environment, made in `cache` unless it is there.
+pub fn ready(cache: &Path) -> Result<PathBuf> {
+    let environment = cache.join("oracle-python");
+    let interpreter = environment.join("bin/python");
+    let stamp = environment.join("installed.txt");
+    let wanted = [&REQUIREMENTS[..], &WITHOUT_DEPENDENCIES, &IMPORTED].concat().join("\n");
+    let _lock = workspace::exclusive(cache)?;
+    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok(interpreter);
+    }
+    eprintln!("installing the reference systems in {} (several GB)", environment.display());
+    let mut venv = command::python()?;
+    command::run_as_progress(venv.args(["-m", "venv", "--clear"]).arg(&environment))
+        .context("cannot make a Python environment (Debian: apt install python3-venv)")?;
+    let pip = |options: &[&str], requirements: &[&str]| {
+        let mut pip = Command::new(&interpreter);
+        pip.args(["-m", "pip", "install", "--no-input", "--disable-pip-version-check"]);
+        command::run_as_progress(pip.args(options).args(requirements))
+    };
+    pip(&[], &[&REQUIREMENTS[..], &IMPORTED].concat())?;
+    pip(&["--no-deps"], &WITHOUT_DEPENDENCIES)?;
+    fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;
+    Ok(interpreter)
+}
