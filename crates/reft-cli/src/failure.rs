@@ -17,7 +17,9 @@ pub const INTERRUPTED: u8 = 130;
 ///
 /// tch panics where libtorch refuses an operation in mid-formula, for instance because memory runs out.
 pub fn report_panics() {
-    panic::set_hook(Box::new(|info| eprintln!("error: internal: {}", panic_line(&info.to_string()))));
+    panic::set_hook(Box::new(|info| {
+        eprintln!("error: internal: {}", panic_line(&info.to_string()))
+    }));
 }
 
 /// Runs the program and reports how it went.
@@ -75,8 +77,9 @@ mod tests {
 
     #[test]
     fn causes_stand_below_the_error_without_frames_of_libtorch() {
-        let failed = anyhow!("shape [2] is wrong\nException raised from add at add.cpp:3\nframe #0")
-            .context("cannot run adapter");
+        let failed =
+            anyhow!("shape [2] is wrong\nException raised from add at add.cpp:3\nframe #0")
+                .context("cannot run adapter");
         let expected = "error: cannot run adapter\n  caused by: shape [2] is wrong\n";
         assert_eq!(message(&failed), expected);
     }
@@ -90,7 +93,8 @@ mod tests {
 
     #[test]
     fn a_closed_pipe_is_no_failure() {
-        let closed = anyhow::Error::new(io::Error::from(io::ErrorKind::BrokenPipe)).context("stdout");
+        let closed =
+            anyhow::Error::new(io::Error::from(io::ErrorKind::BrokenPipe)).context("stdout");
         assert!(is_closed_stdout(&closed));
         assert!(!is_closed_stdout(&anyhow::Error::new(io::Error::from(io::ErrorKind::NotFound))));
     }

@@ -5,17 +5,19 @@
 mod cli;
 mod failure;
 mod import;
+mod layers;
+mod logits;
+mod machine;
+mod model;
 mod output;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::cli::{Cli, Command};
+use crate::cli::Cli;
 
 fn main() -> ExitCode {
     failure::report_panics();
-    failure::exit_code(|| match Cli::parse().command {
-        Command::Import(args) => import::run(&args),
-    })
+    failure::exit_code(|| Cli::parse().run())
 }

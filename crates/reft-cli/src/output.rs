@@ -19,7 +19,10 @@ pub fn line(text: impl AsRef<str>) -> Result<()> {
 /// If stdout is closed or full.
 pub fn piece(text: &str) -> Result<()> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot write to stdout")
+    stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+        .context("cannot write to stdout")
 }
 
 /// Prints a result for a script: one JSON document.

@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::edit::{Edit, Source, Target};
 use crate::method::{Init, InterventionConfig, Method};
-use crate::orthonormal::{OrthonormalMap, orthonormality_error, random_columns};
+use crate::orthonormal::{OrthonormalMap, check_orthonormal, orthonormality_error, random_columns};
 use crate::parameter::Parameter;
 use crate::{Error, Result};
 
@@ -22,10 +22,11 @@ pub struct InterventionSet {
     projection_bias: Option<Tensor>, // c [n, r]
 }
 
-/// Whether the edit's directions are constrained.
+/// The edit's directions: constrained or not, and trained or not.
 #[derive(Debug)]
 enum Directions {
-    Orthonormal(Box<dyn OrthonormalMap>), // Rᵀ [n, d, r]
+    Orthonormal(Box<dyn OrthonormalMap>), // Rᵀ [n, d, r], trained
+    Rotation(Tensor),                     // Rᵀ [n, d, r] as loaded, to the last bit
     Free(Tensor),                         // P [n, r, d]
 }
 
@@ -34,6 +35,7 @@ enum Directions {
 pub type InterventionTensors = BTreeMap<String, Tensor>;
 
 const ROTATION: &str = "rotation";
+const RAW: &str = "rotation.raw";
 const PROJECTION: &str = "proj_layer.weight";
 const PROJECTION_BIAS: &str = "proj_layer.bias";
 const SOURCE_WEIGHT: &str = "learned_source.weight";
@@ -89,10 +91,11 @@ impl InterventionSet {
         if let Some(c) = projection_bias {
             tensors.insert(PROJECTION_BIAS.into(), c);
         }
-        Self::from_stacked(config, hidden_size, tensors, device)
+        Self::from_stacked(config, hidden_size, tensors, device)?.into_trainable()
     }
 
-    /// Interventions from their tensors, one map per intervention, as an adapter file keeps them.
+    /// Interventions from their tensors, as an adapter file keeps them. They are used as they are, to the last bit, and are not
+    /// trainable; [`Self::into_trainable`] changes that.
     ///
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::UnexpectedTensor`], [`Error::Shape`] or [`Error::NotOrthonormal`], by name.
@@ -140,28 +143,42 @@ impl InterventionSet {
         mut tensors: InterventionTensors,
         device: Device,
     ) -> Result<Self> {
-        let mut leaf = |name: &str| {
-            let tensor = tensors.remove(name)?;
-            Some(tensor.detach().to_device(device).copy().set_requires_grad(true))
-        };
+        let mut take = |name: &str| Some(tensors.remove(name)?.detach().to_device(device).copy());
         let missing = |name: &str| Error::MissingTensor {
             name: name.to_owned(),
             method: config.method.name(),
         };
         let directions = if config.method.has_rotation() {
-            let columns = leaf(ROTATION).ok_or_else(|| missing(ROTATION))?;
-            Directions::Orthonormal(config.orthonormal_map.starting_at(&columns)?)
+            let columns = take(ROTATION).ok_or_else(|| missing(ROTATION))?;
+            check_orthonormal(ROTATION, &columns)?;
+            Directions::Rotation(columns)
         } else {
-            Directions::Free(leaf(PROJECTION).ok_or_else(|| missing(PROJECTION))?)
+            Directions::Free(take(PROJECTION).ok_or_else(|| missing(PROJECTION))?)
         };
         Ok(Self {
             directions,
-            source_weight: leaf(SOURCE_WEIGHT),
-            source_bias: leaf(SOURCE_BIAS).ok_or_else(|| missing(SOURCE_BIAS))?,
-            projection_bias: leaf(PROJECTION_BIAS),
+            source_weight: take(SOURCE_WEIGHT),
+            source_bias: take(SOURCE_BIAS).ok_or_else(|| missing(SOURCE_BIAS))?,
+            projection_bias: take(PROJECTION_BIAS),
             config,
             hidden_size,
         })
+    }
+
+    /// Makes every tensor a leaf that gradients gather in. An orthonormal map starts at the present rotations: they change by
+    /// rounding.
+    ///
+    /// # Errors
+    /// [`Error::NotOrthonormal`] if the rotations are none.
+    pub fn into_trainable(mut self) -> Result<Self> {
+        if let Directions::Rotation(columns) = &self.directions {
+            let map = self.config.orthonormal_map.starting_at(columns)?;
+            self.directions = Directions::Orthonormal(map);
+        }
+        for (_, tensor) in self.free_tensors() {
+            let _leaf = tensor.set_requires_grad(true);
+        }
+        Ok(self)
     }
 
     /// What the interventions are.
@@ -184,15 +201,18 @@ impl InterventionSet {
     /// # Errors
     /// [`Error::Shape`] if it maps to another shape; [`Error::UnexpectedTensor`] if the method has no rotation.
     pub fn set_orthonormal_map(&mut self, map: Box<dyn OrthonormalMap>) -> Result<()> {
-        let Directions::Orthonormal(current) = &mut self.directions else {
-            let method = self.config.method.name();
-            return Err(Error::UnexpectedTensor { name: ROTATION.into(), method });
+        let (expected, got) = match &self.directions {
+            Directions::Orthonormal(current) => (current.raw().size(), map.raw().size()),
+            Directions::Rotation(columns) => (columns.size(), map.raw().size()),
+            Directions::Free(_) => {
+                let method = self.config.method.name();
+                return Err(Error::UnexpectedTensor { name: ROTATION.into(), method });
+            }
         };
-        let (expected, got) = (current.raw().size(), map.raw().size());
         if expected != got {
             return Err(Error::Shape { name: ROTATION.into(), expected, got });
         }
-        *current = map;
+        self.directions = Directions::Orthonormal(map);
         Ok(())
     }
 
@@ -202,6 +222,7 @@ impl InterventionSet {
     pub fn edits(&self, train: bool) -> Vec<Edit> {
         let directions = match &self.directions {
             Directions::Orthonormal(map) => map.columns(),
+            Directions::Rotation(columns) => columns.shallow_clone(),
             Directions::Free(projection) => projection.transpose(1, 2),
         };
         self.edits_along(&directions, train)
@@ -228,33 +249,39 @@ impl InterventionSet {
         (0..self.len()).map(edit).collect()
     }
 
-    /// The trainable leaves, each stacked over the interventions. Rotations are exempt from weight decay.
+    /// The trainable leaves, each stacked over the interventions; none unless [`Self::into_trainable`] made them.
+    ///
+    /// Rotations are exempt from weight decay.
     pub fn parameters(&self) -> Vec<Parameter> {
-        let mut parameters = vec![match &self.directions {
-            Directions::Orthonormal(map) => {
-                Parameter::without_weight_decay(format!("{ROTATION}.raw"), map.raw())
-            }
-            Directions::Free(projection) => Parameter::new(PROJECTION, projection),
-        }];
-        if let Some(weight) = &self.source_weight {
-            parameters.push(Parameter::new(SOURCE_WEIGHT, weight));
-        }
-        parameters.push(Parameter::new(SOURCE_BIAS, &self.source_bias));
-        if let Some(c) = &self.projection_bias {
-            parameters.push(Parameter::new(PROJECTION_BIAS, c));
-        }
-        parameters
+        let raw = match &self.directions {
+            Directions::Orthonormal(map) => Some(Parameter::without_weight_decay(RAW, map.raw())),
+            Directions::Rotation(_) | Directions::Free(_) => None,
+        };
+        let free = self.free_tensors().into_iter().filter(|(_, tensor)| tensor.requires_grad());
+        raw.into_iter().chain(free.map(|(name, tensor)| Parameter::new(name, tensor))).collect()
+    }
+
+    /// The tensors without constraint, stacked, by their names.
+    fn free_tensors(&self) -> Vec<(&'static str, &Tensor)> {
+        let projection = match &self.directions {
+            Directions::Free(projection) => Some((PROJECTION, projection)),
+            Directions::Orthonormal(_) | Directions::Rotation(_) => None,
+        };
+        let weight = self.source_weight.as_ref().map(|weight| (SOURCE_WEIGHT, weight));
+        let c = self.projection_bias.as_ref().map(|c| (PROJECTION_BIAS, c));
+        let bias = Some((SOURCE_BIAS, &self.source_bias));
+        [projection, weight, bias, c].into_iter().flatten().collect()
     }
 
     /// The tensors of each intervention, as [`Self::from_tensors`] takes them: `rotation` is `Rᵀ` itself.
     pub fn tensors(&self) -> Vec<InterventionTensors> {
-        let (name, directions) = match &self.directions {
-            Directions::Orthonormal(map) => (ROTATION, map.columns()),
-            Directions::Free(projection) => (PROJECTION, projection.shallow_clone()),
+        let rotation = match &self.directions {
+            Directions::Orthonormal(map) => Some((ROTATION, map.columns())),
+            Directions::Rotation(columns) => Some((ROTATION, columns.shallow_clone())),
+            Directions::Free(_) => None,
         };
-        let mut stacked = vec![(name, directions), (SOURCE_BIAS, self.source_bias.shallow_clone())];
-        stacked.extend(self.source_weight.iter().map(|w| (SOURCE_WEIGHT, w.shallow_clone())));
-        stacked.extend(self.projection_bias.iter().map(|c| (PROJECTION_BIAS, c.shallow_clone())));
+        let free = self.free_tensors().into_iter().map(|(name, t)| (name, t.shallow_clone()));
+        let stacked: Vec<_> = rotation.into_iter().chain(free).collect();
         let one = |i| {
             let select = |(name, tensor): &(&str, Tensor)| {
                 (String::from(*name), tensor.detach().select(0, i).contiguous().copy())
@@ -264,12 +291,12 @@ impl InterventionSet {
         (0..self.len()).map(one).collect()
     }
 
-    /// Everything a checkpoint needs to go on bit for bit: the leaves and the constants of the orthonormal map.
+    /// What a checkpoint of a training run needs to go on bit for bit: the leaves and the constants of the orthonormal map.
     pub fn state(&self) -> InterventionTensors {
         let leaves = self.parameters().into_iter().map(|p| (p.name, p.tensor));
         let constants = match &self.directions {
             Directions::Orthonormal(map) => map.constants(),
-            Directions::Free(_) => Vec::new(),
+            Directions::Rotation(_) | Directions::Free(_) => Vec::new(),
         };
         let constants = constants.into_iter().map(|(name, c)| (format!("{ROTATION}.{name}"), c));
         leaves.chain(constants).map(|(name, tensor)| (name, tensor.detach().copy())).collect()
@@ -290,7 +317,7 @@ impl InterventionSet {
                 .get(name)
                 .ok_or_else(|| Error::MissingTensor { name: name.clone(), method })?;
             // The base of a map may be given by any number of columns; its other sizes are those of the leaf.
-            let is_constant = name.starts_with(ROTATION) && !name.ends_with(".raw");
+            let is_constant = name.starts_with(ROTATION) && name != RAW;
             if found.size() != tensor.size() && !is_constant {
                 return Err(Error::Shape {
                     name: name.clone(),
@@ -301,7 +328,7 @@ impl InterventionSet {
         }
         let device = self.source_bias.device();
         if let Directions::Orthonormal(map) = &mut self.directions {
-            let raw = state[&format!("{ROTATION}.raw")].to_device(device);
+            let raw = state[RAW].to_device(device);
             let constant = |name: &str| state.get(&format!("{ROTATION}.{name}")).map(Tensor::copy);
             *map = self.config.orthonormal_map.restore(&raw, &constant)?;
         }
@@ -317,6 +344,7 @@ impl InterventionSet {
     pub fn orthonormality_error(&self) -> Option<f64> {
         match &self.directions {
             Directions::Orthonormal(map) => Some(orthonormality_error(&map.columns())),
+            Directions::Rotation(columns) => Some(orthonormality_error(columns)),
             Directions::Free(_) => None,
         }
     }

@@ -41,7 +41,7 @@ impl MapKind {
     /// A map that starts at `columns`, `[n, d, r]`.
     ///
     /// # Errors
-    /// [`Error::NotOrthonormal`] if the columns are not orthonormal to 1e-3.
+    /// [`Error::NotOrthonormal`] if the columns are too far from orthonormal to be rounded ones.
     pub fn starting_at(self, columns: &Tensor) -> Result<Box<dyn OrthonormalMap>> {
         check_orthonormal("rotation", columns)?;
         Ok(match self {
@@ -82,7 +82,7 @@ pub fn orthonormality_error(columns: &Tensor) -> f64 {
 }
 
 /// Refuses matrices whose columns are not orthonormal; NaN is refused too.
-fn check_orthonormal(name: &str, columns: &Tensor) -> Result<()> {
+pub(crate) fn check_orthonormal(name: &str, columns: &Tensor) -> Result<()> {
     // A bf16 file rounds entries of R by up to 2⁻⁹ of their size: R is then re-orthonormalised on loading.
     const LIMIT: f64 = 2e-2;
     let error = orthonormality_error(columns);

@@ -53,7 +53,9 @@ impl ReftAdapter {
         Ok(Self { config, interventions })
     }
 
-    /// Reads an adapter and checks that it belongs to the decoder.
+    /// Reads an adapter, to be used, and checks that it belongs to the decoder.
+    ///
+    /// Its logits are bit for bit those of the adapter that was saved.
     ///
     /// # Errors
     /// If a file is missing or broken, a tensor is missing, unexpected or misshapen (by name), or the model is another one.
@@ -99,6 +101,14 @@ impl ReftAdapter {
         let interventions =
             InterventionSet::from_tensors(config.intervention(), d, &interventions, device)?;
         Ok(Self { config, interventions })
+    }
+
+    /// Makes a loaded adapter trainable; see [`InterventionSet::into_trainable`].
+    ///
+    /// # Errors
+    /// If its rotations are none.
+    pub fn into_trainable(self) -> Result<Self> {
+        Ok(Self { interventions: self.interventions.into_trainable()?, ..self })
     }
 
     /// What the adapter is.

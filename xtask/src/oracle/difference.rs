@@ -16,7 +16,8 @@ const NUMBER_TOLERANCE: f64 = 1e-5;
 /// The differences between `kept/file` and `fresh/file`.
 pub fn of_file(file: &Path, kept: &Path, fresh: &Path) -> Result<Vec<String>> {
     let name = file.display();
-    let read = |root: &Path| fs::read(root.join(file)).with_context(|| format!("cannot read {name}"));
+    let read =
+        |root: &Path| fs::read(root.join(file)).with_context(|| format!("cannot read {name}"));
     if !fresh.join(file).exists() {
         return Ok(vec![format!("{name}: kept, but no longer written by the generator")]);
     }
@@ -24,11 +25,15 @@ pub fn of_file(file: &Path, kept: &Path, fresh: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
     match file.extension().and_then(|extension| extension.to_str()) {
         Some("safetensors") => {
-            let parse = |bytes| SafeTensors::deserialize(bytes).with_context(|| format!("{name} is damaged"));
+            let parse = |bytes| {
+                SafeTensors::deserialize(bytes).with_context(|| format!("{name} is damaged"))
+            };
             tensors(&parse(&kept)?, &parse(&fresh)?, &mut found);
         }
         Some("json") => {
-            let parse = |bytes| serde_json::from_slice(bytes).with_context(|| format!("{name} is not JSON"));
+            let parse = |bytes| {
+                serde_json::from_slice(bytes).with_context(|| format!("{name} is not JSON"))
+            };
             values("$", &parse(&kept)?, &parse(&fresh)?, &mut found);
         }
         // Pickles: their tensors are also kept as `.bin_contents.safetensors`, and compared there.
@@ -66,11 +71,17 @@ fn tensor(kept: &TensorView, fresh: &TensorView) -> Option<String> {
     }
     let (kept, fresh) = (f32s(kept), f32s(fresh));
     let scale = kept.iter().fold(1.0, |scale, x| x.abs().max(scale));
-    let differences = kept.iter().zip(&fresh).map(|(a, b)| if a == b { 0.0 } else { (a - b).abs() });
+    let differences =
+        kept.iter().zip(&fresh).map(|(a, b)| if a == b { 0.0 } else { (a - b).abs() });
     // NaN, which only one of them can have here, counts as the largest.
     let (index, largest) = differences.enumerate().max_by(|a, b| a.1.total_cmp(&b.1))?;
     let within = largest <= TENSOR_TOLERANCE * scale;
-    (!within).then(|| format!("differs by up to {largest:.1e}: element {index} was {}, is {}", kept[index], fresh[index]))
+    (!within).then(|| {
+        format!(
+            "differs by up to {largest:.1e}: element {index} was {}, is {}",
+            kept[index], fresh[index]
+        )
+    })
 }
 
 fn f32s(view: &TensorView) -> Vec<f64> {
@@ -143,7 +154,10 @@ mod tests {
     #[test]
     fn the_largest_difference_of_a_tensor_is_reported_with_its_place() -> Result<()> {
         let found = between((&[0.5, -0.25, 0.125], &[3, 1]), (&[0.5, 0.25, 0.126], &[3, 1]))?;
-        assert_eq!(found, ["t.safetensors: w differs by up to 5.0e-1: element 1 was -0.25, is 0.25"]);
+        assert_eq!(
+            found,
+            ["t.safetensors: w differs by up to 5.0e-1: element 1 was -0.25, is 0.25"]
+        );
         Ok(())
     }
 
@@ -164,7 +178,8 @@ mod tests {
     #[test]
     fn differences_in_json_are_found_at_any_depth() {
         let kept = json!({"loss": [1.0, 2.0], "n": 3, "name": "loreft", "gone": 1, "ids": [1, 2]});
-        let fresh = json!({"loss": [1.000001, 2.1], "n": 4, "name": "noreft", "added": 1, "ids": [1]});
+        let fresh =
+            json!({"loss": [1.000001, 2.1], "n": 4, "name": "noreft", "added": 1, "ids": [1]});
         let mut found = Vec::new();
         values("$", &kept, &fresh, &mut found);
         assert_eq!(

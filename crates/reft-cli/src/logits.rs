@@ -1,0 +1,186 @@
+//! `reft logits`: a forward pass as numbers, to be compared with other implementations.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use reft_models::{
+    Component, Decoder, Hooks, Layout, Mode, PaddingSide, Row, Site, Span, Stacked,
+    save_safetensors,
+};
+use reft_train::IGNORE_INDEX;
+use serde::Deserialize;
+use tch::{Kind, Reduction, Tensor};
+
+use crate::model::ModelArgs;
+use crate::output;
+
+/// Compute logits, loss and hidden states of token ids, to check against other implementations
+///
+/// The input is `{"input_ids": [[…]], "prompt_lengths": [n, …], "labels": [[…]]}`. Rows may differ in length. Without
+/// `prompt_lengths` a whole row is prompt. `labels` are optional, −100 does not count.
+///
+/// The output holds `logits` f32 [b, t, v]; with labels `loss` [1], the mean over labelled positions after the shift by one; with
+/// --hidden-states `hidden.{i}` f32 [b, t, d], 0 = embeddings, i = what block i−1 gives, edits included. Tokens stand in the caller's
+/// order, from column 0; what is past a row's end is 0.
+#[derive(Debug, Args)]
+#[command(after_long_help = "Example:
+  echo '{\"input_ids\": [[1, 2, 3], [4, 5]]}' > batch.json
+  reft logits --model models/SmolLM2-135M-Instruct --input batch.json --output logits.safetensors")]
+pub struct LogitsArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Token ids: a JSON file (see --help)
+    #[arg(long, value_name = "FILE.json")]
+    input: PathBuf,
+    /// File to write
+    #[arg(long, value_name = "FILE.safetensors")]
+    output: PathBuf,
+    /// Write the hidden states after every block too
+    #[arg(long)]
+    hidden_states: bool,
+    /// Pad shorter rows before their tokens, not after: the numbers must be the same
+    #[arg(long)]
+    left_pad: bool,
+}
+
+/// The input file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Input {
+    input_ids: Vec<Vec<i64>>,
+    prompt_lengths: Option<Vec<usize>>,
+    labels: Option<Vec<Vec<i64>>>,
+}
+
+/// Runs the command.
+pub fn run(args: &LogitsArgs) -> Result<ExitCode> {
+    let input = read(&args.input)?;
+    let model = args.model.open()?;
+    let decoder = &model.decoder;
+    let _guard = tch::no_grad_guard();
+
+    let padding = if args.left_pad { PaddingSide::Left } else { PaddingSide::Right };
+    let in_input = || format!("in {}", args.input.display());
+    let layout = layout(&input, decoder, padding).with_context(in_input)?;
+    let adapters = model.adapters();
+    let virtual_tokens = adapters.iter().map(|adapter| adapter.virtual_tokens()).sum();
+    let layout = layout.with_virtual_tokens(virtual_tokens);
+
+    let mut hidden = Vec::new();
+    let hooks = adapters.iter().map(|adapter| adapter.hooks(&layout, Mode::Eval));
+    let mut hooks = Stacked(hooks.collect::<Result<_, _>>()?);
+    if args.hidden_states {
+        hooks.0.push(Box::new(Collect(&mut hidden))); // last: it sees what the adapters leave
+    }
+    let input_ids = layout.input_ids(decoder.device());
+    let h = decoder.hidden_states(&input_ids, &layout.whole(), None, &mut hooks)?;
+    drop(hooks);
+
+    let logits = in_callers_order(&decoder.logits(&h), &layout);
+    let mut tensors = Vec::new();
+    if let Some(labels) = &input.labels {
+        tensors.push(("loss".to_owned(), loss(&logits, labels).with_context(in_input)?));
+    }
+    tensors.push(("logits".to_owned(), logits));
+    for (i, h) in hidden.iter().enumerate() {
+        tensors.push((format!("hidden.{i}"), in_callers_order(&h.to_kind(Kind::Float), &layout)));
+    }
+    save_safetensors(&args.output, &tensors, Some(HashMap::new()))?;
+    let rows = layout.batch_size();
+    output::line(format!("logits of {rows} rows are in {}", args.output.display()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read(path: &Path) -> Result<Input> {
+    let text =
+        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let input: Input = serde_json::from_str(&text)
+        .with_context(|| format!("{} is not the JSON that reft logits takes", path.display()))?;
+    let rows = input.input_ids.len();
+    let lists = [
+        ("prompt_lengths", input.prompt_lengths.as_ref().map(Vec::len)),
+        ("labels", input.labels.as_ref().map(Vec::len)),
+    ];
+    for (name, found) in lists {
+        if let Some(found) = found.filter(|found| *found != rows) {
+            bail!(
+                "{}: {name} has {found} rows, input_ids {rows}; give one for each",
+                path.display()
+            );
+        }
+    }
+    Ok(input)
+}
+
+fn layout(input: &Input, decoder: &Decoder, padding: PaddingSide) -> Result<Layout> {
+    let mut rows = Vec::with_capacity(input.input_ids.len());
+    for (i, ids) in input.input_ids.iter().enumerate() {
+        let check = |ids: &mut dyn Iterator<Item = i64>| {
+            ids.try_for_each(|id| decoder.check_token(id)).with_context(|| format!("row {i}"))
+        };
+        check(&mut ids.iter().copied())?;
+        if let Some(labels) = input.labels.as_ref().map(|labels| &labels[i]) {
+            check(&mut labels.iter().copied().filter(|label| *label != IGNORE_INDEX))?;
+            if labels.len() != ids.len() {
+                bail!(
+                    "row {i} has {} labels for {} input_ids; give one each",
+                    labels.len(),
+                    ids.len()
+                );
+            }
+        }
+        let prompt_length = input.prompt_lengths.as_ref().map_or(ids.len(), |lengths| lengths[i]);
+        rows.push(Row { input_ids: ids.clone(), prompt_length, subspace: None });
+    }
+    Ok(Layout::new(rows, padding)?)
+}
+
+/// Mean cross-entropy of each labelled token given those before it, `[1]`; `logits` `[b, t, v]` in the caller's order.
+fn loss(logits: &Tensor, labels: &[Vec<i64>]) -> Result<Tensor> {
+    let (b, t, v) = logits.size3()?;
+    let mut padded = vec![IGNORE_INDEX; (b * t) as usize];
+    for (row, labels) in labels.iter().enumerate() {
+        let start = row * t as usize;
+        padded[start..start + labels.len()].copy_from_slice(labels);
+    }
+    let labels = Tensor::from_slice(&padded).view([b, t]).narrow(1, 1, t - 1).reshape([-1]);
+    if labels.ne(IGNORE_INDEX).any().int64_value(&[]) == 0 {
+        bail!("no label counts: each is {IGNORE_INDEX}, or stands at the first token of its row");
+    }
+    let logits = logits.narrow(1, 0, t - 1).reshape([-1, v]);
+    let mean = Reduction::Mean;
+    Ok(logits.cross_entropy_loss(&labels, None::<Tensor>, mean, IGNORE_INDEX, 0.0).view([1]))
+}
+
+/// The tokens of each row from column 0 on, `[b, t, ..]` without padding or virtual tokens before them, and 0 after them; on the CPU.
+fn in_callers_order(tensor: &Tensor, layout: &Layout) -> Tensor {
+    let tensor = tensor.to_device(tch::Device::Cpu);
+    let width = layout.width() - layout.virtual_tokens();
+    let row = |(i, row): (usize, &Row)| {
+        let length = row.input_ids.len() as i64;
+        let tokens = tensor.select(0, i as i64).narrow(0, layout.column(i, 0) as i64, length);
+        tokens.constant_pad_nd([0, 0, 0, width as i64 - length])
+    };
+    Tensor::stack(&layout.rows().iter().enumerate().map(row).collect::<Vec<_>>(), 0)
+}
+
+/// Keeps the embeddings and the output of every block.
+struct Collect<'a>(&'a mut Vec<Tensor>);
+
+impl Hooks for Collect<'_> {
+    fn embeddings(&mut self, h: Tensor, _span: &Span) -> reft_models::Result<Tensor> {
+        self.0.push(h.shallow_clone());
+        Ok(h)
+    }
+
+    fn visit(&mut self, site: Site, h: Tensor, _span: &Span) -> reft_models::Result<Tensor> {
+        if site.component == Component::BlockOutput {
+            self.0.push(h.shallow_clone());
+        }
+        Ok(h)
+    }
+}

@@ -1,0 +1,150 @@
+//! The model and the adapters that a command runs.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use reft_models::{
+    Adapter, ChatTemplate, Decoder, DecoderConfig, ReftAdapter, ReftConfig, Tokenizer,
+    resolve_model,
+};
+
+use crate::machine::{DeviceChoice, KindChoice, set_threads};
+
+/// The flags of every command that runs a model.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Model")]
+pub struct ModelArgs {
+    /// Model: a Hugging Face directory, a GGUF file, or a hub name such as org/name
+    #[arg(long, value_name = "DIR")]
+    model: String,
+    /// Adapter directory; give it several times to use several at once, in this order
+    #[arg(long, value_name = "DIR")]
+    adapter: Vec<PathBuf>,
+    /// Kind of the model's numbers: f32, bf16 or f16 [default: f32]
+    #[arg(long, value_name = "KIND", default_value_t, hide_default_value = true)]
+    kind: KindChoice,
+    /// Where to compute: auto, cpu or cuda:N [default: auto = the first GPU if there is one]
+    #[arg(long, value_name = "DEVICE", default_value_t, hide_default_value = true)]
+    device: DeviceChoice,
+    /// CPU threads to compute with [default: one per core]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+}
+
+/// A model with its adapters.
+#[derive(Debug)]
+pub struct Model {
+    /// Directory or file that it was read from.
+    pub path: PathBuf,
+    /// The frozen model.
+    pub decoder: Decoder,
+    adapters: Vec<ReftAdapter>,
+}
+
+impl ModelArgs {
+    /// Loads the model and its adapters.
+    ///
+    /// # Errors
+    /// If one of them is not there or broken, or an adapter belongs to another model.
+    pub fn open(&self) -> Result<Model> {
+        set_threads(self.threads)?;
+        let (path, decoder) = open_decoder(&self.model, self.kind, self.device)?;
+        let load = |dir: &PathBuf| {
+            load_adapter(dir, &decoder)
+                .with_context(|| format!("cannot run adapter {} on {}", dir.display(), self.model))
+        };
+        let adapters = self.adapter.iter().map(load).collect::<Result<_>>()?;
+        Ok(Model { path, decoder, adapters })
+    }
+}
+
+impl Model {
+    /// The adapters, in the order given.
+    pub fn adapters(&self) -> Vec<&dyn Adapter> {
+        self.adapters.iter().map(|adapter| adapter as &dyn Adapter).collect()
+    }
+}
+
+/// Finds and loads a model.
+///
+/// # Errors
+/// If it is not there or broken.
+pub fn open_decoder(
+    model: &str,
+    kind: KindChoice,
+    device: DeviceChoice,
+) -> Result<(PathBuf, Decoder)> {
+    let device = device.resolve()?;
+    let path = resolve_model(model)?;
+    let decoder = DecoderConfig::open(&path)
+        .and_then(|_| Decoder::open(&path, kind.0, device))
+        .with_context(|| format!("cannot load model {model}"))?;
+    Ok((path, decoder))
+}
+
+/// The tokenizer of a model, if it has one.
+///
+/// # Errors
+/// If it is broken.
+pub fn open_tokenizer(model: &Path) -> Result<Option<Tokenizer>> {
+    if model.is_dir() && !model.join("tokenizer.json").exists() {
+        return Ok(None);
+    }
+    Ok(Some(Tokenizer::open(model)?))
+}
+
+/// The chat template of a model, if it has one.
+///
+/// # Errors
+/// If it is broken.
+pub fn open_chat_template(model: &Path) -> Result<Option<ChatTemplate>> {
+    match ChatTemplate::open(model) {
+        Ok(template) => Ok(Some(template)),
+        Err(reft_models::Error::NoChatTemplate { .. }) => Ok(None),
+        Err(other) => Err(other.into()),
+    }
+}
+
+/// Reads an adapter for a model.
+///
+/// # Errors
+/// If it is none, broken, or made for another model.
+pub fn load_adapter(dir: &Path, decoder: &Decoder) -> Result<ReftAdapter> {
+    check_adapter_directory(dir)?;
+    Ok(ReftAdapter::load(dir, decoder)?)
+}
+
+/// Checks by its files that a directory holds a ReFT adapter, and says what it holds instead.
+///
+/// # Errors
+/// If it does not.
+pub fn check_adapter_directory(dir: &Path) -> Result<()> {
+    let name = dir.display();
+    if dir.join(ReftConfig::FILE_NAME).is_file() {
+        return Ok(());
+    }
+    if !dir.is_dir() {
+        bail!(
+            "{name} is no directory; expected an adapter directory with {}",
+            ReftConfig::FILE_NAME
+        );
+    }
+    let files = std::fs::read_dir(dir).with_context(|| format!("cannot read {name}"))?;
+    let names: Vec<String> =
+        files.flatten().map(|file| file.file_name().to_string_lossy().into_owned()).collect();
+    let hint = if names.iter().any(|name| name.starts_with("intkey_")) {
+        "; it looks like one saved by pyreft: turn it into one of ours with `reft import --from pyreft`"
+    } else if names.iter().any(|name| name == "adapter_config.json") {
+        ", but PEFT's adapter_config.json"
+    } else if names.iter().any(|name| name == "checkpoint") {
+        ", but an unfinished training run: finish it with `reft train --resume`"
+    } else {
+        ""
+    };
+    bail!(
+        "{name} holds no {}, which a ReFT adapter has beside {}{hint}",
+        ReftConfig::FILE_NAME,
+        ReftAdapter::FILE_NAME
+    );
+}
