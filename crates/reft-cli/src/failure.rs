@@ -7,6 +7,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
+use crate::output::note;
+
 /// Exit code of a failure; clap's own, for a command line that cannot be read, is 2.
 const FAILED: u8 = 1;
 
@@ -29,7 +31,7 @@ pub fn exit_code(run: impl FnOnce() -> Result<ExitCode>) -> ExitCode {
         Ok(Ok(code)) => code,
         Ok(Err(failed)) if is_closed_stdout(&failed) => ExitCode::SUCCESS,
         Ok(Err(failed)) => {
-            eprint!("{}", message(&failed));
+            note(&message(&failed));
             ExitCode::from(FAILED)
         }
         Err(_) => ExitCode::from(FAILED),
@@ -38,12 +40,11 @@ pub fn exit_code(run: impl FnOnce() -> Result<ExitCode>) -> ExitCode {
 
 /// `error: …` and a line `  caused by: …` for everything below.
 fn message(failed: &anyhow::Error) -> String {
-    let mut text = String::new();
-    for (depth, cause) in failed.chain().enumerate() {
+    let line = |(depth, cause): (usize, &(dyn StdError + 'static))| {
         let label = if depth == 0 { "error" } else { "  caused by" };
-        text += &format!("{label}: {}\n", without_trace(&cause.to_string()));
-    }
-    text
+        format!("{label}: {}", without_trace(&cause.to_string()))
+    };
+    failed.chain().enumerate().map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// libtorch's messages end with the C++ frames that they came through.
@@ -80,7 +81,7 @@ mod tests {
         let failed =
             anyhow!("shape [2] is wrong\nException raised from add at add.cpp:3\nframe #0")
                 .context("cannot run adapter");
-        let expected = "error: cannot run adapter\n  caused by: shape [2] is wrong\n";
+        let expected = "error: cannot run adapter\n  caused by: shape [2] is wrong";
         assert_eq!(message(&failed), expected);
     }
 

@@ -1,6 +1,5 @@
 //! `reft logits`: a forward pass as numbers, to be compared with other implementations.
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -30,9 +29,8 @@ use crate::output;
 #[command(after_long_help = "Example:
   echo '{\"input_ids\": [[1, 2, 3], [4, 5]]}' > batch.json
   reft logits --model models/SmolLM2-135M-Instruct --input batch.json --output logits.safetensors")]
+#[command(next_help_heading = "Input and output")]
 pub struct LogitsArgs {
-    #[command(flatten)]
-    model: ModelArgs,
     /// Token ids: a JSON file (see --help)
     #[arg(long, value_name = "FILE.json")]
     input: PathBuf,
@@ -45,6 +43,8 @@ pub struct LogitsArgs {
     /// Pad shorter rows before their tokens, not after: the numbers must be the same
     #[arg(long)]
     left_pad: bool,
+    #[command(flatten)]
+    model: ModelArgs,
 }
 
 /// The input file.
@@ -89,7 +89,7 @@ pub fn run(args: &LogitsArgs) -> Result<ExitCode> {
     for (i, h) in hidden.iter().enumerate() {
         tensors.push((format!("hidden.{i}"), in_callers_order(&h.to_kind(Kind::Float), &layout)));
     }
-    save_safetensors(&args.output, &tensors, Some(HashMap::new()))?;
+    save_safetensors(&args.output, &tensors, None)?;
     let rows = layout.batch_size();
     output::line(format!("logits of {rows} rows are in {}", args.output.display()))?;
     Ok(ExitCode::SUCCESS)
@@ -119,19 +119,12 @@ fn read(path: &Path) -> Result<Input> {
 fn layout(input: &Input, decoder: &Decoder, padding: PaddingSide) -> Result<Layout> {
     let mut rows = Vec::with_capacity(input.input_ids.len());
     for (i, ids) in input.input_ids.iter().enumerate() {
-        let check = |ids: &mut dyn Iterator<Item = i64>| {
-            ids.try_for_each(|id| decoder.check_token(id)).with_context(|| format!("row {i}"))
-        };
-        check(&mut ids.iter().copied())?;
-        if let Some(labels) = input.labels.as_ref().map(|labels| &labels[i]) {
-            check(&mut labels.iter().copied().filter(|label| *label != IGNORE_INDEX))?;
-            if labels.len() != ids.len() {
-                bail!(
-                    "row {i} has {} labels for {} input_ids; give one each",
-                    labels.len(),
-                    ids.len()
-                );
-            }
+        let labels = input.labels.as_ref().map_or(&[][..], |labels| &labels[i]);
+        let targets = labels.iter().filter(|label| **label != IGNORE_INDEX);
+        let mut tokens = ids.iter().chain(targets);
+        tokens.try_for_each(|id| decoder.check_token(*id)).with_context(|| format!("row {i}"))?;
+        if input.labels.is_some() && labels.len() != ids.len() {
+            bail!("row {i} has {} labels for {} input_ids; give one each", labels.len(), ids.len());
         }
         let prompt_length = input.prompt_lengths.as_ref().map_or(ids.len(), |lengths| lengths[i]);
         rows.push(Row { input_ids: ids.clone(), prompt_length, subspace: None });

@@ -2,14 +2,27 @@
 //!
 //! One file per command; results go to stdout, progress and messages to stderr. What is computed is computed in the libraries.
 
+mod chat;
 mod cli;
+mod config_file;
+mod eval;
 mod failure;
+mod generate;
 mod import;
+mod inspect;
+mod interrupt;
 mod layers;
 mod logits;
 mod machine;
 mod model;
 mod output;
+mod reply_text;
+mod sampling_args;
+mod train;
+mod train_directory;
+mod train_options;
+mod train_plan;
+mod train_progress;
 
 use std::process::ExitCode;
 

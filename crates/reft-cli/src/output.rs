@@ -1,4 +1,4 @@
-//! What goes to stdout: results, and nothing else.
+//! What is printed: results on stdout, everything else on stderr.
 
 use std::io::{self, Write};
 
@@ -31,6 +31,11 @@ pub fn piece(text: &str) -> Result<()> {
 /// If stdout is closed or full.
 pub fn json(value: &impl Serialize) -> Result<()> {
     line(serde_json::to_string_pretty(value).context("cannot write the result as JSON")?)
+}
+
+/// Says something on stderr. If nobody listens there, nobody needs to know.
+pub fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// Names beside values, the values under each other.

@@ -60,10 +60,19 @@ impl Householder {
             constant(name).ok_or_else(missing)
         };
         let v = find("base_reflections")?.to_device(raw.device());
-        let t = inverse_of(&compact_inverse(&v));
         let signs = find("base_signs")?.to_device(raw.device());
+        let (n, d, r) = raw.size3().expect("invariant: raw is [n, d, r]");
+        let k = signs.size().last().map_or(r, |&k| k.clamp(r, d));
+        for (name, tensor, expected) in
+            [("base_reflections", &v, vec![n, d, k]), ("base_signs", &signs, vec![n, k])]
+        {
+            let got = tensor.size();
+            if got != expected {
+                return Err(Error::Shape { name: name.to_owned(), expected, got });
+            }
+        }
         let raw = raw.detach().copy().set_requires_grad(true);
-        Ok(Self { raw, base: Reflections { v, t, signs } })
+        Ok(Self { raw, base: Reflections::new(v, signs) })
     }
 }
 
@@ -105,9 +114,14 @@ impl Reflections {
         // LAPACK leaves a column out (tau = 0) where there is nothing to reflect; here that reflection flips its own axis, so the sign turns.
         let flipped = tau.eq(0.0).to_kind(Kind::Double) * -2.0 + 1.0;
         let signs = crate::orthonormal::sign_of_diagonal(&packed.narrow(1, 0, k)) * flipped;
-        let t = inverse_of(&compact_inverse(&v));
         let single = |x: Tensor| x.to_kind(Kind::Float).to_device(device);
-        Self { v: single(v), t: single(t), signs: single(signs) }
+        Self::new(single(v), single(signs))
+    }
+
+    /// `T` is made of `v` as it is kept, in f32, so that a checkpoint gives the same `T` to the last bit.
+    fn new(v: Tensor, signs: Tensor) -> Self {
+        let t = inverse_of(&compact_inverse(&v.to_kind(Kind::Double))).to_kind(Kind::Float);
+        Self { v, t, signs }
     }
 
     /// `Q₀ X` for `X` `[n, d, r]`.

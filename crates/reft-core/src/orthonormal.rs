@@ -53,7 +53,10 @@ impl MapKind {
     /// The map as a checkpoint kept it: [`OrthonormalMap::raw`] and [`OrthonormalMap::constants`] come back bit for bit.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`] if one of the constants is not there.
+    /// [`Error::MissingTensor`] or [`Error::Shape`] if one of the constants is not there or does not fit `raw`.
+    ///
+    /// # Panics
+    /// If `raw` is not of three dimensions.
     pub fn restore(
         self,
         raw: &Tensor,

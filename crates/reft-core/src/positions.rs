@@ -158,6 +158,7 @@ impl<'de> Deserialize<'de> for Positions {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

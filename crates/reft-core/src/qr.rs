@@ -15,7 +15,8 @@ impl Qr {
     /// A map whose [`OrthonormalMap::columns`] are `columns` `[n, d, r]` at first.
     pub fn starting_at(columns: &Tensor) -> Self {
         let columns = orthonormalize(&columns.detach().to_kind(Kind::Double));
-        Self { raw: columns.to_kind(Kind::Float).set_requires_grad(true) }
+        // LAPACK's Q is stored by columns; a checkpoint stores rows, and sums must run in the same order after it.
+        Self { raw: columns.to_kind(Kind::Float).contiguous().set_requires_grad(true) }
     }
 
     pub(crate) fn restore(raw: &Tensor) -> Self {

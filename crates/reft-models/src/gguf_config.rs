@@ -14,7 +14,8 @@ impl Gguf {
     /// What `config.json` would hold.
     ///
     /// # Errors
-    /// [`Error::Format`](crate::Error::Format) if metadata is missing or contradicts itself, or asks for a rope that the decoder does not have.
+    /// [`Error::Format`](crate::Error::Format) if metadata is missing or contradicts itself, or asks for
+    /// a rope that the decoder does not have.
     pub fn config(&self) -> Result<Json> {
         let architecture = self.architecture();
         let name = architecture.name();
@@ -130,8 +131,8 @@ impl Gguf {
 
     /// Recognises llama3's scaling by the factors that follow from it.
     ///
-    /// With wavelength λ = 2π θ^(2i/d), a pair's frequency is divided by 1 where λ is below length / high, by the factor where it
-    /// is above length / low, and by an interpolation of the two between.
+    /// With wavelength λ = 2π θ^(2i/d), a pair's frequency is divided by 1 where λ is below length / high, by the factor
+    /// where it is above length / low, and by an interpolation of the two between.
     fn llama3_scaling(&self, head_dim: i64, theta: f64) -> Result<Json> {
         let found = self
             .dequantise(ROPE_FREQUENCIES)

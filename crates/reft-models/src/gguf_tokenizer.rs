@@ -16,7 +16,9 @@ struct PreTokenizer {
     add_bos: bool,
 }
 
+/// The pattern of Llama 3's tokenizer: up to three digits stay together.
 const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// The pattern of Qwen2's tokenizer: as Llama 3's, but digits one by one.
 const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Values of `tokenizer.ggml.token_type`.
@@ -24,17 +26,21 @@ const UNKNOWN: i32 = 2;
 const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 
+/// What to do about a tokenizer that cannot be read.
+const INSTEAD: &str = "use the model's Hugging Face directory";
+
 impl Gguf {
     /// What `tokenizer.json` would hold, for the byte-level BPE of GPT-2's kind.
     ///
     /// # Errors
-    /// [`Error::Format`](crate::Error::Format) if the file has no tokenizer, one of another kind (SentencePiece), or an unknown pre-tokenizer.
+    /// [`Error::Format`](crate::Error::Format) if the file has no tokenizer, one of another kind
+    /// (SentencePiece), or an unknown pre-tokenizer.
     pub fn tokenizer_json(&self) -> Result<Json> {
         match self.text("tokenizer.ggml.model")? {
             Some("gpt2") => {}
             Some(other) => {
                 return Err(self.broken(format!(
-                    "its tokenizer is of kind {other:?}; \"gpt2\" (byte-level BPE) can be read: use the model's Hugging Face directory"
+                    "its tokenizer is of kind {other:?}, expected \"gpt2\" (byte-level BPE); {INSTEAD}"
                 )));
             }
             None => return Err(self.broken("it holds no tokenizer".to_owned())),
@@ -96,8 +102,6 @@ impl Gguf {
     }
 
     fn pre_tokenizer(&self) -> Result<PreTokenizer> {
-        let byte_level = |use_regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex });
-        let split = |regex: &str| json!({ "type": "Split", "pattern": { "Regex": regex }, "behavior": "Isolated", "invert": false });
         let plain = |steps| PreTokenizer {
             normalizer: Json::Null,
             steps,
@@ -105,9 +109,9 @@ impl Gguf {
             add_bos: false,
         };
         match self.text("tokenizer.ggml.pre")? {
-            Some("smollm") => {
-                Ok(plain(json!([{ "type": "Digits", "individual_digits": true }, byte_level(true)])))
-            }
+            Some("smollm") => Ok(plain(
+                json!([{ "type": "Digits", "individual_digits": true }, byte_level(true)]),
+            )),
             Some("gpt-2") => Ok(plain(json!([byte_level(true)]))),
             Some("llama-bpe") => Ok(PreTokenizer {
                 ignore_merges: true,
@@ -119,7 +123,7 @@ impl Gguf {
                 ..plain(json!([split(QWEN2_SPLIT), byte_level(false)]))
             }),
             other => Err(self.broken(format!(
-                "its pre-tokenizer is {}; smollm, gpt-2, llama-bpe and qwen2 can be read: use the model's Hugging Face directory",
+                "its pre-tokenizer is {}, expected smollm, gpt-2, llama-bpe or qwen2; {INSTEAD}",
                 other.unwrap_or("not named")
             ))),
         }
@@ -238,4 +242,24 @@ impl Gguf {
         };
         values.iter().map(text).collect()
     }
+}
+
+/// The step that splits text into words and maps their bytes to printable characters.
+fn byte_level(use_regex: bool) -> Json {
+    json!({
+        "type": "ByteLevel",
+        "add_prefix_space": false,
+        "trim_offsets": true,
+        "use_regex": use_regex,
+    })
+}
+
+/// The step that splits text by a pattern, and keeps the parts between.
+fn split(regex: &str) -> Json {
+    json!({
+        "type": "Split",
+        "pattern": { "Regex": regex },
+        "behavior": "Isolated",
+        "invert": false,
+    })
 }

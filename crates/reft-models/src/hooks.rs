@@ -99,8 +99,8 @@ impl Hooks for Stacked<'_> {
         y: Tensor,
         span: &Span,
     ) -> Result<Tensor> {
-        let hooks = self.0.iter_mut();
-        hooks.fold(Ok(y), |y, hooks| hooks.projection_output(site, linear, x, y?, span))
+        let mut hooks = self.0.iter_mut();
+        hooks.try_fold(y, |y, hooks| hooks.projection_output(site, linear, x, y, span))
     }
 
     fn prefix_length(&self) -> usize {

@@ -35,6 +35,12 @@ impl KvCache {
         self.len == 0
     }
 
+    /// What is in it for a layer: keys (rotated to their positions) and values, `[b, n_kv, len, d_h]` each.
+    pub fn keys_and_values(&self, layer: usize) -> (Tensor, Tensor) {
+        let (keys, values) = &self.layers[layer];
+        (keys.narrow(2, 0, self.len), values.narrow(2, 0, self.len))
+    }
+
     /// Keeps some rows, in the order given.
     pub fn keep_rows(&mut self, rows: &[i64]) {
         let Some((first, _)) = self.layers.first() else { return };

@@ -60,10 +60,10 @@ impl Weights {
     /// `model.safetensors.index.json` names; a path to a single file is opened as by [`Weights::open_file`].
     ///
     /// # Errors
-    /// [`Error::NoWeights`] if neither is there; [`Error::Format`] if a shard is missing, or lacks a tensor that the index
-    /// places in it; the errors of [`Weights::open_file`].
+    /// [`Error::Io`] if there is no such place; [`Error::NoWeights`] if neither is in it; [`Error::Format`] if a shard is
+    /// missing, or lacks a tensor that the index places in it; the errors of [`Weights::open_file`].
     pub fn open(path: &Path) -> Result<Self> {
-        if path.is_file() {
+        if fs::metadata(path).map_err(io_error("read", path))?.is_file() {
             return Self::open_file(path);
         }
         let single = path.join("model.safetensors");

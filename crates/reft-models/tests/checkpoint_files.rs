@@ -240,12 +240,24 @@ fn an_index_that_contradicts_its_shards_is_refused() -> Outcome {
     }
     let directory = tempfile::tempdir()?;
     assert!(matches!(Weights::open(directory.path()), Err(Error::NoWeights { .. })));
+    let nowhere = Weights::open(&directory.path().join("nowhere"));
+    assert!(matches!(nowhere, Err(Error::Io { action: "read", .. })));
     fs::write(directory.path().join("model.safetensors.index.json"), "{\"weight_map\": 3}")?;
     assert!(matches!(Weights::open(directory.path()), Err(Error::Json { .. })));
-    // A tensor that only a shard knows of shows up, so that `check` reports it.
+    Ok(())
+}
+
+#[test]
+fn a_tensor_outside_the_index_is_unexpected() -> Outcome {
     let directory = tempfile::tempdir()?;
     write_shards(directory.path(), json!({ "w": "1.safetensors" }))?;
-    assert_eq!(Weights::open(directory.path())?.names().collect::<Vec<_>>(), ["w"]);
+    let two = ["w", "stray"].map(|name| (name.to_owned(), sample(Kind::Float)));
+    save_safetensors(&directory.path().join("1.safetensors"), &two, None)?;
+    let weights = Weights::open(directory.path())?;
+    let error = weights.check(&[("w".to_owned(), vec![3, 2])], &|_| false);
+    assert!(
+        matches!(error, Err(Error::WeightMismatch { unexpected, .. }) if unexpected == ["stray"])
+    );
     Ok(())
 }
 

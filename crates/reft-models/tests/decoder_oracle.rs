@@ -3,7 +3,8 @@
 mod oracle;
 
 use oracle::{Collect, assert_close, base_logits, own_columns, tensors, tiny_llama};
-use reft_models::{Decoder, DecoderConfig, Layout, NoHooks, PaddingSide, Row};
+use reft_models::{Decoder, DecoderConfig, Layout, NoHooks, PaddingSide, RopeScaling, Row};
+use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -125,9 +126,10 @@ fn every_family_equals_transformers() -> Outcome {
 /// Each option is seen by the comparison: with another value the logits are far from the recorded ones.
 #[test]
 fn every_option_of_the_families_matters() -> Outcome {
-    let changes: [(&str, &str, fn(&mut DecoderConfig)); 6] = [
-        ("llama_rope_llama3", "scaling", |c| c.rope_scaling = reft_models::RopeScaling::None),
-        ("llama_rope_linear", "scaling", |c| c.rope_scaling = reft_models::RopeScaling::None),
+    type Change = (&'static str, &'static str, fn(&mut DecoderConfig));
+    let changes: [Change; 6] = [
+        ("llama_rope_llama3", "scaling", |c| c.rope_scaling = RopeScaling::None),
+        ("llama_rope_linear", "scaling", |c| c.rope_scaling = RopeScaling::None),
         ("llama_head_dim", "theta", |c| c.rope_theta = 100.0),
         ("llama_tied", "eps", |c| c.rms_norm_eps = 0.1),
         ("mistral", "window", |c| c.windows.fill(Some(5))),
@@ -145,6 +147,34 @@ fn every_option_of_the_families_matters() -> Outcome {
         let expected = io["logits"].select(0, 0).narrow(0, 0, found.size()[0]);
         let difference = (found - expected).abs().max().double_value(&[]);
         assert!(difference > 100.0 * EQUAL, "{family} without its {option}: off by {difference:e}");
+    }
+    Ok(())
+}
+
+#[test]
+fn rope_scaling_is_read_in_every_spelling() -> Outcome {
+    let written = oracle::json("families/llama_rope_linear/config.json")?; // "type" and "rope_type"
+    let with = |rope: serde_json::Value, field: &str| -> Result<_, reft_models::Error> {
+        let mut config = written.clone();
+        config["rope_scaling"] = serde_json::Value::Null;
+        config[field] = rope;
+        Ok(DecoderConfig::from_json(config, "config.json".as_ref())?.rope_scaling)
+    };
+    let expected = RopeScaling::Linear { factor: 2.0 };
+    assert_eq!(with(written["rope_scaling"].clone(), "rope_scaling")?, expected);
+    assert_eq!(with(json!({"type": "linear", "factor": 2.0}), "rope_scaling")?, expected);
+    assert_eq!(with(json!({"rope_type": "linear", "factor": 2.0}), "rope_scaling")?, expected);
+    assert_eq!(with(json!({"rope_type": "linear", "factor": 2.0}), "rope_parameters")?, expected);
+    assert_eq!(with(json!({"rope_type": "default"}), "rope_parameters")?, RopeScaling::None);
+    for bad in [
+        json!({"type": "yarn", "factor": 2.0}),
+        json!({"type": "linear"}),
+        json!({"type": "linear", "factor": 0}),
+    ] {
+        assert!(
+            matches!(with(bad.clone(), "rope_scaling"), Err(reft_models::Error::Config { .. })),
+            "{bad}"
+        );
     }
     Ok(())
 }

@@ -167,7 +167,8 @@ mod tests {
                 // f32 rounding of numbers up to 8, fifty times; measured 5e-7
                 assert!(difference < 2e-6, "step {step}, decay {weight_decay}: {difference:e}");
             }
-            assert!(loss(&ours).double_value(&[]) < loss(&start()).double_value(&[]) / 1.5);
+            let moved = (ours - start()).abs().min().double_value(&[]);
+            assert!(moved > 0.05, "the test has no power: {moved}");
         }
         Ok(())
     }

@@ -138,4 +138,17 @@ mod tests {
         assert_eq!(std::fs::read(directory.path().join(MetricsFile::NAME))?, b"");
         Ok(())
     }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_is_an_error_with_the_path() -> std::io::Result<()> {
+        let path = PathBuf::from("/dev/full");
+        let file = OpenOptions::new().append(true).open(&path)?;
+        let written = MetricsFile { path: path.clone(), file }.write(&stats(1));
+        assert!(
+            matches!(&written, Err(Error::Io { action: "write", path: found, .. }) if *found == path),
+            "{written:?}"
+        );
+        Ok(())
+    }
 }

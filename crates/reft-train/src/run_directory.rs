@@ -1,5 +1,7 @@
 use std::path::{Path, PathBuf};
 
+use serde_json::{Map, Value};
+
 use crate::checkpoint::{CHECKPOINTS, Checkpoint};
 use crate::error::io_error;
 use crate::metrics::MetricsFile;
@@ -12,6 +14,8 @@ pub(crate) struct RunDirectory {
     pub(crate) metrics: MetricsFile,
     /// Step of the newest checkpoint.
     pub(crate) saved: Option<usize>,
+    /// What the run's numbers depend on.
+    pub(crate) identity: Map<String, Value>,
 }
 
 impl RunDirectory {
@@ -19,7 +23,7 @@ impl RunDirectory {
     ///
     /// # Errors
     /// [`Error::RunExists`] if a run has left something there.
-    pub(crate) fn create(path: &Path) -> Result<Self> {
+    pub(crate) fn create(path: &Path, identity: Map<String, Value>) -> Result<Self> {
         for found in [CHECKPOINTS, MetricsFile::NAME] {
             if path.join(found).exists() {
                 return Err(Error::RunExists { path: path.to_owned(), found });
@@ -27,14 +31,18 @@ impl RunDirectory {
         }
         std::fs::create_dir_all(path).map_err(io_error("create", path))?;
         let metrics = MetricsFile::open_after(path, 0)?;
-        Ok(Self { path: path.to_owned(), metrics, saved: None })
+        Ok(Self { path: path.to_owned(), metrics, saved: None, identity })
     }
 
     /// The directory of a run that goes on after its newest checkpoint, of step `saved`, or begins anew.
-    pub(crate) fn reopen(path: &Path, saved: Option<usize>) -> Result<Self> {
+    pub(crate) fn reopen(
+        path: &Path,
+        saved: Option<usize>,
+        identity: Map<String, Value>,
+    ) -> Result<Self> {
         std::fs::create_dir_all(path).map_err(io_error("create", path))?;
         let metrics = MetricsFile::open_after(path, saved.unwrap_or(0))?;
-        Ok(Self { path: path.to_owned(), metrics, saved })
+        Ok(Self { path: path.to_owned(), metrics, saved, identity })
     }
 
     /// Writes a checkpoint; returns its directory.

@@ -116,6 +116,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// Adds what else the numbers of the run depend on, above all the adapter's options: a run is resumed only with the same.
+    /// To be called before [`Self::starting_in`] or [`Self::resuming_in`].
     pub fn with_facts(mut self, facts: Map<String, Value>) -> Self {
         self.facts.extend(facts);
         self
@@ -126,7 +127,7 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// [`Error::RunExists`] if a run has been there; [`Error::Io`].
     pub fn starting_in(mut self, directory: &Path) -> Result<Self> {
-        self.directory = Some(RunDirectory::create(directory)?);
+        self.directory = Some(RunDirectory::create(directory, self.identity())?);
         Ok(self)
     }
 
@@ -135,10 +136,11 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// [`Error::ResumeMismatch`] if options, data or model are not those of that run; [`Error::Checkpoint`]; [`Error::Io`].
     pub fn resuming_in(mut self, directory: &Path) -> Result<Self> {
+        let identity = self.identity();
         let mut saved = None;
         if let Some(checkpoint) = Checkpoint::load_newest(directory)? {
             let Checkpoint { state, adapter, optimizer, best } = checkpoint;
-            state.check_identity(&self.identity())?;
+            state.check_identity(&identity)?;
             self.adapter.load_state(&adapter)?;
             self.optimizer = AdamW::new(self.adapter.parameters(), self.config.weight_decay);
             self.optimizer.load_state(&optimizer)?;
@@ -147,7 +149,7 @@ impl<'a> Trainer<'a> {
             saved = Some(state.step);
             self.best = state.best.zip(best);
         }
-        self.directory = Some(RunDirectory::reopen(directory, saved)?);
+        self.directory = Some(RunDirectory::reopen(directory, saved, identity)?);
         Ok(self)
     }
 
@@ -331,8 +333,8 @@ impl<'a> Trainer<'a> {
         Ok(shares.iter().sum())
     }
 
-    /// Whether something is to happen after the present step: every `every` steps, or if 0 every `default` steps. What is due
-    /// by default is due at the end too.
+    /// Whether something is to happen after the present step: every `every` steps, or if that is 0 every `default` steps; and
+    /// after the last step.
     fn is_due(&self, every: usize, default: usize) -> bool {
         self.step.is_multiple_of(if every > 0 { every } else { default })
             || self.step == self.total_steps()
@@ -368,7 +370,6 @@ impl<'a> Trainer<'a> {
     }
 
     fn save_checkpoint(&mut self, progress: &mut dyn Progress) -> Result<()> {
-        let identity = self.identity();
         let Some(directory) = &mut self.directory else { return Ok(()) };
         if directory.saved == Some(self.step) {
             return Ok(());
@@ -382,7 +383,7 @@ impl<'a> Trainer<'a> {
                 step: self.step,
                 scaler: self.scaler.clone(),
                 best: self.best.as_ref().map(|(best, _)| *best),
-                identity,
+                identity: directory.identity.clone(),
             },
             adapter: self.adapter.state(),
             optimizer: self.optimizer.state(),

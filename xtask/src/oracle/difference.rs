@@ -19,7 +19,7 @@ pub fn of_file(file: &Path, kept: &Path, fresh: &Path) -> Result<Vec<String>> {
     let read =
         |root: &Path| fs::read(root.join(file)).with_context(|| format!("cannot read {name}"));
     if !fresh.join(file).exists() {
-        return Ok(vec![format!("{name}: kept, but no longer written by the generator")]);
+        return Ok(vec![format!("{name}: kept, but no longer written by a generator")]);
     }
     let (kept, fresh) = (read(kept)?, read(fresh)?);
     let mut found = Vec::new();
@@ -94,6 +94,10 @@ fn values(place: &str, kept: &Value, fresh: &Value, found: &mut Vec<String>) {
         (Value::Object(a), Value::Object(b)) => {
             for (key, a) in a {
                 match b.get(key) {
+                    // PEFT writes a Python set, in no particular order.
+                    Some(b) if key == "target_modules" => {
+                        values(&format!("{place}.{key}"), &sorted(a), &sorted(b), found)
+                    }
                     Some(b) => values(&format!("{place}.{key}"), a, b, found),
                     None => found.push(format!("{place}.{key} is no longer written")),
                 }
@@ -115,6 +119,13 @@ fn values(place: &str, kept: &Value, fresh: &Value, found: &mut Vec<String>) {
         (a, b) if a != b => found.push(format!("{place} was {a}, is {b}")),
         _ => {}
     }
+}
+
+/// A list of strings in alphabetical order.
+fn sorted(list: &Value) -> Value {
+    let mut items = list.as_array().cloned().unwrap_or_default();
+    items.sort_by(|a, b| a.as_str().cmp(&b.as_str()));
+    Value::Array(items)
 }
 
 #[cfg(test)]
@@ -177,10 +188,17 @@ mod tests {
 
     #[test]
     fn differences_in_json_are_found_at_any_depth() {
+        let mut found = Vec::new();
+        values(
+            "$",
+            &json!({"target_modules": ["q", "v"]}),
+            &json!({"target_modules": ["v", "q"]}),
+            &mut found,
+        );
+        assert_eq!(found, Vec::<String>::new(), "a set");
         let kept = json!({"loss": [1.0, 2.0], "n": 3, "name": "loreft", "gone": 1, "ids": [1, 2]});
         let fresh =
             json!({"loss": [1.000001, 2.1], "n": 4, "name": "noreft", "added": 1, "ids": [1]});
-        let mut found = Vec::new();
         values("$", &kept, &fresh, &mut found);
         assert_eq!(
             found,

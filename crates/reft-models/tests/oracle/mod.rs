@@ -26,12 +26,14 @@ pub fn json(name: &str) -> std::result::Result<serde_json::Value, Box<dyn std::e
 }
 
 pub fn tiny_llama() -> Result<Decoder> {
+    tch::set_num_threads(1); // tests run side by side already
     Decoder::open(&path("tiny_llama"), Kind::Float, Device::Cpu)
 }
 
 /// The demo model in f32.
 pub fn smollm2() -> Result<Decoder> {
     let dir = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/SmolLM2-135M-Instruct"));
+    tch::set_num_threads(1);
     assert!(dir.exists(), "the demo model is not there: run `cargo xtask model`");
     Decoder::open(dir, Kind::Float, Device::Cpu)
 }

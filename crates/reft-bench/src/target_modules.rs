@@ -1,0 +1,75 @@
+use regex::Regex;
+use reft_models::{Component, DecoderConfig, Error, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::projection::Projection;
+
+/// Which projections a method works on, as PEFT's `target_modules` says it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TargetModules {
+    /// Module names or their endings: `q_proj`, `mlp.down_proj`, `model.layers.3.self_attn.q_proj`.
+    Names(Vec<String>),
+    /// A regular expression that must match a whole module name, or `all-linear`.
+    Pattern(String),
+}
+
+impl TargetModules {
+    /// These projections in every layer.
+    pub fn of(components: &[Component]) -> Self {
+        Self::Names(components.iter().map(ToString::to_string).collect())
+    }
+
+    /// The projections meant, of all layers or of `layers`.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] if a name means none of the model's projections, the pattern is none, or a layer does not exist.
+    pub fn select(
+        &self,
+        config: &DecoderConfig,
+        layers: Option<&[usize]>,
+    ) -> Result<Vec<Projection>> {
+        let all = Projection::all(config);
+        let n = config.num_hidden_layers;
+        if let Some(layer) = layers.into_iter().flatten().find(|layer| **layer >= n) {
+            let reason = format!(
+                "layers_to_transform names layer {layer}, the model has {n} layers, counted from 0"
+            );
+            return Err(Error::Adapter { reason });
+        }
+        let in_layers = |p: &Projection| layers.is_none_or(|layers| layers.contains(&p.site.layer));
+        let accepted = "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj";
+        let selected: Vec<Projection> = match self {
+            Self::Names(names) => {
+                let means = |name: &str, p: &Projection| {
+                    p.module == name || p.module.ends_with(&format!(".{name}"))
+                };
+                if let Some(name) = names.iter().find(|name| !all.iter().any(|p| means(name, p))) {
+                    let reason = format!(
+                        "target_modules names {name:?}, which is no projection of a decoder block; use {accepted}"
+                    );
+                    return Err(Error::Adapter { reason });
+                }
+                all.into_iter().filter(|p| names.iter().any(|name| means(name, p))).collect()
+            }
+            Self::Pattern(pattern) if pattern == "all-linear" => all,
+            Self::Pattern(pattern) => {
+                let whole = whole_match(pattern)?;
+                all.into_iter().filter(|p| whole.is_match(&p.module)).collect()
+            }
+        };
+        let selected: Vec<Projection> = selected.into_iter().filter(in_layers).collect();
+        if selected.is_empty() {
+            let reason = format!("target_modules {self:?} means no projection; use {accepted}");
+            return Err(Error::Adapter { reason });
+        }
+        Ok(selected)
+    }
+}
+
+/// A regular expression that matches whole names only.
+pub(crate) fn whole_match(pattern: &str) -> Result<Regex> {
+    Regex::new(&format!("^(?:{pattern})$")).map_err(|source| Error::Adapter {
+        reason: format!("module pattern {pattern:?} is not a regular expression: {source}"),
+    })
+}

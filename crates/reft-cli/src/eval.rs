@@ -1,0 +1,105 @@
+//! `reft eval`: how well a model does on data.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use reft_train::{Template, TextEncoder, evaluate, read_records, tokenize};
+use serde_json::json;
+
+use crate::model::{ModelArgs, open_chat_template, open_tokenizer};
+use crate::output::{self, grouped};
+use crate::train_progress::duration;
+
+/// Measure a model, with or without adapters, on a data file
+///
+/// Task `lm`: loss, the mean of −log p over the completions' tokens and end tokens, and perplexity, e to the loss.
+#[derive(Debug, Args)]
+#[command(
+    next_help_heading = "Task",
+    after_long_help = "Example:
+  reft eval --model models/SmolLM2-135M-Instruct --adapter runs/emoji --task lm --data examples/emoji.jsonl --json"
+)]
+pub struct EvalArgs {
+    /// What is measured: lm = loss and perplexity
+    #[arg(long, value_name = "NAME", hide_possible_values = true)]
+    task: Task,
+    /// Examples, as `reft train` takes them
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// How a row becomes text: auto, chat, alpaca or plain [default: auto = as the row's form suggests]
+    #[arg(long, value_name = "NAME")]
+    template: Option<Template>,
+    /// Longest example in tokens; what is longer is cut at its end [default: the model's context]
+    #[arg(long, value_name = "N")]
+    max_length: Option<usize>,
+    /// Examples computed at once
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    batch_size: usize,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+/// A task by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Task {
+    Lm,
+}
+
+/// Runs the command.
+pub fn run(args: &EvalArgs) -> Result<ExitCode> {
+    match args.task {
+        Task::Lm => lm(args)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn lm(args: &EvalArgs) -> Result<()> {
+    if args.batch_size == 0 {
+        bail!("--batch-size is 0, expected at least 1");
+    }
+    let records = read_records(&args.data)?;
+    let model = args.model.open()?;
+    let tokenizer = open_tokenizer(&model.path)?;
+    let chat_template = open_chat_template(&model.path)?;
+    let encoder = tokenizer.as_ref().map(|tokenizer| TextEncoder {
+        tokenizer,
+        chat_template: chat_template.as_ref(),
+        template: args.template.unwrap_or(Template::Auto),
+    });
+    let config = model.decoder.config();
+    let max_length = args.max_length.unwrap_or(config.max_position_embeddings as usize);
+    let examples = tokenize(&records, encoder.as_ref(), config.vocab_size, max_length)
+        .with_context(|| format!("cannot use {}", args.data.display()))?;
+    let started = Instant::now();
+    let report = evaluate(&model.decoder, &model.adapters(), &examples, args.batch_size)?;
+    let seconds = started.elapsed().as_secs_f64();
+    if args.json {
+        return output::json(&json!({
+            "task": "lm",
+            "loss": report.loss,
+            "perplexity": report.perplexity,
+            "target_tokens": report.target_tokens,
+            "examples": examples.len(),
+            "seconds": seconds,
+        }));
+    }
+    output::table(&[
+        ("loss", format!("{:.4}", report.loss)),
+        ("perplexity", format!("{:.4}", report.perplexity)),
+        (
+            "on",
+            format!(
+                "{} target tokens of {} examples",
+                grouped(report.target_tokens),
+                examples.len()
+            ),
+        ),
+        ("time", duration(seconds)),
+    ])
+}

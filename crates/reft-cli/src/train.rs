@@ -1,0 +1,216 @@
+//! `reft train`: an adapter learns from examples.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use reft_models::{DecoderConfig, resolve_model};
+use reft_train::{
+    Dataset, Outcome, Summary, Template, TextEncoder, Trainer, read_records, tokenize,
+};
+use serde_json::json;
+
+use crate::config_file;
+use crate::failure::INTERRUPTED;
+use crate::interrupt;
+use crate::machine::{DeviceChoice, set_threads};
+use crate::model::{open_chat_template, open_decoder, open_tokenizer};
+use crate::output::{self, bytes, grouped, note, percent};
+use crate::train_directory::{self, Existing, TrainDirectory};
+use crate::train_options::TrainOptions;
+use crate::train_plan::{self, Inputs};
+use crate::train_progress::{TrainProgress, duration};
+
+/// Train a ReFT adapter on a frozen model
+///
+/// Writes the adapter (`reft_config.json`, `reft_model.safetensors`), the options in force (`train.toml`, which --config takes
+/// again), a row per step (`metrics.jsonl`) and checkpoints into the output directory. Ctrl-C finishes the step and saves a
+/// checkpoint; --resume goes on as if nothing had been.
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:
+  reft train --model models/SmolLM2-135M-Instruct --data examples/emoji.jsonl --output runs/emoji \\
+      --layers 15 --rank 4 --positions l1 --batch-size 10 --lr 4e-3 --max-steps 100
+  reft train --config recipes/commonsense.toml --model meta-llama/Llama-3.2-1B --data train.json --output runs/commonsense
+  reft train --resume --output runs/commonsense")]
+pub struct TrainArgs {
+    #[command(flatten)]
+    options: TrainOptions,
+    /// Options in TOML, named as the flags with _ for -; flags win
+    #[arg(long, value_name = "FILE.toml", help_heading = "Input and output")]
+    config: Option<PathBuf>,
+    /// Go on with the run in the output directory; its options hold
+    #[arg(long, conflicts_with = "overwrite", help_heading = "Input and output")]
+    resume: bool,
+    /// Remove the run in the output directory first
+    #[arg(long, help_heading = "Input and output")]
+    overwrite: bool,
+    /// Print the result as JSON
+    #[arg(long, help_heading = "Input and output")]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &TrainArgs) -> Result<ExitCode> {
+    let existing = match (args.resume, args.overwrite) {
+        (true, _) => Existing::Resume,
+        (_, true) => Existing::Overwrite,
+        _ => Existing::Refuse,
+    };
+    let (options, saved) = options(args)?;
+    let inputs = train_plan::inputs(&options)?;
+    let config = train_plan::train_config(&options)?;
+    train_directory::check(&inputs.output, existing)?;
+    let records = read_records(&inputs.data)?;
+    let path = resolve_model(&inputs.model)?;
+    let shape = DecoderConfig::open(&path)
+        .with_context(|| format!("cannot load model {}", inputs.model))?;
+    let reft_config = train_plan::reft_config(&options, &inputs.model, &shape)?;
+
+    let stop = interrupt::stop_flag(
+        "stopping after this step; a checkpoint will be saved (again: stop at once)",
+    )?;
+    let threads = set_threads(options.threads)?;
+    let (kind, device) = train_plan::machine(&options);
+    let (path, decoder) = open_decoder(&inputs.model, kind, device)?;
+    let tokenizer = open_tokenizer(&path)?;
+    let chat_template = open_chat_template(&path)?;
+    let encoder = tokenizer.as_ref().map(|tokenizer| TextEncoder {
+        tokenizer,
+        chat_template: chat_template.as_ref(),
+        template: options.template.unwrap_or(Template::Auto),
+    });
+    let examples = tokenize(&records, encoder.as_ref(), shape.vocab_size, config.max_length)
+        .with_context(|| format!("cannot use {}", inputs.data.display()))?;
+    let dataset = Dataset::split(examples, config.validation, config.seed)?;
+    let mut adapter = train_plan::new_adapter(&options, &reft_config, config.seed, &decoder)?;
+
+    let device = DeviceChoice::of(decoder.device());
+    let resolved = train_plan::resolved(&options, &config, &reft_config, device, threads);
+    if let Some(saved) = &saved {
+        train_directory::check_same(saved, &resolved)?;
+    } else if args.resume {
+        note(&format!("nothing to resume in {}: starting anew", inputs.output.display()));
+    }
+    let trainer = Trainer::new(&decoder, &mut adapter, &dataset, config)?;
+    let notes = notes(&trainer.describe_kinds());
+    let directory = TrainDirectory::prepare(&inputs.output, existing, &resolved, &notes)?;
+    let mut trainer = match existing {
+        Existing::Resume => trainer.resuming_in(&inputs.output)?,
+        Existing::Refuse | Existing::Overwrite => trainer.starting_in(&inputs.output)?,
+    };
+    let mut progress = TrainProgress::new();
+    let outcome = trainer.run(&mut progress, &stop);
+    progress.close();
+    let outcome = outcome.with_context(|| failed(&inputs, &directory))?;
+    report(args, &inputs, &directory, &progress, &outcome)
+}
+
+/// The options in force, and those of the run to be resumed, if there is one.
+fn options(args: &TrainArgs) -> Result<(TrainOptions, Option<TrainOptions>)> {
+    let file = args.config.as_deref().map(config_file::read).transpose()?.unwrap_or_default();
+    let asked = config_file::overlaid(&file, &args.options)?;
+    let Some(output) = asked.output.as_deref().filter(|_| args.resume) else {
+        return Ok((asked, None));
+    };
+    let saved = train_directory::options_of_run(output)?;
+    let below = saved.clone().unwrap_or_default();
+    Ok((config_file::overlaid(&below, &asked)?, saved))
+}
+
+/// What else is to be known of a run, for its `train.toml`.
+fn notes(kinds: &str) -> Vec<String> {
+    vec![
+        format!("reft {}, tch 0.24, libtorch 2.11", env!("CARGO_PKG_VERSION")),
+        format!("Computed as: {kinds}."),
+        "Use it again with: reft train --config train.toml --output DIR".to_owned(),
+    ]
+}
+
+fn failed(inputs: &Inputs, directory: &TrainDirectory) -> String {
+    if directory.is_worth_keeping() {
+        let output = inputs.output.display();
+        return format!("training stopped; its newest checkpoint is in {output}");
+    }
+    "training failed; nothing was written".to_owned()
+}
+
+fn report(
+    args: &TrainArgs,
+    inputs: &Inputs,
+    directory: &TrainDirectory,
+    progress: &TrainProgress,
+    outcome: &Outcome,
+) -> Result<ExitCode> {
+    let output = inputs.output.display();
+    let (summary, is_finished) = match outcome {
+        Outcome::Finished(summary) => (summary, true),
+        Outcome::Interrupted(summary) => (summary, false),
+    };
+    let adapter_bytes = if is_finished { Some(directory.adapter_bytes()?) } else { None };
+    if args.json {
+        output::json(&result(&inputs.output, progress, summary, adapter_bytes))?;
+    } else if let Some(size) = adapter_bytes {
+        output::table(&rows(&inputs.output, progress, summary, size))?;
+    }
+    if is_finished {
+        return Ok(ExitCode::SUCCESS);
+    }
+    note(&format!(
+        "interrupted after step {}; a checkpoint is saved, go on with: reft train --resume --output {output}",
+        summary.steps
+    ));
+    Ok(ExitCode::from(INTERRUPTED))
+}
+
+fn rows(
+    output: &Path,
+    progress: &TrainProgress,
+    summary: &Summary,
+    adapter_bytes: u64,
+) -> Vec<(&'static str, String)> {
+    let mut rows = Vec::new();
+    if let Some((first, last)) = progress.losses {
+        rows.push(("loss", format!("{first:.4} → {last:.4} in {} steps", summary.steps)));
+        let speed = grouped(progress.tokens_per_second() as i64);
+        rows.push(("time", format!("{}, {speed} tokens/s", duration(progress.seconds))));
+    } else {
+        rows.push(("loss", format!("all {} steps had been taken", summary.steps)));
+    }
+    if let Some(best) = summary.best {
+        let text = format!("{:.4} after step {}, which is kept", best.validation_loss, best.step);
+        rows.push(("validation", text));
+    }
+    if let Some(plan) = progress.plan() {
+        let (trainable, total) = (plan.trainable as i64, plan.total as i64);
+        rows.push((
+            "trainable",
+            format!("{} of {} ({})", grouped(trainable), grouped(total), percent(trainable, total)),
+        ));
+    }
+    rows.push(("adapter", format!("{} in {}", bytes(adapter_bytes), output.display())));
+    rows
+}
+
+fn result(
+    output: &Path,
+    progress: &TrainProgress,
+    summary: &Summary,
+    adapter_bytes: Option<u64>,
+) -> serde_json::Value {
+    let (first, last) = progress.losses.unzip();
+    json!({
+        "output": output,
+        "finished": adapter_bytes.is_some(),
+        "steps": summary.steps,
+        "loss_first": first,
+        "loss_last": last,
+        "best": summary.best,
+        "seconds": progress.seconds,
+        "tokens": progress.tokens,
+        "tokens_per_second": progress.tokens_per_second(),
+        "trainable_parameters": progress.plan().map(|plan| plan.trainable),
+        "base_parameters": progress.plan().map(|plan| plan.total),
+        "adapter_bytes": adapter_bytes,
+    })
+}

@@ -1,0 +1,480 @@
+//! Generation against transformers' recorded continuations, and against the same model without cache, batch or padding.
+
+mod oracle;
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use oracle::{assert_close, tensors, tiny_llama};
+use reft_core::{Init, InterventionConfig, Method, Parameter};
+use reft_models::{
+    Adapter, BaseModel, Decoder, Error, Finish, Generated, GenerationConfig, Hooks, Layout, Mode,
+    NoHooks, PaddingSide, ReftAdapter, ReftConfig, Result, Row, Span, generate, generate_all,
+};
+use tch::{Device, Kind, Tensor};
+
+type Outcome = std::result::Result<(), Box<dyn std::error::Error>>;
+
+const BOTH_SIDES: [PaddingSide; 2] = [PaddingSide::Left, PaddingSide::Right];
+
+fn greedy(max_new_tokens: usize) -> GenerationConfig {
+    GenerationConfig { max_new_tokens, ..GenerationConfig::default() }
+}
+
+fn run(
+    decoder: &Decoder,
+    adapters: &[&dyn Adapter],
+    rows: &[Row],
+    config: &GenerationConfig,
+) -> Result<Vec<Generated>> {
+    generate(decoder, adapters, rows, config, &mut |_, _| ControlFlow::Continue(()))
+}
+
+fn ids(replies: &[Generated]) -> Vec<Vec<i64>> {
+    replies.iter().map(|reply| reply.ids.clone()).collect()
+}
+
+/// Three prompts of 14, 12 and 9 tokens.
+fn tiny_prompts() -> Result<Vec<Row>> {
+    let io = tensors("tiny_io.safetensors")?;
+    oracle::rows(&io["input_ids"], &io["attention_mask"])
+}
+
+/// Greedy decoding as it is defined: one row, no cache, everything computed again for every token.
+fn recomputed(
+    decoder: &Decoder,
+    adapter: Option<&dyn Adapter>,
+    prompt: &Row,
+    n: usize,
+) -> Result<Vec<i64>> {
+    let mut row = prompt.clone();
+    for _ in 0..n {
+        let virtual_tokens = adapter.map_or(0, |adapter| adapter.virtual_tokens());
+        let layout = Layout::new(vec![row.clone()], PaddingSide::Right)?;
+        let layout = layout.with_virtual_tokens(virtual_tokens);
+        let mut hooks: Box<dyn Hooks> = match adapter {
+            Some(adapter) => adapter.hooks(&layout, Mode::Eval)?,
+            None => Box::new(NoHooks),
+        };
+        let logits = oracle::logits_of(decoder, &layout, &mut *hooks)?;
+        row.input_ids.push(logits[0].select(0, -1).argmax(0, false).int64_value(&[]));
+    }
+    Ok(row.input_ids.split_off(prompt.input_ids.len()))
+}
+
+/// LoReFT far from the identity, on two layers.
+fn reft(decoder: &Decoder, positions: &str) -> Result<ReftAdapter> {
+    tch::manual_seed(7);
+    let intervention = InterventionConfig {
+        init: Some(Init::Reference),
+        ..InterventionConfig::new(Method::Loreft, 4)
+    };
+    let base = BaseModel::of(decoder.config(), "tiny");
+    let config = ReftConfig::new(&intervention, vec![0, 1], positions.parse()?, base);
+    ReftAdapter::new(config, decoder)
+}
+
+/// Trained input embeddings before the prompt, or trained keys and values before every layer's own: what a method outside of
+/// this crate builds on the hooks.
+struct VirtualTokens {
+    embeddings: Tensor,                             // [n, d]
+    prefix: Option<(usize, Vec<(Tensor, Tensor)>)>, // n, per layer [n_kv, n, d_h]
+}
+
+impl VirtualTokens {
+    fn prompt(decoder: &Decoder, n: i64) -> Self {
+        tch::manual_seed(8);
+        let d = decoder.config().hidden_size;
+        Self { embeddings: Tensor::randn([n, d], (Kind::Float, Device::Cpu)), prefix: None }
+    }
+
+    fn prefix(decoder: &Decoder, n: i64) -> Self {
+        let c = decoder.config();
+        let random =
+            || Tensor::randn([c.num_key_value_heads, n, c.head_dim], (Kind::Float, Device::Cpu));
+        let layers = (0..c.num_hidden_layers).map(|_| (random(), random())).collect();
+        Self { prefix: Some((n as usize, layers)), ..Self::prompt(decoder, 0) }
+    }
+}
+
+struct VirtualHooks<'a>(&'a VirtualTokens);
+
+impl Adapter for VirtualTokens {
+    fn method(&self) -> &str {
+        "virtual tokens"
+    }
+
+    fn parameters(&self) -> Vec<Parameter> {
+        Vec::new()
+    }
+
+    fn hooks<'a>(&'a self, _layout: &'a Layout, _mode: Mode) -> Result<Box<dyn Hooks + 'a>> {
+        Ok(Box::new(VirtualHooks(self)))
+    }
+
+    fn virtual_tokens(&self) -> usize {
+        self.embeddings.size()[0] as usize
+    }
+
+    fn state(&self) -> BTreeMap<String, Tensor> {
+        BTreeMap::new()
+    }
+
+    fn load_state(&mut self, _state: &BTreeMap<String, Tensor>) -> Result<()> {
+        Ok(())
+    }
+
+    fn save(&self, _dir: &std::path::Path) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Hooks for VirtualHooks<'_> {
+    fn embeddings(&mut self, h: Tensor, span: &Span) -> Result<Tensor> {
+        let indices = span.virtual_indices();
+        let n = self.0.embeddings.size()[0];
+        if n == 0 || indices.is_empty() {
+            return Ok(h);
+        }
+        let rows = indices.len() as i64 / n;
+        let size = h.size();
+        let flat = h.flatten(0, 1);
+        let embeddings = self.0.embeddings.repeat([rows, 1]);
+        Ok(flat.index_copy(0, &Tensor::from_slice(&indices), &embeddings).view(&*size))
+    }
+
+    fn prefix_length(&self) -> usize {
+        self.0.prefix.as_ref().map_or(0, |(n, _)| *n)
+    }
+
+    fn prefix(&mut self, layer: usize, span: &Span) -> Option<(Tensor, Tensor)> {
+        let b = span.layout.batch_size() as i64;
+        let (key, value) = &self.0.prefix.as_ref()?.1[layer];
+        let batched = |x: &Tensor| x.unsqueeze(0).repeat([b, 1, 1, 1]);
+        Some((batched(key), batched(value)))
+    }
+}
+
+/// Oracle: transformers 4.49, greedy, in `tests/oracle/smollm2/smollm2.json`.
+#[test]
+fn smollm2_continues_as_in_transformers_alone_and_batched() -> Outcome {
+    let recorded = oracle::json("smollm2/smollm2.json")?;
+    let decoder = oracle::smollm2()?;
+    let of = |name: &str| -> std::result::Result<Vec<Vec<i64>>, Box<dyn std::error::Error>> {
+        let cases = recorded["greedy"].as_array().ok_or("no greedy cases")?;
+        cases.iter().map(|case| Ok(serde_json::from_value(case[name].clone())?)).collect()
+    };
+    let (prompts, expected) = (of("prompt_ids")?, of("new_ids")?);
+    assert_eq!(expected.iter().map(Vec::len).collect::<Vec<_>>(), [8, 40, 32]);
+    let rows: Vec<Row> = prompts.into_iter().map(Row::prompt).collect();
+    let config = |padding| GenerationConfig { stop_ids: vec![2], padding, ..greedy(40) };
+    for (row, expected) in rows.iter().zip(&expected) {
+        let reply = run(&decoder, &[], std::slice::from_ref(row), &config(PaddingSide::Left))?;
+        assert_eq!(&reply[0].ids, expected);
+    }
+    for padding in BOTH_SIDES {
+        let replies = run(&decoder, &[], &rows, &config(padding))?;
+        assert_eq!(ids(&replies), expected, "{padding:?}");
+        let finishes: Vec<_> = replies.iter().map(|reply| reply.finish).collect();
+        assert_eq!(finishes, [Finish::Stop, Finish::Length, Finish::Stop]);
+    }
+    Ok(())
+}
+
+#[test]
+fn cached_and_batched_equals_recomputed_row_by_row() -> Outcome {
+    let rows = tiny_prompts()?;
+    let tiny = tiny_llama()?;
+    // windows and normalised keys, with the model's own batch of 23, 17 and 9 tokens of 64
+    let family = |name: &str| -> Result<(Decoder, Vec<Row>)> {
+        let decoder =
+            Decoder::open(&oracle::path("families").join(name), Kind::Float, Device::Cpu)?;
+        let io = tensors(&format!("families/{name}/io.safetensors"))?;
+        Ok((decoder, oracle::rows(&io["input_ids"], &io["attention_mask"])?))
+    };
+    for (decoder, rows) in [(tiny, rows), family("mistral")?, family("qwen3")?] {
+        let n = 24;
+        let expected: Vec<Vec<i64>> =
+            rows.iter().map(|row| recomputed(&decoder, None, row, n)).collect::<Result<_>>()?;
+        for padding in BOTH_SIDES {
+            let config = GenerationConfig { padding, ..greedy(n) };
+            let found = ids(&run(&decoder, &[], &rows, &config)?);
+            assert_eq!(found, expected, "{} {padding:?}", decoder.config().model_type);
+            let two = generate_all(&decoder, &[], &rows, 2, &config, &mut |_, _| {
+                ControlFlow::Continue(())
+            })?;
+            assert_eq!(ids(&two), expected, "two at a time");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn adapters_generate_in_a_padded_batch_what_they_generate_alone() -> Outcome {
+    let decoder = tiny_llama()?;
+    let rows = tiny_prompts()?;
+    let n = 16;
+    let base = ids(&run(&decoder, &[], &rows, &greedy(n))?);
+    let adapters: [Box<dyn Adapter>; 4] = [
+        Box::new(reft(&decoder, "f2+l2")?),
+        Box::new(reft(&decoder, "l1")?),
+        Box::new(VirtualTokens::prompt(&decoder, 3)),
+        Box::new(VirtualTokens::prefix(&decoder, 3)),
+    ];
+    for (i, adapter) in adapters.iter().enumerate() {
+        let expected: Vec<Vec<i64>> = rows
+            .iter()
+            .map(|row| recomputed(&decoder, Some(&**adapter), row, n))
+            .collect::<Result<_>>()?;
+        assert_ne!(expected, base, "test has no power: adapter {i} changes nothing");
+        for padding in BOTH_SIDES {
+            let config = GenerationConfig { padding, ..greedy(n) };
+            assert_eq!(
+                ids(&run(&decoder, &[&**adapter], &rows, &config)?),
+                expected,
+                "{i} {padding:?}"
+            );
+        }
+    }
+    let (reft, prefix) = (&*adapters[0], &*adapters[3]);
+    let both = ids(&run(&decoder, &[reft, prefix], &rows, &greedy(n))?);
+    assert_ne!(
+        both,
+        ids(&run(&decoder, &[prefix], &rows, &greedy(n))?),
+        "the first of two is lost"
+    );
+    Ok(())
+}
+
+#[test]
+fn two_adapters_with_virtual_tokens_or_prefixes_are_refused() -> Outcome {
+    let decoder = tiny_llama()?;
+    let rows = tiny_prompts()?;
+    let prompt = VirtualTokens::prompt(&decoder, 3);
+    let prefix = VirtualTokens::prefix(&decoder, 2);
+    for twice in [[&prompt as &dyn Adapter, &prompt], [&prefix, &prefix]] {
+        assert!(matches!(run(&decoder, &twice, &rows, &greedy(2)), Err(Error::Adapter { .. })));
+    }
+    assert!(run(&decoder, &[&prompt, &prefix], &rows, &greedy(2)).is_ok());
+    Ok(())
+}
+
+/// The decoded tokens cost what they cost the base model: after the prefill nothing of the adapter is left but the cache.
+#[test]
+fn decode_steps_are_bit_equal_to_the_base_model_given_the_same_cache() -> Outcome {
+    let decoder = tiny_llama()?;
+    let adapter = reft(&decoder, "f2+l2")?;
+    for padding in BOTH_SIDES {
+        let layout = Layout::new(tiny_prompts()?, padding)?;
+        let input_ids = layout.input_ids(Device::Cpu);
+        let prefill = || -> Result<_> {
+            let mut hooks = adapter.hooks(&layout, Mode::Eval)?;
+            let mut cache = decoder.kv_cache(3, 20);
+            let h = decoder.hidden_states(
+                &input_ids,
+                &layout.whole(),
+                Some(&mut cache),
+                &mut *hooks,
+            )?;
+            drop(hooks);
+            Ok((h, cache))
+        };
+        let (edited, mut cache) = prefill()?;
+        let (_, mut same) = prefill()?;
+        let plain = decoder.hidden_states(&input_ids, &layout.whole(), None, &mut NoHooks)?;
+        assert!(
+            (edited - plain).abs().max().double_value(&[]) > 0.1,
+            "test has no power: nothing is edited"
+        );
+        let mut hooks = adapter.hooks(&layout, Mode::Eval)?;
+        for step in 0..6 {
+            let next = Tensor::from_slice(&[step * 7 + 1, step + 50, 90 - step]).unsqueeze(1);
+            let column = layout.width() + step as usize;
+            let span = Span { layout: &layout, columns: column..column + 1 };
+            let with = decoder.hidden_states(&next, &span, Some(&mut cache), &mut *hooks)?;
+            let without = decoder.hidden_states(&next, &span, Some(&mut same), &mut NoHooks)?;
+            assert!(with.equal(&without), "step {step}, {padding:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn an_adapted_batch_of_one_equals_padded_batches() -> Outcome {
+    let decoder = tiny_llama()?;
+    let adapter = reft(&decoder, "f2+l2")?;
+    let rows = tiny_prompts()?;
+    let adapted = |rows: &[Row], padding| {
+        let layout = Layout::new(rows.to_vec(), padding)?;
+        let mut hooks = adapter.hooks(&layout, Mode::Eval)?;
+        oracle::logits_of(&decoder, &layout, &mut *hooks)
+    };
+    let (left, right) = (adapted(&rows, PaddingSide::Left)?, adapted(&rows, PaddingSide::Right)?);
+    for (i, row) in rows.iter().enumerate() {
+        let alone = &adapted(std::slice::from_ref(row), PaddingSide::Right)?[0];
+        // f32, |logits| up to 6: sums over other row counts in another order, measured 3e-6
+        assert_close("left-padded", &left[i], alone, 1e-5);
+        assert_close("right-padded", &right[i], alone, 1e-5);
+    }
+    Ok(())
+}
+
+#[test]
+fn samples_follow_from_the_seed_and_not_from_the_batch() -> Outcome {
+    let decoder = tiny_llama()?;
+    let mut rows = tiny_prompts()?;
+    rows.push(rows[0].clone());
+    let sampled = |seed, batch_size, padding| -> Result<_> {
+        let config = GenerationConfig {
+            temperature: 1.3,
+            top_k: Some(90),
+            top_p: 0.98,
+            seed,
+            padding,
+            ..greedy(20)
+        };
+        let go_on = &mut |_, _| ControlFlow::Continue(());
+        Ok(ids(&generate_all(&decoder, &[], &rows, batch_size, &config, go_on)?))
+    };
+    let expected = sampled(5, 4, PaddingSide::Left)?;
+    for batch_size in 1..4 {
+        assert_eq!(sampled(5, batch_size, PaddingSide::Left)?, expected, "{batch_size} at a time");
+    }
+    assert_eq!(sampled(5, 4, PaddingSide::Right)?, expected);
+    assert_ne!(sampled(6, 4, PaddingSide::Left)?, expected);
+    assert_ne!(expected[0], expected[3], "equal prompts draw apart");
+    Ok(())
+}
+
+#[test]
+fn penalties_look_at_prompt_and_reply() -> Outcome {
+    let decoder = tiny_llama()?;
+    let rows = tiny_prompts()?;
+    let config = GenerationConfig { no_repeat_ngram_size: Some(1), ..greedy(60) };
+    for (row, reply) in rows.iter().zip(run(&decoder, &[], &rows, &config)?) {
+        let mut seen: Vec<i64> = row.input_ids.clone();
+        seen.sort_unstable();
+        seen.dedup();
+        let n = seen.len() + reply.ids.len();
+        seen.extend(&reply.ids);
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen.len(), n, "a token stands twice: {:?}", reply.ids);
+    }
+    let plain = ids(&run(&decoder, &[], &rows, &greedy(30))?);
+    let penalty = GenerationConfig { repetition_penalty: 1.4, ..greedy(30) };
+    let penalized = ids(&run(&decoder, &[], &rows, &penalty)?);
+    let distinct = |replies: &[Vec<i64>]| {
+        replies
+            .iter()
+            .map(|ids| ids.iter().collect::<std::collections::BTreeSet<_>>().len())
+            .sum::<usize>()
+    };
+    assert!(distinct(&penalized) > distinct(&plain), "{penalized:?}\n{plain:?}");
+    Ok(())
+}
+
+#[test]
+fn finished_rows_leave_and_the_others_go_on_unchanged() -> Outcome {
+    let decoder = tiny_llama()?;
+    let rows = tiny_prompts()?;
+    let full = ids(&run(&decoder, &[], &rows, &greedy(12))?);
+    let stop = full[1][3];
+    let config = |padding| GenerationConfig { stop_ids: vec![stop], padding, ..greedy(12) };
+    for padding in BOTH_SIDES {
+        let mut streamed = vec![Vec::new(); 3];
+        let replies = generate(&decoder, &[], &rows, &config(padding), &mut |row, id| {
+            streamed[row].push(id);
+            ControlFlow::Continue(())
+        })?;
+        assert_eq!(ids(&replies), streamed);
+        for (reply, full) in replies.iter().zip(&full) {
+            let end = full.iter().position(|&id| id == stop);
+            assert_eq!(reply.ids, full[..end.map_or(12, |end| end + 1)]);
+            assert_eq!(reply.finish, if end.is_some() { Finish::Stop } else { Finish::Length });
+            assert_eq!(reply.text_ids(), &full[..end.unwrap_or(12)]);
+        }
+        assert!(replies.iter().any(|reply| reply.finish == Finish::Length), "test has no power");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_caller_can_break_off() -> Outcome {
+    let decoder = tiny_llama()?;
+    let rows = tiny_prompts()?;
+    let mut n = 0;
+    let replies = generate_all(&decoder, &[], &rows, 2, &greedy(12), &mut |_, _| {
+        n += 1;
+        if n == 5 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    assert_eq!(replies.iter().map(|reply| reply.ids.len()).collect::<Vec<_>>(), [3, 2, 0]);
+    assert!(replies.iter().all(|reply| reply.finish == Finish::Cancelled));
+    Ok(())
+}
+
+#[test]
+fn replies_end_where_the_context_does() -> Outcome {
+    let decoder = tiny_llama()?; // 256 positions
+    let mut rows = tiny_prompts()?;
+    rows.push(Row::prompt((0..254).map(|i| i % 128).collect()));
+    let replies = run(&decoder, &[], &rows, &greedy(5))?;
+    let lengths: Vec<_> = replies.iter().map(|reply| reply.ids.len()).collect();
+    assert_eq!(lengths, [5, 5, 5, 2]);
+    let prefix = VirtualTokens::prefix(&decoder, 2);
+    assert!(matches!(
+        run(&decoder, &[&prefix], &rows, &greedy(5)),
+        Err(Error::ContextFull { index: 3, length: 256, context: 256 })
+    ));
+    Ok(())
+}
+
+#[test]
+fn impossible_requests_are_refused() -> Outcome {
+    let decoder = tiny_llama()?;
+    let rows = tiny_prompts()?;
+    let with = |ids: Vec<i64>| [rows[0].clone(), Row::prompt(ids)];
+    assert!(matches!(run(&decoder, &[], &[], &greedy(2)), Err(Error::EmptyBatch)));
+    assert!(matches!(run(&decoder, &[], &with(vec![]), &greedy(2)), Err(Error::EmptyBatch)));
+    for id in [128, -1] {
+        let refused = run(&decoder, &[], &with(vec![5, id]), &greedy(2));
+        assert!(
+            matches!(refused, Err(Error::TokenId { id: found, vocab_size: 128 }) if found == id)
+        );
+    }
+    assert!(matches!(
+        run(&decoder, &[], &rows, &greedy(0)),
+        Err(Error::Generation { option: "max_new_tokens", .. })
+    ));
+    let none =
+        generate_all(&decoder, &[], &rows, 0, &greedy(2), &mut |_, _| ControlFlow::Continue(()));
+    assert!(matches!(none, Err(Error::Generation { option: "batch_size", .. })));
+    Ok(())
+}
+
+#[test]
+fn logits_that_are_nan_are_an_error_and_no_token() -> Outcome {
+    let decoder = tiny_llama()?;
+    let broken = VirtualTokens {
+        embeddings: Tensor::full([1, 64], f64::NAN, (Kind::Float, Device::Cpu)),
+        prefix: None,
+    };
+    for config in [greedy(3), GenerationConfig { temperature: 1.0, ..greedy(3) }] {
+        let refused = run(&decoder, &[&broken], &tiny_prompts()?, &config);
+        assert!(matches!(refused, Err(Error::NanLogits { index: 0, generated: 0 })), "{refused:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn generation_leaves_no_graph() -> Outcome {
+    let decoder = tiny_llama()?;
+    let adapter = reft(&decoder, "l1")?;
+    run(&decoder, &[&adapter], &tiny_prompts()?, &greedy(3))?;
+    for parameter in adapter.parameters() {
+        assert!(!parameter.tensor.grad().defined());
+    }
+    let h = Tensor::ones([2], (Kind::Float, Device::Cpu)).set_requires_grad(true) * 2.0;
+    assert!(h.requires_grad(), "the caller's autograd is on again");
+    Ok(())
+}

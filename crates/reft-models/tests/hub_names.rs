@@ -1,0 +1,185 @@
+//! Model names: directories as they are, names through the hub's cache, downloads where the network allows.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+
+use reft_models::{Error, Hub, resolve_model};
+use serde_json::json;
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+const COMMIT: &str = "0123abcd";
+
+/// A model in a hub cache, laid out as huggingface_hub does.
+fn cache_model(cache: &Path, name: &str, files: &[(&str, &str)]) -> std::io::Result<PathBuf> {
+    let root = cache.join(format!("models--{}", name.replace('/', "--")));
+    let snapshot = root.join("snapshots").join(COMMIT);
+    fs::create_dir_all(&snapshot)?;
+    fs::create_dir_all(root.join("refs"))?;
+    fs::write(root.join("refs/main"), COMMIT)?;
+    for (file, text) in files {
+        fs::write(snapshot.join(file), text)?;
+    }
+    Ok(snapshot)
+}
+
+fn reason(result: Result<PathBuf, Error>) -> String {
+    match result {
+        Err(Error::UnknownModel { reason, .. }) => reason,
+        other => format!("not refused: {other:?}"),
+    }
+}
+
+#[test]
+fn directories_and_gguf_files_are_taken_as_they_are() -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().to_str().ok_or("a path that is not UTF-8")?;
+    assert_eq!(resolve_model(path)?, directory.path());
+    let gguf = directory.path().join("model.GGUF");
+    fs::write(&gguf, "")?;
+    assert_eq!(resolve_model(&gguf.to_string_lossy())?, gguf);
+    let other = directory.path().join("model.bin");
+    fs::write(&other, "")?;
+    assert!(reason(resolve_model(&other.to_string_lossy())).contains("it is a file"));
+    Ok(())
+}
+
+#[test]
+fn a_whole_model_in_the_cache_needs_no_network() -> Outcome {
+    let cache = tempfile::tempdir()?;
+    let hub = Hub::new(cache.path()).with_endpoint("http://127.0.0.1:1"); // nobody listens there
+    let needed = [("config.json", "{}"), ("tokenizer.json", "{}")];
+    let single = [needed.as_slice(), &[("model.safetensors", "")]].concat();
+    let snapshot = cache_model(cache.path(), "org/single", &single)?;
+    assert_eq!(hub.resolve("org/single")?, snapshot);
+    let index = r#"{"weight_map": {"w": "a.safetensors", "v": "b.safetensors"}}"#;
+    let shards =
+        [("model.safetensors.index.json", index), ("a.safetensors", ""), ("b.safetensors", "")];
+    let snapshot =
+        cache_model(cache.path(), "org/sharded", &[needed.as_slice(), &shards].concat())?;
+    assert_eq!(hub.with_offline(true).resolve("org/sharded")?, snapshot);
+    Ok(())
+}
+
+#[test]
+fn what_the_cache_lacks_is_named() -> Outcome {
+    let cache = tempfile::tempdir()?;
+    let index = r#"{"weight_map": {"w": "a.safetensors", "v": "b.safetensors"}}"#;
+    let files =
+        [("config.json", "{}"), ("model.safetensors.index.json", index), ("a.safetensors", "")];
+    cache_model(cache.path(), "org/part", &files)?;
+    let offline = Hub::new(cache.path()).with_offline(true);
+    let found = reason(offline.resolve("org/part"));
+    assert!(
+        found.contains("tokenizer.json, b.safetensors") && found.contains("HF_HUB_OFFLINE"),
+        "{found}"
+    );
+    let found = reason(offline.resolve("org/absent"));
+    assert!(found.contains("lacks all of it"), "{found}");
+    let online = offline.with_offline(false).with_endpoint("http://127.0.0.1:1");
+    let found = reason(online.resolve("org/part"));
+    assert!(
+        found.contains("no such directory") && found.contains("http://127.0.0.1:1 gives"),
+        "{found}"
+    );
+    Ok(())
+}
+
+#[test]
+fn what_is_no_hub_name_is_never_looked_up() {
+    let hub = Hub::new("no such cache").with_endpoint("http://127.0.0.1:1");
+    for name in [
+        "",
+        "models",
+        "../up",
+        "a/b/c",
+        "/no/such/dir",
+        "org/",
+        "or g/name",
+        "org/.hidden",
+        "org/na?me",
+    ] {
+        let found = reason(hub.resolve(name));
+        assert!(found.contains("organisation/name"), "{name:?}: {found}");
+    }
+}
+
+/// The files of one model on a server that speaks as much of the hub's language as a download needs.
+const SERVED: [(&str, &str); 5] = [
+    ("config.json", r#"{"model_type": "llama"}"#),
+    ("tokenizer.json", "{}"),
+    ("generation_config.json", r#"{"eos_token_id": 2}"#),
+    ("model.safetensors", "weights"),
+    ("pytorch_model.bin", "never asked for"),
+];
+
+/// Answers one request; says which path was asked for.
+fn answer(stream: TcpStream) -> std::io::Result<String> {
+    let mut lines = BufReader::new(stream.try_clone()?).lines();
+    let request = lines.next().transpose()?.unwrap_or_default();
+    let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
+    let mut range = None;
+    for line in lines {
+        let line = line?.to_lowercase();
+        if line.is_empty() {
+            break;
+        }
+        range = line.strip_prefix("range: bytes=").map(str::to_owned).or(range);
+    }
+    let siblings: Vec<_> = SERVED.iter().map(|(name, _)| json!({ "rfilename": name })).collect();
+    let info = json!({ "siblings": siblings, "sha": COMMIT }).to_string();
+    let (status, body) = if path == "/api/models/org/served/revision/main" {
+        ("200 OK", info.as_str())
+    } else {
+        let file = path.strip_prefix("/org/served/resolve/main/").unwrap_or_default();
+        match SERVED.iter().find(|(name, _)| *name == file) {
+            Some((_, text)) => ("206 Partial Content", *text),
+            None => ("404 Not Found", ""),
+        }
+    };
+    let (from, to) = range.as_deref().and_then(|range| range.split_once('-')).unwrap_or(("0", ""));
+    let from: usize = from.parse().unwrap_or(0);
+    let to = to.parse().map_or(body.len(), |to: usize| to + 1).min(body.len());
+    let mut stream = stream;
+    write!(
+        stream,
+        "HTTP/1.1 {status}\r\ncontent-length: {}\r\ncontent-range: bytes {from}-{}/{}\r\netag: \"{}\"\r\n\
+         x-repo-commit: {COMMIT}\r\nconnection: close\r\n\r\n{}",
+        to - from,
+        to.saturating_sub(1),
+        body.len(),
+        path.replace('/', "-"),
+        &body[from..to],
+    )?;
+    Ok(path)
+}
+
+#[test]
+fn a_model_is_downloaded_once_and_without_what_is_not_needed() -> Outcome {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let endpoint = format!("http://{}", listener.local_addr()?);
+    let (sender, asked) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            if let Ok(path) = answer(stream)
+                && sender.send(path).is_err()
+            {
+                break;
+            }
+        }
+    });
+    let cache = tempfile::tempdir()?;
+    let hub = Hub::new(cache.path()).with_endpoint(endpoint);
+    let snapshot = hub.resolve("org/served")?;
+    for (file, text) in &SERVED[..4] {
+        assert_eq!(fs::read_to_string(snapshot.join(file))?, *text);
+    }
+    let requests: Vec<String> = asked.try_iter().collect();
+    assert!(requests.iter().any(|path| path.ends_with("model.safetensors")));
+    assert!(!requests.iter().any(|path| path.ends_with("pytorch_model.bin")), "{requests:?}");
+    assert_eq!(hub.with_offline(true).resolve("org/served")?, snapshot);
+    assert_eq!(asked.try_iter().count(), 0, "the second time needs no network");
+    Ok(())
+}

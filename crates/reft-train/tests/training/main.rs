@@ -1,0 +1,9 @@
+//! Whole training runs on the tiny model of `tests/oracle`.
+
+mod kinds;
+mod oracle;
+mod orthonormality;
+mod resume;
+mod run;
+mod templates;
+mod tiny_llama;

@@ -1,0 +1,79 @@
+//! The tiny model, its oracle files, and examples for it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use reft_core::{InterventionConfig, MapKind, Method};
+use reft_models::{BaseModel, Decoder, ReftAdapter, ReftConfig, Row, load_safetensors};
+use reft_train::{Example, IGNORE_INDEX};
+use tch::{Device, Kind, Tensor};
+
+pub type TestResult = Result<(), Box<dyn std::error::Error>>;
+
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Keeps other tests of this program from training at the same time: libtorch has one random number generator for all.
+pub fn alone() -> MutexGuard<'static, ()> {
+    let guard = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    tch::set_num_threads(1); // sums in one order
+    guard
+}
+
+pub fn oracle_path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/oracle").join(name)
+}
+
+pub fn oracle_tensors(name: &str) -> reft_models::Result<BTreeMap<String, Tensor>> {
+    load_safetensors(&oracle_path(&format!("{name}.safetensors")))
+}
+
+pub fn oracle_json(name: &str) -> Result<serde_json::Value, Box<dyn std::error::Error>> {
+    Ok(serde_json::from_str(&std::fs::read_to_string(oracle_path(&format!("{name}.json")))?)?)
+}
+
+pub fn decoder(kind: Kind) -> reft_models::Result<Decoder> {
+    Decoder::open(&oracle_path("tiny_llama"), kind, Device::Cpu)
+}
+
+/// An adapter of rank 4 at layers 1 and 3, on the first two and last two prompt tokens.
+pub fn config(decoder: &Decoder, method: Method, map: MapKind, dropout: f64) -> ReftConfig {
+    let intervention =
+        InterventionConfig { orthonormal_map: map, dropout, ..InterventionConfig::new(method, 4) };
+    let positions = "f2+l2".parse().expect("invariant: well formed");
+    ReftConfig::new(&intervention, vec![1, 3], positions, BaseModel::of(decoder.config(), "tiny"))
+}
+
+pub fn adapter(
+    decoder: &Decoder,
+    map: MapKind,
+    dropout: f64,
+    seed: i64,
+) -> reft_models::Result<ReftAdapter> {
+    tch::manual_seed(seed);
+    ReftAdapter::new(config(decoder, Method::Loreft, map, dropout), decoder)
+}
+
+/// `n` examples of unequal lengths and prompts; half of the completion's tokens follow from the prompt, so there is something to learn.
+pub fn examples(n: usize) -> Vec<Example> {
+    (0..n as i64)
+        .map(|i| {
+            let (prompt_length, length) = (3 + (i * 5) % 7, 6 + (i * 5) % 7 + (i * 3) % 5);
+            let input_ids: Vec<i64> = (0..length)
+                .map(|t| if t % 2 == 0 { 5 + i % 3 } else { 3 + (i * 31 + t * 17) % 120 })
+                .collect();
+            let prompt_length = prompt_length as usize;
+            let mut labels = vec![IGNORE_INDEX; prompt_length];
+            labels.extend(&input_ids[prompt_length..]);
+            let row = Row { input_ids, prompt_length, subspace: None };
+            Example { id: format!("row {}", i + 1), row, labels }
+        })
+        .collect()
+}
+
+/// The largest difference of two tensors, as a share of the largest entry of the second.
+pub fn relative_difference(found: &Tensor, expected: &Tensor) -> f64 {
+    assert_eq!(found.size(), expected.size());
+    let difference = (found - expected).abs().max().double_value(&[]);
+    difference / expected.abs().max().double_value(&[])
+}
