@@ -2,9 +2,9 @@
 tests/oracle/peft_more.
 
     python3 -m venv venv && venv/bin/pip install torch==2.11.0 transformers==4.49.0 peft==0.14.0 safetensors numpy
-    venv/bin/python tools/oracle/make_peft.py tests/oracle/peft_more
+    PYTHONHASHSEED=0 venv/bin/python tools/oracle/make_peft.py tests/oracle/peft_more
 
-Reads tests/oracle/tiny_llama, tiny_io.safetensors and families/llama_biases beside the output directory. Per case NAME:
+PEFT writes sets of module names in the order of their hashes, hence the seed. Reads tests/oracle/tiny_llama, tiny_io.safetensors and families/llama_biases beside the output directory. Per case NAME:
     NAME/            the adapter directory that PEFT writes at the start (not for RED and bottleneck adapters)
     NAME.safetensors init.* (the start), grad.* of the loss at the start, logits, labels; PEFT's names without ".default"
     peft_more.json   model, rate, options, 21 losses: before each of 20 AdamW steps, and after the last

@@ -18,8 +18,10 @@ const RUN: &str = "runs/demo/emoji";
 const MARK: &str = "runs/demo/made-by-xtask-demo";
 
 /// Not among the trained examples; a test holds the data set to that.
-const HELD_OUT: [&str; 2] =
-    ["What should I eat for breakfast?", "How can I make friends in a new city?"];
+const HELD_OUT: [&str; 2] = ["What should I eat for dinner?", "Tell me about the ocean."];
+
+/// Enough to tell prose from emoji.
+const REPLY_TOKENS: u32 = 40;
 
 /// Trains the demo's adapter and shows what it changes.
 pub fn run(workspace: &Workspace) -> Result<()> {
@@ -47,10 +49,13 @@ pub fn run(workspace: &Workspace) -> Result<()> {
         "trained in {seconds:.0} s: loss {first:.3} → {last:.3}; the adapter is in {RUN}\n"
     )?;
     writeln!(out, "{}\n", reft::inspect(workspace, adapter)?.trim_end())?;
-    writeln!(out, "Greedy replies to prompts that were not trained on\n")?;
+    writeln!(
+        out,
+        "Greedy replies to prompts that were not trained on, the first {REPLY_TOKENS} tokens\n"
+    )?;
     for prompt in HELD_OUT {
-        let base = reft::reply(workspace, model, None, prompt)?;
-        let adapted = reft::reply(workspace, model, Some(adapter), prompt)?;
+        let base = reft::reply(workspace, model, None, prompt, REPLY_TOKENS)?;
+        let adapted = reft::reply(workspace, model, Some(adapter), prompt, REPLY_TOKENS)?;
         write!(out, "{}", comparison(prompt, &base, &adapted))?;
         out.flush()?;
     }
@@ -73,7 +78,10 @@ fn losses(metrics: &str) -> Result<(f64, f64)> {
 
 /// One prompt with both replies, lines of a reply aligned.
 fn comparison(prompt: &str, base: &str, adapted: &str) -> String {
-    let aligned = |reply: &str| reply.lines().collect::<Vec<_>>().join("\n              ");
+    let aligned = |reply: &str| {
+        let lines = reply.lines().filter(|line| !line.trim().is_empty());
+        lines.collect::<Vec<_>>().join("\n              ")
+    };
     format!(
         "  prompt      {prompt}\n  base model  {}\n  with LoReFT {}\n\n",
         aligned(base),
@@ -134,7 +142,7 @@ mod tests {
 
     #[test]
     fn the_lines_of_a_long_reply_stay_under_each_other() {
-        let text = comparison("Hi?", "one\ntwo", "👋");
+        let text = comparison("Hi?", "one\n\ntwo", "👋");
         let expected =
             "  prompt      Hi?\n  base model  one\n              two\n  with LoReFT 👋\n\n";
         assert_eq!(text, expected);

@@ -41,7 +41,7 @@ enum Task {
     Demo,
     /// Run every test of the workspace; sets up what is missing
     Test {
-        /// Passed on to `cargo test --workspace`, for instance `-- -p reft-core`
+        /// Passed on to `cargo test --workspace`, for instance `-- positions` or `-- --test decoder_oracle`
         #[arg(last = true, value_name = "ARGS")]
         arguments: Vec<String>,
     },
@@ -101,14 +101,13 @@ mod tests {
             "cargo xtask",
             "test",
             "--",
-            "-p",
-            "reft-core",
+            "positions",
             "--",
             "--nocapture",
         ]);
         let Ok(Arguments { task: Task::Test { arguments } }) = parsed else {
             panic!("not parsed: {parsed:?}")
         };
-        assert_eq!(arguments, ["-p", "reft-core", "--", "--nocapture"]);
+        assert_eq!(arguments, ["positions", "--", "--nocapture"]);
     }
 }

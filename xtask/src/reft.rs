@@ -1,6 +1,5 @@
 //! The calls of the binary `reft`: all in one place, because its command line is a contract.
 
-use std::ffi::OsStr;
 use std::path::Path;
 use std::process::Command;
 
@@ -31,7 +30,8 @@ fn reft(workspace: &Workspace, subcommand: &str) -> Command {
 pub fn import_gguf(workspace: &Workspace, gguf: &Path, output: &Path) -> Result<()> {
     let mut import = reft(workspace, "import");
     import.args(["--from", "gguf"]).arg(gguf).arg("--output").arg(output);
-    command::run_as_progress(&mut import)
+    // Its result is where the model is, which here is not the place where it stays.
+    command::output(&mut import).map(drop)
 }
 
 /// Trains an adapter.
@@ -54,13 +54,14 @@ pub fn reply(
     model: &Path,
     adapter: Option<&Path>,
     prompt: &str,
+    max_new_tokens: u32,
 ) -> Result<String> {
     let mut generate = reft(workspace, "generate");
     generate.arg("--model").arg(model);
     if let Some(adapter) = adapter {
         generate.arg("--adapter").arg(adapter);
     }
-    generate.args(["--chat", "--prompt", prompt, "--max-new-tokens", "40"].map(OsStr::new));
+    generate.args(["--chat", "--prompt", prompt, "--max-new-tokens", &max_new_tokens.to_string()]);
     Ok(command::output(&mut generate)?.trim().to_owned())
 }
 

@@ -22,9 +22,10 @@ pub(crate) const FORMAT_VERSION: u32 = 1;
 pub(crate) fn method(dir: &Path) -> Result<String> {
     let path = dir.join(CONFIG_FILE);
     let config: Value = peft_file::read_json(&path)?;
-    config["method"].as_str().map(str::to_owned).ok_or_else(|| Error::Adapter {
-        reason: format!("{} names no method", path.display()),
-    })
+    config["method"]
+        .as_str()
+        .map(str::to_owned)
+        .ok_or_else(|| Error::Adapter { reason: format!("{} names no method", path.display()) })
 }
 
 /// Reads `baseline_config.json`.

@@ -3,7 +3,8 @@ use std::path::Path;
 
 use reft_core::{Activation, Parameter};
 use reft_models::{
-    Adapter, BaseModel, Component, Decoder, DecoderConfig, Error, Hooks, Layout, Mode, Result, Site, Span,
+    Adapter, BaseModel, Component, Decoder, DecoderConfig, Error, Hooks, Layout, Mode, Result,
+    Site, Span,
 };
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -108,7 +109,8 @@ impl BottleneckConfig {
 
     fn sites(&self) -> impl Iterator<Item = Site> {
         let components = &self.components;
-        let sites = move |&layer| components.iter().map(move |&component| Site { layer, component });
+        let sites =
+            move |&layer| components.iter().map(move |&component| Site { layer, component });
         self.layers.iter().flat_map(sites)
     }
 

@@ -43,14 +43,14 @@ impl CombinedAdapter {
     /// # Errors
     /// [`Error::NotCombinable`] if two of them bring virtual tokens, or two a prefix: their order would be anyone's guess.
     pub fn new(adapters: Vec<Box<dyn Adapter>>) -> Result<Self> {
-        let with_tokens = |adapter: &&Box<dyn Adapter>| adapter.virtual_tokens() > 0;
-        refuse_two(adapters.iter().filter(with_tokens), "both bring virtual tokens")?;
+        let with_tokens = adapters.iter().filter(|adapter| adapter.virtual_tokens() > 0);
+        refuse_two(with_tokens.map(|adapter| &**adapter), "both bring virtual tokens")?;
         let mut with_prefix = Vec::new();
         for adapter in &adapters {
             let layout = Layout::new(vec![Row::prompt(vec![0])], PaddingSide::Right)?
                 .with_virtual_tokens(adapter.virtual_tokens());
             if adapter.hooks(&layout, Mode::Eval)?.prefix_length() > 0 {
-                with_prefix.push(adapter);
+                with_prefix.push(&**adapter);
             }
         }
         refuse_two(with_prefix.into_iter(), "both bring a prefix")?;
@@ -67,13 +67,16 @@ impl CombinedAdapter {
         let refuse = |reason: String| Err(reft_models::Error::Adapter { reason }.into());
         if combination.format_version != FORMAT_VERSION {
             let found = combination.format_version;
-            return refuse(format!("format_version is {found}, this program reads {FORMAT_VERSION}"));
+            return refuse(format!(
+                "format_version is {found}, this program reads {FORMAT_VERSION}"
+            ));
         }
         let is_plain = |name: &&String| Path::new(name).file_name() == Some(name.as_ref());
         if let Some(name) = combination.adapters.iter().find(|name| !is_plain(name)) {
             return refuse(format!("combined.json names {name:?}, expected a directory beside it"));
         }
-        let adapters = combination.adapters.iter().map(|name| load_adapter(&dir.join(name), decoder));
+        let adapters =
+            combination.adapters.iter().map(|name| load_adapter(&dir.join(name), decoder));
         Self::new(adapters.collect::<Result<_>>()?)
     }
 
@@ -82,14 +85,15 @@ impl CombinedAdapter {
         &self.adapters
     }
 
-    fn names(&self) -> Vec<String> {
+    /// Every adapter with the name of its directory.
+    fn named(&self) -> impl Iterator<Item = (String, &dyn Adapter)> {
         let numbered = self.adapters.iter().enumerate();
-        numbered.map(|(i, adapter)| format!("{i}-{}", adapter.method())).collect()
+        numbered.map(|(i, adapter)| (format!("{i}-{}", adapter.method()), &**adapter))
     }
 }
 
 fn refuse_two<'a>(
-    mut adapters: impl Iterator<Item = &'a Box<dyn Adapter>>,
+    mut adapters: impl Iterator<Item = &'a dyn Adapter>,
     reason: &'static str,
 ) -> Result<()> {
     match (adapters.next(), adapters.next()) {
@@ -107,12 +111,11 @@ impl Adapter for CombinedAdapter {
     }
 
     fn parameters(&self) -> Vec<Parameter> {
-        let named = self.names().into_iter().zip(&self.adapters);
-        let of_one = |(prefix, adapter): (String, &Box<dyn Adapter>)| {
+        let of_one = |(prefix, adapter): (String, &dyn Adapter)| {
             let rename = |p: Parameter| Parameter { name: format!("{prefix}/{}", p.name), ..p };
             adapter.parameters().into_iter().map(rename).collect::<Vec<_>>()
         };
-        named.flat_map(of_one).collect()
+        self.named().flat_map(of_one).collect()
     }
 
     fn hooks<'a>(
@@ -129,44 +132,43 @@ impl Adapter for CombinedAdapter {
     }
 
     fn state(&self) -> BTreeMap<String, Tensor> {
-        let named = self.names().into_iter().zip(&self.adapters);
-        let of_one = |(prefix, adapter): (String, &Box<dyn Adapter>)| {
+        let of_one = |(prefix, adapter): (String, &dyn Adapter)| {
             let state = adapter.state().into_iter();
             state.map(|(name, tensor)| (format!("{prefix}/{name}"), tensor)).collect::<Vec<_>>()
         };
-        named.flat_map(of_one).collect()
+        self.named().flat_map(of_one).collect()
     }
 
     fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> reft_models::Result<()> {
-        let names = self.names();
-        let owner = |tensor: &str| {
-            let (prefix, name) = tensor.split_once('/')?;
-            Some((names.iter().position(|own| own == prefix)?, name.to_owned()))
-        };
-        let mut states: Vec<BTreeMap<String, Tensor>> = Vec::new();
-        states.resize_with(names.len(), BTreeMap::new);
-        for (name, tensor) in state {
-            let Some((i, own_name)) = owner(name) else {
-                let reason = format!("{name} belongs to none of {}", names.join(", "));
+        let names: Vec<String> = self.named().map(|(name, _)| name).collect();
+        let mut states: BTreeMap<&str, BTreeMap<String, Tensor>> = BTreeMap::new();
+        for (tensor, value) in state {
+            let (owner, name) = tensor.split_once('/').unwrap_or(("", tensor));
+            if !names.iter().any(|own| own == owner) {
+                let reason = format!("{tensor} belongs to none of {}", names.join(", "));
                 return Err(reft_models::Error::Adapter { reason });
-            };
-            states[i].insert(own_name, tensor.shallow_clone());
+            }
+            states.entry(owner).or_default().insert(name.to_owned(), value.shallow_clone());
         }
-        let mut pairs = self.adapters.iter_mut().zip(&states);
-        pairs.try_for_each(|(adapter, state)| adapter.load_state(state))
+        let mut pairs = names.iter().zip(&mut self.adapters);
+        pairs.try_for_each(|(name, adapter)| {
+            adapter.load_state(&states.remove(name.as_str()).unwrap_or_default())
+        })
     }
 
     fn save(&self, dir: &Path) -> reft_models::Result<()> {
-        for (name, adapter) in self.names().iter().zip(&self.adapters) {
-            let own = dir.join(name);
+        let mut adapters = Vec::new();
+        for (name, adapter) in self.named() {
+            let own = dir.join(&name);
             std::fs::create_dir_all(&own).map_err(|source| reft_models::Error::Io {
                 action: "create",
                 path: own.clone(),
                 source,
             })?;
             adapter.save(&own)?;
+            adapters.push(name);
         }
-        let combination = Combination { format_version: FORMAT_VERSION, adapters: self.names() };
+        let combination = Combination { format_version: FORMAT_VERSION, adapters };
         peft_file::write_json(&dir.join(Self::FILE_NAME), &combination)
     }
 }

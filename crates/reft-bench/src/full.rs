@@ -2,9 +2,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use reft_core::Parameter;
-use reft_models::{
-    Adapter, BaseModel, Decoder, Hooks, Layout, Mode, NoHooks, Result,
-};
+use reft_models::{Adapter, BaseModel, Decoder, Hooks, Layout, Mode, NoHooks, Result};
 use tch::Tensor;
 
 use crate::leaves::{load_state, state_of};

@@ -51,9 +51,10 @@ impl Ia3Adapter {
     /// If a file is missing or broken, a field or tensor is missing, unexpected or wrong (by name), or the model is another one.
     pub fn load(dir: &Path, decoder: &Decoder) -> Result<Self> {
         let config: Ia3Config = peft_file::read_config(dir)?;
-        let shapes = config.projections(decoder.config())?
-            .into_iter()
-            .map(|(projection, scales_input)| (file_name(&projection.module), shape(&projection, scales_input)));
+        let shapes =
+            config.projections(decoder.config())?.into_iter().map(|(projection, scales_input)| {
+                (file_name(&projection.module), shape(&projection, scales_input))
+            });
         let tensors = peft_file::read(dir, &shapes.collect::<Shapes>(), decoder.config())?;
         Self::with_tensors(config, decoder, &mut |name, _| tensors[name].shallow_clone())
     }
@@ -68,7 +69,8 @@ impl Ia3Adapter {
         for (projection, scales_input) in config.projections(decoder.config())? {
             let l = tensor(&file_name(&projection.module), &shape(&projection, scales_input));
             let l = leaf(&l, decoder.device());
-            factors.insert(projection.site, Ia3Factor { module: projection.module, l, scales_input });
+            factors
+                .insert(projection.site, Ia3Factor { module: projection.module, l, scales_input });
         }
         let name = config.base_model_name_or_path.clone().unwrap_or_default();
         let base_model = BaseModel::of(decoder.config(), name);
@@ -112,7 +114,9 @@ impl Ia3Config {
         let selected = self.target_modules.select(model, None)?;
         if let Some(p) = feedforward.iter().find(|p| !selected.contains(p)) {
             let module = &p.module;
-            let reason = format!("feedforward_modules means {module}, target_modules does not; name it there too");
+            let reason = format!(
+                "feedforward_modules means {module}, target_modules does not; name it there too"
+            );
             return Err(Error::Adapter { reason });
         }
         let with_side = |p: Projection| {

@@ -34,10 +34,7 @@ pub(crate) fn state_of(parameters: &[Parameter]) -> BTreeMap<String, Tensor> {
 }
 
 /// Writes a [`state_of`] into the leaves; nothing is changed if a tensor is missing, unexpected or misshapen.
-pub(crate) fn load_state(
-    parameters: &[Parameter],
-    state: &BTreeMap<String, Tensor>,
-) -> Result<()> {
+pub(crate) fn load_state(parameters: &[Parameter], state: &BTreeMap<String, Tensor>) -> Result<()> {
     let mut problems = Vec::new();
     for Parameter { name, tensor, .. } in parameters {
         match state.get(name) {

@@ -45,8 +45,17 @@ mod merge;
 mod method_config;
 mod registry;
 
+mod compare;
+mod report;
+mod tasks;
+
 pub use bottleneck::{BottleneckAdapter, BottleneckConfig, BottleneckKind};
 pub use combined::CombinedAdapter;
+pub use compare::{
+    Budget, Cell, CellResult, ChosenRate, CompareConfig, ConfigFile, DataConfig, DataFacts,
+    Leakage, Machine, MethodEntry, PartFacts, Plan, Precision, Prepared, QuickConfig, TestResult,
+    choose_rate, run_cell, run_comparison,
+};
 pub use error::{Error, Result};
 pub use full::FullAdapter;
 pub use ia3::Ia3Adapter;
@@ -59,4 +68,9 @@ pub use projection::Projection;
 pub use prompt::{PromptAdapter, PromptInit};
 pub use red::{RedAdapter, RedConfig, RedMethod};
 pub use registry::{AdapterKind, load_adapter, trainable_parameters};
+pub use report::{BaseReport, MethodReport, RateReport, Report, Spread};
 pub use target_modules::TargetModules;
+pub use tasks::{
+    Choice, EncodedQuestion, Metric, Question, Score, Scorer, Scoring, Table, TableRow, TaskConfig,
+    TaskKind, TextTemplate, encode_questions, read_questions,
+};

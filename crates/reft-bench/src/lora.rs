@@ -158,7 +158,11 @@ impl LoraLayer {
 
 /// Length of every row `[out]` of `[out, in]`, in f32.
 fn row_norms(weight: &Tensor) -> Tensor {
-    weight.to_kind(Kind::Float).square().sum_dim_intlist([1i64].as_slice(), false, Kind::Float).sqrt()
+    weight
+        .to_kind(Kind::Float)
+        .square()
+        .sum_dim_intlist([1i64].as_slice(), false, Kind::Float)
+        .sqrt()
 }
 
 /// The tensors of one projection.

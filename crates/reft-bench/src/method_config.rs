@@ -1,7 +1,5 @@
 use reft_core::{Activation, Init, InterventionConfig, MapKind, Method, PositionRule, Positions};
-use reft_models::{
-    Adapter, BaseModel, Component, Decoder, DecoderConfig, ReftAdapter, ReftConfig,
-};
+use reft_models::{Adapter, BaseModel, Component, Decoder, DecoderConfig, ReftAdapter, ReftConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::bottleneck::{BottleneckAdapter, BottleneckConfig, BottleneckKind};
@@ -181,9 +179,8 @@ impl MethodConfig {
                 config.use_rslora = name == "rslora";
                 config.use_dora = name == "dora";
                 config.check()?;
-                for projection in config
-                    .target_modules
-                    .select(model, config.layers_to_transform.as_deref())?
+                for projection in
+                    config.target_modules.select(model, config.layers_to_transform.as_deref())?
                 {
                     config.rank_and_scaling(&projection.module)?;
                 }

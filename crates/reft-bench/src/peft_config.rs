@@ -75,11 +75,15 @@ impl LoraConfig {
             reason: format!("{what} of {module} is {value}, expected a positive number"),
         };
         let rank = match of_pattern(&self.rank_pattern, module)? {
-            Some(value) => value.as_i64().ok_or_else(|| wrong("rank_pattern", value.to_string()))?,
+            Some(value) => {
+                value.as_i64().ok_or_else(|| wrong("rank_pattern", value.to_string()))?
+            }
             None => self.r,
         };
         let alpha = match of_pattern(&self.alpha_pattern, module)? {
-            Some(value) => value.as_f64().ok_or_else(|| wrong("alpha_pattern", value.to_string()))?,
+            Some(value) => {
+                value.as_f64().ok_or_else(|| wrong("alpha_pattern", value.to_string()))?
+            }
             None => self.lora_alpha,
         };
         if rank < 1 {

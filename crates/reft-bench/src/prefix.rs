@@ -128,10 +128,9 @@ impl PrefixAdapter {
     pub fn prefix(&self) -> Tensor {
         match &self.source {
             PrefixSource::Stored(prefix) => prefix.shallow_clone(),
-            PrefixSource::Encoder { tokens, hidden, output } => tokens
-                .linear(&hidden.0, Some(&hidden.1))
-                .tanh()
-                .linear(&output.0, Some(&output.1)),
+            PrefixSource::Encoder { tokens, hidden, output } => {
+                tokens.linear(&hidden.0, Some(&hidden.1)).tanh().linear(&output.0, Some(&output.1))
+            }
         }
     }
 }

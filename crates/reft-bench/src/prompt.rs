@@ -66,7 +66,9 @@ impl PromptAdapter {
         };
         let embeddings = match ids {
             None => normal(&[n, d]),
-            Some(ids) => embedding_matrix(decoder)?.index_select(0, &ids.to_device(decoder.device())),
+            Some(ids) => {
+                embedding_matrix(decoder)?.index_select(0, &ids.to_device(decoder.device()))
+            }
         };
         Ok(Self::from_embeddings(config, decoder, &embeddings))
     }

@@ -68,7 +68,8 @@ impl RedConfig {
 
     fn sites(&self) -> impl Iterator<Item = Site> {
         let components = &self.components;
-        let sites = move |&layer| components.iter().map(move |&component| Site { layer, component });
+        let sites =
+            move |&layer| components.iter().map(move |&component| Site { layer, component });
         self.layers.iter().flat_map(sites)
     }
 }

@@ -1,5 +1,5 @@
-use regex::Regex;
 use reft_models::{Component, DecoderConfig, Error, Result};
+use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use crate::projection::Projection;

@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::chat::{self, ChatArgs};
+use crate::compare::{self, CellArgs, CompareArgs};
 use crate::eval::{self, EvalArgs};
 use crate::generate::{self, GenerateArgs};
 use crate::import::{self, ImportArgs};
@@ -16,6 +17,7 @@ use crate::train::{self, TrainArgs};
 /// Representation fine-tuning (ReFT) of language models: small learned edits of the hidden states of a frozen model
 #[derive(Debug, Parser)]
 #[command(name = "reft", version, propagate_version = true, arg_required_else_help = true)]
+#[command(args_override_self = true)] // of a flag given twice the last one holds: scripts append
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -27,6 +29,9 @@ enum Command {
     Generate(GenerateArgs),
     Chat(ChatArgs),
     Eval(EvalArgs),
+    Compare(CompareArgs),
+    #[command(hide = true)]
+    CompareCell(CellArgs),
     Logits(LogitsArgs),
     Inspect(InspectArgs),
     Import(ImportArgs),
@@ -43,6 +48,8 @@ impl Cli {
             Command::Generate(args) => generate::run(&args),
             Command::Chat(args) => chat::run(&args),
             Command::Eval(args) => eval::run(&args),
+            Command::Compare(args) => compare::run(&args),
+            Command::CompareCell(args) => compare::run_one_cell(&args),
             Command::Logits(args) => logits::run(&args),
             Command::Inspect(args) => inspect::run(&args),
             Command::Import(args) => import::run(&args),

@@ -102,6 +102,7 @@ mod tests {
             init = "reference"
             template = "alpaca"
             max_length = 64
+            drop_too_long = true
             validation = 0.1
             shuffle = "none"
             epochs = 2

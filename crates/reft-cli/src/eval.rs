@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
-use reft_train::{Template, TextEncoder, evaluate, read_records, tokenize};
+use reft_train::{Template, TextEncoder, evaluate, read_records};
 use serde_json::json;
 
+use crate::examples::ExampleOptions;
 use crate::model::{ModelArgs, open_chat_template, open_tokenizer};
 use crate::output::{self, grouped};
 use crate::train_progress::duration;
@@ -35,6 +36,9 @@ pub struct EvalArgs {
     /// Longest example in tokens; what is longer is cut at its end [default: the model's context]
     #[arg(long, value_name = "N")]
     max_length: Option<usize>,
+    /// Leave out examples that have no label left when they are cut, instead of failing
+    #[arg(long)]
+    drop_too_long: bool,
     /// Examples computed at once
     #[arg(long, value_name = "N", default_value_t = 8)]
     batch_size: usize,
@@ -74,8 +78,19 @@ fn lm(args: &EvalArgs) -> Result<()> {
     });
     let config = model.decoder.config();
     let max_length = args.max_length.unwrap_or(config.max_position_embeddings as usize);
-    let examples = tokenize(&records, encoder.as_ref(), config.vocab_size, max_length)
-        .with_context(|| format!("cannot use {}", args.data.display()))?;
+    let options = ExampleOptions {
+        encoder,
+        vocab_size: config.vocab_size,
+        max_length,
+        drop_too_long: args.drop_too_long,
+    };
+    let examples = options.examples(&records, &args.data)?;
+    if examples.is_empty() {
+        bail!(
+            "{} has no example within {max_length} tokens; raise --max-length",
+            args.data.display()
+        );
+    }
     let started = Instant::now();
     let report = evaluate(&model.decoder, &model.adapters(), &examples, args.batch_size)?;
     let seconds = started.elapsed().as_secs_f64();

@@ -1,5 +1,6 @@
 //! `reft inspect`: what an adapter or a model is.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -160,7 +161,7 @@ fn model(path: &Path) -> Result<Report> {
         ("MLP", c.intermediate_size.to_string()),
         ("vocabulary", format!("{}, head {head}", grouped(c.vocab_size))),
         ("context", format!("{} tokens", grouped(c.max_position_embeddings))),
-        ("weights", format!("{} tensors, {}", weights.names().count(), bytes(size))),
+        ("weights", format!("{} tensors, {}", listed(&weights.dtypes()), bytes(size))),
         ("tokenizer", vocabulary.map_or("none".into(), |n| format!("{} tokens", grouped(n)))),
         ("chat template", if has_chat_template { "yes" } else { "no" }.to_owned()),
     ];
@@ -177,12 +178,18 @@ fn model(path: &Path) -> Result<Report> {
         "vocab_size": c.vocab_size,
         "tie_word_embeddings": c.tie_word_embeddings,
         "max_position_embeddings": c.max_position_embeddings,
-        "tensors": weights.names().count(),
+        "tensors": weights.dtypes(),
         "tokenizer_size": vocabulary,
         "chat_template": has_chat_template,
         "bytes": size,
     });
     Ok(Report { rows, json })
+}
+
+/// `272 F32`, or `211 Q4_1 + 61 F32`.
+fn listed(dtypes: &BTreeMap<String, usize>) -> String {
+    let parts: Vec<String> = dtypes.iter().map(|(dtype, n)| format!("{n} {dtype}")).collect();
+    parts.join(" + ")
 }
 
 /// Size of the weight files in bytes.

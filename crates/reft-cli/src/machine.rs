@@ -6,6 +6,8 @@ use std::str::FromStr;
 use anyhow::{Result, anyhow, bail};
 use tch::{Cuda, Device, Kind};
 
+use crate::cuda;
+
 /// The kind of the frozen model's numbers: `f32`, `bf16` or `f16`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KindChoice(pub Kind);
@@ -53,19 +55,19 @@ impl DeviceChoice {
     /// # Errors
     /// If it is a GPU that is not there.
     pub fn resolve(self) -> Result<Device> {
-        match self {
-            Self::Auto => Ok(Device::cuda_if_available()),
-            Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda(index) => {
-                let found = Cuda::device_count();
-                if index as i64 >= found {
-                    bail!(
-                        "device cuda:{index} is not there: {found} GPUs are usable; use --device cpu or auto"
-                    );
-                }
-                Ok(Device::Cuda(index))
-            }
+        if self == Self::Cpu {
+            return Ok(Device::Cpu);
         }
+        let loaded = cuda::load();
+        let Self::Cuda(index) = self else { return Ok(Device::cuda_if_available()) };
+        let found = Cuda::device_count();
+        if index as i64 >= found {
+            let why = loaded.err().map_or(String::new(), |reason| format!(" ({reason})"));
+            bail!(
+                "device cuda:{index} is not there: {found} GPUs are usable{why}; use --device cpu or auto"
+            );
+        }
+        Ok(Device::Cuda(index))
     }
 
     /// The choice that names a device.

@@ -4,8 +4,11 @@
 
 mod chat;
 mod cli;
+mod compare;
 mod config_file;
+mod cuda;
 mod eval;
+mod examples;
 mod failure;
 mod generate;
 mod import;

@@ -1,17 +1,16 @@
 //! `reft train`: an adapter learns from examples.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
 use reft_models::{DecoderConfig, resolve_model};
-use reft_train::{
-    Dataset, Outcome, Summary, Template, TextEncoder, Trainer, read_records, tokenize,
-};
+use reft_train::{Dataset, Outcome, Summary, Template, TextEncoder, Trainer, read_records};
 use serde_json::json;
 
 use crate::config_file;
+use crate::examples::ExampleOptions;
 use crate::failure::INTERRUPTED;
 use crate::interrupt;
 use crate::machine::{DeviceChoice, set_threads};
@@ -80,8 +79,13 @@ pub fn run(args: &TrainArgs) -> Result<ExitCode> {
         chat_template: chat_template.as_ref(),
         template: options.template.unwrap_or(Template::Auto),
     });
-    let examples = tokenize(&records, encoder.as_ref(), shape.vocab_size, config.max_length)
-        .with_context(|| format!("cannot use {}", inputs.data.display()))?;
+    let examples = ExampleOptions {
+        encoder,
+        vocab_size: shape.vocab_size,
+        max_length: config.max_length,
+        drop_too_long: options.drop_too_long.unwrap_or(false),
+    };
+    let examples = examples.examples(&records, &inputs.data)?;
     let dataset = Dataset::split(examples, config.validation, config.seed)?;
     let mut adapter = train_plan::new_adapter(&options, &reft_config, config.seed, &decoder)?;
 
@@ -149,9 +153,9 @@ fn report(
     };
     let adapter_bytes = if is_finished { Some(directory.adapter_bytes()?) } else { None };
     if args.json {
-        output::json(&result(&inputs.output, progress, summary, adapter_bytes))?;
+        output::json(&result(directory, inputs, progress, summary, adapter_bytes))?;
     } else if let Some(size) = adapter_bytes {
-        output::table(&rows(&inputs.output, progress, summary, size))?;
+        output::table(&rows(directory, inputs, progress, summary, size))?;
     }
     if is_finished {
         return Ok(ExitCode::SUCCESS);
@@ -164,13 +168,14 @@ fn report(
 }
 
 fn rows(
-    output: &Path,
+    directory: &TrainDirectory,
+    inputs: &Inputs,
     progress: &TrainProgress,
     summary: &Summary,
     adapter_bytes: u64,
 ) -> Vec<(&'static str, String)> {
     let mut rows = Vec::new();
-    if let Some((first, last)) = progress.losses {
+    if let (Some(first), Some(last)) = (directory.first_loss(), progress.loss) {
         rows.push(("loss", format!("{first:.4} → {last:.4} in {} steps", summary.steps)));
         let speed = grouped(progress.tokens_per_second() as i64);
         rows.push(("time", format!("{}, {speed} tokens/s", duration(progress.seconds))));
@@ -188,23 +193,23 @@ fn rows(
             format!("{} of {} ({})", grouped(trainable), grouped(total), percent(trainable, total)),
         ));
     }
-    rows.push(("adapter", format!("{} in {}", bytes(adapter_bytes), output.display())));
+    rows.push(("adapter", format!("{} in {}", bytes(adapter_bytes), inputs.output.display())));
     rows
 }
 
 fn result(
-    output: &Path,
+    directory: &TrainDirectory,
+    inputs: &Inputs,
     progress: &TrainProgress,
     summary: &Summary,
     adapter_bytes: Option<u64>,
 ) -> serde_json::Value {
-    let (first, last) = progress.losses.unzip();
     json!({
-        "output": output,
+        "output": inputs.output,
         "finished": adapter_bytes.is_some(),
         "steps": summary.steps,
-        "loss_first": first,
-        "loss_last": last,
+        "loss_first": directory.first_loss(),
+        "loss_last": progress.loss,
         "best": summary.best,
         "seconds": progress.seconds,
         "tokens": progress.tokens,

@@ -155,6 +155,13 @@ impl TrainDirectory {
             || self.path.join(ReftConfig::FILE_NAME).exists()
     }
 
+    /// Loss of the run's first step, which another program may have taken.
+    pub fn first_loss(&self) -> Option<f64> {
+        let metrics = fs::read_to_string(self.path.join(METRICS)).ok()?;
+        let rows = metrics.lines().filter_map(|line| serde_json::from_str(line).ok());
+        rows.map(|row: serde_json::Value| row["loss"].as_f64()).find_map(|loss| loss)
+    }
+
     /// Size of the adapter's files in bytes.
     ///
     /// # Errors

@@ -91,6 +91,17 @@ pub struct TrainOptions {
     #[arg(long, value_name = "N", help_heading = "Data")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_length: Option<usize>,
+    /// Leave out examples that have no label left when they are cut, instead of failing [default: false]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        require_equals = true,
+        help_heading = "Data"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drop_too_long: Option<bool>,
     /// Examples held out to choose the best adapter by: a share below 1, or a number [default: 0]
     #[arg(long, value_name = "X", help_heading = "Data", allow_negative_numbers = true)]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -172,6 +172,7 @@ pub fn resolved(
         init: Some(reft.init),
         template: Some(options.template.unwrap_or(Template::Auto)),
         max_length: Some(train.max_length),
+        drop_too_long: Some(options.drop_too_long.unwrap_or(false)),
         validation: Some(train.validation),
         shuffle: Some(train.shuffle),
         no_shuffle: None,

@@ -14,8 +14,8 @@ use crate::output::{grouped, note, percent};
 pub struct TrainProgress {
     bar: Option<ProgressBar>,
     plan: Option<Plan>,
-    /// Loss of the first and of the last step that this program took.
-    pub losses: Option<(f64, f64)>,
+    /// Loss of the last step.
+    pub loss: Option<f64>,
     /// Tokens of these steps.
     pub tokens: usize,
     /// Wall time of these steps.
@@ -33,7 +33,7 @@ impl TrainProgress {
         Self {
             bar: None,
             plan: None,
-            losses: None,
+            loss: None,
             tokens: 0,
             seconds: 0.0,
             line: (Instant::now(), 0),
@@ -102,8 +102,7 @@ impl Progress for TrainProgress {
     }
 
     fn step(&mut self, stats: &StepStats) {
-        let first = self.losses.map_or(stats.loss, |(first, _)| first);
-        self.losses = Some((first, stats.loss));
+        self.loss = Some(stats.loss);
         self.tokens += stats.tokens;
         self.seconds += stats.seconds;
         let Some(plan) = &self.plan else { return };

@@ -94,6 +94,12 @@ impl Gguf {
         }
     }
 
+    /// The type of each tensor that the decoder uses, by its name in the format.
+    pub(crate) fn dtypes(&self) -> impl Iterator<Item = String> {
+        let infos = self.tensors.values().filter_map(|t| self.content.tensor_infos.get(&t.name));
+        infos.map(|info| format!("{:?}", info.ggml_dtype))
+    }
+
     /// The architecture that the file names.
     pub(crate) fn architecture(&self) -> Architecture {
         self.architecture

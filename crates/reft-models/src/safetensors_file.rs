@@ -59,6 +59,11 @@ impl SafetensorsFile {
         self.tensors.iter().map(|(name, slot)| (name.as_str(), slot.shape.as_slice()))
     }
 
+    /// The type of each tensor, by its name in the format.
+    pub(crate) fn dtypes(&self) -> impl Iterator<Item = String> {
+        self.tensors.values().map(|slot| slot.dtype.to_string())
+    }
+
     /// The shape of one tensor, if it is there.
     pub(crate) fn shape(&self, name: &str) -> Option<&[i64]> {
         self.tensors.get(name).map(|slot| slot.shape.as_slice())

@@ -147,6 +147,19 @@ impl Weights {
         self.tensors.get(name).map(|entry| entry.shape.as_slice())
     }
 
+    /// Number of tensors of each stored type, by the format's name for it: `F32`, `BF16`, `Q4_1`.
+    pub fn dtypes(&self) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        let mut count = |dtype: String| *counts.entry(dtype).or_default() += 1;
+        match &self.source {
+            Source::Safetensors(files) => {
+                files.iter().flat_map(SafetensorsFile::dtypes).for_each(&mut count);
+            }
+            Source::Gguf(gguf) => gguf.dtypes().for_each(&mut count),
+        }
+        counts
+    }
+
     /// Compares names and shapes with those that a model needs. Names for which `ignore` is true may be there or not.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
-/// The same sums in another order: f32, |logits| up to 6, measured 3e-6.
+/// The same f32 sums, perhaps in another order: values up to 21, logits of the families up to 13, measured 7e-6.
 const EQUAL: f64 = 2e-5;
 
 #[test]
@@ -51,7 +51,7 @@ fn batch_of_one_equals_a_batch_padded_on_either_side() -> Outcome {
     let left = base_logits(&decoder, &rows, PaddingSide::Left)?;
     for (i, row) in rows.iter().enumerate() {
         let alone = base_logits(&decoder, std::slice::from_ref(row), PaddingSide::Right)?;
-        // f32, |logits| up to 6: sums over other row counts in another order, measured 3e-6
+        // f32, |logits| up to 6: sums over other row counts in another order, measured 4e-6
         assert_close("right-padded", &right[i], &alone[0], 1e-5);
         assert_close("left-padded", &left[i], &alone[0], 1e-5);
     }
@@ -79,8 +79,8 @@ fn a_cache_filled_in_pieces_equals_one_pass() -> Outcome {
         for i in 0..3 {
             let found = own_columns(&layout, &pieces, i);
             let expected = own_columns(&layout, &whole, i);
-            // after the final norm |h| is up to 4; f32 sums in another order, measured 2e-6
-            assert_close(&format!("row {i}, {padding:?}"), &found, &expected, 1e-5);
+            // after the final norm |h| is up to 4; f32 sums in another order, measured 5e-6
+            assert_close(&format!("row {i}, {padding:?}"), &found, &expected, EQUAL);
         }
     }
     Ok(())
@@ -221,7 +221,7 @@ fn smollm2_equals_transformers() -> Outcome {
             ("hidden_all_l2", l2(states.flatten(1, 2))),
         ] {
             let relative = found / recorded(name);
-            // relative: norms range from 0.5 to 10,000; measured 5e-6
+            // relative: norms range over four orders of magnitude; measured 1e-5
             assert_close(&format!("{seq}: {name}"), &relative, &relative.ones_like(), 1e-4);
         }
         let found = ends.narrow(1, 0, 16);

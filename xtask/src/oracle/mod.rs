@@ -12,11 +12,13 @@ use anyhow::{Context, Result, bail};
 use crate::workspace::{self, Workspace};
 use crate::{command, model, setup};
 
-/// The generators of everything in `ORACLE`; the second one's part is `FAMILIES`.
+/// The generators of everything in `ORACLE`; the second one's part is `FAMILIES`, the third one's `PEFT_MORE`.
 const MAKE_ORACLE: &str = "tools/oracle/make_oracle.py";
 const MAKE_FAMILIES: &str = "tools/oracle/make_families.py";
+const MAKE_PEFT: &str = "tools/oracle/make_peft.py";
 const ORACLE: &str = "tests/oracle";
 const FAMILIES: &str = "families";
+const PEFT_MORE: &str = "peft_more";
 
 /// Runs the generators into a folder that is thrown away, and compares what they wrote with `tests/oracle`.
 pub fn check(workspace: &Workspace) -> Result<()> {
@@ -30,6 +32,7 @@ pub fn check(workspace: &Workspace) -> Result<()> {
     };
     run(&mut environment.python(), MAKE_ORACLE, &[fresh.path(), &workspace.model()])?;
     run(&mut environment.newer_python(), MAKE_FAMILIES, &[&fresh.path().join(FAMILIES)])?;
+    run(&mut environment.python(), MAKE_PEFT, &[&fresh.path().join(PEFT_MORE)])?;
     let kept = workspace.root().join(ORACLE);
     let mut differences = Vec::new();
     let files = files(&kept)?;

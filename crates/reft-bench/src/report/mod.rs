@@ -1,0 +1,14 @@
+//! The report of a comparison: what the cells come to, as JSON, Markdown and one HTML page.
+
+mod axis;
+mod html;
+mod markdown;
+mod numbers;
+mod page_script;
+mod page_style;
+mod plots;
+mod results;
+mod spread;
+
+pub use results::{BaseReport, MethodReport, RateReport, Report};
+pub use spread::Spread;

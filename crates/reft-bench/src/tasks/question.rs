@@ -1,0 +1,336 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use reft_models::Row;
+use reft_train::{Content, Example, IGNORE_INDEX, Record, TextEncoder, read_records, tokenize};
+
+use crate::error::{Error, Result};
+use crate::tasks::table::{Table, TableRow};
+use crate::tasks::task_config::{Scoring, TaskConfig, TaskKind};
+use crate::tasks::text_template::{TextTemplate, column};
+
+/// A row of a task: what is asked, what is to be said, and what may be chosen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// Prompt and completion, as training takes them. Its id is the place in the file.
+    pub record: Record,
+    /// The right answer.
+    pub answer: String,
+    /// What may be chosen; empty where the task is no choice.
+    pub choices: Vec<Choice>,
+}
+
+/// One of the answers to choose from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// The answer.
+    pub answer: String,
+    /// The completion that says it.
+    pub completion: String,
+}
+
+/// The rows of a data file as questions.
+///
+/// # Errors
+/// [`Error::Line`] for a row without a column that the task needs or with an unknown label; what [`Table::read`] and
+/// [`read_records`] refuse.
+pub fn read_questions(task: &TaskConfig, path: &Path) -> Result<Vec<Question>> {
+    if matches!(task.kind, TaskKind::Lm | TaskKind::Memorise) {
+        let question = |mut record: Record| {
+            record.id = format!("{} of {}", record.id, path.display());
+            Question { record, answer: String::new(), choices: Vec::new() }
+        };
+        return Ok(read_records(path)?.into_iter().map(question).collect());
+    }
+    let table = Table::read(path, task.columns.as_deref())?;
+    let parse =
+        |template: &Option<String>| template.as_deref().map(TextTemplate::parse).transpose();
+    let in_file = |reason: String| Error::File { path: path.to_owned(), reason };
+    let templates = Templates {
+        prompt: parse(&task.prompt).map_err(in_file)?,
+        completion: parse(&task.completion).map_err(in_file)?,
+    };
+    let question = |row: &TableRow| {
+        templates.question(task, path, row).map_err(|reason| Error::Line {
+            path: path.to_owned(),
+            line: row.line,
+            reason,
+        })
+    };
+    table.rows.iter().map(question).collect()
+}
+
+struct Templates {
+    prompt: Option<TextTemplate>,
+    completion: Option<TextTemplate>,
+}
+
+impl Templates {
+    fn question(&self, task: &TaskConfig, path: &Path, row: &TableRow) -> Result<Question, String> {
+        let fields = &row.fields;
+        let found = column(fields, task.answer.as_deref().unwrap_or("answer"))?.trim();
+        let (instruction, input) = match &self.prompt {
+            Some(prompt) => (prompt.render(fields)?, String::new()),
+            None => {
+                let input = fields.get("input").cloned().unwrap_or_default();
+                (column(fields, "instruction")?.to_owned(), input)
+            }
+        };
+        let answer = match task.kind {
+            TaskKind::Choice => task.labels.get(found).ok_or_else(|| {
+                let known: Vec<&str> = task.labels.keys().map(String::as_str).collect();
+                format!("label {found:?} has no word; labels has {}", known.join(", "))
+            })?,
+            _ => found,
+        };
+        let answers: Vec<String> = match task.kind {
+            TaskKind::Choice => task.labels.values().cloned().collect(),
+            TaskKind::Commonsense => choices_named(&instruction),
+            _ => Vec::new(),
+        };
+        if task.kind == TaskKind::Commonsense {
+            let needs_choices = task.scoring() != Scoring::ExactMatch;
+            if answers.is_empty() && needs_choices {
+                return Err("the instruction does not end with \"Answer format: a/b/…\"".to_owned());
+            }
+            if !answers.is_empty() && !answers.iter().any(|choice| choice == answer) {
+                return Err(format!("answer {answer:?} is none of {}", answers.join("/")));
+            }
+        }
+        let completion = self.completion(task, fields, answer)?;
+        let choice = |word: String| {
+            let completion = match task.kind {
+                TaskKind::Commonsense => format!("{LEAD} {word}"),
+                _ => self.completion(task, fields, &word)?,
+            };
+            Ok(Choice { answer: word, completion })
+        };
+        let choices = answers.into_iter().map(choice).collect::<Result<_, String>>()?;
+        let id = format!("{}, line {}", path.display(), row.line);
+        let answer = answer.to_owned();
+        let content = Content::Instruction {
+            instruction,
+            input,
+            output: completion,
+            answer: Some(answer.clone()),
+        };
+        Ok(Question { record: Record { id, content, subspace: None }, answer, choices })
+    }
+
+    fn completion(
+        &self,
+        task: &TaskConfig,
+        fields: &BTreeMap<String, String>,
+        answer: &str,
+    ) -> Result<String, String> {
+        match &self.completion {
+            Some(completion) => {
+                let mut fields = fields.clone();
+                fields.insert("answer".to_owned(), answer.to_owned());
+                completion.render(&fields)
+            }
+            None if task.kind == TaskKind::Choice => Ok(answer.to_owned()),
+            None => Ok(column(fields, "output")?.to_owned()),
+        }
+    }
+}
+
+/// What stands before the answer of a commonsense task.
+pub(crate) const LEAD: &str = "the correct answer is";
+
+/// The answers that an instruction of LLM-Adapters names at its end.
+fn choices_named(instruction: &str) -> Vec<String> {
+    let format = instruction.rsplit_once("Answer format:");
+    let answers = format.map(|(_, answers)| answers.trim().split('/').map(|a| a.trim().to_owned()));
+    answers.map(Iterator::collect).unwrap_or_default()
+}
+
+/// A [`Question`] in tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncodedQuestion {
+    /// The prompt and what is to be said, with the end token.
+    pub example: Example,
+    /// The right answer.
+    pub answer: String,
+    /// The completions to choose from, each with its answer and the end token.
+    pub choices: Vec<(String, Vec<i64>)>,
+}
+
+impl EncodedQuestion {
+    /// The prompt alone.
+    pub fn prompt(&self) -> Row {
+        let Row { input_ids, prompt_length, subspace } = &self.example.row;
+        Row {
+            input_ids: input_ids[..*prompt_length].to_vec(),
+            prompt_length: *prompt_length,
+            subspace: subspace.clone(),
+        }
+    }
+
+    /// What is to be said.
+    pub fn completion(&self) -> &[i64] {
+        &self.example.row.input_ids[self.example.row.prompt_length..]
+    }
+
+    /// The prompt followed by another completion, with labels on it.
+    pub(crate) fn with_completion(&self, completion: &[i64]) -> Example {
+        let mut row = self.prompt();
+        row.input_ids.extend(completion);
+        let mut labels = vec![IGNORE_INDEX; row.prompt_length];
+        labels.extend(completion);
+        Example { id: self.example.id.clone(), row, labels }
+    }
+}
+
+/// Questions in tokens, checked against the task's scoring and the model's context.
+///
+/// # Errors
+/// The first question that cannot be tokenised or leaves the model no room; a choice of several tokens where the scoring takes one;
+/// choices with the same tokens.
+pub fn encode_questions(
+    task: &TaskConfig,
+    questions: &[Question],
+    encoder: Option<&TextEncoder>,
+    vocab_size: i64,
+    context: usize,
+) -> Result<Vec<EncodedQuestion>> {
+    let records: Vec<Record> = questions.iter().map(|question| question.record.clone()).collect();
+    let examples = tokenize(&records, encoder, vocab_size, usize::MAX)?;
+    let encode = |(question, example): (&Question, Example)| {
+        let encoded = encode_question(question, example, encoder)?;
+        check(task, question, &encoded, context)?;
+        Ok(encoded)
+    };
+    questions.iter().zip(examples).map(encode).collect()
+}
+
+fn encode_question(
+    question: &Question,
+    example: Example,
+    encoder: Option<&TextEncoder>,
+) -> Result<EncodedQuestion> {
+    let mut choices = Vec::new();
+    for choice in &question.choices {
+        let mut record = question.record.clone();
+        if let Content::Instruction { output, .. } = &mut record.content {
+            output.clone_from(&choice.completion);
+        }
+        if let Some(encoder) = encoder {
+            choices.push((choice.answer.clone(), encoder.encode(&record)?.1));
+        }
+    }
+    Ok(EncodedQuestion { example, answer: question.answer.clone(), choices })
+}
+
+fn check(
+    task: &TaskConfig,
+    question: &Question,
+    encoded: &EncodedQuestion,
+    context: usize,
+) -> Result<()> {
+    let refuse = |reason: String| {
+        Err(reft_train::Error::Template { id: encoded.example.id.clone(), reason }.into())
+    };
+    let longest = encoded.choices.iter().map(|(_, tokens)| tokens.len()).max().unwrap_or(0);
+    let prompt_length = encoded.example.row.prompt_length;
+    let length = prompt_length + longest.max(encoded.completion().len());
+    if length > context {
+        return refuse(format!(
+            "prompt and completion have {length} tokens, the model's context is {context}; drop the row"
+        ));
+    }
+    if prompt_length == 0 && task.kind != TaskKind::Lm {
+        return refuse("the prompt has no tokens; expected at least one".to_owned());
+    }
+    if task.scoring() == Scoring::NextToken {
+        for ((answer, tokens), choice) in encoded.choices.iter().zip(&question.choices) {
+            let found = tokens.len() - 1; // without the end token
+            if found != 1 {
+                return refuse(format!(
+                    "{:?}, which says {answer:?}, is {found} tokens; scoring next_token takes one token: use log_probability, or other words",
+                    choice.completion
+                ));
+            }
+        }
+    }
+    for (i, (answer, tokens)) in encoded.choices.iter().enumerate() {
+        if let Some((other, _)) = encoded.choices[..i].iter().find(|(_, other)| other == tokens) {
+            return refuse(format!("{answer:?} and {other:?} have the same tokens"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type TestResult = std::result::Result<(), Box<dyn std::error::Error>>;
+
+    fn questions(task: &TaskConfig, name: &str, text: &str) -> Result<Vec<Question>> {
+        let directory =
+            tempfile::tempdir().map_err(crate::error::io_error("create", Path::new(name)))?;
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).map_err(crate::error::io_error("write", &path))?;
+        read_questions(task, &path)
+    }
+
+    fn sentiment() -> Result<TaskConfig> {
+        let text = "type = \"choice\"\nprompt = \"Review: {text}\"\ncompletion = \"It is {answer}\"\nanswer = \"label\"\n\
+                    columns = [\"text\", \"label\"]\nlabels = { 0 = \"bad\", 1 = \"good\" }";
+        TaskConfig::parse(text, Path::new("t.toml"))
+    }
+
+    fn texts(question: &Question) -> (String, String) {
+        match &question.record.content {
+            Content::Instruction { instruction, output, .. } => {
+                (instruction.clone(), output.clone())
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn label_words_stand_for_labels() -> TestResult {
+        let questions = questions(&sentiment()?, "a.tsv", "fine , really\t1\nawful\t0\n")?;
+        assert_eq!(texts(&questions[0]), ("Review: fine , really".into(), "It is good".into()));
+        assert_eq!(questions[1].answer, "bad");
+        let choices: Vec<&str> =
+            questions[1].choices.iter().map(|choice| choice.completion.as_str()).collect();
+        assert_eq!(choices, ["It is bad", "It is good"]);
+        assert!(questions[1].record.id.ends_with("a.tsv, line 2"));
+        Ok(())
+    }
+
+    #[test]
+    fn unknown_labels_and_missing_columns_are_named_with_their_line() -> TestResult {
+        let refused = |task: &TaskConfig, name, text| match questions(task, name, text) {
+            Err(Error::Line { line, reason, .. }) => (line, reason),
+            other => panic!("{other:?}"),
+        };
+        let task = sentiment()?;
+        let (line, reason) = refused(&task, "a.tsv", "x\t1\ny\t2\n");
+        assert_eq!((line, reason.as_str()), (2, "label \"2\" has no word; labels has 0, 1"));
+        let named = TaskConfig { columns: None, ..task };
+        let (line, reason) = refused(&named, "a.csv", "sentence,label\nx,1\n");
+        assert_eq!(
+            (line, reason.as_str()),
+            (2, "the row has no column \"text\"; it has label, sentence")
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn commonsense_rows_name_their_choices() -> TestResult {
+        let task = TaskConfig::built_in("commonsense").ok_or("no such task")?;
+        let row = r#"{"instruction": "Q?\n\nAnswer format: solution1/solution2", "input": "", "output": "the correct answer is solution2", "answer": "solution2"}"#;
+        let question = questions(&task, "a.jsonl", row)?.remove(0);
+        let choices: Vec<&str> =
+            question.choices.iter().map(|choice| choice.completion.as_str()).collect();
+        assert_eq!(choices, ["the correct answer is solution1", "the correct answer is solution2"]);
+        assert_eq!(texts(&question).1, choices[1]);
+        let wrong = row.replace("\"answer\": \"solution2\"", "\"answer\": \"c\"");
+        assert!(matches!(questions(&task, "a.jsonl", &wrong), Err(Error::Line { line: 1, .. })));
+        Ok(())
+    }
+}

@@ -1,0 +1,304 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use reft_train::Template;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result, read_text};
+use crate::tasks::text_template::TextTemplate;
+
+/// What a task measures and how its rows become prompts: a built-in name, or a small TOML file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskConfig {
+    /// What the task is called in reports.
+    #[serde(default)]
+    pub name: String,
+    /// What is measured.
+    #[serde(rename = "type")]
+    pub kind: TaskKind,
+    /// How a choice is made; `exact_match` by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scoring: Option<Scoring>,
+    /// The prompt, with `{column}` where a row's text goes; by default the row's `instruction` and `input`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
+    /// What is to be said, with `{answer}` and columns; the answer alone for `choice`, the row's `output` for the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion: Option<String>,
+    /// The column with the right answer (of `choice`: with the label); by default `answer`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
+    /// `choice`: the word that stands for each label.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Names of the columns of a TSV or CSV file without header.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub columns: Option<Vec<String>>,
+    /// What frames the prompt: auto (the model's chat template if it has one, else Alpaca's frame), chat, alpaca or plain.
+    #[serde(default)]
+    pub template: Template,
+    /// Most tokens of a generated answer; by default those of the longest choice, 32 for `commonsense`, 512 for `arithmetic`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_new_tokens: Option<usize>,
+}
+
+/// What a task measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TaskKind {
+    /// Accuracy: one of a few label words after a prompt.
+    Choice,
+    /// Accuracy: rows of LLM-Adapters, the answer stands after "the correct answer is".
+    Commonsense,
+    /// Accuracy: rows of LLM-Adapters, the answer is the last number, or the first letter.
+    Arithmetic,
+    /// Loss and perplexity of completions.
+    Lm,
+    /// Share of a text's tokens that come back when it is generated.
+    Memorise,
+}
+
+/// How a choice is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scoring {
+    /// An answer is generated and must be the right one to the letter.
+    #[default]
+    ExactMatch,
+    /// The choice with the highest log-probability, its end token included, as training has it.
+    LogProbability,
+    /// The choice whose only token is the most probable next one: one forward per question.
+    NextToken,
+}
+
+/// The number that a task comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Metric {
+    /// Share of right answers.
+    Accuracy,
+    /// Mean of −log p(target).
+    Loss,
+    /// Share of tokens that come back.
+    Recall,
+}
+
+impl Metric {
+    /// Whether more is better.
+    pub fn higher_is_better(self) -> bool {
+        self != Self::Loss
+    }
+
+    /// Name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Accuracy => "accuracy",
+            Self::Loss => "loss",
+            Self::Recall => "recall",
+        }
+    }
+}
+
+impl TaskKind {
+    /// The tasks that need no file of their own.
+    pub const BUILT_IN: [(&str, Self); 4] = [
+        ("commonsense", Self::Commonsense),
+        ("arithmetic", Self::Arithmetic),
+        ("lm", Self::Lm),
+        ("memorise", Self::Memorise),
+    ];
+
+    /// The number that the task comes to.
+    pub fn metric(self) -> Metric {
+        match self {
+            Self::Choice | Self::Commonsense | Self::Arithmetic => Metric::Accuracy,
+            Self::Lm => Metric::Loss,
+            Self::Memorise => Metric::Recall,
+        }
+    }
+}
+
+impl TaskConfig {
+    /// A built-in task by name.
+    pub fn built_in(name: &str) -> Option<Self> {
+        let (name, kind) = TaskKind::BUILT_IN.into_iter().find(|(known, _)| *known == name)?;
+        Some(Self {
+            name: name.to_owned(),
+            kind,
+            scoring: None,
+            prompt: None,
+            completion: None,
+            answer: None,
+            labels: BTreeMap::new(),
+            columns: None,
+            template: Template::Auto,
+            max_new_tokens: None,
+        })
+    }
+
+    /// A task by name, or from a TOML file.
+    ///
+    /// # Errors
+    /// A name that is neither; what [`Self::parse`] refuses.
+    pub fn open(name_or_file: &Path) -> Result<Self> {
+        if let Some(task) = name_or_file.to_str().and_then(Self::built_in) {
+            return Ok(task);
+        }
+        if name_or_file.extension().is_none_or(|ending| ending != "toml") {
+            let names = TaskKind::BUILT_IN.map(|(name, _)| name).join(", ");
+            let reason = format!("unknown task; use {names}, or a TOML file that describes one");
+            return Err(Error::File { path: name_or_file.to_owned(), reason });
+        }
+        Self::parse(&read_text(name_or_file)?, name_or_file)
+    }
+
+    /// A task from the text of a TOML file.
+    ///
+    /// # Errors
+    /// [`Error::Line`] for a field that is unknown, missing, of another type, or not one of the task's.
+    pub fn parse(text: &str, path: &Path) -> Result<Self> {
+        let mut task: Self =
+            toml::from_str(text).map_err(|error| toml_error(text, path, &error))?;
+        if task.name.is_empty() {
+            task.name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        }
+        task.check().map_err(|(field, reason)| Error::Line {
+            path: path.to_owned(),
+            line: line_of(text, &[Key::Name(field)]),
+            reason,
+        })?;
+        Ok(task)
+    }
+
+    /// How choices are made.
+    pub fn scoring(&self) -> Scoring {
+        self.scoring.unwrap_or_default()
+    }
+
+    /// The first field that cannot be, and why.
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        let is_choice = self.kind == TaskKind::Choice;
+        let has_rows = !matches!(self.kind, TaskKind::Lm | TaskKind::Memorise);
+        let has_choices = matches!(self.kind, TaskKind::Choice | TaskKind::Commonsense);
+        let given = [
+            ("scoring", self.scoring.is_some(), has_choices),
+            ("labels", !self.labels.is_empty(), is_choice),
+            ("prompt", self.prompt.is_some(), has_rows),
+            ("completion", self.completion.is_some(), has_rows),
+            ("answer", self.answer.is_some(), has_rows),
+            ("columns", self.columns.is_some(), has_rows),
+            ("max_new_tokens", self.max_new_tokens.is_some(), has_rows),
+        ];
+        if let Some((field, ..)) = given.iter().find(|(_, given, belongs)| *given && !belongs) {
+            return Err((field, format!("a task of this type has no {field}; remove it")));
+        }
+        if is_choice && self.labels.len() < 2 {
+            let found = self.labels.len();
+            return Err((
+                "labels",
+                format!("{found} labels, expected a word for each of at least two"),
+            ));
+        }
+        for (i, (label, word)) in self.labels.iter().enumerate() {
+            if word.trim().is_empty() {
+                return Err(("labels", format!("the word for label {label:?} is empty")));
+            }
+            if self.labels.values().take(i).any(|other| other.trim() == word.trim()) {
+                return Err(("labels", format!("two labels have the word {word:?}")));
+            }
+        }
+        if is_choice && self.prompt.is_none() {
+            return Err(("prompt", "a choice task needs a prompt, such as \"{text}\"".to_owned()));
+        }
+        if self.max_new_tokens == Some(0) {
+            return Err(("max_new_tokens", "max_new_tokens is 0, expected at least 1".to_owned()));
+        }
+        for (field, template) in [("prompt", &self.prompt), ("completion", &self.completion)] {
+            if let Some(template) = template {
+                let parsed = TextTemplate::parse(template).map_err(|reason| (field, reason))?;
+                let names_answer = parsed.columns().any(|column| column == "answer");
+                if field == "completion" && is_choice && !names_answer {
+                    return Err((field, "completion does not say {answer}".to_owned()));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A step on the way to a value of a TOML file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Key<'a> {
+    Name(&'a str),
+    Index(usize),
+}
+
+/// The line that a value of a TOML file stands on, or the last of its parents that is there; 1 if none is.
+pub(crate) fn line_of(text: &str, path: &[Key]) -> usize {
+    use toml::de::{DeTable, DeValue};
+    let Ok(table) = DeTable::parse(text) else { return 1 };
+    let mut line = 1;
+    let mut value: Option<&DeValue> = None;
+    for (i, key) in path.iter().enumerate() {
+        let next = match (key, value) {
+            (Key::Name(name), None) if i == 0 => table.get_ref().get(*name),
+            (Key::Name(name), Some(DeValue::Table(table))) => table.get(*name),
+            (Key::Index(index), Some(DeValue::Array(array))) => array.get(*index),
+            _ => None,
+        };
+        let Some(next) = next else { break };
+        // an array of tables has the span of its first header
+        line = 1 + text[..next.span().start].matches('\n').count();
+        value = Some(next.get_ref());
+    }
+    line
+}
+
+/// A TOML error with its file and line.
+pub(crate) fn toml_error(text: &str, path: &Path, error: &toml::de::Error) -> Error {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let line = 1 + before.matches('\n').count();
+    Error::Line { path: path.to_owned(), line, reason: error.message().replace('\n', ", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SST2: &str = "type = \"choice\"\ncolumns = [\"text\", \"label\"]\nprompt = \"{text}\"\nanswer = \"label\"\n\n[labels]\n0 = \"negative\"\n1 = \"positive\"\n";
+
+    fn refused(text: &str) -> (usize, String) {
+        match TaskConfig::parse(text, Path::new("t.toml")) {
+            Err(Error::Line { line, reason, .. }) => (line, reason),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_small_file_makes_a_task() -> Result<()> {
+        let task = TaskConfig::parse(SST2, Path::new("tasks/sst2.toml"))?;
+        assert_eq!((task.name.as_str(), task.kind), ("sst2", TaskKind::Choice));
+        assert_eq!(task.labels["1"], "positive");
+        assert_eq!(task.scoring(), Scoring::ExactMatch);
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_line() {
+        assert_eq!(refused(&SST2.replace("answer =", "anwser =")).0, 4);
+        assert_eq!(refused(&SST2.replace("\"positive\"", "\"negative\"")).0, 6);
+        assert_eq!(refused(&SST2.replace("\"{text}\"", "\"{text\"")).0, 3);
+        assert_eq!(refused(&SST2.replace("\"choice\"", "\"arithmetic\"")).0, 6);
+        assert_eq!(refused(&SST2.replace("\"choice\"", "\"lm\"")).0, 6);
+        assert!(refused(&SST2.replace("1 = \"positive\"", "")).1.contains("1 labels"));
+        assert!(refused(&SST2.replace("prompt = \"{text}\"", "")).1.contains("needs a prompt"));
+        assert!(refused(&SST2.replace("answer", "completion")).1.contains("{answer}"));
+    }
+
+    #[test]
+    fn an_unknown_name_lists_the_known_ones() {
+        let unknown = TaskConfig::open(Path::new("glue")).map_err(|error| error.to_string());
+        assert!(unknown.is_err_and(|text| text.contains("commonsense, arithmetic, lm, memorise")));
+    }
+}

@@ -1,0 +1,145 @@
+//! Methods by name: their options, starts and sizes.
+
+use reft_bench::{
+    Error, MethodConfig, MethodOptions, method_names, new_adapter, trainable_parameters,
+};
+use reft_models::{Layout, PaddingSide};
+
+use crate::oracle::{Outcome, assert_close, base_logits, logits, loss, tiny_examples, tiny_llama};
+
+#[test]
+fn methods_that_can_start_as_the_base_model_do() -> Outcome {
+    let examples = tiny_examples()?;
+    for method in method_names() {
+        let decoder = tiny_llama()?;
+        let base = base_logits(&decoder, &examples)?;
+        let adapter = new_adapter(method, &MethodOptions::default(), &decoder, "")?;
+        let start = logits(&decoder, &*adapter, &examples, PaddingSide::Right)?;
+        let cannot = ["consreft", "prefix", "prompt"].contains(&method);
+        let largest = start
+            .iter()
+            .zip(&base)
+            .map(|(start, base)| {
+                // behind the virtual tokens of a soft prompt
+                let own = start.narrow(0, start.size()[0] - base.size()[0], base.size()[0]);
+                (own - base).abs().max().double_value(&[])
+            })
+            .fold(0.0, f64::max);
+        // LoReFT and DoRA start there to rounding: Rᵀ(R h − R h), and m / ‖W‖
+        assert_eq!(largest > 5e-5, cannot, "{method}: off by {largest:e}");
+        let mut parameters = adapter.parameters();
+        loss(&decoder, &*adapter, &examples)?.backward();
+        parameters.retain(|parameter| {
+            let grad = parameter.tensor.grad();
+            grad.defined() && grad.abs().max().double_value(&[]) > 0.0
+        });
+        assert!(!parameters.is_empty(), "{method} cannot leave its start");
+    }
+    Ok(())
+}
+
+#[test]
+fn trainable_parameters_are_those_of_the_formulas() -> Outcome {
+    // d 64, MLP 128, 4 layers, keys and values 2 · 16
+    let all_rows_and_columns = (64 + 64) + 2 * (64 + 32) + (64 + 64) + 3 * (64 + 128);
+    let expected = [
+        ("loreft", 4 * (2 * 8 * 64 + 8)),
+        ("consreft", 4 * (8 * 64 + 8)),
+        ("lora", 4 * 8 * all_rows_and_columns),
+        ("dora", 4 * (8 * all_rows_and_columns + 64 + 2 * 32 + 64 + 2 * 128 + 64)),
+        ("prefix", 20 * 4 * 2 * 32),
+        ("prompt", 20 * 64),
+        ("ia3", 4 * (32 + 32 + 128)),
+        ("red", 4 * 2 * 64),
+        ("series-adapter", 4 * (2 * 64 * 64 + 64 + 64)),
+        ("full", 2 * 128 * 64 + 64 + 4 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 128 * 64 + 2 * 64)),
+    ];
+    for (method, expected) in expected {
+        let decoder = tiny_llama()?;
+        let adapter = new_adapter(method, &MethodOptions::default(), &decoder, "")?;
+        assert_eq!(trainable_parameters(&*adapter), expected, "{method}");
+    }
+    Ok(())
+}
+
+#[test]
+fn wrong_methods_and_options_are_refused_by_name() -> Outcome {
+    let decoder = tiny_llama()?;
+    let resolve = |method: &str, toml: serde_json::Value| -> Outcome<Result<MethodConfig, Error>> {
+        let options = serde_json::from_value(toml)?;
+        Ok(MethodConfig::resolve(method, &options, decoder.config()))
+    };
+    let none = || serde_json::json!({});
+    for method in ["lroa", "", "lora+", "loreft+nothing"] {
+        let refused = resolve(method, none())?;
+        assert!(matches!(&refused, Err(Error::UnknownMethod { .. })), "{method}: {refused:?}");
+    }
+    for (method, option) in [
+        ("prefix", serde_json::json!({"rank": 4})),
+        ("full", serde_json::json!({"rank": 4})),
+        ("loreft", serde_json::json!({"alpha": 4.0})),
+        ("lora+prefix", serde_json::json!({"bottleneck_size": 4})),
+    ] {
+        let name = option.as_object().and_then(|o| o.keys().next().cloned()).ok_or("no option")?;
+        let refused = resolve(method, option)?;
+        assert!(
+            matches!(&refused, Err(Error::UnknownOption { option, .. }) if *option == name),
+            "{method}: {refused:?}"
+        );
+    }
+    for (method, options, complaint) in [
+        ("lora", serde_json::json!({"rank": 0}), "r of model.layers.0"),
+        ("lora", serde_json::json!({"dropout": 1.0}), "dropout is 1"),
+        ("lora", serde_json::json!({"target_modules": ["qproj"]}), "\"qproj\""),
+        ("lora", serde_json::json!({"target_modules": ["lm_head"]}), "\"lm_head\""),
+        ("lora", serde_json::json!({"target_modules": "q_proj("}), "regular expression"),
+        ("dora", serde_json::json!({"layers": [4]}), "layer 4"),
+        ("ia3", serde_json::json!({"feedforward_modules": ["up_proj"]}), "feedforward_modules"),
+        ("prefix", serde_json::json!({"n_virtual_tokens": 0}), "n_virtual_tokens is 0"),
+        ("prompt", serde_json::json!({"init": "text"}), "init is \"text\""),
+        ("prompt", serde_json::json!({"init_tokens": []}), "init_tokens is empty"),
+        ("red", serde_json::json!({"layers": [2, 1]}), "ascending order"),
+        ("red", serde_json::json!({"components": ["attention_output"]}), "attention_output"),
+        ("parallel-adapter", serde_json::json!({"bottleneck_size": 0}), "bottleneck_size is 0"),
+        ("loreft", serde_json::json!({"rank": 65}), "rank 65"),
+        ("loreft", serde_json::json!({"component": "nowhere"}), "nowhere"),
+        ("loreft", serde_json::json!({"layers": [9]}), "layer 9"),
+    ] {
+        let Err(refused) = resolve(method, options.clone())? else {
+            return Err(format!("{method} with {options} is accepted").into());
+        };
+        let text = refused.to_string();
+        assert!(text.contains(complaint), "{method} with {options}: {text}");
+    }
+    let unknown = serde_json::from_value::<MethodOptions>(serde_json::json!({"rnak": 4}));
+    assert!(unknown.is_err());
+    Ok(())
+}
+
+#[test]
+fn a_prefix_started_from_a_text_is_that_text_in_front() -> Outcome {
+    use reft_models::{NoHooks, Row};
+    let decoder = tiny_llama()?;
+    let text = vec![17i64, 4, 99, 23];
+    let options = MethodOptions {
+        n_virtual_tokens: Some(4),
+        init_tokens: Some(text.clone()),
+        ..MethodOptions::default()
+    };
+    let examples = tiny_examples()?;
+    for method in ["prefix", "prompt"] {
+        let adapter = new_adapter(method, &options, &decoder, "")?;
+        let found = logits(&decoder, &*adapter, &examples, PaddingSide::Left)?;
+        for (example, found) in examples.iter().zip(found) {
+            let ids = [text.as_slice(), &example.row.input_ids].concat();
+            let layout = Layout::new(vec![Row::prompt(ids)], PaddingSide::Right)?;
+            let ids = layout.input_ids(decoder.device());
+            let h = decoder.hidden_states(&ids, &layout.whole(), None, &mut NoHooks)?;
+            let expected = decoder.logits(&h).select(0, 0);
+            let n = example.row.input_ids.len() as i64;
+            let own = |x: &tch::Tensor| x.narrow(0, x.size()[0] - n, n);
+            assert_close(method, &own(&found), &own(&expected), 2e-5); // f32, other masks
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,6 @@
+//! The comparison and its tasks, on a model of four layers.
+
+mod refused;
+mod run;
+mod scoring;
+mod tiny_model;

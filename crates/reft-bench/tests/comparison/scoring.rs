@@ -1,0 +1,175 @@
+use std::sync::atomic::AtomicBool;
+
+use reft_bench::{EncodedQuestion, Scorer, TaskConfig, encode_questions, read_questions};
+use reft_models::{Adapter, Decoder, Mode, NoHooks, Stacked, Tokenizer};
+use reft_train::{Batch, Example, Template, TextEncoder, loss_sum};
+use tch::{Device, Kind};
+
+use crate::tiny_model::{Bench, TASK, TestResult};
+
+fn questions(
+    bench: &Bench,
+    task: &TaskConfig,
+    file: &str,
+) -> TestResult<(Tokenizer, Vec<EncodedQuestion>)> {
+    let tokenizer = Tokenizer::open(&bench.path("model"))?;
+    let encoder =
+        TextEncoder { tokenizer: &tokenizer, chat_template: None, template: Template::Plain };
+    let questions = read_questions(task, &bench.path(file))?;
+    let encoded = encode_questions(task, &questions, Some(&encoder), 128, 256)?;
+    Ok((tokenizer, encoded))
+}
+
+#[test]
+fn the_choice_is_the_completion_with_the_lowest_loss() -> TestResult {
+    let bench = Bench::new()?;
+    let text = TASK
+        .replace("template =", "scoring = \"log_probability\"\ntemplate =")
+        .replace("\"y\"", "\"yes so\"");
+    bench.write("task.toml", &text)?;
+    let task = TaskConfig::open(&bench.path("task.toml"))?;
+    let (tokenizer, questions) = questions(&bench, &task, "test.tsv")?;
+    let decoder = Decoder::open(&bench.path("model"), Kind::Float, Device::Cpu)?;
+    let stop = AtomicBool::new(false);
+    let scorer = Scorer { task: &task, tokenizer: Some(&tokenizer), batch_size: 5, stop: &stop };
+    let score = scorer.score(&decoder, &[], &questions)?;
+    for (question, answer) in questions.iter().zip(&score.answers) {
+        let loss = |completion: &[i64]| -> TestResult<f64> {
+            let mut row = question.prompt();
+            row.input_ids.extend(completion);
+            let mut labels = vec![-100; row.prompt_length];
+            labels.extend(completion);
+            let example = Example { id: String::new(), row, labels };
+            let batch = Batch::collate([&example], 0)?;
+            Ok(loss_sum(&decoder, &[], &batch, Mode::Eval)?.double_value(&[]))
+        };
+        let mut losses = Vec::new();
+        for (choice, completion) in &question.choices {
+            losses.push((loss(completion)?, choice));
+        }
+        let best = losses.iter().min_by(|a, b| a.0.total_cmp(&b.0)).ok_or("no choice")?;
+        assert_eq!(best.1, answer);
+    }
+    let right =
+        questions.iter().zip(&score.answers).filter(|(q, answer)| q.answer == **answer).count();
+    assert_eq!(score.value, right as f64 / 24.0);
+    Ok(())
+}
+
+#[test]
+fn the_next_token_is_judged_by_the_logits_at_the_end_of_the_prompt() -> TestResult {
+    let bench = Bench::new()?;
+    bench
+        .write("task.toml", &TASK.replace("template =", "scoring = \"next_token\"\ntemplate ="))?;
+    let task = TaskConfig::open(&bench.path("task.toml"))?;
+    let (tokenizer, questions) = questions(&bench, &task, "test.tsv")?;
+    let decoder = Decoder::open(&bench.path("model"), Kind::Float, Device::Cpu)?;
+    let stop = AtomicBool::new(false);
+    let scorer = Scorer { task: &task, tokenizer: Some(&tokenizer), batch_size: 7, stop: &stop };
+    let score = scorer.score(&decoder, &[], &questions)?;
+    for (question, answer) in questions.iter().zip(&score.answers) {
+        let layout =
+            reft_models::Layout::new(vec![question.prompt()], reft_models::PaddingSide::Left)?;
+        let ids = layout.input_ids(Device::Cpu);
+        let h = decoder.hidden_states(&ids, &layout.whole(), None, &mut NoHooks)?;
+        let logits = decoder.logits(&h).squeeze_dim(0).get(-1);
+        let of = |token: i64| logits.double_value(&[token]);
+        let (no, yes) = (of(question.choices[0].1[0]), of(question.choices[1].1[0]));
+        assert_eq!(answer, if yes > no { "y" } else { "n" });
+    }
+    Ok(())
+}
+
+/// An adapter that makes one token certain wherever it is.
+struct Parrot(i64, Decoder);
+
+impl Adapter for Parrot {
+    fn method(&self) -> &str {
+        "parrot"
+    }
+
+    fn parameters(&self) -> Vec<reft_core::Parameter> {
+        Vec::new()
+    }
+
+    fn hooks<'a>(
+        &'a self,
+        _layout: &'a reft_models::Layout,
+        _mode: Mode,
+    ) -> reft_models::Result<Box<dyn reft_models::Hooks + 'a>> {
+        Ok(Box::new(Stacked(vec![Box::new(Replace(self))])))
+    }
+
+    fn state(&self) -> std::collections::BTreeMap<String, tch::Tensor> {
+        Default::default()
+    }
+
+    fn load_state(
+        &mut self,
+        _state: &std::collections::BTreeMap<String, tch::Tensor>,
+    ) -> reft_models::Result<()> {
+        Ok(())
+    }
+
+    fn save(&self, _dir: &std::path::Path) -> reft_models::Result<()> {
+        Ok(())
+    }
+}
+
+/// Puts the row of the head that belongs to a token in the place of the last block's output.
+struct Replace<'a>(&'a Parrot);
+
+impl reft_models::Hooks for Replace<'_> {
+    fn visit(
+        &mut self,
+        site: reft_models::Site,
+        h: tch::Tensor,
+        _span: &reft_models::Span,
+    ) -> reft_models::Result<tch::Tensor> {
+        if site.layer != 3 || site.component != reft_models::Component::BlockOutput {
+            return Ok(h);
+        }
+        let weights = self.0.1.weights();
+        let head = weights.iter().find(|(name, _)| name == "lm_head.weight");
+        let row = head.expect("the model has a head").1.get(self.0.0) * 1e3;
+        Ok(row.expand_as(&h))
+    }
+}
+
+#[test]
+fn a_text_is_recalled_as_far_as_its_tokens_come_back() -> TestResult {
+    let bench = Bench::new()?;
+    let task = TaskConfig::built_in("memorise").ok_or("no such task")?;
+    bench.write("m.jsonl", "{\"prompt\": \"x\", \"completion\": \"aaba\"}\n{\"prompt\": \"yz\", \"completion\": \"bcaa\"}\n")?;
+    let (tokenizer, questions) = questions(&bench, &task, "m.jsonl")?;
+    let a = tokenizer.token_id("a").ok_or("no a")?;
+    let open = || Decoder::open(&bench.path("model"), Kind::Float, Device::Cpu);
+    let (decoder, parrot) = (open()?, Parrot(a, open()?));
+    let stop = AtomicBool::new(false);
+    let scorer = Scorer { task: &task, tokenizer: Some(&tokenizer), batch_size: 2, stop: &stop };
+    let score = scorer.score(&decoder, &[&parrot], &questions)?;
+    assert_eq!(score.value, 5.0 / 8.0); // three and two of four letters are a
+    Ok(())
+}
+
+#[test]
+fn exact_match_takes_the_whole_answer() -> TestResult {
+    let bench = Bench::new()?;
+    let decoder = Decoder::open(&bench.path("model"), Kind::Float, Device::Cpu)?;
+    let tokenizer = Tokenizer::open(&bench.path("model"))?;
+    let token = tokenizer.token_id("y").ok_or("no y")?;
+    let parrot = Parrot(token, Decoder::open(&bench.path("model"), Kind::Float, Device::Cpu)?);
+    let stop = AtomicBool::new(false);
+    for (max_new_tokens, expected) in [(1, 0.5), (2, 0.0)] {
+        let text =
+            TASK.replace("template =", &format!("max_new_tokens = {max_new_tokens}\ntemplate ="));
+        bench.write("task.toml", &text)?;
+        let task = TaskConfig::open(&bench.path("task.toml"))?;
+        let (tokenizer, questions) = questions(&bench, &task, "test.tsv")?;
+        let scorer =
+            Scorer { task: &task, tokenizer: Some(&tokenizer), batch_size: 9, stop: &stop };
+        let score = scorer.score(&decoder, &[&parrot], &questions)?;
+        assert_eq!(score.value, expected, "{:?}", score.answers); // half of the rows are y, and "yy" is none
+    }
+    Ok(())
+}

@@ -1,0 +1,179 @@
+//! Runs that end early: killed, interrupted, resumed.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::Result;
+use crate::files::{losses, many_rows};
+use crate::runs::{Run, args, command, oracle, run, succeed};
+
+/// A run of some seconds with everything that could differ after a resumption: order, dropout, accumulation, validation, epochs.
+fn training(data: &Path, output: &Path) -> Vec<OsString> {
+    args![
+        "train",
+        "--model",
+        oracle("tiny_llama"),
+        "--data",
+        data,
+        "--output",
+        output,
+        "--rank",
+        "3",
+        "--layers",
+        "1;2",
+        "--positions",
+        "f2+l2",
+        "--dropout",
+        "0.2",
+        "--batch-size",
+        "3",
+        "--grad-accum",
+        "2",
+        "--lr",
+        "3e-3",
+        "--schedule",
+        "cosine",
+        "--warmup-ratio",
+        "0.1",
+        "--weight-decay",
+        "0.01",
+        "--validation",
+        "3",
+        "--max-steps",
+        "160",
+        "--eval-every",
+        "40",
+        "--checkpoint-every",
+        "7",
+        "--seed",
+        "5",
+        "--threads",
+        "1"
+    ]
+}
+
+fn start(args: Vec<OsString>) -> Result<Child> {
+    Ok(command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)
+}
+
+/// Waits until a run has taken some steps.
+fn wait_for_step(run: &mut Child, output: &Path, step: usize) -> Result {
+    let started = Instant::now();
+    while losses(output).map_or(0, |losses| losses.len()) < step {
+        if let Some(status) = run.try_wait()? {
+            return Err(format!("the run ended before step {step}: {status}").into());
+        }
+        if started.elapsed() > Duration::from_secs(120) {
+            run.kill()?;
+            return Err(format!("step {step} was not reached in two minutes").into());
+        }
+        sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+fn send(signal: &str, run: &Child) -> Result {
+    let status = Command::new("kill").args([signal, &run.id().to_string()]).status()?;
+    if status.success() { Ok(()) } else { Err(format!("kill {signal}: {status}").into()) }
+}
+
+#[test]
+fn a_run_killed_anywhere_goes_on_as_if_nothing_had_been() -> Result {
+    let dir = tempfile::tempdir()?;
+    let data = many_rows(dir.path(), 20)?;
+    let (whole, killed) = (dir.path().join("whole"), dir.path().join("killed"));
+    succeed(training(&data, &whole))?;
+    // Before the first checkpoint, and twice more wherever the run happens to be after these steps.
+    let mut more: Vec<OsString> = Vec::new();
+    for step in [2, 40, 90] {
+        let mut run = start([training(&data, &killed), more].concat())?;
+        wait_for_step(&mut run, &killed, step)?;
+        run.kill()?; // SIGKILL
+        run.wait()?;
+        assert!(!killed.join("reft_config.json").exists(), "the run had ended already");
+        more = args!["--resume"];
+    }
+    let resumed = succeed(args!["train", "--resume", "--output", killed])?;
+    assert!(resumed.stderr.contains("going on after "));
+    assert_eq!(losses(&killed)?, losses(&whole)?);
+    for file in ["reft_model.safetensors", "reft_config.json"] {
+        assert_eq!(std::fs::read(killed.join(file))?, std::fs::read(whole.join(file))?, "{file}");
+    }
+    Ok(())
+}
+
+#[test]
+fn signals_save_a_checkpoint_and_say_how_to_go_on() -> Result {
+    let dir = tempfile::tempdir()?;
+    let data = many_rows(dir.path(), 20)?;
+    let whole = dir.path().join("whole");
+    succeed(training(&data, &whole))?;
+    for signal in ["-INT", "-TERM"] {
+        let stopped = dir.path().join(format!("stopped{signal}"));
+        let mut child =
+            start([training(&data, &stopped), args!["--checkpoint-every", "0"]].concat())?;
+        wait_for_step(&mut child, &stopped, 11)?;
+        send(signal, &child)?;
+        let ended = Run::from(child.wait_with_output()?);
+        assert_eq!(ended.code, Some(130), "{}", ended.stderr);
+        let advice = format!("reft train --resume --output {}", stopped.display());
+        assert!(ended.stderr.contains(&advice), "{}", ended.stderr);
+        assert!(ended.stderr.contains("interrupted after step"), "{}", ended.stderr);
+        assert!(!ended.stderr.contains("error"), "{}", ended.stderr);
+        assert!(!stopped.join("reft_config.json").exists());
+        let refused = run(args!["inspect", stopped])?;
+        assert!(refused.stderr.contains("an unfinished training run"), "{}", refused.stderr);
+        succeed(args!["train", "--resume", "--output", stopped])?;
+        assert_eq!(losses(&stopped)?, losses(&whole)?);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_run_goes_on_only_with_its_own_options() -> Result {
+    let dir = tempfile::tempdir()?;
+    let (data, output) = (many_rows(dir.path(), 8)?, dir.path().join("run"));
+    let train = |more: Vec<OsString>| {
+        let options = args![
+            "train",
+            "--model",
+            oracle("tiny_llama"),
+            "--data",
+            data,
+            "--output",
+            output,
+            "--max-steps",
+            "4",
+            "--rank",
+            "2",
+            "--threads",
+            "1"
+        ];
+        run([options, more].concat())
+    };
+    assert_eq!(train(args![])?.code, Some(0));
+    let cases = [
+        (args!["--rank", "3"], "rank was 2 when the run was started, now it is 3"),
+        (args!["--lr", "0.5"], "lr was 0.001 when the run was started, now it is 0.5"),
+        (args!["--max-steps", "9"], "max_steps was 4 when the run was started, now it is 9"),
+        (args!["--epochs", "9"], "max_steps was 4 when the run was started, now it is not set"),
+        (args!["--kind", "bf16"], "kind was \"f32\" when the run was started"),
+    ];
+    for (flags, says) in cases {
+        let flags_alone = [args!["train", "--resume", "--output", output], flags].concat();
+        let run = run(flags_alone)?;
+        assert_eq!(run.code, Some(1), "{says}");
+        assert!(run.stderr.contains(says), "{}", run.stderr);
+    }
+    assert_eq!(
+        run(args!["train", "--resume", "--output", output, "--threads", "2"])?.code,
+        Some(0)
+    );
+    many_rows(dir.path(), 9)?;
+    let other_data = run(args!["train", "--resume", "--output", output])?;
+    assert!(other_data.stderr.contains("cannot resume: data"), "{}", other_data.stderr);
+    Ok(())
+}

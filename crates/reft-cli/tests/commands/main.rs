@@ -1,0 +1,15 @@
+//! The binary `reft` as its users run it: exit codes, files, numbers against the reference systems' own.
+
+mod bad_input;
+mod demo_model;
+mod directories;
+mod files;
+mod generation;
+mod interruption;
+mod logits;
+mod recipes;
+mod runs;
+mod training;
+
+/// What a test returns: any failure with its own words.
+type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;

@@ -1,0 +1,62 @@
+//! Running the binary.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use crate::Result;
+
+/// The binary with arguments, one thread of libtorch unless the arguments say otherwise.
+pub fn command<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_reft"));
+    command.args(args).env("OMP_NUM_THREADS", "1").env("HF_HUB_OFFLINE", "1");
+    command
+}
+
+/// What a run gave.
+#[derive(Debug)]
+pub struct Run {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl From<Output> for Run {
+    fn from(output: Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+        Self { code: output.status.code(), stdout, stderr }
+    }
+}
+
+/// Runs the binary to its end.
+pub fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Result<Run> {
+    Ok(command(args).output()?.into())
+}
+
+/// Runs the binary, which must succeed.
+pub fn succeed<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Result<Run> {
+    let run = run(args)?;
+    if run.code != Some(0) {
+        return Err(format!("exit code {:?}\n{}\n{}", run.code, run.stdout, run.stderr).into());
+    }
+    Ok(run)
+}
+
+/// A file of the reference systems' numbers.
+pub fn oracle(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/oracle").join(path)
+}
+
+/// A path as an argument.
+pub fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// Arguments from words, of which some are paths.
+macro_rules! args {
+    ($($arg:expr),* $(,)?) => {
+        Vec::<::std::ffi::OsString>::from([$(::std::ffi::OsString::from(&$arg)),*])
+    };
+}
+pub(crate) use args;
