@@ -1,23 +1,22 @@
-//! The recipes that come with the project.
+//! The training recipes that come with the project.
 
-use std::fs;
 use std::path::Path;
 
 use crate::Result;
 use crate::files::many_rows;
 use crate::runs::{args, oracle, run};
 
-/// Every recipe is read and accepted: a run with it fails only for the layers that the tiny model lacks, or not at all.
+const RECIPES: [&str; 6] =
+    ["arithmetic", "commonsense", "emoji", "few-shot-chat", "glue", "ultrafeedback"];
+
+/// Layers, steps and held-out examples are those of a tiny model and a small file; everything else is the recipe's.
 #[test]
-fn every_recipe_is_a_run() -> Result {
+fn every_training_recipe_is_a_run() -> Result {
     let dir = tempfile::tempdir()?;
     let data = many_rows(dir.path(), 4)?;
-    let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
-    let mut found = Vec::new();
-    for entry in fs::read_dir(recipes)? {
-        let recipe = entry?.path();
-        let name = recipe.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let output = dir.path().join(&name);
+    for name in RECIPES {
+        let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
+        let (recipe, output) = (recipes.join(name).with_extension("toml"), dir.path().join(name));
         let more = args![
             "--model",
             oracle("tiny_llama"),
@@ -36,10 +35,6 @@ fn every_recipe_is_a_run() -> Result {
         ];
         let run = run([args!["train", "--config", recipe], more].concat())?;
         assert_eq!(run.code, Some(0), "{name}: {}", run.stderr);
-        found.push(name);
     }
-    found.sort();
-    let expected = ["arithmetic", "commonsense", "emoji", "few-shot-chat", "glue", "ultrafeedback"];
-    assert_eq!(found, expected);
     Ok(())
 }
