@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
-use clap::{Args, ValueEnum};
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use reft_bench::{Metric, Scorer, TaskConfig, TaskKind, encode_questions, read_questions};
 use reft_train::{Template, TextEncoder, evaluate, read_records};
 use serde_json::json;
 
@@ -16,18 +18,21 @@ use crate::train_progress::duration;
 
 /// Measure a model, with or without adapters, on a data file
 ///
-/// Task `lm`: loss, the mean of −log p over the completions' tokens and end tokens, and perplexity, e to the loss.
+/// Task `lm`: loss, the mean of −log p over the completions' tokens and end tokens, and perplexity, e to the loss. `commonsense` and
+/// `arithmetic`: accuracy on rows of LLM-Adapters, of what is generated. `memorise`: share of the completions' tokens that come back.
+/// A TOML file describes any other task: a prompt with {columns}, label words, how answers are scored.
 #[derive(Debug, Args)]
 #[command(
     next_help_heading = "Task",
     after_long_help = "Example:
-  reft eval --model models/SmolLM2-135M-Instruct --adapter runs/emoji --task lm --data examples/emoji.jsonl --json"
+  reft eval --model models/SmolLM2-135M-Instruct --adapter runs/emoji --task lm --data examples/emoji.jsonl --json
+  reft eval --model models/SmolLM2-135M-Instruct --task recipes/tasks/sst2.toml --data data/sst2/test.tsv"
 )]
 pub struct EvalArgs {
-    /// What is measured: lm = loss and perplexity
-    #[arg(long, value_name = "NAME", hide_possible_values = true)]
-    task: Task,
-    /// Examples, as `reft train` takes them
+    /// What is measured: lm, commonsense, arithmetic, memorise, or a TOML file that describes a task
+    #[arg(long, value_name = "NAME")]
+    task: PathBuf,
+    /// Examples, as `reft train` takes them; for other tasks than lm and memorise JSON, JSONL, TSV or CSV with the task's columns
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// How a row becomes text: auto, chat, alpaca or plain [default: auto = as the row's form suggests]
@@ -49,24 +54,64 @@ pub struct EvalArgs {
     model: ModelArgs,
 }
 
-/// A task by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Task {
-    Lm,
-}
-
 /// Runs the command.
 pub fn run(args: &EvalArgs) -> Result<ExitCode> {
-    match args.task {
-        Task::Lm => lm(args)?,
+    if args.batch_size == 0 {
+        bail!("--batch-size is 0, expected at least 1");
+    }
+    let task = TaskConfig::open(&args.task)?;
+    match task.kind {
+        TaskKind::Lm => lm(args)?,
+        _ => answers(args, &task)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn lm(args: &EvalArgs) -> Result<()> {
-    if args.batch_size == 0 {
-        bail!("--batch-size is 0, expected at least 1");
+/// Accuracy, or the share of tokens that come back.
+fn answers(args: &EvalArgs, task: &TaskConfig) -> Result<()> {
+    if args.max_length.is_some() || args.drop_too_long {
+        bail!("--max-length and --drop-too-long belong to task lm; questions are not cut");
     }
+    let questions = read_questions(task, &args.data)?;
+    let model = args.model.open()?;
+    let tokenizer = open_tokenizer(&model.path)?;
+    let chat_template = open_chat_template(&model.path)?;
+    let encoder = tokenizer.as_ref().map(|tokenizer| TextEncoder {
+        tokenizer,
+        chat_template: chat_template.as_ref(),
+        template: args.template.unwrap_or(task.template),
+    });
+    let config = model.decoder.config();
+    let context = config.max_position_embeddings as usize;
+    let questions =
+        encode_questions(task, &questions, encoder.as_ref(), config.vocab_size, context)
+            .with_context(|| format!("cannot use {}", args.data.display()))?;
+    let stop = AtomicBool::new(false);
+    let scorer =
+        Scorer { task, tokenizer: tokenizer.as_ref(), batch_size: args.batch_size, stop: &stop };
+    let score = scorer.score(&model.decoder, &model.adapters(), &questions)?;
+    if args.json {
+        return output::json(&json!({
+            "task": task.name,
+            "metric": score.metric,
+            score.metric.name(): score.value,
+            "questions": score.questions,
+            "seconds": score.seconds,
+            "answers": score.answers,
+        }));
+    }
+    let value = match score.metric {
+        Metric::Loss => format!("{:.4}", score.value),
+        Metric::Accuracy | Metric::Recall => format!("{:.2} %", 100.0 * score.value),
+    };
+    output::table(&[
+        (score.metric.name(), value),
+        ("on", format!("{} questions", grouped(score.questions as i64))),
+        ("time", duration(score.seconds)),
+    ])
+}
+
+fn lm(args: &EvalArgs) -> Result<()> {
     let records = read_records(&args.data)?;
     let model = args.model.open()?;
     let tokenizer = open_tokenizer(&model.path)?;

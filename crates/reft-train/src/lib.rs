@@ -71,3 +71,8 @@ pub use schedule::{Schedule, ScheduleKind};
 pub use template::{Template, TextEncoder};
 pub use train_config::TrainConfig;
 pub use trainer::{Outcome, Step, Summary, Trainer};
+
+/// The README's examples are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

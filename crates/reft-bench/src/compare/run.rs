@@ -39,11 +39,14 @@ pub fn run_comparison(
     let mut finish = |cell: &Cell, counts: bool| -> Result<CellResult> {
         done += usize::from(counts);
         let name = cell.name(plan);
-        if cell.is_done(plan, output)? {
-            say(&format!("[{done}/{total}] {name}: finished before"));
-        } else {
-            say(&format!("[{done}/{total}] {name}"));
-            run(cell)?;
+        match (cell.is_done(plan, output)?, counts) {
+            (true, true) => say(&format!("[{done}/{total}] {name}: finished before")),
+            (true, false) => {}
+            (false, _) => {
+                let what = if counts { "" } else { ": test" };
+                say(&format!("[{done}/{total}] {name}{what}"));
+                run(cell)?;
+            }
         }
         cell.result(plan, output)?.ok_or_else(|| Error::File {
             path: cell.directory(plan, output),

@@ -16,7 +16,8 @@ impl Axis {
         let (low, high) = range(values);
         let margin = if high > low { 0.08 * (high - low) } else { 0.05 * high.abs().max(1e-6) };
         let step = step_of(high - low + 2.0 * margin);
-        let low = ((low - margin) / step).floor() * step;
+        let bottom = ((low - margin) / step).floor() * step;
+        let low = if low >= 0.0 { bottom.max(0.0) } else { bottom }; // no room below what cannot be
         let high = ((high + margin) / step).ceil() * step;
         Self { low, high, is_log: false, ends }
     }

@@ -63,7 +63,7 @@ fn write_page(out: &mut String, report: &Report) -> std::fmt::Result {
     writeln!(
         out,
         "<p class=\"soft\">± is the standard deviation over seeds. Forgetting is the loss on a neutral text minus the base model's. \
-        Peak memory is that of a run's own process, the loading of the model included. Parameters are those trained, in percent of the base model's.</p>"
+        generated/s is new tokens per second, eight prompts at once. Peak memory is that of a run's own process, the loading of the model included. Parameters are those trained, in percent of the base model's.</p>"
     )?;
     writeln!(out, "</main>\n<script>{SCRIPT}</script>\n</body>\n</html>")
 }
@@ -109,7 +109,7 @@ fn table(out: &mut String, report: &Report) -> std::fmt::Result {
         cells.push(("0".to_owned(), Some(0.0)));
         cells.push(("0 %".to_owned(), Some(0.0)));
         cells.extend(std::iter::repeat_n(("–".to_owned(), None), 5));
-        cells.push((speed.map_or("–".into(), |x| format!("{x:.0} tok/s")), speed));
+        cells.push((speed.map_or("–".into(), |x| grouped(x.round() as i64)), speed));
         cells.push(("–".to_owned(), None));
         table_row(out, &cells, None, false)?;
     }
@@ -230,12 +230,12 @@ fn plots(out: &mut String, report: &Report) -> std::fmt::Result {
             m.peak_memory_bytes.map(|n| (n as f64, bytes(n)))
         }),
         ("Training speed", "Tokens per second, padding not counted.", |m| {
-            m.tokens_per_second.as_ref().map(|s| (s.mean, format!("{:.0} tok/s", s.mean)))
+            m.tokens_per_second.as_ref().map(|s| (s.mean, grouped(s.mean.round() as i64)))
         }),
         ("Generation speed", "New tokens per second, eight prompts at once.", |m| {
             m.generation_tokens_per_second
                 .as_ref()
-                .map(|s| (s.mean, format!("{:.0} tok/s", s.mean)))
+                .map(|s| (s.mean, grouped(s.mean.round() as i64)))
         }),
     ];
     for (title, note, measure) in measures {

@@ -2,6 +2,7 @@ use std::fmt::Write;
 
 use crate::report::numbers::{bytes, grouped, percent, score, score_spread, seconds, spread};
 use crate::report::results::{MethodReport, Report};
+use crate::report::spread::Spread;
 
 /// The report as Markdown.
 pub(crate) fn markdown(report: &Report) -> String {
@@ -18,13 +19,13 @@ fn write_markdown(out: &mut String, report: &Report) -> std::fmt::Result {
     }
     writeln!(
         out,
-        "\n| method | {} | parameters | % | file | lr | training | tokens/s | peak memory | generation | forgetting |",
+        "\n| method | {} | parameters | % | file | lr | training | tokens/s | peak memory | generated/s | forgetting |",
         metric.name()
     )?;
     writeln!(out, "|---|---|---|---|---|---|---|---|---|---|---|")?;
     if let Some(base) = &report.base {
         let speed =
-            base.generation_tokens_per_second.map_or("–".into(), |x| format!("{x:.0} tok/s"));
+            base.generation_tokens_per_second.map_or("–".into(), |x| grouped(x.round() as i64));
         writeln!(
             out,
             "| base | {} | 0 | 0 | – | – | – | – | – | {speed} | – |",
@@ -144,6 +145,7 @@ pub(crate) fn summary(report: &Report) -> Vec<String> {
 /// The texts of a method's row, its name first.
 pub(crate) fn row(report: &Report, method: &MethodReport) -> Vec<String> {
     let none = || "–".to_owned();
+    let speed = |speed: &Spread| grouped(speed.mean.round() as i64);
     let is_run = method.trainable_parameters > 0;
     let note = if method.diverged > 0 {
         format!(" ({} diverged)", method.diverged)
@@ -163,7 +165,7 @@ pub(crate) fn row(report: &Report, method: &MethodReport) -> Vec<String> {
         if method.adapter_bytes > 0 { bytes(method.adapter_bytes) } else { none() },
         method.lr.map_or_else(none, |lr| lr.to_string()),
         method.train_seconds.as_ref().map_or_else(none, |s| seconds(s.mean)),
-        method.tokens_per_second.as_ref().map_or_else(none, |s| format!("{:.0}", s.mean)),
+        method.tokens_per_second.as_ref().map_or_else(none, speed),
         method.peak_memory_bytes.map_or_else(none, bytes),
         method
             .generation_tokens_per_second

@@ -58,7 +58,7 @@ pub(crate) fn short(n: f64) -> String {
 /// A size of files or memory.
 pub(crate) fn bytes(n: u64) -> String {
     let text = short(n as f64);
-    if text.contains(' ') { format!("{}B", text.replace('k', "k")) } else { format!("{text} B") }
+    if text.contains(' ') { format!("{text}B") } else { format!("{text} B") }
 }
 
 /// A percentage with two digits that mean something.

@@ -12,6 +12,9 @@ const RIGHT: f64 = 448.0;
 const TOP: f64 = 14.0;
 const BOTTOM: f64 = 276.0;
 
+/// The name of the line that stands for the model without any method.
+const BASE: &str = "base model";
+
 /// A method in a plot of one number against another.
 pub(crate) struct Point {
     pub(crate) label: String,
@@ -102,6 +105,23 @@ pub(crate) fn scatter(
                 escape(&point.title)
             ),
         );
+    }
+    if let Some(base) = base {
+        let below = y.place(base) + 14.0;
+        let ends = [(RIGHT - 4.0, "end", 1.0), (LEFT + 4.0, "start", 0.0)];
+        let covered = |&(x, _, anchor): &(f64, &str, f64)| {
+            let own = Box::text(x, below, BASE, anchor);
+            taken.iter().map(|other| own.overlap(other)).sum::<f64>()
+        };
+        let free = ends.iter().position(|end| covered(end) == 0.0).unwrap_or(0);
+        let (x, name, anchor) = ends[free];
+        add(
+            &mut svg,
+            format!(
+                "<text class=\"note\" x=\"{x:.1}\" y=\"{below:.1}\" text-anchor=\"{name}\">{BASE}</text>"
+            ),
+        );
+        taken.push(Box::text(x, below, BASE, anchor));
     }
     for point in points {
         let (px, py) = (x.place(point.x), y.place(point.y));

@@ -1,0 +1,181 @@
+//! `reft compare` and the tasks of `reft eval`, on a model of four layers with a tokenizer of letters.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::Result;
+use crate::runs::{args, oracle, run, succeed};
+
+const CONFIG: &str = r#"task = "task.toml"
+seeds = [0]
+
+[data]
+train = "train.tsv"
+test = ["test.tsv"]
+validation_size = 8
+
+[train]
+max_steps = 3
+batch_size = 4
+
+[[method]]
+method = "loreft"
+lr = [1e-2]
+options = { rank = 2, positions = "f2+l2" }
+
+[[method]]
+method = "lora"
+lr = [1e-2]
+options = { rank = 2 }
+"#;
+
+const TASK: &str = r#"type = "choice"
+scoring = "log_probability"
+columns = ["text", "label"]
+template = "plain"
+prompt = "{text}:"
+answer = "label"
+labels = { 0 = "no", 1 = "yes" }
+"#;
+
+/// A model, data, a task and a comparison of it.
+fn bench() -> Result<TempDir> {
+    let dir = tempfile::tempdir()?;
+    let model = dir.path().join("model");
+    fs::create_dir(&model)?;
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(oracle("tiny_llama").join(file), model.join(file))?;
+    }
+    let letters = "abcdefghijklmnopqrstuvwxyz :".chars();
+    let mut vocab: serde_json::Map<String, Value> =
+        letters.zip(3..).map(|(letter, id)| (letter.to_string(), id.into())).collect();
+    vocab.insert("</s>".to_owned(), 2.into());
+    let end = json!({"id": 2, "content": "</s>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [end],
+        "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": {"type": "Fuse"},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": []},
+    });
+    fs::write(model.join("tokenizer.json"), tokenizer.to_string())?;
+    fs::write(model.join("tokenizer_config.json"), r#"{"eos_token": "</s>"}"#)?;
+    let rows = |from: u8, n: u8| -> String {
+        let letter = |i: u8| char::from(b'a' + i % 26);
+        (from..from + n).map(|i| format!("{}{}x\t{}\n", letter(i), letter(i / 26), i % 2)).collect()
+    };
+    fs::write(dir.path().join("train.tsv"), rows(0, 24))?;
+    fs::write(dir.path().join("test.tsv"), rows(30, 10))?;
+    fs::write(dir.path().join("task.toml"), TASK)?;
+    fs::write(dir.path().join("compare.toml"), CONFIG)?;
+    Ok(dir)
+}
+
+fn compare(dir: &Path, output: &Path) -> Vec<std::ffi::OsString> {
+    let (config, model) = (dir.join("compare.toml"), dir.join("model"));
+    args![
+        "compare",
+        "--config",
+        config,
+        "--model",
+        model,
+        "--data",
+        dir,
+        "--output",
+        output,
+        "--threads",
+        "1"
+    ]
+}
+
+fn read(path: PathBuf) -> Result<Value> {
+    Ok(serde_json::from_slice(&fs::read(path)?)?)
+}
+
+#[test]
+fn a_comparison_is_run_once_and_reported_again() -> Result {
+    let dir = bench()?;
+    let output = dir.path().join("out");
+    let first = succeed(compare(dir.path(), &output))?;
+    assert!(
+        first.stdout.contains("| loreft |") && first.stdout.contains("| lora |"),
+        "{}",
+        first.stdout
+    );
+    let report = read(output.join("report.json"))?;
+    assert_eq!(report["complete"], true);
+    assert_eq!(report["methods"][0]["losses"].as_array().map(Vec::len), Some(3));
+    // a run has a process of its own, so its peak is known and is not the sum of all
+    if cfg!(target_os = "linux") {
+        assert!(report["methods"][1]["peak_memory_bytes"].as_u64().is_some_and(|n| n > 10_000_000));
+    }
+    let again = succeed(compare(dir.path(), &output))?;
+    assert_eq!(again.stderr.matches("finished before").count(), 3, "{}", again.stderr);
+    assert_eq!(read(output.join("report.json"))?["methods"], report["methods"]);
+
+    fs::remove_file(output.join("report.html"))?;
+    succeed(args!["compare", "--report-only", output])?;
+    assert!(output.join("report.html").is_file());
+    Ok(())
+}
+
+#[test]
+fn bad_comparisons_are_refused_before_anything_is_written() -> Result {
+    let dir = bench()?;
+    let output = dir.path().join("out");
+    let cases = [
+        (
+            "\"lora\"\nlr = [1e-2]",
+            "\"lora\"\nlr = [1e-2, 2e-2]",
+            "compare.toml, line 19: lora has 2 learning rates, loreft has 1",
+        ),
+        ("\"lora\"", "\"lorra\"", "compare.toml, line 18: unknown method \"lorra\""),
+        ("max_steps = 3", "steps = 3", "compare.toml, line 10: unknown field `steps`"),
+        ("\"task.toml\"", "\"sst2\"", "unknown task; use commonsense, arithmetic, lm, memorise"),
+        (
+            "validation_size = 8",
+            "validation_size = 24",
+            "train.tsv: 24 rows, expected 1 to train on and 24 to hold out",
+        ),
+    ];
+    for (from, to, expected) in cases {
+        fs::write(dir.path().join("compare.toml"), CONFIG.replacen(from, to, 1))?;
+        let run = run(compare(dir.path(), &output))?;
+        assert_eq!(run.code, Some(1), "{}", run.stderr);
+        assert!(run.stderr.contains(expected), "{expected}: {}", run.stderr);
+        assert!(!output.exists(), "{to}");
+    }
+    fs::write(dir.path().join("compare.toml"), CONFIG)?;
+    fs::create_dir(&output)?;
+    fs::write(output.join("letter.txt"), "mine")?;
+    let run = run(compare(dir.path(), &output))?;
+    assert!(run.code == Some(1) && run.stderr.contains("no comparison"), "{}", run.stderr);
+    Ok(())
+}
+
+#[test]
+fn a_task_of_a_file_is_measured() -> Result {
+    let dir = bench()?;
+    let (model, task, data) =
+        (dir.path().join("model"), dir.path().join("task.toml"), dir.path().join("test.tsv"));
+    let run = succeed(args![
+        "eval",
+        "--model",
+        model,
+        "--task",
+        task,
+        "--data",
+        data,
+        "--json",
+        "--threads",
+        "1"
+    ])?;
+    let result: Value = serde_json::from_str(&run.stdout)?;
+    let answers = result["answers"].as_array().ok_or("no answers")?;
+    let right =
+        answers.iter().enumerate().filter(|(i, answer)| **answer == ["no", "yes"][i % 2]).count();
+    assert_eq!((answers.len(), result["accuracy"].as_f64()), (10, Some(right as f64 / 10.0)));
+    Ok(())
+}
