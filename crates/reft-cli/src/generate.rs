@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use reft_models::{Finish, Generated, GenerationConfig, Message, Row, Tokenizer, generate_all};
-use reft_train::{Content, Record, Template, TextEncoder, read_records};
+use reft_train::{Content, Record, Template, TextEncoder, read_prompts};
 use serde::Serialize;
 
 use crate::model::{Model, ModelArgs, open_chat_template, open_tokenizer};
@@ -33,7 +33,7 @@ pub struct GenerateArgs {
     /// The prompt, as it is unless --chat or --template frames it
     #[arg(long, value_name = "TEXT", required_unless_present = "input", conflicts_with = "input")]
     prompt: Option<String>,
-    /// Prompts: a .txt file with one a line, or rows as `reft train` takes them, of which the prompt is used
+    /// Prompts: a .txt file with one a line, or rows as `reft train` takes them, with or without what is to be learned
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
     /// The prompt is a user's message: the model's chat template frames it
@@ -90,7 +90,7 @@ pub fn run(args: &GenerateArgs) -> Result<ExitCode> {
 fn records(args: &GenerateArgs) -> Result<Vec<Record>> {
     if let Some(path) = &args.input {
         let is_text = path.extension().is_some_and(|extension| extension == "txt");
-        return if is_text { lines(path) } else { Ok(read_records(path)?) };
+        return if is_text { lines(path) } else { Ok(read_prompts(path)?) };
     }
     Ok(vec![record("prompt".to_owned(), args.prompt.clone().unwrap_or_default())])
 }

@@ -3,7 +3,7 @@ use std::path::Path;
 use reft_models::Message;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use crate::error::io_error;
 use crate::{Error, Result};
@@ -109,16 +109,50 @@ impl Scalar {
 /// [`Error::Io`]; [`Error::Json`] with line and column; [`Error::Row`] for a row that has none of the forms or an unknown
 /// field; [`Error::NoExamples`].
 pub fn read_records(path: &Path) -> Result<Vec<Record>> {
+    read_rows(path, |_| ())
+}
+
+/// Reads a file of prompts: rows as [`read_records`] takes them, in which what would be learned may be missing.
+///
+/// # Errors
+/// As [`read_records`].
+pub fn read_prompts(path: &Path) -> Result<Vec<Record>> {
+    read_rows(path, add_empty_response)
+}
+
+fn read_rows(path: &Path, prepare: fn(&mut Map<String, Value>)) -> Result<Vec<Record>> {
     let text = std::fs::read(path).map_err(io_error("read", path))?;
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text); // a byte order mark is no part of the text
-    let records = parse_records(text, path)?;
+    let records = parse_records(text, path, prepare)?;
     if records.is_empty() {
         return Err(Error::NoExamples { path: path.to_owned() });
     }
     Ok(records)
 }
 
-fn parse_records(text: &[u8], path: &Path) -> Result<Vec<Record>> {
+/// Gives a row that is a prompt alone the empty response that makes it a training row.
+fn add_empty_response(fields: &mut Map<String, Value>) {
+    let nothing = || Value::String(String::new());
+    if let Some(input_ids) = fields.get("input_ids").and_then(Value::as_array) {
+        let prompt_length = input_ids.len();
+        fields.entry("prompt_length").or_insert_with(|| prompt_length.into());
+    } else if let Some(Value::Array(messages)) = fields.get_mut("messages") {
+        let is_reply = |message: &Value| message["role"] == "assistant";
+        if !messages.last().is_some_and(is_reply) {
+            messages.push(json!({ "role": "assistant", "content": "" }));
+        }
+    } else if fields.contains_key("instruction") {
+        fields.entry("output").or_insert_with(nothing);
+    } else if fields.contains_key("prompt") {
+        fields.entry("completion").or_insert_with(nothing);
+    }
+}
+
+fn parse_records(
+    text: &[u8],
+    path: &Path,
+    prepare: fn(&mut Map<String, Value>),
+) -> Result<Vec<Record>> {
     let broken = |first_line: usize, error: &serde_json::Error| Error::Json {
         path: path.to_owned(),
         line: first_line + error.line().saturating_sub(1),
@@ -129,7 +163,7 @@ fn parse_records(text: &[u8], path: &Path) -> Result<Vec<Record>> {
     let mut records = Vec::new();
     let mut add = |value: Value, place: String| -> Result<()> {
         let id = format!("row {}", records.len() + 1);
-        let record = record(value, id).map_err(|reason| Error::Row {
+        let record = record(value, id, prepare).map_err(|reason| Error::Row {
             path: path.to_owned(),
             place,
             reason,
@@ -163,10 +197,15 @@ fn reason_of(error: &serde_json::Error) -> String {
     }
 }
 
-fn record(value: Value, default_id: String) -> Result<Record, String> {
+fn record(
+    value: Value,
+    default_id: String,
+    prepare: fn(&mut Map<String, Value>),
+) -> Result<Record, String> {
     let Value::Object(mut fields) = value else {
         return Err("the row is no JSON object".to_owned());
     };
+    prepare(&mut fields);
     let id = match fields.remove("id") {
         None | Some(Value::Null) => default_id,
         Some(id) => {
@@ -216,7 +255,28 @@ mod tests {
     use proptest::prelude::*;
 
     fn parse_text(text: &str) -> Result<Vec<Record>> {
-        parse_records(text.as_bytes(), Path::new("data.jsonl"))
+        parse_records(text.as_bytes(), Path::new("data.jsonl"), |_| ())
+    }
+
+    #[test]
+    fn a_prompt_alone_is_a_row_with_an_empty_response() -> Result<()> {
+        let prompts = [
+            (r#"{"prompt":"a"}"#, r#"{"prompt":"a","completion":""}"#),
+            (r#"{"prompt":"a","completion":"b"}"#, r#"{"prompt":"a","completion":"b"}"#),
+            (r#"{"instruction":"do"}"#, r#"{"instruction":"do","output":""}"#),
+            (
+                r#"{"messages":[{"role":"user","content":"hi"}]}"#,
+                r#"{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":""}]}"#,
+            ),
+            (ROWS[3], ROWS[3]),
+            (r#"{"input_ids":[5,6]}"#, r#"{"input_ids":[5,6],"prompt_length":2}"#),
+        ];
+        for (prompt, row) in prompts {
+            let path = Path::new("prompts.jsonl");
+            let read = parse_records(prompt.as_bytes(), path, add_empty_response)?;
+            assert_eq!(read, parse_text(row)?, "{prompt}");
+        }
+        Ok(())
     }
 
     const ROWS: [&str; 5] = [
@@ -320,7 +380,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _outcome = parse_records(&bytes, Path::new("data.jsonl"));
+            let _outcome = parse_records(&bytes, Path::new("data.jsonl"), add_empty_response);
         }
 
         #[test]
@@ -328,7 +388,7 @@ mod tests {
             let mut bytes = ROWS[row].as_bytes().to_vec();
             let at = at.index(bytes.len());
             bytes[at] = byte;
-            let _outcome = parse_records(&bytes, Path::new("data.jsonl"));
+            let _outcome = parse_records(&bytes, Path::new("data.jsonl"), add_empty_response);
         }
     }
 }

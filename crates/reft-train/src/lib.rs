@@ -59,7 +59,7 @@ pub use adamw::AdamW;
 pub use batches::{Batch, Shuffle, epoch_batches};
 pub use checkpoint::Best;
 pub use clip::clip_grad_norm;
-pub use data::{Content, Record, read_records};
+pub use data::{Content, Record, read_prompts, read_records};
 pub use dataset::{Dataset, Example, IGNORE_INDEX, tokenize};
 pub use error::{Error, Result};
 pub use evaluate::{LossReport, evaluate};
