@@ -48,7 +48,7 @@ pub struct CompareArgs {
     /// Directory of the data files, in place of the configuration's
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// A small version: one learning rate, one seed, and the sizes under [quick]
+    /// A small version: one learning rate, one seed, and the sizes under `[quick]`
     #[arg(long)]
     quick: bool,
     /// Print the report as JSON

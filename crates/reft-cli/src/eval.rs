@@ -30,7 +30,7 @@ use crate::train_progress::duration;
 )]
 pub struct EvalArgs {
     /// What is measured: lm, commonsense, arithmetic, memorise, or a TOML file that describes a task
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = task_name)]
     task: PathBuf,
     /// Examples, as `reft train` takes them; for other tasks than lm and memorise JSON, JSONL, TSV or CSV with the task's columns
     #[arg(long, value_name = "FILE")]
@@ -52,6 +52,15 @@ pub struct EvalArgs {
     json: bool,
     #[command(flatten)]
     model: ModelArgs,
+}
+
+/// A task's name or file, checked as far as that goes without reading it.
+fn task_name(name: &str) -> Result<PathBuf, String> {
+    let names = TaskKind::BUILT_IN.map(|(name, _)| name);
+    if names.contains(&name) || name.ends_with(".toml") {
+        return Ok(PathBuf::from(name));
+    }
+    Err(format!("unknown task; use {}, or a TOML file that describes one", names.join(", ")))
 }
 
 /// Runs the command.

@@ -22,7 +22,7 @@ use crate::output;
 /// The input is `{"input_ids": [[…]], "prompt_lengths": [n, …], "labels": [[…]]}`. Rows may differ in length. Without
 /// `prompt_lengths` a whole row is prompt. `labels` are optional, −100 does not count.
 ///
-/// The output holds `logits` f32 [b, t, v]; with labels `loss` [1], the mean over labelled positions after the shift by one; with
+/// The output holds `logits` f32 `[b, t, v]`; with labels `loss`, one number, the mean over labelled positions after the shift by one; with
 /// --hidden-states `hidden.{i}` f32 [b, t, d], 0 = embeddings, i = what block i−1 gives, edits included. Tokens stand in the caller's
 /// order, from column 0; what is past a row's end is 0.
 #[derive(Debug, Args)]

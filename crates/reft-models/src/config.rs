@@ -205,22 +205,23 @@ impl File {
         }
         let heads = self.num_attention_heads;
         let kv_heads = self.num_key_value_heads.unwrap_or(heads);
+        // Far above any model, and low enough that products of them are numbers and lists of layers fit in memory.
         let sizes = [
-            ("vocab_size", self.vocab_size),
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
-            ("num_hidden_layers", self.num_hidden_layers as i64),
-            ("num_attention_heads", heads),
-            ("num_key_value_heads", kv_heads),
+            ("vocab_size", self.vocab_size, 1 << 24),
+            ("hidden_size", self.hidden_size, 1 << 20),
+            ("intermediate_size", self.intermediate_size, 1 << 22),
+            ("num_hidden_layers", self.num_hidden_layers as i64, 1 << 12),
+            ("num_attention_heads", heads, 1 << 12),
+            ("num_key_value_heads", kv_heads, 1 << 12),
         ];
-        for (name, size) in sizes {
-            if !(1..=1 << 32).contains(&size) {
-                return Err(format!("{name} is {size}, expected a positive size"));
+        for (name, size, limit) in sizes {
+            if !(1..=limit).contains(&size) {
+                return Err(format!("{name} is {size}, expected a size from 1 to {limit}"));
             }
         }
         let head_dim = self.head_dim.unwrap_or(self.hidden_size / heads);
-        if head_dim < 2 || head_dim % 2 != 0 || head_dim > 1 << 32 {
-            return Err(format!("head_dim is {head_dim}, expected an even positive size"));
+        if head_dim < 2 || head_dim % 2 != 0 || head_dim > 1 << 12 {
+            return Err(format!("head_dim is {head_dim}, expected an even size from 2 to 4096"));
         }
         if heads % kv_heads != 0 {
             let expected = "expected a divisor of num_attention_heads";

@@ -89,7 +89,7 @@ fn table(out: &mut String, report: &Report) -> std::fmt::Result {
         "training",
         "tokens/s",
         "peak memory",
-        "generation",
+        "generated/s",
         "forgetting",
     ];
     writeln!(

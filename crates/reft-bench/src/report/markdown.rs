@@ -167,10 +167,7 @@ pub(crate) fn row(report: &Report, method: &MethodReport) -> Vec<String> {
         method.train_seconds.as_ref().map_or_else(none, |s| seconds(s.mean)),
         method.tokens_per_second.as_ref().map_or_else(none, speed),
         method.peak_memory_bytes.map_or_else(none, bytes),
-        method
-            .generation_tokens_per_second
-            .as_ref()
-            .map_or_else(none, |s| format!("{:.0} tok/s", s.mean)),
+        method.generation_tokens_per_second.as_ref().map_or_else(none, speed),
         method.forgetting.as_ref().map_or_else(none, |s| spread(s, 3)),
     ]
 }

@@ -62,7 +62,7 @@ pub(crate) fn scatter(
     let y = Axis::linear(points.iter().flat_map(reach).chain(base), (BOTTOM, TOP));
     let mut svg = open(&format!("{} against {}", names.y, names.x), HEIGHT);
     frame(&mut svg, (&x, &y), names, percent, x_tick);
-    let mut taken: Vec<Box> = Vec::new();
+    let mut taken: Vec<Area> = Vec::new();
     if let Some(base) = base {
         let at = y.place(base);
         add(
@@ -71,19 +71,13 @@ pub(crate) fn scatter(
                 "<line class=\"base\" x1=\"{LEFT}\" x2=\"{RIGHT}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>"
             ),
         );
-        let above = at - 5.0;
-        add(
-            &mut svg,
-            format!(
-                "<text class=\"note\" x=\"{:.1}\" y=\"{above:.1}\">base model</text>",
-                LEFT + 6.0
-            ),
-        );
-        taken.push(Box::text(LEFT + 6.0, above, "base model", 0.0));
     }
     for point in points {
         let (px, py) = (x.place(point.x), y.place(point.y));
-        taken.push(Box { left: px - 7.0, right: px + 7.0, top: py - 7.0, bottom: py + 7.0 });
+        taken.push(Area { left: px - 7.0, right: px + 7.0, top: py - 7.0, bottom: py + 7.0 });
+        let sd = point.sd.unwrap_or(0.0);
+        let (top, bottom) = (y.place(point.y + sd), y.place(point.y - sd));
+        taken.push(Area { left: px - 4.0, right: px + 4.0, top, bottom });
     }
     for point in points {
         let (px, py, colour) = (x.place(point.x), y.place(point.y), point.colour);
@@ -110,7 +104,7 @@ pub(crate) fn scatter(
         let below = y.place(base) + 14.0;
         let ends = [(RIGHT - 4.0, "end", 1.0), (LEFT + 4.0, "start", 0.0)];
         let covered = |&(x, _, anchor): &(f64, &str, f64)| {
-            let own = Box::text(x, below, BASE, anchor);
+            let own = Area::text(x, below, BASE, anchor);
             taken.iter().map(|other| own.overlap(other)).sum::<f64>()
         };
         let free = ends.iter().position(|end| covered(end) == 0.0).unwrap_or(0);
@@ -121,7 +115,7 @@ pub(crate) fn scatter(
                 "<text class=\"note\" x=\"{x:.1}\" y=\"{below:.1}\" text-anchor=\"{name}\">{BASE}</text>"
             ),
         );
-        taken.push(Box::text(x, below, BASE, anchor));
+        taken.push(Area::text(x, below, BASE, anchor));
     }
     for point in points {
         let (px, py) = (x.place(point.x), y.place(point.y));
@@ -253,14 +247,14 @@ fn frame(
 }
 
 /// A place that is taken.
-struct Box {
+struct Area {
     left: f64,
     right: f64,
     top: f64,
     bottom: f64,
 }
 
-impl Box {
+impl Area {
     /// A text's box; `anchor` is the share of its width that lies before `x`.
     fn text(x: f64, y: f64, text: &str, anchor: f64) -> Self {
         let width = 6.7 * text.chars().count() as f64;
@@ -287,7 +281,7 @@ impl Box {
 }
 
 /// Where a point's name covers least of what is there already.
-fn free_place(px: f64, py: f64, text: &str, taken: &mut Vec<Box>) -> (f64, f64, &'static str) {
+fn free_place(px: f64, py: f64, text: &str, taken: &mut Vec<Area>) -> (f64, f64, &'static str) {
     let mut places = vec![(px + 10.0, py + 4.0, "start", 0.0), (px - 10.0, py + 4.0, "end", 1.0)];
     for distance in [14.0, 26.0, 38.0] {
         for dy in [-distance + 2.0, distance + 6.0] {
@@ -297,13 +291,13 @@ fn free_place(px: f64, py: f64, text: &str, taken: &mut Vec<Box>) -> (f64, f64, 
         }
     }
     let cost = |&(x, y, _, anchor): &(f64, f64, &str, f64)| {
-        let own = Box::text(x, y, text, anchor);
+        let own = Area::text(x, y, text, anchor);
         own.outside() * 100.0 + taken.iter().map(|other| own.overlap(other)).sum::<f64>()
     };
     let costs: Vec<f64> = places.iter().map(cost).collect();
     let best = (0..places.len()).min_by(|&a, &b| costs[a].total_cmp(&costs[b])).unwrap_or(0);
     let (x, y, name, anchor) = places[best];
-    taken.push(Box::text(x, y, text, anchor));
+    taken.push(Area::text(x, y, text, anchor));
     (x, y, name)
 }
 
@@ -326,6 +320,7 @@ mod tests {
         assert_eq!(places.len(), 3);
         assert!(places.iter().all(|x| (LEFT..=RIGHT).contains(x)), "{places:?}");
         assert!(svg.contains("a&lt;b") && !svg.contains("a<b"));
+        assert_eq!(svg.matches(BASE).count(), 1);
     }
 
     #[test]

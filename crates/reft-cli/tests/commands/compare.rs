@@ -129,9 +129,9 @@ fn bad_comparisons_are_refused_before_anything_is_written() -> Result {
         (
             "\"lora\"\nlr = [1e-2]",
             "\"lora\"\nlr = [1e-2, 2e-2]",
-            "compare.toml, line 19: lora has 2 learning rates, loreft has 1",
+            "compare.toml, line 20: lora has 2 learning rates, loreft has 1",
         ),
-        ("\"lora\"", "\"lorra\"", "compare.toml, line 18: unknown method \"lorra\""),
+        ("\"lora\"", "\"lorra\"", "compare.toml, line 19: unknown method \"lorra\""),
         ("max_steps = 3", "steps = 3", "compare.toml, line 10: unknown field `steps`"),
         ("\"task.toml\"", "\"sst2\"", "unknown task; use commonsense, arithmetic, lm, memorise"),
         (
