@@ -33,13 +33,12 @@ pub struct ModelArgs {
 }
 
 /// A model with its adapters.
-#[derive(Debug)]
 pub struct Model {
     /// Directory or file that it was read from.
     pub path: PathBuf,
     /// The frozen model.
     pub decoder: Decoder,
-    adapters: Vec<ReftAdapter>,
+    adapters: Vec<Box<dyn Adapter>>,
 }
 
 impl ModelArgs {
@@ -51,7 +50,7 @@ impl ModelArgs {
         set_threads(self.threads)?;
         let (path, decoder) = open_decoder(&self.model, self.kind, self.device)?;
         let load = |dir: &PathBuf| {
-            load_adapter(dir, &decoder)
+            load_any_adapter(dir, &decoder)
                 .with_context(|| format!("cannot run adapter {} on {}", dir.display(), self.model))
         };
         let adapters = self.adapter.iter().map(load).collect::<Result<_>>()?;
@@ -62,7 +61,7 @@ impl ModelArgs {
 impl Model {
     /// The adapters, in the order given.
     pub fn adapters(&self) -> Vec<&dyn Adapter> {
-        self.adapters.iter().map(|adapter| adapter as &dyn Adapter).collect()
+        self.adapters.iter().map(Box::as_ref).collect()
     }
 }
 
@@ -106,7 +105,18 @@ pub fn open_chat_template(model: &Path) -> Result<Option<ChatTemplate>> {
     }
 }
 
-/// Reads an adapter for a model.
+/// Reads an adapter of any method for a model.
+///
+/// # Errors
+/// If it is none, broken, or made for another model.
+fn load_any_adapter(dir: &Path, decoder: &Decoder) -> Result<Box<dyn Adapter>> {
+    if reft_bench::AdapterKind::of(dir).is_err() {
+        check_adapter_directory(dir)?; // says what the directory holds instead
+    }
+    Ok(reft_bench::load_adapter(dir, decoder)?)
+}
+
+/// Reads a ReFT adapter for a model.
 ///
 /// # Errors
 /// If it is none, broken, or made for another model.

@@ -175,3 +175,21 @@ fn inputs_that_do_not_fit_together_are_errors() -> Result {
     }
     Ok(())
 }
+
+/// Oracle: directories written by PEFT 0.14 and the logits of its models.
+#[test]
+fn adapters_written_by_peft_give_its_logits_padded_on_either_side() -> Result {
+    let dir = tempfile::tempdir()?;
+    let input = logits_input(dir.path())?;
+    for name in ["lora_qv", "lora_all", "prefix"] {
+        let adapter = oracle("peft").join(name);
+        let expected = tensors(&oracle(&format!("peft/{name}.safetensors")))?;
+        for padding in [&args![][..], &args!["--left-pad"]] {
+            let more = [&args!["--adapter", adapter], padding].concat();
+            let found = logits(dir.path(), &input, &more)?;
+            assert_rows(name, &found["logits"], &expected["logits"]);
+            assert_close(name, &found["loss"].1, &expected["loss"].1, TOLERANCE);
+        }
+    }
+    Ok(())
+}
