@@ -68,7 +68,7 @@ pub use projection::Projection;
 pub use prompt::{PromptAdapter, PromptInit};
 pub use red::{RedAdapter, RedConfig, RedMethod};
 pub use registry::{AdapterKind, load_adapter, trainable_parameters};
-pub use report::{BaseReport, MethodReport, RateReport, Report, Spread};
+pub use report::{BaseReport, MethodReport, RateReport, Report, Spread, grouped};
 pub use target_modules::TargetModules;
 pub use tasks::{
     Choice, EncodedQuestion, Metric, Question, Score, Scorer, Scoring, Table, TableRow, TaskConfig,

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use anyhow::{Context, Result};
+pub use reft_bench::grouped;
 use serde::Serialize;
 
 /// Prints a line, at once.
@@ -49,19 +50,6 @@ pub fn table(rows: &[(&str, String)]) -> Result<()> {
         line(format!("{name:width$}  {value}"))?;
     }
     Ok(())
-}
-
-/// A whole number with commas: `1,235,814,400`.
-pub fn grouped(n: i64) -> String {
-    let digits = n.unsigned_abs().to_string();
-    let mut text = String::from(if n < 0 { "-" } else { "" });
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 /// A share in percent, with two digits that mean something: `0.0053 %`.

@@ -10,5 +10,6 @@ mod plots;
 mod results;
 mod spread;
 
+pub use numbers::grouped;
 pub use results::{BaseReport, MethodReport, RateReport, Report};
 pub use spread::Spread;

@@ -30,8 +30,8 @@ pub(crate) fn spread(spread: &Spread, decimals: usize) -> String {
     }
 }
 
-/// A whole number with commas.
-pub(crate) fn grouped(n: i64) -> String {
+/// A whole number with commas: `1,235,814,400`.
+pub fn grouped(n: i64) -> String {
     let digits = n.unsigned_abs().to_string();
     let mut text = String::from(if n < 0 { "-" } else { "" });
     for (i, digit) in digits.chars().enumerate() {
