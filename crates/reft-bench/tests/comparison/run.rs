@@ -1,10 +1,14 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, PoisonError};
 
 use reft_bench::{Cell, Prepared, Report, run_cell, run_comparison};
 use reft_train::Silent;
 
 use crate::tiny_model::{Bench, TestResult};
+
+/// Random starts come from libtorch's one generator of the process: comparisons in two threads would take each other's numbers.
+static GENERATOR: Mutex<()> = Mutex::new(());
 
 /// Runs a comparison in this process; after `limit` cells it is interrupted. Returns the cells that were run.
 fn compare(
@@ -12,6 +16,7 @@ fn compare(
     output: &Path,
     limit: usize,
 ) -> (reft_bench::Result<Report>, Vec<Cell>) {
+    let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
     let mut cells = Vec::new();
     let mut run = |cell: &Cell| {
         if cells.len() == limit {
