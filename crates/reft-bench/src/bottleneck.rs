@@ -3,8 +3,8 @@ use std::path::Path;
 
 use reft_core::{Activation, Parameter};
 use reft_models::{
-    Adapter, BaseModel, Component, Decoder, DecoderConfig, Error, Hooks, Layout, Mode, Result,
-    Site, Span,
+    Adapter, BaseModel, Component, Decoder, DecoderConfig, Error, Hooks, Layout, Mode, Reach,
+    Result, Row, Site, Span,
 };
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -197,6 +197,10 @@ impl Adapter for BottleneckAdapter {
 
     fn hooks<'a>(&'a self, _layout: &'a Layout, _mode: Mode) -> Result<Box<dyn Hooks + 'a>> {
         Ok(Box::new(BottleneckHooks { adapter: self, input: None }))
+    }
+
+    fn reach(&self, _row: &Row) -> Reach {
+        Reach::of_sites(self.adapters.keys().copied(), 0)
     }
 
     fn state(&self) -> BTreeMap<String, Tensor> {

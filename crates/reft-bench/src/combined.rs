@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use reft_core::Parameter;
-use reft_models::{Adapter, Decoder, Hooks, Layout, Mode, PaddingSide, Row, Stacked};
+use reft_models::{Adapter, Decoder, Hooks, Layout, Mode, PaddingSide, Reach, Row, Stacked};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -129,6 +129,11 @@ impl Adapter for CombinedAdapter {
 
     fn virtual_tokens(&self) -> usize {
         self.adapters.iter().map(|adapter| adapter.virtual_tokens()).sum()
+    }
+
+    fn reach(&self, row: &Row) -> Reach {
+        let reaches = self.adapters.iter().map(|adapter| adapter.reach(row));
+        reaches.reduce(Reach::and).unwrap_or(Reach::EVERYTHING)
     }
 
     fn state(&self) -> BTreeMap<String, Tensor> {

@@ -3,8 +3,8 @@ use std::path::Path;
 
 use reft_core::Parameter;
 use reft_models::{
-    Adapter, BaseModel, Decoder, DecoderConfig, Error, Hooks, Layout, Linear, Mode, Result, Site,
-    Span,
+    Adapter, BaseModel, Decoder, DecoderConfig, Error, Hooks, Layout, Linear, Mode, Reach, Result,
+    Row, Site, Span,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -149,6 +149,10 @@ impl Adapter for Ia3Adapter {
 
     fn hooks<'a>(&'a self, _layout: &'a Layout, _mode: Mode) -> Result<Box<dyn Hooks + 'a>> {
         Ok(Box::new(Ia3Hooks { factors: &self.factors }))
+    }
+
+    fn reach(&self, _row: &Row) -> Reach {
+        Reach::of_sites(self.factors.keys().copied(), 0)
     }
 
     fn state(&self) -> BTreeMap<String, Tensor> {

@@ -3,8 +3,8 @@ use std::path::Path;
 
 use reft_core::Parameter;
 use reft_models::{
-    Adapter, BaseModel, Decoder, DecoderConfig, Error, Hooks, Layout, Linear, Mode, Result, Site,
-    Span,
+    Adapter, BaseModel, Decoder, DecoderConfig, Error, Hooks, Layout, Linear, Mode, Reach, Result,
+    Row, Site, Span,
 };
 use tch::{Device, Kind, Tensor, autocast, no_grad};
 
@@ -220,6 +220,10 @@ impl Adapter for LoraAdapter {
     fn hooks<'a>(&'a self, _layout: &'a Layout, mode: Mode) -> Result<Box<dyn Hooks + 'a>> {
         let dropout = if mode == Mode::Train { self.config.lora_dropout } else { 0.0 };
         Ok(Box::new(LoraHooks { layers: &self.layers, dropout, norms: BTreeMap::new() }))
+    }
+
+    fn reach(&self, _row: &Row) -> Reach {
+        Reach::of_sites(self.layers.keys().copied(), 0)
     }
 
     fn state(&self) -> BTreeMap<String, Tensor> {

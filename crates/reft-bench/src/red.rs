@@ -3,7 +3,8 @@ use std::path::Path;
 
 use reft_core::Parameter;
 use reft_models::{
-    Adapter, BaseModel, Component, Decoder, DecoderConfig, Hooks, Layout, Mode, Result, Site, Span,
+    Adapter, BaseModel, Component, Decoder, DecoderConfig, Hooks, Layout, Mode, Reach, Result, Row,
+    Site, Span,
 };
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -142,6 +143,10 @@ impl Adapter for RedAdapter {
 
     fn hooks<'a>(&'a self, _layout: &'a Layout, _mode: Mode) -> Result<Box<dyn Hooks + 'a>> {
         Ok(Box::new(RedHooks { edits: &self.edits }))
+    }
+
+    fn reach(&self, _row: &Row) -> Reach {
+        Reach::of_sites(self.edits.keys().copied(), 0)
     }
 
     fn state(&self) -> BTreeMap<String, Tensor> {

@@ -129,6 +129,10 @@ impl Progress for TrainProgress {
         self.say(&format!("step {step}: f16 overflowed, trying again at loss scale {loss_scale}"));
     }
 
+    fn warned(&mut self, warning: &str) {
+        self.say(&format!("warning: {warning}"));
+    }
+
     fn validated(&mut self, stats: &ValidationStats) {
         self.say(&format!("step {}: validation loss {:.4}", stats.step, stats.validation_loss));
     }

@@ -6,7 +6,8 @@ use tch::Tensor;
 
 use crate::Result;
 use crate::hooks::Hooks;
-use crate::layout::Layout;
+use crate::layout::{Layout, Row};
+use crate::site::Site;
 
 /// Whether a forward is part of training (dropout is on) or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +16,34 @@ pub enum Mode {
     Train,
     /// Everything is deterministic.
     Eval,
+}
+
+/// The lowest point of a row's forward that a method changes, or needs a gradient at.
+///
+/// All that is before it is the frozen model's alone, the same in every step: the hidden states that go into stage `stage` of
+/// [`Forward`](crate::Forward), and, as no token sees a later one, those of the tokens before `token` at every layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Reach {
+    /// The first stage that is not the plain model's.
+    pub stage: usize,
+    /// The first token of the row that is touched; the row's length if none is.
+    pub token: usize,
+}
+
+impl Reach {
+    /// Anything may change.
+    pub const EVERYTHING: Self = Self { stage: 0, token: 0 };
+
+    /// The reach of a method that touches tokens from `token` on at some sites.
+    pub fn of_sites(sites: impl IntoIterator<Item = Site>, token: usize) -> Self {
+        let stage = sites.into_iter().map(Site::stage).min().unwrap_or(usize::MAX);
+        Self { stage, token }
+    }
+
+    /// The reach of two methods together.
+    pub fn and(self, other: Self) -> Self {
+        Self { stage: self.stage.min(other.stage), token: self.token.min(other.token) }
+    }
 }
 
 /// What a fine-tuning method adds to a frozen model: trainable tensors, and the hooks that apply them.
@@ -36,6 +65,13 @@ pub trait Adapter {
     /// Number of virtual tokens that stand before every prompt: the layout must hold them.
     fn virtual_tokens(&self) -> usize {
         0
+    }
+
+    /// The lowest point of a row's forward that [`Self::hooks`] touch: what is before it need not be computed in every step.
+    ///
+    /// `stage` must be the same for every row. Where in doubt, claim more: [`Reach::EVERYTHING`], the default, is always right.
+    fn reach(&self, _row: &Row) -> Reach {
+        Reach::EVERYTHING
     }
 
     /// Everything a checkpoint needs to go on bit for bit: more than [`Self::save`] keeps.

@@ -3,9 +3,9 @@ use tch::Tensor;
 use crate::Result;
 use crate::attention_mask::AttentionMask;
 use crate::hooks::Hooks;
-use crate::kv_cache::KvCache;
 use crate::linear::Linear;
 use crate::pass::Pass;
+use crate::past::Past;
 use crate::rms_norm::RmsNorm;
 use crate::site::Component::{Key, Output, Query, Value};
 
@@ -23,46 +23,50 @@ pub(crate) struct Attention {
 }
 
 impl Attention {
-    /// `x` and result `[b, t, d]`. With a cache, the keys and values of its columns come first.
+    /// `x` `[b, t, d]` to `[b, q, d]`: the last `q` columns ask, all are seen. What is in the past comes before them.
     pub(crate) fn forward(
         &self,
         layer: usize,
         x: &Tensor,
         pass: &Pass,
-        cache: Option<&mut KvCache>,
+        queries: &Pass,
+        past: Option<&mut dyn Past>,
         hooks: &mut dyn Hooks,
     ) -> Result<Tensor> {
-        let (b, t, _) = x.size3()?;
-        let heads = |x: Tensor, n: i64| x.view([b, t, n, self.d_h]).transpose(1, 2); // [b, n, t, d_h]
-        let q = heads(pass.project(layer, Query, &self.query, x, hooks)?, self.n_h);
+        let heads = |x: Tensor, n: i64| {
+            let (b, t, _) = x.size3().expect("invariant: [b, t, n·d_h]");
+            x.view([b, t, n, self.d_h]).transpose(1, 2) // [b, n, t, d_h]
+        };
+        let asking = queries.last_columns(x);
+        let q = heads(queries.project(layer, Query, &self.query, &asking, hooks)?, self.n_h);
         let k = heads(pass.project(layer, Key, &self.key, x, hooks)?, self.n_kv);
         let v = heads(pass.project(layer, Value, &self.value, x, hooks)?, self.n_kv);
         let (q, k) = match &self.qk_norm {
             Some((q_norm, k_norm)) => (q_norm.forward(&q), k_norm.forward(&k)),
             None => (q, k),
         };
-        let (q, k) = (pass.rotation.apply(&q), pass.rotation.apply(&k));
-        let (k, v) = match hooks.prefix(layer, pass.span).filter(|_| pass.is_first) {
+        let (q, k) = (queries.rotation.apply(&q), pass.rotation.apply(&k));
+        let (k, v) = match hooks.prefix(layer, &pass.span).filter(|_| pass.is_first) {
             Some((prefix_k, prefix_v)) => (
                 Tensor::cat(&[prefix_k.to_kind(k.kind()), k], 2),
                 Tensor::cat(&[prefix_v.to_kind(v.kind()), v], 2),
             ),
             None => (k, v),
         };
-        let (k, v) = match cache {
-            Some(cache) => cache.append(layer, &k, &v),
+        let (k, v) = match past {
+            Some(past) => past.extend(layer, k, v),
             None => (k, v),
         };
-        let (mask, is_causal) = match pass.mask(layer) {
+        let (mask, is_causal) = match queries.mask(layer) {
             AttentionMask::Causal => (None, true),
             AttentionMask::Full => (None, false),
             AttentionMask::Explicit(mask) => (Some(mask), false),
         };
         let (k, v) = (self.repeat_heads(k), self.repeat_heads(v));
         let mixed =
-            Tensor::scaled_dot_product_attention(&q, &k, &v, mask, 0.0, is_causal, None, false); // [b, n_h, t, d_h]
-        let mixed = mixed.transpose(1, 2).reshape([b, t, self.n_h * self.d_h]);
-        pass.project(layer, Output, &self.output, &mixed, hooks)
+            Tensor::scaled_dot_product_attention(&q, &k, &v, mask, 0.0, is_causal, None, false); // [b, n_h, q, d_h]
+        let mixed = mixed.transpose(1, 2).flatten(2, 3); // [b, q, n_h·d_h]
+        queries.project(layer, Output, &self.output, &mixed, hooks)
     }
 
     /// Gives every query head its own copy of its group's keys or values: `[b, n_kv, t, d_h]` to `[b, n_h, t, d_h]`.

@@ -5,12 +5,14 @@ use tch::{Device, Kind, Tensor};
 use crate::attention::Attention;
 use crate::config::DecoderConfig;
 use crate::decoder_block::DecoderBlock;
+use crate::forward::Forward;
 use crate::hooks::Hooks;
 use crate::kv_cache::KvCache;
 use crate::layout::Span;
 use crate::linear::Linear;
 use crate::mlp::Mlp;
 use crate::pass::Pass;
+use crate::past::Past;
 use crate::rms_norm::RmsNorm;
 use crate::rope::Rope;
 use crate::weights::Weights;
@@ -153,20 +155,23 @@ impl Decoder {
         hooks: &mut dyn Hooks,
     ) -> Result<Tensor> {
         let prefix = hooks.prefix_length();
-        let pass = Pass::new(span, &self.config, &self.rope, prefix, (self.kind(), self.device()));
-        let appended = span.width() as i64 + if pass.is_first { prefix as i64 } else { 0 };
+        let appended =
+            span.width() as i64 + if span.columns.start == 0 { prefix as i64 } else { 0 };
         if let Some(room) = cache.as_deref().map(KvCache::room).filter(|room| *room < appended) {
             return Err(Error::CacheFull { room, needed: appended });
         }
-        let h = Tensor::embedding(&self.embed_tokens, input_ids, -1, false, false); // [b, t, d]
-        let mut h = hooks.embeddings(h, span)?;
-        for block in &self.blocks {
-            h = block.forward(h, &pass, cache.as_deref_mut(), hooks)?;
-        }
+        let forward = self.forward(span, prefix);
+        let past = cache.as_deref_mut().map(|cache| cache as &mut dyn Past);
+        let h = forward.run(0..self.blocks.len(), forward.embed(input_ids), past, hooks)?;
         if let Some(cache) = cache {
             cache.advance(appended);
         }
-        Ok(self.norm.forward(&h))
+        forward.finish(h, hooks)
+    }
+
+    /// A forward over a span, to be run stage by stage, with the [`Hooks::prefix_length`] of the hooks that it will be run with.
+    pub fn forward<'a>(&'a self, span: &Span<'a>, prefix_length: usize) -> Forward<'a> {
+        Forward::new(self, span, prefix_length)
     }
 
     /// Logits `[.., v]` in f32 of hidden states `[.., d]`.
@@ -176,6 +181,22 @@ impl Decoder {
             None => h.linear(&self.embed_tokens, None::<Tensor>),
         };
         logits.to_kind(Kind::Float)
+    }
+
+    pub(crate) fn pass<'a>(&'a self, span: Span<'a>, prefix: usize) -> Pass<'a> {
+        Pass::new(span, &self.config, &self.rope, prefix, (self.kind(), self.device()))
+    }
+
+    pub(crate) fn embed_tokens(&self) -> &Tensor {
+        &self.embed_tokens
+    }
+
+    pub(crate) fn blocks(&self) -> &[DecoderBlock] {
+        &self.blocks
+    }
+
+    pub(crate) fn norm(&self) -> &RmsNorm {
+        &self.norm
     }
 
     /// Every weight by its checkpoint name; the tensors share storage with the model's.

@@ -2,11 +2,11 @@ use tch::Tensor;
 
 use crate::attention::Attention;
 use crate::hooks::Hooks;
-use crate::kv_cache::KvCache;
 use crate::mlp::Mlp;
 use crate::pass::Pass;
+use crate::past::Past;
 use crate::rms_norm::RmsNorm;
-use crate::site::Component::{self, AttentionOutput, BlockInput, BlockOutput, MlpOutput};
+use crate::site::Component::{self, AttentionOutput, BlockInput, MlpOutput};
 use crate::site::Site;
 use crate::{Error, Result};
 
@@ -21,25 +21,33 @@ pub(crate) struct DecoderBlock {
 }
 
 impl DecoderBlock {
-    /// `hooks` sees x, both branch outputs and y, all `[b, t, d]`, and may replace each.
+    /// `x` `[b, t, d]` to `y` `[b, q, d]`, whose columns are the last `q`. `hooks` sees x and both branch outputs, and may replace each.
     pub(crate) fn forward(
         &self,
         x: Tensor,
         pass: &Pass,
-        cache: Option<&mut KvCache>,
+        queries: &Pass,
+        past: Option<&mut dyn Past>,
         hooks: &mut dyn Hooks,
     ) -> Result<Tensor> {
-        let visit = |component: Component, h, hooks: &mut dyn Hooks| {
-            let site = Site { layer: self.layer, component };
-            let visited = hooks.visit(site, h, pass.span);
-            visited.map_err(|source| Error::At { site, source: Box::new(source) })
-        };
-        let x = visit(BlockInput, x, hooks)?;
+        let x = self.visit(BlockInput, x, pass, hooks)?;
         let normed = self.attention_norm.forward(&x);
-        let a = self.attention.forward(self.layer, &normed, pass, cache, hooks)?;
-        let m = x + visit(AttentionOutput, a, hooks)?;
-        let f = self.mlp.forward(self.layer, &self.mlp_norm.forward(&m), pass, hooks)?;
-        let y = m + visit(MlpOutput, f, hooks)?;
-        visit(BlockOutput, y, hooks)
+        let a = self.attention.forward(self.layer, &normed, pass, queries, past, hooks)?;
+        let m = queries.last_columns(&x) + self.visit(AttentionOutput, a, queries, hooks)?;
+        let f = self.mlp.forward(self.layer, &self.mlp_norm.forward(&m), queries, hooks)?;
+        Ok(m + self.visit(MlpOutput, f, queries, hooks)?)
+    }
+
+    /// Shows `hooks` the hidden states of a component.
+    pub(crate) fn visit(
+        &self,
+        component: Component,
+        h: Tensor,
+        pass: &Pass,
+        hooks: &mut dyn Hooks,
+    ) -> Result<Tensor> {
+        let site = Site { layer: self.layer, component };
+        let visited = hooks.visit(site, h, &pass.span);
+        visited.map_err(|source| Error::At { site, source: Box::new(source) })
     }
 }

@@ -1,6 +1,7 @@
 use tch::{Kind, Tensor};
 
 use crate::config::DecoderConfig;
+use crate::past::Past;
 
 /// Keys and values of the tokens that a model has seen, per layer, in buffers made once for the longest text to come.
 ///
@@ -51,20 +52,6 @@ impl KvCache {
         }
     }
 
-    /// Appends a layer's keys and values `[b, n_kv, t, d_h]` after [`Self::len`] columns, and returns all that are there now.
-    pub(crate) fn append(
-        &mut self,
-        layer: usize,
-        key: &Tensor,
-        value: &Tensor,
-    ) -> (Tensor, Tensor) {
-        let (keys, values) = &self.layers[layer];
-        let t = key.size()[2];
-        keys.narrow(2, self.len, t).copy_(&key.detach());
-        values.narrow(2, self.len, t).copy_(&value.detach());
-        (keys.narrow(2, 0, self.len + t), values.narrow(2, 0, self.len + t))
-    }
-
     /// Columns that still fit.
     pub(crate) fn room(&self) -> i64 {
         self.layers.first().map_or(0, |(keys, _)| keys.size()[2]) - self.len
@@ -72,5 +59,16 @@ impl KvCache {
 
     pub(crate) fn advance(&mut self, t: i64) {
         self.len += t;
+    }
+}
+
+impl Past for KvCache {
+    /// Appends them after [`KvCache::len`] columns.
+    fn extend(&mut self, layer: usize, key: Tensor, value: Tensor) -> (Tensor, Tensor) {
+        let (keys, values) = &self.layers[layer];
+        let t = key.size()[2];
+        keys.narrow(2, self.len, t).copy_(&key.detach());
+        values.narrow(2, self.len, t).copy_(&value.detach());
+        (keys.narrow(2, 0, self.len + t), values.narrow(2, 0, self.len + t))
     }
 }

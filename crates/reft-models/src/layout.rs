@@ -39,8 +39,8 @@ impl Row {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     rows: Vec<Row>,
+    starts: Vec<usize>, // column of each row's first token, virtual ones included
     width: usize,
-    padding: PaddingSide,
     virtual_tokens: usize,
 }
 
@@ -50,6 +50,21 @@ impl Layout {
     /// # Errors
     /// [`Error::EmptyBatch`] without rows or with an empty row; [`Error::PromptLength`] if a prompt is longer than its row.
     pub fn new(rows: Vec<Row>, padding: PaddingSide) -> Result<Self> {
+        let aligned = match padding {
+            PaddingSide::Left => rows.iter().map(|row| row.input_ids.len()).collect(),
+            PaddingSide::Right => vec![0; rows.len()],
+        };
+        Self::aligned(rows, &aligned)
+    }
+
+    /// The layout in which token `tokens[i]` of row `i` (its length: the end) stands in the same column for all rows.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    ///
+    /// # Panics
+    /// If there is not one token for each row, or one is past its row's end.
+    pub fn aligned(rows: Vec<Row>, tokens: &[usize]) -> Result<Self> {
         if rows.is_empty() || rows.iter().any(|row| row.input_ids.is_empty()) {
             return Err(Error::EmptyBatch);
         }
@@ -59,14 +74,21 @@ impl Layout {
                 return Err(Error::PromptLength { prompt_length, length });
             }
         }
-        let width = rows.iter().map(|row| row.input_ids.len()).max().unwrap_or(0);
-        Ok(Self { rows, width, padding, virtual_tokens: 0 })
+        assert_eq!(rows.len(), tokens.len(), "one token for each row");
+        let rest = |(row, token): (&Row, &usize)| {
+            row.input_ids.len().checked_sub(*token).expect("a token of the row, or its end")
+        };
+        let column = tokens.iter().copied().max().unwrap_or(0);
+        let width = column + rows.iter().zip(tokens).map(rest).max().unwrap_or(0);
+        let starts = tokens.iter().map(|token| column - token).collect();
+        Ok(Self { rows, starts, width, virtual_tokens: 0 })
     }
 
     /// The layout of some of the rows, in the order given, in the same columns: for a batch that goes on without the others.
     pub fn keep_rows(&self, rows: &[usize]) -> Self {
+        let starts = rows.iter().map(|&row| self.starts[row]).collect();
         let rows = rows.iter().map(|&row| self.rows[row].clone()).collect();
-        Self { rows, ..*self }
+        Self { rows, starts, ..*self }
     }
 
     /// Puts `n` virtual tokens before every row's prompt.
@@ -91,11 +113,6 @@ impl Layout {
         &self.rows
     }
 
-    /// The padding's side.
-    pub fn padding(&self) -> PaddingSide {
-        self.padding
-    }
-
     /// Number of virtual tokens before each prompt.
     pub fn virtual_tokens(&self) -> usize {
         self.virtual_tokens
@@ -103,11 +120,8 @@ impl Layout {
 
     /// The columns that hold tokens of a row, virtual ones included.
     pub fn columns(&self, row: usize) -> Range<usize> {
-        let length = self.virtual_tokens + self.rows[row].input_ids.len();
-        match self.padding {
-            PaddingSide::Left => self.width - length..self.width,
-            PaddingSide::Right => 0..length,
-        }
+        let start = self.starts[row];
+        start..start + self.virtual_tokens + self.rows[row].input_ids.len()
     }
 
     /// The column of token `token` (0 = first prompt token) of a row.
@@ -117,7 +131,7 @@ impl Layout {
 
     /// Whether every row begins in the first column.
     pub fn is_left_aligned(&self) -> bool {
-        (0..self.rows.len()).all(|row| self.columns(row).start == 0)
+        self.starts.iter().all(|&start| start == 0)
     }
 
     /// Whether all rows have the same length.
@@ -204,7 +218,8 @@ impl Span<'_> {
         Tensor::from_slice(&ids).view(shape).to_device(device)
     }
 
-    fn flat_column(&self, row: usize, column: usize) -> Option<i64> {
+    /// Index into the pass's tokens, as [`Self::flat_index`], of a column of a row.
+    pub fn flat_column(&self, row: usize, column: usize) -> Option<i64> {
         let offset = self.columns.contains(&column).then(|| column - self.columns.start)?;
         Some((row * self.width() + offset) as i64)
     }
@@ -237,6 +252,19 @@ mod tests {
             }
             assert_eq!(i64::try_from(mask.sum(Kind::Int64))?, 7 + 5);
         }
+        Ok(())
+    }
+
+    #[test]
+    fn rows_can_be_aligned_at_any_token() -> Result<()> {
+        let layout = Layout::aligned(vec![row(5, 2), row(3, 3), row(4, 4)], &[1, 3, 2])?;
+        assert_eq!(layout.width(), 3 + 4);
+        let columns: Vec<_> = (0..3).map(|row| layout.columns(row)).collect();
+        assert_eq!(columns, [2..7, 0..3, 1..5]);
+        assert_eq!([layout.column(0, 1), layout.column(2, 2)], [3, 3]);
+        let positions = layout.whole().position_ids(Device::Cpu);
+        assert_eq!(positions.int64_value(&[0, 3]), 1);
+        assert_eq!(positions.int64_value(&[2, 3]), 2);
         Ok(())
     }
 

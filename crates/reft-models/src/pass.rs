@@ -15,7 +15,7 @@ use crate::site::{Component, Site};
 /// What is the same for every block of one forward: rotary angles and attention masks.
 #[derive(Debug)]
 pub(crate) struct Pass<'a> {
-    pub(crate) span: &'a Span<'a>,
+    pub(crate) span: Span<'a>,
     pub(crate) rotation: Rotation,
     /// Whether no earlier pass has been: a prefix is put before the keys then, and stands in the cache later.
     pub(crate) is_first: bool,
@@ -27,7 +27,7 @@ pub(crate) struct Pass<'a> {
 
 impl<'a> Pass<'a> {
     pub(crate) fn new(
-        span: &'a Span<'a>,
+        span: Span<'a>,
         config: &'a DecoderConfig,
         rope: &Rope,
         prefix: usize,
@@ -36,9 +36,9 @@ impl<'a> Pass<'a> {
         let position_ids = span.position_ids(device) + prefix as i64;
         let masks = config.windows.iter().map(|window| (*window, OnceCell::new())).collect();
         Self {
-            span,
             rotation: rope.rotation(&position_ids, kind),
             is_first: span.columns.start == 0,
+            span,
             prefix,
             windows: &config.windows,
             masks,
@@ -50,7 +50,13 @@ impl<'a> Pass<'a> {
     pub(crate) fn mask(&self, layer: usize) -> &AttentionMask {
         let window = self.windows[layer];
         self.masks[&window]
-            .get_or_init(|| AttentionMask::new(self.span, self.prefix, window, self.device))
+            .get_or_init(|| AttentionMask::new(&self.span, self.prefix, window, self.device))
+    }
+
+    /// The columns of this pass of `x` `[b, t, ..]`, which holds those of a wider pass with the same end.
+    pub(crate) fn last_columns(&self, x: &Tensor) -> Tensor {
+        let (width, t) = (self.span.width() as i64, x.size()[1]);
+        if width == t { x.shallow_clone() } else { x.narrow(1, t - width, width) }
     }
 
     /// A projection between its hooks.
@@ -63,8 +69,8 @@ impl<'a> Pass<'a> {
         hooks: &mut dyn Hooks,
     ) -> Result<Tensor> {
         let site = Site { layer, component };
-        let x = hooks.projection_input(site, x.shallow_clone(), self.span)?;
+        let x = hooks.projection_input(site, x.shallow_clone(), &self.span)?;
         let y = linear.forward(&x);
-        hooks.projection_output(site, linear, &x, y, self.span)
+        hooks.projection_output(site, linear, &x, y, &self.span)
     }
 }

@@ -6,11 +6,11 @@ use reft_core::{
 };
 use tch::{Device, Tensor};
 
-use crate::adapter::{Adapter, Mode};
+use crate::adapter::{Adapter, Mode, Reach};
 use crate::atomic_file::atomic_write;
 use crate::decoder::Decoder;
 use crate::hooks::Hooks;
-use crate::layout::{Layout, Span};
+use crate::layout::{Layout, Row, Span};
 use crate::reft_config::ReftConfig;
 use crate::safetensors_file::{load_safetensors, save_safetensors};
 use crate::site::Site;
@@ -150,7 +150,7 @@ impl ReftAdapter {
             (group, tokens.collect())
         });
         let masks = if layout.rows().iter().any(|row| row.subspace.is_some()) {
-            let mask = |row: &crate::layout::Row| match &row.subspace {
+            let mask = |row: &Row| match &row.subspace {
                 Some(coordinates) => Subspace::mask_of(coordinates, r),
                 None => Ok(Tensor::ones([r], (tch::Kind::Float, Device::Cpu))),
             };
@@ -176,6 +176,14 @@ impl Adapter for ReftAdapter {
     fn hooks<'a>(&'a self, layout: &'a Layout, mode: Mode) -> Result<Box<dyn Hooks + 'a>> {
         let edits = self.interventions.edits(mode == Mode::Train);
         Ok(Box::new(self.hooks_with(edits, layout)?))
+    }
+
+    fn reach(&self, row: &Row) -> Reach {
+        let positions = self.config.positions;
+        let resolved = positions.in_prompt(row.prompt_length, self.config.position_rule);
+        let first = resolved.group(PositionGroup::Tied).next();
+        let sites = self.config.sites().into_iter().map(|(site, _)| site);
+        Reach::of_sites(sites, first.unwrap_or(row.input_ids.len()))
     }
 
     fn state(&self) -> BTreeMap<String, Tensor> {

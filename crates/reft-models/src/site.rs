@@ -94,6 +94,13 @@ pub struct Site {
     pub component: Component,
 }
 
+impl Site {
+    /// The stage of a [`Forward`](crate::Forward) in which hooks see the site: a block's output is seen where the next block begins.
+    pub fn stage(self) -> usize {
+        self.layer + usize::from(self.component == Component::BlockOutput)
+    }
+}
+
 impl fmt::Display for Site {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "layer {} {}", self.layer, self.component)

@@ -3,7 +3,7 @@ use std::str::FromStr;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use reft_models::{Layout, PaddingSide};
+use reft_models::{Layout, PaddingSide, Span};
 use serde::{Deserialize, Serialize};
 
 use crate::dataset::{Example, IGNORE_INDEX};
@@ -101,27 +101,56 @@ impl Batch {
         Ok(Self { layout, labels, ids })
     }
 
-    /// What is to be predicted: for every label, the place in `[b·t]` of the token before it, and the label.
+    /// The same examples in columns where token `tokens[i]` of row `i` stands in the same one for all rows.
+    ///
+    /// # Errors
+    /// As [`Self::collate`].
+    pub(crate) fn aligned(&self, tokens: &[usize]) -> Result<Self> {
+        let layout = Layout::aligned(self.layout.rows().to_vec(), tokens)?;
+        Ok(Self { layout, labels: self.labels.clone(), ids: self.ids.clone() })
+    }
+
+    /// What is to be predicted: for every label, the place in the span's `[b·t]` of the token before it, and the label.
     ///
     /// The first token of a row has a token before it only behind virtual tokens.
-    pub fn targets(&self) -> (Vec<i64>, Vec<i64>) {
-        let width = self.layout.width();
-        let mut targets = (Vec::new(), Vec::new());
-        for (row, labels) in self.labels.iter().enumerate() {
-            for (token, &label) in labels.iter().enumerate() {
-                let has_before = token > 0 || self.layout.virtual_tokens() > 0;
-                if label != IGNORE_INDEX && has_before {
-                    targets.0.push((row * width + self.layout.column(row, token) - 1) as i64);
-                    targets.1.push(label);
-                }
-            }
+    ///
+    /// # Panics
+    /// If the span does not hold the token before a label.
+    pub fn targets(&self, span: &Span) -> (Vec<i64>, Vec<i64>) {
+        let place = |(row, column, label)| {
+            let place = span.flat_column(row, column).expect("a span that holds every target");
+            (place, label)
+        };
+        self.target_columns().map(place).unzip()
+    }
+
+    /// The first column that a label is predicted from.
+    pub(crate) fn first_target_column(&self) -> usize {
+        self.target_columns().map(|(_, column, _)| column).min().unwrap_or(0)
+    }
+
+    /// The first token of each row that a label is predicted from; the row's length if there is none.
+    pub(crate) fn first_targets(&self) -> Vec<usize> {
+        let mut first: Vec<usize> = self.labels.iter().map(Vec::len).collect();
+        for (row, column, _) in self.target_columns() {
+            first[row] = first[row].min(column.saturating_sub(self.layout.column(row, 0)));
         }
-        targets
+        first
+    }
+
+    /// Row, column of the token before, and label of every target.
+    fn target_columns(&self) -> impl Iterator<Item = (usize, usize, i64)> {
+        let first = usize::from(self.layout.virtual_tokens() == 0);
+        self.labels.iter().enumerate().flat_map(move |(row, labels)| {
+            let targets = labels.iter().enumerate().skip(first);
+            let targets = targets.filter(|&(_, &label)| label != IGNORE_INDEX);
+            targets.map(move |(token, &label)| (row, self.layout.column(row, token) - 1, label))
+        })
     }
 
     /// Number of tokens that count in the loss.
     pub fn n_targets(&self) -> i64 {
-        self.targets().1.len() as i64
+        self.target_columns().count() as i64
     }
 
     /// Number of tokens, padding and virtual ones not among them.
@@ -151,18 +180,25 @@ mod tests {
     fn targets_are_the_labels_seen_from_the_token_before() -> Result<()> {
         let examples = [example(5, 3), example(3, 1)];
         let batch = Batch::collate(&examples, 0)?;
-        assert_eq!(batch.targets(), (vec![2, 3, 5, 6], vec![13, 14, 11, 12]));
+        assert_eq!(batch.targets(&batch.layout.whole()), (vec![2, 3, 5, 6], vec![13, 14, 11, 12]));
         assert_eq!((batch.n_targets(), batch.n_tokens()), (4, 8));
         let virtual_tokens = Batch::collate(&examples, 2)?; // width 7
-        assert_eq!(virtual_tokens.targets(), (vec![4, 5, 9, 10], vec![13, 14, 11, 12]));
+        assert_eq!(
+            virtual_tokens.targets(&virtual_tokens.layout.whole()),
+            (vec![4, 5, 9, 10], vec![13, 14, 11, 12])
+        );
         Ok(())
     }
 
     #[test]
     fn the_first_token_is_a_target_only_behind_virtual_tokens() -> Result<()> {
         let examples = [example(2, 0)];
-        assert_eq!(Batch::collate(&examples, 0)?.targets(), (vec![0], vec![11]));
-        assert_eq!(Batch::collate(&examples, 1)?.targets(), (vec![0, 1], vec![10, 11]));
+        let targets = |virtual_tokens| -> Result<_> {
+            let batch = Batch::collate(&examples, virtual_tokens)?;
+            Ok(batch.targets(&batch.layout.whole()))
+        };
+        assert_eq!(targets(0)?, (vec![0], vec![11]));
+        assert_eq!(targets(1)?, (vec![0, 1], vec![10, 11]));
         Ok(())
     }
 

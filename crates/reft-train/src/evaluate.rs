@@ -4,6 +4,7 @@ use serde::Serialize;
 use crate::batches::Batch;
 use crate::dataset::Example;
 use crate::loss::loss_sum;
+use crate::reuse::FrozenStore;
 use crate::{Error, Result};
 
 /// How well a model predicts the completions of some examples.
@@ -18,6 +19,7 @@ pub struct LossReport {
 }
 
 /// Loss and perplexity of a model with any number of adapters on examples; longest first, so that memory runs out at once if it does.
+/// With `frozen`, what the frozen model alone decides is taken from there.
 ///
 /// # Errors
 /// [`Error::VirtualTokens`] if two adapters bring virtual tokens; what the model or an adapter refuses.
@@ -26,6 +28,7 @@ pub fn evaluate(
     adapters: &[&dyn Adapter],
     examples: &[Example],
     batch_size: usize,
+    mut frozen: Option<&mut FrozenStore>,
 ) -> Result<LossReport> {
     let virtual_tokens = virtual_tokens(adapters)?;
     let mut sorted: Vec<&Example> = examples.iter().collect();
@@ -34,7 +37,8 @@ pub fn evaluate(
     let _guard = tch::no_grad_guard();
     for examples in sorted.chunks(batch_size.max(1)) {
         let batch = Batch::collate(examples.iter().copied(), virtual_tokens)?;
-        sum += loss_sum(decoder, adapters, &batch, Mode::Eval)?.double_value(&[]); // sync
+        sum += loss_sum(decoder, adapters, &batch, Mode::Eval, frozen.as_deref_mut())?
+            .double_value(&[]); // sync
         target_tokens += batch.n_targets();
     }
     let loss = sum / target_tokens as f64;

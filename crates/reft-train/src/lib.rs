@@ -52,6 +52,8 @@ mod metrics;
 mod progress;
 mod run_directory;
 
+mod reuse;
+
 mod evaluate;
 mod trainer;
 
@@ -67,6 +69,7 @@ pub use loss::loss_sum;
 pub use loss_scaler::{Grads, LossScaler};
 pub use metrics::{StepStats, ValidationStats};
 pub use progress::{Plan, Progress, Silent};
+pub use reuse::{FrozenStore, ReuseConfig};
 pub use schedule::{Schedule, ScheduleKind};
 pub use template::{Template, TextEncoder};
 pub use train_config::TrainConfig;

@@ -34,6 +34,9 @@ pub trait Progress {
     /// The gradients of a step overflowed f16; it is tried again at this loss scale.
     fn overflowed(&mut self, _step: usize, _loss_scale: f64) {}
 
+    /// Something that costs time but changes no number.
+    fn warned(&mut self, _warning: &str) {}
+
     /// The examples held out were evaluated.
     fn validated(&mut self, _stats: &ValidationStats) {}
 

@@ -40,6 +40,8 @@ pub struct TrainConfig {
     pub validation: f64,
     /// Steps between validations; 0: after every epoch.
     pub eval_every: usize,
+    /// Whether the frozen model's part of each example is computed once and kept.
+    pub reuse: bool,
     /// Steps between checkpoints; 0: only when the run ends or is interrupted.
     pub checkpoint_every: usize,
 }
@@ -61,6 +63,7 @@ impl Default for TrainConfig {
             shuffle: Shuffle::Length,
             validation: 0.0,
             eval_every: 0,
+            reuse: true,
             checkpoint_every: 100,
         }
     }

@@ -16,6 +16,7 @@ use crate::loss::loss_sum;
 use crate::loss_scaler::{Grads, LossScaler};
 use crate::metrics::{StepStats, ValidationStats};
 use crate::progress::{Plan, Progress};
+use crate::reuse::{FrozenStore, ReuseConfig};
 use crate::run_directory::RunDirectory;
 use crate::schedule::Schedule;
 use crate::seed::seed_of;
@@ -35,6 +36,8 @@ pub struct Trainer<'a> {
     step: usize,
     best: Option<(Best, State)>,
     directory: Option<RunDirectory>,
+    /// The frozen model's part of the examples, if it is kept.
+    frozen: Option<FrozenStore>,
     /// What the caller says the run depends on, beside options, data and model.
     facts: Map<String, Value>,
     /// The micro-batches of one epoch, as indices.
@@ -96,6 +99,7 @@ impl<'a> Trainer<'a> {
             Kind::Half => LossScaler::new(),
             _ => LossScaler::disabled(),
         };
+        let frozen = config.reuse.then(|| FrozenStore::new(ReuseConfig::default()));
         let order = (0, Self::order_of(dataset, &config, 0));
         let steps = total_steps(&config, order.1.len());
         let schedule = Schedule::new(config.schedule, config.lr, config.warmup_ratio, steps);
@@ -110,9 +114,16 @@ impl<'a> Trainer<'a> {
             step: 0,
             best: None,
             directory: None,
+            frozen,
             facts: Map::new(),
             order,
         })
+    }
+
+    /// Says where the frozen model's part of the examples is kept, if [`TrainConfig::reuse`] has it kept. It changes no number.
+    pub fn keeping(mut self, reuse: ReuseConfig) -> Self {
+        self.frozen = self.config.reuse.then(|| FrozenStore::new(reuse));
+        self
     }
 
     /// Adds what else the numbers of the run depend on, above all the adapter's options: a run is resumed only with the same.
@@ -209,6 +220,9 @@ impl<'a> Trainer<'a> {
             if let Some(directory) = &mut self.directory {
                 directory.metrics.write(&stats)?;
             }
+            for warning in self.frozen.iter_mut().flat_map(FrozenStore::take_warnings) {
+                progress.warned(&warning);
+            }
             progress.step(&stats);
             if self.is_due(self.config.eval_every, self.steps_per_epoch()) {
                 self.validate(progress)?;
@@ -241,10 +255,13 @@ impl<'a> Trainer<'a> {
             let seed = seed_of(&[self.config.seed, self.step as u64, i as u64]);
             tch::manual_seed(seed as i64); // dropout
             let loss_sum = autocast(self.uses_autocast(), || {
-                loss_sum(self.decoder, &[&*self.adapter], batch, Mode::Train) // Σ −log p(target), f32
+                loss_sum(self.decoder, &[&*self.adapter], batch, Mode::Train, self.frozen.as_mut()) // Σ −log p(target), f32
             })?;
             let share = loss_sum / n_targets as f64;
-            self.scaler.scale_loss(&share).backward();
+            // no gradient: of these examples, nothing that is predicted follows what the adapter changes
+            if share.requires_grad() {
+                self.scaler.scale_loss(&share).backward();
+            }
             losses.push(share.detach());
         }
         let loss = self.finite_loss(&losses, micro_batches)?;
@@ -348,7 +365,13 @@ impl<'a> Trainer<'a> {
         let started = Instant::now();
         let (batch_size, step) = (self.config.batch_size, self.step);
         let report = autocast(self.uses_autocast(), || {
-            evaluate(self.decoder, &[&*self.adapter], &self.dataset.validation, batch_size)
+            evaluate(
+                self.decoder,
+                &[&*self.adapter],
+                &self.dataset.validation,
+                batch_size,
+                self.frozen.as_mut(),
+            )
         })?;
         let lowest = self.best.as_ref().map_or(f64::INFINITY, |(best, _)| best.validation_loss);
         if step > 0 && report.loss < lowest {

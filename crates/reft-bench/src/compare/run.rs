@@ -227,7 +227,7 @@ fn measure_validation(
     let questions = &prepared.validation;
     result.validation = Some(scorer.score(decoder, adapters, questions)?);
     let examples: Vec<_> = questions.iter().map(|question| question.example.clone()).collect();
-    let report = evaluate(decoder, adapters, &examples, scorer.batch_size)?;
+    let report = evaluate(decoder, adapters, &examples, scorer.batch_size, None)?;
     result.validation_loss = Some(report.loss);
     Ok(())
 }
@@ -241,7 +241,7 @@ fn measure_test(
     let scores = prepared.tests.iter().map(|test| scorer.score(decoder, adapters, test));
     let scores = scores.collect::<Result<_>>()?;
     let neutral_loss = match &prepared.neutral {
-        Some(windows) => Some(evaluate(decoder, adapters, windows, scorer.batch_size)?.loss),
+        Some(windows) => Some(evaluate(decoder, adapters, windows, scorer.batch_size, None)?.loss),
         None => None,
     };
     let generation_tokens_per_second = generation_speed(&prepared.tests[0], decoder, adapters)?;

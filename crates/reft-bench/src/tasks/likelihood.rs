@@ -17,7 +17,7 @@ pub(crate) fn log_probabilities(
     let _guard = tch::no_grad_guard();
     for indices in order.chunks(batch_size.max(1)) {
         let batch = collate(adapters, indices.iter().map(|&i| &examples[i]))?;
-        let (places, targets) = batch.targets();
+        let (places, targets) = batch.targets(&batch.layout.whole());
         let logits = logits_at(decoder, adapters, &batch, &places)?; // [m, v]
         let targets_column = Tensor::from_slice(&targets).to_device(decoder.device()).unsqueeze(1); // [m, 1]
         let log_p =

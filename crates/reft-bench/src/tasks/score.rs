@@ -61,7 +61,7 @@ impl Scorer<'_> {
             (TaskKind::Lm, _) => {
                 let examples: Vec<Example> =
                     questions.iter().map(|question| question.example.clone()).collect();
-                let report = evaluate(decoder, adapters, &examples, self.batch_size)?;
+                let report = evaluate(decoder, adapters, &examples, self.batch_size, None)?;
                 perplexity = Some(report.perplexity);
                 (report.loss, Vec::new())
             }
@@ -129,7 +129,7 @@ impl Scorer<'_> {
         };
         let examples: Vec<Example> = questions.iter().flat_map(of_one).collect();
         let mut scores =
-            log_probabilities(decoder, adapters, &examples, self.batch_size)?.into_iter();
+            log_probabilities(decoder, adapters, &examples, self.batch_size, None)?.into_iter();
         let best_of = |question: &EncodedQuestion| {
             let own: Vec<f64> = scores.by_ref().take(question.choices.len()).collect();
             let best = (0..own.len()).reduce(|best, i| if own[i] > own[best] { i } else { best });

@@ -102,7 +102,7 @@ pub fn assert_logits(what: &str, found: &[Tensor], expected: &Tensor) {
 /// The mean loss of a batch, differentiable.
 pub fn loss(decoder: &Decoder, adapter: &dyn Adapter, examples: &[Example]) -> Outcome<Tensor> {
     let batch = Batch::collate(examples, adapter.virtual_tokens())?;
-    let sum = loss_sum(decoder, &[adapter], &batch, Mode::Train)?;
+    let sum = loss_sum(decoder, &[adapter], &batch, Mode::Train, None)?;
     Ok(sum / batch.n_targets() as f64)
 }
 

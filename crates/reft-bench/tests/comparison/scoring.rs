@@ -41,7 +41,7 @@ fn the_choice_is_the_completion_with_the_lowest_loss() -> TestResult {
             labels.extend(completion);
             let example = Example { id: String::new(), row, labels };
             let batch = Batch::collate([&example], 0)?;
-            Ok(loss_sum(&decoder, &[], &batch, Mode::Eval)?.double_value(&[]))
+            Ok(loss_sum(&decoder, &[], &batch, Mode::Eval, None)?.double_value(&[]))
         };
         let mut losses = Vec::new();
         for (choice, completion) in &question.choices {

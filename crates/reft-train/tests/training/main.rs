@@ -4,6 +4,7 @@ mod kinds;
 mod oracle;
 mod orthonormality;
 mod resume;
+mod reuse;
 mod run;
 mod templates;
 mod tiny_llama;

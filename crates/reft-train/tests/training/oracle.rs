@@ -120,7 +120,7 @@ fn gradient_of_the_rotation(
         adapter.hooks_with(adapter.interventions().edits_along(&columns, false), layout)?;
     let ids = layout.input_ids(Device::Cpu);
     let h = decoder.hidden_states(&ids, &layout.whole(), None, &mut hooks)?;
-    let (places, labels) = batch.targets();
+    let (places, labels) = batch.targets(&layout.whole());
     let h = h.flatten(0, 1).index_select(0, &Tensor::from_slice(&places));
     let labels = Tensor::from_slice(&labels);
     decoder
@@ -157,7 +157,7 @@ fn train(
             Step::Overflowed => panic!("f32 does not overflow here"),
         }
     }
-    losses.push(evaluate(decoder, &[adapter], &dataset.train, 3)?.loss);
+    losses.push(evaluate(decoder, &[adapter], &dataset.train, 3, None)?.loss);
     Ok(losses)
 }
 
@@ -173,7 +173,8 @@ fn check(name: &str, method: Method) -> TestResult {
     // f32 sums of 64 and 128 products in another order, logits up to 10
     assert!(difference < 2e-5, "{name}: logits differ by {difference:e}");
 
-    let mean = loss_sum(&decoder, &[&adapter], &batch, Mode::Eval)? / batch.n_targets() as f64;
+    let mean =
+        loss_sum(&decoder, &[&adapter], &batch, Mode::Eval, None)? / batch.n_targets() as f64;
     let difference = (&mean - &tensors["loss"]).abs().max().double_value(&[]);
     assert!(difference < 1e-5, "{name}: loss differs by {difference:e}"); // f32, losses up to 6
     mean.backward();

@@ -245,7 +245,7 @@ fn the_adapter_with_the_lowest_validation_loss_is_kept() -> TestResult {
     let lowest = losses[1..].iter().copied().fold(f64::INFINITY, f64::min);
     assert_eq!(best.validation_loss, lowest, "{losses:?}");
     assert!(losses.last().is_some_and(|last| *last > lowest + 0.01), "no power: {losses:?}");
-    let kept = reft_train::evaluate(&decoder, &[&adapter], &dataset.validation, 2)?;
+    let kept = reft_train::evaluate(&decoder, &[&adapter], &dataset.validation, 2, None)?;
     assert_eq!(kept.loss, lowest);
     Ok(())
 }

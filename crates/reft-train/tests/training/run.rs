@@ -136,13 +136,13 @@ fn the_loss_of_examples_does_not_depend_on_their_batches() -> TestResult {
     let decoder = decoder(Kind::Float)?;
     let adapter = adapter(&decoder, MapKind::Householder, 0.5, 1)?;
     let examples = examples(7);
-    let one = evaluate(&decoder, &[&adapter], &examples, 1)?;
-    let all = evaluate(&decoder, &[&adapter], &examples, 7)?;
+    let one = evaluate(&decoder, &[&adapter], &examples, 1, None)?;
+    let all = evaluate(&decoder, &[&adapter], &examples, 7, None)?;
     assert_eq!(one.target_tokens, all.target_tokens);
     assert!((one.loss - all.loss).abs() < 1e-6 * one.loss, "{one:?} {all:?}"); // f32 sums in another order
     assert!((one.perplexity - one.loss.exp()).abs() < 1e-9 * one.perplexity);
     // the adapter starts as the identity
-    let base = evaluate(&decoder, &[], &examples, 7)?;
+    let base = evaluate(&decoder, &[], &examples, 7, None)?;
     assert!((base.loss - all.loss).abs() < 1e-5 * base.loss, "{base:?} {all:?}");
     Ok(())
 }

@@ -1,0 +1,126 @@
+use reft_models::{Decoder, Layout, NoHooks, PaddingSide, Past, Reach, Row, Span};
+use tch::{Device, Kind, Tensor};
+
+use crate::Result;
+
+/// What the frozen model alone decides of a row: all that is before a method's [`Reach`].
+///
+/// It is computed from the row by itself, without padding, so it is the same bits whichever rows it stands beside later, and whether it
+/// was kept or is computed again.
+#[derive(Debug)]
+pub(crate) struct FrozenRow {
+    /// What goes into stage `stage` at the tokens from `token` on: `[t − token, d]`.
+    hidden_states: Tensor,
+    /// Keys and values of the tokens before `token`, of the blocks from `stage` on: `[blocks, 2, n_kv, token, d_h]`. `None` if there
+    /// is no such token or block.
+    keys_and_values: Option<Tensor>,
+}
+
+impl FrozenRow {
+    /// Computes it, without autograd, to the host's memory.
+    pub(crate) fn compute(decoder: &Decoder, row: &Row, reach: Reach) -> Result<Self> {
+        let _guard = tch::no_grad_guard();
+        let blocks = decoder.config().num_hidden_layers;
+        let (stage, token) = (reach.stage, reach.token as i64);
+        let layout = Layout::new(vec![row.clone()], PaddingSide::Right)?;
+        let forward = decoder.forward(&layout.whole(), 0);
+        let embeddings = forward.embed(&layout.input_ids(decoder.device()));
+        let h = forward.run(0..stage, embeddings, None, &mut NoHooks)?; // [1, t, d]
+        let t = h.size()[1];
+        let mut keys_and_values = None;
+        if token > 0 && stage < blocks {
+            let before = Span { layout: &layout, columns: 0..reach.token };
+            let forward = decoder.forward(&before, 0).wanting(reach.token - 1); // of the last block, keys and values are enough
+            let mut kept = Kept(Vec::with_capacity(blocks - stage));
+            let before = h.narrow(1, 0, token);
+            let _ = forward.run(stage..blocks, before, Some(&mut kept), &mut NoHooks)?;
+            keys_and_values = Some(Tensor::stack(&kept.0, 0).to_device(Device::Cpu));
+        }
+        let hidden_states = h.narrow(1, token, t - token).squeeze_dim(0);
+        // a copy, so that the rest of h is let go
+        Ok(Self { hidden_states: hidden_states.copy().to_device(Device::Cpu), keys_and_values })
+    }
+
+    /// A row read back from what [`Self::tensors`] gave.
+    pub(crate) fn from_tensors(hidden_states: Tensor, keys_and_values: Option<Tensor>) -> Self {
+        Self { hidden_states, keys_and_values }
+    }
+
+    /// Its tensors: hidden states, and keys and values if there are any.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        std::iter::once(&self.hidden_states).chain(&self.keys_and_values)
+    }
+
+    /// Memory that it takes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.tensors().map(|t| t.numel() * t.kind().elt_size_in_bytes()).sum()
+    }
+}
+
+/// Keeps the keys and values that a forward computes: `[2, n_kv, t, d_h]` of each block.
+struct Kept(Vec<Tensor>);
+
+impl Past for Kept {
+    fn extend(&mut self, _layer: usize, key: Tensor, value: Tensor) -> (Tensor, Tensor) {
+        self.0.push(Tensor::cat(&[&key, &value], 0)); // a batch of one
+        (key, value)
+    }
+}
+
+/// The frozen part of a batch, its rows aligned at their first touched token.
+#[derive(Debug)]
+pub(crate) struct FrozenBatch {
+    /// What goes into the first stage that is not frozen, in the columns that are: `[b, t, d]`.
+    pub(crate) hidden_states: Tensor,
+    /// Keys and values of the columns before.
+    pub(crate) past: FrozenPast,
+}
+
+impl FrozenBatch {
+    /// Puts rows side by side on a device: `columns` are before the first touched tokens, `width` from there on.
+    pub(crate) fn of_rows(
+        rows: &[impl std::borrow::Borrow<FrozenRow>],
+        stage: usize,
+        columns: i64,
+        width: i64,
+        (kind, device): (Kind, Device),
+    ) -> Self {
+        let b = rows.len() as i64;
+        let options = (kind, Device::Cpu);
+        let d = rows.first().map_or(0, |row| row.borrow().hidden_states.size()[1]);
+        let hidden_states = Tensor::zeros([b, width, d], options);
+        let mut past: Option<Tensor> = None; // [blocks, 2, b, n_kv, columns, d_h]
+        for (i, row) in rows.iter().enumerate() {
+            let (row, i) = (row.borrow(), i as i64);
+            let t = row.hidden_states.size()[0];
+            hidden_states.select(0, i).narrow(0, 0, t).copy_(&row.hidden_states);
+            if let Some(own) = &row.keys_and_values {
+                let [blocks, two, n_kv, token, d_h] = own.size()[..] else {
+                    unreachable!("invariant: [blocks, 2, n_kv, token, d_h]")
+                };
+                let shape = [blocks, two, b, n_kv, columns, d_h];
+                let past = past.get_or_insert_with(|| Tensor::zeros(shape, options));
+                past.select(2, i).narrow(3, columns - token, token).copy_(own);
+            }
+        }
+        let past = past.map(|past| past.to_device(device));
+        let hidden_states = hidden_states.to_device(device);
+        Self { hidden_states, past: FrozenPast { stage, keys_and_values: past } }
+    }
+}
+
+/// Keys and values of columns that are frozen; gradients flow through those that come after them.
+#[derive(Debug)]
+pub(crate) struct FrozenPast {
+    stage: usize,
+    keys_and_values: Option<Tensor>, // [blocks, 2, b, n_kv, columns, d_h]
+}
+
+impl Past for FrozenPast {
+    fn extend(&mut self, layer: usize, key: Tensor, value: Tensor) -> (Tensor, Tensor) {
+        let Some(past) = &self.keys_and_values else { return (key, value) };
+        let of_layer = past.select(0, (layer - self.stage) as i64);
+        let after = |i, own: &Tensor| Tensor::cat(&[&of_layer.select(0, i), own], 2);
+        (after(0, &key), after(1, &value))
+    }
+}

@@ -1,0 +1,206 @@
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use reft_models::{Decoder, Reach, Row};
+use sysinfo::System;
+
+use crate::Result;
+use crate::reuse::frozen_row::FrozenRow;
+use crate::reuse::spill_file::{Place, SpillFile};
+
+/// How much of the frozen model's work is kept for the next epoch, and where.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ReuseConfig {
+    /// Bytes of memory; `None`: half of what is available when the first row is kept.
+    pub memory: Option<u64>,
+    /// Directory for what does not fit into memory; `None`: it is computed again.
+    pub directory: Option<PathBuf>,
+}
+
+/// The frozen model's part of rows, kept from epoch to epoch.
+///
+/// Rows are known by their tokens, so it does not matter in which batch or data set they come, and equal rows are kept once. What is
+/// kept first stays: rows come round once an epoch, and whatever room newcomers were given they would take from rows that come sooner.
+/// When the machine runs short of memory, half of the rows are let go and no more are kept there. Nothing depends on what is kept but time.
+#[derive(Debug)]
+pub struct FrozenStore {
+    rows: HashMap<Key, Kept>,
+    config: ReuseConfig,
+    budget: Option<u64>,
+    bytes: u64,
+    file: Spill,
+    insertions: u64,
+    available_memory: fn() -> (u64, u64),
+    warnings: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    input_ids: Vec<i64>,
+    reach: Reach,
+}
+
+#[derive(Debug)]
+enum Kept {
+    Memory(std::rc::Rc<FrozenRow>),
+    File { hidden_states: Place, keys_and_values: Option<Place> },
+}
+
+#[derive(Debug)]
+enum Spill {
+    NotYet,
+    Open(SpillFile),
+    Closed,
+}
+
+/// Share of the machine's memory that is left free.
+const RESERVE: f64 = 0.08;
+
+/// Rows between two looks at the machine's memory.
+const LOOK_EVERY: u64 = 16;
+
+impl FrozenStore {
+    /// An empty store.
+    pub fn new(config: ReuseConfig) -> Self {
+        let file = if config.directory.is_some() { Spill::NotYet } else { Spill::Closed };
+        Self {
+            rows: HashMap::new(),
+            budget: config.memory,
+            config,
+            bytes: 0,
+            file,
+            insertions: 0,
+            available_memory,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// Number of rows that are kept, in memory or in the file.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether nothing is kept.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Bytes of memory that the rows take.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What went wrong since the last call, for the user to know: nothing but time is lost by it.
+    pub fn take_warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
+    }
+
+    /// The frozen part of a row: from the store, or computed and kept.
+    pub(crate) fn row(
+        &mut self,
+        decoder: &Decoder,
+        row: &Row,
+        reach: Reach,
+    ) -> Result<std::rc::Rc<FrozenRow>> {
+        let key = Key { input_ids: row.input_ids.clone(), reach };
+        match self.rows.get(&key) {
+            Some(Kept::Memory(row)) => return Ok(row.clone()),
+            Some(Kept::File { hidden_states, keys_and_values }) => {
+                match self.read(hidden_states, keys_and_values.as_ref()) {
+                    Ok(row) => return Ok(row.into()),
+                    Err(error) => self.close_file("read", &error),
+                }
+            }
+            None => {}
+        }
+        let row = std::rc::Rc::new(FrozenRow::compute(decoder, row, reach)?);
+        self.keep(key, &row);
+        Ok(row)
+    }
+
+    fn keep(&mut self, key: Key, row: &std::rc::Rc<FrozenRow>) {
+        let bytes = row.bytes() as u64;
+        if self.insertions.is_multiple_of(LOOK_EVERY) {
+            self.look_at_memory();
+        }
+        self.insertions += 1;
+        if self.bytes + bytes <= self.budget.unwrap_or(0) {
+            self.bytes += bytes;
+            self.rows.insert(key, Kept::Memory(row.clone()));
+        } else if let Some(file) = self.open_file() {
+            let mut places = row.tensors().map(|tensor| file.write(tensor));
+            let first = places.next().expect("invariant: a row has hidden states");
+            match (first, places.next().transpose()) {
+                (Ok(hidden_states), Ok(keys_and_values)) => {
+                    self.rows.insert(key, Kept::File { hidden_states, keys_and_values });
+                }
+                (Err(error), _) | (_, Err(error)) => {
+                    drop(places);
+                    self.close_file("write", &error);
+                }
+            }
+        }
+    }
+
+    /// Sets the budget at first, and lets rows go when the machine runs short.
+    fn look_at_memory(&mut self) {
+        let (available, total) = (self.available_memory)();
+        let budget = *self.budget.get_or_insert(available / 2);
+        if (available as f64) < RESERVE * total as f64 && self.bytes > 0 {
+            let target = self.bytes / 2;
+            let bytes = &mut self.bytes;
+            self.rows.retain(|_, kept| match kept {
+                Kept::Memory(row) if *bytes > target => {
+                    *bytes -= row.bytes() as u64;
+                    false
+                }
+                _ => true,
+            });
+            self.budget = Some(budget.min(self.bytes));
+            self.warnings.push(format!(
+                "memory runs short ({} MiB available): kept work is reduced to {} MiB",
+                available >> 20,
+                self.bytes >> 20
+            ));
+        }
+    }
+
+    fn open_file(&mut self) -> Option<&mut SpillFile> {
+        if let (Spill::NotYet, Some(directory)) = (&self.file, &self.config.directory) {
+            match SpillFile::create(directory) {
+                Ok(file) => self.file = Spill::Open(file),
+                Err(error) => self.close_file("create", &error),
+            }
+        }
+        match &mut self.file {
+            Spill::Open(file) => Some(file),
+            _ => None,
+        }
+    }
+
+    fn read(&self, hidden_states: &Place, rest: Option<&Place>) -> std::io::Result<FrozenRow> {
+        let Spill::Open(file) = &self.file else {
+            return Err(std::io::ErrorKind::NotFound.into());
+        };
+        let rest = rest.map(|place| file.read(place)).transpose()?;
+        Ok(FrozenRow::from_tensors(file.read(hidden_states)?, rest))
+    }
+
+    /// Goes on without the file: what was in it is computed again.
+    fn close_file(&mut self, action: &str, error: &std::io::Error) {
+        let directory = self.config.directory.clone().unwrap_or_default();
+        self.warnings.push(format!(
+            "cannot {action} the file for kept work in {}: {error}; what does not fit into memory is computed again",
+            directory.display()
+        ));
+        self.file = Spill::Closed;
+        self.rows.retain(|_, kept| matches!(kept, Kept::Memory(_)));
+    }
+}
+
+/// Available and total memory in bytes.
+fn available_memory() -> (u64, u64) {
+    let mut system = System::new();
+    system.refresh_memory();
+    (system.available_memory(), system.total_memory())
+}

@@ -1,0 +1,8 @@
+//! Frozen work that is done once: what lies before the lowest point a method touches is computed once and kept.
+
+mod frozen_row;
+mod frozen_store;
+mod spill_file;
+
+pub(crate) use frozen_row::FrozenBatch;
+pub use frozen_store::{FrozenStore, ReuseConfig};
