@@ -14,7 +14,7 @@ use crate::peft_file::{self, Shapes};
 /// Name of the configuration in an adapter directory.
 pub(crate) const CONFIG_FILE: &str = "baseline_config.json";
 /// Name of the tensors' file.
-const MODEL_FILE: &str = "baseline_model.safetensors";
+pub(crate) const MODEL_FILE: &str = "baseline_model.safetensors";
 /// The version of the format that is written and read.
 pub(crate) const FORMAT_VERSION: u32 = 1;
 

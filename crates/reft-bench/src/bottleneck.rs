@@ -139,18 +139,27 @@ impl BottleneckAdapter {
     /// # Errors
     /// If a file is missing or broken, a tensor is missing, unexpected or misshapen (by name), or the model is another one.
     pub fn load(dir: &Path, decoder: &Decoder) -> Result<Self> {
+        let (config, tensors) = Self::read(dir, decoder.config())?;
+        Self::with_tensors(config, decoder, &mut |site, tensor, _| {
+            tensors[&tensor_name(site, tensor)].shallow_clone()
+        })
+    }
+
+    /// Configuration and tensors of a directory, checked against a model.
+    pub(crate) fn read(
+        dir: &Path,
+        model: &DecoderConfig,
+    ) -> Result<(BottleneckConfig, BTreeMap<String, Tensor>)> {
         let config: BottleneckConfig = baseline_file::read_config(dir)?;
-        config.check(decoder.config())?;
-        let shapes = config.shapes(decoder.config().hidden_size);
+        config.check(model)?;
+        let shapes = config.shapes(model.hidden_size);
         let mut expected = Shapes::new();
         for site in config.sites() {
             let tensors = TENSORS.iter().zip(&shapes);
             expected.extend(tensors.map(|(name, shape)| (tensor_name(site, name), shape.clone())));
         }
-        let tensors = baseline_file::read(dir, &expected, decoder.config())?;
-        Self::with_tensors(config, decoder, &mut |site, tensor, _| {
-            tensors[&tensor_name(site, tensor)].shallow_clone()
-        })
+        let tensors = baseline_file::read(dir, &expected, model)?;
+        Ok((config, tensors))
     }
 
     fn with_tensors(

@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use reft_core::Parameter;
 use reft_models::{Adapter, Decoder, Hooks, Layout, Mode, PaddingSide, Reach, Row, Stacked};
@@ -8,7 +8,7 @@ use tch::Tensor;
 
 use crate::error::{Error, Result};
 use crate::peft_file;
-use crate::registry::load_adapter;
+use crate::registry::{load_adapter, load_trainable_adapter};
 
 /// Several methods at once, for instance LoReFT and LoRA: each sees what the one before it left ([`Stacked`]).
 ///
@@ -63,6 +63,22 @@ impl CombinedAdapter {
     /// # Errors
     /// What reading one of the adapters refuses.
     pub fn load(dir: &Path, decoder: &Decoder) -> Result<Self> {
+        let adapters = Self::parts(dir)?.into_iter().map(|part| load_adapter(&part, decoder));
+        Self::new(adapters.collect::<Result<_>>()?)
+    }
+
+    /// Reads a directory, to be trained on.
+    ///
+    /// # Errors
+    /// As [`Self::load`], or what the trainable form of one of the adapters refuses.
+    pub fn load_trainable(dir: &Path, decoder: &Decoder) -> Result<Self> {
+        let parts = Self::parts(dir)?.into_iter();
+        let adapters = parts.map(|part| load_trainable_adapter(&part, decoder));
+        Self::new(adapters.collect::<Result<_>>()?)
+    }
+
+    /// The directories of the adapters in a directory, in the order that they are applied.
+    pub(crate) fn parts(dir: &Path) -> Result<Vec<PathBuf>> {
         let combination: Combination = peft_file::read_json(&dir.join(Self::FILE_NAME))?;
         let refuse = |reason: String| Err(reft_models::Error::Adapter { reason }.into());
         if combination.format_version != FORMAT_VERSION {
@@ -75,9 +91,7 @@ impl CombinedAdapter {
         if let Some(name) = combination.adapters.iter().find(|name| !is_plain(name)) {
             return refuse(format!("combined.json names {name:?}, expected a directory beside it"));
         }
-        let adapters =
-            combination.adapters.iter().map(|name| load_adapter(&dir.join(name), decoder));
-        Self::new(adapters.collect::<Result<_>>()?)
+        Ok(combination.adapters.iter().map(|name| dir.join(name)).collect())
     }
 
     /// The adapters, in the order that they are applied.

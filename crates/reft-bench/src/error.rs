@@ -54,12 +54,17 @@ pub enum Error {
         expected: String,
     },
     /// An adapter that cannot become part of the weights.
-    #[error("{} holds {what}, which cannot be merged into the weights; lora, dora and ia3 can", path.display())]
+    #[error(
+        "{} holds {what}, which cannot be merged into the weights: {reason}; lora, rslora, dora, ia3 and full can",
+        path.display()
+    )]
     NotMergeable {
         /// The adapter's directory.
         path: PathBuf,
         /// What it is.
         what: String,
+        /// Why not.
+        reason: &'static str,
     },
     /// A merged weight that is not a number.
     #[error(

@@ -50,13 +50,22 @@ impl Ia3Adapter {
     /// # Errors
     /// If a file is missing or broken, a field or tensor is missing, unexpected or wrong (by name), or the model is another one.
     pub fn load(dir: &Path, decoder: &Decoder) -> Result<Self> {
-        let config: Ia3Config = peft_file::read_config(dir)?;
-        let shapes =
-            config.projections(decoder.config())?.into_iter().map(|(projection, scales_input)| {
-                (file_name(&projection.module), shape(&projection, scales_input))
-            });
-        let tensors = peft_file::read(dir, &shapes.collect::<Shapes>(), decoder.config())?;
+        let (config, tensors) = Self::read(dir, decoder.config())?;
         Self::with_tensors(config, decoder, &mut |name, _| tensors[name].shallow_clone())
+    }
+
+    /// Configuration and tensors of a directory, checked against a model.
+    pub(crate) fn read(
+        dir: &Path,
+        model: &DecoderConfig,
+    ) -> Result<(Ia3Config, BTreeMap<String, Tensor>)> {
+        let config: Ia3Config = peft_file::read_config(dir)?;
+        config.other.check("IA3", &[])?;
+        let shapes = config.projections(model)?.into_iter().map(|(projection, scales_input)| {
+            (file_name(&projection.module), shape(&projection, scales_input))
+        });
+        let tensors = peft_file::read(dir, &shapes.collect::<Shapes>(), model)?;
+        Ok((config, tensors))
     }
 
     fn with_tensors(

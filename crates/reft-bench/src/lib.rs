@@ -41,14 +41,19 @@ mod prefix;
 mod prompt;
 mod red;
 
+mod adapter_files;
+mod adapter_summary;
 mod merge;
 mod method_config;
+mod method_description;
 mod registry;
 
 mod compare;
 mod report;
 mod tasks;
 
+pub use adapter_files::{adapter_bytes, adapter_files, remove_adapter};
+pub use adapter_summary::{AdapterSummary, check_adapter};
 pub use bottleneck::{BottleneckAdapter, BottleneckConfig, BottleneckKind};
 pub use combined::CombinedAdapter;
 pub use compare::{
@@ -60,14 +65,20 @@ pub use error::{Error, Result};
 pub use full::FullAdapter;
 pub use ia3::Ia3Adapter;
 pub use lora::LoraAdapter;
-pub use merge::{export_model, merge_adapter, merge_ia3, merge_lora};
-pub use method_config::{MethodConfig, MethodOptions, method_names, new_adapter};
+pub use merge::{
+    MERGED_ADAPTER, MERGED_BASE_MODEL, check_mergeable, export_model, merge_adapter, merge_ia3,
+    merge_lora,
+};
+pub use method_config::{
+    MethodConfig, MethodOptions, method_names, method_option_names, new_adapter,
+};
+pub use method_description::adapter_options;
 pub use peft_config::{Ia3Config, LoraConfig, OtherFields, PrefixConfig, PromptConfig};
 pub use prefix::PrefixAdapter;
 pub use projection::Projection;
 pub use prompt::{PromptAdapter, PromptInit};
 pub use red::{RedAdapter, RedConfig, RedMethod};
-pub use registry::{AdapterKind, load_adapter, trainable_parameters};
+pub use registry::{AdapterKind, load_adapter, load_trainable_adapter, trainable_parameters};
 pub use report::{BaseReport, MethodReport, RateReport, Report, Spread, grouped};
 pub use target_modules::TargetModules;
 pub use tasks::{

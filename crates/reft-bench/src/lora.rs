@@ -63,12 +63,21 @@ impl LoraAdapter {
     /// # Errors
     /// If a file is missing or broken, a field or tensor is missing, unexpected or wrong (by name), or the model is another one.
     pub fn load(dir: &Path, decoder: &Decoder) -> Result<Self> {
-        let config: LoraConfig = peft_file::read_config(dir)?;
-        let expected = Self::shapes(&config, decoder.config())?;
-        let tensors = peft_file::read(dir, &expected, decoder.config())?;
+        let (config, tensors) = Self::read(dir, decoder.config())?;
         Self::with_tensors(config, decoder, &mut |module, tensor, _| {
             tensors[&tensor.file_name(module)].shallow_clone()
         })
+    }
+
+    /// Configuration and tensors of a directory, checked against a model.
+    pub(crate) fn read(
+        dir: &Path,
+        model: &DecoderConfig,
+    ) -> Result<(LoraConfig, BTreeMap<String, Tensor>)> {
+        let config: LoraConfig = peft_file::read_config(dir)?;
+        config.check()?;
+        let tensors = peft_file::read(dir, &Self::shapes(&config, model)?, model)?;
+        Ok((config, tensors))
     }
 
     fn with_tensors(
@@ -201,11 +210,7 @@ fn shape_of(config: &LoraConfig, projection: &Projection, tensor: LoraTensor) ->
 
 impl Adapter for LoraAdapter {
     fn method(&self) -> &str {
-        match (self.config.use_dora, self.config.use_rslora) {
-            (true, _) => "dora",
-            (false, true) => "rslora",
-            (false, false) => "lora",
-        }
+        self.config.method()
     }
 
     fn parameters(&self) -> Vec<Parameter> {

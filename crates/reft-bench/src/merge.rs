@@ -8,7 +8,8 @@ use crate::error::{Error, Result};
 use crate::full::FullAdapter;
 use crate::ia3::Ia3Adapter;
 use crate::lora::LoraAdapter;
-use crate::registry::{AdapterKind, load_adapter};
+use crate::method_description::adapter_options;
+use crate::registry::AdapterKind;
 
 /// Puts a LoRA or DoRA adapter into the decoder's weights: `W ← W + s B A`, or DoRA's `W ← m ⊙ (W + s B A) / ‖W + s B A‖`.
 ///
@@ -45,15 +46,33 @@ pub fn merge_ia3(decoder: &Decoder, adapter: &Ia3Adapter) -> Result<()> {
 /// # Errors
 /// What reading it refuses; [`Error::NotMergeable`] for methods that are no change of weights; [`Error::NotFinite`].
 pub fn merge_adapter(dir: &Path, decoder: &Decoder) -> Result<()> {
+    check_mergeable(dir)?;
     match AdapterKind::of(dir)? {
         AdapterKind::Lora => merge_lora(decoder, &LoraAdapter::load(dir, decoder)?),
         AdapterKind::Ia3 => merge_ia3(decoder, &Ia3Adapter::load(dir, decoder)?),
         AdapterKind::Full => Ok(FullAdapter::load(dir, decoder).map(drop)?),
-        _ => {
-            let what = load_adapter(dir, decoder)?.method().to_owned();
-            Err(Error::NotMergeable { path: dir.to_owned(), what })
-        }
+        _ => Ok(()),
     }
+}
+
+/// Checks that the adapter in a directory is a change of weights, before a model is loaded for it.
+///
+/// # Errors
+/// [`Error::NotMergeable`]; what reading its configuration refuses.
+pub fn check_mergeable(dir: &Path) -> Result<()> {
+    let reason = match AdapterKind::of(dir)? {
+        AdapterKind::Lora | AdapterKind::Ia3 | AdapterKind::Full => return Ok(()),
+        AdapterKind::Reft => "it edits hidden states of the prompt and leaves those of the reply",
+        AdapterKind::Prefix => "its keys and values stand before those that the weights make",
+        AdapterKind::Prompt => "its embeddings stand before the prompt's own",
+        AdapterKind::Red => {
+            "it scales and shifts hidden states, and the blocks have no bias for it"
+        }
+        AdapterKind::Bottleneck => "it is an MLP of its own, with an activation inside",
+        AdapterKind::Combined => "it is several adapters; merge those of its directories that can",
+    };
+    let (what, path) = (adapter_options(dir)?.0, dir.to_owned());
+    Err(Error::NotMergeable { path, what, reason })
 }
 
 /// Files of a model directory that are not weights.
@@ -70,18 +89,31 @@ const MODEL_FILES: [&str; 10] = [
     "merges.txt",
 ];
 
+/// In the metadata of an exported model: the method of the adapter that was merged.
+pub const MERGED_ADAPTER: &str = "merged_adapter";
+/// In the metadata of an exported model: the model that an adapter was merged into.
+pub const MERGED_BASE_MODEL: &str = "merged_base_model";
+
 /// Writes the decoder, merged or trained in full, as a model directory: its weights, and the other files of `base`.
+///
+/// `facts` are kept in the metadata of the weights' file, for instance [`MERGED_ADAPTER`].
 ///
 /// # Errors
 /// [`reft_models::Error::OutputExists`] if `output` is there already, or a file cannot be read or written.
-pub fn export_model(decoder: &Decoder, base: &Path, output: &Path) -> Result<()> {
+pub fn export_model(
+    decoder: &Decoder,
+    base: &Path,
+    output: &Path,
+    facts: &[(&str, String)],
+) -> Result<()> {
     let io = |action, path: &Path| {
         let path = path.to_owned();
         move |source| reft_models::Error::Io { action, path, source }
     };
     Ok(atomic_directory(output, |dir| {
         let weights = decoder.weights().into_iter().map(|(name, tensor)| (name, tensor.detach()));
-        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        let mut metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        metadata.extend(facts.iter().map(|(name, fact)| ((*name).to_owned(), fact.clone())));
         let weights: Vec<_> = weights.collect();
         save_safetensors(&dir.join(FullAdapter::FILE_NAME), &weights, Some(metadata))?;
         for name in MODEL_FILES {

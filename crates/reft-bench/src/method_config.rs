@@ -136,6 +136,19 @@ pub fn method_names() -> Vec<&'static str> {
     reft.chain(BASELINES.map(|(name, _)| name)).collect()
 }
 
+/// The options of a method, or of several joined with `+`.
+///
+/// # Errors
+/// [`Error::UnknownMethod`].
+pub fn method_option_names(method: &str) -> Result<Vec<&'static str>> {
+    let mut names = Vec::new();
+    for one in method.split('+') {
+        let own = options_of(one.trim())?;
+        names.extend(own.iter().filter(|name| !names.contains(*name)).collect::<Vec<_>>());
+    }
+    Ok(names)
+}
+
 impl MethodConfig {
     /// Decides everything that the options leave open, and checks it against a model: nothing is left to fail when training starts.
     ///
@@ -145,10 +158,7 @@ impl MethodConfig {
     /// [`Error::UnknownMethod`], [`Error::UnknownOption`], [`Error::OptionValue`], or what the method itself refuses.
     pub fn resolve(name: &str, options: &MethodOptions, model: &DecoderConfig) -> Result<Self> {
         let names: Vec<&str> = name.split('+').map(str::trim).collect();
-        let mut accepted: Vec<&str> = Vec::new();
-        for name in &names {
-            accepted.extend(options_of(name)?);
-        }
+        let accepted = method_option_names(name)?;
         if let Some(option) = options.given().find(|option| !accepted.contains(&option.as_str())) {
             let accepted = if accepted.is_empty() { "none".into() } else { accepted.join(", ") };
             return Err(Error::UnknownOption { method: name.to_owned(), option, accepted });
@@ -164,7 +174,7 @@ impl MethodConfig {
     }
 
     fn resolve_one(name: &str, options: &MethodOptions, model: &DecoderConfig) -> Result<Self> {
-        let all_layers = || (0..model.num_hidden_layers).collect();
+        let all_layers = || (0..model.num_hidden_layers).collect::<Vec<_>>();
         let layers = options.layers.clone();
         let base_model = BaseModel::of(model, "");
         let rank = options.rank.unwrap_or(8);
@@ -175,7 +185,7 @@ impl MethodConfig {
                 let target_modules = options.target_modules.clone().unwrap_or_else(all);
                 let mut config = LoraConfig::new(rank, alpha, target_modules);
                 config.lora_dropout = options.dropout.unwrap_or(0.0);
-                config.layers_to_transform = layers;
+                config.layers_to_transform = layers.filter(|layers| *layers != all_layers());
                 config.use_rslora = name == "rslora";
                 config.use_dora = name == "dora";
                 config.check()?;
@@ -254,8 +264,16 @@ impl MethodConfig {
                 intervention.orthonormal_map = options.orthonormal_map.unwrap_or_default();
                 intervention.act_fn = options.act_fn.unwrap_or_default();
                 intervention.add_bias = options.add_bias.unwrap_or(false);
+                if intervention.add_bias && method != Method::Noreft {
+                    return Err(Error::OptionValue {
+                        option: "add_bias",
+                        found: format!("true for {name}"),
+                        expected: "false: it is for noreft's projection".into(),
+                    });
+                }
                 let init = options.init.as_deref().map(str::parse::<Init>);
                 intervention.init = init.transpose()?;
+                intervention.check(model.hidden_size)?; // before a start is chosen for it
                 let positions = match options.positions {
                     Some(positions) => positions,
                     None => "f7+l7".parse()?,
@@ -332,6 +350,15 @@ pub fn new_adapter(
 }
 
 impl MethodOptions {
+    /// Names of the options of all methods.
+    pub fn names() -> Vec<&'static str> {
+        let mut names = REFT_OPTIONS.to_vec();
+        for (_, options) in BASELINES {
+            names.extend(options.iter().filter(|name| !names.contains(*name)).collect::<Vec<_>>());
+        }
+        names
+    }
+
     /// Names of the options that are set.
     fn given(&self) -> impl Iterator<Item = String> {
         let json = serde_json::to_value(self).unwrap_or_default();

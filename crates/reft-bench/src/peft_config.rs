@@ -66,6 +66,15 @@ impl LoraConfig {
         }
     }
 
+    /// Name of the method: lora, rslora or dora.
+    pub fn method(&self) -> &'static str {
+        match (self.use_dora, self.use_rslora) {
+            (true, _) => "dora",
+            (false, true) => "rslora",
+            (false, false) => "lora",
+        }
+    }
+
     /// Rank and scaling of a module.
     ///
     /// # Errors

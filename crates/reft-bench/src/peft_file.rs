@@ -15,7 +15,7 @@ use tch::Tensor;
 /// Name of the configuration in an adapter directory.
 pub(crate) const CONFIG_FILE: &str = "adapter_config.json";
 /// Name of the tensors' file.
-const MODEL_FILE: &str = "adapter_model.safetensors";
+pub(crate) const MODEL_FILE: &str = "adapter_model.safetensors";
 /// Where in the tensors' file the model's identity stands: PEFT does not look at the metadata, and its configuration has no place for it.
 const BASE_MODEL: &str = "base_model";
 

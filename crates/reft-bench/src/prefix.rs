@@ -106,12 +106,21 @@ impl PrefixAdapter {
     /// # Errors
     /// If a file is missing or broken, a field or tensor is missing, unexpected or wrong (by name), or the model is another one.
     pub fn load(dir: &Path, decoder: &Decoder) -> Result<Self> {
-        let config: PrefixConfig = peft_file::read_config(dir)?;
-        check(&config, decoder.config())?;
-        let shape = vec![config.num_virtual_tokens, width(&config)];
-        let tensors = peft_file::read(dir, &vec![(TENSOR.into(), shape)], decoder.config())?;
+        let (config, tensors) = Self::read(dir, decoder.config())?;
         let source = PrefixSource::Stored(leaf(&tensors[TENSOR], decoder.device()));
         Ok(Self::from_source(config, decoder, source))
+    }
+
+    /// Configuration and tensors of a directory, checked against a model.
+    pub(crate) fn read(
+        dir: &Path,
+        model: &DecoderConfig,
+    ) -> Result<(PrefixConfig, BTreeMap<String, Tensor>)> {
+        let config: PrefixConfig = peft_file::read_config(dir)?;
+        check(&config, model)?;
+        let shape = vec![config.num_virtual_tokens, width(&config)];
+        let tensors = peft_file::read(dir, &vec![(TENSOR.into(), shape)], model)?;
+        Ok((config, tensors))
     }
 
     fn from_source(config: PrefixConfig, decoder: &Decoder, source: PrefixSource) -> Self {

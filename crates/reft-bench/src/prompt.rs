@@ -78,11 +78,20 @@ impl PromptAdapter {
     /// # Errors
     /// If a file is missing or broken, a field or tensor is missing, unexpected or wrong (by name), or the model is another one.
     pub fn load(dir: &Path, decoder: &Decoder) -> Result<Self> {
-        let config: PromptConfig = peft_file::read_config(dir)?;
-        check(&config, decoder.config())?;
-        let shape = vec![config.num_virtual_tokens, config.token_dim];
-        let tensors = peft_file::read(dir, &vec![(TENSOR.into(), shape)], decoder.config())?;
+        let (config, tensors) = Self::read(dir, decoder.config())?;
         Ok(Self::from_embeddings(config, decoder, &tensors[TENSOR]))
+    }
+
+    /// Configuration and tensors of a directory, checked against a model.
+    pub(crate) fn read(
+        dir: &Path,
+        model: &DecoderConfig,
+    ) -> Result<(PromptConfig, BTreeMap<String, Tensor>)> {
+        let config: PromptConfig = peft_file::read_config(dir)?;
+        check(&config, model)?;
+        let shape = vec![config.num_virtual_tokens, config.token_dim];
+        let tensors = peft_file::read(dir, &vec![(TENSOR.into(), shape)], model)?;
+        Ok((config, tensors))
     }
 
     fn from_embeddings(config: PromptConfig, decoder: &Decoder, embeddings: &Tensor) -> Self {

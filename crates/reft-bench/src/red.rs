@@ -94,15 +94,23 @@ impl RedAdapter {
     /// # Errors
     /// If a file is missing or broken, a tensor is missing, unexpected or misshapen (by name), or the model is another one.
     pub fn load(dir: &Path, decoder: &Decoder) -> Result<Self> {
-        let config: RedConfig = baseline_file::read_config(dir)?;
-        let d = decoder.config().hidden_size;
-        config.check(decoder.config())?;
-        let names = config.sites().flat_map(|site| ["scale", "bias"].map(|t| tensor_name(site, t)));
-        let expected: Shapes = names.map(|name| (name, vec![d])).collect();
-        let tensors = baseline_file::read(dir, &expected, decoder.config())?;
+        let (config, tensors) = Self::read(dir, decoder.config())?;
         Self::with_tensors(config, decoder, &|site, tensor| {
             tensors[&tensor_name(site, tensor)].shallow_clone()
         })
+    }
+
+    /// Configuration and tensors of a directory, checked against a model.
+    pub(crate) fn read(
+        dir: &Path,
+        model: &DecoderConfig,
+    ) -> Result<(RedConfig, BTreeMap<String, Tensor>)> {
+        let config: RedConfig = baseline_file::read_config(dir)?;
+        config.check(model)?;
+        let names = config.sites().flat_map(|site| ["scale", "bias"].map(|t| tensor_name(site, t)));
+        let expected: Shapes = names.map(|name| (name, vec![model.hidden_size])).collect();
+        let tensors = baseline_file::read(dir, &expected, model)?;
+        Ok((config, tensors))
     }
 
     fn with_tensors(

@@ -102,6 +102,18 @@ pub fn load_adapter(dir: &Path, decoder: &Decoder) -> Result<Box<dyn Adapter>> {
     })
 }
 
+/// [`load_adapter`], to be trained on.
+///
+/// # Errors
+/// As [`load_adapter`]; rotations of a ReFT adapter that are none.
+pub fn load_trainable_adapter(dir: &Path, decoder: &Decoder) -> Result<Box<dyn Adapter>> {
+    Ok(match AdapterKind::of(dir)? {
+        AdapterKind::Reft => Box::new(ReftAdapter::load(dir, decoder)?.into_trainable()?),
+        AdapterKind::Combined => Box::new(CombinedAdapter::load_trainable(dir, decoder)?),
+        _ => load_adapter(dir, decoder)?,
+    })
+}
+
 /// Trainable numbers of an adapter.
 pub fn trainable_parameters(adapter: &dyn Adapter) -> i64 {
     crate::leaves::numel(&adapter.parameters())

@@ -1,3 +1,6 @@
+use std::convert::Infallible;
+use std::str::FromStr;
+
 use reft_models::{Component, DecoderConfig, Error, Result};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
@@ -64,6 +67,19 @@ impl TargetModules {
             return Err(Error::Adapter { reason });
         }
         Ok(selected)
+    }
+}
+
+impl FromStr for TargetModules {
+    type Err = Infallible;
+
+    /// Names with commas or semicolons between them; `all-linear`, or anything that is no name, is a pattern.
+    fn from_str(text: &str) -> std::result::Result<Self, Infallible> {
+        let is_name = |c: char| c.is_ascii_alphanumeric() || "_. ,;".contains(c);
+        if !text.chars().all(is_name) {
+            return Ok(Self::Pattern(text.to_owned()));
+        }
+        Ok(Self::Names(text.split([',', ';']).map(|name| name.trim().to_owned()).collect()))
     }
 }
 

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use crate::chat::{self, ChatArgs};
 use crate::compare::{self, CellArgs, CompareArgs};
 use crate::eval::{self, EvalArgs};
+use crate::export::{self, ExportArgs};
 use crate::generate::{self, GenerateArgs};
 use crate::import::{self, ImportArgs};
 use crate::inspect::{self, InspectArgs};
@@ -35,6 +36,7 @@ enum Command {
     Logits(LogitsArgs),
     Inspect(InspectArgs),
     Import(ImportArgs),
+    Export(ExportArgs),
 }
 
 impl Cli {
@@ -53,6 +55,7 @@ impl Cli {
             Command::Logits(args) => logits::run(&args),
             Command::Inspect(args) => inspect::run(&args),
             Command::Import(args) => import::run(&args),
+            Command::Export(args) => export::run(&args),
         }
     }
 }

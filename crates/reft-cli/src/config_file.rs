@@ -99,6 +99,15 @@ mod tests {
             act_fn = "tanh"
             add_bias = false
             dropout = 0.25
+            alpha = 12.0
+            target_modules = ["q_proj", "v_proj"]
+            feedforward_modules = ".*down_proj"
+            n_virtual_tokens = 5
+            init_text = "Answer:"
+            init_tokens = [3, 1]
+            encoder_hidden_size = 32
+            components = ["mlp_output"]
+            bottleneck_size = 16
             init = "reference"
             template = "alpaca"
             max_length = 64
@@ -141,7 +150,7 @@ mod tests {
         assert!(wrong.starts_with("run.toml, line 3: invalid type: string \"fast\""), "{wrong}");
         let broken = message("lr = 1e-3\nrank = = 3");
         assert!(broken.starts_with("run.toml, line 2: "), "{broken}");
-        let name = message("method = \"lora\"");
+        let name = message("method = \"lorra\"");
         assert!(name.contains("line 1") && name.contains("loreft, direft"), "{name}");
         let both = message("epochs = 1\nmax_steps = 2");
         assert!(both.contains("both epochs and max_steps"), "{both}");

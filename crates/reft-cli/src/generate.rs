@@ -13,6 +13,7 @@ use reft_models::{Finish, Generated, GenerationConfig, Message, Row, Tokenizer, 
 use reft_train::{Content, Record, Template, TextEncoder, read_prompts};
 use serde::Serialize;
 
+use crate::coordinates::Coordinates;
 use crate::model::{Model, ModelArgs, open_chat_template, open_tokenizer};
 use crate::output;
 use crate::reply_text::ReplyText;
@@ -45,6 +46,9 @@ pub struct GenerateArgs {
     /// How a prompt is framed: auto, chat, alpaca or plain [default: auto = as the row's form suggests]
     #[arg(long, value_name = "NAME")]
     template: Option<Template>,
+    /// Coordinates of ReFT's subspace that the edit may change, 0-3 or 0-3,6 [default: all, or what a row names]
+    #[arg(long, value_name = "LIST")]
+    subspace: Option<Coordinates>,
     /// Prompts generated for at once
     #[arg(long, value_name = "N", default_value_t = 8)]
     batch_size: usize,
@@ -122,6 +126,10 @@ fn rows(
     model: &Model,
     tokenizer: Option<&Tokenizer>,
 ) -> Result<Vec<Row>> {
+    if args.subspace.is_some() && !model.adapters().iter().any(|adapter| is_reft(adapter.method()))
+    {
+        bail!("--subspace is for ReFT adapters, and none is given; leave it out");
+    }
     let chat_template = open_chat_template(&model.path)?;
     let chosen = if args.chat { Some(Template::Chat) } else { args.template };
     let encoder = tokenizer.map(|tokenizer| TextEncoder {
@@ -145,9 +153,15 @@ fn rows(
         if prompt.is_empty() {
             bail!("{}: the prompt has no token; give at least one", record.id);
         }
-        Ok(Row { subspace: record.subspace.clone(), ..Row::prompt(prompt) })
+        let asked = || args.subspace.as_ref().map(|subspace| subspace.0.clone());
+        Ok(Row { subspace: record.subspace.clone().or_else(asked), ..Row::prompt(prompt) })
     };
     records.iter().map(row).collect()
+}
+
+/// Whether a method, or one of several joined with `+`, edits a subspace.
+fn is_reft(method: &str) -> bool {
+    method.split('+').any(|name| name.parse::<reft_core::Method>().is_ok())
 }
 
 /// A row with a system message before what the user says.

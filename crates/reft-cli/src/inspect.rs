@@ -7,13 +7,13 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use reft_models::{BaseModel, DecoderConfig, ReftAdapter, ReftConfig, Weights, resolve_model};
+use reft_bench::{AdapterKind, FullAdapter, MERGED_ADAPTER, MERGED_BASE_MODEL};
+use reft_models::{DecoderConfig, Weights, load_safetensors_metadata, resolve_model};
 use serde_json::{Value, json};
 
-use crate::layers::Layers;
-use crate::model::{check_adapter_directory, open_chat_template, open_tokenizer};
-use crate::output::{self, bytes, grouped, percent};
-use crate::train_directory::adapter_bytes;
+use crate::inspect_adapter;
+use crate::model::{open_chat_template, open_tokenizer};
+use crate::output::{self, bytes, grouped};
 
 /// Show what an adapter or a model is: method, sites, parameters, sizes
 ///
@@ -21,6 +21,7 @@ use crate::train_directory::adapter_bytes;
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:
   reft inspect runs/emoji
+  reft inspect runs/lora --model models/SmolLM2-135M-Instruct
   reft inspect models/SmolLM2-135M-Instruct --json")]
 pub struct InspectArgs {
     /// Adapter directory, model directory, GGUF file, or hub name
@@ -35,22 +36,25 @@ pub struct InspectArgs {
 }
 
 /// What is found: for people, and for scripts.
-struct Report {
-    rows: Vec<(&'static str, String)>,
-    json: Value,
+pub struct Report {
+    /// Names beside values.
+    pub rows: Vec<(&'static str, String)>,
+    /// One document.
+    pub json: Value,
 }
 
 /// Runs the command.
 pub fn run(args: &InspectArgs) -> Result<ExitCode> {
     let path = &args.path;
     let is_model = |path: &Path| path.is_file() || path.join("config.json").is_file();
-    let is_adapter = path.join(ReftConfig::FILE_NAME).is_file();
+    // a model's directory holds what a fully fine-tuned adapter's does, and its configuration
+    let is_adapter = AdapterKind::of(path).is_ok_and(|kind| kind != AdapterKind::Full);
     let report = if !is_adapter && !path.exists() {
         model(&resolve_model(&path.to_string_lossy())?)
     } else if !is_adapter && is_model(path) && !is_saved_by_pyreft(path) {
         model(path)
     } else {
-        adapter(path, args.model.as_deref())
+        inspect_adapter::report(path, args.model.as_deref())
     };
     let report = report.with_context(|| format!("cannot inspect {}", path.display()))?;
     if args.json {
@@ -68,75 +72,6 @@ fn is_saved_by_pyreft(path: &Path) -> bool {
     })
 }
 
-fn adapter(directory: &Path, model: Option<&str>) -> Result<Report> {
-    check_adapter_directory(directory)?;
-    let adapter = ReftAdapter::load_alone(directory)?;
-    let config = adapter.config();
-    let base = base_config(&config.base_model, model)?;
-    if let Some(base) = &base {
-        config.check_model(base)?;
-    }
-    let n = config.sites().len() as i64;
-    let parameters = n * config.intervention().trainable_parameters(config.base_model.hidden_size);
-    let share = base.as_ref().map(|base| percent(parameters, base.parameters()));
-    let error = adapter.interventions().orthonormality_error();
-    let size = adapter_bytes(directory)?;
-
-    let tied = if config.share_weights { "tied" } else { "untied" };
-    let layers = Layers::Some(config.layers.clone());
-    let act_fn = config.act_fn;
-    let mut rows = vec![
-        ("method", format!("{} (act_fn {act_fn}, dropout {})", config.method, config.dropout)),
-        (
-            "rank",
-            format!(
-                "{} of hidden size {}",
-                config.low_rank_dimension, config.base_model.hidden_size
-            ),
-        ),
-        ("layers", format!("{layers} ({})", config.component)),
-        ("positions", format!("{}, {tied}, rule {}", config.positions, config.position_rule)),
-        ("interventions", n.to_string()),
-        ("parameters", grouped(parameters)),
-    ];
-    if let (Some(base), Some(share)) = (&base, share) {
-        rows.push(("trainable", format!("{share} of {}", grouped(base.parameters()))));
-    }
-    if let Some(error) = error {
-        rows.push(("orthonormality", format!("largest entry of |RᵀR − I| is {error:.1e}")));
-    }
-    rows.push(("base model", describe(&config.base_model)));
-    rows.push(("size", bytes(size)));
-    let json = json!({
-        "type": "adapter",
-        "config": config,
-        "interventions": n,
-        "parameters": parameters,
-        "base_parameters": base.as_ref().map(DecoderConfig::parameters),
-        "trainable_share": base.map(|base| parameters as f64 / base.parameters() as f64),
-        "orthonormality_error": error,
-        "bytes": size,
-    });
-    Ok(Report { rows, json })
-}
-
-/// The base model's configuration, if it is asked for or at hand.
-fn base_config(base: &BaseModel, asked: Option<&str>) -> Result<Option<DecoderConfig>> {
-    if let Some(model) = asked {
-        return Ok(Some(DecoderConfig::open(&resolve_model(model)?)?));
-    }
-    let at_hand = base.name.as_deref().map(Path::new).filter(|path| path.exists());
-    let config = at_hand.and_then(|path| DecoderConfig::open(path).ok());
-    Ok(config.filter(|config| base.check(config).is_ok())) // else another model stands there by now
-}
-
-fn describe(base: &BaseModel) -> String {
-    let name = base.name.as_deref().unwrap_or("not named");
-    let family = base.model_type.as_deref().unwrap_or("unknown family");
-    let layers = base.num_hidden_layers.map_or(String::new(), |n| format!(", {n} layers"));
-    format!("{name} ({family}, hidden size {}{layers})", base.hidden_size)
-}
-
 fn model(path: &Path) -> Result<Report> {
     let config = DecoderConfig::open(path)?;
     let weights = Weights::open(path)?;
@@ -146,7 +81,8 @@ fn model(path: &Path) -> Result<Report> {
     let c = &config;
     let head = if c.tie_word_embeddings { "tied to the embeddings" } else { "of its own" };
     let vocabulary = tokenizer.as_ref().map(|tokenizer| tokenizer.vocab_size());
-    let rows = vec![
+    let merged = merged(path);
+    let mut rows = vec![
         ("family", c.model_type.clone()),
         ("parameters", grouped(c.parameters())),
         ("layers", c.num_hidden_layers.to_string()),
@@ -165,6 +101,9 @@ fn model(path: &Path) -> Result<Report> {
         ("tokenizer", vocabulary.map_or("none".into(), |n| format!("{} tokens", grouped(n)))),
         ("chat template", if has_chat_template { "yes" } else { "no" }.to_owned()),
     ];
+    if let Some((adapter, base_model)) = &merged {
+        rows.push(("merged", format!("{adapter} into {base_model}")));
+    }
     let json = json!({
         "type": "model",
         "model_type": c.model_type,
@@ -181,9 +120,16 @@ fn model(path: &Path) -> Result<Report> {
         "tensors": weights.dtypes(),
         "tokenizer_size": vocabulary,
         "chat_template": has_chat_template,
+        "merged": merged.map(|(adapter, base_model)| json!({"adapter": adapter, "base_model": base_model})),
         "bytes": size,
     });
     Ok(Report { rows, json })
+}
+
+/// Which adapter was merged into a model, and what the model was, if `reft export` wrote it.
+fn merged(path: &Path) -> Option<(String, String)> {
+    let mut metadata = load_safetensors_metadata(&path.join(FullAdapter::FILE_NAME)).ok()?;
+    Some((metadata.remove(MERGED_ADAPTER)?, metadata.remove(MERGED_BASE_MODEL)?))
 }
 
 /// `272 F32`, or `211 Q4_1 + 61 F32`.

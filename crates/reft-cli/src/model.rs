@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use reft_bench::AdapterKind;
 use reft_models::{
-    Adapter, ChatTemplate, Decoder, DecoderConfig, ReftAdapter, ReftConfig, Tokenizer,
-    resolve_model,
+    Adapter, ChatTemplate, Decoder, DecoderConfig, ReftConfig, Tokenizer, resolve_model,
 };
 
 use crate::machine::{DeviceChoice, KindChoice, set_threads};
@@ -50,7 +50,7 @@ impl ModelArgs {
         set_threads(self.threads)?;
         let (path, decoder) = open_decoder(&self.model, self.kind, self.device)?;
         let load = |dir: &PathBuf| {
-            load_any_adapter(dir, &decoder)
+            load_adapter(dir, &decoder)
                 .with_context(|| format!("cannot run adapter {} on {}", dir.display(), self.model))
         };
         let adapters = self.adapter.iter().map(load).collect::<Result<_>>()?;
@@ -109,52 +109,38 @@ pub fn open_chat_template(model: &Path) -> Result<Option<ChatTemplate>> {
 ///
 /// # Errors
 /// If it is none, broken, or made for another model.
-fn load_any_adapter(dir: &Path, decoder: &Decoder) -> Result<Box<dyn Adapter>> {
-    if reft_bench::AdapterKind::of(dir).is_err() {
-        check_adapter_directory(dir)?; // says what the directory holds instead
-    }
+fn load_adapter(dir: &Path, decoder: &Decoder) -> Result<Box<dyn Adapter>> {
+    check_adapter_directory(dir)?;
     Ok(reft_bench::load_adapter(dir, decoder)?)
 }
 
-/// Reads a ReFT adapter for a model.
-///
-/// # Errors
-/// If it is none, broken, or made for another model.
-pub fn load_adapter(dir: &Path, decoder: &Decoder) -> Result<ReftAdapter> {
-    check_adapter_directory(dir)?;
-    Ok(ReftAdapter::load(dir, decoder)?)
-}
-
-/// Checks by its files that a directory holds a ReFT adapter, and says what it holds instead.
+/// Checks by its files that a directory holds an adapter, and says what it holds instead.
 ///
 /// # Errors
 /// If it does not.
 pub fn check_adapter_directory(dir: &Path) -> Result<()> {
+    let Err(refused) = AdapterKind::of(dir) else { return Ok(()) };
     let name = dir.display();
-    if dir.join(ReftConfig::FILE_NAME).is_file() {
-        return Ok(());
-    }
     if !dir.is_dir() {
         bail!(
-            "{name} is no directory; expected an adapter directory with {}",
-            ReftConfig::FILE_NAME
+            "{name} is no directory; expected an adapter directory with {} or {}",
+            ReftConfig::FILE_NAME,
+            "adapter_config.json"
         );
     }
     let files = std::fs::read_dir(dir).with_context(|| format!("cannot read {name}"))?;
     let names: Vec<String> =
         files.flatten().map(|file| file.file_name().to_string_lossy().into_owned()).collect();
-    let hint = if names.iter().any(|name| name.starts_with("intkey_")) {
-        "; it looks like one saved by pyreft: turn it into one of ours with `reft import --from pyreft`"
-    } else if names.iter().any(|name| name == "adapter_config.json") {
-        ", but PEFT's adapter_config.json"
-    } else if names.iter().any(|name| name == "checkpoint") {
-        ", but an unfinished training run: finish it with `reft train --resume`"
-    } else {
-        ""
-    };
-    bail!(
-        "{name} holds no {}, which a ReFT adapter has beside {}{hint}",
-        ReftConfig::FILE_NAME,
-        ReftAdapter::FILE_NAME
-    );
+    if names.iter().any(|name| name.starts_with("intkey_")) {
+        bail!(
+            "{name} holds no {}; it looks like one saved by pyreft: turn it into one of ours with `reft import --from pyreft`",
+            ReftConfig::FILE_NAME
+        );
+    }
+    if names.iter().any(|name| name == "checkpoint") {
+        bail!(
+            "{name} holds no adapter, but an unfinished training run: finish it with `reft train --resume`"
+        );
+    }
+    Err(refused.into())
 }

@@ -17,19 +17,23 @@ use crate::machine::{DeviceChoice, set_threads};
 use crate::model::{open_chat_template, open_decoder, open_tokenizer};
 use crate::output::{self, bytes, grouped, note, percent};
 use crate::train_directory::{self, Existing, TrainDirectory};
+use crate::train_method::TrainMethod;
 use crate::train_options::TrainOptions;
 use crate::train_plan::{self, Inputs};
 use crate::train_progress::{TrainProgress, duration};
 
-/// Train a ReFT adapter on a frozen model
+/// Train an adapter on a frozen model: ReFT, LoRA and the other methods
 ///
-/// Writes the adapter (`reft_config.json`, `reft_model.safetensors`), the options in force (`train.toml`, which --config takes
-/// again), a row per step (`metrics.jsonl`) and checkpoints into the output directory. Ctrl-C finishes the step and saves a
+/// Writes the adapter (LoRA, DoRA, prefix, prompt and (IA)³ as PEFT reads them), the options in force (`train.toml`, which --config
+/// takes again), a row per step (`metrics.jsonl`) and checkpoints into the output directory. An option that the method does not have
+/// is an error. Ctrl-C finishes the step and saves a
 /// checkpoint; --resume goes on as if nothing had been.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:
   reft train --model models/SmolLM2-135M-Instruct --data examples/emoji.jsonl --output runs/emoji \\
       --layers 15 --rank 4 --positions l1 --batch-size 10 --lr 4e-3 --max-steps 100
+  reft train --model models/SmolLM2-135M-Instruct --data examples/emoji.jsonl --output runs/lora \\
+      --method lora --rank 8 --alpha 16 --target-modules q_proj,v_proj --max-steps 100
   reft train --config recipes/commonsense.toml --model meta-llama/Llama-3.2-1B --data train.json --output runs/commonsense
   reft train --resume --output runs/commonsense")]
 pub struct TrainArgs {
@@ -64,7 +68,8 @@ pub fn run(args: &TrainArgs) -> Result<ExitCode> {
     let path = resolve_model(&inputs.model)?;
     let shape = DecoderConfig::open(&path)
         .with_context(|| format!("cannot load model {}", inputs.model))?;
-    let reft_config = train_plan::reft_config(&options, &inputs.model, &shape)?;
+    let tokenizer = open_tokenizer(&path)?;
+    let method = TrainMethod::of(&options, &shape, tokenizer.as_ref())?;
 
     let stop = interrupt::stop_flag(
         "stopping after this step; a checkpoint will be saved (again: stop at once)",
@@ -72,7 +77,6 @@ pub fn run(args: &TrainArgs) -> Result<ExitCode> {
     let threads = set_threads(options.threads)?;
     let (kind, device) = train_plan::machine(&options);
     let (path, decoder) = open_decoder(&inputs.model, kind, device)?;
-    let tokenizer = open_tokenizer(&path)?;
     let chat_template = open_chat_template(&path)?;
     let encoder = tokenizer.as_ref().map(|tokenizer| TextEncoder {
         tokenizer,
@@ -87,16 +91,16 @@ pub fn run(args: &TrainArgs) -> Result<ExitCode> {
     };
     let examples = examples.examples(&records, &inputs.data)?;
     let dataset = Dataset::split(examples, config.validation, config.seed)?;
-    let mut adapter = train_plan::new_adapter(&options, &reft_config, config.seed, &decoder)?;
+    let mut adapter = method.adapter(config.seed, &decoder, &inputs.model)?;
 
     let device = DeviceChoice::of(decoder.device());
-    let resolved = train_plan::resolved(&options, &config, &reft_config, device, threads);
+    let resolved = train_plan::resolved(&options, &config, &method, device, threads)?;
     if let Some(saved) = &saved {
         train_directory::check_same(saved, &resolved)?;
     } else if args.resume {
         note(&format!("nothing to resume in {}: starting anew", inputs.output.display()));
     }
-    let trainer = Trainer::new(&decoder, &mut adapter, &dataset, config)?;
+    let trainer = Trainer::new(&decoder, &mut *adapter, &dataset, config)?;
     let notes = notes(&trainer.describe_kinds());
     let directory = TrainDirectory::prepare(&inputs.output, existing, &resolved, &notes)?;
     let mut trainer = match existing {

@@ -5,7 +5,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use reft_models::{ReftAdapter, ReftConfig, atomic_write};
+use reft_bench::{AdapterKind, adapter_bytes, remove_adapter};
+use reft_models::atomic_write;
 use toml::Table;
 
 use crate::config_file;
@@ -152,7 +153,7 @@ impl TrainDirectory {
         let is_whole =
             |entry: fs::DirEntry| entry.file_name().to_string_lossy().starts_with("step-");
         checkpoints.is_ok_and(|entries| entries.flatten().any(is_whole))
-            || self.path.join(ReftConfig::FILE_NAME).exists()
+            || AdapterKind::of(&self.path).is_ok()
     }
 
     /// Loss of the run's first step, which another program may have taken.
@@ -167,7 +168,7 @@ impl TrainDirectory {
     /// # Errors
     /// If they are not there.
     pub fn adapter_bytes(&self) -> Result<u64> {
-        adapter_bytes(&self.path)
+        Ok(adapter_bytes(&self.path)?)
     }
 }
 
@@ -184,18 +185,6 @@ impl Drop for TrainDirectory {
     }
 }
 
-/// Size of the files of the adapter in a directory, in bytes.
-///
-/// # Errors
-/// If they are not there.
-pub fn adapter_bytes(directory: &Path) -> Result<u64> {
-    let size = |name: &str| -> Result<u64> {
-        let file = directory.join(name);
-        Ok(fs::metadata(&file).with_context(|| format!("cannot read {}", file.display()))?.len())
-    };
-    Ok(size(ReftConfig::FILE_NAME)? + size(ReftAdapter::FILE_NAME)?)
-}
-
 /// Removes the files of a run, and nothing else; [`OPTIONS`] last, so that the directory is known as ours to the end.
 fn remove_run(directory: &Path) -> Result<()> {
     let removed = |path: &Path, result: std::io::Result<()>| match result {
@@ -206,7 +195,8 @@ fn remove_run(directory: &Path) -> Result<()> {
     };
     let checkpoints = directory.join(CHECKPOINTS);
     removed(&checkpoints, fs::remove_dir_all(&checkpoints))?;
-    for name in [METRICS, ReftConfig::FILE_NAME, ReftAdapter::FILE_NAME, OPTIONS] {
+    remove_adapter(directory)?;
+    for name in [METRICS, OPTIONS] {
         let file = directory.join(name);
         removed(&file, fs::remove_file(&file))?;
     }

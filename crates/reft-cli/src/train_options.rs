@@ -5,13 +5,15 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::Args;
-use reft_core::{Activation, Init, MapKind, Method, PositionRule, Positions};
+use reft_bench::TargetModules;
+use reft_core::{Activation, MapKind, PositionRule, Positions};
 use reft_models::Component;
 use reft_train::{ScheduleKind, Shuffle, Template};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::layers::Layers;
 use crate::machine::{DeviceChoice, KindChoice};
+use crate::method_name::MethodName;
 
 /// Every option that decides what a run does. A field of the file is called as the flag, with `_` for `-`.
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
@@ -29,59 +31,137 @@ pub struct TrainOptions {
     #[arg(long, value_name = "DIR", help_heading = "Input and output")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<PathBuf>,
-    /// Start from this adapter; what it is (method, layers, positions, …) holds
+    /// Start from this adapter; what it is (method, layers, rank, …) holds
     #[arg(long, value_name = "DIR", help_heading = "Input and output")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_adapter: Option<PathBuf>,
 
-    /// Edit: loreft, direft, direft-orth, noreft, consreft or lobireft [default: loreft]
+    /// loreft, direft, direft-orth, noreft, consreft, lobireft; lora, rslora, dora, prefix, prompt, ia3, red, series-adapter,
+    /// parallel-adapter, full; several at once as loreft+lora [default: loreft]
     #[arg(long, value_name = "METHOD", help_heading = "Method")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub method: Option<Method>,
-    /// Layers to edit, counted from 0: all, 15, or 3;9;18 [default: all]
+    pub method: Option<MethodName>,
+    /// Layers, counted from 0: all, 15, or 3;9;18 (ReFT, LoRA, RED, bottleneck) [default: all]
     #[arg(long, value_name = "LAYERS", help_heading = "Method")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layers: Option<Layers>,
-    /// Where in a layer: block_input, attention_output, mlp_output or block_output [default: block_output]
-    #[arg(long, value_name = "COMPONENT", help_heading = "Method")]
-    #[serde(with = "as_text", default, skip_serializing_if = "Option::is_none")]
-    pub component: Option<Component>,
-    /// Dimension r of the subspace that is edited, 1 to the hidden size [default: 8]
+    /// Rank r: dimension of the subspace that ReFT edits, B·A of LoRA [default: 8]
     #[arg(long, value_name = "R", help_heading = "Method", allow_negative_numbers = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rank: Option<i64>,
-    /// Prompt tokens to edit, f7+l7 = first 7 and last 7 [default: f7+l7]
-    #[arg(long, value_name = "POSITIONS", help_heading = "Method")]
+    /// Probability of dropout in training, on ReFT's edit or LoRA's input, 0 to below 1 [default: 0]
+    #[arg(
+        long,
+        value_name = "P",
+        help_heading = "Method",
+        allow_negative_numbers = true,
+        visible_alias = "lora-dropout"
+    )]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub positions: Option<Positions>,
-    /// What happens to prompts shorter than the positions: paper or pyreft [default: paper]
-    #[arg(long, value_name = "RULE", help_heading = "Method")]
+    pub dropout: Option<f64>,
+    /// Start: identity or reference (ReFT; identity where the method has one), vocabulary or random (prompt; vocabulary)
+    #[arg(long, value_name = "INIT", help_heading = "Method")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub position_rule: Option<PositionRule>,
-    /// One intervention per layer for first and last tokens, not one for each [default: false]
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true, help_heading = "Method")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub share_weights: Option<bool>,
-    /// How the subspace is kept orthonormal: householder or qr [default: householder]
-    #[arg(long, value_name = "MAP", help_heading = "Method")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub orthonormal_map: Option<MapKind>,
-    /// Activation of the learned source: linear, relu, gelu, silu, tanh or sigmoid [default: linear]
+    pub init: Option<String>,
+    /// Activation: of ReFT's learned source (linear), of bottleneck adapters (relu); gelu, silu, tanh, sigmoid
     #[arg(long, value_name = "NAME", help_heading = "Method")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub act_fn: Option<Activation>,
+
+    /// Where in a layer: block_input, attention_output, mlp_output or block_output [default: block_output]
+    #[arg(long, value_name = "COMPONENT", help_heading = "Method: ReFT")]
+    #[serde(with = "as_text", default, skip_serializing_if = "Option::is_none")]
+    pub component: Option<Component>,
+    /// Prompt tokens to edit, f7+l7 = first 7 and last 7 [default: f7+l7]
+    #[arg(long, value_name = "POSITIONS", help_heading = "Method: ReFT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub positions: Option<Positions>,
+    /// What happens to prompts shorter than the positions: paper or pyreft [default: paper]
+    #[arg(long, value_name = "RULE", help_heading = "Method: ReFT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub position_rule: Option<PositionRule>,
+    /// One intervention per layer for first and last tokens, not one for each [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true, help_heading = "Method: ReFT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share_weights: Option<bool>,
+    /// How the subspace is kept orthonormal: householder or qr [default: householder]
+    #[arg(long, value_name = "MAP", help_heading = "Method: ReFT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub orthonormal_map: Option<MapKind>,
     /// Give the projection of noreft a bias [default: false]
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true, help_heading = "Method")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true, help_heading = "Method: ReFT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub add_bias: Option<bool>,
-    /// Probability that a coordinate of the edit is dropped in training, 0 to below 1 [default: 0]
-    #[arg(long, value_name = "P", help_heading = "Method", allow_negative_numbers = true)]
+
+    /// LoRA: alpha of scaling = alpha / rank [default: twice the rank]
+    #[arg(
+        long,
+        value_name = "X",
+        help_heading = "Method: LoRA and (IA)³",
+        allow_negative_numbers = true,
+        visible_alias = "lora-alpha"
+    )]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub dropout: Option<f64>,
-    /// Start: identity or reference (pyreft's random start) [default: identity where the method has one]
-    #[arg(long, value_name = "INIT", help_heading = "Method")]
+    pub alpha: Option<f64>,
+    /// Projections, as q_proj,v_proj, a regular expression, or all-linear [default: all seven; (IA)³: k_proj,v_proj,down_proj]
+    #[arg(long, value_name = "MODULES", help_heading = "Method: LoRA and (IA)³")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub init: Option<Init>,
+    pub target_modules: Option<TargetModules>,
+    /// (IA)³: those of them whose input is rescaled [default: down_proj]
+    #[arg(long, value_name = "MODULES", help_heading = "Method: LoRA and (IA)³")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub feedforward_modules: Option<TargetModules>,
+
+    /// Number of virtual tokens [default: 20]
+    #[arg(
+        long,
+        value_name = "N",
+        help_heading = "Method: prefix and prompt",
+        allow_negative_numbers = true
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub n_virtual_tokens: Option<i64>,
+    /// Start from this text, repeated or cut to the number of virtual tokens
+    #[arg(long, value_name = "TEXT", help_heading = "Method: prefix and prompt")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_text: Option<String>,
+    /// Start from these token ids, as 12,7,99
+    #[arg(
+        long,
+        value_name = "IDS",
+        help_heading = "Method: prefix and prompt",
+        value_delimiter = ','
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_tokens: Option<Vec<i64>>,
+    /// Prefix: inner size of an MLP that makes the prefix while it trains [default: none]
+    #[arg(
+        long,
+        value_name = "N",
+        help_heading = "Method: prefix and prompt",
+        allow_negative_numbers = true
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encoder_hidden_size: Option<i64>,
+
+    /// Where in a layer: mlp_output, block_output (RED), attention_output (bottleneck) [default: mlp_output]
+    #[arg(
+        long,
+        value_name = "COMPONENTS",
+        help_heading = "Method: RED and bottleneck adapters",
+        value_delimiter = ','
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub components: Option<Vec<String>>,
+    /// Bottleneck adapters: inner size [default: 64]
+    #[arg(
+        long,
+        value_name = "N",
+        help_heading = "Method: RED and bottleneck adapters",
+        allow_negative_numbers = true
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bottleneck_size: Option<i64>,
 
     /// How a row becomes text: auto, chat, alpaca or plain [default: auto = as the row's form suggests]
     #[arg(long, value_name = "NAME", help_heading = "Data")]

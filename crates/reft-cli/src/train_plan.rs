@@ -1,16 +1,13 @@
 //! From the options of a run to what they mean, every default filled in.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail};
-use reft_core::{InterventionConfig, Method, Positions};
-use reft_models::{BaseModel, Component, Decoder, DecoderConfig, ReftAdapter, ReftConfig};
 use reft_train::{Shuffle, Template, TrainConfig};
-use serde::Serialize;
 
-use crate::layers::Layers;
+use crate::config_file;
 use crate::machine::{DeviceChoice, KindChoice};
-use crate::model::load_adapter;
+use crate::train_method::TrainMethod;
 use crate::train_options::TrainOptions;
 
 /// What every run needs to be told.
@@ -79,97 +76,23 @@ pub fn train_config(options: &TrainOptions) -> Result<TrainConfig> {
 }
 
 const DEFAULT_EPOCHS: usize = 3;
-const DEFAULT_RANK: i64 = 8;
-const DEFAULT_POSITIONS: (usize, usize) = (7, 7);
-
-/// What the adapter is to be: from the options, or from the adapter to start from.
-///
-/// # Errors
-/// If it cannot be on this model, or options contradict the adapter to start from.
-pub fn reft_config(
-    options: &TrainOptions,
-    model: &str,
-    decoder: &DecoderConfig,
-) -> Result<ReftConfig> {
-    if let Some(dir) = &options.init_adapter {
-        crate::model::check_adapter_directory(dir)?;
-        let config = ReftConfig::read(dir)
-            .with_context(|| format!("cannot start from adapter {}", dir.display()))?;
-        check_against(options, &config, dir, decoder.num_hidden_layers)?;
-        return Ok(config);
-    }
-    let method = options.method.unwrap_or(Method::Loreft);
-    let intervention = InterventionConfig {
-        orthonormal_map: options.orthonormal_map.unwrap_or_default(),
-        act_fn: options.act_fn.unwrap_or_default(),
-        dropout: options.dropout.unwrap_or(0.0),
-        add_bias: options.add_bias.unwrap_or(false),
-        init: options.init,
-        ..InterventionConfig::new(method, options.rank.unwrap_or(DEFAULT_RANK))
-    };
-    if intervention.add_bias && method != Method::Noreft {
-        bail!("--add-bias is for noreft only, the method is {method}; leave it out");
-    }
-    intervention.check(decoder.hidden_size)?; // before a start is chosen for it
-    let layers = options.layers.clone().unwrap_or_default().of_model(decoder.num_hidden_layers)?;
-    let (first, last) = DEFAULT_POSITIONS;
-    let positions = options.positions.map_or_else(|| Positions::new(first, last), Ok)?;
-    let config = ReftConfig {
-        component: options.component.unwrap_or(Component::BlockOutput),
-        position_rule: options.position_rule.unwrap_or_default(),
-        share_weights: options.share_weights.unwrap_or(false),
-        ..ReftConfig::new(&intervention, layers, positions, BaseModel::of(decoder, model))
-    };
-    config.check()?;
-    Ok(config)
-}
-
-/// The adapter before its first step.
-///
-/// # Errors
-/// If it does not fit the model, or the adapter to start from is broken.
-pub fn new_adapter(
-    options: &TrainOptions,
-    config: &ReftConfig,
-    seed: u64,
-    decoder: &Decoder,
-) -> Result<ReftAdapter> {
-    match &options.init_adapter {
-        Some(dir) => load_adapter(dir, decoder)
-            .and_then(|adapter| Ok(adapter.into_trainable()?))
-            .with_context(|| format!("cannot start from adapter {}", dir.display())),
-        None => {
-            tch::manual_seed(seed as i64); // the start
-            Ok(ReftAdapter::new(config.clone(), decoder)?)
-        }
-    }
-}
 
 /// All options in force, none left out.
+///
+/// # Errors
+/// If they have no form in TOML.
 pub fn resolved(
     options: &TrainOptions,
     train: &TrainConfig,
-    reft: &ReftConfig,
+    method: &TrainMethod,
     device: DeviceChoice,
     threads: usize,
-) -> TrainOptions {
-    TrainOptions {
+) -> Result<TrainOptions> {
+    let run = TrainOptions {
         model: options.model.clone(),
         data: options.data.clone(),
         output: options.output.clone(),
         init_adapter: options.init_adapter.clone(),
-        method: Some(reft.method),
-        layers: Some(Layers::Some(reft.layers.clone())),
-        component: Some(reft.component),
-        rank: Some(reft.low_rank_dimension),
-        positions: Some(reft.positions),
-        position_rule: Some(reft.position_rule),
-        share_weights: Some(reft.share_weights),
-        orthonormal_map: Some(reft.orthonormal_map),
-        act_fn: Some(reft.act_fn),
-        add_bias: Some(reft.add_bias),
-        dropout: Some(reft.dropout),
-        init: Some(reft.init),
         template: Some(options.template.unwrap_or(Template::Auto)),
         max_length: Some(train.max_length),
         drop_too_long: Some(options.drop_too_long.unwrap_or(false)),
@@ -191,47 +114,11 @@ pub fn resolved(
         kind: Some(options.kind.unwrap_or_default()),
         device: Some(device),
         threads: Some(threads),
-    }
-}
-
-/// Checks that what the options say of the adapter is what the adapter to start from says.
-fn check_against(
-    options: &TrainOptions,
-    adapter: &ReftConfig,
-    dir: &Path,
-    n_layers: usize,
-) -> Result<()> {
-    fn differs<T: PartialEq + Serialize>(asked: &Option<T>, own: &T) -> Option<(String, String)> {
-        let text = |value: &T| {
-            serde_json::to_string(value).unwrap_or_default().trim_matches('"').to_owned()
-        };
-        asked.as_ref().filter(|asked| *asked != own).map(|asked| (text(asked), text(own)))
-    }
-    let layers = options.layers.as_ref().map(|layers| layers.of_model(n_layers)).transpose()?;
-    let component = options.component.map(|component| component.name());
-    let fields = [
-        ("method", differs(&options.method, &adapter.method)),
-        ("layers", differs(&layers, &adapter.layers)),
-        ("component", differs(&component, &adapter.component.name())),
-        ("rank", differs(&options.rank, &adapter.low_rank_dimension)),
-        ("positions", differs(&options.positions, &adapter.positions)),
-        ("position-rule", differs(&options.position_rule, &adapter.position_rule)),
-        ("share-weights", differs(&options.share_weights, &adapter.share_weights)),
-        ("orthonormal-map", differs(&options.orthonormal_map, &adapter.orthonormal_map)),
-        ("act-fn", differs(&options.act_fn, &adapter.act_fn)),
-        ("add-bias", differs(&options.add_bias, &adapter.add_bias)),
-        ("dropout", differs(&options.dropout, &adapter.dropout)),
-        ("init", differs(&options.init, &adapter.init)),
-    ];
-    for (flag, difference) in fields {
-        if let Some((asked, own)) = difference {
-            let dir = dir.display();
-            bail!(
-                "--{flag} is {asked}, but the adapter to start from, {dir}, has {own}; leave the option out"
-            );
-        }
-    }
-    Ok(())
+        ..TrainOptions::default()
+    };
+    let mut table = config_file::table(&run)?;
+    table.extend(method.resolved(options)?);
+    table.try_into().context("cannot put the options together")
 }
 
 /// The device and the kind that the options ask for.

@@ -45,13 +45,16 @@ fn a_merged_model_is_a_model_directory() -> Outcome {
     merge_adapter(&path("peft/lora_all"), &decoder)?;
     let dir = tempfile::tempdir()?;
     let output = dir.path().join("merged");
-    export_model(&decoder, &path("tiny_llama"), &output)?;
+    export_model(&decoder, &path("tiny_llama"), &output, &[])?;
     let again = Decoder::open(&output, Kind::Float, Device::Cpu)?;
     let merged = base_logits(&decoder, &examples)?;
     let found = base_logits(&again, &examples)?;
     assert_eq!(difference(&merged, &found), 0.0);
     assert!(output.join("generation_config.json").is_file());
-    assert!(export_model(&decoder, &path("tiny_llama"), &output).is_err(), "overwrites a model");
+    assert!(
+        export_model(&decoder, &path("tiny_llama"), &output, &[]).is_err(),
+        "overwrites a model"
+    );
     Ok(())
 }
 

@@ -1,11 +1,15 @@
 //! Methods by name: their options, starts and sizes.
 
 use reft_bench::{
-    Error, MethodConfig, MethodOptions, method_names, new_adapter, trainable_parameters,
+    AdapterSummary, Error, MethodConfig, MethodOptions, TargetModules, adapter_options,
+    check_adapter, method_names, new_adapter, remove_adapter, trainable_parameters,
 };
 use reft_models::{Layout, PaddingSide};
+use serde_json::json;
 
-use crate::oracle::{Outcome, assert_close, base_logits, logits, loss, tiny_examples, tiny_llama};
+use crate::oracle::{
+    Outcome, assert_close, base_logits, logits, loss, model, tiny_examples, tiny_llama,
+};
 
 #[test]
 fn methods_that_can_start_as_the_base_model_do() -> Outcome {
@@ -142,4 +146,75 @@ fn a_prefix_started_from_a_text_is_that_text_in_front() -> Outcome {
         }
     }
     Ok(())
+}
+
+/// What a method's description leaves open it decides again in the same way.
+#[test]
+fn a_description_makes_the_same_method_again() -> Outcome {
+    let decoder = tiny_llama()?;
+    let shape = decoder.config();
+    let with = |json: serde_json::Value| serde_json::from_value::<MethodOptions>(json);
+    let mut cases: Vec<(&str, MethodOptions)> =
+        method_names().into_iter().map(|name| (name, MethodOptions::default())).collect();
+    cases.extend([
+        ("lora", with(json!({"layers": [1, 3], "rank": 3, "alpha": 5.0, "dropout": 0.25}))?),
+        ("rslora", with(json!({"target_modules": ".*(q|v)_proj", "layers": [0, 1, 2, 3]}))?),
+        ("prefix", with(json!({"n_virtual_tokens": 5, "init_tokens": [7, 9]}))?),
+        ("prefix", with(json!({"n_virtual_tokens": 5, "encoder_hidden_size": 12}))?),
+        ("prompt", with(json!({"n_virtual_tokens": 3, "init_tokens": [7, 9, 11, 13]}))?),
+        ("prompt", with(json!({"init": "random"}))?),
+        ("ia3", with(json!({"target_modules": ["q_proj"], "feedforward_modules": []}))?),
+        ("red", with(json!({"layers": [2], "components": ["block_output"]}))?),
+        ("series-adapter", with(json!({"bottleneck_size": 7, "act_fn": "tanh"}))?),
+        ("loreft", with(json!({"positions": "l1", "share_weights": false, "init": "reference"}))?),
+        ("loreft+lora+prompt", MethodOptions::default()),
+        ("loreft+series-adapter", with(json!({"rank": 2, "layers": [1]}))?), // two defaults of act_fn
+    ]);
+    for (name, options) in cases {
+        let config = MethodConfig::resolve(name, &options, shape)?;
+        let (described, all) = config.describe()?;
+        assert_eq!(described, name);
+        assert_eq!(MethodConfig::resolve(name, &all, shape)?, config, "{all:?}");
+
+        let dir = tempfile::tempdir()?;
+        config.build(&decoder, "tiny_llama")?.save(dir.path())?;
+        let (found, mut read) = adapter_options(dir.path())?;
+        assert_eq!(found, name);
+        // a directory does not say how its virtual tokens started
+        if ["prefix", "prompt", "loreft+lora+prompt"].contains(&name) {
+            (read.init, read.init_tokens) = (all.init.clone(), all.init_tokens.clone());
+        }
+        assert_eq!(read, all, "{name}");
+        assert_eq!(AdapterSummary::read(dir.path())?.method, name);
+        check_adapter(dir.path(), shape)?;
+        remove_adapter(dir.path())?;
+        assert_eq!(std::fs::read_dir(dir.path())?.count(), 0, "{name} leaves files");
+    }
+    Ok(())
+}
+
+#[test]
+fn adapters_are_checked_against_a_model_without_its_weights() -> Outcome {
+    let decoder = tiny_llama()?;
+    let other = model("families/llama_biases")?;
+    for name in method_names().into_iter().chain(["loreft+lora"]) {
+        let dir = tempfile::tempdir()?;
+        new_adapter(name, &MethodOptions::default(), &decoder, "tiny_llama")?.save(dir.path())?;
+        assert!(check_adapter(dir.path(), other.config()).is_err(), "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn target_modules_are_names_or_a_pattern() {
+    let names =
+        |list: &[&str]| TargetModules::Names(list.iter().map(ToString::to_string).collect());
+    for (text, expected) in [
+        ("q_proj", names(&["q_proj"])),
+        ("q_proj, mlp.down_proj;v_proj", names(&["q_proj", "mlp.down_proj", "v_proj"])),
+        ("all-linear", TargetModules::Pattern("all-linear".into())),
+        (r".*\.(q|v)_proj", TargetModules::Pattern(r".*\.(q|v)_proj".into())),
+    ] {
+        assert_eq!(text.parse::<TargetModules>().ok(), Some(expected), "{text}");
+    }
 }

@@ -71,7 +71,7 @@ fn options_that_cannot_be_are_refused_by_name() -> Result {
         (&["--layers", "1;1"], 2, &["--layers", "layer 1 is named twice"]),
         (&["--layers", ""], 2, &["--layers", "no layer"]),
         (&["--layers", "last"], 2, &["--layers", "\"last\""]),
-        (&["--method", "lora"], 2, &["--method", "loreft, direft"]),
+        (&["--method", "lorra"], 2, &["--method", "loreft, direft", "prompt", "joined with +"]),
         (&["--component", "attention"], 2, &["--component", "block_output"]),
         (&["--component", "q_proj"], 1, &["component is q_proj", "block_output"]),
         (&["--learning-rate", "1"], 2, &["--learning-rate"]),
@@ -92,7 +92,7 @@ fn options_that_cannot_be_are_refused_by_name() -> Result {
         (&["--max-length", "1"], 1, &["--max-length is 1"]),
         (&["--kind", "int8"], 2, &["--kind", "f32, bf16, f16"]),
         (&["--device", "cuda:4000"], 1, &["cuda:4000 is not there"]),
-        (&["--add-bias"], 1, &["--add-bias is for noreft"]),
+        (&["--add-bias"], 1, &["--add-bias is true for loreft", "noreft's projection"]),
     ];
     for (flags, code, says) in cases {
         assert_fails(dir.path(), train(&model, &data, &output, flags), code, says)?;
@@ -121,6 +121,37 @@ fn options_that_cannot_be_are_refused_by_name() -> Result {
 }
 
 #[test]
+fn options_that_a_method_does_not_have_are_refused_by_flag_and_method() -> Result {
+    let dir = tempfile::tempdir()?;
+    let (data, output) = (many_rows(dir.path(), 6)?, dir.path().join("run"));
+    let model = oracle("tiny_llama");
+    let cases: [(&[&str], &[&str]); 15] = [
+        (
+            &["--method", "lora", "--positions", "l1"],
+            &["--positions is no option of method lora", "--target-modules", "leave it out"],
+        ),
+        (&["--method", "full", "--rank", "4"], &["--rank is no option of method full", "none"]),
+        (&["--alpha", "4"], &["--alpha is no option of method loreft", "--share-weights"]),
+        (&["--method", "ia3", "--share-weights"], &["--share-weights is no option of method ia3"]),
+        (&["--method", "ia3", "--layers", "all"], &["--layers is no option of method ia3"]),
+        (&["--method", "loreft+lora", "--bottleneck-size", "4"], &["method loreft+lora"]),
+        (&["--method", "lora", "--init-text", "hi"], &["--init-text is for prefix and prompt"]),
+        (&["--method", "prompt", "--init-text", "hi"], &["--init-text", "tokenizer"]),
+        (&["--method", "prompt", "--init", "identity"], &["--init is \"identity\"", "vocabulary"]),
+        (&["--method", "prefix", "--n-virtual-tokens", "0"], &["--n-virtual-tokens is 0"]),
+        (&["--method", "prompt", "--init-tokens", "128"], &["128", "vocabulary"]),
+        (&["--method", "lora", "--target-modules", "x_proj"], &["\"x_proj\"", "q_proj"]),
+        (&["--method", "lora", "--rank", "0"], &["is 0, expected a positive number"]),
+        (&["--method", "red", "--components", "q_proj"], &["component is q_proj", "mlp_output"]),
+        (&["--method", "prompt+prompt"], &["both bring virtual tokens"]),
+    ];
+    for (flags, says) in cases {
+        assert_fails(dir.path(), train(&model, &data, &output, flags), 1, says)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn configuration_files_are_refused_with_their_line() -> Result {
     let dir = tempfile::tempdir()?;
     let (data, output) = (many_rows(dir.path(), 6)?, dir.path().join("run"));
@@ -130,7 +161,9 @@ fn configuration_files_are_refused_with_their_line() -> Result {
         ("lr = 1e-3\nlearning_rate = 1", "run.toml, line 2: unknown field `learning_rate`"),
         ("\nlr = \"high\"", "run.toml, line 2: invalid type: string \"high\", expected f64"),
         ("rank = 4\npositions = \"x\"", "run.toml, line 2: positions \"x\""),
-        ("method = \"lora\"", "run.toml, line 1: unknown method \"lora\""),
+        ("method = \"lorra\"", "run.toml, line 1: unknown method \"lorra\""),
+        ("method = \"lora\"\npositions = \"l1\"", "--positions is no option of method lora"),
+        ("method = \"ia3\"\ntarget_modules = 3", "run.toml, line 2"),
         ("layers = [1, 1]", "run.toml, line 1: layer 1 is named twice"),
         ("seed = -1", "run.toml, line 1"),
         ("lr = 1e-3\n\nlr = 2", "run.toml, line 3"),

@@ -55,12 +55,12 @@ fn training(data: &Path, output: &Path) -> Vec<OsString> {
     ]
 }
 
-fn start(args: Vec<OsString>) -> Result<Child> {
+pub fn start(args: Vec<OsString>) -> Result<Child> {
     Ok(command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)
 }
 
 /// Waits until a run has taken some steps.
-fn wait_for_step(run: &mut Child, output: &Path, step: usize) -> Result {
+pub fn wait_for_step(run: &mut Child, output: &Path, step: usize) -> Result {
     let started = Instant::now();
     while losses(output).map_or(0, |losses| losses.len()) < step {
         if let Some(status) = run.try_wait()? {

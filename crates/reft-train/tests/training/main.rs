@@ -1,5 +1,6 @@
 //! Whole training runs on the tiny model of `tests/oracle`.
 
+mod composition;
 mod kinds;
 mod oracle;
 mod orthonormality;

@@ -1,0 +1,148 @@
+//! `reft export --merge`: a model that computes what model and adapter did.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::Result;
+use crate::files::{assert_close, listing, many_rows, model_copy, tensors};
+use crate::runs::{args, oracle, run, succeed};
+
+fn logits(dir: &Path, model: &Path, adapter: Option<&Path>) -> Result<Vec<f32>> {
+    let (input, output) = (dir.join("in.json"), dir.join("out.safetensors"));
+    let rows = r#"{"input_ids": [[5, 9, 14, 77, 3, 21], [1, 2, 3], [99, 4, 17, 60]], "prompt_lengths": [4, 3, 2]}"#;
+    fs::write(&input, rows)?;
+    let mut all = args!["logits", "--model", model, "--input", input, "--output", output];
+    all.extend(adapter.map(|adapter| args!["--adapter", adapter]).unwrap_or_default());
+    succeed(all)?;
+    Ok(tensors(&output)?.remove("logits").ok_or("no logits")?.1)
+}
+
+fn replies(dir: &Path, model: &Path, adapter: Option<&Path>) -> Result<Value> {
+    let input = many_rows(dir, 4)?;
+    let mut all = args![
+        "generate",
+        "--model",
+        model,
+        "--input",
+        input,
+        "--max-new-tokens",
+        "6",
+        "--json",
+        "--threads",
+        "1"
+    ];
+    all.extend(adapter.map(|adapter| args!["--adapter", adapter]).unwrap_or_default());
+    let json: Value = serde_json::from_str(&succeed(all)?.stdout)?;
+    Ok(json["rows"].clone())
+}
+
+/// A model directory with more than weights, and an adapter of a method trained on it.
+fn trained(dir: &Path, model: &Path, method: &str) -> Result<PathBuf> {
+    let (data, adapter) = (many_rows(dir, 8)?, dir.join("adapters").join(method));
+    succeed(args![
+        "train",
+        "--model",
+        model,
+        "--data",
+        data,
+        "--output",
+        adapter,
+        "--method",
+        method,
+        "--lr",
+        "2e-2",
+        "--max-steps",
+        "12",
+        "--threads",
+        "1"
+    ])?;
+    Ok(adapter)
+}
+
+#[test]
+fn a_merged_model_computes_what_model_and_adapter_do() -> Result {
+    let dir = tempfile::tempdir()?;
+    let model = model_copy(dir.path())?;
+    fs::write(model.join("tokenizer_config.json"), "{\"pad_token\": null}")?;
+    fs::write(model.join("chat_template.jinja"), "{{ messages[0].content }}")?;
+    let base = logits(dir.path(), &model, None)?;
+    for method in ["lora", "rslora", "dora", "ia3", "full"] {
+        let adapter = trained(dir.path(), &model, method)?;
+        let merged = dir.path().join("merged").join(method);
+        let export =
+            args!["export", "--merge", "--model", model, "--adapter", adapter, "--output", merged];
+        succeed(export)?;
+        let expected = logits(dir.path(), &model, Some(&adapter))?;
+        let found = logits(dir.path(), &merged, None)?;
+        // W x + s B A x and (W + s B A) x: the same f32 sums in another order
+        assert_close(method, &found, &expected, 1e-4);
+        let moved = base.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(
+            moved > 0.1,
+            "{method}: the adapter changes logits by {moved}, the test has no power"
+        );
+        assert_eq!(
+            replies(dir.path(), &merged, None)?,
+            replies(dir.path(), &model, Some(&adapter))?,
+            "{method}"
+        );
+        for file in ["config.json", "tokenizer_config.json", "chat_template.jinja"] {
+            assert_eq!(fs::read(merged.join(file))?, fs::read(model.join(file))?, "{file}");
+        }
+        let inspected: Value =
+            serde_json::from_str(&succeed(args!["inspect", merged, "--json"])?.stdout)?;
+        assert_eq!(inspected["type"], "model");
+        assert_eq!(inspected["merged"]["adapter"], method);
+        assert_eq!(inspected["parameters"], 164_416);
+    }
+    Ok(())
+}
+
+#[test]
+fn adapters_that_are_no_change_of_weights_are_refused_with_the_reason() -> Result {
+    let dir = tempfile::tempdir()?;
+    let model = oracle("tiny_llama");
+    let output = dir.path().join("merged");
+    for (method, reason) in [
+        ("loreft", "it edits hidden states of the prompt"),
+        ("prefix", "its keys and values stand before"),
+        ("prompt", "its embeddings stand before"),
+        ("red", "it scales and shifts hidden states"),
+        ("parallel-adapter", "it is an MLP of its own"),
+        ("loreft+lora", "it is several adapters"),
+    ] {
+        let adapter = trained(dir.path(), &model, method)?;
+        let refused = run(args![
+            "export",
+            "--merge",
+            "--model",
+            model,
+            "--adapter",
+            adapter,
+            "--output",
+            output
+        ])?;
+        assert_eq!(refused.code, Some(1), "{method}");
+        let says = format!("holds {method}, which cannot be merged into the weights: {reason}");
+        assert!(refused.stderr.contains(&says), "{}", refused.stderr);
+        assert!(!output.exists());
+    }
+    let lora = oracle("peft/lora_qv");
+    let into = |model: &Path, output: &Path| {
+        run(args!["export", "--merge", "--model", model, "--adapter", lora, "--output", output])
+    };
+    let other = into(&oracle("families/llama_biases"), &output)?;
+    assert_eq!(other.code, Some(1), "another model: {}", other.stdout);
+    let not_a_merge =
+        run(args!["export", "--model", model, "--adapter", lora, "--output", output])?;
+    assert_eq!(not_a_merge.code, Some(2));
+    assert!(not_a_merge.stderr.contains("--merge"), "{}", not_a_merge.stderr);
+    fs::create_dir(&output)?;
+    fs::write(output.join("precious"), "")?;
+    let existing = into(&model, &output)?;
+    assert!(existing.stderr.contains("exists already"), "{}", existing.stderr);
+    assert_eq!(listing(&output)?, [output.join("precious")]);
+    Ok(())
+}
