@@ -147,7 +147,7 @@ fn report_only(args: &CompareArgs, output: &Path) -> Result<ExitCode> {
 enum Work {
     Comparison(Box<Prepared>),
     /// A comparison at each point of a grid.
-    Sweep(PreparedSweep),
+    Sweep(Box<PreparedSweep>),
 }
 
 /// Reads and checks everything: what is wrong is said before any training.
@@ -177,7 +177,7 @@ fn prepare(args: &CompareArgs, config: &Path) -> Result<Work> {
         true => {
             Work::Comparison(Box::new(Prepared::new(config, task, train_task, command(), device)?))
         }
-        false => Work::Sweep(PreparedSweep::new(config, points, &command(), device)?),
+        false => Work::Sweep(Box::new(PreparedSweep::new(config, points, &command(), device)?)),
     })
 }
 

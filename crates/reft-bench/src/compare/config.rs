@@ -310,7 +310,7 @@ impl CompareConfig {
         if let Some((axis, field, reason)) = self.sweep.as_ref().and_then(SweepConfig::fault) {
             return at(&[Name("sweep"), Name(axis), Name(field)], reason);
         }
-        if let Some(loss) = self.train.stop_at_loss.filter(|loss| !(*loss > 0.0)) {
+        if let Some(loss) = self.train.stop_at_loss.filter(|loss| loss.is_nan() || *loss <= 0.0) {
             let reason = format!("stop_at_loss is {loss}, expected a number above 0");
             return at(&[Name("train"), Name("stop_at_loss")], reason);
         }
@@ -450,6 +450,8 @@ rank = 8
         assert_eq!(refused("lr = [1e-4, 1e-3]", "lr = [1e-4, 1e-4]").0, 19);
         assert_eq!(refused("epochs = 2", "epochs = 0").0, 10);
         assert_eq!(refused("epochs = 2", "epoch = 2").0, 10);
+        assert_eq!(refused("epochs = 2", "epochs = 2\nstop_at_loss = 0.0").0, 11);
+        assert_eq!(refused("epochs = 2", "epochs = 2\nstop_at_loss = nan").0, 11);
         assert_eq!(refused("seeds = [0, 1, 2]", "seeds = [0, 0]").0, 3);
         assert_eq!(refused("\"lora\"", "\"loreft\"").0, 17);
         assert_eq!(refused("rank = 8", "ranks = 8").0, 22);
