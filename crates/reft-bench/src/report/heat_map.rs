@@ -48,7 +48,7 @@ pub(crate) fn heat_map(title: &str, map: &HeatMap) -> String {
 
 fn write_svg(out: &mut String, title: &str, map: &HeatMap) -> std::fmt::Result {
     let longest = map.y.1.iter().map(|name| name.chars().count()).max().unwrap_or(0);
-    let left = (7.0 * longest.max(map.y.0.chars().count()) as f64 + 14.0).min(150.0);
+    let left = (8.0 * longest.max(map.y.0.chars().count()) as f64 + 14.0).min(150.0);
     let columns = map.x.1.len().max(1) as f64;
     let column = ((WIDTH - left - RIGHT) / columns).max(NARROWEST);
     let right = left + column * columns;
@@ -56,7 +56,7 @@ fn write_svg(out: &mut String, title: &str, map: &HeatMap) -> std::fmt::Result {
     let title = escape(title);
     write!(
         out,
-        "<div class=\"wide\"><svg viewBox=\"0 0 {width:.0} {:.0}\" style=\"min-width:{:.0}px\" role=\"img\" aria-label=\"{title}\"><title>{title}</title>",
+        "<div class=\"wide\"><svg class=\"map\" viewBox=\"0 0 {width:.0} {:.0}\" style=\"min-width:{:.0}px\" role=\"img\" aria-label=\"{title}\"><title>{title}</title>",
         bottom + BELOW,
         (0.62 * width).max(width - 150.0)
     )?;
@@ -137,7 +137,7 @@ fn write_scale(
         let (x, shade) = (left + width * i as f64, (i as f64 + 0.5) / STEPS as f64);
         write!(
             out,
-            "<rect class=\"heat\" fill-opacity=\"{shade:.3}\" x=\"{x:.2}\" y=\"{top:.1}\" width=\"{width:.2}\" height=\"8\"/>"
+            "<rect class=\"heat\" fill-opacity=\"{shade:.3}\" x=\"{x:.2}\" y=\"{top:.1}\" width=\"{width:.2}\" height=\"8\" shape-rendering=\"crispEdges\"/>"
         )?;
     }
     let (low, high, unit) = (escape(&map.ends.0), escape(&map.ends.1), escape(map.unit));

@@ -29,7 +29,7 @@ svg .tick,svg .note{fill:var(--soft)}svg .grid{stroke:var(--line);stroke-width:1
 svg .name,svg .note{paint-order:stroke;stroke:var(--bg);stroke-width:3px;stroke-linejoin:round}
 svg .base{stroke:var(--soft);stroke-dasharray:5 4}
 svg .sd{fill:none;stroke-width:1.5}svg .curve{fill:none;stroke-width:1.8;stroke-linejoin:round}
-svg .heat{fill:var(--c0)}svg .empty{fill:none;stroke:var(--line)}svg .value{text-anchor:middle}
+svg.map text{font-size:14px}svg .heat{fill:var(--c0)}svg .empty{fill:none;stroke:var(--line)}svg .value{text-anchor:middle}
 svg .on-low{fill:var(--fg)}svg .on-mid{fill:var(--on-mid)}svg .on-high{fill:var(--bg)}
 .legend{display:flex;flex-wrap:wrap;gap:.2em 1em;font-size:.8125rem;margin-top:.4em}
 .wide{overflow-x:auto}
