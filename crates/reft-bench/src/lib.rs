@@ -58,8 +58,9 @@ pub use bottleneck::{BottleneckAdapter, BottleneckConfig, BottleneckKind};
 pub use combined::CombinedAdapter;
 pub use compare::{
     Budget, Cell, CellResult, ChosenRate, CompareConfig, ConfigFile, DataConfig, DataFacts,
-    Leakage, Machine, MethodEntry, PartFacts, Plan, Precision, Prepared, QuickConfig, TestResult,
-    choose_rate, run_cell, run_comparison,
+    Leakage, Machine, MethodEntry, PartFacts, Plan, PointPlan, Precision, Prepared, PreparedSweep,
+    QuickConfig, SweepAxis, SweepConfig, SweepPlan, SweepPoint, TestResult, choose_rate, run_cell,
+    run_comparison, run_sweep,
 };
 pub use error::{Error, Result};
 pub use full::FullAdapter;
@@ -79,7 +80,9 @@ pub use projection::Projection;
 pub use prompt::{PromptAdapter, PromptInit};
 pub use red::{RedAdapter, RedConfig, RedMethod};
 pub use registry::{AdapterKind, load_adapter, load_trainable_adapter, trainable_parameters};
-pub use report::{BaseReport, MethodReport, RateReport, Report, Spread, grouped};
+pub use report::{
+    BaseReport, MethodReport, PointReport, RateReport, Report, Spread, SweepReport, grouped,
+};
 pub use target_modules::TargetModules;
 pub use tasks::{
     Choice, EncodedQuestion, Metric, Question, Score, Scorer, Scoring, Table, TableRow, TaskConfig,

@@ -9,9 +9,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use reft_bench::{
-    Cell, ConfigFile, Error, Plan, Prepared, Report, TaskConfig, run_cell, run_comparison,
+    Cell, ConfigFile, Error, Plan, Prepared, PreparedSweep, Report, SweepPlan, SweepReport,
+    TaskConfig, run_cell, run_comparison, run_sweep,
 };
 use reft_models::{DecoderConfig, resolve_model};
+use serde::Serialize;
 
 use crate::failure::INTERRUPTED;
 use crate::interrupt;
@@ -23,13 +25,15 @@ use crate::train_progress::TrainProgress;
 ///
 /// Every method is tried with each of its learning rates; the rate that does best on the validation set is run with every seed and
 /// tested. The report (`report.json`, `report.md`, `report.html`) is written after each method. Ctrl-C stops; the same command goes on
-/// after the runs that are finished. Each run has a process of its own, so its peak memory is its own.
+/// after the runs that are finished. Each run has a process of its own, so its peak memory is its own. With `[sweep.x]` and `[sweep.y]`
+/// in the configuration two values are varied: a comparison is run at each point of their grid, and the report has heat maps.
 #[derive(Debug, Args)]
 #[command(
     next_help_heading = "Comparison",
     after_long_help = "Examples:
   reft compare --config recipes/sst2.toml --model models/SmolLM2-135M-Instruct --data data/sst2 --output runs/sst2
   reft compare --config recipes/sst2.toml --model models/SmolLM2-135M-Instruct --data data/sst2 --output runs/quick --quick
+  reft compare --config recipes/memorise.toml --model models/SmolLM2-135M-Instruct --data data --output runs/memorise
   reft compare --report-only runs/sst2"
 )]
 pub struct CompareArgs {
@@ -89,38 +93,65 @@ pub struct CellArgs {
 /// Runs the command.
 pub fn run(args: &CompareArgs) -> Result<ExitCode> {
     let (config, output) = match (&args.config, &args.output, &args.report_only) {
-        (_, _, Some(output)) => {
-            let report = Report::collect(output)
-                .with_context(|| format!("{} holds no comparison", output.display()))?;
-            report.write(output)?;
-            return show(args, &report, output);
-        }
+        (_, _, Some(output)) => return report_only(args, output),
         (Some(config), Some(output), None) => (config, output),
         _ => bail!("--config and --output are needed"),
     };
-    check_output(output)?;
-    let prepared = prepare(args, config)?;
+    let work = prepare(args, config)?;
+    let (file, threads) = match &work {
+        Work::Comparison(prepared) => (Plan::FILE_NAME, prepared.plan.machine.threads),
+        Work::Sweep(prepared) => (SweepPlan::FILE_NAME, prepared.threads()),
+    };
+    check_output(output, file)?;
     let machine = [
         "--device".to_owned(),
         args.machine.device.to_string(),
         "--threads".to_owned(),
-        prepared.plan.machine.threads.to_string(),
+        threads.to_string(),
     ];
     let stop = interrupt::stop_flag("stopping; finished runs are kept (again: stop at once)")?;
-    let mut run = |cell: &Cell| run_in_child(cell, output, &machine, &stop);
-    let report = match run_comparison(&prepared, output, &mut run, &mut |text| note(text)) {
-        Ok(report) => report,
+    let mut run = |output: &Path, cell: &Cell| run_in_child(cell, output, &machine, &stop);
+    let say = &mut |text: &str| note(text);
+    let shown = match &work {
+        Work::Comparison(prepared) => {
+            run_comparison(prepared, output, &mut |cell| run(output, cell), say)
+                .map(|report| show(args, &report, &report.markdown(), output))
+        }
+        Work::Sweep(prepared) => run_sweep(prepared, output, &mut run, say)
+            .map(|report| show(args, &report, &report.markdown(), output)),
+    };
+    match shown {
+        Ok(shown) => shown,
         Err(Error::Interrupted) => {
             note("interrupted; finished runs are kept, the same command goes on after them");
-            return Ok(ExitCode::from(INTERRUPTED));
+            Ok(ExitCode::from(INTERRUPTED))
         }
-        Err(error) => return Err(error).context("the comparison stopped; finished runs are kept"),
-    };
-    show(args, &report, output)
+        Err(error) => Err(error).context("the comparison stopped; finished runs are kept"),
+    }
+}
+
+/// Writes the report of what is there.
+fn report_only(args: &CompareArgs, output: &Path) -> Result<ExitCode> {
+    let none = || format!("{} holds no comparison", output.display());
+    if output.join(SweepPlan::FILE_NAME).is_file() {
+        let report = SweepReport::collect(output).with_context(none)?;
+        report.write(output)?;
+        return show(args, &report, &report.markdown(), output);
+    }
+    let report = Report::collect(output).with_context(none)?;
+    report.write(output)?;
+    show(args, &report, &report.markdown(), output)
+}
+
+/// What is to be run.
+enum Work {
+    Comparison(Box<Prepared>),
+    /// A comparison at each point of a grid.
+    Sweep(Box<PreparedSweep>),
 }
 
 /// Reads and checks everything: what is wrong is said before any training.
-fn prepare(args: &CompareArgs, config: &Path) -> Result<Prepared> {
+fn prepare(args: &CompareArgs, config: &Path) -> Result<Work> {
     let device = args.machine.device.resolve()?;
     set_threads(args.machine.threads)?;
     let file = ConfigFile::open(config)?;
@@ -141,11 +172,17 @@ fn prepare(args: &CompareArgs, config: &Path) -> Result<Prepared> {
     let shape = DecoderConfig::open(&resolve_model(&config.model)?)
         .with_context(|| format!("cannot load model {}", config.model))?;
     file.check_methods(&shape)?;
-    Ok(Prepared::new(config, task, train_task, command(), device)?)
+    let points = file.points(&config, &task, train_task.as_ref(), &shape)?;
+    Ok(match points.is_empty() {
+        true => {
+            Work::Comparison(Box::new(Prepared::new(config, task, train_task, command(), device)?))
+        }
+        false => Work::Sweep(Box::new(PreparedSweep::new(config, points, &command(), device)?)),
+    })
 }
 
-/// A directory that holds something else is not written into.
-fn check_output(output: &Path) -> Result<()> {
+/// A directory that holds something else is not written into; `file` is there if it holds the like.
+fn check_output(output: &Path, file: &str) -> Result<()> {
     let is_empty = match std::fs::read_dir(output) {
         Ok(mut entries) => entries.next().is_none(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
@@ -153,8 +190,9 @@ fn check_output(output: &Path) -> Result<()> {
             return Err(error).with_context(|| format!("cannot write into {}", output.display()));
         }
     };
-    if !is_empty && !output.join(Plan::FILE_NAME).is_file() {
-        bail!("{} is not empty and no comparison; name another directory", output.display());
+    if !is_empty && !output.join(file).is_file() {
+        let output = output.display();
+        bail!("{output} is not empty and no comparison with {file}; name another directory");
     }
     Ok(())
 }
@@ -169,11 +207,16 @@ fn command() -> String {
     std::iter::once("reft".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
 }
 
-fn show(args: &CompareArgs, report: &Report, output: &Path) -> Result<ExitCode> {
+fn show(
+    args: &CompareArgs,
+    report: &impl Serialize,
+    markdown: &str,
+    output: &Path,
+) -> Result<ExitCode> {
     if args.json {
         output::json(report)?;
     } else {
-        output::piece(&report.markdown())?;
+        output::piece(markdown)?;
         note(&format!("report: {}", output.join("report.html").display()));
     }
     Ok(ExitCode::SUCCESS)

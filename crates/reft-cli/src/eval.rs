@@ -19,8 +19,8 @@ use crate::train_progress::duration;
 /// Measure a model, with or without adapters, on a data file
 ///
 /// Task `lm`: loss, the mean of −log p over the completions' tokens and end tokens, and perplexity, e to the loss. `commonsense` and
-/// `arithmetic`: accuracy on rows of LLM-Adapters, of what is generated. `memorise`: share of the completions' tokens that come back.
-/// A TOML file describes any other task: a prompt with {columns}, label words, how answers are scored.
+/// `arithmetic`: accuracy on rows of LLM-Adapters, of what is generated. `memorise`: share of the completions' tokens that come back
+/// before the first wrong one. A TOML file describes any other task: a prompt with {columns}, label words, how answers are scored.
 #[derive(Debug, Args)]
 #[command(
     next_help_heading = "Task",
@@ -146,7 +146,7 @@ fn lm(args: &EvalArgs) -> Result<()> {
         );
     }
     let started = Instant::now();
-    let report = evaluate(&model.decoder, &model.adapters(), &examples, args.batch_size)?;
+    let report = evaluate(&model.decoder, &model.adapters(), &examples, args.batch_size, None)?;
     let seconds = started.elapsed().as_secs_f64();
     if args.json {
         return output::json(&json!({

@@ -100,7 +100,8 @@ pub fn run(args: &TrainArgs) -> Result<ExitCode> {
     } else if args.resume {
         note(&format!("nothing to resume in {}: starting anew", inputs.output.display()));
     }
-    let trainer = Trainer::new(&decoder, &mut *adapter, &dataset, config)?;
+    let trainer = Trainer::new(&decoder, &mut *adapter, &dataset, config)?
+        .keeping(train_plan::reuse(&options));
     let notes = notes(&trainer.describe_kinds());
     let directory = TrainDirectory::prepare(&inputs.output, existing, &resolved, &notes)?;
     let mut trainer = match existing {

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use bytesize::ByteSize;
 use clap::Args;
 use reft_bench::TargetModules;
 use reft_core::{Activation, MapKind, PositionRule, Positions};
@@ -256,6 +257,18 @@ pub struct TrainOptions {
     #[arg(long, value_name = "N", help_heading = "Machine")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
+    /// Compute the frozen model's part of an example in every step, instead of once [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true, help_heading = "Machine")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub no_reuse: Option<bool>,
+    /// Memory for the frozen model's part of examples, as 4GB or 512MiB [default: half of what is available]
+    #[arg(long, value_name = "SIZE", help_heading = "Machine", conflicts_with = "no_reuse")]
+    #[serde(with = "as_text", default, skip_serializing_if = "Option::is_none")]
+    pub reuse_memory: Option<ByteSize>,
+    /// Directory for a file with what does not fit into that memory [default: it is computed again]
+    #[arg(long, value_name = "DIR", help_heading = "Machine", conflicts_with = "no_reuse")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reuse_dir: Option<PathBuf>,
 }
 
 /// Serde for what is written as it is given on the command line.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail};
-use reft_train::{Shuffle, Template, TrainConfig};
+use reft_train::{ReuseConfig, Shuffle, Template, TrainConfig};
 
 use crate::config_file;
 use crate::machine::{DeviceChoice, KindChoice};
@@ -60,6 +60,7 @@ pub fn train_config(options: &TrainOptions) -> Result<TrainConfig> {
         shuffle,
         validation: options.validation.unwrap_or(default.validation),
         eval_every: options.eval_every.unwrap_or(default.eval_every),
+        reuse: options.no_reuse != Some(true),
         checkpoint_every: options.checkpoint_every.unwrap_or(default.checkpoint_every),
     };
     let config = match (config.epochs, config.max_steps) {
@@ -76,6 +77,12 @@ pub fn train_config(options: &TrainOptions) -> Result<TrainConfig> {
 }
 
 const DEFAULT_EPOCHS: usize = 3;
+
+/// Where the frozen model's part of the examples is kept.
+pub fn reuse(options: &TrainOptions) -> ReuseConfig {
+    let memory = options.reuse_memory.map(|size| size.as_u64());
+    ReuseConfig { memory, directory: options.reuse_dir.clone() }
+}
 
 /// All options in force, none left out.
 ///
@@ -114,6 +121,9 @@ pub fn resolved(
         kind: Some(options.kind.unwrap_or_default()),
         device: Some(device),
         threads: Some(threads),
+        no_reuse: Some(!train.reuse),
+        reuse_memory: options.reuse_memory,
+        reuse_dir: options.reuse_dir.clone(),
         ..TrainOptions::default()
     };
     let mut table = config_file::table(&run)?;

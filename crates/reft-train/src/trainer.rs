@@ -40,6 +40,7 @@ pub struct Trainer<'a> {
     frozen: Option<FrozenStore>,
     /// What the caller says the run depends on, beside options, data and model.
     facts: Map<String, Value>,
+    stop_at_loss: Option<f64>,
     /// The micro-batches of one epoch, as indices.
     order: (usize, Vec<Vec<usize>>),
 }
@@ -116,6 +117,7 @@ impl<'a> Trainer<'a> {
             directory: None,
             frozen,
             facts: Map::new(),
+            stop_at_loss: None,
             order,
         })
     }
@@ -130,6 +132,12 @@ impl<'a> Trainer<'a> {
     /// To be called before [`Self::starting_in`] or [`Self::resuming_in`].
     pub fn with_facts(mut self, facts: Map<String, Value>) -> Self {
         self.facts.extend(facts);
+        self
+    }
+
+    /// Ends training early, after the first step whose loss is no more than this.
+    pub fn stopping_at(mut self, loss: f64) -> Self {
+        self.stop_at_loss = Some(loss);
         self
     }
 
@@ -229,6 +237,9 @@ impl<'a> Trainer<'a> {
             }
             if self.is_due(self.config.checkpoint_every, self.total_steps()) {
                 self.save_checkpoint(progress)?;
+            }
+            if self.stop_at_loss.is_some_and(|enough| stats.loss <= enough) {
+                break;
             }
         }
         self.save_checkpoint(progress)?;

@@ -5,6 +5,7 @@ use reft_train::{ScheduleKind, Shuffle, TrainConfig};
 use serde::{Deserialize, Serialize};
 use tch::Kind;
 
+use crate::compare::sweep::SweepConfig;
 use crate::error::{Error, Result, read_text};
 use crate::method_config::{MethodConfig, MethodOptions};
 use crate::tasks::{Key, line_of, toml_error};
@@ -43,6 +44,9 @@ pub struct CompareConfig {
     pub train: Budget,
     /// The methods.
     pub method: Vec<MethodEntry>,
+    /// Values that are set one after the other: a whole comparison at each point of a grid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sweep: Option<SweepConfig>,
     /// What `--quick` changes, beside using one rate and one seed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quick: Option<QuickConfig>,
@@ -118,6 +122,9 @@ pub struct Budget {
     pub max_length: usize,
     /// Order of the examples.
     pub shuffle: Shuffle,
+    /// Training ends early, after the first step whose loss is no more than this; by default all steps are taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_at_loss: Option<f64>,
 }
 
 /// What `--quick` changes.
@@ -186,6 +193,7 @@ impl Default for Budget {
             max_grad_norm: train.max_grad_norm,
             max_length: train.max_length,
             shuffle: train.shuffle,
+            stop_at_loss: None,
         }
     }
 }
@@ -208,6 +216,7 @@ impl Budget {
             shuffle: self.shuffle,
             validation: 0.0,
             eval_every: 0,
+            reuse: true,
             checkpoint_every: 0,
         }
     }
@@ -238,6 +247,9 @@ impl CompareConfig {
         self.data.train_size = quick.train_size.or(self.data.train_size);
         self.data.validation_size = quick.validation_size.unwrap_or(self.data.validation_size);
         self.data.test_size = quick.test_size.or(self.data.test_size);
+        if let Some(sweep) = &mut self.sweep {
+            sweep.quick();
+        }
         if quick.epochs.is_some() || quick.max_steps.is_some() {
             (self.train.epochs, self.train.max_steps) = (quick.epochs, quick.max_steps);
         }
@@ -245,7 +257,7 @@ impl CompareConfig {
     }
 
     /// The first value that cannot be: where it is, and why.
-    fn check(&self) -> Result<(), (Vec<Key<'static>>, String)> {
+    pub(super) fn check(&self) -> Result<(), (Vec<Key<'static>>, String)> {
         use Key::{Index, Name};
         let at = |path: &[Key<'static>], reason: String| Err((path.to_vec(), reason));
         if self.method.is_empty() {
@@ -296,6 +308,13 @@ impl CompareConfig {
         if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == Some(0)) {
             return at(&[Name("data"), Name(name)], format!("{name} is 0, expected at least 1"));
         }
+        if let Some((axis, field, reason)) = self.sweep.as_ref().and_then(SweepConfig::fault) {
+            return at(&[Name("sweep"), Name(axis), Name(field)], reason);
+        }
+        if let Some(loss) = self.train.stop_at_loss.filter(|loss| loss.is_nan() || *loss <= 0.0) {
+            let reason = format!("stop_at_loss is {loss}, expected a number above 0");
+            return at(&[Name("train"), Name("stop_at_loss")], reason);
+        }
         match self.train.train_config(self.method[0].lr[0], 0).check() {
             Err(error @ reft_train::Error::Config { field, .. }) => {
                 at(&[Name("train"), Name(field)], error.to_string())
@@ -319,7 +338,7 @@ pub struct ConfigFile {
     pub path: PathBuf,
     /// What it says, checked as far as that goes without a model.
     pub config: CompareConfig,
-    text: String,
+    pub(super) text: String,
 }
 
 impl ConfigFile {
@@ -432,6 +451,8 @@ rank = 8
         assert_eq!(refused("lr = [1e-4, 1e-3]", "lr = [1e-4, 1e-4]").0, 19);
         assert_eq!(refused("epochs = 2", "epochs = 0").0, 10);
         assert_eq!(refused("epochs = 2", "epoch = 2").0, 10);
+        assert_eq!(refused("epochs = 2", "epochs = 2\nstop_at_loss = 0.0").0, 11);
+        assert_eq!(refused("epochs = 2", "epochs = 2\nstop_at_loss = nan").0, 11);
         assert_eq!(refused("seeds = [0, 1, 2]", "seeds = [0, 0]").0, 3);
         assert_eq!(refused("\"lora\"", "\"loreft\"").0, 17);
         assert_eq!(refused("rank = 8", "ranks = 8").0, 22);

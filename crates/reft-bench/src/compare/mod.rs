@@ -8,6 +8,8 @@ mod machine;
 mod plan;
 mod prepared;
 mod run;
+mod sweep;
+mod sweep_run;
 
 pub use cell::{Cell, CellResult, TestResult};
 pub(crate) use cell::{write_json, write_text};
@@ -20,3 +22,5 @@ pub use machine::Machine;
 pub use plan::{Choice as ChosenRate, Plan, choose_rate};
 pub use prepared::Prepared;
 pub use run::{run_cell, run_comparison};
+pub use sweep::{SweepAxis, SweepConfig, SweepPoint};
+pub use sweep_run::{PointPlan, PreparedSweep, SweepPlan, run_sweep};

@@ -204,6 +204,9 @@ fn train(
 ) -> Result<()> {
     let config = prepared.plan.config.train.train_config(result.lr, result.seed);
     let mut trainer = Trainer::new(decoder, adapter, &prepared.dataset, config)?;
+    if let Some(loss) = prepared.plan.config.train.stop_at_loss {
+        trainer = trainer.stopping_at(loss);
+    }
     let outcome = trainer.run(&mut Recorder { result, progress }, stop);
     match outcome {
         Ok(Outcome::Finished(_)) => {}

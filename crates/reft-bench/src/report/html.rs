@@ -9,12 +9,27 @@ use crate::report::results::{MethodReport, Report};
 use crate::tasks::Metric;
 
 /// Colours that the page's style has.
-const COLOURS: usize = 10;
+pub(super) const COLOURS: usize = 10;
 
 /// The report as one page that needs nothing else.
 pub(crate) fn html(report: &Report) -> String {
+    document(&report.plan.config.name, summary(report), |out| {
+        table(out, report)?;
+        plots(out, report)?;
+        tests(out, report)?;
+        rates(out, report)
+    })
+}
+
+/// A page that needs nothing else: the facts of a comparison stand around what `body` writes.
+pub(super) fn document(
+    title: &str,
+    summary: Vec<String>,
+    body: impl FnOnce(&mut String) -> std::fmt::Result,
+) -> String {
     let mut page = String::new();
-    write_page(&mut page, report).expect("invariant: writing to a string cannot fail");
+    write_page(&mut page, &escape(title), summary, body)
+        .expect("invariant: writing to a string cannot fail");
     page
 }
 
@@ -33,8 +48,12 @@ pub(crate) fn escape(text: &str) -> String {
     escaped
 }
 
-fn write_page(out: &mut String, report: &Report) -> std::fmt::Result {
-    let title = escape(&report.plan.config.name);
+fn write_page(
+    out: &mut String,
+    title: &str,
+    summary: Vec<String>,
+    body: impl FnOnce(&mut String) -> std::fmt::Result,
+) -> std::fmt::Result {
     writeln!(
         out,
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
@@ -43,7 +62,7 @@ fn write_page(out: &mut String, report: &Report) -> std::fmt::Result {
     )?;
     writeln!(out, "<h1>{title}</h1>")?;
     let (warnings, facts): (Vec<String>, Vec<String>) =
-        summary(report).into_iter().partition(|line| line.starts_with("**"));
+        summary.into_iter().partition(|line| line.starts_with("**"));
     for warning in warnings {
         let text = escape(&warning).replacen("**", "<b>", 1).replacen("**", "</b>", 1);
         writeln!(out, "<p class=\"warn\">{text}</p>")?;
@@ -51,10 +70,7 @@ fn write_page(out: &mut String, report: &Report) -> std::fmt::Result {
     if let Some(fact) = facts.get(1) {
         writeln!(out, "<p class=\"soft\">{}. {}.</p>", inline(&facts[0]), inline(fact))?;
     }
-    table(out, report)?;
-    plots(out, report)?;
-    tests(out, report)?;
-    rates(out, report)?;
+    body(out)?;
     writeln!(out, "<h2>How it was done</h2>\n<ul>")?;
     for fact in facts {
         writeln!(out, "<li>{}</li>", inline(&fact))?;
@@ -122,7 +138,7 @@ fn table(out: &mut String, report: &Report) -> std::fmt::Result {
     writeln!(out, "</tbody></table></div>\n<p class=\"soft\">Press a head to sort.</p>")
 }
 
-fn table_row(
+pub(super) fn table_row(
     out: &mut String,
     cells: &[(String, Option<f64>)],
     colour: Option<usize>,
@@ -251,7 +267,7 @@ fn plots(out: &mut String, report: &Report) -> std::fmt::Result {
     writeln!(out, "</div>")
 }
 
-fn figure(
+pub(super) fn figure(
     out: &mut String,
     title: &str,
     note: &str,
@@ -279,7 +295,7 @@ fn figure(
     writeln!(out, "</figure>")
 }
 
-fn capital(text: &str) -> String {
+pub(super) fn capital(text: &str) -> String {
     let mut chars = text.chars();
     chars.next().map_or(String::new(), |first| first.to_uppercase().chain(chars).collect())
 }

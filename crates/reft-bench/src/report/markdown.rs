@@ -3,6 +3,7 @@ use std::fmt::Write;
 use crate::report::numbers::{bytes, grouped, percent, score, score_spread, seconds, spread};
 use crate::report::results::{MethodReport, Report};
 use crate::report::spread::Spread;
+use crate::tasks::TaskKind;
 
 /// The report as Markdown.
 pub(crate) fn markdown(report: &Report) -> String {
@@ -77,10 +78,13 @@ pub(crate) fn summary(report: &Report) -> Vec<String> {
     let (data, machine, train) = (&plan.data, &plan.machine, &plan.config.train);
     let kind = serde_json::to_value(plan.config.kind).ok();
     let kind = kind.as_ref().and_then(|kind| kind.as_str()).unwrap_or_default();
-    let length = match (train.max_steps, train.epochs) {
+    let mut length = match (train.max_steps, train.epochs) {
         (Some(steps), _) => format!("{steps} steps"),
         (None, epochs) => format!("{} epochs", epochs.unwrap_or(3)),
     };
+    if let Some(loss) = train.stop_at_loss {
+        length += &format!(" at most, fewer once the training loss is {loss}");
+    }
     let tests: usize = data.test.iter().map(|part| part.used).sum();
     let mut lines = Vec::new();
     if !report.complete {
@@ -115,13 +119,18 @@ pub(crate) fn summary(report: &Report) -> Vec<String> {
         plan.config.seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
     ));
     let leakage = &data.leakage;
-    lines.push(format!(
+    let is_one_text = plan.task.kind == TaskKind::Memorise
+        && leakage.train_in_test == data.train.used
+        && data.test.len() == 1;
+    lines.push(match is_one_text {
+        true => "Tested on the text that is trained on: what is measured is memory".to_owned(),
+        false => format!(
         "Leakage: {} of {} training rows stand in the test set, {} in the validation set; {} validation rows stand in the test set",
         leakage.train_in_test,
         grouped(data.train.used as i64),
         leakage.train_in_validation,
         leakage.validation_in_test
-    ));
+    )});
     if data.cut > 0 {
         lines.push(format!("{} training rows were longer than allowed and were cut", data.cut));
     }

@@ -1,6 +1,7 @@
 //! The report of a comparison: what the cells come to, as JSON, Markdown and one HTML page.
 
 mod axis;
+mod heat_map;
 mod html;
 mod markdown;
 mod numbers;
@@ -9,7 +10,11 @@ mod page_style;
 mod plots;
 mod results;
 mod spread;
+mod sweep;
+mod sweep_markdown;
+mod sweep_page;
 
 pub use numbers::grouped;
 pub use results::{BaseReport, MethodReport, RateReport, Report};
 pub use spread::Spread;
+pub use sweep::{PointReport, SweepReport};

@@ -1,8 +1,8 @@
 /// The page's style: light and dark, and narrow screens.
 pub(crate) const STYLE: &str = r#"
-:root{--bg:#fff;--fg:#1b1f24;--soft:#5b6470;--line:#d9dee4;--card:#f6f8fa;
+:root{--bg:#fff;--fg:#1b1f24;--soft:#5b6470;--line:#d9dee4;--card:#f6f8fa;--on-mid:#1b1f24;
 --c0:#0b62c4;--c1:#d1571b;--c2:#1a7f5a;--c3:#9a3fb5;--c4:#b8860b;--c5:#c2255c;--c6:#0a8fa3;--c7:#6b5b4b;--c8:#5c6ac4;--c9:#5f8f1f}
-@media(prefers-color-scheme:dark){:root{--bg:#14171b;--fg:#e6e9ed;--soft:#9aa4b1;--line:#323942;--card:#1b2026;
+@media(prefers-color-scheme:dark){:root{--bg:#14171b;--fg:#e6e9ed;--soft:#9aa4b1;--line:#323942;--card:#1b2026;--on-mid:#14171b;
 --c0:#5aa9ff;--c1:#ff9057;--c2:#4cc99a;--c3:#d38bea;--c4:#e6b94a;--c5:#ff7aa5;--c6:#4fd0e0;--c7:#b8a48f;--c8:#9aa5ff;--c9:#a3d35c}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--fg);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
@@ -29,7 +29,10 @@ svg .tick,svg .note{fill:var(--soft)}svg .grid{stroke:var(--line);stroke-width:1
 svg .name,svg .note{paint-order:stroke;stroke:var(--bg);stroke-width:3px;stroke-linejoin:round}
 svg .base{stroke:var(--soft);stroke-dasharray:5 4}
 svg .sd{fill:none;stroke-width:1.5}svg .curve{fill:none;stroke-width:1.8;stroke-linejoin:round}
+svg.map text{font-size:14px}svg .heat{fill:var(--c0)}svg .empty{fill:none;stroke:var(--line)}svg .value{text-anchor:middle}
+svg .on-low{fill:var(--fg)}svg .on-mid{fill:var(--on-mid)}svg .on-high{fill:var(--bg)}
 .legend{display:flex;flex-wrap:wrap;gap:.2em 1em;font-size:.8125rem;margin-top:.4em}
+.wide{overflow-x:auto}
 details{margin:1em 0}summary{cursor:pointer}
 code{font:.85em ui-monospace,SFMono-Regular,Menlo,monospace;overflow-wrap:anywhere}
 @media(max-width:560px){main{padding:16px 12px 48px}h1{font-size:1.35rem}figure{padding:8px}}

@@ -11,6 +11,6 @@ mod text_template;
 pub use question::{Choice, EncodedQuestion, Question, encode_questions, read_questions};
 pub use score::{Score, Scorer};
 pub use table::{Table, TableRow};
-pub(crate) use task_config::{Key, line_of, toml_error};
+pub(crate) use task_config::{Key, line_of, toml_error, with_field};
 pub use task_config::{Metric, Scoring, TaskConfig, TaskKind};
 pub use text_template::TextTemplate;

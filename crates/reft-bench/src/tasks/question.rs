@@ -4,7 +4,7 @@ use std::path::Path;
 use reft_models::Row;
 use reft_train::{Content, Example, IGNORE_INDEX, Record, TextEncoder, read_records, tokenize};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, read_text};
 use crate::tasks::table::{Table, TableRow};
 use crate::tasks::task_config::{Scoring, TaskConfig, TaskKind};
 use crate::tasks::text_template::{TextTemplate, column};
@@ -33,8 +33,11 @@ pub struct Choice {
 ///
 /// # Errors
 /// [`Error::Line`] for a row without a column that the task needs or with an unknown label; what [`Table::read`] and
-/// [`read_records`] refuse.
+/// [`read_records`] refuse; a text to be memorised that is empty or no UTF-8.
 pub fn read_questions(task: &TaskConfig, path: &Path) -> Result<Vec<Question>> {
+    if let (TaskKind::Memorise, Some(prompt)) = (task.kind, &task.prompt) {
+        return Ok(vec![whole_text(prompt, path)?]);
+    }
     if matches!(task.kind, TaskKind::Lm | TaskKind::Memorise) {
         let question = |mut record: Record| {
             record.id = format!("{} of {}", record.id, path.display());
@@ -58,6 +61,19 @@ pub fn read_questions(task: &TaskConfig, path: &Path) -> Result<Vec<Question>> {
         })
     };
     table.rows.iter().map(question).collect()
+}
+
+/// A text file as the completion of a prompt.
+fn whole_text(prompt: &str, path: &Path) -> Result<Question> {
+    let completion = read_text(path)?;
+    if completion.is_empty() {
+        let reason = "the file is empty, expected a text to be memorised".to_owned();
+        return Err(Error::File { path: path.to_owned(), reason });
+    }
+    let id = path.display().to_string();
+    let content = Content::Completion { prompt: prompt.to_owned(), completion };
+    let record = Record { id, content, subspace: None };
+    Ok(Question { record, answer: String::new(), choices: Vec::new() })
 }
 
 struct Templates {
@@ -185,7 +201,7 @@ impl EncodedQuestion {
 /// Questions in tokens, checked against the task's scoring and the model's context.
 ///
 /// # Errors
-/// The first question that cannot be tokenised or leaves the model no room; a choice of several tokens where the scoring takes one;
+/// The first question that cannot be tokenised, is shorter than the task's `length` or leaves the model no room; a choice of several tokens where the scoring takes one;
 /// choices with the same tokens.
 pub fn encode_questions(
     task: &TaskConfig,
@@ -196,12 +212,30 @@ pub fn encode_questions(
 ) -> Result<Vec<EncodedQuestion>> {
     let records: Vec<Record> = questions.iter().map(|question| question.record.clone()).collect();
     let examples = tokenize(&records, encoder, vocab_size, usize::MAX)?;
-    let encode = |(question, example): (&Question, Example)| {
+    let encode = |(question, mut example): (&Question, Example)| {
+        if let Some(length) = task.length {
+            cut_completion(&mut example, length)?;
+        }
         let encoded = encode_question(question, example, encoder)?;
         check(task, question, &encoded, context)?;
         Ok(encoded)
     };
     questions.iter().zip(examples).map(encode).collect()
+}
+
+/// Leaves the first tokens of a completion.
+fn cut_completion(example: &mut Example, length: usize) -> Result<()> {
+    let prompt_length = example.row.prompt_length;
+    let found = example.row.input_ids.len() - prompt_length;
+    if found < length {
+        let reason = format!(
+            "the completion has {found} tokens with its end token, length is {length}; lower length"
+        );
+        return Err(reft_train::Error::Template { id: example.id.clone(), reason }.into());
+    }
+    example.row.input_ids.truncate(prompt_length + length);
+    example.labels.truncate(prompt_length + length);
+    Ok(())
 }
 
 fn encode_question(

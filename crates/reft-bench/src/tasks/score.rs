@@ -129,7 +129,7 @@ impl Scorer<'_> {
         };
         let examples: Vec<Example> = questions.iter().flat_map(of_one).collect();
         let mut scores =
-            log_probabilities(decoder, adapters, &examples, self.batch_size, None)?.into_iter();
+            log_probabilities(decoder, adapters, &examples, self.batch_size)?.into_iter();
         let best_of = |question: &EncodedQuestion| {
             let own: Vec<f64> = scores.by_ref().take(question.choices.len()).collect();
             let best = (0..own.len()).reduce(|best, i| if own[i] > own[best] { i } else { best });
@@ -171,7 +171,7 @@ impl Scorer<'_> {
         Ok((right as f64 / questions.len() as f64, answers))
     }
 
-    /// Share of all completions' tokens that greedy generation puts at their place; end tokens do not count.
+    /// Share of all completions' tokens that greedy generation gives back before its first wrong one; end tokens do not count.
     fn recall(
         &self,
         decoder: &Decoder,
@@ -195,8 +195,8 @@ impl Scorer<'_> {
             let replies =
                 generate_all(decoder, adapters, &rows, 1, &config, &mut |_, _| self.go_on())?;
             self.check_stop()?;
-            let same = replies[0].ids.iter().zip(&expected).filter(|(found, right)| found == right);
-            recalled += same.count();
+            let pairs = replies[0].ids.iter().zip(&expected);
+            recalled += pairs.take_while(|(found, right)| found == right).count();
             all += expected.len();
         }
         Ok(recalled as f64 / all.max(1) as f64)

@@ -20,7 +20,8 @@ pub struct TaskConfig {
     /// How a choice is made; `exact_match` by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scoring: Option<Scoring>,
-    /// The prompt, with `{column}` where a row's text goes; by default the row's `instruction` and `input`.
+    /// The prompt, with `{column}` where a row's text goes; by default the row's `instruction` and `input`. `memorise`: what stands
+    /// before the text, as it is; the data file is then one text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
     /// What is to be said, with `{answer}` and columns; the answer alone for `choice`, the row's `output` for the others.
@@ -41,6 +42,9 @@ pub struct TaskConfig {
     /// Most tokens of a generated answer; by default those of the longest choice, 32 for `commonsense`, 512 for `arithmetic`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_new_tokens: Option<usize>,
+    /// `memorise`: tokens of the completion, counted from its first; by default all, and the end token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub length: Option<usize>,
 }
 
 /// What a task measures.
@@ -55,7 +59,7 @@ pub enum TaskKind {
     Arithmetic,
     /// Loss and perplexity of completions.
     Lm,
-    /// Share of a text's tokens that come back when it is generated.
+    /// Share of a text's tokens that come back, up to the first wrong one, when it is generated.
     Memorise,
 }
 
@@ -134,6 +138,7 @@ impl TaskConfig {
             columns: None,
             template: Template::Auto,
             max_new_tokens: None,
+            length: None,
         })
     }
 
@@ -171,6 +176,13 @@ impl TaskConfig {
         Ok(task)
     }
 
+    /// The task with one field set to another value, or why it cannot have it.
+    pub(crate) fn with(&self, field: &str, value: &serde_json::Value) -> Result<Self, String> {
+        let task: Self = with_field(self, field, value)?;
+        task.check().map_err(|(_, reason)| reason)?;
+        Ok(task)
+    }
+
     /// How choices are made.
     pub fn scoring(&self) -> Scoring {
         self.scoring.unwrap_or_default()
@@ -180,15 +192,17 @@ impl TaskConfig {
     fn check(&self) -> Result<(), (&'static str, String)> {
         let is_choice = self.kind == TaskKind::Choice;
         let has_rows = !matches!(self.kind, TaskKind::Lm | TaskKind::Memorise);
+        let is_text = self.kind == TaskKind::Memorise;
         let has_choices = matches!(self.kind, TaskKind::Choice | TaskKind::Commonsense);
         let given = [
             ("scoring", self.scoring.is_some(), has_choices),
             ("labels", !self.labels.is_empty(), is_choice),
-            ("prompt", self.prompt.is_some(), has_rows),
+            ("prompt", self.prompt.is_some(), has_rows || is_text),
             ("completion", self.completion.is_some(), has_rows),
             ("answer", self.answer.is_some(), has_rows),
             ("columns", self.columns.is_some(), has_rows),
             ("max_new_tokens", self.max_new_tokens.is_some(), has_rows),
+            ("length", self.length.is_some(), is_text),
         ];
         if let Some((field, ..)) = given.iter().find(|(_, given, belongs)| *given && !belongs) {
             return Err((field, format!("a task of this type has no {field}; remove it")));
@@ -214,8 +228,11 @@ impl TaskConfig {
         if self.max_new_tokens == Some(0) {
             return Err(("max_new_tokens", "max_new_tokens is 0, expected at least 1".to_owned()));
         }
+        if self.length == Some(0) {
+            return Err(("length", "length is 0, expected at least 1 token".to_owned()));
+        }
         for (field, template) in [("prompt", &self.prompt), ("completion", &self.completion)] {
-            if let Some(template) = template {
+            if let Some(template) = template.as_ref().filter(|_| has_rows) {
                 let parsed = TextTemplate::parse(template).map_err(|reason| (field, reason))?;
                 let names_answer = parsed.columns().any(|column| column == "answer");
                 if field == "completion" && is_choice && !names_answer {
@@ -225,6 +242,19 @@ impl TaskConfig {
         }
         Ok(())
     }
+}
+
+/// A configuration with one field set to another value, or why it cannot have it.
+pub(crate) fn with_field<T: Serialize + serde::de::DeserializeOwned>(
+    config: &T,
+    field: &str,
+    value: &serde_json::Value,
+) -> Result<T, String> {
+    let mut json = serde_json::to_value(config).map_err(|error| error.to_string())?;
+    if let Some(fields) = json.as_object_mut() {
+        fields.insert(field.to_owned(), value.clone());
+    }
+    serde_json::from_value(json).map_err(|error| error.to_string())
 }
 
 /// A step on the way to a value of a TOML file.
@@ -291,9 +321,23 @@ mod tests {
         assert_eq!(refused(&SST2.replace("\"{text}\"", "\"{text\"")).0, 3);
         assert_eq!(refused(&SST2.replace("\"choice\"", "\"arithmetic\"")).0, 6);
         assert_eq!(refused(&SST2.replace("\"choice\"", "\"lm\"")).0, 6);
+        assert_eq!(refused("type = \"lm\"\nlength = 8").0, 2);
+        assert_eq!(refused("type = \"memorise\"\n\nlength = 0").0, 3);
         assert!(refused(&SST2.replace("1 = \"positive\"", "")).1.contains("1 labels"));
         assert!(refused(&SST2.replace("prompt = \"{text}\"", "")).1.contains("needs a prompt"));
         assert!(refused(&SST2.replace("answer", "completion")).1.contains("{answer}"));
+    }
+
+    #[test]
+    fn a_text_has_a_prompt_as_it_is_and_a_length() -> Result<()> {
+        let text = "type = \"memorise\"\nprompt = \"{ ID ->\"\nlength = 8";
+        let task = TaskConfig::parse(text, Path::new("t.toml"))?;
+        assert_eq!((task.prompt.as_deref(), task.length), (Some("{ ID ->"), Some(8)));
+        let with = |field: &str, value: serde_json::Value| task.with(field, &value);
+        assert_eq!(with("length", 16.into()).map(|task| task.length), Ok(Some(16)));
+        assert!(with("length", 0.into()).is_err_and(|reason| reason.contains("at least 1")));
+        assert!(with("lenght", 16.into()).is_err_and(|reason| reason.contains("lenght")));
+        Ok(())
     }
 
     #[test]

@@ -4,4 +4,5 @@ mod recipes;
 mod refused;
 mod run;
 mod scoring;
+mod sweep;
 mod tiny_model;

@@ -8,7 +8,7 @@ use reft_train::Silent;
 use crate::tiny_model::{Bench, TestResult};
 
 /// Random starts come from libtorch's one generator of the process: comparisons in two threads would take each other's numbers.
-static GENERATOR: Mutex<()> = Mutex::new(());
+pub static GENERATOR: Mutex<()> = Mutex::new(());
 
 /// Runs a comparison in this process; after `limit` cells it is interrupted. Returns the cells that were run.
 fn compare(

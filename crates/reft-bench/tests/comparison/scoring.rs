@@ -137,7 +137,7 @@ impl reft_models::Hooks for Replace<'_> {
 }
 
 #[test]
-fn a_text_is_recalled_as_far_as_its_tokens_come_back() -> TestResult {
+fn a_text_is_recalled_up_to_its_first_wrong_token() -> TestResult {
     let bench = Bench::new()?;
     let task = TaskConfig::built_in("memorise").ok_or("no such task")?;
     bench.write("m.jsonl", "{\"prompt\": \"x\", \"completion\": \"aaba\"}\n{\"prompt\": \"yz\", \"completion\": \"bcaa\"}\n")?;
@@ -148,7 +148,25 @@ fn a_text_is_recalled_as_far_as_its_tokens_come_back() -> TestResult {
     let stop = AtomicBool::new(false);
     let scorer = Scorer { task: &task, tokenizer: Some(&tokenizer), batch_size: 2, stop: &stop };
     let score = scorer.score(&decoder, &[&parrot], &questions)?;
-    assert_eq!(score.value, 5.0 / 8.0); // three and two of four letters are a
+    assert_eq!(score.value, 2.0 / 8.0); // "aa" of "aaba", nothing of "bcaa"
+    Ok(())
+}
+
+#[test]
+fn a_text_file_is_one_question_of_its_first_tokens() -> TestResult {
+    let bench = Bench::new()?;
+    bench.write("text.txt", "abcd abcd")?;
+    let task = "type = \"memorise\"\nprompt = \"id:\"\nlength = 5";
+    let task = TaskConfig::parse(task, std::path::Path::new("t.toml"))?;
+    let (tokenizer, encoded) = questions(&bench, &task, "text.txt")?;
+    let ids = tokenizer.encode("id:abcd ", false)?;
+    let example = &encoded[0].example;
+    assert_eq!((encoded.len(), example.row.prompt_length), (1, 3));
+    assert_eq!(example.row.input_ids, ids);
+    assert_eq!(example.labels, [&[-100; 3], &ids[3..]].concat());
+    let long = TaskConfig { length: Some(11), ..task };
+    let refused = questions(&bench, &long, "text.txt").map_err(|error| error.to_string());
+    assert!(refused.is_err_and(|text| text.contains("has 10 tokens with its end token")));
     Ok(())
 }
 

@@ -156,6 +156,49 @@ fn bad_comparisons_are_refused_before_anything_is_written() -> Result {
 }
 
 #[test]
+fn a_sweep_is_run_and_its_mistakes_are_named_with_their_line() -> Result {
+    let dir = bench()?;
+    let output = dir.path().join("out");
+    let sweep = "[sweep.x]\nkey = \"options.rank\"\nvalues = [1, 2]\n\n[sweep.y]\nkey = \"options.layers\"\nname = \"layer\"\nvalues = [[0], [3]]\n\n[train]";
+    let config = CONFIG.replacen("[train]", sweep, 1).replace("max_steps = 3", "max_steps = 2");
+    for (from, to, expected) in [
+        ("[1, 2]", "[1, 65]", "compare.toml, line 11: options.rank = 65: loreft: rank 65"),
+        ("[[0], [3]]", "[[0], [4]]", "compare.toml, line 16: options.layers = 4: loreft: layer 4"),
+        (
+            "options.rank",
+            "options.ranks",
+            "compare.toml, line 11: options.ranks = 1: unknown field",
+        ),
+        ("options.rank", "rank", "compare.toml, line 10: key is \"rank\", expected one of options"),
+        ("name = \"layer\"", "nam = \"layer\"", "compare.toml, line 15: unknown field `nam`"),
+    ] {
+        assert!(config.contains(from), "{from}");
+        fs::write(dir.path().join("compare.toml"), config.replacen(from, to, 1))?;
+        let run = run(compare(dir.path(), &output))?;
+        assert_eq!(run.code, Some(1), "{}", run.stderr);
+        assert!(run.stderr.contains(expected), "{expected}: {}", run.stderr);
+        assert!(!output.exists(), "{to}");
+    }
+    fs::write(dir.path().join("compare.toml"), config)?;
+    let first = succeed(compare(dir.path(), &output))?;
+    assert!(first.stdout.contains("| layer \\ rank | 1 | 2 |"), "{}", first.stdout);
+    let report = read(output.join("report.json"))?;
+    assert_eq!(
+        (&report["complete"], report["points"].as_array().map(Vec::len)),
+        (&true.into(), Some(4))
+    );
+    fs::remove_file(output.join("report.html"))?;
+    succeed(args!["compare", "--report-only", output])?;
+    assert!(output.join("report.html").is_file());
+    assert_eq!(read(output.join("report.json"))?, report);
+    // a directory of a sweep is none of a comparison
+    fs::write(dir.path().join("compare.toml"), CONFIG)?;
+    let other = run(compare(dir.path(), &output))?;
+    assert!(other.code == Some(1) && other.stderr.contains("plan.json"), "{}", other.stderr);
+    Ok(())
+}
+
+#[test]
 fn a_task_of_a_file_is_measured() -> Result {
     let dir = bench()?;
     let (model, task, data) =

@@ -163,7 +163,7 @@ fn two_tasks_learned_in_two_groups_work_alone_and_together() -> TestResult {
         (rows(even), rows(odd))
     };
     let loss = |adapter: &ReftAdapter, rows: &[Example]| -> reft_train::Result<f64> {
-        Ok(evaluate(&decoder, &[adapter], rows, 4)?.loss)
+        Ok(evaluate(&decoder, &[adapter], rows, 4, None)?.loss)
     };
     let start = [loss(&adapter, &first)?, loss(&adapter, &second)?];
     let groups = [within(&FIRST, first.clone()), within(&SECOND, second.clone())];

@@ -99,3 +99,135 @@ fn every_method_and_place_gives_the_plain_loss_and_gradients() -> TestResult {
     assert!(kept > 0);
     Ok(())
 }
+
+fn config(reuse: bool) -> TrainConfig {
+    TrainConfig {
+        reuse,
+        max_steps: Some(50),
+        batch_size: 3,
+        lr: 4e-3,
+        shuffle: Shuffle::Plain,
+        seed: 5,
+        ..TrainConfig::default()
+    }
+}
+
+/// Losses of a run of 50 steps, and the adapter's tensors after it.
+fn trajectory(
+    decoder: &Decoder,
+    config: TrainConfig,
+    reuse: ReuseConfig,
+) -> Result<(Vec<f64>, Vec<Tensor>), Box<dyn std::error::Error>> {
+    let mut adapter = reft(decoder, Method::Loreft, (&[1, 2], Component::BlockOutput), "l2")?;
+    let dataset = Dataset { train: examples(8), validation: examples(3) };
+    let mut losses = Losses::default();
+    let mut trainer = Trainer::new(decoder, &mut adapter, &dataset, config)?.keeping(reuse);
+    trainer.run(&mut losses, &AtomicBool::new(false))?;
+    let tensors = adapter.parameters().iter().map(|p| p.tensor.detach().copy()).collect();
+    Ok((losses.0, tensors))
+}
+
+#[derive(Default)]
+struct Losses(Vec<f64>);
+
+impl reft_train::Progress for Losses {
+    fn step(&mut self, stats: &reft_train::StepStats) {
+        self.0.push(stats.loss);
+    }
+
+    fn validated(&mut self, stats: &reft_train::ValidationStats) {
+        self.0.push(stats.validation_loss);
+    }
+}
+
+#[test]
+fn fifty_steps_follow_the_plain_path() -> TestResult {
+    let _alone = alone();
+    let decoder = decoder(Kind::Float)?;
+    let (plain, _) = trajectory(&decoder, config(false), ReuseConfig::default())?;
+    let (reused, _) = trajectory(&decoder, config(true), ReuseConfig::default())?;
+    assert!(plain.len() > 50 && plain[plain.len() - 1] < 0.8 * plain[0], "{plain:?}");
+    for (step, (plain, reused)) in plain.iter().zip(&reused).enumerate() {
+        let difference = (plain - reused).abs() / plain;
+        assert!(difference < 1e-4, "value {step}: {plain} {reused}"); // f32 over 50 steps of AdamW
+    }
+    Ok(())
+}
+
+/// Kept in memory, in a file, or not at all: the numbers are the same bits.
+#[test]
+fn where_work_is_kept_changes_no_bit() -> TestResult {
+    let _alone = alone();
+    let decoder = decoder(Kind::Float)?;
+    let directory = tempfile::tempdir()?;
+    let (losses, tensors) = trajectory(&decoder, config(true), ReuseConfig::default())?;
+    let file = directory.path().join("kept");
+    std::fs::write(directory.path().join("no directory"), "")?;
+    let one_row = 3000; // bytes: of the rows, some have room and some have not
+    for reuse in [
+        ReuseConfig { memory: Some(0), directory: None },
+        ReuseConfig { memory: Some(0), directory: Some(file.clone()) },
+        ReuseConfig { memory: Some(one_row), directory: Some(file.clone()) },
+        ReuseConfig { memory: Some(one_row), directory: None },
+        // a directory that cannot be made is a warning
+        ReuseConfig { memory: Some(0), directory: Some(directory.path().join("no directory")) },
+    ] {
+        let (found, found_tensors) = trajectory(&decoder, config(true), reuse.clone())?;
+        assert_eq!(found, losses, "{reuse:?}");
+        assert_eq!(found_tensors, tensors, "{reuse:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_run_that_goes_on_with_an_empty_store_goes_on_bit_for_bit() -> TestResult {
+    let _alone = alone();
+    let decoder = decoder(Kind::Float)?;
+    let dataset = Dataset { train: examples(8), validation: Vec::new() };
+    let config = TrainConfig { max_steps: Some(20), checkpoint_every: 7, ..config(true) };
+    let new = || reft(&decoder, Method::Loreft, (&[1, 2], Component::BlockOutput), "l2");
+    let directory = tempfile::tempdir()?;
+    let (whole, broken) = (directory.path().join("whole"), directory.path().join("broken"));
+
+    let mut adapter = new()?;
+    let trainer = Trainer::new(&decoder, &mut adapter, &dataset, config.clone())?;
+    trainer.starting_in(&whole)?.run(&mut Silent, &AtomicBool::new(false))?;
+
+    // stopped after step 9, which is within an epoch of 3 steps, long after every row was kept
+    let (mut adapter, stop) = (new()?, AtomicBool::new(false));
+    let trainer = Trainer::new(&decoder, &mut adapter, &dataset, config.clone())?;
+    trainer.starting_in(&broken)?.run(&mut StopAt(9, &stop), &stop)?;
+    let mut adapter = new()?;
+    let trainer = Trainer::new(&decoder, &mut adapter, &dataset, config)?;
+    trainer.resuming_in(&broken)?.run(&mut Silent, &AtomicBool::new(false))?;
+
+    let file = |run: &std::path::Path| std::fs::read(run.join(ReftAdapter::FILE_NAME));
+    assert_eq!(file(&broken)?, file(&whole)?);
+    Ok(())
+}
+
+struct StopAt<'a>(usize, &'a AtomicBool);
+
+impl reft_train::Progress for StopAt<'_> {
+    fn step(&mut self, stats: &reft_train::StepStats) {
+        self.1.store(stats.step == self.0, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn evaluation_takes_what_is_kept() -> TestResult {
+    let _alone = alone();
+    let decoder = decoder(Kind::Float)?;
+    let rows = examples(7);
+    let adapter = reft(&decoder, Method::Loreft, (&[0, 2], Component::BlockOutput), "l1")?;
+    let plain = evaluate(&decoder, &[&adapter], &rows, 3, None)?.loss;
+    let mut store = FrozenStore::new(ReuseConfig::default());
+    for _ in 0..2 {
+        let kept = evaluate(&decoder, &[&adapter], &rows, 3, Some(&mut store))?.loss;
+        assert!((kept - plain).abs() < 1e-6 * plain, "{kept} {plain}");
+    }
+    assert_eq!(store.len(), 7);
+    let base = evaluate(&decoder, &[], &rows, 3, None)?.loss;
+    assert!((base - plain).abs() > 1e-3, "no edit, no test");
+    Ok(())
+}

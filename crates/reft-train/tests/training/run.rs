@@ -5,7 +5,8 @@ use std::sync::atomic::AtomicBool;
 use reft_core::MapKind;
 use reft_models::{Adapter, ReftAdapter};
 use reft_train::{
-    Batch, Dataset, Error, ScheduleKind, Shuffle, Silent, Step, TrainConfig, Trainer, evaluate,
+    Batch, Dataset, Error, Outcome, Progress, ScheduleKind, Shuffle, Silent, Step, StepStats,
+    TrainConfig, Trainer, evaluate,
 };
 use tch::{Kind, Tensor};
 
@@ -144,5 +145,35 @@ fn the_loss_of_examples_does_not_depend_on_their_batches() -> TestResult {
     // the adapter starts as the identity
     let base = evaluate(&decoder, &[], &examples, 7, None)?;
     assert!((base.loss - all.loss).abs() < 1e-5 * base.loss, "{base:?} {all:?}");
+    Ok(())
+}
+
+#[test]
+fn a_run_ends_after_the_first_step_whose_loss_is_low_enough() -> TestResult {
+    struct Losses(Vec<f64>);
+    impl Progress for Losses {
+        fn step(&mut self, stats: &StepStats) {
+            self.0.push(stats.loss);
+        }
+    }
+    let _alone = alone();
+    let decoder = decoder(Kind::Float)?;
+    let dataset = Dataset { train: examples(6), validation: Vec::new() };
+    let run = |enough: Option<f64>| -> Result<Vec<f64>, Error> {
+        let mut adapter = adapter(&decoder, MapKind::Householder, 0.0, 1)?;
+        let options = TrainConfig { max_steps: Some(8), ..options() };
+        let mut trainer = Trainer::new(&decoder, &mut adapter, &dataset, options)?;
+        if let Some(enough) = enough {
+            trainer = trainer.stopping_at(enough);
+        }
+        let mut losses = Losses(Vec::new());
+        let outcome = trainer.run(&mut losses, &AtomicBool::new(false))?;
+        assert!(matches!(outcome, Outcome::Finished(summary) if summary.steps == losses.0.len()));
+        Ok(losses.0)
+    };
+    let all = run(None)?;
+    assert_eq!(all.len(), 8);
+    assert!(all[3] < all[2] && all[2] < all[1], "no power: {all:?}");
+    assert_eq!(run(Some(all[3]))?, all[..4]);
     Ok(())
 }

@@ -1,0 +1,288 @@
+use std::path::PathBuf;
+
+use reft_models::DecoderConfig;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::compare::config::{CompareConfig, ConfigFile, slug};
+use crate::error::{Error, Result};
+use crate::method_config::{MethodConfig, MethodOptions};
+use crate::tasks::{Key, TaskConfig, line_of, with_field};
+
+/// A grid of two values: the comparison is run once at each of its points.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SweepConfig {
+    /// The columns of the report's heat map.
+    pub x: SweepAxis,
+    /// Its rows.
+    pub y: SweepAxis,
+}
+
+/// One value that is varied.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SweepAxis {
+    /// What is set: a section (`options` of every method, `task`, `train` or `data`), a point, and a field of it.
+    pub key: String,
+    /// What it is called in the report; by default the field's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// What it is set to.
+    pub values: Vec<Value>,
+    /// What it is set to by `--quick`; by default all `values`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quick: Option<Vec<Value>>,
+}
+
+/// A point of the grid, with the comparison that is run there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SweepPoint {
+    /// Index of the column.
+    pub x: usize,
+    /// Index of the row.
+    pub y: usize,
+    /// What it is called: `layer 5, tokens 8`.
+    pub name: String,
+    /// Where its comparison stands, below the sweep's directory.
+    pub directory: PathBuf,
+    /// The comparison, in which nothing is varied.
+    pub config: CompareConfig,
+    /// The task.
+    pub task: TaskConfig,
+    /// The task of the training file, if otherwise.
+    pub train_task: Option<TaskConfig>,
+}
+
+const SECTIONS: [&str; 4] = ["options", "task", "train", "data"];
+
+impl SweepAxis {
+    /// What the axis is called in the report.
+    pub fn name(&self) -> &str {
+        self.name.as_deref().unwrap_or(self.place().1)
+    }
+
+    /// What the values are called in the report: `5` for 5, and for the list that holds nothing else.
+    pub fn labels(&self) -> Vec<String> {
+        self.values.iter().map(label).collect()
+    }
+
+    /// Section and field.
+    fn place(&self) -> (&str, &str) {
+        self.key.split_once('.').unwrap_or(("", &self.key))
+    }
+
+    fn fault(&self) -> Option<(&'static str, String)> {
+        let (section, field) = self.place();
+        if !SECTIONS.contains(&section) || field.is_empty() {
+            let sections = SECTIONS.join(", ");
+            let key = &self.key;
+            return Some((
+                "key",
+                format!("key is {key:?}, expected one of {sections}, a point and a field"),
+            ));
+        }
+        for (name, values) in [("values", Some(&self.values)), ("quick", self.quick.as_ref())] {
+            let names: Vec<String> =
+                values.into_iter().flatten().map(|value| slug(&label(value))).collect();
+            if values.is_some() && names.is_empty() {
+                return Some((name, format!("no {name}; give at least one")));
+            }
+            let twice = names.iter().enumerate().find(|(i, value)| names[..*i].contains(value));
+            if let Some((_, value)) = twice {
+                return Some((name, format!("{value} is there twice")));
+            }
+        }
+        None
+    }
+
+    /// Sets the value in a comparison and its tasks.
+    fn set(&self, value: &Value, point: &mut SweepPoint) -> Result<(), String> {
+        let (section, field) = self.place();
+        let config = &mut point.config;
+        match section {
+            "options" => {
+                for entry in &mut config.method {
+                    let options: MethodOptions = with_field(&entry.options, field, value)?;
+                    entry.options = options;
+                }
+            }
+            "task" => {
+                point.task = point.task.with(field, value)?;
+                if let Some(task) = &mut point.train_task {
+                    *task = task.with(field, value)?;
+                }
+            }
+            "train" => config.train = with_field(&config.train, field, value)?,
+            _ => config.data = with_field(&config.data, field, value)?,
+        }
+        config.check().map_err(|(_, reason)| reason)
+    }
+}
+
+impl SweepConfig {
+    /// The first value that cannot be: axis, field, and why.
+    pub(super) fn fault(&self) -> Option<(&'static str, &'static str, String)> {
+        for (name, axis) in [("x", &self.x), ("y", &self.y)] {
+            if let Some((field, reason)) = axis.fault() {
+                return Some((name, field, reason));
+            }
+        }
+        let is_one = self.x.key == self.y.key;
+        is_one.then(|| ("y", "key", format!("both axes set {}; vary two values", self.x.key)))
+    }
+
+    /// The small version.
+    pub(super) fn quick(&mut self) {
+        for axis in [&mut self.x, &mut self.y] {
+            if let Some(quick) = axis.quick.take() {
+                axis.values = quick;
+            }
+        }
+    }
+}
+
+/// A value as people read it; a list is its values.
+fn label(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(values) => values.iter().map(label).collect::<Vec<_>>().join(";"),
+        other => other.to_string(),
+    }
+}
+
+impl ConfigFile {
+    /// The points of the sweep in `config`, which is this file's with what the command line has changed; none without a sweep.
+    ///
+    /// # Errors
+    /// [`Error::Line`] for a value that its field cannot have, or that does not fit a method or the model.
+    pub fn points(
+        &self,
+        config: &CompareConfig,
+        task: &TaskConfig,
+        train_task: Option<&TaskConfig>,
+        model: &DecoderConfig,
+    ) -> Result<Vec<SweepPoint>> {
+        let Some(sweep) = &config.sweep else { return Ok(Vec::new()) };
+        let refuse = |place: &[Key], reason: String| Error::Line {
+            path: self.path.clone(),
+            line: line_of(&self.text, place),
+            reason,
+        };
+        let fixed = CompareConfig { sweep: None, ..config.clone() };
+        let mut points = Vec::new();
+        for (y, row) in sweep.y.values.iter().enumerate() {
+            for (x, column) in sweep.x.values.iter().enumerate() {
+                let mut point = SweepPoint {
+                    x,
+                    y,
+                    name: String::new(),
+                    directory: PathBuf::new(),
+                    config: fixed.clone(),
+                    task: task.clone(),
+                    train_task: train_task.cloned(),
+                };
+                for (axis_name, axis, value) in [("y", &sweep.y, row), ("x", &sweep.x, column)] {
+                    let values = [Key::Name("sweep"), Key::Name(axis_name), Key::Name("values")];
+                    let wrong = |reason| {
+                        refuse(&values, format!("{} = {}: {reason}", axis.key, label(value)))
+                    };
+                    axis.set(value, &mut point).map_err(wrong)?;
+                    for entry in &point.config.method {
+                        MethodConfig::resolve(&entry.method, &entry.options, model)
+                            .map_err(|error| wrong(format!("{}: {error}", entry.label())))?;
+                    }
+                }
+                let (row, column) = (label(row), label(column));
+                point.name = format!("{} {row}, {} {column}", sweep.y.name(), sweep.x.name());
+                point.directory = PathBuf::from("points").join(slug(&point.name.replace(',', "")));
+                point.config.name = format!("{}: {}", fixed.name, point.name);
+                points.push(point);
+            }
+        }
+        Ok(points)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    const TEXT: &str = r#"model = "m"
+task = "memorise"
+
+[data]
+train = "text.txt"
+test = ["text.txt"]
+
+[sweep.x]
+key = "task.length"
+name = "tokens"
+values = [8, 16]
+quick = [4]
+
+[sweep.y]
+key = "options.layers"
+values = [[0], [1, 3]]
+
+[[method]]
+method = "loreft"
+lr = [1e-2]
+"#;
+
+    fn points(text: &str, is_quick: bool) -> Result<Vec<SweepPoint>> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/oracle/tiny_llama");
+        let file = ConfigFile::parse(text.to_owned(), Path::new("c.toml"))?;
+        let task = TaskConfig::parse("type = \"memorise\"\nprompt = \"go\"", Path::new("t.toml"))?;
+        let config = if is_quick { file.config.clone().quick() } else { file.config.clone() };
+        file.points(&config, &task, None, &DecoderConfig::open(&path)?)
+    }
+
+    #[test]
+    fn every_point_is_a_comparison_with_its_two_values() -> Result<()> {
+        let points = points(TEXT, false)?;
+        let last = &points[3];
+        assert_eq!((points.len(), last.x, last.y), (4, 1, 1));
+        assert_eq!(last.name, "layers 1;3, tokens 16");
+        assert_eq!(last.directory, Path::new("points/layers-1-3-tokens-16"));
+        assert_eq!(last.config.method[0].options.layers, Some(vec![1, 3]));
+        assert_eq!((last.task.length, last.config.sweep.is_none()), (Some(16), true));
+        assert_eq!(points[1].name, "layers 0, tokens 16");
+        Ok(())
+    }
+
+    #[test]
+    fn quick_has_its_own_values() -> Result<()> {
+        let points = points(TEXT, true)?;
+        let lengths: Vec<_> = points.iter().map(|point| point.task.length).collect();
+        assert_eq!(lengths, [Some(4), Some(4)]);
+        Ok(())
+    }
+
+    #[test]
+    fn what_cannot_be_is_named_with_its_line() {
+        let refused = |from: &str, to: &str| match points(&TEXT.replacen(from, to, 1), false) {
+            Err(Error::Line { line, reason, .. }) => (line, reason),
+            other => panic!("{to}: {other:?}"),
+        };
+        let cases = [
+            ("\"task.length\"", "\"length\"", 9, "expected one of options, task, train, data"),
+            ("\"task.length\"", "\"model.kind\"", 9, "expected one of options"),
+            ("[8, 16]", "[]", 11, "no values"),
+            ("[8, 16]", "[8, 16, 8]", 11, "8 is there twice"),
+            ("[8, 16]", "[8, 0]", 11, "task.length = 0: length is 0"),
+            ("[8, 16]", "[\"long\"]", 11, "task.length = long: invalid type"),
+            ("task.length", "task.lenght", 11, "task.lenght = 8: unknown field `lenght`"),
+            ("[[0], [1, 3]]", "[[0], [4]]", 16, "options.layers = 4: loreft: "),
+            ("options.layers", "options.alpha", 16, "options.alpha = 0: "),
+            ("options.layers", "task.length", 15, "both axes set task.length"),
+            ("quick = [4]", "quik = [4]", 12, "unknown field `quik`"),
+        ];
+        for (from, to, line, expected) in cases {
+            let (found, reason) = refused(from, to);
+            assert!(found == line && reason.contains(expected), "{to}: line {found}: {reason}");
+        }
+    }
+}
