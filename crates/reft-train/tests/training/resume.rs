@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use reft_core::MapKind;
 use reft_models::{Decoder, ReftAdapter, load_safetensors};
 use reft_train::{
-    Dataset, Error, Outcome, Progress, Shuffle, Silent, StepStats, TrainConfig, Trainer,
-    ValidationStats,
+    Dataset, Error, FrozenStore, Outcome, Progress, ReuseConfig, Shuffle, Silent, StepStats,
+    TrainConfig, Trainer, ValidationStats,
 };
 use tch::Kind;
 
@@ -245,7 +245,9 @@ fn the_adapter_with_the_lowest_validation_loss_is_kept() -> TestResult {
     let lowest = losses[1..].iter().copied().fold(f64::INFINITY, f64::min);
     assert_eq!(best.validation_loss, lowest, "{losses:?}");
     assert!(losses.last().is_some_and(|last| *last > lowest + 0.01), "no power: {losses:?}");
-    let kept = reft_train::evaluate(&decoder, &[&adapter], &dataset.validation, 2, None)?;
+    let mut store = FrozenStore::new(ReuseConfig::default()); // as the trainer does
+    let kept =
+        reft_train::evaluate(&decoder, &[&adapter], &dataset.validation, 2, Some(&mut store))?;
     assert_eq!(kept.loss, lowest);
     Ok(())
 }
