@@ -60,6 +60,9 @@ pub fn train_config(options: &TrainOptions) -> Result<TrainConfig> {
         shuffle,
         validation: options.validation.unwrap_or(default.validation),
         eval_every: options.eval_every.unwrap_or(default.eval_every),
+        checkpoint_activations: options
+            .checkpoint_activations
+            .unwrap_or(default.checkpoint_activations),
         reuse: options.no_reuse != Some(true),
         checkpoint_every: options.checkpoint_every.unwrap_or(default.checkpoint_every),
     };
@@ -121,6 +124,7 @@ pub fn resolved(
         kind: Some(options.kind.unwrap_or_default()),
         device: Some(device),
         threads: Some(threads),
+        checkpoint_activations: Some(train.checkpoint_activations),
         no_reuse: Some(!train.reuse),
         reuse_memory: options.reuse_memory,
         reuse_dir: options.reuse_dir.clone(),

@@ -49,7 +49,7 @@ pub use error::{Error, Result};
 pub use forward::Forward;
 pub use generate::{Finish, Generated, generate, generate_all};
 pub use gguf::Gguf;
-pub use hooks::{Hooks, NoHooks, Stacked};
+pub use hooks::{Cut, Hooks, NoHooks, Stacked};
 pub use hub::{Hub, resolve_model};
 pub use kv_cache::KvCache;
 pub use layout::{Layout, PaddingSide, Row, Span};

@@ -40,6 +40,8 @@ pub struct TrainConfig {
     pub validation: f64,
     /// Steps between validations; 0: after every epoch.
     pub eval_every: usize,
+    /// Whether each block is computed again in the backward, instead of keeping its activations.
+    pub checkpoint_activations: bool,
     /// Whether the frozen model's part of each example is computed once and kept.
     pub reuse: bool,
     /// Steps between checkpoints; 0: only when the run ends or is interrupted.
@@ -63,6 +65,7 @@ impl Default for TrainConfig {
             shuffle: Shuffle::Length,
             validation: 0.0,
             eval_every: 0,
+            checkpoint_activations: false,
             reuse: true,
             checkpoint_every: 100,
         }

@@ -9,6 +9,7 @@ use tch::{Kind, Tensor, autocast};
 use crate::adamw::AdamW;
 use crate::batches::{Batch, epoch_batches};
 use crate::checkpoint::{Best, Checkpoint, FORMAT_VERSION, RunState};
+use crate::checkpointing::checkpointed_backward;
 use crate::clip::clip_grad_norm;
 use crate::dataset::Dataset;
 use crate::evaluate::evaluate;
@@ -264,16 +265,9 @@ impl<'a> Trainer<'a> {
         self.optimizer.zero_grad();
         for (i, batch) in micro_batches.iter().enumerate() {
             let seed = seed_of(&[self.config.seed, self.step as u64, i as u64]);
-            tch::manual_seed(seed as i64); // dropout
-            let loss_sum = autocast(self.uses_autocast(), || {
-                loss_sum(self.decoder, &[&*self.adapter], batch, Mode::Train, self.frozen.as_mut()) // Σ −log p(target), f32
-            })?;
-            let share = loss_sum / n_targets as f64;
-            // no gradient: of these examples, nothing that is predicted follows what the adapter changes
-            if share.requires_grad() {
-                self.scaler.scale_loss(&share).backward();
-            }
-            losses.push(share.detach());
+            let factor = self.scaler.scale() / n_targets as f64;
+            let loss_sum = autocast(self.uses_autocast(), || self.backward(batch, factor, seed))?;
+            losses.push(loss_sum / n_targets as f64);
         }
         let loss = self.finite_loss(&losses, micro_batches)?;
         let grads = self.optimizer.grads();
@@ -301,6 +295,21 @@ impl<'a> Trainer<'a> {
             target_tokens: n_targets,
             seconds: started.elapsed().as_secs_f64(),
         }))
+    }
+
+    /// Adds `factor` times the gradient of a batch's loss; returns the loss, `Σ −log p(target)` in f32.
+    fn backward(&mut self, batch: &Batch, factor: f64, seed: u64) -> Result<Tensor> {
+        let (decoder, adapters, frozen) = (self.decoder, [&*self.adapter], self.frozen.as_mut());
+        if self.config.checkpoint_activations {
+            return checkpointed_backward(decoder, &adapters, batch, frozen, factor, seed);
+        }
+        tch::manual_seed(seed as i64); // dropout
+        let loss = loss_sum(decoder, &adapters, batch, Mode::Train, frozen)?;
+        // no gradient: of these examples, nothing that is predicted follows what the adapter changes
+        if loss.requires_grad() {
+            (&loss * factor).backward();
+        }
+        Ok(loss.detach())
     }
 
     /// The batches of a step, counted from 0. The last step of an epoch may have fewer or smaller ones.

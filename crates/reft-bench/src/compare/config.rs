@@ -216,6 +216,7 @@ impl Budget {
             shuffle: self.shuffle,
             validation: 0.0,
             eval_every: 0,
+            checkpoint_activations: false,
             reuse: true,
             checkpoint_every: 0,
         }
