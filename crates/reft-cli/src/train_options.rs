@@ -216,6 +216,10 @@ pub struct TrainOptions {
     #[arg(long, value_name = "X", help_heading = "Training", allow_negative_numbers = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lr: Option<f64>,
+    /// Learning rate of ReFT's rotations, as a multiple of --lr [default: 1]
+    #[arg(long, value_name = "X", help_heading = "Training", allow_negative_numbers = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rotation_lr_factor: Option<f64>,
     /// How the learning rate falls: linear, cosine or constant [default: linear]
     #[arg(long, value_name = "NAME", help_heading = "Training")]
     #[serde(skip_serializing_if = "Option::is_none")]

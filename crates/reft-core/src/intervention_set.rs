@@ -255,7 +255,7 @@ impl InterventionSet {
     /// Rotations are exempt from weight decay.
     pub fn parameters(&self) -> Vec<Parameter> {
         let raw = match &self.directions {
-            Directions::Orthonormal(map) => Some(Parameter::without_weight_decay(RAW, map.raw())),
+            Directions::Orthonormal(map) => Some(Parameter::rotation(RAW, map.raw())),
             Directions::Rotation(_) | Directions::Free(_) => None,
         };
         let free = self.free_tensors().into_iter().filter(|(_, tensor)| tensor.requires_grad());

@@ -96,7 +96,7 @@ impl<'a> Trainer<'a> {
             return Err(Error::TooFewExamples { train: 0, validation });
         }
         check_trainable(decoder, adapter)?;
-        let optimizer = AdamW::new(adapter.parameters(), config.weight_decay);
+        let optimizer = fresh_optimizer(adapter, &config);
         let scaler = match decoder.kind() {
             Kind::Half => LossScaler::new(),
             _ => LossScaler::disabled(),
@@ -162,7 +162,7 @@ impl<'a> Trainer<'a> {
             let Checkpoint { state, adapter, optimizer, best } = checkpoint;
             state.check_identity(&identity)?;
             self.adapter.load_state(&adapter)?;
-            self.optimizer = AdamW::new(self.adapter.parameters(), self.config.weight_decay);
+            self.optimizer = fresh_optimizer(self.adapter, &self.config);
             self.optimizer.load_state(&optimizer)?;
             self.scaler = state.scaler;
             self.step = state.step;
@@ -469,6 +469,11 @@ impl<'a> Trainer<'a> {
     fn order_of(dataset: &Dataset, config: &TrainConfig, epoch: usize) -> Vec<Vec<usize>> {
         epoch_batches(&dataset.train, config.batch_size, config.shuffle, config.seed, epoch)
     }
+}
+
+fn fresh_optimizer(adapter: &dyn Adapter, config: &TrainConfig) -> AdamW {
+    AdamW::new(adapter.parameters(), config.weight_decay)
+        .with_rotation_lr_factor(config.rotation_lr_factor)
 }
 
 /// Epochs of a run that names neither epochs nor steps.

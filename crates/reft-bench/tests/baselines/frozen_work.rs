@@ -8,13 +8,16 @@ use tch::Tensor;
 
 use crate::oracle::{Outcome, tiny_examples, tiny_llama};
 
+/// Losses, and gradients by name.
+type Numbers = (Vec<f64>, Vec<(String, Tensor)>);
+
 /// Loss and gradients of two steps, the second with what the first has kept; the adapter begins away from its start, where many
 /// gradients are 0.
 fn losses_and_gradients(
     method: &str,
     options: &MethodOptions,
     config: &TrainConfig,
-) -> Outcome<(Vec<f64>, Vec<(String, Tensor)>)> {
+) -> Outcome<Numbers> {
     let decoder = tiny_llama()?;
     tch::manual_seed(4);
     let mut adapter = new_adapter(method, options, &decoder, "")?;
