@@ -92,6 +92,14 @@ pub enum Error {
         /// What was found and what was expected.
         reason: String,
     },
+    /// A method whose steps cannot be timed.
+    #[error("{method} cannot be timed: {reason}")]
+    Timing {
+        /// The method.
+        method: String,
+        /// Why not.
+        reason: String,
+    },
     /// A run was asked to stop. What is finished is kept.
     #[error("interrupted; what is finished is kept, the same command goes on after it")]
     Interrupted,

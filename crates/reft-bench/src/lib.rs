@@ -51,6 +51,7 @@ mod registry;
 mod compare;
 mod report;
 mod tasks;
+mod timing;
 
 pub use adapter_files::{adapter_bytes, adapter_files, remove_adapter};
 pub use adapter_summary::{AdapterSummary, check_adapter};
@@ -87,4 +88,8 @@ pub use target_modules::TargetModules;
 pub use tasks::{
     Choice, EncodedQuestion, Metric, Question, Score, Scorer, Scoring, Table, TableRow, TaskConfig,
     TaskKind, TextTemplate, encode_questions, read_questions,
+};
+pub use timing::{
+    FLOOR, FirstEpoch, FloorAdapter, GenerationSeconds, GenerationTiming, Measured, TimingCase,
+    TimingReport, TimingRow, TimingRun, measure, run_timing,
 };

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use crate::bench::{self, BenchArgs, CaseArgs};
 use crate::chat::{self, ChatArgs};
 use crate::compare::{self, CellArgs, CompareArgs};
 use crate::eval::{self, EvalArgs};
@@ -33,6 +34,9 @@ enum Command {
     Compare(CompareArgs),
     #[command(hide = true)]
     CompareCell(CellArgs),
+    Bench(Box<BenchArgs>),
+    #[command(hide = true)]
+    BenchCase(CaseArgs),
     Logits(LogitsArgs),
     Inspect(InspectArgs),
     Import(ImportArgs),
@@ -52,6 +56,8 @@ impl Cli {
             Command::Eval(args) => eval::run(&args),
             Command::Compare(args) => compare::run(&args),
             Command::CompareCell(args) => compare::run_one_cell(&args),
+            Command::Bench(args) => bench::run(&args),
+            Command::BenchCase(args) => bench::run_one_case(&args),
             Command::Logits(args) => logits::run(&args),
             Command::Inspect(args) => inspect::run(&args),
             Command::Import(args) => import::run(&args),

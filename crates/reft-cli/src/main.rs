@@ -2,6 +2,7 @@
 //!
 //! One file per command; results go to stdout, progress and messages to stderr. What is computed is computed in the libraries.
 
+mod bench;
 mod chat;
 mod cli;
 mod compare;
