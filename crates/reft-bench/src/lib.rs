@@ -49,6 +49,7 @@ mod method_description;
 mod registry;
 
 mod compare;
+mod planner;
 mod report;
 mod tasks;
 mod timing;
@@ -60,8 +61,8 @@ pub use combined::CombinedAdapter;
 pub use compare::{
     Budget, Cell, CellResult, ChosenRate, CompareConfig, ConfigFile, DataConfig, DataFacts,
     Leakage, Machine, MethodEntry, PartFacts, Plan, PointPlan, Precision, Prepared, PreparedSweep,
-    QuickConfig, SweepAxis, SweepConfig, SweepPlan, SweepPoint, TestResult, choose_rate, run_cell,
-    run_comparison, run_sweep,
+    QuickConfig, SweepAxis, SweepConfig, SweepPlan, SweepPoint, TestResult, choose_rate,
+    resident_memory, run_cell, run_comparison, run_sweep,
 };
 pub use error::{Error, Result};
 pub use full::FullAdapter;
@@ -76,6 +77,7 @@ pub use method_config::{
 };
 pub use method_description::adapter_options;
 pub use peft_config::{Ia3Config, LoraConfig, OtherFields, PrefixConfig, PromptConfig};
+pub use planner::{EFFICIENCY, MemoryPlan, StepPlan, Way, Work, plan_step, product_rate, ways};
 pub use prefix::PrefixAdapter;
 pub use projection::Projection;
 pub use prompt::{PromptAdapter, PromptInit};

@@ -14,6 +14,7 @@ use crate::generate::{self, GenerateArgs};
 use crate::import::{self, ImportArgs};
 use crate::inspect::{self, InspectArgs};
 use crate::logits::{self, LogitsArgs};
+use crate::plan::{self, PlanArgs};
 use crate::train::{self, TrainArgs};
 
 /// Representation fine-tuning (ReFT) of language models: small learned edits of the hidden states of a frozen model
@@ -37,6 +38,7 @@ enum Command {
     Bench(Box<BenchArgs>),
     #[command(hide = true)]
     BenchCase(CaseArgs),
+    Plan(Box<PlanArgs>),
     Logits(LogitsArgs),
     Inspect(InspectArgs),
     Import(ImportArgs),
@@ -58,6 +60,7 @@ impl Cli {
             Command::CompareCell(args) => compare::run_one_cell(&args),
             Command::Bench(args) => bench::run(&args),
             Command::BenchCase(args) => bench::run_one_case(&args),
+            Command::Plan(args) => plan::run(&args),
             Command::Logits(args) => logits::run(&args),
             Command::Inspect(args) => inspect::run(&args),
             Command::Import(args) => import::run(&args),

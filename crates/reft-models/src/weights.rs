@@ -13,7 +13,8 @@ use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::safetensors_file::SafetensorsFile;
 
-/// Named tensors of a checkpoint: a safetensors file, a sharded set of them, a GGUF file, or none at all ([`Weights::random`]).
+/// Named tensors of a checkpoint: a safetensors file, a sharded set of them, a GGUF file, or none at all ([`Weights::random`],
+/// [`Weights::shapes_only`]).
 ///
 /// Opening reads headers only. [`Weights::load`] copies one tensor out of the memory map (GGUF: dequantises it; random: draws it).
 #[derive(Debug)]
@@ -28,6 +29,7 @@ enum Source {
     Safetensors(Vec<SafetensorsFile>),
     Gguf(Box<Gguf>),
     Random,
+    ShapesOnly,
 }
 
 /// Standard deviation of random matrices: what Hugging Face models start from.
@@ -107,9 +109,18 @@ impl Weights {
     /// Each is made when it is loaded, in the kind and on the device asked for, so there is never a second copy. Numbers come from
     /// libtorch's generator of that device ([`tch::manual_seed`]).
     pub fn random(config: &DecoderConfig) -> Self {
+        Self::without_file("random weights", Source::Random, config)
+    }
+
+    /// Weights that take no memory, for a model that is looked at and never run: each tensor is one zero, seen in its whole shape.
+    pub fn shapes_only(config: &DecoderConfig) -> Self {
+        Self::without_file("shapes", Source::ShapesOnly, config)
+    }
+
+    fn without_file(path: &str, source: Source, config: &DecoderConfig) -> Self {
         let shapes = config.tensor_shapes();
         let tensors = shapes.iter().map(|(name, shape)| entry(0, name, shape)).collect();
-        Self { path: "random weights".into(), source: Source::Random, tensors }
+        Self { path: path.into(), source, tensors }
     }
 
     fn open_shards(directory: &Path, index: &Path) -> Result<Self> {
@@ -172,7 +183,7 @@ impl Weights {
                 files.iter().flat_map(SafetensorsFile::dtypes).for_each(&mut count);
             }
             Source::Gguf(gguf) => gguf.dtypes().for_each(&mut count),
-            Source::Random => {}
+            Source::Random | Source::ShapesOnly => {}
         }
         counts
     }
@@ -223,6 +234,9 @@ impl Weights {
             Source::Safetensors(files) => files[entry.file].load(name)?,
             Source::Gguf(gguf) => gguf.load(name)?,
             Source::Random => random_tensor(name, &entry.shape, kind, device)?,
+            Source::ShapesOnly => {
+                Tensor::f_zeros([1], (kind, device))?.f_expand(&entry.shape, false)?
+            }
         };
         Ok(tensor.f_to_kind(kind)?.f_to_device(device)?)
     }

@@ -18,8 +18,8 @@ pub use config::{
 };
 pub use facts::{DataFacts, PartFacts};
 pub use leakage::Leakage;
-pub use machine::Machine;
 pub(crate) use machine::peak_memory;
+pub use machine::{Machine, resident_memory};
 pub use plan::{Choice as ChosenRate, Plan, choose_rate};
 pub use prepared::Prepared;
 pub use run::{run_cell, run_comparison};

@@ -37,6 +37,8 @@ pub struct TimingCase {
     pub steps: usize,
     /// Whether the frozen model's part of the rows is kept.
     pub reuse: bool,
+    /// Whether each block is run again in the backward, so that its activations need not be held.
+    pub checkpoint_activations: bool,
     /// Tokens to generate after each prompt; 0: no generation is timed.
     pub new_tokens: usize,
 }
@@ -80,7 +82,7 @@ impl TimingCase {
     }
 
     /// `None`: the frozen floor.
-    fn method_config(&self, model: &DecoderConfig) -> Result<Option<MethodConfig>> {
+    pub(crate) fn method_config(&self, model: &DecoderConfig) -> Result<Option<MethodConfig>> {
         if self.method == FLOOR {
             return Ok(None);
         }

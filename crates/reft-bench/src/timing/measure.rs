@@ -66,6 +66,7 @@ pub fn measure(case: &TimingCase, device: Device) -> Result<Measured> {
         lr: LR,
         shuffle: Shuffle::None,
         reuse: case.reuse,
+        checkpoint_activations: case.checkpoint_activations,
         ..TrainConfig::default()
     };
     let mut trainer = Trainer::new(&decoder, &mut *adapter, &dataset, config)?;

@@ -279,6 +279,7 @@ mod tests {
             response_length: 3,
             steps: 2,
             reuse: true,
+            checkpoint_activations: false,
             new_tokens: 4,
         }
     }

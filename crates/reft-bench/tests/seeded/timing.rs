@@ -95,6 +95,7 @@ fn an_epoch_warms_up_with_a_step_that_does_not_count() -> Outcome {
         response_length: 3,
         steps: 3,
         reuse: true,
+        checkpoint_activations: false,
         new_tokens: 4,
     };
     let measured = measure(&case, Device::Cpu)?;

@@ -11,6 +11,7 @@ mod generation;
 mod interruption;
 mod logits;
 mod methods;
+mod plan;
 mod recipes;
 mod runs;
 mod training;

@@ -1,0 +1,104 @@
+use reft_models::DecoderConfig;
+use serde::Serialize;
+
+use crate::planner::step::Shape;
+
+/// Bytes that a training step holds at its peak, by what they are for.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct MemoryPlan {
+    /// The program with libtorch before a model is there, and the buffers that its products work in.
+    pub program: u64,
+    /// The model's weights.
+    pub weights: u64,
+    /// Trained tensors: themselves (but those that are the model's own), their gradients, and AdamW's two moments.
+    pub optimizer: u64,
+    /// What the backward needs of the forward.
+    pub activations: u64,
+    /// What is alive for a moment only at the peak: logits with their gradients, or the gradients inside one block.
+    pub transient: u64,
+    /// The batch's kept keys, values and hidden states, side by side.
+    pub frozen_batch: u64,
+}
+
+impl MemoryPlan {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.program
+            + self.weights
+            + self.optimizer
+            + self.activations
+            + self.transient
+            + self.frozen_batch
+    }
+}
+
+/// Numbers per token, or per key, that the backward of one frozen block keeps.
+struct BlockNumbers {
+    /// Bytes per token that goes through attention's keys and the first norm.
+    every: f64,
+    /// Bytes per token whose output is wanted.
+    wanted: f64,
+    /// Bytes per key, in the batch's columns.
+    key: f64,
+}
+
+impl BlockNumbers {
+    fn of(model: &DecoderConfig, shape: &Shape) -> Self {
+        let kind = shape.kind_bytes;
+        let (d, f) = (model.hidden_size as f64, model.intermediate_size as f64);
+        let n_h = model.num_attention_heads as f64;
+        let (q, kv) = (n_h * model.head_dim as f64, shape.kv);
+        // a norm keeps its input in f32, whatever the model's kind
+        let norm = 4.0 * d;
+        let qk_norm = if model.qk_norm { (4.0 * q, 4.0 * kv) } else { (0.0, 0.0) };
+        // causal attention has a copy of a key for every query head; with a mask the heads of a group share it
+        let heads_of_a_key = if shape.is_behind_kept_tokens { kv } else { q };
+        Self {
+            every: norm + qk_norm.1,
+            // query and result of attention with its log-sum, the second norm; gate, silu(gate) and up
+            wanted: 2.0 * kind * q + 4.0 * n_h + norm + qk_norm.0 + 3.0 * kind * f,
+            key: 2.0 * kind * heads_of_a_key,
+        }
+    }
+}
+
+/// Logits that the trainer holds at once, and copies of them: logits, log-probabilities, and the gradient.
+const LOGITS_AT_ONCE: f64 = (1 << 24) as f64;
+const LOGIT_COPIES: f64 = 3.0;
+
+/// Buffers that libtorch's matrix products and its autograd graph take once they run, on a CPU.
+pub(super) const WORKSPACE: u64 = 80_000_000;
+
+/// Memory that a step's tensors take in the allocator, over their own.
+const ALLOCATED: f64 = 1.08;
+
+/// Tensors of the MLP's inner size alive at once in the backward of a block.
+const INNER_GRADIENTS: f64 = 3.0;
+
+/// Activations, what is alive for a moment, and the batch's kept work, in bytes.
+///
+/// The two constants are measured: with them the peak of `reft bench` is met within 7 % by every method (docs/performance.md).
+pub(super) fn of_step(model: &DecoderConfig, shape: &Shape, extra: &[f64]) -> (f64, f64, f64) {
+    let numbers = BlockNumbers::of(model, shape);
+    let layers = model.num_hidden_layers;
+    let keys = shape.rows * (shape.kept_columns + shape.columns);
+    let block = |layer: usize| {
+        let tokens = shape.rows * shape.columns;
+        let wanted = if layer + 1 == layers { shape.rows * shape.wanted_columns } else { tokens };
+        tokens * numbers.every + wanted * (numbers.wanted + extra[layer]) + keys * numbers.key
+    };
+    let graph = shape.first_graph_block..layers;
+    let d = model.hidden_size as f64;
+    let stream = shape.rows * shape.columns * shape.kind_bytes * d;
+    let activations = if shape.checkpoint_activations {
+        stream * graph.len() as f64 + graph.map(block).fold(0.0, f64::max)
+    } else {
+        graph.map(block).sum()
+    };
+    let logits = (shape.labels * model.vocab_size as f64).min(LOGITS_AT_ONCE);
+    let inner = shape.rows * shape.columns * model.intermediate_size as f64 * shape.kind_bytes;
+    let transient = (LOGIT_COPIES * 4.0 * logits).max(INNER_GRADIENTS * inner);
+    let kept_row = shape.kept_row_bytes(model);
+    let frozen_batch = if shape.keeps { shape.rows * kept_row } else { 0.0 };
+    (ALLOCATED * activations, ALLOCATED * transient, frozen_batch)
+}

@@ -1,0 +1,157 @@
+use reft_models::{Adapter, Decoder, DecoderConfig, Reach, Weights};
+use serde::Serialize;
+use tch::Device;
+
+use crate::error::Result;
+use crate::method_config::MethodConfig;
+use crate::planner::kept_by_method::kept_by_method;
+use crate::planner::memory::{self, MemoryPlan};
+use crate::registry::trainable_parameters;
+use crate::timing::{FLOOR, TimingCase};
+
+/// What a step of training takes.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StepPlan {
+    /// Trained numbers.
+    pub trainable_parameters: i64,
+    /// At the peak of a step.
+    pub memory: MemoryPlan,
+    /// Bytes that are kept of one row for later epochs; 0: nothing can be kept, or is to be.
+    pub kept_row: u64,
+    /// What is computed.
+    pub work: Work,
+}
+
+/// Floating-point operations of one step, in matrix products.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Work {
+    /// On rows that were not seen before.
+    pub first_epoch: f64,
+    /// On rows whose frozen part is kept; the same if nothing is.
+    pub later_epochs: f64,
+}
+
+/// The part of a step that is computed and differentiated.
+#[derive(Debug)]
+pub(super) struct Shape {
+    /// Rows of the batch.
+    pub(super) rows: f64,
+    /// Columns that run through the blocks.
+    pub(super) columns: f64,
+    /// Columns whose keys and values are kept, before those.
+    pub(super) kept_columns: f64,
+    /// Columns that run through the whole of the last block.
+    pub(super) wanted_columns: f64,
+    /// Labelled tokens of the batch.
+    pub(super) labels: f64,
+    /// The first block that runs, and the first that is differentiated.
+    pub(super) first_block: usize,
+    pub(super) first_graph_block: usize,
+    pub(super) keeps: bool,
+    pub(super) is_behind_kept_tokens: bool,
+    pub(super) checkpoint_activations: bool,
+    /// Bytes of a number of the model's kind.
+    pub(super) kind_bytes: f64,
+    /// Size of the keys of a token at a layer.
+    pub(super) kv: f64,
+}
+
+impl Shape {
+    fn new(case: &TimingCase, model: &DecoderConfig, adapter: &dyn Adapter) -> Self {
+        let layers = model.num_hidden_layers;
+        let row = case.examples(1, model.vocab_size).swap_remove(0).row;
+        let none = Reach { stage: layers, token: case.prompt_length - 1 };
+        let reach = none.and(adapter.reach(&row));
+        let (virtual_tokens, stage) = (adapter.virtual_tokens(), reach.stage);
+        let keeps = case.reuse && virtual_tokens == 0 && (reach.stage > 0 || reach.token > 0);
+        let (first_block, kept) = if keeps { (stage, reach.token) } else { (0, 0) };
+        let width = virtual_tokens + case.prompt_length + case.response_length - 1;
+        Self {
+            rows: case.batch_size as f64,
+            columns: (width - kept) as f64,
+            kept_columns: kept as f64,
+            wanted_columns: case.response_length as f64,
+            labels: (case.batch_size * case.response_length) as f64,
+            first_block,
+            first_graph_block: stage,
+            keeps,
+            is_behind_kept_tokens: kept > 0,
+            checkpoint_activations: case.checkpoint_activations,
+            kind_bytes: case.kind.kind().elt_size_in_bytes() as f64,
+            kv: (model.num_key_value_heads * model.head_dim) as f64,
+        }
+    }
+
+    /// Bytes that are kept of a row: hidden states of the columns that run, keys and values of those before them.
+    pub(super) fn kept_row_bytes(&self, model: &DecoderConfig) -> f64 {
+        let blocks = (model.num_hidden_layers - self.first_block) as f64;
+        let hidden_states = self.columns * model.hidden_size as f64;
+        self.kind_bytes * (hidden_states + 2.0 * blocks * self.kv * self.kept_columns)
+    }
+}
+
+/// Plans a step of a case that [`TimingCase::check`] accepts, from the model's shape alone: no weight is read or made.
+///
+/// `program` is what the process holds without a model ([`resident_memory`](crate::resident_memory)).
+///
+/// # Errors
+/// What the method refuses.
+pub fn plan_step(case: &TimingCase, program: u64) -> Result<StepPlan> {
+    let model = case.model_config()?;
+    case.check(&model)?;
+    let kind = case.kind.kind();
+    let weights = Weights::shapes_only(&model);
+    let decoder = Decoder::from_weights(model.clone(), &weights, kind, Device::Cpu)?;
+    let adapter = case.adapter(&decoder)?;
+    let method = case.method_config(&model)?;
+    let shape = Shape::new(case, &model, &*adapter);
+    let extra = kept_by_method(method.as_ref(), &model, shape.kind_bytes)?;
+    let (activations, transient, frozen_batch) = memory::of_step(&model, &shape, &extra);
+    let trained = if case.method == FLOOR { 0 } else { trainable_parameters(&*adapter) };
+    let is_full = matches!(method, Some(MethodConfig::Full));
+    // gradients and both moments, and the tensors themselves where they are not the model's
+    let copies = if is_full { 3 } else { 4 };
+    let memory = MemoryPlan {
+        program: program + memory::WORKSPACE,
+        weights: (model.parameters() as f64 * shape.kind_bytes) as u64,
+        optimizer: (4 * copies * trained) as u64,
+        activations: activations as u64,
+        transient: transient as u64,
+        frozen_batch: frozen_batch as u64,
+    };
+    let kept_row = if shape.keeps { shape.kept_row_bytes(&model) as u64 } else { 0 };
+    let work = work(&model, &shape, is_full);
+    Ok(StepPlan { trainable_parameters: trained, memory, kept_row, work })
+}
+
+/// Products of the blocks' weights with tokens, of attention, and of the head.
+fn work(model: &DecoderConfig, shape: &Shape, is_full: bool) -> Work {
+    let layers = model.num_hidden_layers;
+    let (d, f) = (model.hidden_size as f64, model.intermediate_size as f64);
+    let q = (model.num_attention_heads * model.head_dim) as f64;
+    // operations of one block's forward on `tokens` that see `keys` each, `wanted` of them to the end
+    let block = |tokens: f64, wanted: f64, keys: f64| {
+        4.0 * tokens * d * shape.kv + wanted * (4.0 * d * q + 6.0 * d * f + 4.0 * keys * q)
+    };
+    let all = shape.columns + shape.kept_columns;
+    let tokens = shape.rows * shape.columns;
+    let forward = |layer: usize| {
+        let wanted = if layer + 1 == layers { shape.rows * shape.wanted_columns } else { tokens };
+        block(tokens, wanted, all)
+    };
+    let below: f64 = (shape.first_block..shape.first_graph_block).map(forward).sum();
+    let graph: f64 = (shape.first_graph_block..layers).map(forward).sum();
+    // the backward of a frozen product is one product, that of a trained one is two; a checkpointed block runs forward twice
+    let backward = if is_full { 2.0 } else { 1.0 };
+    let again = if shape.checkpoint_activations { 1.0 } else { 0.0 };
+    let head = (1.0 + backward) * 2.0 * shape.labels * d * model.vocab_size as f64;
+    let later_epochs = below + graph * (1.0 + backward + again) + head;
+    let frozen = if shape.keeps {
+        let (tokens, kept) = (shape.rows * all, shape.rows * shape.kept_columns);
+        shape.first_block as f64 * block(tokens, tokens, all)
+            + (layers - shape.first_block) as f64 * block(kept, kept, shape.kept_columns)
+    } else {
+        0.0
+    };
+    Work { first_epoch: later_epochs + frozen, later_epochs }
+}

@@ -1,0 +1,131 @@
+//! `reft plan`: its memory is what a run then takes, and bad input is refused.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::Result;
+use crate::runs::{args, oracle, run, succeed};
+
+/// The shape of SmolLM2-135M.
+fn demo_config(dir: &Path) -> Result<OsString> {
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 576,
+        "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+        "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 100000, "tie_word_embeddings": true, "vocab_size": 49152
+    });
+    let path = dir.join("config.json");
+    std::fs::write(&path, config.to_string())?;
+    Ok(path.into())
+}
+
+fn json_of(arguments: Vec<OsString>) -> Result<Value> {
+    Ok(serde_json::from_str(
+        &succeed([arguments, args!["--threads", "1", "--json"]].concat())?.stdout,
+    )?)
+}
+
+fn number(value: &Value) -> Result<f64> {
+    value.as_f64().ok_or_else(|| format!("no number: {value}").into())
+}
+
+/// The peak of the process that trains is what was planned, for a model of the demo's shape.
+#[test]
+#[cfg(target_os = "linux")]
+fn planned_memory_is_what_a_run_takes() -> Result {
+    let dir = tempfile::tempdir()?;
+    let config = demo_config(dir.path())?;
+    let batch =
+        ["--batch-size", "4", "--prompt-length", "56", "--response-length", "8", "--no-reuse"];
+    let mut peaks = Vec::new();
+    for (method, flags) in
+        [("loreft", &[][..]), ("loreft", &["--checkpoint-activations"]), ("lora", &[])]
+    {
+        let shape = args!["--model-config", &config];
+        let flags: Vec<OsString> = batch.iter().chain(flags).map(OsString::from).collect();
+        let planned = json_of(
+            [args!["plan", "--tflops", "1", "--method", method], shape.clone(), flags.clone()]
+                .concat(),
+        )?;
+        let once = args![
+            "bench",
+            "--random-weights",
+            "--steps",
+            "1",
+            "--rounds",
+            "1",
+            "--methods",
+            method
+        ];
+        let measured = json_of([once, shape, flags].concat())?;
+        let planned = number(&planned["peak_bytes"])? / 1e6;
+        let measured = number(&measured["rows"][0]["peak_memory_mb"])?;
+        assert!(
+            (planned / measured - 1.0).abs() < 0.15,
+            "{method}: {planned} MB planned, {measured} MB taken"
+        );
+        peaks.push(planned);
+    }
+    // Power: the cases differ by as much as what is tolerated.
+    assert!(peaks[1] < 0.82 * peaks[0] && peaks[2] > 1.12 * peaks[0], "{peaks:?}");
+    Ok(())
+}
+
+#[test]
+fn a_run_that_does_not_fit_is_told_what_makes_it_fit() -> Result {
+    let dir = tempfile::tempdir()?;
+    let config = demo_config(dir.path())?;
+    let asked = |memory: &str| {
+        args!["plan", "--model-config", &config, "--memory", memory, "--tflops", "1"]
+    };
+    let text = succeed(asked("1300MB"))?.stdout;
+    assert!(text.contains("does not fit into 1.3 GB"), "{text}");
+    assert!(text.contains("to make it fit: --checkpoint-activations\n"), "{text}");
+    let text = succeed(asked("100MB"))?.stdout;
+    assert!(text.contains("none of these ways fits"), "{text}");
+    assert!(!succeed(asked("24GB"))?.stdout.contains("to make it fit"));
+    Ok(())
+}
+
+#[test]
+fn kept_work_makes_later_epochs_cheaper_and_takes_the_memory_that_is_said() -> Result {
+    let dir = tempfile::tempdir()?;
+    let shape = args![
+        "plan",
+        "--tflops",
+        "1",
+        "--positions",
+        "l1",
+        "--model-config",
+        demo_config(dir.path())?
+    ];
+    let kept = json_of(shape.clone())?;
+    let (first, later) =
+        (&kept["first_epoch_seconds_per_step"], &kept["later_epochs_seconds_per_step"]);
+    assert!(number(first)? > 4.0 * number(later)?, "{kept}");
+    // of a row of 120 + 8: keys and values of 119 tokens at the 29 layers above the first edit, hidden states of 8 tokens; f32
+    assert_eq!(kept["step"]["kept_row"].as_u64(), Some(4 * (29 * 2 * 192 * 119 + 8 * 576)));
+    let plain = json_of([shape, args!["--no-reuse"]].concat())?;
+    assert!(plain["rows_kept"].is_null());
+    assert_eq!(plain["first_epoch_seconds_per_step"], plain["later_epochs_seconds_per_step"]);
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_planned_is_refused() -> Result {
+    let model = oracle("tiny_llama");
+    for (flags, expected) in [
+        (args!["--rank", "65"], "rank 65 does not fit"),
+        (args!["--examples", "0"], "--examples is 0"),
+        (args!["--tflops", "-1"], "--tflops"),
+        (args!["--memory", "much"], "--memory"),
+        (args!["--batch-size", "0"], "batch-size"),
+    ] {
+        let run = run([args!["plan", "--model", &model], flags].concat())?;
+        assert!(run.code != Some(0), "{}", run.stderr);
+        assert!(run.stderr.contains(expected), "{}", run.stderr);
+        assert!(run.stdout.is_empty() && !run.stderr.contains("panicked"), "{}", run.stderr);
+    }
+    Ok(())
+}
