@@ -2,6 +2,8 @@
 //!
 //! One file per command; results go to stdout, progress and messages to stderr. What is computed is computed in the libraries.
 
+#[cfg(target_os = "linux")]
+mod allocator;
 mod bench;
 mod chat;
 mod cli;
@@ -42,6 +44,8 @@ use clap::Parser;
 use crate::cli::Cli;
 
 fn main() -> ExitCode {
+    #[cfg(target_os = "linux")]
+    allocator::keep_memory_between_steps();
     failure::report_panics();
     failure::exit_code(|| Cli::parse().run())
 }

@@ -1,0 +1,23 @@
+//! The program's allocator on Linux: mimalloc, for libtorch too.
+//!
+//! glibc before 2.38 does not use again what it has cut off aligned blocks, and libtorch asks for aligned blocks only: a training step
+//! took half as much memory again as its tensors. mimalloc is linked in under the names of malloc and its kin, which libtorch then finds here.
+
+use std::ffi::c_long;
+
+use libmimalloc_sys::{mi_option_set, mi_option_t};
+
+/// `mi_option_purge_delay` of mimalloc 3.
+const PURGE_DELAY: mi_option_t = 15;
+
+/// Milliseconds after which free memory is given back to the system. By default 10: then what one step frees is fetched anew by the next.
+const DELAY: c_long = 60_000;
+
+/// Makes memory that a step frees stay for the next one.
+pub fn keep_memory_between_steps() {
+    // SAFETY: the function stores a number, and may be called at any time.
+    #[allow(unsafe_code)]
+    unsafe {
+        mi_option_set(PURGE_DELAY, DELAY);
+    }
+}
