@@ -187,9 +187,18 @@ fn values(method: &MethodReport) -> Vec<Option<f64>> {
     ]
 }
 
-fn plots(out: &mut String, report: &Report) -> std::fmt::Result {
+/// The plot of scores against trainable parameters, as a file of its own; `None` if no method is finished.
+pub(crate) fn svg(report: &Report) -> Option<String> {
+    let plot = score_plot(report)?;
+    let (start, rest) = plot.split_once('>').expect("invariant: a plot begins with its tag");
+    Some(format!(
+        "{start} xmlns=\"http://www.w3.org/2000/svg\"><style>{STYLE}svg{{background:var(--bg)}}</style>{rest}\n"
+    ))
+}
+
+/// As in the ReFT paper's figure 1.
+fn score_plot(report: &Report) -> Option<String> {
     let metric = report.metric;
-    let of_methods = || report.methods.iter().enumerate();
     let point = |(i, method): (usize, &MethodReport)| {
         let score = method.score.as_ref()?;
         let title = format!(
@@ -207,16 +216,19 @@ fn plots(out: &mut String, report: &Report) -> std::fmt::Result {
             title,
         })
     };
-    let points: Vec<Point> = of_methods().filter_map(point).collect();
-    if points.is_empty() {
-        return writeln!(out, "<p>No method is finished yet.</p>");
-    }
-    writeln!(out, "<h2>Plots</h2>\n<div class=\"plots\">")?;
+    let points: Vec<Point> = report.methods.iter().enumerate().filter_map(point).collect();
     let names = Names { x: "trainable parameters", y: metric.name() };
-    let is_share = metric != Metric::Loss;
     let base = report.base.as_ref().map(|base| base.score);
-    let plot = scatter(&points, base, &names, is_share, short);
-    let title = format!("{} against trainable parameters", capital(metric.name()));
+    (!points.is_empty()).then(|| scatter(&points, base, &names, metric != Metric::Loss, short))
+}
+
+fn plots(out: &mut String, report: &Report) -> std::fmt::Result {
+    let of_methods = || report.methods.iter().enumerate();
+    let Some(plot) = score_plot(report) else {
+        return writeln!(out, "<p>No method is finished yet.</p>");
+    };
+    writeln!(out, "<h2>Plots</h2>\n<div class=\"plots\">")?;
+    let title = format!("{} against trainable parameters", capital(report.metric.name()));
     figure(
         out,
         &title,

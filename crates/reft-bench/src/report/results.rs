@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::compare::{Cell, CellResult, Plan, TestResult, choose_rate};
 use crate::error::Result;
 use crate::method_config::MethodOptions;
-use crate::report::html::html;
+use crate::report::html::{html, svg};
 use crate::report::markdown::markdown;
 use crate::report::spread::Spread;
 use crate::tasks::Metric;
@@ -132,7 +132,7 @@ impl Report {
         })
     }
 
-    /// Writes `report.json`, `report.md` and `report.html`.
+    /// Writes `report.json`, `report.md`, `report.html`, and `report.svg` with the plot of scores against trainable parameters.
     ///
     /// # Errors
     /// If a file cannot be written.
@@ -140,6 +140,9 @@ impl Report {
         use crate::compare::{write_json, write_text};
         write_json(&output.join("report.json"), self)?;
         write_text(&output.join("report.md"), &markdown(self))?;
+        if let Some(plot) = svg(self) {
+            write_text(&output.join("report.svg"), &plot)?;
+        }
         write_text(&output.join("report.html"), &html(self))
     }
 
