@@ -13,11 +13,12 @@ use reft_bench::{
     measure, method_names, run_timing,
 };
 use reft_core::Positions;
-use reft_models::{Component, resolve_model};
+use reft_models::{Component, WeightStorage, resolve_model};
 use tch::Kind;
 
+use crate::cuda_driver::memory_in_use;
 use crate::layers::Layers;
-use crate::machine::{DeviceChoice, KindChoice, set_threads};
+use crate::machine::{DeviceChoice, KindChoice, set_tf32, set_threads};
 use crate::method_name::MethodName;
 use crate::output::{self, note};
 use crate::train_method::in_flags;
@@ -64,6 +65,15 @@ pub struct BenchArgs {
         help_heading = "Model"
     )]
     kind: KindChoice,
+    /// How its matrices are held: dense, as-stored (GGUF's blocks stay packed), int8 or int4 [default: dense]
+    #[arg(
+        long,
+        value_name = "FORM",
+        default_value_t,
+        hide_default_value = true,
+        help_heading = "Model"
+    )]
+    weights: WeightStorage,
 
     /// floor, and any methods of `reft train`; several at once as loreft+lora
     #[arg(
@@ -115,6 +125,9 @@ pub struct BenchArgs {
     /// Compute the frozen model's part of a row in every step
     #[arg(long, help_heading = "Measurement")]
     no_reuse: bool,
+    /// Keep only what goes into each block and compute its activations again in the backward; so it is always with packed weights
+    #[arg(long, help_heading = "Measurement")]
+    checkpoint_activations: bool,
     /// Also time the generation of N tokens after each prompt of a batch; 0: do not
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Measurement")]
     generate: usize,
@@ -127,6 +140,9 @@ pub struct BenchArgs {
         help_heading = "Measurement"
     )]
     device: DeviceChoice,
+    /// On a GPU: f32 products on TF32 units, faster and to three digits
+    #[arg(long, help_heading = "Measurement")]
+    tf32: bool,
     /// CPU threads to compute with [default: one per core]
     #[arg(long, value_name = "N", help_heading = "Measurement")]
     threads: Option<usize>,
@@ -142,6 +158,8 @@ pub struct CaseArgs {
     device: DeviceChoice,
     #[arg(long)]
     threads: usize,
+    #[arg(long)]
+    tf32: bool,
 }
 
 /// What can be timed: a method, or the frozen floor.
@@ -180,7 +198,8 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
     let run = plan(args)?;
     let device = args.device.resolve()?;
     let threads = set_threads(args.threads)?;
-    let mut run_one = |case: &TimingCase| run_in_child(case, DeviceChoice::of(device), threads);
+    let machine = CaseArgs { device: DeviceChoice::of(device), threads, tf32: args.tf32 };
+    let mut run_one = |case: &TimingCase| run_in_child(case, &machine);
     let report = run_timing(&run, device, &mut run_one, &mut |text| note(text))?;
     if args.json {
         output::json(&report)?;
@@ -212,6 +231,7 @@ fn plan(args: &BenchArgs) -> Result<TimingRun> {
         model,
         random_weights: args.random_weights,
         kind: precision(args.kind),
+        weights: args.weights,
         method: FLOOR.to_owned(),
         options: MethodOptions::default(),
         batch_size: args.batch_size,
@@ -219,6 +239,7 @@ fn plan(args: &BenchArgs) -> Result<TimingRun> {
         response_length: args.response_length,
         steps: args.steps.div_ceil(rounds),
         reuse: !args.no_reuse,
+        checkpoint_activations: args.checkpoint_activations,
         new_tokens: args.generate,
     };
     let shape = case.model_config().with_context(|| format!("cannot load model {name}"))?;
@@ -251,16 +272,13 @@ fn precision(kind: KindChoice) -> Precision {
 }
 
 /// Times a case in a process of its own, which ends with this one when both are interrupted.
-fn run_in_child(
-    case: &TimingCase,
-    device: DeviceChoice,
-    threads: usize,
-) -> reft_bench::Result<Measured> {
+fn run_in_child(case: &TimingCase, machine: &CaseArgs) -> reft_bench::Result<Measured> {
     let attempt = || -> Result<Measured> {
         let program = std::env::current_exe().context("this program cannot be found")?;
         let mut child = Command::new(program)
-            .args(["bench-case", "--device", &device.to_string()])
-            .args(["--threads", &threads.to_string()])
+            .args(["bench-case", "--device", &machine.device.to_string()])
+            .args(["--threads", &machine.threads.to_string()])
+            .args(machine.tf32.then_some("--tf32"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -290,6 +308,10 @@ pub fn run_one_case(args: &CaseArgs) -> Result<ExitCode> {
     std::io::stdin().read_to_string(&mut text).context("the case cannot be read")?;
     let case: TimingCase = serde_json::from_str(&text).context("the case cannot be understood")?;
     set_threads(Some(args.threads))?;
-    output::json(&measure(&case, args.device.resolve()?)?)?;
+    set_tf32(args.tf32)?;
+    let device = args.device.resolve()?;
+    let mut measured = measure(&case, device)?;
+    measured.device_memory_bytes = device.is_cuda().then(memory_in_use).flatten();
+    output::json(&measured)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use crate::bench::{self, BenchArgs, CaseArgs};
 use crate::chat::{self, ChatArgs};
 use crate::compare::{self, CellArgs, CompareArgs};
+use crate::devices::{self, DevicesArgs};
 use crate::eval::{self, EvalArgs};
 use crate::export::{self, ExportArgs};
 use crate::generate::{self, GenerateArgs};
@@ -37,6 +38,7 @@ enum Command {
     Bench(Box<BenchArgs>),
     #[command(hide = true)]
     BenchCase(CaseArgs),
+    Devices(DevicesArgs),
     Logits(LogitsArgs),
     Inspect(InspectArgs),
     Import(ImportArgs),
@@ -58,6 +60,7 @@ impl Cli {
             Command::CompareCell(args) => compare::run_one_cell(&args),
             Command::Bench(args) => bench::run(&args),
             Command::BenchCase(args) => bench::run_one_case(&args),
+            Command::Devices(args) => devices::run(&args),
             Command::Logits(args) => logits::run(&args),
             Command::Inspect(args) => inspect::run(&args),
             Command::Import(args) => import::run(&args),
