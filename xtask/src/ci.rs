@@ -19,7 +19,7 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     let started = Instant::now();
     step("fmt", || command::run(workspace.cargo().args(["fmt", "--all", "--check"])))?;
     step("tidy", || tidy::run(workspace))?;
-    step("setup", || setup::run(workspace))?;
+    step("setup", || setup::run(workspace, false))?;
     step("clippy", || {
         let lints = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
         command::run(workspace.cargo().args(lints))

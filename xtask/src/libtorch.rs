@@ -54,21 +54,71 @@ pub fn defect(libtorch: &Path, platform: &Platform) -> Option<String> {
 
 /// Makes `libtorch/` of `workspace`, or makes it again. The caller holds the lock on `cache`.
 pub fn make(workspace: &Workspace, platform: &Platform, cache: &Path) -> Result<()> {
+    let libtorch = workspace.libtorch();
+    refuse_link(&libtorch)?;
     let compiler = compiler()?;
     command::python()?;
     remove_leftovers(workspace);
+    let fresh = unpacked(workspace, platform, cache, &libtorch)?;
+    if platform.shim {
+        link_shim(&compiler, &fresh.path().join("lib"))?;
+    }
+    complete(&fresh, platform)?;
+    // In place before the rename, so that there is no moment at which the directory is there and Cargo does not know it.
+    let config = libtorch_config::content(&libtorch, false)?;
+    fs::write(fresh.path().join("cargo.toml"), config)?;
+    put_in_place(workspace, fresh, &libtorch)
+}
+
+/// Makes `libtorch/cuda/`, or makes it again. The caller holds the lock on `cache`.
+pub fn make_cuda(workspace: &Workspace, platform: &Platform, cache: &Path) -> Result<()> {
+    let cuda = workspace.libtorch().join("cuda");
+    refuse_link(&workspace.libtorch())?;
+    refuse_link(&cuda)?;
+    command::python()?;
+    remove_leftovers(workspace);
+    let fresh = unpacked(workspace, platform, cache, &cuda)?;
+    complete(&fresh, platform)?;
+    put_in_place(workspace, fresh, &cuda)
+}
+
+/// Refuses a folder that is a link: what is behind it belongs to another checkout or installation.
+///
+/// # Errors
+/// If it is one.
+pub fn refuse_link(dir: &Path) -> Result<()> {
+    if fs::symlink_metadata(dir).is_ok_and(|metadata| metadata.is_symlink()) {
+        let target = fs::read_link(dir).unwrap_or_default();
+        bail!(
+            "{} is a link to {}, and setup does not write through a link: remove it, or set LIBTORCH to the installation behind it",
+            dir.display(),
+            target.display()
+        );
+    }
+    Ok(())
+}
+
+/// What a platform's wheels hold, in a new folder that is to become `target`.
+fn unpacked(
+    workspace: &Workspace,
+    platform: &Platform,
+    cache: &Path,
+    target: &Path,
+) -> Result<TempDir> {
     let mut wheels = Vec::new();
     for (wheel, pieces) in platform.wheels {
         wheels.push((wheel::fetch(wheel, cache)?, *pieces));
     }
-    eprintln!("unpacking to {}", workspace.libtorch().display());
+    eprintln!("unpacking to {}", target.display());
     let fresh = temporary_sibling(workspace)?;
     for (wheel, pieces) in wheels {
         wheel::unpack(&wheel, pieces, fresh.path())?;
     }
-    if platform.shim {
-        link_shim(&compiler, &fresh.path().join("lib"))?;
-    }
+    Ok(fresh)
+}
+
+/// Writes version and manifest, and checks what is there against what is needed.
+fn complete(fresh: &TempDir, platform: &Platform) -> Result<()> {
     fs::write(fresh.path().join("build-version"), format!("{LIBTORCH_VERSION}\n"))?;
     write_manifest(fresh.path())?;
     if let Some(defect) = defect(fresh.path(), platform) {
@@ -76,10 +126,7 @@ pub fn make(workspace: &Workspace, platform: &Platform, cache: &Path) -> Result<
             "libtorch was unpacked, but {defect}: the pinned wheels and the list of needed files disagree"
         );
     }
-    // In place before the rename, so that there is no moment at which the directory is there and Cargo does not know it.
-    let config = libtorch_config::content(&workspace.libtorch(), false)?;
-    fs::write(fresh.path().join("cargo.toml"), config)?;
-    put_in_place(workspace, fresh)
+    Ok(())
 }
 
 /// A new folder beside `libtorch/`, on the same disk, so that a rename puts it in place.
@@ -109,15 +156,14 @@ fn remove_leftovers(workspace: &Workspace) {
     }
 }
 
-fn put_in_place(workspace: &Workspace, fresh: TempDir) -> Result<()> {
-    let libtorch = workspace.libtorch();
+fn put_in_place(workspace: &Workspace, fresh: TempDir, target: &Path) -> Result<()> {
     let old = temporary_sibling(workspace)?; // removed when dropped
-    if libtorch.exists() {
-        fs::rename(&libtorch, old.path().join("libtorch"))
-            .with_context(|| format!("cannot move the old {} away", libtorch.display()))?;
+    if target.exists() {
+        fs::rename(target, old.path().join("old"))
+            .with_context(|| format!("cannot move the old {} away", target.display()))?;
     }
-    fs::rename(fresh.keep(), &libtorch)
-        .with_context(|| format!("cannot put {} in place", libtorch.display()))
+    fs::rename(fresh.keep(), target)
+        .with_context(|| format!("cannot put {} in place", target.display()))
 }
 
 fn write_manifest(libtorch: &Path) -> Result<()> {
@@ -226,10 +272,31 @@ mod tests {
         fs::write(workspace.libtorch().join("old"), "old")?;
         let fresh = temporary_sibling(&workspace)?;
         fs::write(fresh.path().join("new"), "new")?;
-        put_in_place(&workspace, fresh)?;
+        put_in_place(&workspace, fresh, &workspace.libtorch())?;
         assert_eq!(fs::read_to_string(workspace.libtorch().join("new"))?, "new");
         assert!(!workspace.libtorch().join("old").exists());
         assert_eq!(fs::read_dir(root.path())?.count(), 1);
+        Ok(())
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn nothing_is_made_behind_a_link() -> Result<()> {
+        let (root, elsewhere) = (tempfile::tempdir()?, tempfile::tempdir()?);
+        fs::write(elsewhere.path().join("cargo.toml"), "theirs")?;
+        let workspace = Workspace::at(root.path());
+        std::os::unix::fs::symlink(elsewhere.path(), workspace.libtorch())?;
+        let refusals = [
+            make(&workspace, &TINY, root.path()),
+            make_cuda(&workspace, &TINY, root.path()),
+            libtorch_config::write(&workspace, Path::new("/opt/libtorch"), true).map(drop),
+        ];
+        for refused in refusals {
+            let message = refused.err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(message.contains("is a link to") && message.contains("remove it"), "{message}");
+        }
+        assert_eq!(fs::read_to_string(elsewhere.path().join("cargo.toml"))?, "theirs");
+        assert_eq!(fs::read_dir(elsewhere.path())?.count(), 1);
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use crate::libtorch::refuse_link;
 use crate::workspace::Workspace;
 
 /// First line of the file when the installation is the user's and not ours.
@@ -61,6 +62,7 @@ pub fn write(workspace: &Workspace, libtorch: &Path, given: bool) -> Result<bool
         return Ok(false);
     }
     let dir = workspace.libtorch();
+    refuse_link(&dir)?;
     fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
     let temporary = dir.join("cargo.toml.new");
     fs::write(&temporary, content)

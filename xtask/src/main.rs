@@ -5,6 +5,7 @@
 
 mod ci;
 mod command;
+mod cuda_wheels;
 mod demo;
 mod libtorch;
 mod libtorch_config;
@@ -37,7 +38,11 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Task {
     /// Make libtorch/ (or record the installation that LIBTORCH names), so that plain `cargo build` works
-    Setup,
+    Setup {
+        /// Also fetch the GPU half of libtorch to libtorch/cuda (some 2 GB): the same programs use it where there is a GPU
+        #[arg(long)]
+        cuda: bool,
+    },
     /// Fetch the demo model and convert it to models/SmolLM2-135M-Instruct
     Model,
     /// Train LoReFT on the demo model and show its replies beside the base model's; sets up what is missing
@@ -79,7 +84,7 @@ fn main() -> ExitCode {
 fn run(task: Task) -> anyhow::Result<()> {
     let workspace = Workspace::current();
     match task {
-        Task::Setup => setup::run(&workspace),
+        Task::Setup { cuda } => setup::run(&workspace, cuda),
         Task::Model => model::run(&workspace),
         Task::Demo => demo::run(&workspace),
         Task::Test { arguments } => ci::test(&workspace, &arguments),

@@ -2,6 +2,8 @@
 
 use anyhow::{Result, bail};
 
+use crate::cuda_wheels::LINUX_X86_64_CUDA;
+
 /// The version of libtorch that tch 0.24 is written for.
 pub const LIBTORCH_VERSION: &str = "2.11.0";
 
@@ -42,9 +44,11 @@ pub struct Platform {
 
 const INCLUDE: Piece = Piece { from: "torch/include/", to: "include/" };
 
-const LINUX_TAGS: &[&str] = &[
+pub const LINUX_TAGS: &[&str] = &[
+    "manylinux_2_12_x86_64",
     "manylinux2014_x86_64",
     "manylinux_2_17_x86_64",
+    "manylinux_2_18_x86_64",
     "manylinux_2_24_x86_64",
     "manylinux_2_25_x86_64",
     "manylinux_2_26_x86_64",
@@ -52,18 +56,21 @@ const LINUX_TAGS: &[&str] = &[
     "manylinux_2_28_x86_64",
 ];
 
+/// Both halves of libtorch for Linux.
+pub const TORCH_WHEEL_LINUX: Wheel = Wheel {
+    requirement: "torch==2.11.0",
+    file_name: "torch-2.11.0-cp311-cp311-manylinux_2_28_x86_64.whl",
+    sha256: "7aa2f9bbc6d4595ba72138026b2074be1233186150e9292865e04b7a63b8c67a",
+    megabytes: 531,
+    tags: LINUX_TAGS,
+};
+
 /// The index has no CPU-only wheel for Linux. Of the CUDA 13.0 build we take the CPU libraries, which link against two small CUDA
 /// libraries but need no GPU.
 static LINUX_X86_64: Platform = Platform {
     wheels: &[
         (
-            Wheel {
-                requirement: "torch==2.11.0",
-                file_name: "torch-2.11.0-cp311-cp311-manylinux_2_28_x86_64.whl",
-                sha256: "7aa2f9bbc6d4595ba72138026b2074be1233186150e9292865e04b7a63b8c67a",
-                megabytes: 531,
-                tags: LINUX_TAGS,
-            },
+            TORCH_WHEEL_LINUX,
             &[
                 INCLUDE,
                 Piece { from: "torch/lib/libtorch_cpu.so", to: "lib/libtorch_cpu.so" },
@@ -140,6 +147,17 @@ pub static DEMO_MODEL: Wheel = Wheel {
     tags: &[],
 };
 
+/// The wheels of libtorch's GPU half for this machine.
+pub fn cuda() -> Result<&'static Platform> {
+    if !std::ptr::eq(current()?, &LINUX_X86_64) {
+        bail!(
+            "there is no libtorch with CUDA for {}; run `cargo xtask setup` without --cuda",
+            std::env::consts::OS
+        )
+    }
+    Ok(&LINUX_X86_64_CUDA)
+}
+
 /// The wheels for this machine.
 pub fn current() -> Result<&'static Platform> {
     if cfg!(all(target_os = "linux", target_arch = "x86_64", target_env = "gnu")) {
@@ -164,6 +182,7 @@ mod tests {
         platforms
             .into_iter()
             .flat_map(|platform| platform.wheels)
+            .chain(&LINUX_X86_64_CUDA.wheels[1..]) // the first is the other half of one that is here already
             .map(|(wheel, _)| wheel)
             .chain([&DEMO_MODEL])
     }

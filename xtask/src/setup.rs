@@ -22,14 +22,17 @@ enum Source {
     Given(PathBuf),
 }
 
-/// Makes libtorch ready, or says that it is.
-pub fn run(workspace: &Workspace) -> Result<()> {
+/// Makes libtorch ready, with its GPU half if that is wanted, or says that it is.
+pub fn run(workspace: &Workspace, with_cuda: bool) -> Result<()> {
     if ready(workspace)? {
         eprintln!("libtorch {LIBTORCH_VERSION} is ready: nothing to do");
     } else {
         eprintln!(
             "libtorch {LIBTORCH_VERSION} is ready: plain `cargo build`, `cargo test` and `cargo run` work now"
         );
+    }
+    if with_cuda {
+        cuda(workspace)?;
     }
     if env::var_os("RUSTFLAGS").is_some() {
         eprintln!(
@@ -52,6 +55,31 @@ pub fn ready(workspace: &Workspace) -> Result<bool> {
         }
         Source::Own => own(workspace),
     }
+}
+
+/// Makes the GPU half of libtorch ready.
+fn cuda(workspace: &Workspace) -> Result<()> {
+    if let Source::Given(libtorch) = source(workspace)? {
+        bail!(
+            "LIBTORCH is {}, an installation of yours: its own CUDA libraries are used, if it has them; unset it to have them fetched",
+            libtorch.display()
+        );
+    }
+    let platform = platform::cuda()?;
+    let dir = workspace.libtorch().join("cuda");
+    let cache = workspace::cache_dir()?;
+    let _lock = workspace::exclusive(&cache)?;
+    match libtorch::defect(&dir, platform) {
+        Some(defect) => {
+            eprintln!("making {}: {defect}", dir.display());
+            libtorch::make_cuda(workspace, platform, &cache)?;
+            eprintln!(
+                "libtorch's GPU half is ready; `reft devices` says whether it can be used here"
+            );
+        }
+        None => eprintln!("libtorch's GPU half is ready: nothing to do"),
+    }
+    Ok(())
 }
 
 fn own(workspace: &Workspace) -> Result<bool> {

@@ -2,7 +2,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use reft_core::Parameter;
-use reft_models::{Adapter, BaseModel, Decoder, Hooks, Layout, Mode, NoHooks, Result};
+use reft_models::{
+    Adapter, BaseModel, Decoder, Error, Hooks, Layout, Mode, NoHooks, Result, Weight,
+};
 use tch::Tensor;
 
 use crate::leaves::{load_state, state_of};
@@ -24,12 +26,15 @@ impl FullAdapter {
     pub const FILE_NAME: &str = "model.safetensors";
 
     /// Makes every weight of the decoder trainable.
-    pub fn new(decoder: &Decoder, base_model: &str) -> Self {
-        let weights = decoder.weights().into_iter();
-        Self {
+    ///
+    /// # Errors
+    /// [`reft_models::Error::Adapter`] if one is quantised.
+    pub fn new(decoder: &Decoder, base_model: &str) -> Result<Self> {
+        let weights = weight_tensors(decoder)?.into_iter();
+        Ok(Self {
             weights: weights.map(|(name, tensor)| (name, tensor.set_requires_grad(true))).collect(),
             base_model: BaseModel::of(decoder.config(), base_model),
-        }
+        })
     }
 
     /// Reads trained weights into the decoder, and makes them trainable.
@@ -42,10 +47,26 @@ impl FullAdapter {
         let path = dir.join(Self::FILE_NAME);
         let tensors = peft_file::read_tensors(&path, &expected, decoder.config())?;
         let name = peft_file::base_model(&path)?.and_then(|base_model| base_model.name);
-        let mut full = Self::new(decoder, &name.unwrap_or_default());
+        let mut full = Self::new(decoder, &name.unwrap_or_default())?;
         full.load_state(&tensors)?;
         Ok(full)
     }
+}
+
+/// The weights of a model, to be changed in place.
+///
+/// # Errors
+/// [`reft_models::Error::Adapter`] if one is quantised.
+pub(crate) fn weight_tensors(decoder: &Decoder) -> Result<Vec<(String, Tensor)>> {
+    let tensor = |(name, weight): (String, Weight)| match weight {
+        Weight::Dense(tensor) => Ok((name, tensor)),
+        Weight::Quantised(_) => Err(Error::Adapter {
+            reason: format!(
+                "{name} is quantised, and its numbers cannot be changed; hold the weights as tensors (dense)"
+            ),
+        }),
+    };
+    decoder.weights().into_iter().map(tensor).collect()
 }
 
 impl Adapter for FullAdapter {

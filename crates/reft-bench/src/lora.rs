@@ -4,7 +4,7 @@ use std::path::Path;
 use reft_core::Parameter;
 use reft_models::{
     Adapter, BaseModel, Decoder, DecoderConfig, Error, Hooks, Layout, Linear, Mode, Reach, Result,
-    Row, Site, Span,
+    Row, Site, Span, Weight,
 };
 use tch::{Device, Kind, Tensor, autocast, no_grad};
 
@@ -49,12 +49,12 @@ impl LoraAdapter {
     /// What [`LoraConfig::check`] and the selection of target modules refuse.
     pub fn new(mut config: LoraConfig, decoder: &Decoder, base_model: &str) -> Result<Self> {
         config.base_model_name_or_path = Some(base_model.to_owned());
-        let weights: HashMap<String, Tensor> =
+        let weights: HashMap<String, Weight> =
             if config.use_dora { decoder.weights().into_iter().collect() } else { HashMap::new() };
         Self::with_tensors(config, decoder, &mut |module, tensor, shape| match tensor {
             LoraTensor::A => uniform(shape, shape[1]),
             LoraTensor::B => Tensor::zeros(shape, (Kind::Float, Device::Cpu)),
-            LoraTensor::Magnitude => row_norms(&weights[&format!("{module}.weight")]),
+            LoraTensor::Magnitude => row_norms(&weights[&format!("{module}.weight")].dense()),
         })
     }
 
@@ -270,10 +270,10 @@ impl Hooks for LoraHooks<'_> {
         let scaled = x.linear(&layer.lora_a, None::<Tensor>) * layer.scaling; // s A x [b, t, r]
         let update = scaled.linear(&layer.lora_b, None::<Tensor>); // s B A x [b, t, out]
         let Some(magnitude) = &layer.magnitude else { return Ok((y + update).to_kind(kind)) };
-        let norms = self.norms.entry(site).or_insert_with(|| layer.norms(&linear.weight));
+        let norms = self.norms.entry(site).or_insert_with(|| layer.norms(&linear.weight.dense()));
         let factor = magnitude / &*norms; // m / ‖W + s B A‖ [out]
         let frozen = match (&dropped, &linear.bias) {
-            (Some(x), _) => x.linear(&linear.weight.to_kind(Kind::Float), None::<Tensor>),
+            (Some(x), _) => x.linear(&linear.weight.dense().to_kind(Kind::Float), None::<Tensor>),
             (None, Some(bias)) => &y - bias,
             (None, None) => y.shallow_clone(),
         }; // W x [b, t, out], of the same x as the update

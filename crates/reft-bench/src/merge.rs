@@ -5,7 +5,7 @@ use reft_models::{Decoder, atomic_directory, save_safetensors};
 use tch::{Tensor, no_grad};
 
 use crate::error::{Error, Result};
-use crate::full::FullAdapter;
+use crate::full::{FullAdapter, weight_tensors};
 use crate::ia3::Ia3Adapter;
 use crate::lora::LoraAdapter;
 use crate::method_description::adapter_options;
@@ -19,7 +19,7 @@ use crate::registry::AdapterKind;
 /// # Errors
 /// [`Error::NotFinite`]: the decoder is merged in part then, and should be opened anew.
 pub fn merge_lora(decoder: &Decoder, adapter: &LoraAdapter) -> Result<()> {
-    let weights = Weights::of(decoder);
+    let weights = Weights::of(decoder)?;
     adapter.layers().try_for_each(|layer| {
         weights.change(&format!("{}.weight", layer.module), |weight| layer.merged(weight))
     })
@@ -30,7 +30,7 @@ pub fn merge_lora(decoder: &Decoder, adapter: &LoraAdapter) -> Result<()> {
 /// # Errors
 /// As [`merge_lora`].
 pub fn merge_ia3(decoder: &Decoder, adapter: &Ia3Adapter) -> Result<()> {
-    let weights = Weights::of(decoder);
+    let weights = Weights::of(decoder)?;
     for factor in adapter.factors() {
         weights.change(&format!("{}.weight", factor.module), |weight| factor.merged(weight))?;
         let bias = format!("{}.bias", factor.module);
@@ -111,7 +111,8 @@ pub fn export_model(
         move |source| reft_models::Error::Io { action, path, source }
     };
     Ok(atomic_directory(output, |dir| {
-        let weights = decoder.weights().into_iter().map(|(name, tensor)| (name, tensor.detach()));
+        let weights = decoder.weights().into_iter();
+        let weights = weights.map(|(name, weight)| (name, weight.dense().detach()));
         let mut metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         metadata.extend(facts.iter().map(|(name, fact)| ((*name).to_owned(), fact.clone())));
         let weights: Vec<_> = weights.collect();
@@ -132,8 +133,8 @@ pub fn export_model(
 struct Weights(HashMap<String, Tensor>);
 
 impl Weights {
-    fn of(decoder: &Decoder) -> Self {
-        Self(decoder.weights().into_iter().collect())
+    fn of(decoder: &Decoder) -> Result<Self> {
+        Ok(Self(weight_tensors(decoder)?.into_iter().collect()))
     }
 
     fn change(&self, name: &str, merged: impl FnOnce(&Tensor) -> Tensor) -> Result<()> {

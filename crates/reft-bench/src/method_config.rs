@@ -324,7 +324,7 @@ impl MethodConfig {
                 let config = BottleneckConfig { base_model: named(), ..(**config).clone() };
                 Box::new(BottleneckAdapter::new(config, decoder)?)
             }
-            Self::Full => Box::new(FullAdapter::new(decoder, base_model)),
+            Self::Full => Box::new(FullAdapter::new(decoder, base_model)?),
             Self::Combined(methods) => {
                 let adapters = methods.iter().map(|method| method.build(decoder, base_model));
                 Box::new(CombinedAdapter::new(adapters.collect::<Result<_>>()?)?)

@@ -3,7 +3,7 @@ use std::path::Path;
 
 use reft_core::Parameter;
 use reft_models::{
-    Adapter, BaseModel, Decoder, DecoderConfig, Error, Hooks, Layout, Mode, Result, Span,
+    Adapter, BaseModel, Decoder, DecoderConfig, Error, Hooks, Layout, Mode, Result, Span, Weight,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -66,9 +66,7 @@ impl PromptAdapter {
         };
         let embeddings = match ids {
             None => normal(&[n, d]),
-            Some(ids) => {
-                embedding_matrix(decoder)?.index_select(0, &ids.to_device(decoder.device()))
-            }
+            Some(ids) => embedding_matrix(decoder)?.rows_at(&ids.to_device(decoder.device())),
         };
         Ok(Self::from_embeddings(config, decoder, &embeddings))
     }
@@ -106,7 +104,7 @@ impl PromptAdapter {
     }
 }
 
-fn embedding_matrix(decoder: &Decoder) -> Result<Tensor> {
+fn embedding_matrix(decoder: &Decoder) -> Result<Weight> {
     let mut weights = decoder.weights().into_iter();
     let found = weights.find(|(name, _)| name == "model.embed_tokens.weight");
     found.map(|(_, matrix)| matrix).ok_or_else(|| Error::Adapter {

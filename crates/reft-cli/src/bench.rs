@@ -11,7 +11,8 @@ use reft_bench::{
     Error, FLOOR, Measured, TimingCase, TimingRun, measure, method_names, run_timing,
 };
 
-use crate::machine::{DeviceChoice, set_threads};
+use crate::cuda_driver::memory_in_use;
+use crate::machine::{DeviceChoice, set_tf32, set_threads};
 use crate::method_name::MethodName;
 use crate::output::{self, note};
 use crate::step_args::StepArgs;
@@ -66,6 +67,8 @@ pub struct CaseArgs {
     device: DeviceChoice,
     #[arg(long)]
     threads: usize,
+    #[arg(long)]
+    tf32: bool,
 }
 
 /// What can be timed: a method, or the frozen floor.
@@ -104,7 +107,8 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
     let run = plan(args)?;
     let device = args.step.device.resolve()?;
     let threads = set_threads(args.step.threads)?;
-    let mut run_one = |case: &TimingCase| run_in_child(case, DeviceChoice::of(device), threads);
+    let machine = CaseArgs { device: DeviceChoice::of(device), threads, tf32: args.step.tf32 };
+    let mut run_one = |case: &TimingCase| run_in_child(case, &machine);
     let report = run_timing(&run, device, &mut run_one, &mut |text| note(text))?;
     if args.json {
         output::json(&report)?;
@@ -142,16 +146,13 @@ fn plan(args: &BenchArgs) -> Result<TimingRun> {
 }
 
 /// Times a case in a process of its own, which ends with this one when both are interrupted.
-fn run_in_child(
-    case: &TimingCase,
-    device: DeviceChoice,
-    threads: usize,
-) -> reft_bench::Result<Measured> {
+fn run_in_child(case: &TimingCase, machine: &CaseArgs) -> reft_bench::Result<Measured> {
     let attempt = || -> Result<Measured> {
         let program = std::env::current_exe().context("this program cannot be found")?;
         let mut child = Command::new(program)
-            .args(["bench-case", "--device", &device.to_string()])
-            .args(["--threads", &threads.to_string()])
+            .args(["bench-case", "--device", &machine.device.to_string()])
+            .args(["--threads", &machine.threads.to_string()])
+            .args(machine.tf32.then_some("--tf32"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -181,6 +182,10 @@ pub fn run_one_case(args: &CaseArgs) -> Result<ExitCode> {
     std::io::stdin().read_to_string(&mut text).context("the case cannot be read")?;
     let case: TimingCase = serde_json::from_str(&text).context("the case cannot be understood")?;
     set_threads(Some(args.threads))?;
-    output::json(&measure(&case, args.device.resolve()?)?)?;
+    set_tf32(args.tf32)?;
+    let device = args.device.resolve()?;
+    let mut measured = measure(&case, device)?;
+    measured.device_memory_bytes = device.is_cuda().then(memory_in_use).flatten();
+    output::json(&measured)?;
     Ok(ExitCode::SUCCESS)
 }

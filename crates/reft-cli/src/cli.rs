@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use crate::bench::{self, BenchArgs, CaseArgs};
 use crate::chat::{self, ChatArgs};
 use crate::compare::{self, CellArgs, CompareArgs};
+use crate::devices::{self, DevicesArgs};
 use crate::eval::{self, EvalArgs};
 use crate::export::{self, ExportArgs};
 use crate::generate::{self, GenerateArgs};
@@ -39,6 +40,7 @@ enum Command {
     #[command(hide = true)]
     BenchCase(CaseArgs),
     Plan(Box<PlanArgs>),
+    Devices(DevicesArgs),
     Logits(LogitsArgs),
     Inspect(InspectArgs),
     Import(ImportArgs),
@@ -61,6 +63,7 @@ impl Cli {
             Command::Bench(args) => bench::run(&args),
             Command::BenchCase(args) => bench::run_one_case(&args),
             Command::Plan(args) => plan::run(&args),
+            Command::Devices(args) => devices::run(&args),
             Command::Logits(args) => logits::run(&args),
             Command::Inspect(args) => inspect::run(&args),
             Command::Import(args) => import::run(&args),

@@ -10,7 +10,7 @@ use reft_bench::{
     MERGED_ADAPTER, MERGED_BASE_MODEL, adapter_options, check_adapter, check_mergeable,
     export_model, merge_adapter,
 };
-use reft_models::{DecoderConfig, Weights, resolve_model};
+use reft_models::{DecoderConfig, WeightStorage, Weights, resolve_model};
 use serde_json::json;
 use tch::Kind;
 
@@ -73,7 +73,7 @@ pub fn run(args: &ExportArgs) -> Result<ExitCode> {
         Ok(adapter_options(adapter)?.0)
     };
     let method = check().with_context(cannot_merge)?;
-    let (path, decoder) = open_decoder(&args.model, kind, DeviceChoice::Cpu)?;
+    let (path, decoder) = open_decoder(&args.model, kind, WeightStorage::Dense, DeviceChoice::Cpu)?;
     merge_adapter(adapter, &decoder).with_context(cannot_merge)?;
     let facts = [(MERGED_ADAPTER, method.clone()), (MERGED_BASE_MODEL, args.model.clone())];
     export_model(&decoder, &path, &args.output, &facts)?;

@@ -6,6 +6,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 
 use anyhow::Result;
+use reft_train::is_out_of_memory;
 
 use crate::output::note;
 
@@ -20,7 +21,10 @@ pub const INTERRUPTED: u8 = 130;
 /// tch panics where libtorch refuses an operation in mid-formula, for instance because memory runs out.
 pub fn report_panics() {
     panic::set_hook(Box::new(|info| {
-        eprintln!("error: internal: {}", panic_line(&info.to_string()))
+        let said = info.to_string();
+        if !is_out_of_memory(&said) {
+            eprintln!("error: internal: {}", panic_line(&said)); // the other is no fault of ours, and told by who catches it
+        }
     }));
 }
 
@@ -34,9 +38,21 @@ pub fn exit_code(run: impl FnOnce() -> Result<ExitCode>) -> ExitCode {
             note(&message(&failed));
             ExitCode::from(FAILED)
         }
-        Err(_) => ExitCode::from(FAILED),
+        Err(panic) => {
+            let said = panic.downcast_ref::<String>().map_or("", String::as_str);
+            if is_out_of_memory(said) {
+                note(&format!(
+                    "error: memory ran out: {}\n{MEMORY_ADVICE}",
+                    panic_line(&format!("\n{said}"))
+                ));
+            }
+            ExitCode::from(FAILED)
+        }
     }
 }
+
+/// What helps where memory runs out, cheapest first.
+const MEMORY_ADVICE: &str = "  try: --checkpoint-activations (a run can be resumed with it), a smaller --batch-size or --max-length, --kind bf16, --weights int8 or int4, --reuse-memory, another --device";
 
 /// `error: …` and a line `  caused by: …` for everything below.
 fn message(failed: &anyhow::Error) -> String {
@@ -44,7 +60,11 @@ fn message(failed: &anyhow::Error) -> String {
         let label = if depth == 0 { "error" } else { "  caused by" };
         format!("{label}: {}", without_trace(&cause.to_string()))
     };
-    failed.chain().enumerate().map(line).collect::<Vec<_>>().join("\n")
+    let mut lines: Vec<String> = failed.chain().enumerate().map(line).collect();
+    if failed.chain().any(|cause| is_out_of_memory(&cause.to_string())) {
+        lines.push(MEMORY_ADVICE.to_owned());
+    }
+    lines.join("\n")
 }
 
 /// libtorch's messages end with the C++ frames that they came through.
@@ -90,6 +110,17 @@ mod tests {
         let panic = "panicked at tensor.rs:1:2:\ncalled `Result::unwrap()` on an `Err` value: Torch(\"out of memory\\nException raised from x\")";
         assert_eq!(panic_line(panic), "out of memory");
         assert_eq!(panic_line("panicked at main.rs:1:2:\ninvariant: x\nmore"), "invariant: x");
+    }
+
+    #[test]
+    fn where_memory_runs_out_there_is_advice() {
+        let failed =
+            anyhow!("CUDA out of memory. Tried to allocate 2.00 GiB").context("training stopped");
+        let told = message(&failed);
+        assert!(
+            told.contains("2.00 GiB") && told.contains("try: --checkpoint-activations"),
+            "{told}"
+        );
     }
 
     #[test]

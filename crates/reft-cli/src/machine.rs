@@ -7,6 +7,7 @@ use anyhow::{Result, anyhow, bail};
 use tch::{Cuda, Device, Kind};
 
 use crate::cuda;
+use crate::output::note;
 
 /// The kind of the frozen model's numbers: `f32`, `bf16` or `f16`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,13 +59,25 @@ impl DeviceChoice {
         if self == Self::Cpu {
             return Ok(Device::Cpu);
         }
-        let loaded = cuda::load();
-        let Self::Cuda(index) = self else { return Ok(Device::cuda_if_available()) };
+        let cuda = cuda::load();
+        let obstacle = cuda.obstacle();
+        let Self::Cuda(index) = self else {
+            if let Some(obstacle) = obstacle {
+                if cuda.is_worth_a_note() {
+                    note(&format!("computing on the CPU: {obstacle}"));
+                }
+                return Ok(Device::Cpu);
+            }
+            return Ok(Device::cuda_if_available());
+        };
+        if let Some(obstacle) = obstacle {
+            bail!("device cuda:{index} is not there: {obstacle}. Use --device cpu or auto");
+        }
         let found = Cuda::device_count();
         if index as i64 >= found {
-            let why = loaded.err().map_or(String::new(), |reason| format!(" ({reason})"));
             bail!(
-                "device cuda:{index} is not there: {found} GPUs are usable{why}; use --device cpu or auto"
+                "device cuda:{index} is not there: the GPUs are cuda:0 to cuda:{}; use one of them, or --device auto",
+                found - 1
             );
         }
         Ok(Device::Cuda(index))
@@ -102,6 +115,17 @@ impl fmt::Display for DeviceChoice {
             Self::Cuda(index) => write!(f, "cuda:{index}"),
         }
     }
+}
+
+/// Lets f32 products run on TF32 units where the GPU has them, if that is wanted.
+///
+/// # Errors
+/// If this libtorch has no such switch.
+pub fn set_tf32(wanted: bool) -> Result<()> {
+    if wanted && !cuda::allow_tf32() {
+        bail!("--tf32: this libtorch has no switch for TF32; leave it out");
+    }
+    Ok(())
 }
 
 /// Sets the number of threads that libtorch computes with, and returns the number in force.

@@ -11,6 +11,8 @@ mod compare;
 mod config_file;
 mod coordinates;
 mod cuda;
+mod cuda_driver;
+mod devices;
 mod eval;
 mod examples;
 mod export;

@@ -6,10 +6,11 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use reft_bench::AdapterKind;
 use reft_models::{
-    Adapter, ChatTemplate, Decoder, DecoderConfig, ReftConfig, Tokenizer, resolve_model,
+    Adapter, ChatTemplate, Decoder, DecoderConfig, ReftConfig, Tokenizer, WeightStorage, Weights,
+    resolve_model,
 };
 
-use crate::machine::{DeviceChoice, KindChoice, set_threads};
+use crate::machine::{DeviceChoice, KindChoice, set_tf32, set_threads};
 
 /// The flags of every command that runs a model.
 #[derive(Debug, Args)]
@@ -24,9 +25,16 @@ pub struct ModelArgs {
     /// Kind of the model's numbers: f32, bf16 or f16 [default: f32]
     #[arg(long, value_name = "KIND", default_value_t, hide_default_value = true)]
     kind: KindChoice,
+    /// How its matrices are held: dense, as-stored (GGUF's blocks stay packed), int8 or int4; packed ones are expanded when they are
+    /// computed with [default: dense]
+    #[arg(long, value_name = "FORM", default_value_t, hide_default_value = true)]
+    weights: WeightStorage,
     /// Where to compute: auto, cpu or cuda:N [default: auto = the first GPU if there is one]
     #[arg(long, value_name = "DEVICE", default_value_t, hide_default_value = true)]
     device: DeviceChoice,
+    /// On a GPU: f32 products on TF32 units, faster and to three digits
+    #[arg(long)]
+    tf32: bool,
     /// CPU threads to compute with [default: one per core]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -48,7 +56,8 @@ impl ModelArgs {
     /// If one of them is not there or broken, or an adapter belongs to another model.
     pub fn open(&self) -> Result<Model> {
         set_threads(self.threads)?;
-        let (path, decoder) = open_decoder(&self.model, self.kind, self.device)?;
+        set_tf32(self.tf32)?;
+        let (path, decoder) = open_decoder(&self.model, self.kind, self.weights, self.device)?;
         let load = |dir: &PathBuf| {
             load_adapter(dir, &decoder)
                 .with_context(|| format!("cannot run adapter {} on {}", dir.display(), self.model))
@@ -72,12 +81,16 @@ impl Model {
 pub fn open_decoder(
     model: &str,
     kind: KindChoice,
+    storage: WeightStorage,
     device: DeviceChoice,
 ) -> Result<(PathBuf, Decoder)> {
     let device = device.resolve()?;
     let path = resolve_model(model)?;
     let decoder = DecoderConfig::open(&path)
-        .and_then(|_| Decoder::open(&path, kind.0, device))
+        .and_then(|config| {
+            let weights = Weights::open(&path)?.held_as(storage);
+            Decoder::from_weights(config, &weights, kind.0, device)
+        })
         .with_context(|| format!("cannot load model {model}"))?;
     Ok((path, decoder))
 }

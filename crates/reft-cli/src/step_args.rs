@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use reft_bench::{FLOOR, MethodOptions, Precision, TargetModules, TimingCase};
 use reft_core::Positions;
-use reft_models::{Component, DecoderConfig, resolve_model};
+use reft_models::{Component, DecoderConfig, WeightStorage, resolve_model};
 use tch::Kind;
 
 use crate::layers::Layers;
@@ -35,6 +35,15 @@ pub struct StepArgs {
         help_heading = "Model"
     )]
     pub kind: KindChoice,
+    /// How its matrices are held: dense, as-stored (GGUF's blocks stay packed), int8 or int4 [default: dense]
+    #[arg(
+        long,
+        value_name = "FORM",
+        default_value_t,
+        hide_default_value = true,
+        help_heading = "Model"
+    )]
+    pub weights: WeightStorage,
 
     /// Layers, counted from 0: all, 15, or 3;9;18 [default: all]
     #[arg(long, value_name = "LAYERS", help_heading = "Method")]
@@ -71,7 +80,7 @@ pub struct StepArgs {
     /// Compute the frozen model's part of a row in every step
     #[arg(long, help_heading = "Step")]
     pub no_reuse: bool,
-    /// Hold the activations of one block only, and compute the others again in the backward
+    /// Keep only what goes into each block and compute its activations again in the backward; so it is always with packed weights
     #[arg(long, help_heading = "Step")]
     pub checkpoint_activations: bool,
     /// Where to compute: auto, cpu or cuda:N [default: auto = the first GPU if there is one]
@@ -83,6 +92,9 @@ pub struct StepArgs {
         help_heading = "Step"
     )]
     pub device: DeviceChoice,
+    /// On a GPU: f32 products on TF32 units, faster and to three digits
+    #[arg(long, help_heading = "Step")]
+    pub tf32: bool,
     /// CPU threads to compute with [default: one per core]
     #[arg(long, value_name = "N", help_heading = "Step")]
     pub threads: Option<usize>,
@@ -100,6 +112,7 @@ impl StepArgs {
             model,
             random_weights: self.model_config.is_some(),
             kind: precision(self.kind),
+            weights: self.weights,
             method: FLOOR.to_owned(),
             options: MethodOptions::default(),
             batch_size: self.batch_size,

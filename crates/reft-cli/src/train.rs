@@ -13,7 +13,7 @@ use crate::config_file;
 use crate::examples::ExampleOptions;
 use crate::failure::INTERRUPTED;
 use crate::interrupt;
-use crate::machine::{DeviceChoice, set_threads};
+use crate::machine::{DeviceChoice, set_tf32, set_threads};
 use crate::model::{open_chat_template, open_decoder, open_tokenizer};
 use crate::output::{self, bytes, grouped, note, percent};
 use crate::train_directory::{self, Existing, TrainDirectory};
@@ -75,8 +75,9 @@ pub fn run(args: &TrainArgs) -> Result<ExitCode> {
         "stopping after this step; a checkpoint will be saved (again: stop at once)",
     )?;
     let threads = set_threads(options.threads)?;
-    let (kind, device) = train_plan::machine(&options);
-    let (path, decoder) = open_decoder(&inputs.model, kind, device)?;
+    set_tf32(options.tf32.unwrap_or(false))?;
+    let (kind, weights, device) = train_plan::machine(&options);
+    let (path, decoder) = open_decoder(&inputs.model, kind, weights, device)?;
     let chat_template = open_chat_template(&path)?;
     let encoder = tokenizer.as_ref().map(|tokenizer| TextEncoder {
         tokenizer,

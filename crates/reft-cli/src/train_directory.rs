@@ -21,8 +21,17 @@ const CHECKPOINTS: &str = "checkpoint";
 const HEADER: &str = "# The options of a run of `reft train`, with every default filled in.";
 
 /// Options that may change when a run goes on: they change no number, or only how it is rounded.
-const FREE: [&str; 6] =
-    ["output", "threads", "device", "checkpoint_every", "reuse_memory", "reuse_dir"];
+const FREE: [&str; 9] = [
+    "output",
+    "threads",
+    "device",
+    "tf32",
+    "checkpoint_every",
+    "checkpoint_activations",
+    "no_reuse",
+    "reuse_memory",
+    "reuse_dir",
+];
 
 /// Options that name files, in whatever spelling.
 const PATHS: [&str; 3] = ["model", "data", "init_adapter"];

@@ -8,7 +8,7 @@ use bytesize::ByteSize;
 use clap::Args;
 use reft_bench::TargetModules;
 use reft_core::{Activation, MapKind, PositionRule, Positions};
-use reft_models::Component;
+use reft_models::{Component, WeightStorage};
 use reft_train::{ScheduleKind, Shuffle, Template};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -253,10 +253,19 @@ pub struct TrainOptions {
     #[arg(long, value_name = "KIND", help_heading = "Machine")]
     #[serde(with = "as_text", default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<KindChoice>,
+    /// How the frozen matrices are held: dense, as-stored (GGUF's blocks stay packed), int8 or int4; packed ones are expanded block by
+    /// block, as with --checkpoint-activations [default: dense]
+    #[arg(long, value_name = "FORM", help_heading = "Machine")]
+    #[serde(with = "as_text", default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<WeightStorage>,
     /// Where to compute: auto, cpu or cuda:N [default: auto = the first GPU if there is one]
     #[arg(long, value_name = "DEVICE", help_heading = "Machine")]
     #[serde(with = "as_text", default, skip_serializing_if = "Option::is_none")]
     pub device: Option<DeviceChoice>,
+    /// On a GPU: f32 products on TF32 units, faster and to three digits; edits too [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true, help_heading = "Machine")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tf32: Option<bool>,
     /// CPU threads to compute with [default: one per core]
     #[arg(long, value_name = "N", help_heading = "Machine")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail};
+use reft_models::WeightStorage;
 use reft_train::{ReuseConfig, Shuffle, Template, TrainConfig};
 
 use crate::config_file;
@@ -124,7 +125,9 @@ pub fn resolved(
         eval_every: Some(train.eval_every),
         checkpoint_every: Some(train.checkpoint_every),
         kind: Some(options.kind.unwrap_or_default()),
+        weights: Some(options.weights.unwrap_or_default()),
         device: Some(device),
+        tf32: Some(options.tf32.unwrap_or(false)),
         threads: Some(threads),
         checkpoint_activations: Some(train.checkpoint_activations),
         no_reuse: Some(!train.reuse),
@@ -137,7 +140,8 @@ pub fn resolved(
     table.try_into().context("cannot put the options together")
 }
 
-/// The device and the kind that the options ask for.
-pub fn machine(options: &TrainOptions) -> (KindChoice, DeviceChoice) {
-    (options.kind.unwrap_or_default(), options.device.unwrap_or_default())
+/// The kind, the form of the weights and the device that the options ask for.
+pub fn machine(options: &TrainOptions) -> (KindChoice, WeightStorage, DeviceChoice) {
+    let (kind, weights) = (options.kind.unwrap_or_default(), options.weights.unwrap_or_default());
+    (kind, weights, options.device.unwrap_or_default())
 }

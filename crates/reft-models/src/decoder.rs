@@ -15,6 +15,7 @@ use crate::pass::Pass;
 use crate::past::Past;
 use crate::rms_norm::RmsNorm;
 use crate::rope::Rope;
+use crate::weight::Weight;
 use crate::weights::Weights;
 use crate::{Error, Result};
 
@@ -25,7 +26,7 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub struct Decoder {
     config: DecoderConfig,
-    embed_tokens: Tensor, // [v, d]
+    embed_tokens: Weight, // [v, d]
     blocks: Vec<DecoderBlock>,
     norm: RmsNorm,
     lm_head: Option<Linear>, // absent if tied: then embed_tokens serves
@@ -41,7 +42,7 @@ impl Decoder {
         Self::from_weights(DecoderConfig::open(path)?, &Weights::open(path)?, kind, device)
     }
 
-    /// The model that `config` describes with the tensors of a checkpoint.
+    /// The model that `config` describes with the tensors of a checkpoint, its matrices held as [`Weights::held_as`] says.
     ///
     /// # Errors
     /// If tensors are missing, unexpected or of another shape: all of them by name.
@@ -57,9 +58,10 @@ impl Decoder {
                 || (config.tie_word_embeddings && name == "lm_head.weight")
         })?;
         let load = |name: &str| weights.load(name, kind, device);
+        let weight = |name: &str| weights.load_weight(name, kind, device);
         let linear = |name: &str, has_bias: bool| -> Result<Linear> {
             let bias = has_bias.then(|| load(&format!("{name}.bias"))).transpose()?;
-            Ok(Linear { weight: load(&format!("{name}.weight"))?, bias })
+            Ok(Linear { weight: weight(&format!("{name}.weight"))?, bias })
         };
         let norm = |name: &str| -> Result<RmsNorm> {
             Ok(RmsNorm { weight: load(&format!("{name}.weight"))?, eps: config.rms_norm_eps })
@@ -96,10 +98,10 @@ impl Decoder {
         let lm_head = if config.tie_word_embeddings {
             None
         } else {
-            Some(Linear { weight: load("lm_head.weight")?, bias: None })
+            Some(Linear { weight: weight("lm_head.weight")?, bias: None })
         };
         Ok(Self {
-            embed_tokens: load("model.embed_tokens.weight")?,
+            embed_tokens: weight("model.embed_tokens.weight")?,
             blocks: (0..config.num_hidden_layers).map(block).collect::<Result<_>>()?,
             norm: norm("model.norm")?,
             lm_head,
@@ -113,14 +115,25 @@ impl Decoder {
         &self.config
     }
 
-    /// The kind of the weights and of the residual stream.
+    /// The kind of the residual stream, of the weights, and of what quantised weights are expanded to.
     pub fn kind(&self) -> Kind {
-        self.embed_tokens.kind()
+        self.norm.weight.kind()
     }
 
     /// Where the weights are.
     pub fn device(&self) -> Device {
-        self.embed_tokens.device()
+        self.norm.weight.device()
+    }
+
+    /// Bytes that the weights take.
+    pub fn weight_bytes(&self) -> usize {
+        self.weights().iter().map(|(_, weight)| weight.bytes()).sum()
+    }
+
+    /// Whether some weights are quantised: a forward with autograd then keeps what they are expanded to until its backward, so a
+    /// training that wants to save memory goes block by block.
+    pub fn is_quantised(&self) -> bool {
+        self.weights().iter().any(|(_, weight)| weight.tensor().is_none())
     }
 
     /// An empty cache for generation: `batch_size` rows of up to `capacity` columns, a prefix included.
@@ -176,23 +189,28 @@ impl Decoder {
 
     /// Logits `[.., v]` in f32 of hidden states `[.., d]`.
     pub fn logits(&self, h: &Tensor) -> Tensor {
-        let logits = match &self.lm_head {
-            Some(head) => head.forward(h),
-            None => h.linear(&self.embed_tokens, None::<Tensor>),
-        };
-        logits.to_kind(Kind::Float)
+        self.head().logits(h)
+    }
+
+    /// The head, ready for several products: if it is quantised, it is expanded once for all of them.
+    pub fn head(&self) -> Head {
+        Head { weight: self.head_weight().dense() }
     }
 
     /// Whether gradients are wanted of the head's weights, which are the embeddings' if they are tied.
     pub fn trains_head(&self) -> bool {
-        self.lm_head.as_ref().map_or(&self.embed_tokens, |head| &head.weight).requires_grad()
+        self.head_weight().requires_grad()
+    }
+
+    fn head_weight(&self) -> &Weight {
+        self.lm_head.as_ref().map_or(&self.embed_tokens, |head| &head.weight)
     }
 
     pub(crate) fn pass<'a>(&'a self, span: Span<'a>, prefix: usize) -> Pass<'a> {
         Pass::new(span, &self.config, &self.rope, prefix, (self.kind(), self.device()))
     }
 
-    pub(crate) fn embed_tokens(&self) -> &Tensor {
+    pub(crate) fn embed_tokens(&self) -> &Weight {
         &self.embed_tokens
     }
 
@@ -204,11 +222,12 @@ impl Decoder {
         &self.norm
     }
 
-    /// Every weight by its checkpoint name; the tensors share storage with the model's.
-    pub fn weights(&self) -> Vec<(String, Tensor)> {
+    /// Every weight by its checkpoint name; they share storage with the model's.
+    pub fn weights(&self) -> Vec<(String, Weight)> {
+        let tensor = |tensor: &Tensor| Weight::Dense(tensor.shallow_clone());
         let mut weights = Vec::new();
-        let mut add = |name: String, tensor: &Tensor| weights.push((name, tensor.shallow_clone()));
-        add("model.embed_tokens.weight".into(), &self.embed_tokens);
+        let mut add = |name: String, weight: Weight| weights.push((name, weight));
+        add("model.embed_tokens.weight".into(), self.embed_tokens.shallow_clone());
         for block in &self.blocks {
             let prefix = format!("model.layers.{}", block.layer);
             let (a, m) = (&block.attention, &block.mlp);
@@ -222,22 +241,38 @@ impl Decoder {
                 ("mlp.down_proj", &m.down),
             ];
             for (name, linear) in linears {
-                add(format!("{prefix}.{name}.weight"), &linear.weight);
+                add(format!("{prefix}.{name}.weight"), linear.weight.shallow_clone());
                 if let Some(bias) = &linear.bias {
-                    add(format!("{prefix}.{name}.bias"), bias);
+                    add(format!("{prefix}.{name}.bias"), tensor(bias));
                 }
             }
-            add(format!("{prefix}.input_layernorm.weight"), &block.attention_norm.weight);
-            add(format!("{prefix}.post_attention_layernorm.weight"), &block.mlp_norm.weight);
+            add(format!("{prefix}.input_layernorm.weight"), tensor(&block.attention_norm.weight));
+            add(
+                format!("{prefix}.post_attention_layernorm.weight"),
+                tensor(&block.mlp_norm.weight),
+            );
             if let Some((q_norm, k_norm)) = &a.qk_norm {
-                add(format!("{prefix}.self_attn.q_norm.weight"), &q_norm.weight);
-                add(format!("{prefix}.self_attn.k_norm.weight"), &k_norm.weight);
+                add(format!("{prefix}.self_attn.q_norm.weight"), tensor(&q_norm.weight));
+                add(format!("{prefix}.self_attn.k_norm.weight"), tensor(&k_norm.weight));
             }
         }
-        add("model.norm.weight".into(), &self.norm.weight);
+        add("model.norm.weight".into(), tensor(&self.norm.weight));
         if let Some(head) = &self.lm_head {
-            add("lm_head.weight".into(), &head.weight);
+            add("lm_head.weight".into(), head.weight.shallow_clone());
         }
         weights
+    }
+}
+
+/// What turns hidden states into logits.
+#[derive(Debug)]
+pub struct Head {
+    weight: Tensor, // [v, d]
+}
+
+impl Head {
+    /// Logits `[.., v]` in f32 of hidden states `[.., d]`.
+    pub fn logits(&self, h: &Tensor) -> Tensor {
+        h.linear(&self.weight, None::<Tensor>).to_kind(Kind::Float)
     }
 }

@@ -125,6 +125,12 @@ pub enum Error {
         /// The name found.
         found: String,
     },
+    /// A way of holding weights that does not exist.
+    #[error("unknown way {found:?} to hold weights; use dense, as-stored, int8 or int4")]
+    UnknownStorage {
+        /// The name found.
+        found: String,
+    },
     /// A batch without a row, or with a row without a token.
     #[error("the batch has no rows, or a row without tokens; every row needs a token")]
     EmptyBatch,

@@ -49,7 +49,7 @@ impl<'a> Forward<'a> {
 
     /// What goes into stage 0: the embeddings `[b, t, d]` of `input_ids` `[b, t]`, the tokens of the span's columns.
     pub fn embed(&self, input_ids: &Tensor) -> Tensor {
-        Tensor::embedding(self.decoder.embed_tokens(), input_ids, -1, false, false)
+        self.decoder.embed_tokens().rows_at(input_ids)
     }
 
     /// Runs stages on the hidden states `[b, t, d]` that go into the first of them, and returns what goes into the next.

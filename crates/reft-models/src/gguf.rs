@@ -1,20 +1,22 @@
 //! GGUF files: llama.cpp's format, seen as a Hugging Face checkpoint.
 //!
-//! Tensors get their Hugging Face names and row order, and are dequantised to f32; [`Gguf::config`],
+//! Tensors get their Hugging Face names and row order, and are dequantised or kept in their blocks; [`Gguf::config`],
 //! [`Gguf::tokenizer_json`] and their siblings give what the other files of a Hugging Face directory would hold.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use candle_core::quantized::gguf_file::{Content, Value};
-use tch::Tensor;
+use candle_core::quantized::ggml_file::qtensor_from_ggml;
+use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
+use tch::{Device, Kind, Tensor};
 
 use crate::atomic_file::io_error;
 use crate::error::{Error, Result};
 use crate::gguf_header::check_header;
+use crate::quantised::{BlockFormat, Quantised};
 
 /// A GGUF file of the Llama family.
 #[derive(Debug)]
@@ -75,23 +77,73 @@ impl Gguf {
         self.tensors.iter().map(|(name, stored)| (name.as_str(), stored.shape.as_slice()))
     }
 
-    /// Dequantises one tensor, by its Hugging Face name, to f32 on the CPU.
+    /// Dequantises the rows `first..first + n` of a matrix, or all of a vector as the one row that it is, to f32 on the CPU.
+    ///
+    /// Rows are in the file's order: see [`Self::row_order`].
     ///
     /// # Errors
     /// [`Error::UnknownTensor`] if it is not there, [`Error::Format`] if its data cannot be read.
-    pub fn load(&self, name: &str) -> Result<Tensor> {
-        let stored = self.tensors.get(name).ok_or_else(|| Error::UnknownTensor {
-            path: self.path.clone(),
-            name: name.to_owned(),
-        })?;
-        let values = self
-            .dequantise(&stored.name)
+    pub(crate) fn load_rows(&self, name: &str, first: i64, n: i64) -> Result<Tensor> {
+        let bytes = self.row_bytes(name, first, n)?;
+        let (stored, info) = self.stored(name)?;
+        let elements = bytes.len() / info.ggml_dtype.type_size() * info.ggml_dtype.block_size();
+        let cpu = candle_core::Device::Cpu;
+        let values = qtensor_from_ggml(info.ggml_dtype, &bytes, vec![elements], &cpu)
+            .and_then(|rows| rows.dequantize(&cpu)?.to_vec1::<f32>())
             .map_err(|failed| self.broken(format!("tensor {}: {failed}", stored.name)))?;
-        let tensor = Tensor::f_from_slice(&values)?.f_reshape(&stored.shape)?;
-        match stored.interleaved_heads {
-            Some(n_heads) => Ok(undo_interleaving(&tensor, n_heads)?),
-            None => Ok(tensor),
-        }
+        Ok(Tensor::f_from_slice(&values)?.f_view([n, -1])?)
+    }
+
+    /// A matrix in the blocks that the file holds it in; none if they are of a type that is not kept packed.
+    ///
+    /// # Errors
+    /// As [`Self::load_rows`].
+    pub(crate) fn load_blocks(
+        &self,
+        name: &str,
+        shape: (i64, i64),
+        options: (Kind, Device),
+    ) -> Result<Option<Quantised>> {
+        let (_, info) = self.stored(name)?;
+        let Some(format) = BlockFormat::of(info.ggml_dtype) else { return Ok(None) };
+        let bytes = |first, n| self.row_bytes(name, first, n);
+        Quantised::from_gguf(format, shape, options, bytes).map(Some)
+    }
+
+    /// The order in which the file's rows are those of the Hugging Face checkpoint, where it is another one.
+    ///
+    /// llama.cpp interleaves the two rotary halves of each head in the rows of q and k.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTensor`] if it is not there.
+    pub(crate) fn row_order(&self, name: &str) -> Result<Option<Tensor>> {
+        let (stored, _) = self.stored(name)?;
+        let Some(n_heads) = stored.interleaved_heads else { return Ok(None) };
+        let rows = Tensor::f_arange(stored.shape[0], (Kind::Int64, Device::Cpu))?;
+        Ok(Some(rows.f_view([n_heads, -1, 2])?.f_transpose(1, 2)?.f_flatten(0, 2)?))
+    }
+
+    /// What the file holds of the rows `first..first + n` of a matrix, or of a vector.
+    fn row_bytes(&self, name: &str, first: i64, n: i64) -> Result<Vec<u8>> {
+        let (stored, info) = self.stored(name)?;
+        let columns = *stored.shape.last().unwrap_or(&1) as usize; // the header check bounds them
+        let row = columns / info.ggml_dtype.block_size() * info.ggml_dtype.type_size();
+        let start = self.content.tensor_data_offset + info.offset + (first as usize * row) as u64;
+        let mut bytes = vec![0; n as usize * row];
+        let read = |bytes: &mut [u8]| {
+            let mut file = File::open(&self.path)?;
+            file.seek(SeekFrom::Start(start))?;
+            file.read_exact(bytes)
+        };
+        read(&mut bytes).map_err(io_error("read", &self.path))?;
+        Ok(bytes)
+    }
+
+    fn stored(&self, name: &str) -> Result<(&Stored, &TensorInfo)> {
+        let stored = self.tensors.get(name);
+        let found =
+            stored.and_then(|stored| Some((stored, self.content.tensor_infos.get(&stored.name)?)));
+        found.ok_or_else(|| Error::UnknownTensor { path: self.path.clone(), name: name.to_owned() })
     }
 
     /// The type of each tensor that the decoder uses, by its name in the format.
@@ -303,17 +355,6 @@ fn hugging_face_name(name: &str) -> Option<String> {
     };
     matches!(parameter, "weight" | "bias")
         .then(|| format!("model.layers.{layer}.{module}.{parameter}"))
-}
-
-/// Undoes llama.cpp's interleaving of the two rotary halves of each head in the rows of q and k.
-///
-/// # Shapes
-/// `[n_heads · d_h, …]`, result the same.
-fn undo_interleaving(tensor: &Tensor, n_heads: i64) -> Result<Tensor, tch::TchError> {
-    let shape = tensor.size();
-    let mut split = vec![n_heads, -1, 2]; // [n_heads, d_h / 2, 2, …]
-    split.extend(&shape[1..]);
-    tensor.f_reshape(&split)?.f_transpose(1, 2)?.f_reshape(&shape)
 }
 
 /// The first few names of a list, and how many more there are.

@@ -4,11 +4,13 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::Value as Json;
+use tch::{Device, Kind};
 
 use crate::atomic_file::{atomic_directory, io_error};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::safetensors_file::save_safetensors;
+use crate::weights::Weights;
 
 /// Converts a GGUF file to a Hugging Face directory with f32 weights, which appears whole or not at all.
 ///
@@ -25,10 +27,11 @@ pub fn convert_gguf(file: &Path, directory: &Path) -> Result<()> {
         write_json(&temporary.join("generation_config.json"), &gguf.generation_config()?)?;
         write_json(&temporary.join("tokenizer.json"), &gguf.tokenizer_json()?)?;
         write_json(&temporary.join("tokenizer_config.json"), &gguf.tokenizer_config()?)?;
-        let names: Vec<String> = gguf.shapes().map(|(name, _)| name.to_owned()).collect();
-        let tensors = names
-            .into_iter()
-            .map(|name| Ok((name.clone(), gguf.load(&name)?)))
+        let weights = Weights::open_file(file)?;
+        let load = |name: &str| weights.load(name, Kind::Float, Device::Cpu);
+        let tensors = weights
+            .names()
+            .map(|name| Ok((name.to_owned(), load(name)?)))
             .collect::<Result<Vec<_>>>()?;
         let metadata = [("format".to_owned(), "pt".to_owned())].into(); // transformers refuses files without it
         save_safetensors(&temporary.join("model.safetensors"), &tensors, Some(metadata))

@@ -3,9 +3,12 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
 use safetensors::tensor::{Dtype, SafeTensors, View};
 use tch::{Device, Kind, Tensor};
 
@@ -25,7 +28,7 @@ pub(crate) struct SafetensorsFile {
 struct Slot {
     dtype: Dtype,
     shape: Vec<i64>,
-    range: std::ops::Range<usize>,
+    range: Range<usize>,
 }
 
 impl SafetensorsFile {
@@ -71,6 +74,44 @@ impl SafetensorsFile {
 
     /// Copies one tensor out of the map, in its own kind, to the CPU.
     pub(crate) fn load(&self, name: &str) -> Result<Tensor> {
+        let (slot, kind) = self.slot(name)?;
+        // The header check makes the range exactly as long as shape and dtype say.
+        Ok(Tensor::f_from_data_size(&self.map[slot.range.clone()], &slot.shape, kind)?)
+    }
+
+    /// Copies the rows `first..first + n` of a matrix with this many columns out of the map, in its own kind, to the CPU. The pages that
+    /// they lie in do not stay in this process's memory.
+    pub(crate) fn load_rows(
+        &self,
+        name: &str,
+        (first, n): (i64, i64),
+        columns: i64,
+    ) -> Result<Tensor> {
+        let (slot, kind) = self.slot(name)?;
+        let row = columns as usize * kind.elt_size_in_bytes();
+        let start = slot.range.start + first as usize * row;
+        let range = start..start + n as usize * row;
+        let rows = Tensor::f_from_data_size(&self.map[range.clone()], &[n, columns], kind)?;
+        self.release(range);
+        Ok(rows)
+    }
+
+    /// Lets go of pages that have been read: they are the file's, and would count as memory of ours until the system needs them.
+    fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        {
+            // SAFETY: the map is of a file, private and never written to: a page that is read again is read from the file again.
+            // That it may fail only means that pages stay.
+            #[allow(unsafe_code)]
+            let _stays = unsafe {
+                self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
+            };
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+
+    fn slot(&self, name: &str) -> Result<(&Slot, Kind)> {
         let slot = self.tensors.get(name).ok_or_else(|| Error::UnknownTensor {
             path: self.path.clone(),
             name: name.to_owned(),
@@ -80,8 +121,7 @@ impl SafetensorsFile {
             dtype: slot.dtype.to_string(),
             action: "read",
         })?;
-        // The header check makes the range exactly as long as shape and dtype say.
-        Ok(Tensor::f_from_data_size(&self.map[slot.range.clone()], &slot.shape, kind)?)
+        Ok((slot, kind))
     }
 }
 

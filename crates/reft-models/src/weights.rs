@@ -11,16 +11,21 @@ use crate::atomic_file::io_error;
 use crate::config::DecoderConfig;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
+use crate::quantised::{BlockFormat, Quantised, row_chunks};
 use crate::safetensors_file::SafetensorsFile;
+use crate::weight::Weight;
+use crate::weight_storage::WeightStorage;
 
 /// Named tensors of a checkpoint: a safetensors file, a sharded set of them, a GGUF file, or none at all ([`Weights::random`],
 /// [`Weights::shapes_only`]).
 ///
-/// Opening reads headers only. [`Weights::load`] copies one tensor out of the memory map (GGUF: dequantises it; random: draws it).
+/// Opening reads headers only. [`Weights::load`] brings one tensor to the device, a few rows at a time, out of the memory map (GGUF:
+/// dequantises it; random: draws it). So no second copy of a model is ever held, of the files' own pages neither.
 #[derive(Debug)]
 pub struct Weights {
     path: PathBuf,
     source: Source,
+    storage: WeightStorage,
     tensors: BTreeMap<String, Entry>,
 }
 
@@ -94,13 +99,23 @@ impl Weights {
         }
         let file = SafetensorsFile::open(path)?;
         let tensors = file.shapes().map(|(name, shape)| entry(0, name, shape)).collect();
-        Ok(Self { path: path.to_owned(), source: Source::Safetensors(vec![file]), tensors })
+        Ok(Self {
+            path: path.to_owned(),
+            source: Source::Safetensors(vec![file]),
+            storage: WeightStorage::Dense,
+            tensors,
+        })
     }
 
     /// The tensors of an open GGUF file, under their Hugging Face names.
     pub fn from_gguf(gguf: Gguf) -> Self {
         let tensors = gguf.shapes().map(|(name, shape)| entry(0, name, shape)).collect();
-        Self { path: gguf.path().to_owned(), source: Source::Gguf(Box::new(gguf)), tensors }
+        Self {
+            path: gguf.path().to_owned(),
+            source: Source::Gguf(Box::new(gguf)),
+            storage: WeightStorage::Dense,
+            tensors,
+        }
     }
 
     /// Weights that no file holds, for a model that is timed and not asked anything: matrices normal with standard deviation 0.02,
@@ -120,7 +135,7 @@ impl Weights {
     fn without_file(path: &str, source: Source, config: &DecoderConfig) -> Self {
         let shapes = config.tensor_shapes();
         let tensors = shapes.iter().map(|(name, shape)| entry(0, name, shape)).collect();
-        Self { path: path.into(), source, tensors }
+        Self { path: path.into(), source, storage: WeightStorage::Dense, tensors }
     }
 
     fn open_shards(directory: &Path, index: &Path) -> Result<Self> {
@@ -156,7 +171,12 @@ impl Weights {
                 tensors.entry(name).or_insert(entry);
             }
         }
-        Ok(Self { path: directory.to_owned(), source: Source::Safetensors(files), tensors })
+        Ok(Self {
+            path: directory.to_owned(),
+            source: Source::Safetensors(files),
+            storage: WeightStorage::Dense,
+            tensors,
+        })
     }
 
     /// Where the tensors come from.
@@ -220,25 +240,115 @@ impl Weights {
         Err(Error::WeightMismatch { path: self.path.clone(), missing, unexpected, misshapen })
     }
 
+    /// Says how [`Decoder::from_weights`](crate::Decoder::from_weights) is to hold the matrices of these weights.
+    pub fn held_as(self, storage: WeightStorage) -> Self {
+        Self { storage, ..self }
+    }
+
     /// Reads one tensor as `kind` on `device`.
     ///
     /// # Errors
     /// [`Error::UnknownTensor`] if it is not there, [`Error::Dtype`] if libtorch has no such type, [`Error::Format`] if its
     /// quantised data cannot be read.
     pub fn load(&self, name: &str, kind: Kind, device: Device) -> Result<Tensor> {
-        let entry = self.tensors.get(name).ok_or_else(|| Error::UnknownTensor {
-            path: self.path.clone(),
-            name: name.to_owned(),
-        })?;
-        let tensor = match &self.source {
-            Source::Safetensors(files) => files[entry.file].load(name)?,
-            Source::Gguf(gguf) => gguf.load(name)?,
-            Source::Random => random_tensor(name, &entry.shape, kind, device)?,
-            Source::ShapesOnly => {
-                Tensor::f_zeros([1], (kind, device))?.f_expand(&entry.shape, false)?
-            }
+        let entry = self.entry(name)?;
+        if let Source::Random | Source::ShapesOnly = self.source {
+            return self.make(name, &entry.shape, kind, device);
+        }
+        let (rows, columns) = as_matrix(&entry.shape);
+        let whole = Tensor::f_empty([rows, columns], (kind, device))?;
+        for (first, n) in row_chunks(rows, columns, device) {
+            let read = self.load_rows(name, entry, (first, n), (kind, device))?;
+            whole.f_narrow(0, first, n)?.f_copy_(&read)?;
+        }
+        let whole = whole.f_view(entry.shape.as_slice())?;
+        match self.row_order(name)? {
+            Some(order) => Ok(whole.f_index_select(0, &order.f_to_device(device)?)?),
+            None => Ok(whole),
+        }
+    }
+
+    /// Reads one weight as it is to be held, to be computed with in `kind` on `device`.
+    pub(crate) fn load_weight(&self, name: &str, kind: Kind, device: Device) -> Result<Weight> {
+        let entry = self.entry(name)?;
+        let blocks = match entry.shape[..] {
+            [rows, columns] => self.load_blocks(name, (rows, columns), (kind, device))?,
+            _ => None,
         };
-        Ok(tensor.f_to_kind(kind)?.f_to_device(device)?)
+        match (blocks, self.row_order(name)?) {
+            (Some(blocks), Some(order)) => Ok(Weight::Quantised(blocks.permuted(&order)?)),
+            (Some(blocks), None) => Ok(Weight::Quantised(blocks)),
+            (None, _) => Ok(Weight::Dense(self.load(name, kind, device)?)),
+        }
+    }
+
+    /// A matrix in blocks, its rows in the file's order; none if it is to be held as a tensor.
+    fn load_blocks(
+        &self,
+        name: &str,
+        shape: (i64, i64),
+        options: (Kind, Device),
+    ) -> Result<Option<Quantised>> {
+        let is_of_tokens = name.ends_with("embed_tokens.weight") || name == "lm_head.weight";
+        let format = match (self.storage, &self.source) {
+            (WeightStorage::Dense, _) => return Ok(None),
+            (WeightStorage::AsStored, Source::Gguf(gguf)) => {
+                return gguf.load_blocks(name, shape, options);
+            }
+            (WeightStorage::AsStored, _) => return Ok(None),
+            (WeightStorage::Int4, _) if !is_of_tokens => BlockFormat::Q4_0,
+            (WeightStorage::Int4 | WeightStorage::Int8, _) => BlockFormat::Q8_0,
+        };
+        if shape.1 % format.block() != 0 {
+            return Ok(None);
+        }
+        let entry = self.entry(name)?;
+        let rows = |first, n| self.load_rows(name, entry, (first, n), options);
+        Quantised::from_values(format, shape, options, rows).map(Some)
+    }
+
+    /// Numbers that no file holds.
+    fn make(&self, name: &str, shape: &[i64], kind: Kind, device: Device) -> Result<Tensor> {
+        if let Source::ShapesOnly = self.source {
+            return Ok(Tensor::f_zeros([1], (kind, device))?.f_expand(shape, false)?);
+        }
+        random_tensor(name, shape, kind, device)
+    }
+
+    /// Rows of a matrix as the source has them: in its order, of any kind, on any device. Anything else is a matrix of one row.
+    fn load_rows(
+        &self,
+        name: &str,
+        entry: &Entry,
+        (first, n): (i64, i64),
+        (kind, device): (Kind, Device),
+    ) -> Result<Tensor> {
+        let (_, columns) = as_matrix(&entry.shape);
+        match &self.source {
+            Source::Safetensors(files) => files[entry.file].load_rows(name, (first, n), columns),
+            Source::Gguf(gguf) => gguf.load_rows(name, first, n),
+            Source::Random | Source::ShapesOnly => self.make(name, &[n, columns], kind, device),
+        }
+    }
+
+    fn row_order(&self, name: &str) -> Result<Option<Tensor>> {
+        match &self.source {
+            Source::Gguf(gguf) => gguf.row_order(name),
+            Source::Safetensors(_) | Source::Random | Source::ShapesOnly => Ok(None),
+        }
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry> {
+        self.tensors
+            .get(name)
+            .ok_or_else(|| Error::UnknownTensor { path: self.path.clone(), name: name.to_owned() })
+    }
+}
+
+fn as_matrix(shape: &[i64]) -> (i64, i64) {
+    match *shape {
+        [rows, columns] => (rows, columns),
+        _ => (1, shape.iter().product()),
     }
 }
 

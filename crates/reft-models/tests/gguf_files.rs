@@ -8,7 +8,10 @@ use std::sync::LazyLock;
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use proptest::prelude::*;
-use reft_models::{ChatTemplate, Error, Gguf, Message, Tokenizer, Weights, convert_gguf};
+use reft_models::{
+    ChatTemplate, Decoder, DecoderConfig, Error, Gguf, Message, Tokenizer, WeightStorage, Weights,
+    convert_gguf,
+};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
@@ -209,6 +212,47 @@ fn every_type_is_dequantised_to_within_its_grid() -> Outcome {
             // The mean error of a right reading is far below the values' spread of 0.58; a wrong order of blocks is not.
             let mean = f64::try_from((&found - &expected).abs().mean(Kind::Float))?;
             assert!(mean <= tolerance / 2.0, "{dtype:?} {name}: off by {mean} in the mean");
+        }
+    }
+    Ok(())
+}
+
+/// Two readings of the same bytes, one by candle and one by ours: they differ by the rounding of f32 at most.
+#[test]
+fn blocks_that_stay_as_stored_stand_for_the_numbers_that_dequantising_gives() -> Outcome {
+    let kept = [
+        (GgmlDType::Q8_0, Some(34.0 / 32.0)),
+        (GgmlDType::Q4_0, Some(18.0 / 32.0)),
+        (GgmlDType::Q4_1, Some(20.0 / 32.0)),
+        (GgmlDType::Q4K, Some(148.0 / 256.0)), // 6-bit scales in bytes of their own
+        (GgmlDType::Q6K, Some(274.0 / 256.0)), // 6-bit numbers in bytes of their own
+        (GgmlDType::Q5_0, None),
+        (GgmlDType::F16, None),
+    ];
+    for (dtype, bytes_per_number) in kept {
+        let directory = tempfile::tempdir()?;
+        let path = draft("llama", dtype)?.write(directory.path())?;
+        let dense = Weights::open(&path)?;
+        let weights = Weights::open(&path)?.held_as(WeightStorage::AsStored);
+        let config = DecoderConfig::open(&path)?;
+        let decoder = Decoder::from_weights(config, &weights, Kind::Float, Device::Cpu)?;
+        assert_eq!(decoder.is_quantised(), bytes_per_number.is_some(), "{dtype:?}");
+        for (name, weight) in decoder.weights() {
+            let expected = dense.load(&name, Kind::Float, Device::Cpu)?;
+            assert_eq!(weight.size(), expected.size(), "{dtype:?} {name}");
+            let difference = f64::try_from((weight.dense() - &expected).abs().max())?;
+            assert!(difference < 3e-7, "{dtype:?} {name}: off by {difference}"); // numbers up to 1
+            if let (Some(each), 2) = (bytes_per_number, expected.dim()) {
+                assert_eq!(
+                    weight.bytes() as f64,
+                    expected.numel() as f64 * each,
+                    "{dtype:?} {name}"
+                );
+                let ids = Tensor::from_slice(&[3i64, 0, 11]);
+                let rows = expected.index_select(0, &ids);
+                let difference = f64::try_from((weight.rows_at(&ids) - rows).abs().max())?;
+                assert!(difference < 3e-7, "{dtype:?} {name}: rows are off by {difference}");
+            }
         }
     }
     Ok(())
@@ -445,8 +489,9 @@ fn read_all(path: &Path) {
     if let Ok(gguf) = Gguf::open(path) {
         let _ = (gguf.config(), gguf.generation_config());
         let _ = (Tokenizer::from_gguf(&gguf), ChatTemplate::from_gguf(&gguf));
-        for name in gguf.shapes().map(|(name, _)| name.to_owned()).collect::<Vec<_>>() {
-            let _ = gguf.load(&name);
+        let weights = Weights::from_gguf(gguf);
+        for name in weights.names() {
+            let _ = weights.load(name, Kind::Float, Device::Cpu);
         }
     }
 }

@@ -201,6 +201,14 @@ pub enum Error {
         /// The examples of the step.
         ids: Vec<String>,
     },
+    /// Memory ran out, of the GPU or of the host.
+    #[error("memory ran out in step {step}: {reason}; nothing was updated with it")]
+    OutOfMemory {
+        /// The step, counted from 1.
+        step: usize,
+        /// What libtorch says.
+        reason: String,
+    },
     /// Weights that should be frozen ask for gradients.
     #[error(
         "weight {name} of the base model requires a gradient and is no parameter of the adapter; freeze it"

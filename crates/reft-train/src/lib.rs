@@ -50,6 +50,7 @@ mod schedule;
 
 mod checkpoint;
 mod metrics;
+mod out_of_memory;
 mod progress;
 mod run_directory;
 
@@ -69,6 +70,7 @@ pub use evaluate::{LossReport, evaluate};
 pub use loss::loss_sum;
 pub use loss_scaler::{Grads, LossScaler};
 pub use metrics::{StepStats, ValidationStats};
+pub use out_of_memory::is_out_of_memory;
 pub use progress::{Plan, Progress, Silent};
 pub use reuse::{FrozenStore, ReuseConfig};
 pub use schedule::{Schedule, ScheduleKind};

@@ -100,8 +100,9 @@ impl Targets {
 /// With a frozen head, the gradient of a chunk is taken as soon as its loss is known, so that its logits can go: what is returned has
 /// the value of the sum, and the gradient by way of `Σ h · ∂loss/∂h`.
 fn cross_entropy(decoder: &Decoder, h: &Tensor, labels: &Tensor, rows: i64) -> Tensor {
+    let head = decoder.head();
     let of_chunk = |h: &Tensor, labels: &Tensor| {
-        let logits = decoder.logits(h);
+        let logits = head.logits(h);
         logits.cross_entropy_loss(labels, None::<Tensor>, Reduction::Sum, -100, 0.0)
     };
     if h.size()[0] <= rows {

@@ -16,6 +16,7 @@ use crate::evaluate::evaluate;
 use crate::loss::loss_sum;
 use crate::loss_scaler::{Grads, LossScaler};
 use crate::metrics::{StepStats, ValidationStats};
+use crate::out_of_memory;
 use crate::progress::{Plan, Progress};
 use crate::reuse::{FrozenStore, ReuseConfig};
 use crate::run_directory::RunDirectory;
@@ -42,6 +43,7 @@ pub struct Trainer<'a> {
     /// What the caller says the run depends on, beside options, data and model.
     facts: Map<String, Value>,
     stop_at_loss: Option<f64>,
+    is_quantised: bool,
     /// The micro-batches of one epoch, as indices.
     order: (usize, Vec<Vec<usize>>),
 }
@@ -119,6 +121,7 @@ impl<'a> Trainer<'a> {
             frozen,
             facts: Map::new(),
             stop_at_loss: None,
+            is_quantised: decoder.is_quantised(),
             order,
         })
     }
@@ -175,15 +178,14 @@ impl<'a> Trainer<'a> {
 
     /// What the run is going to do.
     pub fn plan(&self) -> Plan {
-        let numel = |tensor: &Tensor| tensor.numel();
         Plan {
             steps: self.total_steps(),
             done: self.step,
             steps_per_epoch: self.steps_per_epoch(),
             examples: self.dataset.train.len(),
             validation_examples: self.dataset.validation.len(),
-            trainable: self.adapter.parameters().iter().map(|p| numel(&p.tensor)).sum(),
-            total: self.decoder.weights().iter().map(|(_, weight)| numel(weight)).sum(),
+            trainable: self.adapter.parameters().iter().map(|p| p.tensor.numel()).sum(),
+            total: self.decoder.weights().iter().map(|(_, weight)| weight.numel()).sum(),
             kinds: self.describe_kinds(),
         }
     }
@@ -202,15 +204,16 @@ impl<'a> Trainer<'a> {
             (Kind::Half, false) => ", with a dynamic loss scale",
             _ => "",
         };
+        let held = if self.is_quantised { ", its weights in blocks of integers" } else { "" };
         format!(
-            "frozen model and hidden states in {name}{scaling}; edits, logits and loss, trained tensors and AdamW in f32"
+            "frozen model and hidden states in {name}{scaling}{held}; edits, logits and loss, trained tensors and AdamW in f32"
         )
     }
 
     /// Trains to the end, or until `stop` is set: then the step that is under way is finished and a checkpoint written.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] if loss or gradient is no number, [`Error::Overflow`], what the model or the adapter refuses, and
+    /// [`Error::NotFinite`] if loss or gradient is no number, [`Error::Overflow`], [`Error::OutOfMemory`] (with a checkpoint), what the model or the adapter refuses, and
     /// [`Error::Io`]. The newest checkpoint stays as it is.
     pub fn run(&mut self, progress: &mut dyn Progress, stop: &AtomicBool) -> Result<Outcome> {
         progress.started(&self.plan());
@@ -224,7 +227,16 @@ impl<'a> Trainer<'a> {
                 return Ok(Outcome::Interrupted(self.summary(loss)));
             }
             let micro_batches = self.micro_batches(self.step)?;
-            let stats = self.take_step(&micro_batches, progress)?;
+            let stats = match self.take_step(&micro_batches, progress) {
+                Err(error @ Error::OutOfMemory { .. }) => {
+                    self.optimizer.zero_grad();
+                    if self.step > 0 {
+                        self.save_checkpoint(progress)?;
+                    }
+                    return Err(error);
+                }
+                stats => stats?,
+            };
             loss = Some(stats.loss);
             if let Some(directory) = &mut self.directory {
                 directory.metrics.write(&stats)?;
@@ -266,7 +278,9 @@ impl<'a> Trainer<'a> {
         for (i, batch) in micro_batches.iter().enumerate() {
             let seed = seed_of(&[self.config.seed, self.step as u64, i as u64]);
             let factor = self.scaler.scale() / n_targets as f64;
-            let loss_sum = autocast(self.uses_autocast(), || self.backward(batch, factor, seed))?;
+            let loss_sum = self.with_memory(|run| {
+                autocast(run.uses_autocast(), || run.backward(batch, factor, seed))
+            })?;
             losses.push(loss_sum / n_targets as f64);
         }
         let loss = self.finite_loss(&losses, micro_batches)?;
@@ -297,10 +311,21 @@ impl<'a> Trainer<'a> {
         }))
     }
 
+    /// Computes something that changes nothing but gradients, and says so if memory runs out.
+    fn with_memory<T>(&mut self, compute: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let step = self.step + 1;
+        let out = |reason| Error::OutOfMemory { step, reason };
+        match out_of_memory::with_memory(|| compute(self)).map_err(out)? {
+            Err(error) => Err(out_of_memory::reason(&error).map_or(error, out)),
+            done => done,
+        }
+    }
+
     /// Adds `factor` times the gradient of a batch's loss; returns the loss, `Σ −log p(target)` in f32.
     fn backward(&mut self, batch: &Batch, factor: f64, seed: u64) -> Result<Tensor> {
         let (decoder, adapters, frozen) = (self.decoder, [&*self.adapter], self.frozen.as_mut());
-        if self.config.checkpoint_activations {
+        // blocks that are expanded for one forward of all layers would be held until its backward
+        if self.config.checkpoint_activations || self.is_quantised {
             return checkpointed_backward(decoder, &adapters, batch, frozen, factor, seed);
         }
         tch::manual_seed(seed as i64); // dropout
@@ -444,13 +469,19 @@ impl<'a> Trainer<'a> {
             Ok(Value::Object(fields)) => fields,
             other => panic!("invariant: options are an object of texts and numbers, got {other:?}"),
         };
-        identity.remove("checkpoint_every"); // changes no number
+        for changes_no_number in ["checkpoint_every", "checkpoint_activations", "reuse"] {
+            identity.remove(changes_no_number); // but for rounding
+        }
         let shape = format!(
             "{} of {} layers, hidden size {}, vocabulary {}",
             model.model_type, model.num_hidden_layers, model.hidden_size, model.vocab_size
         );
         identity.insert("model".into(), json!(shape));
         identity.insert("kind".into(), json!(format!("{:?}", self.decoder.kind())));
+        if self.is_quantised {
+            let bytes = self.decoder.weight_bytes(); // eight bits a number or four, some of the matrices or all
+            identity.insert("weights".into(), json!(format!("quantised, {bytes} bytes")));
+        }
         identity.insert("method".into(), json!(self.adapter.method()));
         identity.insert("data".into(), json!(self.dataset.digest()));
         identity.extend(self.facts.clone());
@@ -493,7 +524,7 @@ fn check_trainable(decoder: &Decoder, adapter: &dyn Adapter) -> Result<()> {
     let is_parameter =
         |weight: &Tensor| parameters.iter().any(|p| p.tensor.data_ptr() == weight.data_ptr());
     for (name, weight) in decoder.weights() {
-        if weight.requires_grad() && !is_parameter(&weight) {
+        if weight.tensor().is_some_and(|w| w.requires_grad() && !is_parameter(w)) {
             return Err(Error::NotFrozen { name });
         }
     }

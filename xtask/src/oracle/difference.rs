@@ -71,8 +71,9 @@ fn tensor(kept: &TensorView, fresh: &TensorView) -> Option<String> {
     }
     let (kept, fresh) = (f32s(kept), f32s(fresh));
     let scale = kept.iter().fold(1.0, |scale, x| x.abs().max(scale));
+    let is_same = |a: &f64, b: &f64| a == b || (a.is_nan() && b.is_nan());
     let differences =
-        kept.iter().zip(&fresh).map(|(a, b)| if a == b { 0.0 } else { (a - b).abs() });
+        kept.iter().zip(&fresh).map(|(a, b)| if is_same(a, b) { 0.0 } else { (a - b).abs() });
     // NaN, which only one of them can have here, counts as the largest.
     let (index, largest) = differences.enumerate().max_by(|a, b| a.1.total_cmp(&b.1))?;
     let within = largest <= TENSOR_TOLERANCE * scale;

@@ -11,13 +11,15 @@ use anyhow::{Context, Result, bail};
 use crate::workspace::{self, Workspace};
 use crate::{command, model, python_environment, setup};
 
-/// The generators of everything in `ORACLE`; the second one's part is `FAMILIES`, the third one's `PEFT_MORE`.
+/// The generators of everything in `ORACLE`, and the folders that are the part of each but the first.
 const MAKE_ORACLE: &str = "tools/oracle/make_oracle.py";
 const MAKE_FAMILIES: &str = "tools/oracle/make_families.py";
 const MAKE_PEFT: &str = "tools/oracle/make_peft.py";
+const MAKE_LOSS_SCALER: &str = "tools/oracle/make_loss_scaler.py";
 const ORACLE: &str = "tests/oracle";
 const FAMILIES: &str = "families";
 const PEFT_MORE: &str = "peft_more";
+const LOSS_SCALER: &str = "loss_scaler";
 
 /// Runs the generators into a folder that is thrown away, and compares what they wrote with `tests/oracle`.
 pub fn check(workspace: &Workspace) -> Result<()> {
@@ -32,6 +34,7 @@ pub fn check(workspace: &Workspace) -> Result<()> {
     run(&mut environment.python(), MAKE_ORACLE, &[fresh.path(), &workspace.model()])?;
     run(&mut environment.newer_python(), MAKE_FAMILIES, &[&fresh.path().join(FAMILIES)])?;
     run(&mut environment.python(), MAKE_PEFT, &[&fresh.path().join(PEFT_MORE)])?;
+    run(&mut environment.python(), MAKE_LOSS_SCALER, &[&fresh.path().join(LOSS_SCALER)])?;
     let kept = workspace.root().join(ORACLE);
     let mut differences = Vec::new();
     let files = files(&kept)?;

@@ -1,7 +1,11 @@
-use reft_models::DecoderConfig;
+use std::fs;
+
+use reft_models::{DecoderConfig, WeightStorage};
 use serde::Serialize;
 
+use crate::error::{Result, io_error};
 use crate::planner::step::Shape;
+use crate::timing::TimingCase;
 
 /// Bytes that a training step holds at its peak, by what they are for.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -97,8 +101,35 @@ pub(super) fn of_step(model: &DecoderConfig, shape: &Shape, extra: &[f64]) -> (f
     };
     let logits = (shape.labels * model.vocab_size as f64).min(LOGITS_AT_ONCE);
     let inner = shape.rows * shape.columns * model.intermediate_size as f64 * shape.kind_bytes;
-    let transient = (LOGIT_COPIES * 4.0 * logits).max(INNER_GRADIENTS * inner);
+    let expanded =
+        if shape.expands_blocks { numbers_of_a_block(model) * shape.kind_bytes } else { 0.0 };
+    let transient = (LOGIT_COPIES * 4.0 * logits).max(INNER_GRADIENTS * inner + expanded);
     let kept_row = shape.kept_row_bytes(model);
     let frozen_batch = if shape.keeps { shape.rows * kept_row } else { 0.0 };
     (ALLOCATED * activations, ALLOCATED * transient, frozen_batch)
+}
+
+fn numbers_of_a_block(model: &DecoderConfig) -> f64 {
+    let shapes = model.tensor_shapes();
+    let of_block = shapes.iter().filter(|(name, _)| name.starts_with("model.layers.0."));
+    of_block.map(|(_, shape)| shape.iter().product::<i64>() as f64).sum()
+}
+
+/// Bytes of the model's weights as they are held.
+pub(super) fn of_weights(case: &TimingCase, model: &DecoderConfig) -> Result<u64> {
+    let dense = 8.0 * case.kind.kind().elt_size_in_bytes() as f64;
+    if case.weights == WeightStorage::AsStored && case.model.is_file() && !case.random_weights {
+        return Ok(fs::metadata(&case.model).map_err(io_error("read", &case.model))?.len());
+    }
+    let bits = |name: &str, shape: &[i64]| match (case.weights, shape) {
+        (WeightStorage::Int8 | WeightStorage::Int4, &[_, columns]) if columns % 32 == 0 => {
+            let is_of_tokens = name.ends_with("embed_tokens.weight") || name == "lm_head.weight";
+            if case.weights == WeightStorage::Int4 && !is_of_tokens { 4.5 } else { 8.5 }
+        }
+        _ => dense,
+    };
+    let of_tensor = |(name, shape): &(String, Vec<i64>)| {
+        bits(name, shape) * shape.iter().product::<i64>() as f64 / 8.0
+    };
+    Ok(model.tensor_shapes().iter().map(of_tensor).sum::<f64>() as u64)
 }

@@ -1,4 +1,4 @@
-use reft_models::{Adapter, Decoder, DecoderConfig, Reach, Weights};
+use reft_models::{Adapter, Decoder, DecoderConfig, Reach, WeightStorage, Weights};
 use serde::Serialize;
 use tch::Device;
 
@@ -50,6 +50,8 @@ pub(super) struct Shape {
     pub(super) keeps: bool,
     pub(super) is_behind_kept_tokens: bool,
     pub(super) checkpoint_activations: bool,
+    /// Whether a block's weights are packed, and expanded while it runs.
+    pub(super) expands_blocks: bool,
     /// Bytes of a number of the model's kind.
     pub(super) kind_bytes: f64,
     /// Size of the keys of a token at a layer.
@@ -76,7 +78,9 @@ impl Shape {
             first_graph_block: stage,
             keeps,
             is_behind_kept_tokens: kept > 0,
-            checkpoint_activations: case.checkpoint_activations,
+            // packed weights are expanded for one block at a time, which is differentiated by itself
+            checkpoint_activations: case.checkpoint_activations || is_packed(case),
+            expands_blocks: is_packed(case),
             kind_bytes: case.kind.kind().elt_size_in_bytes() as f64,
             kv: (model.num_key_value_heads * model.head_dim) as f64,
         }
@@ -113,7 +117,7 @@ pub fn plan_step(case: &TimingCase, program: u64) -> Result<StepPlan> {
     let copies = if is_full { 3 } else { 4 };
     let memory = MemoryPlan {
         program: program + memory::WORKSPACE,
-        weights: (model.parameters() as f64 * shape.kind_bytes) as u64,
+        weights: memory::of_weights(case, &model)?,
         optimizer: (4 * copies * trained) as u64,
         activations: activations as u64,
         transient: transient as u64,
@@ -122,6 +126,15 @@ pub fn plan_step(case: &TimingCase, program: u64) -> Result<StepPlan> {
     let kept_row = if shape.keeps { shape.kept_row_bytes(&model) as u64 } else { 0 };
     let work = work(&model, &shape, is_full);
     Ok(StepPlan { trainable_parameters: trained, memory, kept_row, work })
+}
+
+/// Whether matrices are held in blocks.
+fn is_packed(case: &TimingCase) -> bool {
+    match case.weights {
+        WeightStorage::Dense => false,
+        WeightStorage::AsStored => case.model.is_file() && !case.random_weights,
+        WeightStorage::Int8 | WeightStorage::Int4 => true,
+    }
 }
 
 /// Products of the blocks' weights with tokens, of attention, and of the head.

@@ -1,3 +1,5 @@
+use reft_models::WeightStorage;
+
 use crate::compare::Precision;
 use crate::timing::TimingCase;
 
@@ -35,6 +37,13 @@ pub fn ways(case: &TimingCase) -> Vec<Way> {
     add(!case.checkpoint_activations, &checkpointed);
     add(case.batch_size > 1, &row_by_row);
     add(case.kind == Precision::F32, &in_bf16);
+    if case.weights == WeightStorage::Dense {
+        let packed = |(flag, weights): (&str, WeightStorage)| {
+            let case = TimingCase { weights, ..case.clone() };
+            row_by_row(&Way { flags: format!("--weights {flag}"), case })
+        };
+        ways.extend([("int8", WeightStorage::Int8), ("int4", WeightStorage::Int4)].map(packed));
+    }
     ways
 }
 

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use reft_models::{Adapter, Decoder, DecoderConfig, Row, Weights};
+use reft_models::{Adapter, Decoder, DecoderConfig, Row, WeightStorage, Weights};
 use reft_train::{Example, IGNORE_INDEX};
 use serde::{Deserialize, Serialize};
 use tch::Device;
@@ -23,6 +23,8 @@ pub struct TimingCase {
     pub random_weights: bool,
     /// Kind of the frozen model's numbers.
     pub kind: Precision,
+    /// How the frozen model's matrices are held.
+    pub weights: WeightStorage,
     /// [`FLOOR`], or a method's name.
     pub method: String,
     /// Options of several methods; those that this one has are taken.
@@ -95,6 +97,7 @@ impl TimingCase {
             true => Weights::random(&model),
             false => Weights::open(&self.model)?,
         };
+        let weights = weights.held_as(self.weights);
         Ok(Decoder::from_weights(model, &weights, self.kind.kind(), device)?)
     }
 

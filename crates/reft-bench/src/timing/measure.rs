@@ -20,6 +20,10 @@ pub struct Measured {
     pub later_epochs: Option<Vec<f64>>,
     /// The most memory that the process had held when training was over, where the system tells it.
     pub peak_memory_bytes: Option<u64>,
+    /// Memory of the GPU that was in use at the end, what libtorch keeps for later among it. It is for the caller to find out.
+    pub device_memory_bytes: Option<u64>,
+    /// What the frozen weights take on the device.
+    pub weight_bytes: u64,
     /// Trained numbers.
     pub trainable_parameters: i64,
     /// Times of each generation, if that was wanted.
@@ -79,6 +83,8 @@ pub fn measure(case: &TimingCase, device: Device) -> Result<Measured> {
         first_epoch,
         later_epochs,
         peak_memory_bytes,
+        device_memory_bytes: None,
+        weight_bytes: decoder.weight_bytes() as u64,
         trainable_parameters: if is_floor { 0 } else { trainable_parameters(&*adapter) },
         generation: generation_seconds(case, &decoder, &*adapter, &dataset.train)?,
     })

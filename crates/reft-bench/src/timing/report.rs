@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use reft_models::WeightStorage;
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
@@ -30,6 +31,12 @@ pub struct TimingReport {
     pub random_weights: bool,
     /// Kind of the frozen model's numbers.
     pub kind: Precision,
+    /// How the frozen model's matrices are held.
+    pub weights: WeightStorage,
+    /// What the frozen weights take on the device, in 10⁶ bytes.
+    pub weights_mb: f64,
+    /// Whether each block is computed again in the backward.
+    pub checkpoint_activations: bool,
     /// Rows of a batch.
     pub batch_size: usize,
     /// Prompt tokens of a row.
@@ -64,6 +71,8 @@ pub struct TimingRow {
     pub tokens_per_second: f64,
     /// The most memory that a process held while it trained, in 10⁶ bytes, where the system tells it.
     pub peak_memory_mb: Option<f64>,
+    /// Memory of the GPU that was in use in the end, what libtorch keeps for later among it, in 10⁶ bytes.
+    pub device_memory_mb: Option<f64>,
     /// Trained numbers.
     pub trainable_parameters: i64,
     /// Seconds of every step.
@@ -132,10 +141,13 @@ pub fn run_timing(
         model: case.model.clone(),
         random_weights: case.random_weights,
         kind: case.kind,
+        weights: case.weights,
         batch_size: case.batch_size,
         prompt_length: case.prompt_length,
         response_length: case.response_length,
         options: case.options.clone(),
+        weights_mb: measured[0][0].weight_bytes as f64 / 1e6,
+        checkpoint_activations: case.checkpoint_activations,
         reuse: case.reuse,
         rounds: run.rounds,
         steps_per_round: case.steps,
@@ -155,13 +167,16 @@ impl TimingRow {
             false => (later, Some(FirstEpoch::new(first))),
         };
         let tokens = case.batch_size * (case.prompt_length + case.response_length);
+        let megabytes = |bytes: Option<u64>| bytes.map(|bytes| bytes as f64 / 1e6);
         let peak = rounds.iter().filter_map(|one| one.peak_memory_bytes).max();
+        let on_device = rounds.iter().filter_map(|one| one.device_memory_bytes).max();
         Self {
             method: case.method.clone(),
             step_seconds_min: least(&step_seconds),
             step_seconds_median: median(&step_seconds),
             tokens_per_second: tokens as f64 / median(&step_seconds),
-            peak_memory_mb: peak.map(|bytes| bytes as f64 / 1e6),
+            peak_memory_mb: megabytes(peak),
+            device_memory_mb: megabytes(on_device),
             trainable_parameters: rounds[0].trainable_parameters,
             step_seconds,
             first_epoch,
@@ -279,6 +294,7 @@ mod tests {
             response_length: 3,
             steps: 2,
             reuse: true,
+            weights: WeightStorage::Dense,
             checkpoint_activations: false,
             new_tokens: 4,
         }
@@ -290,6 +306,8 @@ mod tests {
             first_epoch: first.to_vec(),
             later_epochs: later.map(|later| later.to_vec()),
             peak_memory_bytes: Some(peak),
+            device_memory_bytes: None,
+            weight_bytes: 500_000,
             trainable_parameters: 1_234,
             generation: vec![GenerationSeconds { prefill: first[1], decode_per_token }],
         }

@@ -64,7 +64,7 @@ fn full_fine_tuning_equals_transformers() -> Outcome {
     let decoder = tiny_llama()?;
     let examples = tiny_examples()?;
     let recording = json(&path("full_ft.json"))?;
-    let full = FullAdapter::new(&decoder, "tiny_llama");
+    let full = FullAdapter::new(&decoder, "tiny_llama")?;
     assert_eq!(trainable_parameters(&full), decoder.config().parameters());
     loss(&decoder, &full, &examples)?.backward();
     let norms = recording["grad_l2_norms_step0"].as_object().ok_or("no norms")?;

@@ -95,7 +95,7 @@ fn merging_in_half_precision_rounds_once() -> Outcome {
     let weight = |decoder: &Decoder| {
         let mut weights = decoder.weights().into_iter();
         let found = weights.find(|(name, _)| name == "model.layers.1.self_attn.v_proj.weight");
-        found.map(|(_, weight)| weight.to_kind(Kind::Float).copy()).ok_or("no such weight")
+        found.map(|(_, weight)| weight.dense().to_kind(Kind::Float).copy()).ok_or("no such weight")
     };
     let adapter = LoraAdapter::load(&path("peft/lora_qv"), &half)?;
     let before = weight(&half)?;

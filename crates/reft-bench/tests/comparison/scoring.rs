@@ -131,7 +131,7 @@ impl reft_models::Hooks for Replace<'_> {
         }
         let weights = self.0.1.weights();
         let head = weights.iter().find(|(name, _)| name == "lm_head.weight");
-        let row = head.expect("the model has a head").1.get(self.0.0) * 1e3;
+        let row = head.expect("the model has a head").1.dense().get(self.0.0) * 1e3;
         Ok(row.expand_as(&h))
     }
 }

@@ -1,7 +1,7 @@
 //! Random starts and dropout follow the seed.
 
 use reft_bench::{MethodOptions, TargetModules, method_names, new_adapter};
-use reft_models::{Component, Hooks, Layout, Linear, Mode, PaddingSide, Row, Site};
+use reft_models::{Component, Hooks, Layout, Linear, Mode, PaddingSide, Row, Site, Weight};
 use tch::{Kind, Tensor};
 
 use crate::alone;
@@ -74,8 +74,10 @@ fn lora_dropout_keeps_the_mean_of_the_update() -> Outcome {
     disturb(&*adapter, 2);
     let layout = Layout::new(vec![Row::prompt(vec![5, 6])], PaddingSide::Right)?;
     let site = Site { layer: 0, component: Component::Query };
-    let linear =
-        Linear { weight: Tensor::zeros([64, 64], (Kind::Float, decoder.device())), bias: None };
+    let linear = Linear {
+        weight: Weight::Dense(Tensor::zeros([64, 64], (Kind::Float, decoder.device()))),
+        bias: None,
+    };
     let x = Tensor::randn([1, 500, 64], (Kind::Float, decoder.device())) + 5.0;
     let update = |hooks: &mut dyn Hooks, x: &Tensor| -> Outcome<Tensor> {
         let y = linear.forward(x);

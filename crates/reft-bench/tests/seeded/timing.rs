@@ -4,7 +4,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use reft_bench::{CombinedAdapter, FloorAdapter, MethodOptions, Precision, TimingCase, measure};
-use reft_models::{Adapter, Decoder, DecoderConfig, Mode, Row, Weights};
+use reft_models::{Adapter, Decoder, DecoderConfig, Mode, Row, WeightStorage, Weights};
 use reft_train::{Batch, Dataset, Example, TrainConfig, Trainer, loss_sum};
 use tch::{Device, Kind, Tensor};
 
@@ -60,7 +60,8 @@ fn random_weights_follow_the_seed_and_are_made_in_the_kind_asked_for() -> Outcom
     let made = |seed: i64, kind: Kind| -> Outcome<Vec<(String, Tensor)>> {
         tch::manual_seed(seed);
         let weights = Weights::random(&config);
-        Ok(Decoder::from_weights(config.clone(), &weights, kind, Device::Cpu)?.weights())
+        let decoder = Decoder::from_weights(config.clone(), &weights, kind, Device::Cpu)?;
+        Ok(decoder.weights().into_iter().map(|(name, weight)| (name, weight.dense())).collect())
     };
     let first = made(1, Kind::Float)?;
     assert_eq!(first, made(1, Kind::Float)?);
@@ -95,6 +96,7 @@ fn an_epoch_warms_up_with_a_step_that_does_not_count() -> Outcome {
         response_length: 3,
         steps: 3,
         reuse: true,
+        weights: WeightStorage::Dense,
         checkpoint_activations: false,
         new_tokens: 4,
     };

@@ -6,8 +6,16 @@ use crate::Result;
 use crate::files::many_rows;
 use crate::runs::{args, oracle, run};
 
-const RECIPES: [&str; 7] =
-    ["arithmetic", "commonsense", "composition", "emoji", "few-shot-chat", "glue", "ultrafeedback"];
+const RECIPES: [&str; 8] = [
+    "arithmetic",
+    "commonsense",
+    "composition",
+    "emoji",
+    "few-shot-chat",
+    "glue",
+    "llama-3-8b-24gb",
+    "ultrafeedback",
+];
 
 /// Layers, steps and held-out examples are those of a tiny model and a small file; everything else is the recipe's.
 #[test]

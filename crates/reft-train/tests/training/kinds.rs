@@ -72,7 +72,7 @@ fn gradients_that_overflow_f16_lower_the_loss_scale_until_the_step_can_be_taken(
     let weights = decoder.weights();
     let (_, head) = weights.iter().find(|(name, _)| name == "lm_head.weight").ok_or("no head")?;
     // Logits of up to 10 become 5,000, which f16 holds; their gradients times a scale of 65536 are more than it holds.
-    let _scaled = tch::no_grad(|| head.shallow_clone().g_mul_scalar_(500.0));
+    let _scaled = tch::no_grad(|| head.dense().g_mul_scalar_(500.0));
     let (heard, _) = train(&decoder)?;
     assert!(heard.overflows.len() >= 2, "no power: {:?}", heard.overflows);
     for (i, (step, scale)) in heard.overflows.iter().enumerate() {

@@ -2,8 +2,11 @@
 
 mod composition;
 mod kinds;
+mod loss_scaler;
 mod oracle;
 mod orthonormality;
+mod out_of_memory;
+mod quantised;
 mod resume;
 mod reuse;
 mod run;

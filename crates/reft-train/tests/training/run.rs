@@ -93,7 +93,7 @@ fn only_the_micro_batch_at_fault_is_named() -> TestResult {
         .1;
     let id = dataset.train[2].row.input_ids[1]; // of no other row
     assert!(dataset.train.iter().filter(|e| e.row.input_ids.contains(&id)).count() == 1);
-    let _filled = tch::no_grad(|| broken.get(id).fill_(f64::NAN));
+    let _filled = tch::no_grad(|| broken.dense().get(id).fill_(f64::NAN));
     let options = TrainConfig { batch_size: 1, grad_accum: 4, ..options() };
     let before = adapter.state();
     let mut trainer = Trainer::new(&decoder, &mut adapter, &dataset, options)?;
@@ -114,7 +114,7 @@ fn a_weight_that_wants_a_gradient_is_refused() -> TestResult {
     let mut adapter = adapter(&decoder, MapKind::Householder, 0.0, 1)?;
     let dataset = Dataset { train: examples(4), validation: Vec::new() };
     let (name, weight) = decoder.weights().swap_remove(5);
-    let _thawed = weight.set_requires_grad(true);
+    let _thawed = weight.dense().set_requires_grad(true);
     let refused = Trainer::new(&decoder, &mut adapter, &dataset, options());
     assert!(matches!(refused, Err(Error::NotFrozen { name: found }) if found == name));
     Ok(())
