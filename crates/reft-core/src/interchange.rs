@@ -24,6 +24,16 @@ pub trait Interchange: Debug {
     fn intervene(&self, base: &Tensor, source: &Tensor) -> Result<Tensor>;
 }
 
+impl<T: Interchange + ?Sized> Interchange for &T {
+    fn hidden_size(&self) -> i64 {
+        (**self).hidden_size()
+    }
+
+    fn intervene(&self, base: &Tensor, source: &Tensor) -> Result<Tensor> {
+        (**self).intervene(base, source)
+    }
+}
+
 /// Vanilla interchange: the whole hidden state of the source, `Φ(b, s) = s` (Geiger et al. 2021, arXiv:2106.02997).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VanillaInterchange {

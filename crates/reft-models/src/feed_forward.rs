@@ -1,5 +1,3 @@
-use std::collections::BTreeMap;
-
 use tch::{Device, Kind, Tensor};
 
 use crate::hooks::Hooks;
@@ -112,13 +110,18 @@ impl FeedForward {
         collect.finish()
     }
 
+    /// Where the network is.
+    pub fn device(&self) -> Device {
+        self.output.weight.device()
+    }
+
     /// Every weight by name; the tensors share storage with the network's.
-    pub fn weights(&self) -> BTreeMap<String, Tensor> {
-        let mut weights = BTreeMap::new();
+    pub fn weights(&self) -> Vec<(String, Tensor)> {
+        let mut weights = Vec::new();
         for (i, linear) in self.layers.iter().chain([&self.output]).enumerate() {
-            weights.insert(format!("layers.{i}.weight"), linear.weight.shallow_clone());
+            weights.push((format!("layers.{i}.weight"), linear.weight.shallow_clone()));
             if let Some(bias) = &linear.bias {
-                weights.insert(format!("layers.{i}.bias"), bias.shallow_clone());
+                weights.push((format!("layers.{i}.bias"), bias.shallow_clone()));
             }
         }
         weights

@@ -129,7 +129,7 @@ pub struct Swap<'a> {
     /// The source's hidden states, `[m, d]`: one row for each token.
     pub source: Tensor,
     /// What of them is put in.
-    pub interchange: &'a dyn Interchange,
+    pub interchange: Box<dyn Interchange + 'a>,
 }
 
 /// The hooks of a base run: the swaps of one batch.

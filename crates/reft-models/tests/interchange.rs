@@ -55,7 +55,7 @@ impl Experiment {
             place: block_output(1),
             tokens: TokenAt::every_row(2, 6),
             source: self.source.shallow_clone(),
-            interchange,
+            interchange: Box::new(interchange),
         };
         let mut hooks = InterchangeHooks::new(vec![swap], &self.base)?;
         let logits = Tensor::stack(&logits_of(&self.decoder, &self.base, &mut hooks)?, 0);
@@ -267,7 +267,8 @@ fn a_source_that_is_the_base_changes_nothing_at_any_place() -> Outcome {
         let source = decoder.collect(&layout, vec![(place.clone(), tokens.clone())])?.remove(0);
         let columns = random_columns(1, d, 5, Device::Cpu).select(0, 0);
         let interchange = SubspaceInterchange::new(&columns)?;
-        let swap = Swap { place, tokens: tokens.clone(), source, interchange: &interchange };
+        let swap =
+            Swap { place, tokens: tokens.clone(), source, interchange: Box::new(&interchange) };
         let mut hooks = InterchangeHooks::new(vec![swap], &layout)?;
         let swapped = logits_of(&decoder, &layout, &mut hooks)?;
         assert_eq!(swapped, plain, "{component}"); // b + 0
@@ -293,8 +294,12 @@ fn swapping_a_whole_site_from_one_row_gives_that_row_s_continuation() -> Outcome
     for interchange in interchanges {
         let wanted = vec![(block_output(1), tokens.clone())];
         let found = decoder.collect(&source, wanted)?.remove(0);
-        let swap =
-            Swap { place: block_output(1), tokens: tokens.clone(), source: found, interchange };
+        let swap = Swap {
+            place: block_output(1),
+            tokens: tokens.clone(),
+            source: found,
+            interchange: Box::new(interchange),
+        };
         let mut hooks = InterchangeHooks::new(vec![swap], &base)?;
         let found = logits_of(&decoder, &base, &mut hooks)?.remove(0);
         // the full rotation there and back costs f32 rounding: measured 2e-6
@@ -329,7 +334,7 @@ fn swapping_one_head_leaves_the_other_heads_and_tokens_as_they_are() -> Outcome 
         place,
         tokens: tokens.clone(),
         source: source.shallow_clone(),
-        interchange: &vanilla,
+        interchange: Box::new(&vanilla),
     };
     let mut plain = HeadsOf { layer: 1, seen: None };
     let _logits = logits_of(&decoder, &layout, &mut plain)?;
@@ -363,7 +368,7 @@ fn swapping_one_head_leaves_the_other_heads_and_tokens_as_they_are() -> Outcome 
         place: Place::head(1, 2, 16),
         tokens,
         source: source.shallow_clone(),
-        interchange: &vanilla,
+        interchange: Box::new(&vanilla),
     };
     let mut then =
         Then(InterchangeHooks::new(vec![swap], &layout)?, HeadsOf { layer: 1, seen: None });
@@ -392,7 +397,7 @@ fn two_sources_bring_their_own_coordinates_of_one_subspace() -> Outcome {
             place: block_output(2),
             tokens: tokens.clone(),
             source: sources[i].shallow_clone(),
-            interchange: [&first, &second][i],
+            interchange: Box::new([&first, &second][i]),
         });
         let hooks = InterchangeHooks::new(swaps.into(), &layout)?;
         struct See<'a>(InterchangeHooks<'a>, Collect);
@@ -444,7 +449,7 @@ fn what_does_not_fit_is_refused() -> Outcome {
         place: block_output(0),
         tokens: at(&[(0, 1), (1, 1)]),
         source: Tensor::zeros([rows, d], F32),
-        interchange: &vanilla,
+        interchange: Box::new(&vanilla),
     };
     assert!(matches!(
         InterchangeHooks::new(vec![swap(3, 64)], &layout),
@@ -483,7 +488,8 @@ fn the_same_hooks_drive_a_plain_network() -> Outcome {
     let found = network.collect(&source, vec![(place.clone(), tokens.clone())])?.remove(0);
     assert_eq!(found, Tensor::from_slice(&[0f32, 5.0, 2.5]).view([1, 3]));
     let neurons = SubspaceInterchange::neurons(3, 0..2, Device::Cpu)?;
-    let swap = Swap { place, tokens: tokens.clone(), source: found, interchange: &neurons };
+    let swap =
+        Swap { place, tokens: tokens.clone(), source: found, interchange: Box::new(&neurons) };
     let mut hooks = InterchangeHooks::new(vec![swap], &base)?;
     let swapped = network.logits(&base, &mut hooks)?;
     assert_eq!(swapped, Tensor::from_slice(&[5f32, 4.5]).view([1, 1, 2]));
