@@ -45,6 +45,7 @@ mod adamw;
 mod clip;
 mod loss;
 mod loss_scaler;
+mod model;
 mod schedule;
 
 mod checkpoint;
@@ -68,6 +69,7 @@ pub use evaluate::{LossReport, evaluate};
 pub use loss::loss_sum;
 pub use loss_scaler::{Grads, LossScaler};
 pub use metrics::{StepStats, ValidationStats};
+pub use model::Model;
 pub use progress::{Plan, Progress, Silent};
 pub use reuse::{FrozenStore, ReuseConfig};
 pub use schedule::{Schedule, ScheduleKind};

@@ -2,7 +2,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use reft_models::{Adapter, Decoder, Mode};
+use reft_models::{Adapter, Mode};
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor, autocast};
 
@@ -12,9 +12,9 @@ use crate::checkpoint::{Best, Checkpoint, FORMAT_VERSION, RunState};
 use crate::clip::clip_grad_norm;
 use crate::dataset::Dataset;
 use crate::evaluate::evaluate;
-use crate::loss::loss_sum;
 use crate::loss_scaler::{Grads, LossScaler};
 use crate::metrics::{StepStats, ValidationStats};
+use crate::model::Model;
 use crate::progress::{Plan, Progress};
 use crate::reuse::{FrozenStore, ReuseConfig};
 use crate::run_directory::RunDirectory;
@@ -25,7 +25,7 @@ use crate::{Error, Result};
 
 /// Trains an adapter of any method on a frozen model.
 pub struct Trainer<'a> {
-    decoder: &'a Decoder,
+    model: &'a dyn Model,
     adapter: &'a mut dyn Adapter,
     dataset: &'a Dataset,
     config: TrainConfig,
@@ -84,7 +84,7 @@ impl<'a> Trainer<'a> {
     /// [`Error::Config`] for an option that cannot be; [`Error::TooFewExamples`] without examples; [`Error::NothingToTrain`];
     /// [`Error::NotFrozen`] if a weight of the model wants a gradient and is no parameter of the adapter.
     pub fn new(
-        decoder: &'a Decoder,
+        model: &'a dyn Model,
         adapter: &'a mut dyn Adapter,
         dataset: &'a Dataset,
         config: TrainConfig,
@@ -94,9 +94,9 @@ impl<'a> Trainer<'a> {
             let validation = dataset.validation.len();
             return Err(Error::TooFewExamples { train: 0, validation });
         }
-        check_trainable(decoder, adapter)?;
+        check_trainable(model, adapter)?;
         let optimizer = AdamW::new(adapter.parameters(), config.weight_decay);
-        let scaler = match decoder.kind() {
+        let scaler = match model.kind() {
             Kind::Half => LossScaler::new(),
             _ => LossScaler::disabled(),
         };
@@ -105,7 +105,7 @@ impl<'a> Trainer<'a> {
         let steps = total_steps(&config, order.1.len());
         let schedule = Schedule::new(config.schedule, config.lr, config.warmup_ratio, steps);
         Ok(Self {
-            decoder,
+            model,
             adapter,
             dataset,
             config,
@@ -182,21 +182,21 @@ impl<'a> Trainer<'a> {
             examples: self.dataset.train.len(),
             validation_examples: self.dataset.validation.len(),
             trainable: self.adapter.parameters().iter().map(|p| numel(&p.tensor)).sum(),
-            total: self.decoder.weights().iter().map(|(_, weight)| numel(weight)).sum(),
+            total: self.model.weights().iter().map(|(_, weight)| numel(weight)).sum(),
             kinds: self.describe_kinds(),
         }
     }
 
     /// Which kind computes what.
     pub fn describe_kinds(&self) -> String {
-        let name = match self.decoder.kind() {
+        let name = match self.model.kind() {
             Kind::Float => "f32",
             Kind::BFloat16 => "bf16",
             Kind::Half => "f16",
             Kind::Double => "f64",
             _ => "an unusual kind",
         };
-        let scaling = match (self.decoder.kind(), self.uses_autocast()) {
+        let scaling = match (self.model.kind(), self.uses_autocast()) {
             (Kind::Half, true) => ", under autocast with a dynamic loss scale",
             (Kind::Half, false) => ", with a dynamic loss scale",
             _ => "",
@@ -262,11 +262,12 @@ impl<'a> Trainer<'a> {
         let n_targets: i64 = micro_batches.iter().map(Batch::n_targets).sum();
         let mut losses = Vec::with_capacity(micro_batches.len());
         self.optimizer.zero_grad();
+        self.adapter.begin_step(self.step as f64 / self.total_steps().max(1) as f64);
         for (i, batch) in micro_batches.iter().enumerate() {
             let seed = seed_of(&[self.config.seed, self.step as u64, i as u64]);
             tch::manual_seed(seed as i64); // dropout
             let loss_sum = autocast(self.uses_autocast(), || {
-                loss_sum(self.decoder, &[&*self.adapter], batch, Mode::Train, self.frozen.as_mut()) // Σ −log p(target), f32
+                self.model.loss_sum(&[&*self.adapter], batch, Mode::Train, self.frozen.as_mut()) // Σ −log p(target), f32
             })?;
             let share = loss_sum / n_targets as f64;
             // no gradient: of these examples, nothing that is predicted follows what the adapter changes
@@ -274,6 +275,9 @@ impl<'a> Trainer<'a> {
                 self.scaler.scale_loss(&share).backward();
             }
             losses.push(share.detach());
+        }
+        if let Some(penalty) = self.adapter.penalty() {
+            self.scaler.scale_loss(&penalty).backward();
         }
         let loss = self.finite_loss(&losses, micro_batches)?;
         let grads = self.optimizer.grads();
@@ -377,7 +381,7 @@ impl<'a> Trainer<'a> {
         let (batch_size, step) = (self.config.batch_size, self.step);
         let report = autocast(self.uses_autocast(), || {
             evaluate(
-                self.decoder,
+                self.model,
                 &[&*self.adapter],
                 &self.dataset.validation,
                 batch_size,
@@ -430,18 +434,13 @@ impl<'a> Trainer<'a> {
 
     /// Everything that the numbers of a run depend on, and that must be the same when it is resumed.
     fn identity(&self) -> Map<String, Value> {
-        let model = self.decoder.config();
         let mut identity = match serde_json::to_value(&self.config) {
             Ok(Value::Object(fields)) => fields,
             other => panic!("invariant: options are an object of texts and numbers, got {other:?}"),
         };
         identity.remove("checkpoint_every"); // changes no number
-        let shape = format!(
-            "{} of {} layers, hidden size {}, vocabulary {}",
-            model.model_type, model.num_hidden_layers, model.hidden_size, model.vocab_size
-        );
-        identity.insert("model".into(), json!(shape));
-        identity.insert("kind".into(), json!(format!("{:?}", self.decoder.kind())));
+        identity.insert("model".into(), json!(self.model.describe()));
+        identity.insert("kind".into(), json!(format!("{:?}", self.model.kind())));
         identity.insert("method".into(), json!(self.adapter.method()));
         identity.insert("data".into(), json!(self.dataset.digest()));
         identity.extend(self.facts.clone());
@@ -454,7 +453,7 @@ impl<'a> Trainer<'a> {
 
     /// tch's autocast is f16 on CUDA.
     fn uses_autocast(&self) -> bool {
-        self.decoder.kind() == Kind::Half && self.decoder.device().is_cuda()
+        self.model.kind() == Kind::Half && self.model.device().is_cuda()
     }
 
     fn order_of(dataset: &Dataset, config: &TrainConfig, epoch: usize) -> Vec<Vec<usize>> {
@@ -471,14 +470,14 @@ fn total_steps(config: &TrainConfig, batches_per_epoch: usize) -> usize {
 }
 
 /// Checks that the adapter's parameters, and nothing else, want gradients.
-fn check_trainable(decoder: &Decoder, adapter: &dyn Adapter) -> Result<()> {
+fn check_trainable(model: &dyn Model, adapter: &dyn Adapter) -> Result<()> {
     let parameters = adapter.parameters();
     if parameters.iter().all(|parameter| parameter.tensor.numel() == 0) {
         return Err(Error::NothingToTrain { method: adapter.method().to_owned() });
     }
     let is_parameter =
         |weight: &Tensor| parameters.iter().any(|p| p.tensor.data_ptr() == weight.data_ptr());
-    for (name, weight) in decoder.weights() {
+    for (name, weight) in model.weights() {
         if weight.requires_grad() && !is_parameter(&weight) {
             return Err(Error::NotFrozen { name });
         }

@@ -1,0 +1,153 @@
+use reft_models::{Adapter, Decoder, FeedForward, Hooks, Layout, Mode, Place, Stacked, TokenAt};
+use tch::{Device, Kind, Reduction, Tensor};
+
+use crate::Result;
+use crate::batches::Batch;
+use crate::loss::loss_sum;
+use crate::reuse::FrozenStore;
+
+/// What the trainer needs of a model: it predicts labels from rows, under the hooks of adapters.
+pub trait Model {
+    /// Sum of `−log p(target)` over the target tokens of a batch: a scalar in f32, differentiable in the adapters' parameters.
+    ///
+    /// # Errors
+    /// What the model or an adapter refuses.
+    fn loss_sum(
+        &self,
+        adapters: &[&dyn Adapter],
+        batch: &Batch,
+        mode: Mode,
+        frozen: Option<&mut FrozenStore>,
+    ) -> Result<Tensor>;
+
+    /// Logits `[m, v]` in f32 that the targets of a batch are predicted by, and the targets `[m]`, without gradient.
+    ///
+    /// # Errors
+    /// What the model or an adapter refuses.
+    fn target_logits(&self, adapters: &[&dyn Adapter], batch: &Batch) -> Result<(Tensor, Tensor)>;
+
+    /// A source run: hidden states `[m, d]` of chosen tokens at chosen places, without gradient.
+    ///
+    /// # Errors
+    /// If there is no such place or token.
+    fn collect(&self, layout: &Layout, wanted: Vec<(Place, Vec<TokenAt>)>) -> Result<Vec<Tensor>>;
+
+    /// Every weight by name.
+    fn weights(&self) -> Vec<(String, Tensor)>;
+
+    /// The kind of its hidden states.
+    fn kind(&self) -> Kind;
+
+    /// Where it is.
+    fn device(&self) -> Device;
+
+    /// Its family and sizes: a run is resumed only with a model of the same.
+    fn describe(&self) -> String;
+}
+
+impl Model for Decoder {
+    fn loss_sum(
+        &self,
+        adapters: &[&dyn Adapter],
+        batch: &Batch,
+        mode: Mode,
+        frozen: Option<&mut FrozenStore>,
+    ) -> Result<Tensor> {
+        loss_sum(self, adapters, batch, mode, frozen)
+    }
+
+    fn target_logits(&self, adapters: &[&dyn Adapter], batch: &Batch) -> Result<(Tensor, Tensor)> {
+        let _guard = tch::no_grad_guard();
+        let mut hooks = hooks_of(adapters, batch, Mode::Eval)?;
+        let span = batch.layout.whole();
+        let forward = self.forward(&span, hooks.prefix_length());
+        let forward = forward.wanting(batch.first_target_column());
+        let embeddings = forward.embed(&batch.layout.input_ids(self.device()));
+        let stages = 0..self.config().num_hidden_layers;
+        let h = forward.run(stages, embeddings, None, &mut hooks)?;
+        let (places, labels) = batch.targets(forward.outputs());
+        let h = at(&forward.finish(h, &mut hooks)?, &places); // [m, d]
+        Ok((self.logits(&h), Tensor::from_slice(&labels).to_device(self.device())))
+    }
+
+    fn collect(&self, layout: &Layout, wanted: Vec<(Place, Vec<TokenAt>)>) -> Result<Vec<Tensor>> {
+        Ok(self.collect(layout, wanted)?)
+    }
+
+    fn weights(&self) -> Vec<(String, Tensor)> {
+        self.weights()
+    }
+
+    fn kind(&self) -> Kind {
+        self.kind()
+    }
+
+    fn device(&self) -> Device {
+        self.device()
+    }
+
+    fn describe(&self) -> String {
+        let config = self.config();
+        format!(
+            "{} of {} layers, hidden size {}, vocabulary {}",
+            config.model_type, config.num_hidden_layers, config.hidden_size, config.vocab_size
+        )
+    }
+}
+
+/// A network without order: every token of a row is an input of its own, and predicts the label of the token after it.
+impl Model for FeedForward {
+    fn loss_sum(
+        &self,
+        adapters: &[&dyn Adapter],
+        batch: &Batch,
+        mode: Mode,
+        _frozen: Option<&mut FrozenStore>,
+    ) -> Result<Tensor> {
+        let mut hooks = hooks_of(adapters, batch, mode)?;
+        let (places, labels) = batch.targets(&batch.layout.whole());
+        let logits = at(&self.logits(&batch.layout, &mut hooks)?, &places); // [m, classes]
+        let labels = Tensor::from_slice(&labels).to_device(self.device());
+        Ok(logits.cross_entropy_loss(&labels, None::<Tensor>, Reduction::Sum, -100, 0.0))
+    }
+
+    fn target_logits(&self, adapters: &[&dyn Adapter], batch: &Batch) -> Result<(Tensor, Tensor)> {
+        let _guard = tch::no_grad_guard();
+        let mut hooks = hooks_of(adapters, batch, Mode::Eval)?;
+        let (places, labels) = batch.targets(&batch.layout.whole());
+        let logits = at(&self.logits(&batch.layout, &mut hooks)?, &places);
+        Ok((logits, Tensor::from_slice(&labels).to_device(self.device())))
+    }
+
+    fn collect(&self, layout: &Layout, wanted: Vec<(Place, Vec<TokenAt>)>) -> Result<Vec<Tensor>> {
+        Ok(self.collect(layout, wanted)?)
+    }
+
+    fn weights(&self) -> Vec<(String, Tensor)> {
+        self.weights()
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::Float
+    }
+
+    fn device(&self) -> Device {
+        self.device()
+    }
+
+    fn describe(&self) -> String {
+        let shape = |(_, weight): (String, Tensor)| format!("{:?}", weight.size());
+        let shapes: Vec<String> = self.weights().into_iter().map(shape).collect();
+        format!("feed-forward network of weights {}", shapes.join(" "))
+    }
+}
+
+fn hooks_of<'a>(adapters: &[&'a dyn Adapter], batch: &'a Batch, mode: Mode) -> Result<Stacked<'a>> {
+    let hooks = adapters.iter().map(|adapter| adapter.hooks(&batch.layout, mode));
+    Ok(Stacked(hooks.collect::<Result<_, _>>()?))
+}
+
+/// The places `[m]` of `[b, t, ..]`.
+fn at(x: &Tensor, places: &[i64]) -> Tensor {
+    x.flatten(0, 1).index_select(0, &Tensor::from_slice(places).to_device(x.device()))
+}
