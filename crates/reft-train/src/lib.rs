@@ -58,6 +58,8 @@ mod reuse;
 mod evaluate;
 mod trainer;
 
+pub mod das;
+
 pub use adamw::AdamW;
 pub use batches::{Batch, Shuffle, epoch_batches};
 pub use checkpoint::Best;
