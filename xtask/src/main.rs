@@ -11,7 +11,9 @@ mod libtorch_config;
 mod model;
 mod oracle;
 mod platform;
+mod python_environment;
 mod reft;
+mod rivals;
 mod setup;
 mod tidy;
 mod wheel;
@@ -21,6 +23,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::rivals::RivalsArgs;
 use crate::workspace::Workspace;
 
 /// Set-up, checks and the demo of this workspace
@@ -55,6 +58,8 @@ enum Task {
         #[arg(long, required = true)]
         check: bool,
     },
+    /// Time pyreft and PEFT beside this project, on the same batches in turns, and print the ratios
+    Rivals(RivalsArgs),
 }
 
 fn main() -> ExitCode {
@@ -81,6 +86,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Ci => ci::run(&workspace),
         Task::Tidy => tidy::run(&workspace),
         Task::Oracle { check: _ } => oracle::check(&workspace),
+        Task::Rivals(arguments) => rivals::run(&workspace, &arguments),
     }
 }
 

@@ -69,3 +69,10 @@ pub fn reply(
 pub fn inspect(workspace: &Workspace, directory: &Path) -> Result<String> {
     command::output(reft(workspace, "inspect").arg(directory))
 }
+
+/// Times steps of one method, `--json`.
+pub fn bench(workspace: &Workspace, model: &Path, arguments: &[String]) -> Result<String> {
+    let mut bench = reft(workspace, "bench");
+    bench.arg("--model").arg(model).args(arguments).arg("--json");
+    command::output(&mut bench)
+}

@@ -49,8 +49,11 @@ mod method_description;
 mod registry;
 
 mod compare;
+mod das;
 mod report;
+mod steering;
 mod tasks;
+mod timing;
 
 pub use adapter_files::{adapter_bytes, adapter_files, remove_adapter};
 pub use adapter_summary::{AdapterSummary, check_adapter};
@@ -61,6 +64,10 @@ pub use compare::{
     Leakage, Machine, MethodEntry, PartFacts, Plan, PointPlan, Precision, Prepared, PreparedSweep,
     QuickConfig, SweepAxis, SweepConfig, SweepPlan, SweepPoint, TestResult, choose_rate, run_cell,
     run_comparison, run_sweep,
+};
+pub use das::{
+    DasCell, DasOptions, DasReport, DasRow, DasSearch, DasTask, MeasuredShare, Mechanism, Numbers,
+    PositionName, Slot, Start, Words,
 };
 pub use error::{Error, Result};
 pub use full::FullAdapter;
@@ -83,8 +90,13 @@ pub use registry::{AdapterKind, load_adapter, load_trainable_adapter, trainable_
 pub use report::{
     BaseReport, MethodReport, PointReport, RateReport, Report, Spread, SweepReport, grouped,
 };
+pub use steering::{Direction, DirectionKind, SteeringAdapter, last_hidden_states};
 pub use target_modules::TargetModules;
 pub use tasks::{
     Choice, EncodedQuestion, Metric, Question, Score, Scorer, Scoring, Table, TableRow, TaskConfig,
     TaskKind, TextTemplate, encode_questions, read_questions,
+};
+pub use timing::{
+    FLOOR, FirstEpoch, FloorAdapter, GenerationSeconds, GenerationTiming, Measured, TimingCase,
+    TimingReport, TimingRow, TimingRun, measure, run_timing,
 };

@@ -166,10 +166,7 @@ impl MethodConfig {
         if let &[name] = names.as_slice() {
             return Self::resolve_one(name, options, model);
         }
-        let one = |name: &&str| {
-            let own = options.only(options_of(name)?)?;
-            Self::resolve_one(name, &own, model)
-        };
+        let one = |name: &&str| Self::resolve_one(name, &options.of_method(name)?, model);
         Ok(Self::Combined(names.iter().map(one).collect::<Result<_>>()?))
     }
 
@@ -364,6 +361,14 @@ impl MethodOptions {
         let json = serde_json::to_value(self).unwrap_or_default();
         let fields = json.as_object().map(|fields| fields.keys().cloned().collect::<Vec<_>>());
         fields.unwrap_or_default().into_iter()
+    }
+
+    /// Those of the options that a method, or several joined with `+`, has.
+    ///
+    /// # Errors
+    /// [`Error::UnknownMethod`].
+    pub fn of_method(&self, method: &str) -> Result<Self> {
+        self.only(&method_option_names(method)?)
     }
 
     /// Some of the options.

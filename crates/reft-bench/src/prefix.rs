@@ -3,8 +3,8 @@ use std::path::Path;
 
 use reft_core::Parameter;
 use reft_models::{
-    Adapter, BaseModel, Decoder, DecoderConfig, Error, Hooks, Layout, Mode, NoHooks, PaddingSide,
-    Result, Row, Span,
+    Adapter, BaseModel, Cut, Decoder, DecoderConfig, Error, Hooks, Layout, Mode, NoHooks,
+    PaddingSide, Result, Row, Span,
 };
 use tch::{Device, Tensor, no_grad};
 
@@ -183,7 +183,7 @@ impl Adapter for PrefixAdapter {
         let (n, heads) = (self.config.num_virtual_tokens, self.config.num_attention_heads);
         let shape = [n, self.config.num_layers as i64, 2, heads, self.config.token_dim / heads];
         let table = self.prefix().view(shape).permute([1, 2, 3, 0, 4]); // [layers, 2, n_kv, n, d_h]
-        Ok(Box::new(PrefixHooks { table }))
+        Ok(Box::new(PrefixHooks { n: n as usize, layers: table.unbind(0) }))
     }
 
     fn state(&self) -> BTreeMap<String, Tensor> {
@@ -202,18 +202,23 @@ impl Adapter for PrefixAdapter {
 
 /// The prefix in one forward.
 struct PrefixHooks {
-    table: Tensor, // [layers, 2, n_kv, n, d_h]
+    n: usize,
+    layers: Vec<Tensor>, // [2, n_kv, n, d_h] each
 }
 
 impl Hooks for PrefixHooks {
     fn prefix_length(&self) -> usize {
-        self.table.size()[3] as usize
+        self.n
     }
 
     fn prefix(&mut self, layer: usize, span: &Span) -> Option<(Tensor, Tensor)> {
         let b = span.layout.batch_size() as i64;
-        let both = self.table.get(layer as i64); // [2, n_kv, n, d_h]
+        let both = self.layers.get(layer)?; // [2, n_kv, n, d_h]
         let of_every_row = |x: Tensor| x.unsqueeze(0).expand([b, -1, -1, -1], false);
         Some((of_every_row(both.get(0)), of_every_row(both.get(1))))
+    }
+
+    fn cut(&mut self) -> Vec<Cut> {
+        self.layers.iter_mut().filter_map(Cut::of).collect()
     }
 }

@@ -2,12 +2,15 @@
 //!
 //! One file per command; results go to stdout, progress and messages to stderr. What is computed is computed in the libraries.
 
+mod bench;
 mod chat;
 mod cli;
+mod command_line;
 mod compare;
 mod config_file;
 mod coordinates;
 mod cuda;
+mod das;
 mod eval;
 mod examples;
 mod export;
@@ -25,6 +28,7 @@ mod model;
 mod output;
 mod reply_text;
 mod sampling_args;
+mod steer;
 mod train;
 mod train_directory;
 mod train_method;

@@ -129,7 +129,7 @@ fn tokens_of(text: &str, tokenizer: Option<&Tokenizer>) -> Result<Vec<i64>> {
 }
 
 /// The error with options named as on the command line.
-fn in_flags(error: reft_bench::Error) -> anyhow::Error {
+pub fn in_flags(error: reft_bench::Error) -> anyhow::Error {
     match error {
         reft_bench::Error::UnknownOption { method, option, accepted } => {
             let accepted: Vec<String> = match accepted.as_str() {

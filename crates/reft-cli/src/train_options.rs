@@ -216,6 +216,10 @@ pub struct TrainOptions {
     #[arg(long, value_name = "X", help_heading = "Training", allow_negative_numbers = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lr: Option<f64>,
+    /// Learning rate of ReFT's rotations, as a multiple of --lr [default: 1]
+    #[arg(long, value_name = "X", help_heading = "Training", allow_negative_numbers = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rotation_lr_factor: Option<f64>,
     /// How the learning rate falls: linear, cosine or constant [default: linear]
     #[arg(long, value_name = "NAME", help_heading = "Training")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -257,6 +261,10 @@ pub struct TrainOptions {
     #[arg(long, value_name = "N", help_heading = "Machine")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
+    /// Keep only what goes into each block and compute its activations again in the backward: less memory [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true, help_heading = "Machine")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_activations: Option<bool>,
     /// Compute the frozen model's part of an example in every step, instead of once [default: false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true, help_heading = "Machine")]
     #[serde(skip_serializing_if = "Option::is_none")]

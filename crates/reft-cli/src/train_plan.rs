@@ -51,6 +51,7 @@ pub fn train_config(options: &TrainOptions) -> Result<TrainConfig> {
         batch_size: options.batch_size.unwrap_or(default.batch_size),
         grad_accum: options.grad_accum.unwrap_or(default.grad_accum),
         lr: options.lr.unwrap_or(default.lr),
+        rotation_lr_factor: options.rotation_lr_factor.unwrap_or(default.rotation_lr_factor),
         schedule: options.schedule.unwrap_or(default.schedule),
         warmup_ratio: options.warmup_ratio.unwrap_or(default.warmup_ratio),
         weight_decay: options.weight_decay.unwrap_or(default.weight_decay),
@@ -60,6 +61,9 @@ pub fn train_config(options: &TrainOptions) -> Result<TrainConfig> {
         shuffle,
         validation: options.validation.unwrap_or(default.validation),
         eval_every: options.eval_every.unwrap_or(default.eval_every),
+        checkpoint_activations: options
+            .checkpoint_activations
+            .unwrap_or(default.checkpoint_activations),
         reuse: options.no_reuse != Some(true),
         checkpoint_every: options.checkpoint_every.unwrap_or(default.checkpoint_every),
     };
@@ -111,6 +115,7 @@ pub fn resolved(
         batch_size: Some(train.batch_size),
         grad_accum: Some(train.grad_accum),
         lr: Some(train.lr),
+        rotation_lr_factor: Some(train.rotation_lr_factor),
         schedule: Some(train.schedule),
         warmup_ratio: Some(train.warmup_ratio),
         weight_decay: Some(train.weight_decay),
@@ -121,6 +126,7 @@ pub fn resolved(
         kind: Some(options.kind.unwrap_or_default()),
         device: Some(device),
         threads: Some(threads),
+        checkpoint_activations: Some(train.checkpoint_activations),
         no_reuse: Some(!train.reuse),
         reuse_memory: options.reuse_memory,
         reuse_dir: options.reuse_dir.clone(),

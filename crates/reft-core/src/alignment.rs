@@ -63,22 +63,41 @@ impl AlignmentSet {
         (n, d, rank): (i64, i64, i64),
         device: Device,
     ) -> Result<Self> {
-        let fits = match method {
-            AlignmentMethod::Das => (1..=d).contains(&rank),
-            AlignmentMethod::Boundless | AlignmentMethod::SigmoidMask => rank == d,
+        Self::check_rank(method, d, rank)?;
+        Self::starting_at(method, map_kind, &random_columns(n, d, rank, device))
+    }
+
+    /// Alignments that start at given subspaces, the columns of `Rᵀ` `[n, d, r]`; boundaries start at ½, masks half open.
+    ///
+    /// # Errors
+    /// [`Error::Shape`]; [`Error::Rank`]; [`Error::NotOrthonormal`].
+    pub fn starting_at(
+        method: AlignmentMethod,
+        map_kind: MapKind,
+        columns: &Tensor,
+    ) -> Result<Self> {
+        let got = columns.size();
+        let &[n, d, rank] = &got[..] else {
+            return Err(Error::Shape { name: "rotation".into(), expected: vec![-1, -1, -1], got });
         };
-        if !fits {
-            return Err(Error::Rank { rank, hidden_size: d });
-        }
-        let options = (Kind::Float, device);
+        Self::check_rank(method, d, rank)?;
+        let options = (Kind::Float, columns.device());
         let gate = match method {
             AlignmentMethod::Das => None,
             AlignmentMethod::Boundless => Some(Tensor::ones([n], options) * 0.5),
             AlignmentMethod::SigmoidMask => Some(Tensor::zeros([n, d], options)),
         };
-        let map = map_kind.starting_at(&random_columns(n, d, rank, device))?;
+        let map = map_kind.starting_at(columns)?;
         let gate = gate.map(|gate| gate.set_requires_grad(true));
         Ok(Self { method, map_kind, map, gate, temperature: 1.0 })
+    }
+
+    fn check_rank(method: AlignmentMethod, hidden_size: i64, rank: i64) -> Result<()> {
+        let fits = match method {
+            AlignmentMethod::Das => (1..=hidden_size).contains(&rank),
+            AlignmentMethod::Boundless | AlignmentMethod::SigmoidMask => rank == hidden_size,
+        };
+        if fits { Ok(()) } else { Err(Error::Rank { rank, hidden_size }) }
     }
 
     /// What it learns.

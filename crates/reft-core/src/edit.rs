@@ -46,6 +46,19 @@ impl Edit {
     pub fn directions(&self) -> &Tensor {
         &self.directions
     }
+
+    /// The tensors that it computes with.
+    pub fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
+        let source: Vec<&mut Tensor> = match &mut self.source {
+            Source::Affine { weight, bias, .. } => vec![weight, bias],
+            Source::Constant(bias) => vec![bias],
+        };
+        let target = match &mut self.target {
+            Target::Nothing | Target::Coordinates => None,
+            Target::Biased(c) => Some(c),
+        };
+        std::iter::once(&mut self.directions).chain(source).chain(target).collect()
+    }
 }
 
 impl Intervention for Edit {

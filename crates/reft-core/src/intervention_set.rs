@@ -230,23 +230,24 @@ impl InterventionSet {
 
     /// [`Self::edits`] along given directions `Dᵀ` `[n, d, r]`, so that a caller can ask for their gradient.
     pub fn edits_along(&self, directions: &Tensor, train: bool) -> Vec<Edit> {
-        let edit = |i| {
-            let bias = self.source_bias.select(0, i);
-            let source = match &self.source_weight {
-                Some(weight) => {
-                    Source::Affine { weight: weight.select(0, i), bias, act_fn: self.config.act_fn }
-                }
+        // unbound in one operation: the gradient of a slice would be as large as the whole stack
+        let unbound = |stack: &Tensor| stack.unbind(0).into_iter();
+        let mut weights = self.source_weight.as_ref().map(unbound);
+        let mut projection_biases = self.projection_bias.as_ref().map(unbound);
+        let edit = |(directions, bias)| {
+            let source = match weights.as_mut().and_then(Iterator::next) {
+                Some(weight) => Source::Affine { weight, bias, act_fn: self.config.act_fn },
                 None => Source::Constant(bias),
             };
-            let target = match &self.projection_bias {
+            let target = match projection_biases.as_mut().and_then(Iterator::next) {
                 _ if !self.config.method.replaces() => Target::Nothing,
-                Some(c) => Target::Biased(c.select(0, i)),
+                Some(c) => Target::Biased(c),
                 None => Target::Coordinates,
             };
             let dropout = if train { self.config.dropout } else { 0.0 };
-            Edit { directions: directions.select(0, i), source, target, dropout }
+            Edit { directions, source, target, dropout }
         };
-        (0..self.len()).map(edit).collect()
+        unbound(directions).zip(unbound(&self.source_bias)).map(edit).collect()
     }
 
     /// The trainable leaves, each stacked over the interventions; none unless [`Self::into_trainable`] made them.
@@ -254,7 +255,7 @@ impl InterventionSet {
     /// Rotations are exempt from weight decay.
     pub fn parameters(&self) -> Vec<Parameter> {
         let raw = match &self.directions {
-            Directions::Orthonormal(map) => Some(Parameter::without_weight_decay(RAW, map.raw())),
+            Directions::Orthonormal(map) => Some(Parameter::rotation(RAW, map.raw())),
             Directions::Rotation(_) | Directions::Free(_) => None,
         };
         let free = self.free_tensors().into_iter().filter(|(_, tensor)| tensor.requires_grad());

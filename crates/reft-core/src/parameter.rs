@@ -9,16 +9,28 @@ pub struct Parameter {
     pub tensor: Tensor,
     /// Whether weight decay has a meaning for it: not for the coordinates of a rotation.
     pub weight_decay: bool,
+    /// Whether it is the coordinates of a rotation, which may have a learning rate of their own.
+    pub is_rotation: bool,
 }
 
 impl Parameter {
     /// A parameter that weight decay applies to.
     pub fn new(name: impl Into<String>, tensor: &Tensor) -> Self {
-        Self { name: name.into(), tensor: tensor.shallow_clone(), weight_decay: true }
+        Self {
+            name: name.into(),
+            tensor: tensor.shallow_clone(),
+            weight_decay: true,
+            is_rotation: false,
+        }
     }
 
     /// A parameter that weight decay must not touch.
     pub fn without_weight_decay(name: impl Into<String>, tensor: &Tensor) -> Self {
         Self { weight_decay: false, ..Self::new(name, tensor) }
+    }
+
+    /// The coordinates of a rotation: [`OrthonormalMap::raw`](crate::OrthonormalMap::raw). Weight decay must not touch them.
+    pub fn rotation(name: impl Into<String>, tensor: &Tensor) -> Self {
+        Self { is_rotation: true, ..Self::without_weight_decay(name, tensor) }
     }
 }

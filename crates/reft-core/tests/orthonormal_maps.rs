@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed test is what it is for")]
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use reft_core::{
     Error, Householder, MapKind, OrthonormalMap, Qr, Result, orthonormality_error, random_columns,
@@ -9,6 +10,14 @@ use reft_core::{
 use tch::{Device, Kind, Tensor};
 
 const F32: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+/// Seeds libtorch's generator, which all tests of this program share: the others wait.
+fn seeded(seed: i64) -> MutexGuard<'static, ()> {
+    static GENERATOR: Mutex<()> = Mutex::new(());
+    let guard = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    tch::manual_seed(seed);
+    guard
+}
 
 fn randn(shape: &[i64]) -> Tensor {
     Tensor::randn(shape, F32)
@@ -58,7 +67,7 @@ fn whole_base(map: &Householder) -> Tensor {
 
 #[test]
 fn householder_and_its_gradient_equal_the_explicit_product_of_reflections() {
-    tch::manual_seed(1);
+    let _alone = seeded(1);
     for (d, r, k) in
         [(24, 1, 24), (24, 3, 24), (24, 8, 24), (24, 8, 8), (24, 3, 5), (6, 6, 6), (200, 8, 8)]
     {
@@ -97,7 +106,7 @@ fn householder_and_its_gradient_equal_the_explicit_product_of_reflections() {
 
 #[test]
 fn gradients_equal_finite_differences() -> Result<()> {
-    tch::manual_seed(2);
+    let _alone = seeded(2);
     for kind in [MapKind::Householder, MapKind::Qr] {
         let map = kind.starting_at(&random_columns(2, 7, 3, Device::Cpu))?;
         let raw = map.raw().detach() + randn(&[2, 7, 3]) * 0.3;
@@ -130,7 +139,7 @@ fn gradients_equal_finite_differences() -> Result<()> {
 /// With a d×d matrix anywhere, in the map, its start or its gradient, this would need 360 GB.
 #[test]
 fn no_square_matrix_is_needed() -> Result<()> {
-    tch::manual_seed(12);
+    let _alone = seeded(12);
     let (d, r) = (300_000, 2);
     let map = Householder::starting_at(&random_columns(1, d, r, Device::Cpu));
     set_raw(&map, &(randn(&[1, d, r]) * 1e-3));
@@ -146,7 +155,7 @@ fn no_square_matrix_is_needed() -> Result<()> {
 
 #[test]
 fn maps_start_at_the_columns_given() -> Result<()> {
-    tch::manual_seed(3);
+    let _alone = seeded(3);
     let identity = |d, r| Tensor::eye_m(d, r, F32).unsqueeze(0);
     let mut starts: Vec<Tensor> = [(1, 1), (2, 2), (5, 5), (5, 4), (64, 4), (576, 8)]
         .map(|(d, r)| random_columns(3, d, r, Device::Cpu))
@@ -169,7 +178,7 @@ fn maps_start_at_the_columns_given() -> Result<()> {
 
 #[test]
 fn further_columns_of_the_base_change_the_way_and_not_the_start() {
-    tch::manual_seed(4);
+    let _alone = seeded(4);
     let base = random_columns(1, 12, 12, Device::Cpu);
     let flipped = Tensor::cat(&[base.narrow(2, 0, 3), -base.narrow(2, 3, 9)], 2);
     let maps = [&base, &flipped].map(|base| Householder::on_base(base, 3));
@@ -181,7 +190,7 @@ fn further_columns_of_the_base_change_the_way_and_not_the_start() {
 
 #[test]
 fn columns_stay_orthonormal_wherever_the_raw_matrix_goes() -> Result<()> {
-    tch::manual_seed(5);
+    let _alone = seeded(5);
     for kind in [MapKind::Householder, MapKind::Qr] {
         for (d, r) in [(5, 5), (64, 4), (576, 8), (300, 32)] {
             let map = kind.starting_at(&random_columns(4, d, r, Device::Cpu))?;
@@ -198,7 +207,7 @@ fn columns_stay_orthonormal_wherever_the_raw_matrix_goes() -> Result<()> {
 
 #[test]
 fn columns_stay_orthonormal_over_a_thousand_steps_and_rebasing() -> Result<()> {
-    tch::manual_seed(6);
+    let _alone = seeded(6);
     for kind in [MapKind::Householder, MapKind::Qr] {
         let mut map = kind.starting_at(&random_columns(2, 48, 4, Device::Cpu))?;
         let start = map.columns().detach();
@@ -220,7 +229,7 @@ fn columns_stay_orthonormal_over_a_thousand_steps_and_rebasing() -> Result<()> {
 
 #[test]
 fn rebasing_keeps_the_columns_and_starts_the_raw_matrix_anew() -> Result<()> {
-    tch::manual_seed(7);
+    let _alone = seeded(7);
     for kind in [MapKind::Householder, MapKind::Qr] {
         let mut map = kind.starting_at(&random_columns(3, 20, 4, Device::Cpu))?;
         set_raw(&*map, &(map.raw().detach() + randn(&[3, 20, 4])));
@@ -237,7 +246,7 @@ fn rebasing_keeps_the_columns_and_starts_the_raw_matrix_anew() -> Result<()> {
 
 #[test]
 fn a_batch_of_matrices_is_mapped_as_one_by_one() -> Result<()> {
-    tch::manual_seed(8);
+    let _alone = seeded(8);
     for kind in [MapKind::Householder, MapKind::Qr] {
         let start = random_columns(5, 30, 4, Device::Cpu);
         let raw = randn(&[5, 30, 4]);
@@ -260,7 +269,7 @@ fn a_batch_of_matrices_is_mapped_as_one_by_one() -> Result<()> {
 
 #[test]
 fn qr_has_the_signs_that_make_the_triangle_positive() {
-    tch::manual_seed(9);
+    let _alone = seeded(9);
     let map = Qr::starting_at(&random_columns(6, 10, 4, Device::Cpu));
     let raw = randn(&[6, 10, 4]);
     set_raw(&map, &raw);
@@ -272,7 +281,7 @@ fn qr_has_the_signs_that_make_the_triangle_positive() {
 
 #[test]
 fn restored_maps_are_bit_equal() -> Result<()> {
-    tch::manual_seed(10);
+    let _alone = seeded(10);
     let start = random_columns(3, 40, 4, Device::Cpu);
     let wide = random_columns(3, 40, 40, Device::Cpu);
     let maps: [(MapKind, Box<dyn OrthonormalMap>); 3] = [
@@ -316,7 +325,7 @@ fn columns_that_are_not_orthonormal_are_refused() {
 
 #[test]
 fn columns_rounded_to_bf16_are_made_orthonormal_again() -> Result<()> {
-    tch::manual_seed(11);
+    let _alone = seeded(11);
     let exact = random_columns(2, 64, 4, Device::Cpu);
     let rounded = exact.to_kind(Kind::BFloat16).to_kind(Kind::Float);
     assert!(orthonormality_error(&rounded) > 1e-4, "test has no power");
@@ -331,7 +340,7 @@ fn columns_rounded_to_bf16_are_made_orthonormal_again() -> Result<()> {
 #[test]
 fn random_columns_are_orthonormal_and_follow_from_the_seed() {
     let draw = |seed| {
-        tch::manual_seed(seed);
+        let _alone = seeded(seed);
         random_columns(4, 50, 6, Device::Cpu)
     };
     assert!(orthonormality_error(&draw(1)) < 1e-6);

@@ -183,6 +183,11 @@ impl Decoder {
         logits.to_kind(Kind::Float)
     }
 
+    /// Whether gradients are wanted of the head's weights, which are the embeddings' if they are tied.
+    pub fn trains_head(&self) -> bool {
+        self.lm_head.as_ref().map_or(&self.embed_tokens, |head| &head.weight).requires_grad()
+    }
+
     pub(crate) fn pass<'a>(&'a self, span: Span<'a>, prefix: usize) -> Pass<'a> {
         Pass::new(span, &self.config, &self.rope, prefix, (self.kind(), self.device()))
     }

@@ -58,6 +58,34 @@ pub trait Hooks {
     fn prefix(&mut self, _layer: usize, _span: &Span) -> Option<(Tensor, Tensor)> {
         None
     }
+
+    /// Cuts off what was computed from parameters before the forward (an orthonormal map): the forward may then be run and differentiated
+    /// in pieces, each of which hands its gradients to the leaves.
+    ///
+    /// Hooks that compute nothing before the forward have nothing to cut.
+    fn cut(&mut self) -> Vec<Cut> {
+        Vec::new()
+    }
+}
+
+/// A tensor that hooks computed from parameters, and the leaf that stands for it since it was cut off.
+#[derive(Debug)]
+pub struct Cut {
+    /// The tensor, at the end of its graph.
+    pub computed: Tensor,
+    /// The leaf, equal to it, whose gradient is to be handed on to it.
+    pub leaf: Tensor,
+}
+
+impl Cut {
+    /// Puts a leaf in the place of a tensor that was computed from parameters; `None`, and nothing is done, if it was not.
+    pub fn of(tensor: &mut Tensor) -> Option<Self> {
+        if tensor.is_leaf() {
+            return None;
+        }
+        let leaf = tensor.detach().set_requires_grad(true);
+        Some(Self { computed: std::mem::replace(tensor, leaf.shallow_clone()), leaf })
+    }
 }
 
 /// The plain model.
@@ -109,5 +137,9 @@ impl Hooks for Stacked<'_> {
 
     fn prefix(&mut self, layer: usize, span: &Span) -> Option<(Tensor, Tensor)> {
         self.0.iter_mut().find(|hooks| hooks.prefix_length() > 0)?.prefix(layer, span)
+    }
+
+    fn cut(&mut self) -> Vec<Cut> {
+        self.0.iter_mut().flat_map(|hooks| hooks.cut()).collect()
     }
 }

@@ -53,7 +53,7 @@ pub use feed_forward::FeedForward;
 pub use forward::Forward;
 pub use generate::{Finish, Generated, generate, generate_all};
 pub use gguf::Gguf;
-pub use hooks::{Hooks, NoHooks, Stacked};
+pub use hooks::{Cut, Hooks, NoHooks, Stacked};
 pub use hub::{Hub, resolve_model};
 pub use interchange::{Collect, InterchangeHooks, Swap, TokenAt};
 pub use kv_cache::KvCache;

@@ -9,7 +9,7 @@ use tch::{Device, Tensor};
 use crate::adapter::{Adapter, Mode, Reach};
 use crate::atomic_file::atomic_write;
 use crate::decoder::Decoder;
-use crate::hooks::Hooks;
+use crate::hooks::{Cut, Hooks};
 use crate::layout::{Layout, Row, Span};
 use crate::reft_config::ReftConfig;
 use crate::safetensors_file::{load_safetensors, save_safetensors};
@@ -269,5 +269,10 @@ impl Hooks for ReftHooks {
             h = flat.index_copy(0, indices, &edited).view([b, t, d]);
         }
         Ok(h)
+    }
+
+    fn cut(&mut self) -> Vec<Cut> {
+        let edits = self.places.values_mut().flatten();
+        edits.flat_map(|(_, edit)| edit.tensors_mut()).filter_map(Cut::of).collect()
     }
 }

@@ -8,13 +8,14 @@ use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 use crate::atomic_file::io_error;
+use crate::config::DecoderConfig;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::safetensors_file::SafetensorsFile;
 
-/// Named tensors of a checkpoint: a safetensors file, a sharded set of them, or a GGUF file.
+/// Named tensors of a checkpoint: a safetensors file, a sharded set of them, a GGUF file, or none at all ([`Weights::random`]).
 ///
-/// Opening reads headers only. [`Weights::load`] copies one tensor out of the memory map (GGUF: dequantises it).
+/// Opening reads headers only. [`Weights::load`] copies one tensor out of the memory map (GGUF: dequantises it; random: draws it).
 #[derive(Debug)]
 pub struct Weights {
     path: PathBuf,
@@ -26,7 +27,11 @@ pub struct Weights {
 enum Source {
     Safetensors(Vec<SafetensorsFile>),
     Gguf(Box<Gguf>),
+    Random,
 }
+
+/// Standard deviation of random matrices: what Hugging Face models start from.
+const RANDOM_DEVIATION: f64 = 0.02;
 
 #[derive(Debug)]
 struct Entry {
@@ -96,6 +101,17 @@ impl Weights {
         Self { path: gguf.path().to_owned(), source: Source::Gguf(Box::new(gguf)), tensors }
     }
 
+    /// Weights that no file holds, for a model that is timed and not asked anything: matrices normal with standard deviation 0.02,
+    /// biases 0, norms 1.
+    ///
+    /// Each is made when it is loaded, in the kind and on the device asked for, so there is never a second copy. Numbers come from
+    /// libtorch's generator of that device ([`tch::manual_seed`]).
+    pub fn random(config: &DecoderConfig) -> Self {
+        let shapes = config.tensor_shapes();
+        let tensors = shapes.iter().map(|(name, shape)| entry(0, name, shape)).collect();
+        Self { path: "random weights".into(), source: Source::Random, tensors }
+    }
+
     fn open_shards(directory: &Path, index: &Path) -> Result<Self> {
         let broken = |reason| Error::Format { path: index.to_owned(), reason };
         let weight_map = read_shard_index(index)?;
@@ -147,7 +163,7 @@ impl Weights {
         self.tensors.get(name).map(|entry| entry.shape.as_slice())
     }
 
-    /// Number of tensors of each stored type, by the format's name for it: `F32`, `BF16`, `Q4_1`.
+    /// Number of tensors of each stored type, by the format's name for it: `F32`, `BF16`, `Q4_1`. Random weights are not stored.
     pub fn dtypes(&self) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
         let mut count = |dtype: String| *counts.entry(dtype).or_default() += 1;
@@ -156,6 +172,7 @@ impl Weights {
                 files.iter().flat_map(SafetensorsFile::dtypes).for_each(&mut count);
             }
             Source::Gguf(gguf) => gguf.dtypes().for_each(&mut count),
+            Source::Random => {}
         }
         counts
     }
@@ -205,9 +222,19 @@ impl Weights {
         let tensor = match &self.source {
             Source::Safetensors(files) => files[entry.file].load(name)?,
             Source::Gguf(gguf) => gguf.load(name)?,
+            Source::Random => random_tensor(name, &entry.shape, kind, device)?,
         };
         Ok(tensor.f_to_kind(kind)?.f_to_device(device)?)
     }
+}
+
+fn random_tensor(name: &str, shape: &[i64], kind: Kind, device: Device) -> Result<Tensor> {
+    let options = (kind, device);
+    Ok(match shape.len() {
+        1 if name.ends_with(".bias") => Tensor::f_zeros(shape, options)?,
+        1 => Tensor::f_ones(shape, options)?,
+        _ => Tensor::f_empty(shape, options)?.f_normal_(0.0, RANDOM_DEVIATION)?,
+    })
 }
 
 fn entry(file: usize, name: &str, shape: &[i64]) -> (String, Entry) {

@@ -21,6 +21,7 @@ use crate::{Error, Result};
 pub struct AdamW {
     slots: Vec<Slot>,
     weight_decay: f64,
+    rotation_lr_factor: f64,
     steps: i64,
 }
 
@@ -47,7 +48,13 @@ impl AdamW {
             };
             Slot { m: zeros(), v: zeros(), parameter }
         };
-        Self { slots: parameters.into_iter().map(slot).collect(), weight_decay, steps: 0 }
+        let slots = parameters.into_iter().map(slot).collect();
+        Self { slots, weight_decay, rotation_lr_factor: 1.0, steps: 0 }
+    }
+
+    /// Gives rotations `factor` times the learning rate of the other parameters.
+    pub fn with_rotation_lr_factor(self, factor: f64) -> Self {
+        Self { rotation_lr_factor: factor, ..self }
     }
 
     /// Sets every gradient to 0.
@@ -74,6 +81,7 @@ impl AdamW {
                     continue;
                 }
                 let g = grad.to_kind(Kind::Float);
+                let lr = if parameter.is_rotation { lr * self.rotation_lr_factor } else { lr };
                 if parameter.weight_decay {
                     let _decayed = parameter.tensor.g_mul_scalar_(1.0 - lr * self.weight_decay);
                 }
@@ -186,6 +194,20 @@ mod tests {
         assert_eq!(exempt, start());
         let difference = (decayed - start() * 0.95).abs().max().double_value(&[]);
         assert!(difference < 1e-6, "{difference}"); // f32 rounding of numbers up to 8
+    }
+
+    #[test]
+    fn rotations_have_a_rate_of_their_own() {
+        let leaf = || Tensor::from_slice(&[3f32, -1.0, 0.5, 8.0]).set_requires_grad(true);
+        let (free, rotation) = (leaf(), leaf());
+        let parameters = vec![Parameter::new("free", &free), Parameter::rotation("R", &rotation)];
+        let mut adamw = AdamW::new(parameters, 0.0).with_rotation_lr_factor(0.25);
+        let start = free.detach().copy();
+        (&free + &rotation).sum(Kind::Float).backward();
+        adamw.step(1e-2);
+        let moved = |x: &Tensor| (x.detach() - &start).abs().max().double_value(&[]);
+        assert!((moved(&free) - 1e-2).abs() < 1e-6, "{}", moved(&free)); // f32, entries up to 8
+        assert!((moved(&rotation) - 2.5e-3).abs() < 1e-6, "{}", moved(&rotation));
     }
 
     #[test]

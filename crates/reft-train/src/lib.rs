@@ -42,6 +42,7 @@ mod batches;
 mod dataset;
 
 mod adamw;
+mod checkpointing;
 mod clip;
 mod loss;
 mod loss_scaler;

@@ -38,14 +38,9 @@ impl LossScaler {
         Self { enabled: false, scale: 1.0, good_steps: 0 }
     }
 
-    /// The present scale.
+    /// The present scale: what a loss is to be multiplied by before it is differentiated.
     pub fn scale(&self) -> f64 {
         self.scale
-    }
-
-    /// The loss to be differentiated.
-    pub fn scale_loss(&self, loss: &Tensor) -> Tensor {
-        if self.enabled { loss * self.scale } else { loss.shallow_clone() }
     }
 
     /// Divides the gradients of a step by the scale, in place, and says whether they are numbers.
@@ -97,7 +92,7 @@ mod tests {
     fn a_scaled_loss_gives_unscaled_gradients() {
         let x = Tensor::from_slice(&[1.5f32, -2.0]).set_requires_grad(true);
         let scaler = LossScaler::new();
-        scaler.scale_loss(&x.square().sum(Kind::Float)).backward();
+        (x.square().sum(Kind::Float) * scaler.scale()).backward();
         assert_eq!(x.grad().double_value(&[0]), 3.0 * 65536.0);
         assert_eq!(scaler.unscale(&[x.grad()]), Grads::Finite);
         assert_eq!(Vec::<f32>::try_from(x.grad()).ok(), Some(vec![3.0, -4.0])); // powers of two are exact

@@ -1,9 +1,10 @@
-use reft_models::{Adapter, Decoder, FeedForward, Hooks, Layout, Mode, Place, Stacked, TokenAt};
+use reft_models::{Adapter, Decoder, FeedForward, Layout, Mode, Place, Stacked, TokenAt};
 use tch::{Device, Kind, Reduction, Tensor};
 
 use crate::Result;
 use crate::batches::Batch;
-use crate::loss::loss_sum;
+use crate::checkpointing::checkpointed_backward;
+use crate::loss::{loss_sum, target_logits};
 use crate::reuse::FrozenStore;
 
 /// What the trainer needs of a model: it predicts labels from rows, under the hooks of adapters.
@@ -20,11 +21,54 @@ pub trait Model {
         frozen: Option<&mut FrozenStore>,
     ) -> Result<Tensor>;
 
+    /// Adds `factor` times the gradient of a batch's loss to those of the adapters' parameters; returns the loss, as [`Self::loss_sum`]
+    /// has it, without gradient. `seed` decides dropout.
+    ///
+    /// # Errors
+    /// What the model or an adapter refuses.
+    fn backward(
+        &self,
+        adapters: &[&dyn Adapter],
+        batch: &Batch,
+        frozen: Option<&mut FrozenStore>,
+        factor: f64,
+        seed: u64,
+    ) -> Result<Tensor> {
+        tch::manual_seed(seed as i64); // dropout
+        let loss = self.loss_sum(adapters, batch, Mode::Train, frozen)?;
+        // no gradient: of these examples, nothing that is predicted follows what the adapter changes
+        if loss.requires_grad() {
+            (&loss * factor).backward();
+        }
+        Ok(loss.detach())
+    }
+
+    /// As [`Self::backward`], in less memory: activations are computed again where they are needed. A model that has no use for it
+    /// keeps them.
+    ///
+    /// # Errors
+    /// What the model or an adapter refuses.
+    fn checkpointed_backward(
+        &self,
+        adapters: &[&dyn Adapter],
+        batch: &Batch,
+        frozen: Option<&mut FrozenStore>,
+        factor: f64,
+        seed: u64,
+    ) -> Result<Tensor> {
+        self.backward(adapters, batch, frozen, factor, seed)
+    }
+
     /// Logits `[m, v]` in f32 that the targets of a batch are predicted by, and the targets `[m]`, without gradient.
     ///
     /// # Errors
     /// What the model or an adapter refuses.
-    fn target_logits(&self, adapters: &[&dyn Adapter], batch: &Batch) -> Result<(Tensor, Tensor)>;
+    fn target_logits(
+        &self,
+        adapters: &[&dyn Adapter],
+        batch: &Batch,
+        frozen: Option<&mut FrozenStore>,
+    ) -> Result<(Tensor, Tensor)>;
 
     /// A source run: hidden states `[m, d]` of chosen tokens at chosen places, without gradient.
     ///
@@ -56,18 +100,25 @@ impl Model for Decoder {
         loss_sum(self, adapters, batch, mode, frozen)
     }
 
-    fn target_logits(&self, adapters: &[&dyn Adapter], batch: &Batch) -> Result<(Tensor, Tensor)> {
+    fn checkpointed_backward(
+        &self,
+        adapters: &[&dyn Adapter],
+        batch: &Batch,
+        frozen: Option<&mut FrozenStore>,
+        factor: f64,
+        seed: u64,
+    ) -> Result<Tensor> {
+        checkpointed_backward(self, adapters, batch, frozen, factor, seed)
+    }
+
+    fn target_logits(
+        &self,
+        adapters: &[&dyn Adapter],
+        batch: &Batch,
+        frozen: Option<&mut FrozenStore>,
+    ) -> Result<(Tensor, Tensor)> {
         let _guard = tch::no_grad_guard();
-        let mut hooks = hooks_of(adapters, batch, Mode::Eval)?;
-        let span = batch.layout.whole();
-        let forward = self.forward(&span, hooks.prefix_length());
-        let forward = forward.wanting(batch.first_target_column());
-        let embeddings = forward.embed(&batch.layout.input_ids(self.device()));
-        let stages = 0..self.config().num_hidden_layers;
-        let h = forward.run(stages, embeddings, None, &mut hooks)?;
-        let (places, labels) = batch.targets(forward.outputs());
-        let h = at(&forward.finish(h, &mut hooks)?, &places); // [m, d]
-        Ok((self.logits(&h), Tensor::from_slice(&labels).to_device(self.device())))
+        target_logits(self, adapters, batch, frozen)
     }
 
     fn collect(&self, layout: &Layout, wanted: Vec<(Place, Vec<TokenAt>)>) -> Result<Vec<Tensor>> {
@@ -111,7 +162,12 @@ impl Model for FeedForward {
         Ok(logits.cross_entropy_loss(&labels, None::<Tensor>, Reduction::Sum, -100, 0.0))
     }
 
-    fn target_logits(&self, adapters: &[&dyn Adapter], batch: &Batch) -> Result<(Tensor, Tensor)> {
+    fn target_logits(
+        &self,
+        adapters: &[&dyn Adapter],
+        batch: &Batch,
+        _frozen: Option<&mut FrozenStore>,
+    ) -> Result<(Tensor, Tensor)> {
         let _guard = tch::no_grad_guard();
         let mut hooks = hooks_of(adapters, batch, Mode::Eval)?;
         let (places, labels) = batch.targets(&batch.layout.whole());

@@ -22,6 +22,8 @@ pub struct TrainConfig {
     pub grad_accum: usize,
     /// Highest learning rate.
     pub lr: f64,
+    /// Learning rate of rotations, as a multiple of that of other parameters.
+    pub rotation_lr_factor: f64,
     /// How the learning rate changes over the run.
     pub schedule: ScheduleKind,
     /// Share of the steps in which the learning rate rises from 0.
@@ -40,6 +42,8 @@ pub struct TrainConfig {
     pub validation: f64,
     /// Steps between validations; 0: after every epoch.
     pub eval_every: usize,
+    /// Whether each block is computed again in the backward, instead of keeping its activations.
+    pub checkpoint_activations: bool,
     /// Whether the frozen model's part of each example is computed once and kept.
     pub reuse: bool,
     /// Steps between checkpoints; 0: only when the run ends or is interrupted.
@@ -54,6 +58,7 @@ impl Default for TrainConfig {
             batch_size: 8,
             grad_accum: 1,
             lr: 1e-3,
+            rotation_lr_factor: 1.0,
             schedule: ScheduleKind::Linear,
             warmup_ratio: 0.0,
             weight_decay: 0.0,
@@ -63,6 +68,7 @@ impl Default for TrainConfig {
             shuffle: Shuffle::Length,
             validation: 0.0,
             eval_every: 0,
+            checkpoint_activations: false,
             reuse: true,
             checkpoint_every: 100,
         }
@@ -89,7 +95,9 @@ impl TrainConfig {
             require(false, "max_steps", found, "one of the two")?;
         }
         require(self.max_length >= 2, "max_length", self.max_length, "at least 2 tokens")?;
-        require(self.lr.is_finite() && self.lr > 0.0, "lr", self.lr, "a number above 0")?;
+        for (field, value) in [("lr", self.lr), ("rotation_lr_factor", self.rotation_lr_factor)] {
+            require(value.is_finite() && value > 0.0, field, value, "a number above 0")?;
+        }
         let ratio = self.warmup_ratio;
         require((0.0..=1.0).contains(&ratio), "warmup_ratio", ratio, "a share from 0 to 1")?;
         for (field, value) in

@@ -2,7 +2,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use reft_models::{Adapter, Mode};
+use reft_models::Adapter;
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor, autocast};
 
@@ -95,7 +95,7 @@ impl<'a> Trainer<'a> {
             return Err(Error::TooFewExamples { train: 0, validation });
         }
         check_trainable(model, adapter)?;
-        let optimizer = AdamW::new(adapter.parameters(), config.weight_decay);
+        let optimizer = fresh_optimizer(adapter, &config);
         let scaler = match model.kind() {
             Kind::Half => LossScaler::new(),
             _ => LossScaler::disabled(),
@@ -126,6 +126,17 @@ impl<'a> Trainer<'a> {
     pub fn keeping(mut self, reuse: ReuseConfig) -> Self {
         self.frozen = self.config.reuse.then(|| FrozenStore::new(reuse));
         self
+    }
+
+    /// Takes a store that earlier runs on the same model have filled, if [`TrainConfig::reuse`] has it; [`Self::into_store`] gives it back.
+    pub fn with_store(mut self, store: FrozenStore) -> Self {
+        self.frozen = self.config.reuse.then_some(store);
+        self
+    }
+
+    /// Ends the trainer and gives back what it has kept of the frozen model's work.
+    pub fn into_store(self) -> Option<FrozenStore> {
+        self.frozen
     }
 
     /// Adds what else the numbers of the run depend on, above all the adapter's options: a run is resumed only with the same.
@@ -161,7 +172,7 @@ impl<'a> Trainer<'a> {
             let Checkpoint { state, adapter, optimizer, best } = checkpoint;
             state.check_identity(&identity)?;
             self.adapter.load_state(&adapter)?;
-            self.optimizer = AdamW::new(self.adapter.parameters(), self.config.weight_decay);
+            self.optimizer = fresh_optimizer(self.adapter, &self.config);
             self.optimizer.load_state(&optimizer)?;
             self.scaler = state.scaler;
             self.step = state.step;
@@ -265,19 +276,12 @@ impl<'a> Trainer<'a> {
         self.adapter.begin_step(self.step as f64 / self.total_steps().max(1) as f64);
         for (i, batch) in micro_batches.iter().enumerate() {
             let seed = seed_of(&[self.config.seed, self.step as u64, i as u64]);
-            tch::manual_seed(seed as i64); // dropout
-            let loss_sum = autocast(self.uses_autocast(), || {
-                self.model.loss_sum(&[&*self.adapter], batch, Mode::Train, self.frozen.as_mut()) // Σ −log p(target), f32
-            })?;
-            let share = loss_sum / n_targets as f64;
-            // no gradient: of these examples, nothing that is predicted follows what the adapter changes
-            if share.requires_grad() {
-                self.scaler.scale_loss(&share).backward();
-            }
-            losses.push(share.detach());
+            let factor = self.scaler.scale() / n_targets as f64;
+            let loss_sum = autocast(self.uses_autocast(), || self.backward(batch, factor, seed))?;
+            losses.push(loss_sum / n_targets as f64);
         }
         if let Some(penalty) = self.adapter.penalty() {
-            self.scaler.scale_loss(&penalty).backward();
+            (penalty * self.scaler.scale()).backward();
         }
         let loss = self.finite_loss(&losses, micro_batches)?;
         let grads = self.optimizer.grads();
@@ -305,6 +309,15 @@ impl<'a> Trainer<'a> {
             target_tokens: n_targets,
             seconds: started.elapsed().as_secs_f64(),
         }))
+    }
+
+    /// Adds `factor` times the gradient of a batch's loss; returns the loss, `Σ −log p(target)` in f32.
+    fn backward(&mut self, batch: &Batch, factor: f64, seed: u64) -> Result<Tensor> {
+        let (adapters, frozen) = ([&*self.adapter], self.frozen.as_mut());
+        if self.config.checkpoint_activations {
+            return self.model.checkpointed_backward(&adapters, batch, frozen, factor, seed);
+        }
+        self.model.backward(&adapters, batch, frozen, factor, seed)
     }
 
     /// The batches of a step, counted from 0. The last step of an epoch may have fewer or smaller ones.
@@ -459,6 +472,11 @@ impl<'a> Trainer<'a> {
     fn order_of(dataset: &Dataset, config: &TrainConfig, epoch: usize) -> Vec<Vec<usize>> {
         epoch_batches(&dataset.train, config.batch_size, config.shuffle, config.seed, epoch)
     }
+}
+
+fn fresh_optimizer(adapter: &dyn Adapter, config: &TrainConfig) -> AdamW {
+    AdamW::new(adapter.parameters(), config.weight_decay)
+        .with_rotation_lr_factor(config.rotation_lr_factor)
 }
 
 /// Epochs of a run that names neither epochs nor steps.

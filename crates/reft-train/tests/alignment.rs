@@ -131,7 +131,7 @@ impl Counterfactuals {
         network: &FeedForward,
         adapter: &AlignmentAdapter,
     ) -> reft_train::Result<Accuracy> {
-        accuracy(network, &[adapter], &self.bases, 512)
+        accuracy(network, &[adapter], &self.bases, 512, &[], None)
     }
 }
 
@@ -170,7 +170,7 @@ fn the_search_finds_both_equalities_in_a_trained_network_and_the_controls_do_not
     let mut weights = Weights::of(&network);
     train(&network, &mut weights, &examples, 5e-3, 20)?;
     weights.freeze();
-    let skill = accuracy(&network, &[], &tests, 512)?;
+    let skill = accuracy(&network, &[], &tests, 512, &[], None)?;
     let found = search(&network, &learned, &held_out)?;
     let random = held_out.accuracy(&network, &held_out.adapter(&network, rotation(6)?, 16)?)?;
     let neurons =
@@ -223,13 +223,16 @@ fn the_neurons_of_a_network_built_by_hand_are_its_variables() -> TestResult {
     let tests = task.examples(600, 1)?;
     let counterfactuals = Counterfactuals::draw(&mut task, 900, 2)?;
     let network = hand_built(&task.inputs())?;
-    assert_eq!(accuracy(&network, &[], &tests, 512)?, Accuracy { hits: 600, total: 600 });
+    assert_eq!(
+        accuracy(&network, &[], &tests, 512, &[], None)?,
+        Accuracy { hits: 600, total: 600 }
+    );
     let adapter = counterfactuals.adapter(&network, Alignment::Neurons, 8)?;
     let found = counterfactuals.accuracy(&network, &adapter)?;
     assert_eq!(found, Accuracy { hits: 900, total: 900 });
 
     // the test has power: without the swap, and with the variables at each other's neurons, it fails
-    let plain = accuracy(&network, &[], &counterfactuals.bases, 512)?;
+    let plain = accuracy(&network, &[], &counterfactuals.bases, 512, &[], None)?;
     assert!(plain.share() < 0.7, "{plain:?}");
     let [left, right] = &counterfactuals.sources;
     let exchanged = Counterfactuals {
@@ -285,15 +288,19 @@ fn a_decoder_s_frozen_work_is_done_once_and_changes_neither_loss_nor_gradient() 
         };
     let (loss, gradient) = run(None)?;
     let mut store = FrozenStore::new(ReuseConfig::default());
-    for _ in 0..2 {
-        let (kept_loss, kept) = run(Some(&mut store))?;
+    let mut whole_rows = FrozenStore::of_whole_rows(ReuseConfig::default());
+    for i in 0..4 {
+        let (kept_loss, kept) = run(Some(if i < 2 { &mut store } else { &mut whole_rows }))?;
         // f32 sums over other numbers of columns
         assert!((kept_loss - loss).abs() < 1e-5 * loss, "{kept_loss} is not {loss}");
         let size = gradient.abs().max().double_value(&[]);
         let difference = (&kept - &gradient).abs().max().double_value(&[]);
         assert!(size > 1e-3 && difference < 1e-4 * size, "{difference:e} of {size:e}");
     }
-    assert_eq!(store.len(), 12);
+    assert_eq!((store.len(), whole_rows.len()), (12, 12));
+    let mut logits = |frozen| decoder.target_logits(&[&adapter], &batch, frozen);
+    let difference = logits(None)?.0 - logits(Some(&mut whole_rows))?.0;
+    assert!(difference.abs().max().double_value(&[]) < 1e-5); // f32, logits of about 1
     let plain = decoder.loss_sum(&[], &batch, Mode::Eval, None)?.double_value(&[]);
     assert!((plain - loss).abs() > 1e-3, "nothing was swapped");
     Ok(())

@@ -1,7 +1,6 @@
 //! `cargo xtask oracle --check`: do the Python reference systems still say what tests/oracle says?
 
 mod difference;
-mod environment;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::workspace::{self, Workspace};
-use crate::{command, model, setup};
+use crate::{command, model, python_environment, setup};
 
 /// The generators of everything in `ORACLE`; the second one's part is `FAMILIES`, the third one's `PEFT_MORE`.
 const MAKE_ORACLE: &str = "tools/oracle/make_oracle.py";
@@ -24,7 +23,7 @@ const PEFT_MORE: &str = "peft_more";
 pub fn check(workspace: &Workspace) -> Result<()> {
     setup::ready(workspace)?;
     model::ready(workspace)?;
-    let environment = environment::ready(&workspace::cache_dir()?)?;
+    let environment = python_environment::ready(&workspace::cache_dir()?)?;
     let fresh = tempfile::tempdir().context("cannot create a temporary folder")?;
     let run = |python: &mut Command, script: &str, arguments: &[&Path]| {
         eprintln!("running {script}");

@@ -88,11 +88,13 @@ impl Cell {
 
     /// Digest of everything that the cell's numbers depend on.
     pub(crate) fn identity(&self, plan: &Plan) -> String {
-        let method = self.method.map(|i| {
-            let entry = &plan.config.method[i];
-            (&entry.method, &entry.options)
-        });
-        plan.digest(&json!({ "method": method, "lr": self.lr, "seed": self.seed }))
+        let entry = self.method.map(|i| &plan.config.method[i]);
+        let method = entry.map(|entry| (&entry.method, &entry.options));
+        let mut identity = json!({ "method": method, "lr": self.lr, "seed": self.seed });
+        if let Some(factor) = entry.and_then(|entry| entry.rotation_lr_factor) {
+            identity["rotation_lr_factor"] = json!(factor);
+        }
+        plan.digest(&identity)
     }
 
     /// What is known of the cell, if it has been run as the plan has it.

@@ -91,6 +91,9 @@ pub struct MethodEntry {
     pub label: Option<String>,
     /// Learning rates: as many as every other method has.
     pub lr: Vec<f64>,
+    /// Learning rate of its rotations, as a multiple of `lr`; by default the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation_lr_factor: Option<f64>,
     /// Its options.
     #[serde(default)]
     pub options: MethodOptions,
@@ -200,13 +203,14 @@ impl Default for Budget {
 
 impl Budget {
     /// The trainer's options for a rate and a seed. Nothing is held out: every method takes all steps.
-    pub fn train_config(&self, lr: f64, seed: u64) -> TrainConfig {
+    pub fn train_config(&self, lr: f64, rotation_lr_factor: Option<f64>, seed: u64) -> TrainConfig {
         TrainConfig {
             epochs: self.epochs,
             max_steps: self.max_steps,
             batch_size: self.batch_size,
             grad_accum: self.grad_accum,
             lr,
+            rotation_lr_factor: rotation_lr_factor.unwrap_or(1.0),
             schedule: self.schedule,
             warmup_ratio: self.warmup_ratio,
             weight_decay: self.weight_decay,
@@ -216,6 +220,7 @@ impl Budget {
             shuffle: self.shuffle,
             validation: 0.0,
             eval_every: 0,
+            checkpoint_activations: false,
             reuse: true,
             checkpoint_every: 0,
         }
@@ -315,7 +320,14 @@ impl CompareConfig {
             let reason = format!("stop_at_loss is {loss}, expected a number above 0");
             return at(&[Name("train"), Name("stop_at_loss")], reason);
         }
-        match self.train.train_config(self.method[0].lr[0], 0).check() {
+        for (i, method) in self.method.iter().enumerate() {
+            if let Some(factor) = method.rotation_lr_factor.filter(|x| !x.is_finite() || *x <= 0.0)
+            {
+                let reason = format!("rotation_lr_factor is {factor}, expected a number above 0");
+                return at(&[Name("method"), Index(i), Name("rotation_lr_factor")], reason);
+            }
+        }
+        match self.train.train_config(self.method[0].lr[0], None, 0).check() {
             Err(error @ reft_train::Error::Config { field, .. }) => {
                 at(&[Name("train"), Name(field)], error.to_string())
             }
@@ -449,6 +461,8 @@ rank = 8
         assert_eq!(refused("lr = [1e-4, 1e-3]", "lr = [1e-4]").0, 19);
         assert_eq!(refused("lr = [1e-4, 1e-3]", "lr = [1e-4, -1.0]").0, 19);
         assert_eq!(refused("lr = [1e-4, 1e-3]", "lr = [1e-4, 1e-4]").0, 19);
+        let factor = "lr = [1e-4, 1e-3]\nrotation_lr_factor = 0.0";
+        assert_eq!(refused("lr = [1e-4, 1e-3]", factor).0, 20);
         assert_eq!(refused("epochs = 2", "epochs = 0").0, 10);
         assert_eq!(refused("epochs = 2", "epoch = 2").0, 10);
         assert_eq!(refused("epochs = 2", "epochs = 2\nstop_at_loss = 0.0").0, 11);

@@ -16,9 +16,11 @@ pub(crate) use cell::{write_json, write_text};
 pub use config::{
     Budget, CompareConfig, ConfigFile, DataConfig, MethodEntry, Precision, QuickConfig,
 };
+pub(crate) use facts::hex;
 pub use facts::{DataFacts, PartFacts};
 pub use leakage::Leakage;
 pub use machine::Machine;
+pub(crate) use machine::peak_memory;
 pub use plan::{Choice as ChosenRate, Plan, choose_rate};
 pub use prepared::Prepared;
 pub use run::{run_cell, run_comparison};

@@ -3,7 +3,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use reft_models::{Adapter, Decoder, GenerationConfig, Row, atomic_directory, generate_all};
-use reft_train::{Outcome, Plan as TrainPlan, Progress, StepStats, Trainer, evaluate};
+use reft_train::{Outcome, Plan as TrainPlan, Progress, StepStats, TrainConfig, Trainer, evaluate};
 
 use crate::compare::cell::{Cell, CellResult, TestResult};
 use crate::compare::machine::peak_memory;
@@ -130,7 +130,9 @@ pub fn run_cell(
             let mut adapter = prepared.methods[method].build(&decoder, &plan.config.model)?;
             let mut result = CellResult::of(cell, plan);
             result.trainable_parameters = trainable_parameters(&*adapter);
-            train(&mut result, prepared, &decoder, &mut *adapter, progress, stop)?;
+            let factor = plan.config.method[method].rotation_lr_factor;
+            let config = plan.config.train.train_config(cell.lr, factor, cell.seed);
+            train(&mut result, prepared, &decoder, &mut *adapter, config, progress, stop)?;
             if result.diverged.is_none() {
                 measure_validation(&mut result, prepared, &scorer, &decoder, &[&*adapter])?;
                 atomic_directory::<Error>(&adapter_directory, |dir| Ok(adapter.save(dir)?))?;
@@ -189,6 +191,10 @@ impl Progress for Recorder<'_> {
         self.progress.step(stats);
     }
 
+    fn warned(&mut self, warning: &str) {
+        self.progress.warned(warning);
+    }
+
     fn overflowed(&mut self, step: usize, loss_scale: f64) {
         self.progress.overflowed(step, loss_scale);
     }
@@ -199,10 +205,10 @@ fn train(
     prepared: &Prepared,
     decoder: &Decoder,
     adapter: &mut dyn Adapter,
+    config: TrainConfig,
     progress: &mut dyn Progress,
     stop: &AtomicBool,
 ) -> Result<()> {
-    let config = prepared.plan.config.train.train_config(result.lr, result.seed);
     let mut trainer = Trainer::new(decoder, adapter, &prepared.dataset, config)?;
     if let Some(loss) = prepared.plan.config.train.stop_at_loss {
         trainer = trainer.stopping_at(loss);

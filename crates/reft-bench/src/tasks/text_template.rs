@@ -78,6 +78,29 @@ impl TextTemplate {
     }
 }
 
+impl TextTemplate {
+    /// The text of a row, and where in it each column's own text ends, in bytes.
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub(crate) fn render_with_ends(
+        &self,
+        fields: &BTreeMap<String, String>,
+    ) -> Result<(String, Vec<(&str, usize)>), String> {
+        let (mut text, mut ends) = (String::new(), Vec::new());
+        for part in &self.0 {
+            match part {
+                Part::Text(part) => text.push_str(part),
+                Part::Column(name) => {
+                    text.push_str(column(fields, name)?);
+                    ends.push((name.as_str(), text.len()));
+                }
+            }
+        }
+        Ok((text, ends))
+    }
+}
+
 /// A column of a row.
 ///
 /// # Errors

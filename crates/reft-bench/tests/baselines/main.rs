@@ -3,6 +3,7 @@
 mod composition;
 mod equations;
 mod files;
+mod frozen_work;
 mod merging;
 mod methods;
 mod oracle;

@@ -1,7 +1,9 @@
 //! The binary `reft` as its users run it: exit codes, files, numbers against the reference systems' own.
 
 mod bad_input;
+mod bench;
 mod compare;
+mod das;
 mod demo_model;
 mod directories;
 mod export;

@@ -1,16 +1,17 @@
 use reft_models::Adapter;
-use serde::Serialize;
-use tch::Kind;
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
 
 use crate::Result;
 use crate::batches::Batch;
-use crate::dataset::Example;
+use crate::dataset::{Example, IGNORE_INDEX};
 use crate::model::Model;
+use crate::reuse::FrozenStore;
 
 /// How many of some examples are answered as expected.
 ///
 /// With an interchange adapter and counterfactual examples this is the interchange intervention accuracy (IIA).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accuracy {
     /// Examples answered as expected.
     pub hits: usize,
@@ -40,7 +41,8 @@ impl Accuracy {
     }
 }
 
-/// Counts the examples whose every target is the model's likeliest answer.
+/// Counts the examples whose every target is the model's likeliest answer: of `answers`, or of all if none are named. With `frozen`,
+/// what the frozen model alone decides is taken from there.
 ///
 /// # Errors
 /// What the model or an adapter refuses.
@@ -49,20 +51,46 @@ pub fn accuracy(
     adapters: &[&dyn Adapter],
     examples: &[Example],
     batch_size: usize,
+    answers: &[i64],
+    frozen: Option<&mut FrozenStore>,
 ) -> Result<Accuracy> {
-    let mut hits = 0;
+    let given = likeliest(model, adapters, examples, batch_size, answers, frozen)?;
+    let is_right = |(example, given): &(&Example, Vec<i64>)| targets(example).eq(given.clone());
+    let hits = examples.iter().zip(given).filter(is_right).count();
+    Ok(Accuracy { hits, total: examples.len() })
+}
+
+/// What the model answers at every target of each example: the likeliest of `answers`, or of all if none are named.
+///
+/// # Errors
+/// What the model or an adapter refuses.
+pub fn likeliest(
+    model: &dyn Model,
+    adapters: &[&dyn Adapter],
+    examples: &[Example],
+    batch_size: usize,
+    answers: &[i64],
+    mut frozen: Option<&mut FrozenStore>,
+) -> Result<Vec<Vec<i64>>> {
+    let answers = Tensor::from_slice(answers).to_device(model.device());
+    let mut given = Vec::with_capacity(examples.len());
     for examples in examples.chunks(batch_size.max(1)) {
         let batch = Batch::collate(examples, 0)?;
-        let (logits, targets) = model.target_logits(adapters, &batch)?;
-        let right = logits.argmax(-1, false).eq_tensor(&targets).to_kind(Kind::Int64);
-        let mut right = Vec::<i64>::try_from(right)?.into_iter(); // sync
-        for labels in &batch.labels {
-            let targets = labels.iter().skip(1).filter(|&&label| label != crate::IGNORE_INDEX);
-            let wrong = right.by_ref().take(targets.count()).filter(|&right| right == 0).count();
-            hits += usize::from(wrong == 0);
-        }
+        let (logits, _) = model.target_logits(adapters, &batch, frozen.as_deref_mut())?;
+        let found = match answers.numel() {
+            0 => logits.argmax(-1, false),
+            _ => answers.index_select(0, &logits.index_select(-1, &answers).argmax(-1, false)),
+        };
+        let mut found = Vec::<i64>::try_from(found)?.into_iter(); // sync
+        given.extend(
+            examples.iter().map(|example| found.by_ref().take(targets(example).count()).collect()),
+        );
     }
-    Ok(Accuracy { hits, total: examples.len() })
+    Ok(given)
+}
+
+fn targets(example: &Example) -> impl Iterator<Item = i64> {
+    example.labels.iter().skip(1).copied().filter(|&label| label != IGNORE_INDEX)
 }
 
 #[cfg(test)]

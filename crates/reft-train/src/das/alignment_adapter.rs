@@ -143,7 +143,10 @@ impl VariableSwap {
         let numbered = counterfactuals.into_iter().enumerate();
         let (numbers, sources): (Vec<i64>, Vec<SourceToken>) =
             numbered.filter_map(|(i, c)| Some((i as i64, c?.1))).unzip();
-        let found = source_states(model, &sources, std::slice::from_ref(&place), batch_size)?;
+        let (rows, tokens_of_sources): (Vec<Row>, Vec<usize>) =
+            sources.into_iter().map(|source| (source.row, source.token)).unzip();
+        let wanted = (place.clone(), tokens_of_sources);
+        let found = source_states(model, &rows, std::slice::from_ref(&wanted), batch_size)?;
         let found = &found[0]; // [swapped, d]
         let numbers = Tensor::from_slice(&numbers).to_device(found.device());
         let nothing = Tensor::zeros([n, found.size()[1]], (found.kind(), found.device()));

@@ -6,7 +6,7 @@ mod causal_model;
 mod hierarchical_equality;
 mod source_states;
 
-pub use accuracy::{Accuracy, accuracy};
+pub use accuracy::{Accuracy, accuracy, likeliest};
 pub use alignment_adapter::{Alignment, AlignmentAdapter, VariableSwap};
 pub use causal_model::{CausalModel, Counterfactual, Variable};
 pub use hierarchical_equality::HierarchicalEquality;

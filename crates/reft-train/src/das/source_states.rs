@@ -13,27 +13,31 @@ pub struct SourceToken {
     pub token: usize,
 }
 
-/// Runs sources, `batch_size` at a time, and keeps the hidden states of their tokens at every place: `[n, d]` for each place.
+/// Runs sources, `batch_size` at a time, and keeps hidden states `[n, d]` for each of `wanted`: a place, and a token of every source.
 ///
-/// One run serves all places.
+/// One run serves all that is wanted.
 ///
 /// # Errors
 /// If the model has no such place, or a row no such token.
+///
+/// # Panics
+/// Unless there is a token for every source.
 pub fn source_states(
     model: &dyn Model,
-    sources: &[SourceToken],
-    places: &[Place],
+    sources: &[Row],
+    wanted: &[(Place, Vec<usize>)],
     batch_size: usize,
 ) -> Result<Vec<Tensor>> {
-    let mut found: Vec<Vec<Tensor>> = places.iter().map(|_| Vec::new()).collect();
-    for sources in sources.chunks(batch_size.max(1)) {
-        let rows = sources.iter().map(|source| source.row.clone()).collect();
-        let layout = Layout::new(rows, PaddingSide::Right)?;
-        let tokens = sources.iter().enumerate();
-        let tokens: Vec<_> =
-            tokens.map(|(row, source)| TokenAt { row, token: source.token }).collect();
-        let wanted = places.iter().map(|place| (place.clone(), tokens.clone())).collect();
-        for (found, states) in found.iter_mut().zip(model.collect(&layout, wanted)?) {
+    let mut found: Vec<Vec<Tensor>> = wanted.iter().map(|_| Vec::new()).collect();
+    let batch_size = batch_size.max(1);
+    for (i, rows) in sources.chunks(batch_size).enumerate() {
+        let layout = Layout::new(rows.to_vec(), PaddingSide::Right)?;
+        let first = i * batch_size;
+        let of_batch = wanted.iter().map(|(place, tokens)| {
+            let tokens = tokens[first..first + rows.len()].iter().enumerate();
+            (place.clone(), tokens.map(|(row, &token)| TokenAt { row, token }).collect())
+        });
+        for (found, states) in found.iter_mut().zip(model.collect(&layout, of_batch.collect())?) {
             found.push(states);
         }
     }

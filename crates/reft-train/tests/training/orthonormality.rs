@@ -2,10 +2,10 @@
 
 use std::sync::atomic::AtomicBool;
 
-use reft_core::MapKind;
+use reft_core::{MapKind, Parameter, random_columns};
 use reft_models::{Adapter, Decoder, ReftAdapter};
-use reft_train::{Dataset, ScheduleKind, Silent, TrainConfig, Trainer};
-use tch::Kind;
+use reft_train::{AdamW, Dataset, ScheduleKind, Silent, TrainConfig, Trainer};
+use tch::{Device, Kind, Tensor};
 
 use crate::tiny_llama::{TestResult, adapter, alone, decoder, examples};
 
@@ -70,4 +70,32 @@ fn householder_stays_orthonormal_on_a_bf16_model() -> TestResult {
 #[test]
 fn qr_stays_orthonormal_on_a_bf16_model() -> TestResult {
     check(MapKind::Qr, Kind::BFloat16, 200)
+}
+
+/// How far the first step of AdamW takes R, `‖ΔR‖ / (η √(dr))`, for a given gradient of R: 1 if each entry moved by η.
+fn first_step(map: MapKind, gradient: &Tensor, start: &Tensor) -> Result<f64, reft_core::Error> {
+    const LR: f64 = 1e-4;
+    let map = map.starting_at(start)?;
+    let mut adamw = AdamW::new(vec![Parameter::rotation("R", map.raw())], 0.0);
+    (map.columns() * gradient).sum(Kind::Float).backward();
+    adamw.step(LR);
+    let moved = (map.columns() - start).norm().double_value(&[]);
+    Ok(moved / LR / (start.numel() as f64).sqrt())
+}
+
+/// A reflection turns a vector by twice the angle that its own normal is turned by.
+#[test]
+fn a_step_takes_a_householder_rotation_twice_as_far_as_a_qr_one() -> TestResult {
+    let _alone = alone();
+    tch::manual_seed(7);
+    for (d, r) in [(576, 1), (576, 4), (576, 8), (2048, 8)] {
+        let start = random_columns(1, d, r, Device::Cpu);
+        let gradient = Tensor::randn([1, d, r], (Kind::Float, Device::Cpu));
+        let householder = first_step(MapKind::Householder, &gradient, &start)?;
+        let qr = first_step(MapKind::Qr, &gradient, &start)?;
+        // Exactly 2 and 1 but for the r(r + 1)/2 directions in which an orthonormal matrix cannot move, and what is second order.
+        assert!((householder - 2.0).abs() < 0.03, "d {d}, r {r}: {householder}");
+        assert!((qr - 1.0).abs() < 0.03, "d {d}, r {r}: {qr}");
+    }
+    Ok(())
 }

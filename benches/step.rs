@@ -1,0 +1,78 @@
+//! A training step of the one trainer: the frozen floor, LoReFT at both ends of the prompt and at its last token, and LoRA. Frozen work is
+//! not kept, so that every step does the same; `reft bench` times it kept too, and on whole models.
+//!
+//! `cargo bench -p reft-bench --bench step`
+
+mod model_shape;
+mod timing;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use reft_bench::{FloorAdapter, MethodOptions, new_adapter};
+use reft_models::{Adapter, Decoder, Row};
+use reft_train::{Dataset, Example, IGNORE_INDEX, Step, TrainConfig, Trainer};
+use tch::{Device, Tensor};
+use timing::timed;
+
+const LAYERS: usize = 4;
+const BATCH: usize = 8;
+const RESPONSE: usize = 8;
+
+fn dataset(prompt: usize, decoder: &Decoder) -> Dataset {
+    let example = |row: usize| {
+        let input_ids = model_shape::tokens(row as i64, prompt + RESPONSE, decoder);
+        let mut labels = vec![IGNORE_INDEX; prompt];
+        labels.extend(&input_ids[prompt..]);
+        let row = Row { input_ids, prompt_length: prompt, subspace: None };
+        Example { id: "timed".to_owned(), row, labels }
+    };
+    Dataset { train: (0..BATCH).map(example).collect(), validation: Vec::new() }
+}
+
+fn adapter(method: &str, positions: &str, decoder: &Decoder) -> Box<dyn Adapter> {
+    if method == "floor" {
+        return Box::new(FloorAdapter::new(decoder.device()));
+    }
+    let positions = (method == "loreft")
+        .then(|| positions.parse().expect("invariant: positions are well formed"));
+    let options = MethodOptions { rank: Some(8), positions, ..MethodOptions::default() };
+    new_adapter(method, &options, decoder, "").expect("invariant: rank 8 fits")
+}
+
+fn step(criterion: &mut Criterion) {
+    let device = Device::cuda_if_available();
+    let decoder = model_shape::decoder(LAYERS, device);
+    let mut group = timing::group(criterion, "step");
+    for prompt in [32, 120] {
+        let dataset = dataset(prompt, &decoder);
+        group.throughput(Throughput::Elements((BATCH * (prompt + RESPONSE)) as u64)); // tokens per second
+        for (method, positions) in
+            [("floor", ""), ("loreft", "f7+l7"), ("loreft", "l1"), ("lora", "")]
+        {
+            let mut adapter = adapter(method, positions, &decoder);
+            let config = TrainConfig {
+                max_steps: Some(1_000_000),
+                lr: 1e-6,
+                reuse: false,
+                ..TrainConfig::default()
+            };
+            let mut trainer = Trainer::new(&decoder, &mut *adapter, &dataset, config)
+                .expect("invariant: a frozen model and a method that trains");
+            let batches = trainer.micro_batches(0).expect("invariant: rows are not empty");
+            let name = [method, positions].join("-");
+            let name = name.trim_end_matches('-');
+            let shape = format!("b{BATCH}_p{prompt}_s{RESPONSE}_d576_l{LAYERS}_r8");
+            group.bench_function(format!("{name}/{device:?}/f32/{shape}"), |b| {
+                b.iter_custom(|n| {
+                    timed(device, n, || match trainer.step(&batches) {
+                        Ok(Step::Taken(stats)) => Tensor::from(stats.loss),
+                        other => panic!("a step in f32 is taken: {other:?}"),
+                    })
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, step);
+criterion_main!(benches);

@@ -1,0 +1,160 @@
+use std::path::PathBuf;
+
+use reft_models::{Adapter, Decoder, DecoderConfig, Row, Weights};
+use reft_train::{Example, IGNORE_INDEX};
+use serde::{Deserialize, Serialize};
+use tch::Device;
+
+use crate::compare::Precision;
+use crate::error::{Error, Result, read_text};
+use crate::method_config::{MethodConfig, MethodOptions};
+use crate::timing::floor::FloorAdapter;
+
+/// The name of the frozen floor among methods.
+pub const FLOOR: &str = "floor";
+
+/// What is timed: one method on batches of one shape. It is plain data, so that a process of its own can be told.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TimingCase {
+    /// Model directory or GGUF file; with `random_weights` a `config.json` or its directory.
+    pub model: PathBuf,
+    /// Whether weights are made up.
+    pub random_weights: bool,
+    /// Kind of the frozen model's numbers.
+    pub kind: Precision,
+    /// [`FLOOR`], or a method's name.
+    pub method: String,
+    /// Options of several methods; those that this one has are taken.
+    pub options: MethodOptions,
+    /// Rows of a batch.
+    pub batch_size: usize,
+    /// Prompt tokens of a row.
+    pub prompt_length: usize,
+    /// Tokens of a row after its prompt, all of them labels.
+    pub response_length: usize,
+    /// Steps whose time counts.
+    pub steps: usize,
+    /// Whether the frozen model's part of the rows is kept.
+    pub reuse: bool,
+    /// Tokens to generate after each prompt; 0: no generation is timed.
+    pub new_tokens: usize,
+}
+
+impl TimingCase {
+    /// The shape of the model, read without its weights.
+    ///
+    /// # Errors
+    /// If it is not there or no decoder.
+    pub fn model_config(&self) -> Result<DecoderConfig> {
+        if !self.random_weights || self.model.is_dir() {
+            return Ok(DecoderConfig::open(&self.model)?);
+        }
+        let path = || self.model.clone();
+        let json = serde_json::from_str(&read_text(&self.model)?)
+            .map_err(|source| reft_models::Error::Json { path: path(), source })?;
+        Ok(DecoderConfig::from_json(json, &self.model)?)
+    }
+
+    /// Checks everything against the model's shape, so that nothing is left to fail when weights have been read.
+    ///
+    /// # Errors
+    /// [`Error::OptionValue`] for a size that cannot be, [`Error::UnknownMethod`], what the method refuses.
+    pub fn check(&self, model: &DecoderConfig) -> Result<()> {
+        at_least("batch_size", self.batch_size, 1)?;
+        at_least("prompt_length", self.prompt_length, 1)?;
+        at_least("response_length", self.response_length, 1)?;
+        at_least("steps", self.steps, 1)?;
+        if self.new_tokens == 1 {
+            at_least("generate", 1, 2)?; // the first token is the prefill's
+        }
+        let length = self.prompt_length.saturating_add(self.response_length.max(self.new_tokens));
+        let context = model.max_position_embeddings;
+        if i64::try_from(length).is_err() || length as i64 > context {
+            let found = format!("{}, with what follows it {length}", self.prompt_length);
+            let expected = format!("at most {context} tokens together, the model's context");
+            return Err(Error::OptionValue { option: "prompt_length", found, expected });
+        }
+        self.method_config(model)?;
+        Ok(())
+    }
+
+    /// `None`: the frozen floor.
+    fn method_config(&self, model: &DecoderConfig) -> Result<Option<MethodConfig>> {
+        if self.method == FLOOR {
+            return Ok(None);
+        }
+        let options = self.options.of_method(&self.method)?;
+        MethodConfig::resolve(&self.method, &options, model).map(Some)
+    }
+
+    pub(crate) fn decoder(&self, model: DecoderConfig, device: Device) -> Result<Decoder> {
+        let weights = match self.random_weights {
+            true => Weights::random(&model),
+            false => Weights::open(&self.model)?,
+        };
+        Ok(Decoder::from_weights(model, &weights, self.kind.kind(), device)?)
+    }
+
+    pub(crate) fn adapter(&self, decoder: &Decoder) -> Result<Box<dyn Adapter>> {
+        match self.method_config(decoder.config())? {
+            None => Ok(Box::new(FloorAdapter::new(decoder.device()))),
+            Some(config) => config.build(decoder, "timed"),
+        }
+    }
+
+    /// The rows of some batches, the same for every method: all tokens differ from row to row and none is padding.
+    pub(crate) fn examples(&self, batches: usize, vocab_size: i64) -> Vec<Example> {
+        (0..batches * self.batch_size)
+            .map(|row| {
+                let width = self.prompt_length + self.response_length;
+                let input_ids: Vec<i64> = (0..width).map(|t| token(row, t, vocab_size)).collect();
+                let mut labels = vec![IGNORE_INDEX; self.prompt_length];
+                labels.extend(&input_ids[self.prompt_length..]);
+                let row = Row { input_ids, prompt_length: self.prompt_length, ..Row::default() };
+                Example { id: "timed".to_owned(), row, labels }
+            })
+            .collect()
+    }
+}
+
+/// A token that looks random. `tools/rivals` makes the same: both sides of a comparison compute the same rows.
+fn token(row: usize, t: usize, vocab_size: i64) -> i64 {
+    let place = (row as u64).wrapping_mul(1_000_003) + t as u64 + 1;
+    let place = place.wrapping_mul(2_654_435_761); // Knuth's multiplicative hash
+    ((place >> 8) & 0xff_ffff) as i64 % vocab_size
+}
+
+fn at_least(option: &'static str, found: usize, least: usize) -> Result<()> {
+    if found >= least {
+        return Ok(());
+    }
+    let expected = format!("at least {least}");
+    Err(Error::OptionValue { option, found: found.to_string(), expected })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn tokens_of_all_rows_differ_and_are_in_the_vocabulary() {
+        let (rows, width, vocab_size) = (40, 128, 49_152);
+        let row = |row: usize| (0..width).map(|t| token(row, t, vocab_size)).collect::<Vec<_>>();
+        let rows: HashSet<Vec<i64>> = (0..rows).map(row).collect();
+        assert_eq!(rows.len(), 40);
+        let tokens: HashSet<i64> = rows.into_iter().flatten().collect();
+        assert!(tokens.iter().all(|token| (0..vocab_size).contains(token)));
+        assert!(tokens.len() > 4_500, "{} of 5120 are distinct", tokens.len()); // 49,152·(1 − e^(−5120/49152)) = 4,862 if random
+    }
+
+    #[test]
+    fn the_first_tokens_are_those_that_the_rivals_compute() {
+        assert_eq!(
+            (0..3).map(|t| token(0, t, 49_152)).collect::<Vec<_>>(),
+            [46_969, 28_403, 26_221]
+        );
+    }
+}

@@ -1,0 +1,82 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use reft_core::Parameter;
+use reft_models::{Adapter, Error, Hooks, Layout, Mode, Result, Span};
+use tch::{Device, Kind, Tensor};
+
+use crate::timing::case::FLOOR;
+
+/// The frozen floor: what a step costs before any method does something.
+///
+/// The embeddings want a gradient, so the forward saves what a backward needs and the backward goes down to the lowest point of the
+/// model; no hidden state is changed, no weight has a gradient. A method that edits the first layers cannot be faster than this unless
+/// frozen work is kept.
+#[derive(Debug)]
+pub struct FloorAdapter {
+    /// A trainer wants a parameter. This one is in no forward, has no gradient and is never updated.
+    placeholder: Tensor,
+}
+
+impl FloorAdapter {
+    /// The floor of a model on a device.
+    pub fn new(device: Device) -> Self {
+        let placeholder = Tensor::zeros([1], (Kind::Float, device));
+        Self { placeholder: placeholder.set_requires_grad(true) }
+    }
+}
+
+impl Adapter for FloorAdapter {
+    fn method(&self) -> &str {
+        FLOOR
+    }
+
+    fn parameters(&self) -> Vec<Parameter> {
+        vec![Parameter::new("placeholder", &self.placeholder)]
+    }
+
+    fn hooks<'a>(&'a self, _layout: &'a Layout, _mode: Mode) -> Result<Box<dyn Hooks + 'a>> {
+        Ok(Box::new(FloorHooks))
+    }
+
+    fn state(&self) -> BTreeMap<String, Tensor> {
+        BTreeMap::new()
+    }
+
+    fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        match state.keys().next() {
+            None => Ok(()),
+            Some(name) => Err(nothing(&format!("no tensor {name}"))),
+        }
+    }
+
+    fn save(&self, _dir: &Path) -> Result<()> {
+        Err(nothing("nothing to save"))
+    }
+}
+
+fn nothing(what: &str) -> Error {
+    Error::Adapter { reason: format!("the frozen floor trains nothing and has {what}") }
+}
+
+struct FloorHooks;
+
+impl Hooks for FloorHooks {
+    fn embeddings(&mut self, h: Tensor, _span: &Span) -> Result<Tensor> {
+        Ok(h.detach().set_requires_grad(true))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_nothing_to_save_or_to_go_back_to() {
+        let mut floor = FloorAdapter::new(Device::Cpu);
+        assert!(floor.save(Path::new("unused")).is_err());
+        assert!(floor.load_state(&floor.state()).is_ok());
+        let foreign = [("placeholder".to_owned(), Tensor::zeros([1], (Kind::Float, Device::Cpu)))];
+        assert!(floor.load_state(&foreign.into()).is_err());
+    }
+}

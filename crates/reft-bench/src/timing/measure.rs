@@ -1,0 +1,156 @@
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use reft_models::{Adapter, Decoder, GenerationConfig, Row, generate};
+use reft_train::{Dataset, Example, Shuffle, Step, TrainConfig, Trainer};
+use serde::{Deserialize, Serialize};
+use tch::{Cuda, Device};
+
+use crate::compare::peak_memory;
+use crate::error::{Error, Result};
+use crate::registry::trainable_parameters;
+use crate::timing::case::{FLOOR, TimingCase};
+
+/// What one process measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Seconds of steps on rows that were not seen before.
+    pub first_epoch: Vec<f64>,
+    /// Seconds of steps on rows whose frozen part is kept; `None` if nothing of them can be kept, or is to be.
+    pub later_epochs: Option<Vec<f64>>,
+    /// The most memory that the process had held when training was over, where the system tells it.
+    pub peak_memory_bytes: Option<u64>,
+    /// Trained numbers.
+    pub trainable_parameters: i64,
+    /// Times of each generation, if that was wanted.
+    pub generation: Vec<GenerationSeconds>,
+}
+
+/// What it took to generate replies to one batch of prompts.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct GenerationSeconds {
+    /// Until the first token.
+    pub prefill: f64,
+    /// Each token after it, for all rows at once.
+    pub decode_per_token: f64,
+}
+
+/// Generations that are timed, after one that is not.
+const GENERATIONS: usize = 3;
+
+/// Small enough that nothing trained moves, whatever the weights.
+const LR: f64 = 1e-6;
+
+/// Attempts at a step that overflows f16: the loss scale is halved each time, and starts at 65,536.
+const ATTEMPTS: usize = 20;
+
+/// Times a case by the one trainer. To be called in a process of its own: its peak memory is the process's.
+///
+/// The data are `1 + steps` batches, taken in order for an epoch, and for a second one if rows are kept. The first step of each epoch
+/// warms up and does not count.
+///
+/// # Errors
+/// What [`TimingCase::check`] refuses, and what model or method do.
+pub fn measure(case: &TimingCase, device: Device) -> Result<Measured> {
+    let model = case.model_config()?;
+    case.check(&model)?;
+    tch::manual_seed(0);
+    let train = case.examples(1 + case.steps, model.vocab_size);
+    let decoder = case.decoder(model, device)?;
+    let mut adapter = case.adapter(&decoder)?;
+    let keeps = case.reuse && is_kept(&*adapter, &train[0]);
+    let dataset = Dataset { train, validation: Vec::new() };
+    let config = TrainConfig {
+        epochs: Some(2),
+        batch_size: case.batch_size,
+        lr: LR,
+        shuffle: Shuffle::None,
+        reuse: case.reuse,
+        ..TrainConfig::default()
+    };
+    let mut trainer = Trainer::new(&decoder, &mut *adapter, &dataset, config)?;
+    let first_epoch = epoch_seconds(&mut trainer, 0, device)?;
+    let later_epochs = keeps.then(|| epoch_seconds(&mut trainer, 1, device)).transpose()?;
+    drop(trainer);
+    let peak_memory_bytes = peak_memory();
+    let is_floor = case.method == FLOOR;
+    Ok(Measured {
+        first_epoch,
+        later_epochs,
+        peak_memory_bytes,
+        trainable_parameters: if is_floor { 0 } else { trainable_parameters(&*adapter) },
+        generation: generation_seconds(case, &decoder, &*adapter, &dataset.train)?,
+    })
+}
+
+/// Whether something of a row is the frozen model's alone.
+fn is_kept(adapter: &dyn Adapter, example: &Example) -> bool {
+    let reach = adapter.reach(&example.row);
+    adapter.virtual_tokens() == 0 && (reach.stage > 0 || reach.token > 0)
+}
+
+/// Seconds of each step of an epoch but the first.
+fn epoch_seconds(trainer: &mut Trainer, epoch: usize, device: Device) -> Result<Vec<f64>> {
+    let steps = trainer.steps_per_epoch();
+    let mut seconds = Vec::with_capacity(steps);
+    for step in epoch * steps..(epoch + 1) * steps {
+        let mut taken = None;
+        for _ in 0..ATTEMPTS {
+            synchronize(device);
+            let started = Instant::now();
+            let micro_batches = trainer.micro_batches(step)?;
+            let outcome = trainer.step(&micro_batches)?;
+            synchronize(device);
+            if let Step::Taken(_) = outcome {
+                taken = Some(started.elapsed().as_secs_f64());
+                break;
+            }
+        }
+        seconds.push(taken.ok_or_else(|| Error::OptionValue {
+            option: "kind",
+            found: "f16, in which the gradients overflow".to_owned(),
+            expected: "f32 or bf16".to_owned(),
+        })?);
+    }
+    Ok(seconds.split_off(1))
+}
+
+fn generation_seconds(
+    case: &TimingCase,
+    decoder: &Decoder,
+    adapter: &dyn Adapter,
+    examples: &[Example],
+) -> Result<Vec<GenerationSeconds>> {
+    if case.new_tokens == 0 {
+        return Ok(Vec::new());
+    }
+    let prompt = |example: &Example| Row {
+        input_ids: example.row.input_ids[..case.prompt_length].to_vec(),
+        ..example.row.clone()
+    };
+    let rows: Vec<Row> = examples[..case.batch_size].iter().map(prompt).collect();
+    let adapters: &[&dyn Adapter] = if case.method == FLOOR { &[] } else { &[adapter] }; // the base model
+    let config =
+        GenerationConfig { max_new_tokens: case.new_tokens, ..GenerationConfig::default() };
+    let once = || {
+        let mut tokens = Vec::with_capacity(case.new_tokens);
+        let started = Instant::now();
+        generate(decoder, adapters, &rows, &config, &mut |row, _| {
+            if row == 0 {
+                tokens.push(started.elapsed().as_secs_f64());
+            }
+            ControlFlow::Continue(())
+        })?;
+        let (prefill, last) = (tokens[0], tokens[tokens.len() - 1]);
+        let decode_per_token = (last - prefill) / (tokens.len() - 1) as f64;
+        Ok(GenerationSeconds { prefill, decode_per_token })
+    };
+    let seconds: Result<Vec<_>> = (0..=GENERATIONS).map(|_| once()).collect();
+    Ok(seconds?.split_off(1))
+}
+
+fn synchronize(device: Device) {
+    if let Device::Cuda(index) = device {
+        Cuda::synchronize(index as i64);
+    }
+}

@@ -1,0 +1,113 @@
+//! The frozen floor and models of random weights. A test crate of its own: libtorch's generator is one per process.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+
+use reft_bench::{CombinedAdapter, FloorAdapter, MethodOptions, Precision, TimingCase, measure};
+use reft_models::{Adapter, Decoder, DecoderConfig, Mode, Row, Weights};
+use reft_train::{Batch, Dataset, Example, TrainConfig, Trainer, loss_sum};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tch::{Device, Kind, Tensor};
+
+type Outcome<T = ()> = Result<T, Box<dyn Error>>;
+
+/// One test at a time draws numbers.
+fn alone() -> MutexGuard<'static, ()> {
+    static GENERATOR: Mutex<()> = Mutex::new(());
+    GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn tiny_llama() -> PathBuf {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/oracle/tiny_llama")).to_owned()
+}
+
+fn example(n: i64) -> Example {
+    let input_ids: Vec<i64> = (0..9).map(|t| 3 + (n * 31 + t * 17) % 120).collect();
+    let labels = input_ids.iter().enumerate().map(|(t, id)| if t < 5 { -100 } else { *id });
+    Example {
+        id: n.to_string(),
+        labels: labels.collect(),
+        row: Row { input_ids, prompt_length: 5, ..Row::default() },
+    }
+}
+
+#[test]
+fn the_floor_goes_down_to_the_embeddings_and_changes_nothing() -> Outcome {
+    let _guard = alone();
+    let decoder = Decoder::open(&tiny_llama(), Kind::Float, Device::Cpu)?;
+    let examples = [example(0), example(1)];
+    let batch = Batch::collate(&examples, 0)?;
+    let mut floor = FloorAdapter::new(Device::Cpu);
+    let plain = CombinedAdapter::new(Vec::new())?;
+    let loss = |adapter: &dyn Adapter| loss_sum(&decoder, &[adapter], &batch, Mode::Train, None);
+    let (with, without) = (loss(&floor)?, loss(&plain)?);
+    assert_eq!(with, without, "the floor edits hidden states");
+    assert!(with.requires_grad() && !without.requires_grad(), "the backward has nowhere to go");
+
+    let dataset = Dataset { train: examples.to_vec(), validation: Vec::new() };
+    let config = TrainConfig { max_steps: Some(2), lr: 0.1, ..TrainConfig::default() };
+    let mut trainer = Trainer::new(&decoder, &mut floor, &dataset, config)?;
+    for step in 0..2 {
+        let micro_batches = trainer.micro_batches(step)?;
+        trainer.step(&micro_batches)?;
+    }
+    drop(trainer);
+    let [placeholder] = &floor.parameters()[..] else { panic!("one parameter") };
+    assert_eq!(placeholder.tensor.double_value(&[0]), 0.0, "something was trained");
+    assert!(decoder.weights().iter().all(|(_, weight)| !weight.requires_grad()));
+    Ok(())
+}
+
+#[test]
+fn random_weights_follow_the_seed_and_are_made_in_the_kind_asked_for() -> Outcome {
+    let _guard = alone();
+    let config = DecoderConfig::open(&tiny_llama())?;
+    let made = |seed: i64, kind: Kind| -> Outcome<Vec<(String, Tensor)>> {
+        tch::manual_seed(seed);
+        let weights = Weights::random(&config);
+        Ok(Decoder::from_weights(config.clone(), &weights, kind, Device::Cpu)?.weights())
+    };
+    let first = made(1, Kind::Float)?;
+    assert_eq!(first, made(1, Kind::Float)?);
+    for (((name, tensor), (_, other)), (_, half)) in
+        first.iter().zip(made(2, Kind::Float)?).zip(made(1, Kind::BFloat16)?)
+    {
+        assert_eq!(half.kind(), Kind::BFloat16, "{name}");
+        if tensor.dim() == 1 {
+            assert_eq!(tensor, &tensor.ones_like(), "{name}");
+        } else {
+            assert_ne!(tensor, &other, "{name}");
+            let (mean, deviation) = (tensor.mean(Kind::Double), tensor.std(true));
+            // at least 2,048 draws: five standard errors, 0.02·5/√2048 of the mean, /√2 of the deviation
+            assert!(mean.double_value(&[]).abs() < 2.3e-3, "{name}: {mean}");
+            assert!((deviation.double_value(&[]) - 0.02).abs() < 1.6e-3, "{name}: {deviation}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn an_epoch_warms_up_with_a_step_that_does_not_count() -> Outcome {
+    let _guard = alone();
+    let case = TimingCase {
+        model: tiny_llama(),
+        random_weights: true,
+        kind: Precision::F32,
+        method: "loreft".to_owned(),
+        options: MethodOptions { rank: Some(2), ..MethodOptions::default() },
+        batch_size: 2,
+        prompt_length: 12,
+        response_length: 3,
+        steps: 3,
+        reuse: true,
+        new_tokens: 4,
+    };
+    let measured = measure(&case, Device::Cpu)?;
+    assert_eq!(measured.first_epoch.len(), 3);
+    assert_eq!(measured.later_epochs.map(|seconds| seconds.len()), Some(3));
+    assert_eq!(measured.trainable_parameters, 4 * (2 * 2 * 64 + 2));
+    assert_eq!(measured.generation.len(), 3);
+    let plain = measure(&TimingCase { reuse: false, new_tokens: 0, ..case }, Device::Cpu)?;
+    assert_eq!((plain.later_epochs, plain.generation), (None, Vec::new()));
+    Ok(())
+}

@@ -1,0 +1,97 @@
+//! `cargo xtask rivals`: the Python reference systems and this project on the same batches, in turns.
+
+mod comparison;
+mod configuration;
+
+use std::io::{self, Write};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use clap::builder::PossibleValuesParser;
+use serde_json::Value;
+
+use crate::rivals::comparison::{Line, Turns};
+use crate::rivals::configuration::{CONFIGURATIONS, Configuration};
+use crate::workspace::{self, Workspace};
+use crate::{command, model, python_environment, reft, setup};
+
+const SCRIPT: &str = "tools/rivals/measure.py";
+
+/// What is timed, and how often.
+#[derive(Debug, Args)]
+pub struct RivalsArgs {
+    /// Configurations to time [default: all]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = names())]
+    only: Vec<String>,
+    /// Turns of each side: rival, ours, rival, ours, …
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Steps of a turn that count, after one that warms up
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    steps: u32,
+    /// CPU threads of both sides
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    threads: u32,
+}
+
+fn names() -> PossibleValuesParser {
+    PossibleValuesParser::new(CONFIGURATIONS.map(|configuration| configuration.name))
+}
+
+/// Times the configurations on the demo model and prints a table, line by line.
+pub fn run(workspace: &Workspace, arguments: &RivalsArgs) -> Result<()> {
+    setup::ready(workspace)?;
+    model::ready(workspace)?;
+    reft::build(workspace)?;
+    let python = python_environment::ready(&workspace::cache_dir()?)?;
+    let mut out = io::stdout().lock();
+    write!(out, "{}", Line::HEAD)?;
+    let asked = |one: &&Configuration| {
+        arguments.only.is_empty() || arguments.only.iter().any(|name| name == one.name)
+    };
+    for configuration in CONFIGURATIONS.iter().filter(asked) {
+        let mut turns = Turns::default();
+        for round in 1..=arguments.rounds {
+            eprintln!("{}: round {round} of {}", configuration.name, arguments.rounds);
+            turns.rival.push(rival(workspace, &python, configuration, arguments)?);
+            turns.ours.push(ours(workspace, configuration, arguments)?);
+        }
+        for line in turns.lines(configuration).with_context(|| configuration.name)? {
+            write!(out, "{}", line.markdown())?;
+        }
+        out.flush()?;
+    }
+    Ok(())
+}
+
+/// One turn of the reference system.
+fn rival(
+    workspace: &Workspace,
+    python: &python_environment::Environment,
+    configuration: &Configuration,
+    arguments: &RivalsArgs,
+) -> Result<Value> {
+    let mut python = python.python();
+    python.current_dir(workspace.root()).env("OMP_NUM_THREADS", arguments.threads.to_string());
+    python.arg(SCRIPT).arg(configuration.case(arguments.steps as usize).to_string());
+    python.arg(workspace.model()).arg(arguments.threads.to_string());
+    let printed = command::output(&mut python)?;
+    // packages greet on stdout
+    let result = printed.lines().last().unwrap_or_default();
+    serde_json::from_str(result).with_context(|| format!("{SCRIPT} printed no result: {printed:?}"))
+}
+
+/// One turn of this project.
+fn ours(
+    workspace: &Workspace,
+    configuration: &Configuration,
+    arguments: &RivalsArgs,
+) -> Result<Value> {
+    let flags = configuration.flags(arguments.steps as usize, arguments.threads as usize);
+    let printed = reft::bench(workspace, &workspace.model(), &flags)?;
+    let mut report: Value = serde_json::from_str(&printed).context("reft bench printed no JSON")?;
+    match report["rows"][0].take() {
+        Value::Null => bail!("reft bench printed no row"),
+        row => Ok(row),
+    }
+}
