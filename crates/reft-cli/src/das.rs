@@ -85,7 +85,7 @@ struct TrainingArgs {
     #[arg(long, value_name = "N", default_value_t = 96)]
     test_pairs: usize,
     /// Optimizer steps for each subspace
-    #[arg(long, value_name = "N", default_value_t = 16)]
+    #[arg(long, value_name = "N", default_value_t = 8)]
     steps: usize,
     /// Counterfactuals of a step
     #[arg(long, value_name = "N", default_value_t = 16)]
