@@ -11,6 +11,7 @@ use crate::command_line::{check_output, command};
 use crate::failure::INTERRUPTED;
 use crate::interrupt;
 use crate::layers::Layers;
+use crate::list::List;
 use crate::machine::{DeviceChoice, KindChoice, set_threads};
 use crate::model::{open_decoder, open_tokenizer};
 use crate::output::{self, note};
@@ -39,23 +40,17 @@ pub struct DasArgs {
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
     /// Components of a block: block_input, attention_output, mlp_output, block_output
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "block_output")]
-    sites: Vec<String>,
+    #[arg(long, value_name = "LIST", default_value = "block_output")]
+    sites: List<String>,
     /// Layers to search: all, or such as 3;9;18
     #[arg(long, value_name = "LAYERS", default_value = "all")]
     layers: Layers,
     /// Tokens: a slot's name, last, a number from 0, or one of these with +1 or -1 behind it [default: the task's]
-    #[arg(long, value_name = "LIST", value_delimiter = ',', allow_hyphen_values = true)]
-    positions: Vec<String>,
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
+    positions: Option<List<String>>,
     /// Dimensions of the subspace
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "1,8",
-        allow_hyphen_values = true
-    )]
-    rank: Vec<i64>,
+    #[arg(long, value_name = "LIST", default_value = "1,8", allow_hyphen_values = true)]
+    rank: List<i64>,
     /// Skip the search in a model of random weights
     #[arg(long)]
     no_untrained_model: bool,
@@ -118,14 +113,10 @@ pub fn run(args: &DasArgs) -> Result<ExitCode> {
     };
     let t = &args.training;
     let options = DasOptions {
-        components: args.sites.clone(),
+        components: args.sites.0.clone(),
         layers: args.layers.of_model(decoder.config().num_hidden_layers)?,
-        positions: if args.positions.is_empty() {
-            task.positions.clone()
-        } else {
-            args.positions.clone()
-        },
-        ranks: args.rank.clone(),
+        positions: args.positions.as_ref().map_or(&task.positions, |list| &list.0).clone(),
+        ranks: args.rank.0.clone(),
         train_pairs: t.train_pairs,
         test_pairs: t.test_pairs,
         steps: t.steps,

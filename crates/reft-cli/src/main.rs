@@ -21,6 +21,7 @@ mod inspect;
 mod inspect_adapter;
 mod interrupt;
 mod layers;
+mod list;
 mod logits;
 mod machine;
 mod method_name;

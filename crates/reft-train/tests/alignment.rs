@@ -298,7 +298,7 @@ fn a_decoder_s_frozen_work_is_done_once_and_changes_neither_loss_nor_gradient() 
         assert!(size > 1e-3 && difference < 1e-4 * size, "{difference:e} of {size:e}");
     }
     assert_eq!((store.len(), whole_rows.len()), (12, 12));
-    let mut logits = |frozen| decoder.target_logits(&[&adapter], &batch, frozen);
+    let logits = |frozen| decoder.target_logits(&[&adapter], &batch, frozen);
     let difference = logits(None)?.0 - logits(Some(&mut whole_rows))?.0;
     assert!(difference.abs().max().double_value(&[]) < 1e-5); // f32, logits of about 1
     let plain = decoder.loss_sum(&[], &batch, Mode::Eval, None)?.double_value(&[]);

@@ -147,14 +147,20 @@ impl<'a> DasSearch<'a> {
             let expected = "block_input, attention_output, mlp_output or block_output";
             return refused("site", projection.to_string(), expected);
         }
-        for (option, is_empty) in [
-            ("position", positions.is_empty()),
-            ("site", components.is_empty()),
-            ("rank", options.ranks.is_empty()),
-            ("layer", options.layers.is_empty()),
+        let names = |list: &[i64]| list.iter().map(i64::to_string).collect::<Vec<_>>();
+        let layers: Vec<i64> = options.layers.iter().map(|&layer| layer as i64).collect();
+        for (option, values) in [
+            ("position", options.positions.clone()),
+            ("site", options.components.clone()),
+            ("rank", names(&options.ranks)),
+            ("layer", names(&layers)),
         ] {
-            if is_empty {
+            if values.is_empty() {
                 return refused(option, "empty".to_owned(), "at least one");
+            }
+            let twice = values.iter().enumerate().find(|(i, value)| values[..*i].contains(value));
+            if let Some((_, value)) = twice {
+                return refused(option, format!("{value} twice"), "each once");
             }
         }
         let n = options.train_pairs + options.test_pairs;
