@@ -22,7 +22,7 @@ pub fn loss_sum(
 ) -> Result<Tensor> {
     with_run(decoder, adapters, batch, mode, frozen, |run| {
         let targets = run.targets;
-        targets.loss_sum(decoder, &run.to_the_end(decoder)?)
+        targets.loss_sum(decoder, &run.finish(decoder)?)
     })
 }
 
@@ -35,7 +35,7 @@ pub(crate) fn target_logits(
 ) -> Result<(Tensor, Tensor)> {
     with_run(decoder, adapters, batch, Mode::Eval, frozen, |run| {
         let targets = run.targets;
-        let h = targets.of(&run.to_the_end(decoder)?); // [m, d]
+        let h = targets.of(&run.finish(decoder)?); // [m, d]
         Ok((decoder.logits(&h), targets.labels.shallow_clone()))
     })
 }
@@ -53,7 +53,7 @@ pub(crate) struct Run<'r, 'l> {
 
 impl Run<'_, '_> {
     /// Hidden states `[b, q, d]` after the final norm.
-    fn to_the_end(mut self, decoder: &Decoder) -> Result<Tensor> {
+    fn finish(mut self, decoder: &Decoder) -> Result<Tensor> {
         let stages = self.stage..decoder.config().num_hidden_layers;
         let past = self.past.as_mut().map(|past| past as &mut dyn Past);
         let h = self.forward.run(stages, self.hidden_states, past, self.hooks)?;

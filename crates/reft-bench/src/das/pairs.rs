@@ -9,7 +9,7 @@ use reft_train::{Example, IGNORE_INDEX};
 use crate::das::position::PositionName;
 use crate::das::task::{DasTask, TaskModel};
 use crate::error::{Error, Result};
-use crate::tasks::TextTemplate;
+use crate::tasks::{Rendered, TextTemplate};
 
 /// Counterfactuals of a task as tokens: bases with the answers that the causal model expects, and their sources.
 #[derive(Debug)]
@@ -112,7 +112,7 @@ fn prompt(
 ) -> Result<Prompt> {
     let refuse = |reason: String| Error::DasTask { task: task.name.clone(), reason };
     let fields = task.fields(inputs);
-    let (text, ends) = template.render_with_ends(&fields).map_err(refuse)?;
+    let Rendered { text, ends } = template.render_with_ends(&fields).map_err(refuse)?;
     let input_ids = tokenizer.encode(&text, true)?;
     let mut slot_ends = Vec::with_capacity(ends.len());
     for (slot, end) in ends {
