@@ -42,7 +42,8 @@ impl FromStr for PositionName {
     type Err = String;
 
     fn from_str(s: &str) -> Result<Self, String> {
-        if let Ok(offset) = s.parse::<u32>() {
+        let is_number = s.starts_with(|c: char| c.is_ascii_digit());
+        if let Some(offset) = s.parse::<u32>().ok().filter(|_| is_number) {
             return Ok(Self { anchor: Anchor::First, offset: offset.into() });
         }
         let (name, offset) = match s.rfind(['+', '-']) {
