@@ -57,21 +57,55 @@ impl Attention {
             Some(past) => past.extend(layer, k, v),
             None => (k, v),
         };
-        let (mask, is_causal) = match queries.mask(layer) {
-            AttentionMask::Causal => (None, true),
-            AttentionMask::Full => (None, false),
-            AttentionMask::Explicit(mask) => (Some(mask), false),
+        let mixed = match queries.mask(layer) {
+            AttentionMask::Causal => {
+                let (k, v) = (self.repeat_heads(k), self.repeat_heads(v));
+                dot_product_attention(&q, &k, &v, None, true)
+            }
+            AttentionMask::Full => self.grouped_attention(&q, &k, &v, None),
+            AttentionMask::Explicit(mask) => self.grouped_attention(&q, &k, &v, Some(mask)),
         };
-        let (k, v) = (self.repeat_heads(k), self.repeat_heads(v));
-        let mixed =
-            Tensor::scaled_dot_product_attention(&q, &k, &v, mask, 0.0, is_causal, None, false); // [b, n_h, q, d_h]
         let mixed = mixed.transpose(1, 2).flatten(2, 3); // [b, q, n_h·d_h]
         queries.project(layer, Output, &self.output, &mixed, hooks)
     }
 
+    fn groups(&self) -> i64 {
+        self.n_h / self.n_kv
+    }
+
     /// Gives every query head its own copy of its group's keys or values: `[b, n_kv, t, d_h]` to `[b, n_h, t, d_h]`.
     fn repeat_heads(&self, x: Tensor) -> Tensor {
-        let groups = self.n_h / self.n_kv;
+        let groups = self.groups();
         if groups == 1 { x } else { x.repeat_interleave_self_int(groups, 1, None) }
     }
+
+    /// Attention of `q` `[b, n_h, q, d_h]`, the query heads of a group behind each other as queries of one head: keys and values
+    /// `[b, n_kv, t, d_h]` are not copied. `mask` `[b, 1, q, t]`.
+    fn grouped_attention(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        mask: Option<&Tensor>,
+    ) -> Tensor {
+        let groups = self.groups();
+        if groups == 1 {
+            return dot_product_attention(q, k, v, mask, false);
+        }
+        let (b, n_h, t, d_h) = q.size4().expect("invariant: [b, n_h, q, d_h]");
+        let q = q.reshape([b, self.n_kv, groups * t, d_h]);
+        let mask = mask.map(|mask| mask.repeat([1, 1, groups, 1]));
+        dot_product_attention(&q, k, v, mask.as_ref(), false).reshape([b, n_h, t, d_h])
+    }
+}
+
+/// `softmax(q kᵀ / √d_h) v` of `q` `[b, n, q, d_h]` and `k`, `v` `[b, n, t, d_h]`.
+fn dot_product_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: Option<&Tensor>,
+    is_causal: bool,
+) -> Tensor {
+    Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, is_causal, None, false)
 }

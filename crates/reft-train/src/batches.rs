@@ -3,7 +3,7 @@ use std::str::FromStr;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use reft_models::{Layout, PaddingSide, Span};
+use reft_models::{Layout, PaddingSide, Row, Span};
 use serde::{Deserialize, Serialize};
 
 use crate::dataset::{Example, IGNORE_INDEX};
@@ -74,9 +74,10 @@ pub fn epoch_batches(
 /// Examples side by side: one forward and backward.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
-    /// Where their tokens stand.
+    /// Where their tokens stand. What is behind the token that the last label is predicted from is left out, but for the prompt: no
+    /// earlier hidden state depends on it.
     pub layout: Layout,
-    /// The labels of each row, one per token; [`IGNORE_INDEX`] where there is none.
+    /// The labels of each example, one per token; [`IGNORE_INDEX`] where there is none.
     pub labels: Vec<Vec<i64>>,
     /// The examples' ids.
     pub ids: Vec<String>,
@@ -93,7 +94,7 @@ impl Batch {
     ) -> Result<Self> {
         let (mut rows, mut labels, mut ids) = (Vec::new(), Vec::new(), Vec::new());
         for example in examples {
-            rows.push(example.row.clone());
+            rows.push(Row { input_ids: needed(example).to_vec(), ..example.row.clone() });
             labels.push(example.labels.clone());
             ids.push(example.id.clone());
         }
@@ -153,17 +154,24 @@ impl Batch {
         self.target_columns().count() as i64
     }
 
-    /// Number of tokens, padding and virtual ones not among them.
+    /// Number of tokens of the examples, padding and virtual ones not among them.
     pub fn n_tokens(&self) -> usize {
-        self.layout.rows().iter().map(|row| row.input_ids.len()).sum()
+        self.labels.iter().map(Vec::len).sum()
     }
+}
+
+/// The tokens of an example that its loss depends on, and the rest of its prompt.
+fn needed(example: &Example) -> &[i64] {
+    let Row { input_ids, prompt_length, .. } = &example.row;
+    let last = example.labels.iter().rposition(|&label| label != IGNORE_INDEX);
+    let end = last.map_or(input_ids.len(), |last| last.max(*prompt_length).max(1));
+    &input_ids[..end.min(input_ids.len())]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use reft_models::Row;
 
     fn example(length: usize, prompt_length: usize) -> Example {
         let input_ids: Vec<i64> = (10..10 + length as i64).collect();
@@ -180,12 +188,13 @@ mod tests {
     fn targets_are_the_labels_seen_from_the_token_before() -> Result<()> {
         let examples = [example(5, 3), example(3, 1)];
         let batch = Batch::collate(&examples, 0)?;
-        assert_eq!(batch.targets(&batch.layout.whole()), (vec![2, 3, 5, 6], vec![13, 14, 11, 12]));
+        assert_eq!(batch.targets(&batch.layout.whole()), (vec![2, 3, 4, 5], vec![13, 14, 11, 12]));
         assert_eq!((batch.n_targets(), batch.n_tokens()), (4, 8));
-        let virtual_tokens = Batch::collate(&examples, 2)?; // width 7
+        assert_eq!(batch.layout.width(), 4); // nothing is predicted from a last token
+        let virtual_tokens = Batch::collate(&examples, 2)?; // width 6
         assert_eq!(
             virtual_tokens.targets(&virtual_tokens.layout.whole()),
-            (vec![4, 5, 9, 10], vec![13, 14, 11, 12])
+            (vec![4, 5, 8, 9], vec![13, 14, 11, 12])
         );
         Ok(())
     }
@@ -200,6 +209,21 @@ mod tests {
         assert_eq!(targets(0)?, (vec![0], vec![11]));
         assert_eq!(targets(1)?, (vec![0, 1], vec![10, 11]));
         Ok(())
+    }
+
+    #[test]
+    fn tokens_behind_the_last_that_predicts_are_left_out_but_not_those_of_the_prompt() {
+        let unlabelled = |from: usize, prompt_length| {
+            let mut example =
+                Example { row: Row { prompt_length, ..example(6, 2).row }, ..example(6, 2) };
+            example.labels[from..].fill(IGNORE_INDEX);
+            needed(&example).len()
+        };
+        assert_eq!(unlabelled(6, 2), 5);
+        assert_eq!(unlabelled(4, 2), 3);
+        assert_eq!(unlabelled(4, 5), 5);
+        assert_eq!(unlabelled(0, 2), 6); // nothing to predict
+        assert_eq!(needed(&example(1, 0)).len(), 1);
     }
 
     #[test]

@@ -3,7 +3,6 @@
 mod composition;
 mod equations;
 mod files;
-mod frozen_work;
 mod merging;
 mod methods;
 mod oracle;

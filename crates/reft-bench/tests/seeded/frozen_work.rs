@@ -6,6 +6,7 @@ use reft_train::{Dataset, Shuffle, Step, TrainConfig, Trainer};
 use serde_json::json;
 use tch::Tensor;
 
+use crate::alone;
 use crate::oracle::{Outcome, tiny_examples, tiny_llama};
 
 /// Losses, and gradients by name.
@@ -47,6 +48,7 @@ fn nudge(adapter: &dyn Adapter) {
 
 #[test]
 fn every_method_has_the_plain_loss_and_gradients() -> Outcome {
+    let _guard = alone();
     let plain = TrainConfig {
         reuse: false,
         batch_size: 2, // of three rows: a step of two batches

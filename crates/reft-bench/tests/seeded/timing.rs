@@ -1,4 +1,4 @@
-//! The frozen floor and models of random weights. A test crate of its own: libtorch's generator is one per process.
+//! The frozen floor and models of random weights.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -6,16 +6,11 @@ use std::path::{Path, PathBuf};
 use reft_bench::{CombinedAdapter, FloorAdapter, MethodOptions, Precision, TimingCase, measure};
 use reft_models::{Adapter, Decoder, DecoderConfig, Mode, Row, Weights};
 use reft_train::{Batch, Dataset, Example, TrainConfig, Trainer, loss_sum};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use tch::{Device, Kind, Tensor};
 
-type Outcome<T = ()> = Result<T, Box<dyn Error>>;
+use crate::alone;
 
-/// One test at a time draws numbers.
-fn alone() -> MutexGuard<'static, ()> {
-    static GENERATOR: Mutex<()> = Mutex::new(());
-    GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)
-}
+type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
 fn tiny_llama() -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/oracle/tiny_llama")).to_owned()

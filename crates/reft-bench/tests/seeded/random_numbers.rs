@@ -1,25 +1,14 @@
-//! Random starts and dropout follow the seed. A test crate of its own: libtorch's generator is one per process.
-
-#[path = "baselines/oracle.rs"]
-#[allow(dead_code, reason = "the other test crate uses all of it")]
-mod oracle;
-
-use std::sync::{Mutex, MutexGuard, PoisonError};
+//! Random starts and dropout follow the seed.
 
 use reft_bench::{MethodOptions, TargetModules, method_names, new_adapter};
 use reft_models::{Component, Hooks, Layout, Linear, Mode, PaddingSide, Row, Site};
 use tch::{Kind, Tensor};
 
-use oracle::{
+use crate::alone;
+use crate::oracle::{
     Outcome, assert_close, base_logits, difference, disturb, logits, loss, tiny_examples,
     tiny_llama,
 };
-
-/// One test at a time draws numbers.
-fn alone() -> MutexGuard<'static, ()> {
-    static GENERATOR: Mutex<()> = Mutex::new(());
-    GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 #[test]
 fn seeds_decide_every_random_start() -> Outcome {
