@@ -89,10 +89,7 @@ pub(crate) fn with_run<T>(
     let device = decoder.device();
 
     let column = start.as_ref().map_or(0, |(_, column, _)| *column);
-    // nothing is predicted from the last column
-    let columns = column..layout.width() - 1;
-    let width = columns.len() as i64;
-    let span = Span { layout, columns };
+    let span = Span { layout, columns: column..layout.width() };
     let forward = decoder.forward(&span, hooks.prefix_length());
     let forward = forward.wanting(batch.first_target_column());
     let (places, labels) = batch.targets(forward.outputs());
@@ -101,10 +98,8 @@ pub(crate) fn with_run<T>(
         labels: Tensor::from_slice(&labels).to_device(device),
     };
     let (stage, hidden_states, past) = match start {
-        Some((stage, _, FrozenBatch { hidden_states, past })) => {
-            (stage, hidden_states.narrow(1, 0, width), Some(past))
-        }
-        None => (0, forward.embed(&layout.input_ids(device).narrow(1, 0, width)), None),
+        Some((stage, _, FrozenBatch { hidden_states, past })) => (stage, hidden_states, Some(past)),
+        None => (0, forward.embed(&layout.input_ids(device)), None),
     };
     let (forward, hooks, targets) = (&forward, &mut hooks, &targets);
     act(Run { forward, stage, hidden_states, past, hooks, targets })
