@@ -45,7 +45,7 @@ fn generation(criterion: &mut Criterion) {
         let row = |row: usize| Row {
             input_ids: model_shape::tokens(row as i64, PROMPT, &decoder),
             prompt_length: PROMPT,
-            subspace: None,
+            ..Row::default()
         };
         let layout = Layout::new((0..b).map(row).collect(), PaddingSide::Left)
             .expect("invariant: rows are not empty");

@@ -22,7 +22,7 @@ fn dataset(prompt: usize, decoder: &Decoder) -> Dataset {
         let input_ids = model_shape::tokens(row as i64, prompt + RESPONSE, decoder);
         let mut labels = vec![IGNORE_INDEX; prompt];
         labels.extend(&input_ids[prompt..]);
-        let row = Row { input_ids, prompt_length: prompt, subspace: None };
+        let row = Row { input_ids, prompt_length: prompt, ..Row::default() };
         Example { id: "timed".to_owned(), row, labels }
     };
     Dataset { train: (0..BATCH).map(example).collect(), validation: Vec::new() }

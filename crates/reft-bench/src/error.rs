@@ -100,6 +100,14 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// A task for alignment search that does not fit the model, or itself.
+    #[error("task {task}: {reason}")]
+    DasTask {
+        /// The task.
+        task: String,
+        /// What was found and what was expected.
+        reason: String,
+    },
     /// A run was asked to stop. What is finished is kept.
     #[error("interrupted; what is finished is kept, the same command goes on after it")]
     Interrupted,

@@ -49,8 +49,10 @@ mod method_description;
 mod registry;
 
 mod compare;
+mod das;
 mod planner;
 mod report;
+mod steering;
 mod tasks;
 mod timing;
 
@@ -63,6 +65,10 @@ pub use compare::{
     Leakage, Machine, MethodEntry, PartFacts, Plan, PointPlan, Precision, Prepared, PreparedSweep,
     QuickConfig, SweepAxis, SweepConfig, SweepPlan, SweepPoint, TestResult, choose_rate,
     resident_memory, run_cell, run_comparison, run_sweep,
+};
+pub use das::{
+    DasCell, DasOptions, DasReport, DasRow, DasSearch, DasTask, MeasuredShare, Mechanism, Numbers,
+    PositionName, Slot, Start, Words,
 };
 pub use error::{Error, Result};
 pub use full::FullAdapter;
@@ -86,6 +92,7 @@ pub use registry::{AdapterKind, load_adapter, load_trainable_adapter, trainable_
 pub use report::{
     BaseReport, MethodReport, PointReport, RateReport, Report, Spread, SweepReport, grouped,
 };
+pub use steering::{Direction, DirectionKind, SteeringAdapter, last_hidden_states};
 pub use target_modules::TargetModules;
 pub use tasks::{
     Choice, EncodedQuestion, Metric, Question, Score, Scorer, Scoring, Table, TableRow, TaskConfig,

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use crate::bench::{self, BenchArgs, CaseArgs};
 use crate::chat::{self, ChatArgs};
 use crate::compare::{self, CellArgs, CompareArgs};
+use crate::das::{self, DasArgs};
 use crate::devices::{self, DevicesArgs};
 use crate::eval::{self, EvalArgs};
 use crate::export::{self, ExportArgs};
@@ -16,6 +17,7 @@ use crate::import::{self, ImportArgs};
 use crate::inspect::{self, InspectArgs};
 use crate::logits::{self, LogitsArgs};
 use crate::plan::{self, PlanArgs};
+use crate::steer::{self, SteerArgs};
 use crate::train::{self, TrainArgs};
 
 /// Representation fine-tuning (ReFT) of language models: small learned edits of the hidden states of a frozen model
@@ -36,6 +38,8 @@ enum Command {
     Compare(CompareArgs),
     #[command(hide = true)]
     CompareCell(CellArgs),
+    Das(Box<DasArgs>),
+    Steer(Box<SteerArgs>),
     Bench(Box<BenchArgs>),
     #[command(hide = true)]
     BenchCase(CaseArgs),
@@ -60,6 +64,8 @@ impl Cli {
             Command::Eval(args) => eval::run(&args),
             Command::Compare(args) => compare::run(&args),
             Command::CompareCell(args) => compare::run_one_cell(&args),
+            Command::Das(args) => das::run(&args),
+            Command::Steer(args) => steer::run(&args),
             Command::Bench(args) => bench::run(&args),
             Command::BenchCase(args) => bench::run_one_case(&args),
             Command::Plan(args) => plan::run(&args),

@@ -15,6 +15,7 @@ use reft_bench::{
 use reft_models::{DecoderConfig, resolve_model};
 use serde::Serialize;
 
+use crate::command_line::{check_output, command};
 use crate::failure::INTERRUPTED;
 use crate::interrupt;
 use crate::machine::{DeviceChoice, set_threads};
@@ -102,7 +103,7 @@ pub fn run(args: &CompareArgs) -> Result<ExitCode> {
         Work::Comparison(prepared) => (Plan::FILE_NAME, prepared.plan.machine.threads),
         Work::Sweep(prepared) => (SweepPlan::FILE_NAME, prepared.threads()),
     };
-    check_output(output, file)?;
+    check_output(output, file, "comparison")?;
     let machine = [
         "--device".to_owned(),
         args.machine.device.to_string(),
@@ -179,32 +180,6 @@ fn prepare(args: &CompareArgs, config: &Path) -> Result<Work> {
         }
         false => Work::Sweep(Box::new(PreparedSweep::new(config, points, &command(), device)?)),
     })
-}
-
-/// A directory that holds something else is not written into; `file` is there if it holds the like.
-fn check_output(output: &Path, file: &str) -> Result<()> {
-    let is_empty = match std::fs::read_dir(output) {
-        Ok(mut entries) => entries.next().is_none(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
-        Err(error) => {
-            return Err(error).with_context(|| format!("cannot write into {}", output.display()));
-        }
-    };
-    if !is_empty && !output.join(file).is_file() {
-        let output = output.display();
-        bail!("{output} is not empty and no comparison with {file}; name another directory");
-    }
-    Ok(())
-}
-
-/// The command line as it was given, for the report.
-fn command() -> String {
-    let quoted = |word: String| {
-        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./+=:,".contains(c);
-        if word.chars().all(is_plain) { word } else { format!("'{word}'") }
-    };
-    let words = std::env::args().skip(1).map(quoted);
-    std::iter::once("reft".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
 }
 
 fn show(

@@ -127,7 +127,7 @@ fn layout(input: &Input, decoder: &Decoder, padding: PaddingSide) -> Result<Layo
             bail!("row {i} has {} labels for {} input_ids; give one each", labels.len(), ids.len());
         }
         let prompt_length = input.prompt_lengths.as_ref().map_or(ids.len(), |lengths| lengths[i]);
-        rows.push(Row { input_ids: ids.clone(), prompt_length, subspace: None });
+        rows.push(Row { input_ids: ids.clone(), prompt_length, ..Row::default() });
     }
     Ok(Layout::new(rows, padding)?)
 }

@@ -68,6 +68,12 @@ impl ModelArgs {
 }
 
 impl Model {
+    /// The same with one more adapter.
+    pub fn with_adapter(mut self, adapter: Box<dyn Adapter>) -> Self {
+        self.adapters.push(adapter);
+        self
+    }
+
     /// The adapters, in the order given.
     pub fn adapters(&self) -> Vec<&dyn Adapter> {
         self.adapters.iter().map(Box::as_ref).collect()

@@ -31,13 +31,24 @@ mod method;
 mod parameter;
 mod positions;
 
+mod alignment;
+mod constant_edit;
+mod coordinate_gate;
+mod interchange;
+mod principal_components;
+
+pub use alignment::{AlignmentMethod, AlignmentSet, GateKind};
+pub use constant_edit::ConstantEdit;
+pub use coordinate_gate::{Annealing, boundary_gate, sigmoid_gate};
 pub use edit::Edit;
 pub use error::{Error, Result};
 pub use householder::Householder;
+pub use interchange::{Interchange, SubspaceInterchange, VanillaInterchange};
 pub use intervention::{Intervention, Subspace, check_hidden_size, in_f32};
 pub use intervention_set::{InterventionSet, InterventionTensors};
 pub use method::{Activation, Init, InterventionConfig, Method};
 pub use orthonormal::{MapKind, OrthonormalMap, orthonormality_error, random_columns};
 pub use parameter::Parameter;
 pub use positions::{PositionGroup, PositionRule, Positions, PromptPositions};
+pub use principal_components::PrincipalComponents;
 pub use qr::Qr;

@@ -67,6 +67,14 @@ pub trait Adapter {
         0
     }
 
+    /// Tells which share of training is done, 0 to 1, before each step: for what changes on a schedule, such as a temperature.
+    fn begin_step(&mut self, _share: f64) {}
+
+    /// What a step's loss has added to it, a scalar, before gradients are taken; it is not part of the loss that is reported.
+    fn penalty(&self) -> Option<Tensor> {
+        None
+    }
+
     /// The lowest point of a row's forward that [`Self::hooks`] touch: what is before it need not be computed in every step.
     ///
     /// `stage` must be the same for every row. Where in doubt, claim more: [`Reach::EVERYTHING`], the default, is always right.

@@ -202,6 +202,64 @@ pub enum Error {
         /// What was found, what was expected, what to change.
         reason: String,
     },
+    /// A place names coordinates that its site does not have.
+    #[error("{place}: coordinates {found:?} are not within 0..{width}; use a range of these")]
+    Coordinates {
+        /// The place.
+        place: crate::Place,
+        /// The coordinates named.
+        found: std::ops::Range<i64>,
+        /// Number of coordinates of the site.
+        width: i64,
+    },
+    /// A place names a layer that the model does not have.
+    #[error("there is no layer {layer}, the model has {layers}; use 0..{layers}")]
+    NoSuchLayer {
+        /// The layer named.
+        layer: usize,
+        /// Number of layers.
+        layers: usize,
+    },
+    /// A token is named that a row does not have.
+    #[error("row {row} has {length} tokens, there is no token {token}; use 0..{length}")]
+    NoSuchToken {
+        /// The row.
+        row: usize,
+        /// The token named.
+        token: usize,
+        /// Number of tokens of the row; 0 if there is no such row.
+        length: usize,
+    },
+    /// There are more or fewer source hidden states than tokens to put them into.
+    #[error(
+        "{place}: {sources} source hidden states for {tokens} tokens of the base; give one for each"
+    )]
+    Sources {
+        /// The place.
+        place: crate::Place,
+        /// Tokens of the base.
+        tokens: usize,
+        /// Source hidden states given.
+        sources: usize,
+    },
+    /// A run did not come to a place that hidden states were wanted of.
+    #[error(
+        "the run showed no hidden states, or not all, of {place}; name a site of the model and tokens that the run computes"
+    )]
+    NotReached {
+        /// The place.
+        place: crate::Place,
+    },
+    /// The layers of a feed-forward network do not follow one another.
+    #[error("layer {layer} takes {found} inputs, it is given {expected}")]
+    LayerSizes {
+        /// The layer.
+        layer: usize,
+        /// What it is given.
+        expected: i64,
+        /// What it takes.
+        found: i64,
+    },
     /// Something failed at a site of the model.
     #[error("at {site}")]
     At {

@@ -23,12 +23,14 @@ pub struct Row {
     pub prompt_length: usize,
     /// Coordinates of the subspace that edits of this row may change; `None`: all of them.
     pub subspace: Option<Vec<i64>>,
+    /// The row's number among the counterfactuals of an interchange adapter, which knows its source hidden states by it.
+    pub counterfactual: Option<usize>,
 }
 
 impl Row {
     /// A row that is a prompt and nothing else.
     pub fn prompt(input_ids: Vec<i64>) -> Self {
-        Self { prompt_length: input_ids.len(), input_ids, subspace: None }
+        Self { prompt_length: input_ids.len(), input_ids, ..Self::default() }
     }
 }
 
@@ -231,7 +233,7 @@ mod tests {
 
     fn row(length: usize, prompt_length: usize) -> Row {
         let input_ids = (1..=length as i64).collect();
-        Row { input_ids, prompt_length, subspace: None }
+        Row { input_ids, prompt_length, ..Row::default() }
     }
 
     #[test]

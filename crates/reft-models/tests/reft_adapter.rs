@@ -28,7 +28,7 @@ fn batch(padding: PaddingSide) -> Result<reft_models::Layout, Box<dyn StdError>>
     let ids = load_safetensors(&oracle("tiny_io.safetensors"))?.remove("input_ids").ok_or("ids")?;
     let row = |i: usize| -> Result<Row, tch::TchError> {
         let input_ids = Vec::try_from(ids.get(i as i64).narrow(0, 0, LENGTHS[i] as i64))?;
-        Ok(Row { input_ids, prompt_length: PROMPT_LENGTHS[i], subspace: None })
+        Ok(Row { input_ids, prompt_length: PROMPT_LENGTHS[i], ..Row::default() })
     };
     let rows = (0..3).map(row).collect::<Result<_, _>>()?;
     Ok(reft_models::Layout::new(rows, padding)?)

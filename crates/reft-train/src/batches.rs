@@ -179,7 +179,7 @@ mod tests {
         labels.extend(&input_ids[prompt_length..]);
         Example {
             id: format!("{length}"),
-            row: Row { input_ids, prompt_length, subspace: None },
+            row: Row { input_ids, prompt_length, ..Row::default() },
             labels,
         }
     }

@@ -99,7 +99,8 @@ impl Example {
             return Err(Error::NoTarget { id: id(), length, max_length });
         }
         let prompt_length = prompt_length.min(input_ids.len());
-        let row = Row { input_ids, prompt_length, subspace: record.subspace.clone() };
+        let row =
+            Row { input_ids, prompt_length, subspace: record.subspace.clone(), ..Row::default() };
         Ok(Self { id: id(), row, labels })
     }
 }
@@ -172,7 +173,12 @@ mod tests {
     fn tokens_are_taken_as_they_are() -> Result<()> {
         let example = one(tokens(&[5, 6, 7, 8], 2, None), 512)?;
         assert_eq!(example.labels, [-100, -100, 7, 8]);
-        let row = Row { input_ids: vec![5, 6, 7, 8], prompt_length: 2, subspace: Some(vec![1]) };
+        let row = Row {
+            input_ids: vec![5, 6, 7, 8],
+            prompt_length: 2,
+            subspace: Some(vec![1]),
+            ..Row::default()
+        };
         assert_eq!((example.id.as_str(), &example.row), ("it", &row));
         let example = one(tokens(&[5, 6, 7, 8], 2, Some(&[-100, -100, -100, 3])), 512)?;
         assert_eq!(example.labels, [-100, -100, -100, 3]);

@@ -240,6 +240,24 @@ pub enum Error {
     /// A model, a tokenizer or an adapter refused something.
     #[error(transparent)]
     Model(#[from] reft_models::Error),
+    /// A causal model is run on more or fewer inputs than it has.
+    #[error("{found} inputs are given, the causal model has {expected}")]
+    InputCount {
+        /// Inputs of the causal model.
+        expected: usize,
+        /// Inputs given.
+        found: usize,
+    },
+    /// A causal model does not have the variable, or none is named.
+    #[error(
+        "there is no variable {index}, the causal model has {variables}; name variables of the same model"
+    )]
+    UnknownVariable {
+        /// The variable.
+        index: usize,
+        /// Number of variables.
+        variables: usize,
+    },
     /// libtorch refused an operation.
     #[error(transparent)]
     Torch(#[from] tch::TchError),

@@ -1,9 +1,9 @@
-use reft_models::{Adapter, Decoder, Mode};
+use reft_models::{Adapter, Mode};
 use serde::Serialize;
 
 use crate::batches::Batch;
 use crate::dataset::Example;
-use crate::loss::loss_sum;
+use crate::model::Model;
 use crate::reuse::FrozenStore;
 use crate::{Error, Result};
 
@@ -24,7 +24,7 @@ pub struct LossReport {
 /// # Errors
 /// [`Error::VirtualTokens`] if two adapters bring virtual tokens; what the model or an adapter refuses.
 pub fn evaluate(
-    decoder: &Decoder,
+    model: &dyn Model,
     adapters: &[&dyn Adapter],
     examples: &[Example],
     batch_size: usize,
@@ -37,8 +37,8 @@ pub fn evaluate(
     let _guard = tch::no_grad_guard();
     for examples in sorted.chunks(batch_size.max(1)) {
         let batch = Batch::collate(examples.iter().copied(), virtual_tokens)?;
-        sum += loss_sum(decoder, adapters, &batch, Mode::Eval, frozen.as_deref_mut())?
-            .double_value(&[]); // sync
+        sum +=
+            model.loss_sum(adapters, &batch, Mode::Eval, frozen.as_deref_mut())?.double_value(&[]); // sync
         target_tokens += batch.n_targets();
     }
     let loss = sum / target_tokens as f64;

@@ -46,6 +46,7 @@ mod checkpointing;
 mod clip;
 mod loss;
 mod loss_scaler;
+mod model;
 mod schedule;
 
 mod checkpoint;
@@ -59,6 +60,8 @@ mod reuse;
 mod evaluate;
 mod trainer;
 
+pub mod das;
+
 pub use adamw::AdamW;
 pub use batches::{Batch, Shuffle, epoch_batches};
 pub use checkpoint::Best;
@@ -70,6 +73,7 @@ pub use evaluate::{LossReport, evaluate};
 pub use loss::loss_sum;
 pub use loss_scaler::{Grads, LossScaler};
 pub use metrics::{StepStats, ValidationStats};
+pub use model::Model;
 pub use out_of_memory::is_out_of_memory;
 pub use progress::{Plan, Progress, Silent};
 pub use reuse::{FrozenStore, ReuseConfig};

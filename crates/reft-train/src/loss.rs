@@ -20,11 +20,23 @@ pub fn loss_sum(
     mode: Mode,
     frozen: Option<&mut FrozenStore>,
 ) -> Result<Tensor> {
-    with_run(decoder, adapters, batch, mode, frozen, |mut run| {
-        let stages = run.stage..decoder.config().num_hidden_layers;
-        let past = run.past.as_mut().map(|past| past as &mut dyn Past);
-        let h = run.forward.run(stages, run.hidden_states, past, run.hooks)?;
-        run.targets.loss_sum(decoder, &run.forward.finish(h, run.hooks)?)
+    with_run(decoder, adapters, batch, mode, frozen, |run| {
+        let targets = run.targets;
+        targets.loss_sum(decoder, &run.finish(decoder)?)
+    })
+}
+
+/// Logits `[m, v]` that the targets of a batch are predicted by, and the targets `[m]`; without dropout.
+pub(crate) fn target_logits(
+    decoder: &Decoder,
+    adapters: &[&dyn Adapter],
+    batch: &Batch,
+    frozen: Option<&mut FrozenStore>,
+) -> Result<(Tensor, Tensor)> {
+    with_run(decoder, adapters, batch, Mode::Eval, frozen, |run| {
+        let targets = run.targets;
+        let h = targets.of(&run.finish(decoder)?); // [m, d]
+        Ok((decoder.logits(&h), targets.labels.shallow_clone()))
     })
 }
 
@@ -37,6 +49,16 @@ pub(crate) struct Run<'r, 'l> {
     pub(crate) past: Option<FrozenPast>,
     pub(crate) hooks: &'r mut Stacked<'l>,
     pub(crate) targets: &'r Targets,
+}
+
+impl Run<'_, '_> {
+    /// Hidden states `[b, q, d]` after the final norm.
+    fn finish(mut self, decoder: &Decoder) -> Result<Tensor> {
+        let stages = self.stage..decoder.config().num_hidden_layers;
+        let past = self.past.as_mut().map(|past| past as &mut dyn Past);
+        let h = self.forward.run(stages, self.hidden_states, past, self.hooks)?;
+        Ok(self.forward.finish(h, self.hooks)?)
+    }
 }
 
 /// What is to be predicted from the hidden states that a forward ends with.
@@ -90,8 +112,12 @@ impl Targets {
     /// Sum of `−log p(target)` from the hidden states `[b, q, d]` after the final norm.
     pub(crate) fn loss_sum(&self, decoder: &Decoder, h: &Tensor) -> Result<Tensor> {
         let rows = (LOGITS_AT_ONCE / decoder.config().vocab_size).max(1);
-        let h = h.flatten(0, 1).index_select(0, &self.places); // [m, d]
-        Ok(cross_entropy(decoder, &h, &self.labels, rows))
+        Ok(cross_entropy(decoder, &self.of(h), &self.labels, rows))
+    }
+
+    /// The hidden states `[m, d]` of `[b, q, d]` that targets are predicted from.
+    fn of(&self, h: &Tensor) -> Tensor {
+        h.flatten(0, 1).index_select(0, &self.places)
     }
 }
 

@@ -2,20 +2,19 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use reft_models::{Adapter, Decoder, Mode};
+use reft_models::Adapter;
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor, autocast};
 
 use crate::adamw::AdamW;
 use crate::batches::{Batch, epoch_batches};
 use crate::checkpoint::{Best, Checkpoint, FORMAT_VERSION, RunState};
-use crate::checkpointing::checkpointed_backward;
 use crate::clip::clip_grad_norm;
 use crate::dataset::Dataset;
 use crate::evaluate::evaluate;
-use crate::loss::loss_sum;
 use crate::loss_scaler::{Grads, LossScaler};
 use crate::metrics::{StepStats, ValidationStats};
+use crate::model::Model;
 use crate::out_of_memory;
 use crate::progress::{Plan, Progress};
 use crate::reuse::{FrozenStore, ReuseConfig};
@@ -27,7 +26,7 @@ use crate::{Error, Result};
 
 /// Trains an adapter of any method on a frozen model.
 pub struct Trainer<'a> {
-    decoder: &'a Decoder,
+    model: &'a dyn Model,
     adapter: &'a mut dyn Adapter,
     dataset: &'a Dataset,
     config: TrainConfig,
@@ -87,7 +86,7 @@ impl<'a> Trainer<'a> {
     /// [`Error::Config`] for an option that cannot be; [`Error::TooFewExamples`] without examples; [`Error::NothingToTrain`];
     /// [`Error::NotFrozen`] if a weight of the model wants a gradient and is no parameter of the adapter.
     pub fn new(
-        decoder: &'a Decoder,
+        model: &'a dyn Model,
         adapter: &'a mut dyn Adapter,
         dataset: &'a Dataset,
         config: TrainConfig,
@@ -97,9 +96,9 @@ impl<'a> Trainer<'a> {
             let validation = dataset.validation.len();
             return Err(Error::TooFewExamples { train: 0, validation });
         }
-        check_trainable(decoder, adapter)?;
+        check_trainable(model, adapter)?;
         let optimizer = fresh_optimizer(adapter, &config);
-        let scaler = match decoder.kind() {
+        let scaler = match model.kind() {
             Kind::Half => LossScaler::new(),
             _ => LossScaler::disabled(),
         };
@@ -108,7 +107,7 @@ impl<'a> Trainer<'a> {
         let steps = total_steps(&config, order.1.len());
         let schedule = Schedule::new(config.schedule, config.lr, config.warmup_ratio, steps);
         Ok(Self {
-            decoder,
+            model,
             adapter,
             dataset,
             config,
@@ -121,7 +120,7 @@ impl<'a> Trainer<'a> {
             frozen,
             facts: Map::new(),
             stop_at_loss: None,
-            is_quantised: decoder.is_quantised(),
+            is_quantised: model.weights().iter().any(|(_, weight)| weight.tensor().is_none()),
             order,
         })
     }
@@ -130,6 +129,17 @@ impl<'a> Trainer<'a> {
     pub fn keeping(mut self, reuse: ReuseConfig) -> Self {
         self.frozen = self.config.reuse.then(|| FrozenStore::new(reuse));
         self
+    }
+
+    /// Takes a store that earlier runs on the same model have filled, if [`TrainConfig::reuse`] has it; [`Self::into_store`] gives it back.
+    pub fn with_store(mut self, store: FrozenStore) -> Self {
+        self.frozen = self.config.reuse.then_some(store);
+        self
+    }
+
+    /// Ends the trainer and gives back what it has kept of the frozen model's work.
+    pub fn into_store(self) -> Option<FrozenStore> {
+        self.frozen
     }
 
     /// Adds what else the numbers of the run depend on, above all the adapter's options: a run is resumed only with the same.
@@ -185,21 +195,21 @@ impl<'a> Trainer<'a> {
             examples: self.dataset.train.len(),
             validation_examples: self.dataset.validation.len(),
             trainable: self.adapter.parameters().iter().map(|p| p.tensor.numel()).sum(),
-            total: self.decoder.weights().iter().map(|(_, weight)| weight.numel()).sum(),
+            total: self.model.weights().iter().map(|(_, weight)| weight.numel()).sum(),
             kinds: self.describe_kinds(),
         }
     }
 
     /// Which kind computes what.
     pub fn describe_kinds(&self) -> String {
-        let name = match self.decoder.kind() {
+        let name = match self.model.kind() {
             Kind::Float => "f32",
             Kind::BFloat16 => "bf16",
             Kind::Half => "f16",
             Kind::Double => "f64",
             _ => "an unusual kind",
         };
-        let scaling = match (self.decoder.kind(), self.uses_autocast()) {
+        let scaling = match (self.model.kind(), self.uses_autocast()) {
             (Kind::Half, true) => ", under autocast with a dynamic loss scale",
             (Kind::Half, false) => ", with a dynamic loss scale",
             _ => "",
@@ -275,6 +285,7 @@ impl<'a> Trainer<'a> {
         let n_targets: i64 = micro_batches.iter().map(Batch::n_targets).sum();
         let mut losses = Vec::with_capacity(micro_batches.len());
         self.optimizer.zero_grad();
+        self.adapter.begin_step(self.step as f64 / self.total_steps().max(1) as f64);
         for (i, batch) in micro_batches.iter().enumerate() {
             let seed = seed_of(&[self.config.seed, self.step as u64, i as u64]);
             let factor = self.scaler.scale() / n_targets as f64;
@@ -282,6 +293,9 @@ impl<'a> Trainer<'a> {
                 autocast(run.uses_autocast(), || run.backward(batch, factor, seed))
             })?;
             losses.push(loss_sum / n_targets as f64);
+        }
+        if let Some(penalty) = self.adapter.penalty() {
+            (penalty * self.scaler.scale()).backward();
         }
         let loss = self.finite_loss(&losses, micro_batches)?;
         let grads = self.optimizer.grads();
@@ -323,18 +337,12 @@ impl<'a> Trainer<'a> {
 
     /// Adds `factor` times the gradient of a batch's loss; returns the loss, `Σ −log p(target)` in f32.
     fn backward(&mut self, batch: &Batch, factor: f64, seed: u64) -> Result<Tensor> {
-        let (decoder, adapters, frozen) = (self.decoder, [&*self.adapter], self.frozen.as_mut());
+        let (adapters, frozen) = ([&*self.adapter], self.frozen.as_mut());
         // blocks that are expanded for one forward of all layers would be held until its backward
         if self.config.checkpoint_activations || self.is_quantised {
-            return checkpointed_backward(decoder, &adapters, batch, frozen, factor, seed);
+            return self.model.checkpointed_backward(&adapters, batch, frozen, factor, seed);
         }
-        tch::manual_seed(seed as i64); // dropout
-        let loss = loss_sum(decoder, &adapters, batch, Mode::Train, frozen)?;
-        // no gradient: of these examples, nothing that is predicted follows what the adapter changes
-        if loss.requires_grad() {
-            (&loss * factor).backward();
-        }
-        Ok(loss.detach())
+        self.model.backward(&adapters, batch, frozen, factor, seed)
     }
 
     /// The batches of a step, counted from 0. The last step of an epoch may have fewer or smaller ones.
@@ -411,7 +419,7 @@ impl<'a> Trainer<'a> {
         let (batch_size, step) = (self.config.batch_size, self.step);
         let report = autocast(self.uses_autocast(), || {
             evaluate(
-                self.decoder,
+                self.model,
                 &[&*self.adapter],
                 &self.dataset.validation,
                 batch_size,
@@ -464,7 +472,6 @@ impl<'a> Trainer<'a> {
 
     /// Everything that the numbers of a run depend on, and that must be the same when it is resumed.
     fn identity(&self) -> Map<String, Value> {
-        let model = self.decoder.config();
         let mut identity = match serde_json::to_value(&self.config) {
             Ok(Value::Object(fields)) => fields,
             other => panic!("invariant: options are an object of texts and numbers, got {other:?}"),
@@ -472,14 +479,11 @@ impl<'a> Trainer<'a> {
         for changes_no_number in ["checkpoint_every", "checkpoint_activations", "reuse"] {
             identity.remove(changes_no_number); // but for rounding
         }
-        let shape = format!(
-            "{} of {} layers, hidden size {}, vocabulary {}",
-            model.model_type, model.num_hidden_layers, model.hidden_size, model.vocab_size
-        );
-        identity.insert("model".into(), json!(shape));
-        identity.insert("kind".into(), json!(format!("{:?}", self.decoder.kind())));
+        identity.insert("model".into(), json!(self.model.describe()));
+        identity.insert("kind".into(), json!(format!("{:?}", self.model.kind())));
         if self.is_quantised {
-            let bytes = self.decoder.weight_bytes(); // eight bits a number or four, some of the matrices or all
+            // eight bits a number or four, some of the matrices or all
+            let bytes: usize = self.model.weights().iter().map(|(_, weight)| weight.bytes()).sum();
             identity.insert("weights".into(), json!(format!("quantised, {bytes} bytes")));
         }
         identity.insert("method".into(), json!(self.adapter.method()));
@@ -494,7 +498,7 @@ impl<'a> Trainer<'a> {
 
     /// tch's autocast is f16 on CUDA.
     fn uses_autocast(&self) -> bool {
-        self.decoder.kind() == Kind::Half && self.decoder.device().is_cuda()
+        self.model.kind() == Kind::Half && self.model.device().is_cuda()
     }
 
     fn order_of(dataset: &Dataset, config: &TrainConfig, epoch: usize) -> Vec<Vec<usize>> {
@@ -516,14 +520,14 @@ fn total_steps(config: &TrainConfig, batches_per_epoch: usize) -> usize {
 }
 
 /// Checks that the adapter's parameters, and nothing else, want gradients.
-fn check_trainable(decoder: &Decoder, adapter: &dyn Adapter) -> Result<()> {
+fn check_trainable(model: &dyn Model, adapter: &dyn Adapter) -> Result<()> {
     let parameters = adapter.parameters();
     if parameters.iter().all(|parameter| parameter.tensor.numel() == 0) {
         return Err(Error::NothingToTrain { method: adapter.method().to_owned() });
     }
     let is_parameter =
         |weight: &Tensor| parameters.iter().any(|p| p.tensor.data_ptr() == weight.data_ptr());
-    for (name, weight) in decoder.weights() {
+    for (name, weight) in model.weights() {
         if weight.tensor().is_some_and(|w| w.requires_grad() && !is_parameter(w)) {
             return Err(Error::NotFrozen { name });
         }

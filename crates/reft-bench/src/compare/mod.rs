@@ -16,6 +16,7 @@ pub(crate) use cell::{write_json, write_text};
 pub use config::{
     Budget, CompareConfig, ConfigFile, DataConfig, MethodEntry, Precision, QuickConfig,
 };
+pub(crate) use facts::hex;
 pub use facts::{DataFacts, PartFacts};
 pub use leakage::Leakage;
 pub(crate) use machine::peak_memory;

@@ -241,7 +241,7 @@ fn windows(path: &Path, tokenizer: Option<&Tokenizer>, context: usize) -> Result
         let prompt_length = width / 4;
         let mut labels = vec![IGNORE_INDEX; prompt_length];
         labels.extend(&tokens[prompt_length..]);
-        let row = Row { input_ids: tokens.to_vec(), prompt_length, subspace: None };
+        let row = Row { input_ids: tokens.to_vec(), prompt_length, ..Row::default() };
         Example { id: format!("window {} of {}", i + 1, path.display()), row, labels }
     };
     let windows: Vec<Example> =

@@ -27,11 +27,24 @@ pub(super) fn document(
     summary: Vec<String>,
     body: impl FnOnce(&mut String) -> std::fmt::Result,
 ) -> String {
+    page(title, summary, LEGEND, body)
+}
+
+/// A page that needs nothing else: facts stand around what `body` writes, and `legend` explains its words at the end.
+pub(crate) fn page(
+    title: &str,
+    facts: Vec<String>,
+    legend: &str,
+    body: impl FnOnce(&mut String) -> std::fmt::Result,
+) -> String {
     let mut page = String::new();
-    write_page(&mut page, &escape(title), summary, body)
+    write_page(&mut page, &escape(title), facts, legend, body)
         .expect("invariant: writing to a string cannot fail");
     page
 }
+
+const LEGEND: &str = "± is the standard deviation over seeds. Forgetting is the loss on a neutral text minus the base model's. \
+    generated/s is new tokens per second, eight prompts at once. Peak memory is that of a run's own process, the loading of the model included. Parameters are those trained, in percent of the base model's.";
 
 /// Text as HTML.
 pub(crate) fn escape(text: &str) -> String {
@@ -52,6 +65,7 @@ fn write_page(
     out: &mut String,
     title: &str,
     summary: Vec<String>,
+    legend: &str,
     body: impl FnOnce(&mut String) -> std::fmt::Result,
 ) -> std::fmt::Result {
     writeln!(
@@ -76,11 +90,7 @@ fn write_page(
         writeln!(out, "<li>{}</li>", inline(&fact))?;
     }
     writeln!(out, "</ul>")?;
-    writeln!(
-        out,
-        "<p class=\"soft\">± is the standard deviation over seeds. Forgetting is the loss on a neutral text minus the base model's. \
-        generated/s is new tokens per second, eight prompts at once. Peak memory is that of a run's own process, the loading of the model included. Parameters are those trained, in percent of the base model's.</p>"
-    )?;
+    writeln!(out, "<p class=\"soft\">{}</p>", escape(legend))?;
     writeln!(out, "</main>\n<script>{SCRIPT}</script>\n</body>\n</html>")
 }
 
@@ -279,7 +289,7 @@ fn plots(out: &mut String, report: &Report) -> std::fmt::Result {
     writeln!(out, "</div>")
 }
 
-pub(super) fn figure(
+pub(crate) fn figure(
     out: &mut String,
     title: &str,
     note: &str,

@@ -1,4 +1,4 @@
-/// Sorts the table by a column when its head is pressed; without it the page lacks nothing else.
+/// Sorts the table by a column when its head is pressed, and shows of some sections the one that a slider names: without it all are shown.
 pub(crate) const SCRIPT: &str = r#"
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
@@ -17,5 +17,18 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
     table.tBodies[0].append(...rows);
   }));
+}
+for (const slider of document.querySelectorAll("input[data-slider]")) {
+  const slides = [...document.querySelectorAll(`[data-slide="${slider.dataset.slider}"]`)];
+  const frame = slider.closest(".slider");
+  const show = () => {
+    slides.forEach((slide, i) => { slide.hidden = i !== Number(slider.value); });
+    const name = slides[slider.value].dataset.name;
+    frame.querySelector("output").textContent = name;
+    slider.setAttribute("aria-valuetext", name);
+  };
+  frame.hidden = slides.length < 2;
+  slider.addEventListener("input", show);
+  if (slides.length > 1) show();
 }
 "#;

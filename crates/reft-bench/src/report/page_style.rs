@@ -33,6 +33,9 @@ svg.map text{font-size:14px}svg .heat{fill:var(--c0)}svg .empty{fill:none;stroke
 svg .on-low{fill:var(--fg)}svg .on-mid{fill:var(--on-mid)}svg .on-high{fill:var(--bg)}
 .legend{display:flex;flex-wrap:wrap;gap:.2em 1em;font-size:.8125rem;margin-top:.4em}
 .wide{overflow-x:auto}
+figure+figure{margin-top:14px}.plots figure+figure{margin-top:0}
+.slider{position:sticky;top:0;z-index:1;background:var(--bg);padding:.6em 0}.slider[hidden]{display:none}
+.slider input{width:min(16em,50vw);vertical-align:middle;accent-color:var(--c0);margin:0 .6em}.slider output{font-weight:700}
 details{margin:1em 0}summary{cursor:pointer}
 code{font:.85em ui-monospace,SFMono-Regular,Menlo,monospace;overflow-wrap:anywhere}
 @media(max-width:560px){main{padding:16px 12px 48px}h1{font-size:1.35rem}figure{padding:8px}}

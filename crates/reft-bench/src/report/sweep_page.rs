@@ -57,12 +57,15 @@ fn heat(report: &SweepReport, grid: &Grid, point: &PointReport) -> Option<Heat> 
 fn short(metric: Metric, value: f64) -> String {
     match metric {
         Metric::Loss => format!("{value:.2}"),
-        Metric::Accuracy | Metric::Recall => {
-            let tenths = (1000.0 * value + 1e-9).floor() / 10.0;
-            let text = format!("{tenths:.1}");
-            text.strip_suffix(".0").unwrap_or(&text).to_owned()
-        }
+        Metric::Accuracy | Metric::Recall => short_share(value),
     }
+}
+
+/// A share in percent in at most four characters.
+pub(crate) fn short_share(value: f64) -> String {
+    let tenths = (1000.0 * value + 1e-9).floor() / 10.0;
+    let text = format!("{tenths:.1}");
+    text.strip_suffix(".0").unwrap_or(&text).to_owned()
 }
 
 /// What the palest and the strongest colour stand for, the same in all maps.

@@ -13,4 +13,5 @@ pub use score::{Score, Scorer};
 pub use table::{Table, TableRow};
 pub(crate) use task_config::{Key, line_of, toml_error, with_field};
 pub use task_config::{Metric, Scoring, TaskConfig, TaskKind};
+pub(crate) use text_template::Rendered;
 pub use text_template::TextTemplate;

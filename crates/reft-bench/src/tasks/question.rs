@@ -175,11 +175,12 @@ pub struct EncodedQuestion {
 impl EncodedQuestion {
     /// The prompt alone.
     pub fn prompt(&self) -> Row {
-        let Row { input_ids, prompt_length, subspace } = &self.example.row;
+        let Row { input_ids, prompt_length, subspace, counterfactual } = &self.example.row;
         Row {
             input_ids: input_ids[..*prompt_length].to_vec(),
             prompt_length: *prompt_length,
             subspace: subspace.clone(),
+            counterfactual: *counterfactual,
         }
     }
 

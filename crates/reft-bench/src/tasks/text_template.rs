@@ -78,6 +78,36 @@ impl TextTemplate {
     }
 }
 
+impl TextTemplate {
+    /// The text of a row, and where in it each column's own text ends.
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub(crate) fn render_with_ends(
+        &self,
+        fields: &BTreeMap<String, String>,
+    ) -> Result<Rendered<'_>, String> {
+        let (mut text, mut ends) = (String::new(), Vec::new());
+        for part in &self.0 {
+            match part {
+                Part::Text(part) => text.push_str(part),
+                Part::Column(name) => {
+                    text.push_str(column(fields, name)?);
+                    ends.push((name.as_str(), text.len()));
+                }
+            }
+        }
+        Ok(Rendered { text, ends })
+    }
+}
+
+/// A row's text, and the bytes of it behind which each column's own text ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Rendered<'a> {
+    pub(crate) text: String,
+    pub(crate) ends: Vec<(&'a str, usize)>,
+}
+
 /// A column of a row.
 ///
 /// # Errors

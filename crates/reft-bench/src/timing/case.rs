@@ -116,7 +116,7 @@ impl TimingCase {
                 let input_ids: Vec<i64> = (0..width).map(|t| token(row, t, vocab_size)).collect();
                 let mut labels = vec![IGNORE_INDEX; self.prompt_length];
                 labels.extend(&input_ids[self.prompt_length..]);
-                let row = Row { input_ids, prompt_length: self.prompt_length, subspace: None };
+                let row = Row { input_ids, prompt_length: self.prompt_length, ..Row::default() };
                 Example { id: "timed".to_owned(), row, labels }
             })
             .collect()

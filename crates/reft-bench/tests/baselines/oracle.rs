@@ -52,7 +52,7 @@ pub fn examples(model: &str, labels: &Tensor) -> Outcome<Vec<Example>> {
         let prompt_length = labels.iter().take_while(|label| **label == -100).count();
         Ok(Example {
             id: i.to_string(),
-            row: Row { input_ids, prompt_length, subspace: None },
+            row: Row { input_ids, prompt_length, ..Row::default() },
             labels,
         })
     };

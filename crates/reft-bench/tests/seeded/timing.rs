@@ -22,7 +22,7 @@ fn example(n: i64) -> Example {
     Example {
         id: n.to_string(),
         labels: labels.collect(),
-        row: Row { input_ids, prompt_length: 5, subspace: None },
+        row: Row { input_ids, prompt_length: 5, ..Row::default() },
     }
 }
 

@@ -41,6 +41,36 @@ impl FrozenRow {
         Ok(Self { hidden_states: hidden_states.copy().to_device(Device::Cpu), keys_and_values })
     }
 
+    /// Computes what every reach needs: one more dimension in front, `[stages, t, d]`, and keys and values of all blocks and tokens.
+    pub(crate) fn compute_whole(decoder: &Decoder, row: &Row) -> Result<Self> {
+        let _guard = tch::no_grad_guard();
+        let blocks = decoder.config().num_hidden_layers;
+        let layout = Layout::new(vec![row.clone()], PaddingSide::Right)?;
+        let forward = decoder.forward(&layout.whole(), 0);
+        let mut h = forward.embed(&layout.input_ids(decoder.device())); // [1, t, d]
+        let mut kept = Kept(Vec::with_capacity(blocks));
+        let mut hidden_states = vec![h.squeeze_dim(0)];
+        for stage in 0..blocks {
+            h = forward.run(stage..stage + 1, h, Some(&mut kept), &mut NoHooks)?;
+            hidden_states.push(h.squeeze_dim(0));
+        }
+        let hidden_states = Tensor::stack(&hidden_states, 0).to_device(Device::Cpu);
+        let keys_and_values = Tensor::stack(&kept.0, 0).to_device(Device::Cpu);
+        Ok(Self { hidden_states, keys_and_values: Some(keys_and_values) })
+    }
+
+    /// The part of a [`Self::compute_whole`] row that a reach needs; it shares the storage.
+    pub(crate) fn at(&self, reach: Reach) -> Self {
+        let (stage, token) = (reach.stage as i64, reach.token as i64);
+        let h = self.hidden_states.select(0, stage); // [t, d]
+        let hidden_states = h.narrow(0, token, h.size()[0] - token);
+        let blocks = self.hidden_states.size()[0] - 1;
+        let needed = self.keys_and_values.as_ref().filter(|_| token > 0 && stage < blocks);
+        let keys_and_values =
+            needed.map(|kv| kv.narrow(0, stage, blocks - stage).narrow(3, 0, token));
+        Self { hidden_states, keys_and_values }
+    }
+
     /// A row read back from what [`Self::tensors`] gave.
     pub(crate) fn from_tensors(hidden_states: Tensor, keys_and_values: Option<Tensor>) -> Self {
         Self { hidden_states, keys_and_values }

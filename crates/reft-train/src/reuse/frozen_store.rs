@@ -26,6 +26,7 @@ pub struct ReuseConfig {
 pub struct FrozenStore {
     rows: HashMap<Key, Kept>,
     config: ReuseConfig,
+    whole_rows: bool,
     budget: Option<u64>,
     bytes: u64,
     file: Spill,
@@ -37,7 +38,7 @@ pub struct FrozenStore {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
     input_ids: Vec<i64>,
-    reach: Reach,
+    reach: Option<Reach>, // None: any
 }
 
 #[derive(Debug)]
@@ -67,12 +68,19 @@ impl FrozenStore {
             rows: HashMap::new(),
             budget: config.memory,
             config,
+            whole_rows: false,
             bytes: 0,
             file,
             insertions: 0,
             available_memory,
             warnings: Vec::new(),
         }
+    }
+
+    /// A store that keeps what goes into every stage, and all keys and values, so that one run of a row serves methods of any reach: for
+    /// searches over layers and tokens. A row takes about as many times the memory as the model has layers.
+    pub fn of_whole_rows(config: ReuseConfig) -> Self {
+        Self { whole_rows: true, ..Self::new(config) }
     }
 
     /// Number of rows that are kept, in memory or in the file.
@@ -102,6 +110,18 @@ impl FrozenStore {
         row: &Row,
         reach: Reach,
     ) -> Result<std::rc::Rc<FrozenRow>> {
+        if self.whole_rows {
+            return Ok(self.kept(decoder, row, None)?.at(reach).into());
+        }
+        self.kept(decoder, row, Some(reach))
+    }
+
+    fn kept(
+        &mut self,
+        decoder: &Decoder,
+        row: &Row,
+        reach: Option<Reach>,
+    ) -> Result<std::rc::Rc<FrozenRow>> {
         let key = Key { input_ids: row.input_ids.clone(), reach };
         match self.rows.get(&key) {
             Some(Kept::Memory(row)) => return Ok(row.clone()),
@@ -113,7 +133,10 @@ impl FrozenStore {
             }
             None => {}
         }
-        let row = std::rc::Rc::new(FrozenRow::compute(decoder, row, reach)?);
+        let row = std::rc::Rc::new(match reach {
+            Some(reach) => FrozenRow::compute(decoder, row, reach)?,
+            None => FrozenRow::compute_whole(decoder, row)?,
+        });
         self.keep(key, &row);
         Ok(row)
     }

@@ -79,7 +79,7 @@ fn oracle_batch() -> Result<(Vec<Example>, Tensor), Box<dyn std::error::Error>> 
     let mut examples = Vec::new();
     for (i, (&length, &prompt_length)) in lengths.iter().zip(&prompts).enumerate() {
         let part = |name: &str| Vec::<i64>::try_from(io[name].get(i as i64).narrow(0, 0, length));
-        let row = Row { input_ids: part("input_ids")?, prompt_length, subspace: None };
+        let row = Row { input_ids: part("input_ids")?, prompt_length, ..Row::default() };
         examples.push(Example { id: format!("row {i}"), row, labels: part("labels")? });
     }
     Ok((examples, io["attention_mask"].shallow_clone()))

@@ -65,7 +65,7 @@ pub fn examples(n: usize) -> Vec<Example> {
             let prompt_length = prompt_length as usize;
             let mut labels = vec![IGNORE_INDEX; prompt_length];
             labels.extend(&input_ids[prompt_length..]);
-            let row = Row { input_ids, prompt_length, subspace: None };
+            let row = Row { input_ids, prompt_length, ..Row::default() };
             Example { id: format!("row {}", i + 1), row, labels }
         })
         .collect()

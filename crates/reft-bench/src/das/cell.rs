@@ -1,0 +1,95 @@
+use std::path::{Path, PathBuf};
+
+use reft_models::Site;
+use reft_train::das::Accuracy;
+use serde::{Deserialize, Serialize};
+
+use crate::compare::write_json;
+use crate::error::{Result, io_error};
+
+/// One search: a place, a token and a rank, in the model or in one that was never trained.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DasCell {
+    /// Where.
+    pub site: Site,
+    /// The token, by name.
+    pub position: String,
+    /// Dimension of the subspace.
+    pub rank: i64,
+    /// Whether the model's weights are random: a control.
+    pub untrained_model: bool,
+}
+
+/// A share of counterfactuals with its 95 % interval.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct MeasuredShare {
+    /// The share: interchange intervention accuracy.
+    pub iia: f64,
+    /// Lower end of Wilson's interval.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+    /// Counterfactuals answered as the causal model expects.
+    pub hits: usize,
+    /// Counterfactuals.
+    pub total: usize,
+}
+
+impl From<Accuracy> for MeasuredShare {
+    fn from(accuracy: Accuracy) -> Self {
+        let (low, high) = accuracy.interval();
+        let Accuracy { hits, total } = accuracy;
+        Self { iia: accuracy.share(), low, high, hits, total }
+    }
+}
+
+/// What is known of a cell: its `cell.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct CellFile {
+    /// Digest of everything that the numbers depend on.
+    pub(crate) identity: String,
+    /// The trained subspace, held out.
+    pub(crate) found: MeasuredShare,
+    /// Random subspaces of the rank; only in the model itself, as the next.
+    pub(crate) random_rotation: Option<MeasuredShare>,
+    /// As many neurons.
+    pub(crate) neurons: Option<MeasuredShare>,
+    /// Loss of the last step.
+    pub(crate) loss: Option<f64>,
+    /// Wall time of training and measuring.
+    pub(crate) seconds: f64,
+}
+
+impl DasCell {
+    /// What it is called: `block_output-12/subject/rank-1`, behind `untrained-model/` if it is that control.
+    pub fn name(&self) -> String {
+        let Self { site, position, rank, untrained_model } = self;
+        let control = if *untrained_model { "untrained-model/" } else { "" };
+        format!("{control}{}-{}/{position}/rank-{rank}", site.component, site.layer)
+    }
+
+    /// Its directory below the search's.
+    pub fn directory(&self, output: &Path) -> PathBuf {
+        output.join("cells").join(self.name())
+    }
+}
+
+impl CellFile {
+    const FILE_NAME: &str = "cell.json";
+
+    /// What is known of a cell, if it was found with this identity.
+    pub(crate) fn read(directory: &Path, identity: &str) -> Result<Option<Self>> {
+        let path = directory.join(Self::FILE_NAME);
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io_error("read", &path)(error)),
+        };
+        let file: Option<Self> = serde_json::from_slice(&text).ok();
+        Ok(file.filter(|file| file.identity == identity))
+    }
+
+    pub(crate) fn write(&self, directory: &Path) -> Result<()> {
+        write_json(&directory.join(Self::FILE_NAME), self)
+    }
+}

@@ -1,0 +1,146 @@
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::compare::{write_json, write_text};
+use crate::das::cell::{CellFile, DasCell, MeasuredShare};
+use crate::das::search::DasOptions;
+use crate::error::{Error, Result, read_text};
+
+/// What a search has found: its `das.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DasReport {
+    /// Version of the file.
+    pub format_version: u32,
+    /// The task.
+    pub name: String,
+    /// What the task asks.
+    pub description: String,
+    /// The variable that was looked for.
+    pub variable: String,
+    /// The model.
+    pub model: String,
+    /// The command that began it.
+    pub command: String,
+    /// What was searched, and how.
+    pub options: DasOptions,
+    /// The first counterfactual in words.
+    pub example: String,
+    /// Number of answers that the model chooses between.
+    pub n_answers: usize,
+    /// Bases that the model answers right by itself.
+    pub base_accuracy: Option<MeasuredShare>,
+    /// Held-out counterfactuals that are answered as expected although nothing is swapped.
+    pub no_intervention: Option<MeasuredShare>,
+    /// Wall time of the runs that all cells share.
+    pub run_seconds: f64,
+    /// Wall time of the call that finished it.
+    pub seconds: Option<f64>,
+    /// What was found: a row for each place, token and rank.
+    pub rows: Vec<DasRow>,
+}
+
+/// What was found at one place, token and rank.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DasRow {
+    /// Where, in words.
+    pub site: String,
+    /// The layer.
+    pub layer: usize,
+    /// The component of the block.
+    pub component: String,
+    /// The token, by name.
+    pub position: String,
+    /// Dimension of the subspace.
+    pub rank: i64,
+    /// The trained subspace on held-out counterfactuals.
+    #[serde(flatten)]
+    pub found: MeasuredShare,
+    /// A random subspace of the rank.
+    pub random_rotation: Option<MeasuredShare>,
+    /// As many neurons.
+    pub neurons: Option<MeasuredShare>,
+    /// The same search in a model that was never trained.
+    pub untrained_model: Option<MeasuredShare>,
+    /// Loss of the last step.
+    pub loss: Option<f64>,
+    /// Wall time of training and measuring.
+    pub seconds: f64,
+}
+
+impl DasReport {
+    /// Version of the file that this program writes.
+    pub const FORMAT_VERSION: u32 = 1;
+
+    /// Name of the file.
+    pub const FILE_NAME: &str = "das.json";
+
+    /// Reads a report.
+    ///
+    /// # Errors
+    /// If there is none, or it is not what this program writes.
+    pub fn read(output: &Path) -> Result<Self> {
+        let path = output.join(Self::FILE_NAME);
+        let report: Self = serde_json::from_str(&read_text(&path)?)
+            .map_err(|source| reft_models::Error::Json { path: path.clone(), source })?;
+        if report.format_version != Self::FORMAT_VERSION {
+            let (found, expected) = (report.format_version, Self::FORMAT_VERSION);
+            let reason = format!("format_version is {found}, this program reads {expected}");
+            return Err(Error::File { path, reason });
+        }
+        Ok(report)
+    }
+
+    /// Writes `das.json`, `das.md` and `das.html`.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn write(&self, output: &Path) -> Result<()> {
+        write_json(&output.join(Self::FILE_NAME), self)?;
+        write_text(&output.join("das.md"), &self.markdown())?;
+        write_text(&output.join("das.html"), &self.html())
+    }
+
+    /// The row of a place, token and rank.
+    pub fn at(&self, component: &str, layer: usize, position: &str, rank: i64) -> Option<&DasRow> {
+        self.rows.iter().find(|row| {
+            (row.component.as_str(), row.layer, row.position.as_str(), row.rank)
+                == (component, layer, position, rank)
+        })
+    }
+
+    /// The row of the highest IIA at a rank; of equal ones the first.
+    pub fn best(&self, rank: i64) -> Option<&DasRow> {
+        let rows = self.rows.iter().filter(|row| row.rank == rank);
+        rows.reduce(|best, row| if row.found.hits > best.found.hits { row } else { best })
+    }
+
+    pub(crate) fn add(&mut self, cell: &DasCell, file: &CellFile) {
+        let component = cell.site.component.name();
+        if cell.untrained_model {
+            let row = self.rows.iter_mut().find(|row| {
+                row.component == component
+                    && row.layer == cell.site.layer
+                    && row.position == cell.position
+                    && row.rank == cell.rank
+            });
+            if let Some(row) = row {
+                row.untrained_model = Some(file.found);
+            }
+            return;
+        }
+        self.rows.push(DasRow {
+            site: cell.site.to_string(),
+            layer: cell.site.layer,
+            component: component.to_owned(),
+            position: cell.position.clone(),
+            rank: cell.rank,
+            found: file.found,
+            random_rotation: file.random_rotation,
+            neurons: file.neurons,
+            untrained_model: None,
+            loss: file.loss,
+            seconds: file.seconds,
+        });
+    }
+}

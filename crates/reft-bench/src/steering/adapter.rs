@@ -1,0 +1,73 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use reft_core::{ConstantEdit, Intervention, Parameter, Subspace};
+use reft_models::{Adapter, Error, Hooks, Layout, Mode, Result, Site, Span};
+use tch::Tensor;
+
+use crate::steering::direction::Direction;
+
+/// Adds a direction to the hidden states of a site, of every token: those of the prompt and those that are generated.
+#[derive(Debug)]
+pub struct SteeringAdapter {
+    site: Site,
+    edit: ConstantEdit,
+}
+
+impl SteeringAdapter {
+    /// Adds `strength` times the direction.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] if the strength is no number.
+    pub fn new(site: Site, direction: &Direction, strength: f64) -> Result<Self> {
+        if !strength.is_finite() {
+            let reason = format!("strength is {strength}, expected a number");
+            return Err(Error::Adapter { reason });
+        }
+        Ok(Self { site, edit: ConstantEdit::adding(&(&direction.0 * strength))? })
+    }
+}
+
+impl Adapter for SteeringAdapter {
+    fn method(&self) -> &str {
+        "steering"
+    }
+
+    fn parameters(&self) -> Vec<Parameter> {
+        Vec::new()
+    }
+
+    fn hooks<'a>(&'a self, _layout: &'a Layout, _mode: Mode) -> Result<Box<dyn Hooks + 'a>> {
+        Ok(Box::new(SteeringHooks(self)))
+    }
+
+    fn state(&self) -> BTreeMap<String, Tensor> {
+        BTreeMap::new()
+    }
+
+    fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        match state.keys().next() {
+            None => Ok(()),
+            Some(name) => Err(nothing(&format!("no tensor {name}"))),
+        }
+    }
+
+    fn save(&self, _dir: &Path) -> Result<()> {
+        Err(nothing("nothing to save"))
+    }
+}
+
+fn nothing(what: &str) -> Error {
+    Error::Adapter { reason: format!("steering trains nothing and has {what}") }
+}
+
+struct SteeringHooks<'a>(&'a SteeringAdapter);
+
+impl Hooks for SteeringHooks<'_> {
+    fn visit(&mut self, site: Site, h: Tensor, _span: &Span) -> Result<Tensor> {
+        if site != self.0.site {
+            return Ok(h);
+        }
+        Ok(self.0.edit.intervene(&h, &Subspace::Whole)?)
+    }
+}

@@ -1,0 +1,102 @@
+use std::fmt;
+use std::ops::Range;
+
+use tch::Tensor;
+
+use crate::config::DecoderConfig;
+use crate::site::{Component, Site};
+use crate::{Error, Result};
+
+/// A hidden state of a site, or some neighbouring coordinates of it: what interchange interventions read and replace.
+///
+/// At `o_proj` and `down_proj` it is what goes into the projection (the heads side by side; the MLP's neurons), for what comes out is
+/// another site, `attention_output` or `mlp_output`. At the other projections it is what comes out.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// The site.
+    pub site: Site,
+    /// The coordinates meant; `None`: all.
+    pub coordinates: Option<Range<i64>>,
+}
+
+impl Place {
+    /// The whole hidden state of a site.
+    pub fn whole(site: Site) -> Self {
+        Self { site, coordinates: None }
+    }
+
+    /// What one attention head gives, before the output projection mixes the heads.
+    pub fn head(layer: usize, head: i64, head_dim: i64) -> Self {
+        let site = Site { layer, component: Component::Output };
+        Self { site, coordinates: Some(head * head_dim..(head + 1) * head_dim) }
+    }
+
+    /// Whether hooks see it at the projection's input.
+    pub fn is_projection_input(&self) -> bool {
+        matches!(self.site.component, Component::Output | Component::Down)
+    }
+
+    /// Number of coordinates, if the site has `width` of them.
+    ///
+    /// # Errors
+    /// [`Error::Coordinates`] if it names one that the site does not have.
+    pub fn size(&self, width: i64) -> Result<i64> {
+        match &self.coordinates {
+            None => Ok(width),
+            Some(range) if 0 <= range.start && range.start < range.end && range.end <= width => {
+                Ok(range.end - range.start)
+            }
+            Some(range) => {
+                Err(Error::Coordinates { place: self.clone(), found: range.clone(), width })
+            }
+        }
+    }
+
+    /// Number of coordinates in a decoder.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchLayer`]; [`Error::Coordinates`].
+    pub fn size_in(&self, config: &DecoderConfig) -> Result<i64> {
+        let (layer, layers) = (self.site.layer, config.num_hidden_layers);
+        if layer >= layers {
+            return Err(Error::NoSuchLayer { layer, layers });
+        }
+        self.size(match self.site.component {
+            Component::Query | Component::Output => config.num_attention_heads * config.head_dim,
+            Component::Key | Component::Value => config.num_key_value_heads * config.head_dim,
+            Component::Gate | Component::Up | Component::Down => config.intermediate_size,
+            Component::BlockInput
+            | Component::AttentionOutput
+            | Component::MlpOutput
+            | Component::BlockOutput => config.hidden_size,
+        })
+    }
+
+    /// Its coordinates of hidden states `[m, width]`.
+    pub(crate) fn read(&self, h: &Tensor) -> Result<Tensor> {
+        let width = h.size().last().copied().unwrap_or(0);
+        let size = self.size(width)?;
+        Ok(match &self.coordinates {
+            None => h.shallow_clone(),
+            Some(range) => h.narrow(-1, range.start, size),
+        })
+    }
+
+    /// Hidden states `[m, width]` with other values in its coordinates; `h` is left as it is.
+    pub(crate) fn replace(&self, h: &Tensor, new: Tensor) -> Tensor {
+        match &self.coordinates {
+            None => new,
+            Some(range) => h.slice_scatter(&new, -1, range.start, range.end, 1),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.site.fmt(f)?;
+        match &self.coordinates {
+            None => Ok(()),
+            Some(range) => write!(f, " [{}..{}]", range.start, range.end),
+        }
+    }
+}

@@ -1,0 +1,209 @@
+use reft_models::{Adapter, Decoder, FeedForward, Layout, Mode, Place, Stacked, TokenAt, Weight};
+use tch::{Device, Kind, Reduction, Tensor};
+
+use crate::Result;
+use crate::batches::Batch;
+use crate::checkpointing::checkpointed_backward;
+use crate::loss::{loss_sum, target_logits};
+use crate::reuse::FrozenStore;
+
+/// What the trainer needs of a model: it predicts labels from rows, under the hooks of adapters.
+pub trait Model {
+    /// Sum of `−log p(target)` over the target tokens of a batch: a scalar in f32, differentiable in the adapters' parameters.
+    ///
+    /// # Errors
+    /// What the model or an adapter refuses.
+    fn loss_sum(
+        &self,
+        adapters: &[&dyn Adapter],
+        batch: &Batch,
+        mode: Mode,
+        frozen: Option<&mut FrozenStore>,
+    ) -> Result<Tensor>;
+
+    /// Adds `factor` times the gradient of a batch's loss to those of the adapters' parameters; returns the loss, as [`Self::loss_sum`]
+    /// has it, without gradient. `seed` decides dropout.
+    ///
+    /// # Errors
+    /// What the model or an adapter refuses.
+    fn backward(
+        &self,
+        adapters: &[&dyn Adapter],
+        batch: &Batch,
+        frozen: Option<&mut FrozenStore>,
+        factor: f64,
+        seed: u64,
+    ) -> Result<Tensor> {
+        tch::manual_seed(seed as i64); // dropout
+        let loss = self.loss_sum(adapters, batch, Mode::Train, frozen)?;
+        // no gradient: of these examples, nothing that is predicted follows what the adapter changes
+        if loss.requires_grad() {
+            (&loss * factor).backward();
+        }
+        Ok(loss.detach())
+    }
+
+    /// As [`Self::backward`], in less memory: activations are computed again where they are needed. A model that has no use for it
+    /// keeps them.
+    ///
+    /// # Errors
+    /// What the model or an adapter refuses.
+    fn checkpointed_backward(
+        &self,
+        adapters: &[&dyn Adapter],
+        batch: &Batch,
+        frozen: Option<&mut FrozenStore>,
+        factor: f64,
+        seed: u64,
+    ) -> Result<Tensor> {
+        self.backward(adapters, batch, frozen, factor, seed)
+    }
+
+    /// Logits `[m, v]` in f32 that the targets of a batch are predicted by, and the targets `[m]`, without gradient.
+    ///
+    /// # Errors
+    /// What the model or an adapter refuses.
+    fn target_logits(
+        &self,
+        adapters: &[&dyn Adapter],
+        batch: &Batch,
+        frozen: Option<&mut FrozenStore>,
+    ) -> Result<(Tensor, Tensor)>;
+
+    /// A source run: hidden states `[m, d]` of chosen tokens at chosen places, without gradient.
+    ///
+    /// # Errors
+    /// If there is no such place or token.
+    fn collect(&self, layout: &Layout, wanted: Vec<(Place, Vec<TokenAt>)>) -> Result<Vec<Tensor>>;
+
+    /// Every weight by name.
+    fn weights(&self) -> Vec<(String, Weight)>;
+
+    /// The kind of its hidden states.
+    fn kind(&self) -> Kind;
+
+    /// Where it is.
+    fn device(&self) -> Device;
+
+    /// Its family and sizes: a run is resumed only with a model of the same.
+    fn describe(&self) -> String;
+}
+
+impl Model for Decoder {
+    fn loss_sum(
+        &self,
+        adapters: &[&dyn Adapter],
+        batch: &Batch,
+        mode: Mode,
+        frozen: Option<&mut FrozenStore>,
+    ) -> Result<Tensor> {
+        loss_sum(self, adapters, batch, mode, frozen)
+    }
+
+    fn checkpointed_backward(
+        &self,
+        adapters: &[&dyn Adapter],
+        batch: &Batch,
+        frozen: Option<&mut FrozenStore>,
+        factor: f64,
+        seed: u64,
+    ) -> Result<Tensor> {
+        checkpointed_backward(self, adapters, batch, frozen, factor, seed)
+    }
+
+    fn target_logits(
+        &self,
+        adapters: &[&dyn Adapter],
+        batch: &Batch,
+        frozen: Option<&mut FrozenStore>,
+    ) -> Result<(Tensor, Tensor)> {
+        let _guard = tch::no_grad_guard();
+        target_logits(self, adapters, batch, frozen)
+    }
+
+    fn collect(&self, layout: &Layout, wanted: Vec<(Place, Vec<TokenAt>)>) -> Result<Vec<Tensor>> {
+        Ok(self.collect(layout, wanted)?)
+    }
+
+    fn weights(&self) -> Vec<(String, Weight)> {
+        self.weights()
+    }
+
+    fn kind(&self) -> Kind {
+        self.kind()
+    }
+
+    fn device(&self) -> Device {
+        self.device()
+    }
+
+    fn describe(&self) -> String {
+        let config = self.config();
+        format!(
+            "{} of {} layers, hidden size {}, vocabulary {}",
+            config.model_type, config.num_hidden_layers, config.hidden_size, config.vocab_size
+        )
+    }
+}
+
+/// A network without order: every token of a row is an input of its own, and predicts the label of the token after it.
+impl Model for FeedForward {
+    fn loss_sum(
+        &self,
+        adapters: &[&dyn Adapter],
+        batch: &Batch,
+        mode: Mode,
+        _frozen: Option<&mut FrozenStore>,
+    ) -> Result<Tensor> {
+        let mut hooks = hooks_of(adapters, batch, mode)?;
+        let (places, labels) = batch.targets(&batch.layout.whole());
+        let logits = at(&self.logits(&batch.layout, &mut hooks)?, &places); // [m, classes]
+        let labels = Tensor::from_slice(&labels).to_device(self.device());
+        Ok(logits.cross_entropy_loss(&labels, None::<Tensor>, Reduction::Sum, -100, 0.0))
+    }
+
+    fn target_logits(
+        &self,
+        adapters: &[&dyn Adapter],
+        batch: &Batch,
+        _frozen: Option<&mut FrozenStore>,
+    ) -> Result<(Tensor, Tensor)> {
+        let _guard = tch::no_grad_guard();
+        let mut hooks = hooks_of(adapters, batch, Mode::Eval)?;
+        let (places, labels) = batch.targets(&batch.layout.whole());
+        let logits = at(&self.logits(&batch.layout, &mut hooks)?, &places);
+        Ok((logits, Tensor::from_slice(&labels).to_device(self.device())))
+    }
+
+    fn collect(&self, layout: &Layout, wanted: Vec<(Place, Vec<TokenAt>)>) -> Result<Vec<Tensor>> {
+        Ok(self.collect(layout, wanted)?)
+    }
+
+    fn weights(&self) -> Vec<(String, Weight)> {
+        self.weights()
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::Float
+    }
+
+    fn device(&self) -> Device {
+        self.device()
+    }
+
+    fn describe(&self) -> String {
+        let shape = |(_, weight): (String, Weight)| format!("{:?}", weight.size());
+        let shapes: Vec<String> = self.weights().into_iter().map(shape).collect();
+        format!("feed-forward network of weights {}", shapes.join(" "))
+    }
+}
+
+fn hooks_of<'a>(adapters: &[&'a dyn Adapter], batch: &'a Batch, mode: Mode) -> Result<Stacked<'a>> {
+    let hooks = adapters.iter().map(|adapter| adapter.hooks(&batch.layout, mode));
+    Ok(Stacked(hooks.collect::<Result<_, _>>()?))
+}
+
+/// The places `[m]` of `[b, t, ..]`.
+fn at(x: &Tensor, places: &[i64]) -> Tensor {
+    x.flatten(0, 1).index_select(0, &Tensor::from_slice(places).to_device(x.device()))
+}
