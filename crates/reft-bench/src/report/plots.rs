@@ -257,7 +257,7 @@ struct Area {
 impl Area {
     /// A text's box; `anchor` is the share of its width that lies before `x`.
     fn text(x: f64, y: f64, text: &str, anchor: f64) -> Self {
-        let width = 6.7 * text.chars().count() as f64;
+        let width = 7.6 * text.chars().count() as f64;
         Self {
             left: x - anchor * width,
             right: x + (1.0 - anchor) * width,
