@@ -227,3 +227,39 @@ fn available_memory() -> (u64, u64) {
     system.refresh_memory();
     (system.available_memory(), system.total_memory())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind};
+
+    /// A file that has lost what was put into it: rows are computed again, and the user is told once.
+    #[test]
+    fn a_file_that_is_gone_is_a_warning() -> std::result::Result<(), Box<dyn std::error::Error>> {
+        let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/oracle/tiny_llama");
+        let decoder = Decoder::open(model.as_ref(), Kind::Float, Device::Cpu)?;
+        let directory = tempfile::tempdir()?;
+        let path = Some(directory.path().to_owned());
+        let mut store = FrozenStore::new(ReuseConfig { memory: Some(0), directory: path });
+        let rows = [vec![5, 6, 7, 8, 9], vec![11, 12, 13, 14]].map(Row::prompt);
+        let reach = Reach { stage: 1, token: 3 };
+        let tensors = |store: &mut FrozenStore| -> Result<Vec<Vec<tch::Tensor>>> {
+            let of_row = |row| {
+                let kept = store.row(&decoder, row, reach)?;
+                Ok(kept.tensors().map(tch::Tensor::shallow_clone).collect())
+            };
+            rows.iter().map(of_row).collect()
+        };
+        let computed = tensors(&mut store)?;
+        assert_eq!(tensors(&mut store)?, computed);
+        assert!(store.len() == 2 && store.take_warnings().is_empty());
+
+        store.file = Spill::Open(SpillFile::create(directory.path())?); // an empty one
+        assert_eq!(tensors(&mut store)?, computed);
+        let warnings = store.take_warnings();
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].contains("cannot read the file for kept work"), "{warnings:?}");
+        assert!(store.is_empty());
+        Ok(())
+    }
+}
