@@ -30,9 +30,13 @@ impl FullAdapter {
     /// # Errors
     /// [`reft_models::Error::Adapter`] if one is quantised.
     pub fn new(decoder: &Decoder, base_model: &str) -> Result<Self> {
-        let weights = weight_tensors(decoder)?.into_iter();
+        let trainable = |(name, mut tensor): (String, Tensor)| {
+            // row by row, as its gradient is: AdamW then reads both in one order
+            tensor.set_data(&tensor.detach().contiguous());
+            (name, tensor.set_requires_grad(true))
+        };
         Ok(Self {
-            weights: weights.map(|(name, tensor)| (name, tensor.set_requires_grad(true))).collect(),
+            weights: weight_tensors(decoder)?.into_iter().map(trainable).collect(),
             base_model: BaseModel::of(decoder.config(), base_model),
         })
     }

@@ -16,7 +16,7 @@ use crate::past::Past;
 use crate::rms_norm::RmsNorm;
 use crate::rope::Rope;
 use crate::weight::Weight;
-use crate::weights::Weights;
+use crate::weights::{Usage, Weights};
 use crate::{Error, Result};
 
 /// A frozen Llama-family decoder with hooks at every site.
@@ -58,7 +58,7 @@ impl Decoder {
                 || (config.tie_word_embeddings && name == "lm_head.weight")
         })?;
         let load = |name: &str| weights.load(name, kind, device);
-        let weight = |name: &str| weights.load_weight(name, kind, device);
+        let weight = |name: &str| weights.load_weight(name, Usage::Product, (kind, device));
         let linear = |name: &str, has_bias: bool| -> Result<Linear> {
             let bias = has_bias.then(|| load(&format!("{name}.bias"))).transpose()?;
             Ok(Linear { weight: weight(&format!("{name}.weight"))?, bias })
@@ -101,7 +101,11 @@ impl Decoder {
             Some(Linear { weight: weight("lm_head.weight")?, bias: None })
         };
         Ok(Self {
-            embed_tokens: weight("model.embed_tokens.weight")?,
+            embed_tokens: weights.load_weight(
+                "model.embed_tokens.weight",
+                if config.tie_word_embeddings { Usage::Product } else { Usage::Lookup },
+                (kind, device),
+            )?,
             blocks: (0..config.num_hidden_layers).map(block).collect::<Result<_>>()?,
             norm: norm("model.norm")?,
             lm_head,

@@ -70,6 +70,7 @@ fn full_fine_tuning_equals_transformers() -> Outcome {
     let norms = recording["grad_l2_norms_step0"].as_object().ok_or("no norms")?;
     let parameters = full.parameters();
     assert_eq!(norms.len(), parameters.len());
+    assert!(parameters.iter().all(|p| p.tensor.is_contiguous())); // in one order with their gradients
     for parameter in &parameters {
         let expected = norms[&parameter.name].as_f64().ok_or("no norm")?;
         let found = parameter.tensor.grad().norm().double_value(&[]);
