@@ -33,6 +33,7 @@
 
 mod error;
 mod seed;
+mod share;
 mod train_config;
 
 mod data;
@@ -44,6 +45,7 @@ mod dataset;
 mod adamw;
 mod checkpointing;
 mod clip;
+mod computation;
 mod loss;
 mod loss_scaler;
 mod model;
@@ -66,6 +68,7 @@ pub use adamw::AdamW;
 pub use batches::{Batch, Shuffle, epoch_batches};
 pub use checkpoint::Best;
 pub use clip::clip_grad_norm;
+pub use computation::{Backward, Computation};
 pub use data::{Content, Record, read_prompts, read_records};
 pub use dataset::{Dataset, Example, IGNORE_INDEX, tokenize};
 pub use error::{Error, Result};
@@ -78,6 +81,7 @@ pub use out_of_memory::is_out_of_memory;
 pub use progress::{Plan, Progress, Silent};
 pub use reuse::{FrozenStore, ReuseConfig};
 pub use schedule::{Schedule, ScheduleKind};
+pub use share::{Alone, Reduce, Share};
 pub use template::{Template, TextEncoder};
 pub use train_config::TrainConfig;
 pub use trainer::{Outcome, Step, Summary, Trainer};

@@ -3,6 +3,7 @@ use tch::{Kind, Reduction, Tensor};
 
 use crate::Result;
 use crate::batches::Batch;
+use crate::computation::Computation;
 use crate::reuse::{FrozenBatch, FrozenPast, FrozenStore};
 
 /// Sum of `−log p(target)` over the target tokens of a batch: a scalar in f32, differentiable in the adapters' parameters.
@@ -20,7 +21,12 @@ pub fn loss_sum(
     mode: Mode,
     frozen: Option<&mut FrozenStore>,
 ) -> Result<Tensor> {
-    with_run(decoder, adapters, batch, mode, frozen, |run| {
+    loss_of(decoder, Computation::new(adapters, batch, frozen), mode)
+}
+
+/// As [`loss_sum`].
+pub(crate) fn loss_of(decoder: &Decoder, computation: Computation, mode: Mode) -> Result<Tensor> {
+    with_run(decoder, computation, mode, |run| {
         let targets = run.targets;
         targets.loss_sum(decoder, &run.finish(decoder)?)
     })
@@ -29,11 +35,9 @@ pub fn loss_sum(
 /// Logits `[m, v]` that the targets of a batch are predicted by, and the targets `[m]`; without dropout.
 pub(crate) fn target_logits(
     decoder: &Decoder,
-    adapters: &[&dyn Adapter],
-    batch: &Batch,
-    frozen: Option<&mut FrozenStore>,
+    computation: Computation,
 ) -> Result<(Tensor, Tensor)> {
-    with_run(decoder, adapters, batch, Mode::Eval, frozen, |run| {
+    with_run(decoder, computation, Mode::Eval, |run| {
         let targets = run.targets;
         let h = targets.of(&run.finish(decoder)?); // [m, d]
         Ok((decoder.logits(&h), targets.labels.shallow_clone()))
@@ -71,12 +75,11 @@ pub(crate) struct Targets {
 /// Prepares the forward of a batch, behind what is frozen, and does something with it.
 pub(crate) fn with_run<T>(
     decoder: &Decoder,
-    adapters: &[&dyn Adapter],
-    batch: &Batch,
+    computation: Computation,
     mode: Mode,
-    frozen: Option<&mut FrozenStore>,
     act: impl FnOnce(Run) -> Result<T>,
 ) -> Result<T> {
+    let Computation { adapters, batch, frozen } = computation;
     let resumed = match frozen {
         Some(store) => Resumed::new(decoder, adapters, batch, store)?,
         None => None,

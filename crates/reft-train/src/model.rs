@@ -4,8 +4,8 @@ use tch::{Device, Kind, Reduction, Tensor};
 use crate::Result;
 use crate::batches::Batch;
 use crate::checkpointing::checkpointed_backward;
-use crate::loss::{loss_sum, target_logits};
-use crate::reuse::FrozenStore;
+use crate::computation::{Backward, Computation};
+use crate::loss::{loss_of, target_logits};
 
 /// What the trainer needs of a model: it predicts labels from rows, under the hooks of adapters.
 pub trait Model {
@@ -13,32 +13,19 @@ pub trait Model {
     ///
     /// # Errors
     /// What the model or an adapter refuses.
-    fn loss_sum(
-        &self,
-        adapters: &[&dyn Adapter],
-        batch: &Batch,
-        mode: Mode,
-        frozen: Option<&mut FrozenStore>,
-    ) -> Result<Tensor>;
+    fn loss_sum(&self, computation: Computation, mode: Mode) -> Result<Tensor>;
 
-    /// Adds `factor` times the gradient of a batch's loss to those of the adapters' parameters; returns the loss, as [`Self::loss_sum`]
-    /// has it, without gradient. `seed` decides dropout.
+    /// Adds the gradient of a batch's loss to those of the adapters' parameters; returns the loss, as [`Self::loss_sum`] has it, without
+    /// gradient.
     ///
     /// # Errors
     /// What the model or an adapter refuses.
-    fn backward(
-        &self,
-        adapters: &[&dyn Adapter],
-        batch: &Batch,
-        frozen: Option<&mut FrozenStore>,
-        factor: f64,
-        seed: u64,
-    ) -> Result<Tensor> {
-        tch::manual_seed(seed as i64); // dropout
-        let loss = self.loss_sum(adapters, batch, Mode::Train, frozen)?;
+    fn backward(&self, computation: Computation, backward: Backward) -> Result<Tensor> {
+        tch::manual_seed(backward.seed as i64); // dropout
+        let loss = self.loss_sum(computation, Mode::Train)?;
         // no gradient: of these examples, nothing that is predicted follows what the adapter changes
         if loss.requires_grad() {
-            (&loss * factor).backward();
+            (&loss * backward.factor).backward();
         }
         Ok(loss.detach())
     }
@@ -50,25 +37,17 @@ pub trait Model {
     /// What the model or an adapter refuses.
     fn checkpointed_backward(
         &self,
-        adapters: &[&dyn Adapter],
-        batch: &Batch,
-        frozen: Option<&mut FrozenStore>,
-        factor: f64,
-        seed: u64,
+        computation: Computation,
+        backward: Backward,
     ) -> Result<Tensor> {
-        self.backward(adapters, batch, frozen, factor, seed)
+        self.backward(computation, backward)
     }
 
     /// Logits `[m, v]` in f32 that the targets of a batch are predicted by, and the targets `[m]`, without gradient.
     ///
     /// # Errors
     /// What the model or an adapter refuses.
-    fn target_logits(
-        &self,
-        adapters: &[&dyn Adapter],
-        batch: &Batch,
-        frozen: Option<&mut FrozenStore>,
-    ) -> Result<(Tensor, Tensor)>;
+    fn target_logits(&self, computation: Computation) -> Result<(Tensor, Tensor)>;
 
     /// A source run: hidden states `[m, d]` of chosen tokens at chosen places, without gradient.
     ///
@@ -90,35 +69,21 @@ pub trait Model {
 }
 
 impl Model for Decoder {
-    fn loss_sum(
-        &self,
-        adapters: &[&dyn Adapter],
-        batch: &Batch,
-        mode: Mode,
-        frozen: Option<&mut FrozenStore>,
-    ) -> Result<Tensor> {
-        loss_sum(self, adapters, batch, mode, frozen)
+    fn loss_sum(&self, computation: Computation, mode: Mode) -> Result<Tensor> {
+        loss_of(self, computation, mode)
     }
 
     fn checkpointed_backward(
         &self,
-        adapters: &[&dyn Adapter],
-        batch: &Batch,
-        frozen: Option<&mut FrozenStore>,
-        factor: f64,
-        seed: u64,
+        computation: Computation,
+        backward: Backward,
     ) -> Result<Tensor> {
-        checkpointed_backward(self, adapters, batch, frozen, factor, seed)
+        checkpointed_backward(self, computation, backward)
     }
 
-    fn target_logits(
-        &self,
-        adapters: &[&dyn Adapter],
-        batch: &Batch,
-        frozen: Option<&mut FrozenStore>,
-    ) -> Result<(Tensor, Tensor)> {
+    fn target_logits(&self, computation: Computation) -> Result<(Tensor, Tensor)> {
         let _guard = tch::no_grad_guard();
-        target_logits(self, adapters, batch, frozen)
+        target_logits(self, computation)
     }
 
     fn collect(&self, layout: &Layout, wanted: Vec<(Place, Vec<TokenAt>)>) -> Result<Vec<Tensor>> {
@@ -148,13 +113,8 @@ impl Model for Decoder {
 
 /// A network without order: every token of a row is an input of its own, and predicts the label of the token after it.
 impl Model for FeedForward {
-    fn loss_sum(
-        &self,
-        adapters: &[&dyn Adapter],
-        batch: &Batch,
-        mode: Mode,
-        _frozen: Option<&mut FrozenStore>,
-    ) -> Result<Tensor> {
+    fn loss_sum(&self, computation: Computation, mode: Mode) -> Result<Tensor> {
+        let Computation { adapters, batch, .. } = computation;
         let mut hooks = hooks_of(adapters, batch, mode)?;
         let (places, labels) = batch.targets(&batch.layout.whole());
         let logits = at(&self.logits(&batch.layout, &mut hooks)?, &places); // [m, classes]
@@ -162,13 +122,9 @@ impl Model for FeedForward {
         Ok(logits.cross_entropy_loss(&labels, None::<Tensor>, Reduction::Sum, -100, 0.0))
     }
 
-    fn target_logits(
-        &self,
-        adapters: &[&dyn Adapter],
-        batch: &Batch,
-        _frozen: Option<&mut FrozenStore>,
-    ) -> Result<(Tensor, Tensor)> {
+    fn target_logits(&self, computation: Computation) -> Result<(Tensor, Tensor)> {
         let _guard = tch::no_grad_guard();
+        let Computation { adapters, batch, .. } = computation;
         let mut hooks = hooks_of(adapters, batch, Mode::Eval)?;
         let (places, labels) = batch.targets(&batch.layout.whole());
         let logits = at(&self.logits(&batch.layout, &mut hooks)?, &places);

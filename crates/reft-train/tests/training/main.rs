@@ -10,5 +10,6 @@ mod quantised;
 mod resume;
 mod reuse;
 mod run;
+mod share;
 mod templates;
 mod tiny_llama;
