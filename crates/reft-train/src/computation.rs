@@ -1,6 +1,7 @@
 use reft_models::Adapter;
 
 use crate::batches::Batch;
+use crate::prepared::Prepared;
 use crate::reuse::FrozenStore;
 
 /// What a model computes: a batch, under the hooks of adapters.
@@ -11,6 +12,8 @@ pub struct Computation<'a> {
     pub batch: &'a Batch,
     /// Where the frozen model's part of the rows is kept; `None`: all of it is computed.
     pub frozen: Option<&'a mut FrozenStore>,
+    /// The batch as [`Model::prepare`](crate::Model::prepare) has made it ready for these adapters; `None`: it is made ready now.
+    pub prepared: Option<Prepared>,
 }
 
 impl<'a> Computation<'a> {
@@ -20,7 +23,7 @@ impl<'a> Computation<'a> {
         batch: &'a Batch,
         frozen: Option<&'a mut FrozenStore>,
     ) -> Self {
-        Self { adapters, batch, frozen }
+        Self { adapters, batch, frozen, prepared: None }
     }
 }
 

@@ -49,6 +49,7 @@ mod computation;
 mod loss;
 mod loss_scaler;
 mod model;
+mod prepared;
 mod schedule;
 
 mod checkpoint;
@@ -78,6 +79,7 @@ pub use loss_scaler::{Grads, LossScaler};
 pub use metrics::{StepStats, ValidationStats};
 pub use model::Model;
 pub use out_of_memory::is_out_of_memory;
+pub use prepared::Prepared;
 pub use progress::{Plan, Progress, Silent};
 pub use reuse::{FrozenStore, ReuseConfig};
 pub use schedule::{Schedule, ScheduleKind};

@@ -1,4 +1,6 @@
-use reft_models::{Adapter, Decoder, FeedForward, Layout, Mode, Place, Stacked, TokenAt, Weight};
+use reft_models::{
+    Adapter, Decoder, FeedForward, Layout, Mode, Place, Stacked, TokenAt, Weight, send,
+};
 use tch::{Device, Kind, Reduction, Tensor};
 
 use crate::Result;
@@ -6,6 +8,8 @@ use crate::batches::Batch;
 use crate::checkpointing::checkpointed_backward;
 use crate::computation::{Backward, Computation};
 use crate::loss::{loss_of, target_logits};
+use crate::prepared::Prepared;
+use crate::reuse::FrozenStore;
 
 /// What the trainer needs of a model: it predicts labels from rows, under the hooks of adapters.
 pub trait Model {
@@ -41,6 +45,20 @@ pub trait Model {
         backward: Backward,
     ) -> Result<Tensor> {
         self.backward(computation, backward)
+    }
+
+    /// Makes a batch ready ahead of its turn, without waiting for the device: what is kept of its rows is read and sent. `None` if the device
+    /// would have to compute for it, or if there is nothing to make ready.
+    ///
+    /// # Errors
+    /// What the model refuses.
+    fn prepare(
+        &self,
+        _adapters: &[&dyn Adapter],
+        _batch: &Batch,
+        _frozen: Option<&mut FrozenStore>,
+    ) -> Result<Option<Prepared>> {
+        Ok(None)
     }
 
     /// Logits `[m, v]` in f32 that the targets of a batch are predicted by, and the targets `[m]`, without gradient.
@@ -81,6 +99,15 @@ impl Model for Decoder {
         checkpointed_backward(self, computation, backward)
     }
 
+    fn prepare(
+        &self,
+        adapters: &[&dyn Adapter],
+        batch: &Batch,
+        frozen: Option<&mut FrozenStore>,
+    ) -> Result<Option<Prepared>> {
+        Prepared::ahead(self, adapters, batch, frozen)
+    }
+
     fn target_logits(&self, computation: Computation) -> Result<(Tensor, Tensor)> {
         let _guard = tch::no_grad_guard();
         target_logits(self, computation)
@@ -118,7 +145,7 @@ impl Model for FeedForward {
         let mut hooks = hooks_of(adapters, batch, mode)?;
         let (places, labels) = batch.targets(&batch.layout.whole());
         let logits = at(&self.logits(&batch.layout, &mut hooks)?, &places); // [m, classes]
-        let labels = Tensor::from_slice(&labels).to_device(self.device());
+        let labels = send(&Tensor::from_slice(&labels), self.device());
         Ok(logits.cross_entropy_loss(&labels, None::<Tensor>, Reduction::Sum, -100, 0.0))
     }
 
@@ -128,7 +155,7 @@ impl Model for FeedForward {
         let mut hooks = hooks_of(adapters, batch, Mode::Eval)?;
         let (places, labels) = batch.targets(&batch.layout.whole());
         let logits = at(&self.logits(&batch.layout, &mut hooks)?, &places);
-        Ok((logits, Tensor::from_slice(&labels).to_device(self.device())))
+        Ok((logits, send(&Tensor::from_slice(&labels), self.device())))
     }
 
     fn collect(&self, layout: &Layout, wanted: Vec<(Place, Vec<TokenAt>)>) -> Result<Vec<Tensor>> {
@@ -161,5 +188,5 @@ fn hooks_of<'a>(adapters: &[&'a dyn Adapter], batch: &'a Batch, mode: Mode) -> R
 
 /// The places `[m]` of `[b, t, ..]`.
 fn at(x: &Tensor, places: &[i64]) -> Tensor {
-    x.flatten(0, 1).index_select(0, &Tensor::from_slice(places).to_device(x.device()))
+    x.flatten(0, 1).index_select(0, &send(&Tensor::from_slice(places), x.device()))
 }

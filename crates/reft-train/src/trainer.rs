@@ -17,6 +17,7 @@ use crate::loss_scaler::{Grads, LossScaler};
 use crate::metrics::{StepStats, ValidationStats};
 use crate::model::Model;
 use crate::out_of_memory;
+use crate::prepared::Prepared;
 use crate::progress::{Plan, Progress};
 use crate::reuse::{FrozenStore, ReuseConfig};
 use crate::run_directory::RunDirectory;
@@ -46,6 +47,10 @@ pub struct Trainer<'a> {
     stop_at_loss: Option<f64>,
     is_quantised: bool,
     processes: Processes<'a>,
+    /// The micro-batches of the step to come, and its number.
+    next_step: Option<(usize, Vec<Batch>)>,
+    /// The batch that comes next, on its way to the device.
+    prepared: Option<(Batch, Prepared)>,
     /// The micro-batches of one epoch, those of all processes, as indices.
     order: (usize, Vec<Vec<usize>>),
 }
@@ -126,6 +131,8 @@ impl<'a> Trainer<'a> {
             stop_at_loss: None,
             is_quantised: model.weights().iter().any(|(_, weight)| weight.tensor().is_none()),
             processes,
+            next_step: None,
+            prepared: None,
             order,
         })
     }
@@ -319,6 +326,7 @@ impl<'a> Trainer<'a> {
                 autocast(run.uses_autocast(), || run.backward(batch, Backward { factor, seed }))
             })?;
             losses.push(loss_sum / n_targets);
+            self.look_ahead(micro_batches.get(i + 1));
         }
         // a part of the loss that is no sum over examples, and counts once
         if let Some(penalty) = self.adapter.penalty().filter(|_| self.processes.share.is_first()) {
@@ -364,12 +372,28 @@ impl<'a> Trainer<'a> {
     /// Adds the gradient of a batch's loss; returns the loss, `Σ −log p(target)` in f32.
     fn backward(&mut self, batch: &Batch, backward: Backward) -> Result<Tensor> {
         let adapters: &[&dyn Adapter] = &[&*self.adapter];
-        let computation = Computation::new(adapters, batch, self.frozen.as_mut());
+        let prepared = self.prepared.take().filter(|(of, _)| of == batch).map(|(_, made)| made);
+        let frozen = self.frozen.as_mut();
+        let computation = Computation { prepared, ..Computation::new(adapters, batch, frozen) };
         // blocks that are expanded for one forward of all layers would be held until its backward
         if self.config.checkpoint_activations || self.is_quantised {
             return self.model.checkpointed_backward(computation, backward);
         }
         self.model.backward(computation, backward)
+    }
+
+    /// Makes ready what comes after the present batch, the next of this step or the first of the step to come, while the device is at work.
+    /// What fails here fails again when it is wanted, and is told then.
+    fn look_ahead(&mut self, next: Option<&Batch>) {
+        let step = self.step + 1;
+        if next.is_none() && step < self.total_steps() {
+            self.next_step = self.micro_batches(step).ok().map(|batches| (step, batches));
+        }
+        let first = || self.next_step.as_ref()?.1.first();
+        let Some(batch) = next.or_else(first).cloned() else { return };
+        let prepared = self
+            .with_memory(|run| run.model.prepare(&[&*run.adapter], &batch, run.frozen.as_mut()));
+        self.prepared = prepared.ok().flatten().map(|prepared| (batch, prepared));
     }
 
     /// This process's batches of a step, counted from 0. The last step of an epoch may have fewer or smaller ones, or none for some of
@@ -378,6 +402,9 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// What [`Batch::collate`] refuses.
     pub fn micro_batches(&mut self, step: usize) -> Result<Vec<Batch>> {
+        if let Some((_, batches)) = self.next_step.take_if(|(of, _)| *of == step) {
+            return Ok(batches);
+        }
         let (epoch, index) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
         if self.order.0 != epoch {
             self.order = (epoch, Self::order_of(self.dataset, &self.config, epoch));

@@ -2,6 +2,7 @@
 
 mod composition;
 mod kinds;
+mod look_ahead;
 mod loss_scaler;
 mod oracle;
 mod orthonormality;
