@@ -10,7 +10,7 @@ use crate::reuse::{FrozenBatch, FrozenPast, FrozenStore};
 /// Sum of `−log p(target)` over the target tokens of a batch: a scalar in f32, differentiable in the adapters' parameters.
 ///
 /// Logits are computed only where a target is predicted, and in the last block so are queries and MLP. With `frozen`, what lies before
-/// the adapters' [`Reach`] is taken from there, and only the rest is computed; the numbers are the same to rounding. The batch's layout
+/// the adapters' [`Reach`](reft_models::Reach) is taken from there, and only the rest is computed; the numbers are the same to rounding. The batch's layout
 /// must hold the adapters' virtual tokens.
 ///
 /// # Errors
