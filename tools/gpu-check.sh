@@ -225,8 +225,13 @@ check_trajectories() {
                 --method "$method" --max-steps 10 --batch-size 3 --lr 5e-3 --device "$device" --threads 1
         done
     done
+    # frozen work that is read from a file and sent ahead of its turn, and none
+    set -- --data "$WORK/tiny.jsonl" --layers "1;2" --positions l1 --max-steps 10 --batch-size 2 --lr 5e-3 --threads 1
+    start kept-cpu "$REFT" train --model $ORACLE/tiny_llama "$@" --output "$WORK/run-kept-cpu" --device cpu --no-reuse
+    start kept-there "$REFT" train --model $ORACLE/tiny_llama "$@" --output "$WORK/run-kept-there" --device "$DEVICE" \
+        --reuse-memory 0B --reuse-dir "$WORK/spilled"
     wait
-    for method in "${methods[@]}"; do
+    for method in "${methods[@]}" kept; do
         for side in cpu there; do
             rc=$(cat "$WORK/$method-$side.rc")
             if [ "$rc" -ne 0 ]; then
@@ -240,7 +245,7 @@ check_trajectories() {
         worst=$(python3 -c 'import sys; print(max(sys.argv[1:], key=float))' "$worst" "$found")
     done
     if at_most "$worst" 1e-4; then
-        report "10 steps as on the CPU" pass "${#methods[@]} methods, losses off by $worst at most"
+        report "10 steps as on the CPU" pass "${#methods[@]} methods, and frozen work kept in a file; losses off by $worst at most"
     else
         report "10 steps as on the CPU" fail "losses are off by $worst, allowed 1e-4"
     fi
