@@ -55,12 +55,14 @@ mod schedule;
 mod checkpoint;
 mod metrics;
 mod out_of_memory;
+mod outcome;
 mod progress;
 mod run_directory;
 
 mod reuse;
 
 mod evaluate;
+mod feed;
 mod trainer;
 
 pub mod das;
@@ -79,6 +81,7 @@ pub use loss_scaler::{Grads, LossScaler};
 pub use metrics::{StepStats, ValidationStats};
 pub use model::Model;
 pub use out_of_memory::is_out_of_memory;
+pub use outcome::{Outcome, Step, Summary};
 pub use prepared::Prepared;
 pub use progress::{Plan, Progress, Silent};
 pub use reuse::{FrozenStore, ReuseConfig};
@@ -86,7 +89,7 @@ pub use schedule::{Schedule, ScheduleKind};
 pub use share::{Alone, Reduce, Share};
 pub use template::{Template, TextEncoder};
 pub use train_config::TrainConfig;
-pub use trainer::{Outcome, Step, Summary, Trainer};
+pub use trainer::Trainer;
 
 /// The README's examples are tests.
 #[cfg(doctest)]

@@ -7,16 +7,18 @@ use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor, autocast};
 
 use crate::adamw::AdamW;
-use crate::batches::{Batch, epoch_batches};
+use crate::batches::Batch;
 use crate::checkpoint::{Best, Checkpoint, FORMAT_VERSION, RunState};
 use crate::clip::clip_grad_norm;
 use crate::computation::{Backward, Computation};
 use crate::dataset::Dataset;
 use crate::evaluate::evaluate;
+use crate::feed::Feed;
 use crate::loss_scaler::{Grads, LossScaler};
 use crate::metrics::{StepStats, ValidationStats};
 use crate::model::Model;
 use crate::out_of_memory;
+use crate::outcome::{Outcome, Step, Summary};
 use crate::prepared::Prepared;
 use crate::progress::{Plan, Progress};
 use crate::reuse::{FrozenStore, ReuseConfig};
@@ -47,45 +49,13 @@ pub struct Trainer<'a> {
     stop_at_loss: Option<f64>,
     is_quantised: bool,
     processes: Processes<'a>,
-    /// The micro-batches of the step to come, and its number.
-    next_step: Option<(usize, Vec<Batch>)>,
+    feed: Feed<'a>,
     /// The batch that comes next, on its way to the device.
     prepared: Option<(Batch, Prepared)>,
-    /// The micro-batches of one epoch, those of all processes, as indices.
-    order: (usize, Vec<Vec<usize>>),
 }
 
 /// An adapter's or an optimizer's tensors by name.
 type State = std::collections::BTreeMap<String, Tensor>;
-
-/// What became of a step.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Step {
-    /// The adapter was updated.
-    Taken(StepStats),
-    /// Gradients overflowed f16: nothing was updated, and the loss scale is lower now.
-    Overflowed,
-}
-
-/// How a run ended.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Outcome {
-    /// All steps are done. The adapter is the best one if examples were held out, else the last one.
-    Finished(Summary),
-    /// It was asked to stop. Its checkpoint is written if it has a directory.
-    Interrupted(Summary),
-}
-
-/// What a run has come to.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Summary {
-    /// Steps taken, those before a resumption among them.
-    pub steps: usize,
-    /// Loss of the last step that this call took.
-    pub loss: Option<f64>,
-    /// The lowest validation loss, and its step.
-    pub best: Option<Best>,
-}
 
 impl<'a> Trainer<'a> {
     /// A trainer before its first step, which writes no files.
@@ -111,10 +81,10 @@ impl<'a> Trainer<'a> {
             _ => LossScaler::disabled(),
         };
         let frozen = config.reuse.then(|| FrozenStore::new(ReuseConfig::default()));
-        let order = (0, Self::order_of(dataset, &config, 0));
+        let feed = Feed::new(&dataset.train, &config);
         let processes = Processes { share: Share::WHOLE, reduction: &Alone };
-        let steps = total_steps(&config, order.1.len(), processes.share);
-        let schedule = Schedule::new(config.schedule, config.lr, config.warmup_ratio, steps);
+        let TrainConfig { schedule, lr, warmup_ratio, .. } = config;
+        let schedule = Schedule::new(schedule, lr, warmup_ratio, feed.total_steps());
         Ok(Self {
             model,
             adapter,
@@ -131,9 +101,8 @@ impl<'a> Trainer<'a> {
             stop_at_loss: None,
             is_quantised: model.weights().iter().any(|(_, weight)| weight.tensor().is_none()),
             processes,
-            next_step: None,
+            feed,
             prepared: None,
-            order,
         })
     }
 
@@ -169,6 +138,7 @@ impl<'a> Trainer<'a> {
     /// with the micro-batches of all.
     pub fn sharing(mut self, share: Share, reduction: &'a dyn Reduce) -> Self {
         self.processes = Processes { share, reduction };
+        self.feed = self.feed.sharing(share);
         let TrainConfig { schedule, lr, warmup_ratio, .. } = self.config;
         self.schedule = Schedule::new(schedule, lr, warmup_ratio, self.total_steps());
         self
@@ -385,12 +355,9 @@ impl<'a> Trainer<'a> {
     /// Makes ready what comes after the present batch, the next of this step or the first of the step to come, while the device is at work.
     /// What fails here fails again when it is wanted, and is told then.
     fn look_ahead(&mut self, next: Option<&Batch>) {
-        let step = self.step + 1;
-        if next.is_none() && step < self.total_steps() {
-            self.next_step = self.micro_batches(step).ok().map(|batches| (step, batches));
-        }
-        let first = || self.next_step.as_ref()?.1.first();
-        let Some(batch) = next.or_else(first).cloned() else { return };
+        let virtual_tokens = self.adapter.virtual_tokens();
+        let of_next_step = || self.feed.first_of(self.step + 1, virtual_tokens);
+        let Some(batch) = next.cloned().or_else(of_next_step) else { return };
         let prepared = self
             .with_memory(|run| run.model.prepare(&[&*run.adapter], &batch, run.frozen.as_mut()));
         self.prepared = prepared.ok().flatten().map(|prepared| (batch, prepared));
@@ -402,30 +369,17 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// What [`Batch::collate`] refuses.
     pub fn micro_batches(&mut self, step: usize) -> Result<Vec<Batch>> {
-        if let Some((_, batches)) = self.next_step.take_if(|(of, _)| *of == step) {
-            return Ok(batches);
-        }
-        let (epoch, index) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
-        if self.order.0 != epoch {
-            self.order = (epoch, Self::order_of(self.dataset, &self.config, epoch));
-        }
-        let virtual_tokens = self.adapter.virtual_tokens();
-        let examples = |indices: &Vec<usize>| {
-            Batch::collate(indices.iter().map(|&i| &self.dataset.train[i]), virtual_tokens)
-        };
-        let order = &self.order.1;
-        let places = self.processes.share.places(index, self.config.grad_accum, order.len());
-        places.map(|place| examples(&order[place])).collect()
+        self.feed.step(step, self.adapter.virtual_tokens())
     }
 
     /// Optimizer steps of the whole run.
     pub fn total_steps(&self) -> usize {
-        total_steps(&self.config, self.order.1.len(), self.processes.share)
+        self.feed.total_steps()
     }
 
     /// Optimizer steps of an epoch.
     pub fn steps_per_epoch(&self) -> usize {
-        self.processes.share.steps(self.order.1.len(), self.config.grad_accum)
+        self.feed.steps_per_epoch()
     }
 
     /// Repeats a step that overflows, at lower and lower loss scales.
@@ -576,23 +530,11 @@ impl<'a> Trainer<'a> {
     fn uses_autocast(&self) -> bool {
         self.model.kind() == Kind::Half && self.model.device().is_cuda()
     }
-
-    fn order_of(dataset: &Dataset, config: &TrainConfig, epoch: usize) -> Vec<Vec<usize>> {
-        epoch_batches(&dataset.train, config.batch_size, config.shuffle, config.seed, epoch)
-    }
 }
 
 fn fresh_optimizer(adapter: &dyn Adapter, config: &TrainConfig) -> AdamW {
     AdamW::new(adapter.parameters(), config.weight_decay)
         .with_rotation_lr_factor(config.rotation_lr_factor)
-}
-
-/// Epochs of a run that names neither epochs nor steps.
-const DEFAULT_EPOCHS: usize = 3;
-
-fn total_steps(config: &TrainConfig, micro_batches: usize, share: Share) -> usize {
-    let epochs = config.epochs.unwrap_or(DEFAULT_EPOCHS);
-    config.max_steps.unwrap_or_else(|| epochs * share.steps(micro_batches, config.grad_accum))
 }
 
 /// Checks that the adapter's parameters, and nothing else, want gradients.
