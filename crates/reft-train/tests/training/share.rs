@@ -200,6 +200,19 @@ fn two_processes_train_as_one_with_the_whole_batch() -> TestResult {
     Ok(())
 }
 
+/// One batch holds all rows: the second process has no batch and no gradient of its own, and yet the same parameters.
+#[test]
+fn a_process_that_is_never_fed_takes_the_steps_of_the_others() -> TestResult {
+    let _alone = alone();
+    let config = config(13, 1, Shuffle::Plain);
+    let whole = train(&config, Share::WHOLE, &Alone, (0.0, None))?;
+    assert_eq!(whole.0.len(), 4);
+    for process in shared(2, &config, (0.0, None))? {
+        assert_same(&process, &whole);
+    }
+    Ok(())
+}
+
 #[test]
 fn processes_draw_the_dropout_of_one_with_as_many_micro_batches() -> TestResult {
     let _alone = alone();
