@@ -3,15 +3,18 @@
 #
 #     LD_LIBRARY_PATH=$(python3 -c 'import os, torch; print(os.path.dirname(torch.__file__) + "/lib")') tools/gpu-check.sh
 #
-# It is run in a checkout, of which it reads tests/oracle and recipes, and needs python3 without any package. It prints a table last, ends
-# inside nine minutes, and exits with 1 if a check failed or there was no time left for it. What a machine lacks (the demo model,
-# compute-sanitizer) is skipped and said so.
+# It is run in a checkout, of which it reads tests/oracle, recipes and tools/rivals, and needs python3 without any package. It prints a
+# table last, ends inside nine minutes, and exits with 1 if a check failed or there was no time left for it. What a machine lacks (the demo
+# model, compute-sanitizer, a python3 with pyreft) is skipped and said so. What it does not check: derivatives and interchange
+# interventions have oracles that only the tests read, which run on a CPU; here ten steps of training stand for the derivatives.
 #
 #     REFT    the binary                                  [target/debug/reft]
 #     DEVICE  cuda:0, or cpu to try the script itself     [cuda:0]
 #     MODEL   the demo model, a directory or a GGUF file  [models/SmolLM2-135M-Instruct]; without it two checks are left out
 #     SIZE    the config.json of the timed shape          [recipes/sizes/llama-3-8b.json; on a CPU the tiny model's]
 #     BUDGET  seconds for everything                      [510]
+#     JOBS    small runs that share the device            [4]
+#     PYTHON  the Python that is asked for pyreft         [python3]
 set -u -o pipefail
 cd "$(dirname "$0")/.." || exit 2
 
@@ -19,6 +22,8 @@ REFT=${REFT:-target/debug/reft}
 DEVICE=${DEVICE:-cuda:0}
 MODEL=${MODEL:-models/SmolLM2-135M-Instruct}
 BUDGET=${BUDGET:-510}
+JOBS=${JOBS:-4}
+PYTHON=${PYTHON:-python3}
 case $DEVICE in
 cpu) SIZE=${SIZE:-tests/oracle/tiny_llama/config.json} ;;
 *) SIZE=${SIZE:-recipes/sizes/llama-3-8b.json} ;;
@@ -49,16 +54,33 @@ timed() {
     timeout "$limit" "$@" >"$WORK/out" 2>"$WORK/err"
 }
 
-# why RC: what to say of a command that failed
+# start NAME COMMAND...: in the background, beside at most JOBS - 1 others; errors go to $WORK/NAME.err and the status to $WORK/NAME.rc
+start() {
+    local name=$1 rest
+    shift
+    while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n; done
+    rest=$(left)
+    if [ "$rest" -le 5 ]; then
+        echo 125 >"$WORK/$name.rc"
+        return
+    fi
+    (
+        timeout $((rest < 90 ? rest : 90)) "$@" >"$WORK/$name.out" 2>"$WORK/$name.err"
+        echo $? >"$WORK/$name.rc"
+    ) &
+}
+
+# why RC [FILE]: what to say of a command that failed
 why() {
     case $1 in
     124) echo "it took too long" ;;
     125) echo "there was no time left" ;;
-    *) grep -v '^$' "$WORK/err" | tail -n 3 | tr '\n' ' ' | cut -c1-200 ;;
+    *) grep -v '^$' "${2:-$WORK/err}" | tail -n 3 | tr '\n' ' ' | cut -c1-200 ;;
     esac
 }
 
-# difference FILE TENSOR OTHER TENSOR [MASK_FILE]: the largest difference of two tensors in f32, where the attention mask is 1
+# difference FILE TENSOR OTHER TENSOR MASK_FILE: the largest difference of two tensors in f32, where the attention mask is 1; columns of
+# the other that stand before all tokens are virtual tokens
 difference() {
     python3 - "$@" <<'PYTHON'
 import json, struct, sys
@@ -72,11 +94,13 @@ def tensor(path, name):
     raw = data[8 + size + start:8 + size + end]
     return entry["shape"], struct.unpack(f"<{len(raw) // struct.calcsize(letter)}{letter}", raw)
 
-(shape, found), (other, expected) = tensor(*sys.argv[1:3]), tensor(*sys.argv[3:5])
-assert shape == other, f"shapes {shape} and {other}"
-width = shape[-1]
-mask = tensor(sys.argv[5], "attention_mask")[1] if len(sys.argv) > 5 else [1] * (len(found) // width)
-seen = [(a, b) for i, (a, b) in enumerate(zip(found, expected)) if mask[i // width]]
+((rows, t, width), found), (other, expected) = tensor(*sys.argv[1:3]), tensor(*sys.argv[3:5])
+virtual = other[1] - t
+assert other == [rows, t + virtual, width] and virtual >= 0, f"shapes {[rows, t, width]} and {other}"
+mask = tensor(sys.argv[5], "attention_mask")[1]
+places = [(row * t + i, row * (t + virtual) + virtual + i) for row in range(rows) for i in range(t)]
+seen = [pair for a, b in places if mask[a]
+        for pair in zip(found[a * width:(a + 1) * width], expected[b * width:(b + 1) * width])]
 worst = max(abs(a - b) if a == a else float("inf") for a, b in seen)
 print(f"{worst:.2e}")
 PYTHON
@@ -132,69 +156,96 @@ check_devices() {
     fi
 }
 
-# logits_case NAME MODEL INPUT ORACLE_FILE TENSOR MASK_FILE [ADAPTER]
+# oracle NAME MODEL INPUT [ADAPTER]: starts a forward in f32
+oracle() {
+    start "$1" "$REFT" logits --model "$2" --input "$3" --output "$WORK/$1.logits" --device "$DEVICE" --kind f32 ${4+--adapter "$4"}
+}
+
+# judge NAME ORACLE_FILE TENSOR MASK_FILE: holds its logits to the reference
 WORST=0
 CASES=0
-logits_case() {
-    local name=$1 found rc
-    set -- "$2" "$3" "$4" "$5" "$6" ${7+"$7"}
-    timed 60 "$REFT" logits --model "$1" --input "$2" --output "$WORK/logits" --device "$DEVICE" --kind f32 ${6+--adapter "$6"}
-    rc=$?
-    if [ $rc -ne 0 ]; then
-        report "oracle: $name" fail "$(why $rc)"
+judge() {
+    local found rc
+    rc=$(cat "$WORK/$1.rc")
+    if [ "$rc" -ne 0 ]; then
+        report "oracle: $1" fail "$(why "$rc" "$WORK/$1.err")"
         return
     fi
-    if ! found=$(difference "$WORK/logits" logits "$3" "$4" "$5" 2>"$WORK/err"); then
-        report "oracle: $name" fail "$(why 1)"
+    if ! found=$(difference "$WORK/$1.logits" logits "$2" "$3" "$4" 2>"$WORK/err"); then
+        report "oracle: $1" fail "$(why 1)"
         return
     fi
     CASES=$((CASES + 1))
     WORST=$(python3 -c 'import sys; print(max(sys.argv[1:], key=float))' "$WORST" "$found")
-    at_most "$found" 1e-4 || report "oracle: $name" fail "off by $found, allowed 1e-4"
+    at_most "$found" 1e-4 || report "oracle: $1" fail "off by $found, allowed 1e-4"
 }
 
 check_oracles() {
     local before=$FAILED tiny=$ORACLE/tiny_llama io=$ORACLE/tiny_io.safetensors dir name
+    local families=() saved=(loreft direft noreft consreft lobireft nodireft)
+    local baselines=(peft/lora_qv peft/lora_all peft/prefix peft/prompt peft_more/dora peft_more/ia3 peft_more/lora_pattern
+        peft_more/prefix_projection peft_more/rslora)
+    local biased=$ORACLE/families/llama_biases of_biased=(dora_bias ia3_bias)
     FAILED=0
-    logits_case tiny_llama $tiny "$WORK/tiny.json" $io base_logits $io
+    for name in "${saved[@]}"; do
+        start "import-$name" "$REFT" import --from pyreft $ORACLE/reft_saved/$name --positions f2+l2 --share-weights --model $tiny --output "$WORK/$name"
+    done
+    oracle tiny_llama $tiny "$WORK/tiny.json"
     for dir in $ORACLE/families/*/; do
         name=$(basename "$dir")
-        input "$dir/io.safetensors" "$WORK/family.json"
         # stored in bf16, computed by the reference in bf16 too: another check's business
-        [ "$name" = llama_bf16 ] || logits_case "$name" "$dir" "$WORK/family.json" "$dir/io.safetensors" logits "$dir/io.safetensors"
+        [ "$name" = llama_bf16 ] && continue
+        families+=("$name")
+        input "$dir/io.safetensors" "$WORK/$name.json"
+        oracle "$name" "$dir" "$WORK/$name.json"
     done
-    for name in lora_qv lora_all prefix; do
-        logits_case $name $tiny "$WORK/tiny.json" $ORACLE/peft/$name.safetensors logits $io $ORACLE/peft/$name
-    done
-    for name in loreft direft noreft consreft lobireft nodireft; do
-        timed 60 "$REFT" import --from pyreft $ORACLE/reft_saved/$name --positions f2+l2 --share-weights --model $tiny --output "$WORK/$name" ||
-            timed 60 "$REFT" import --from pyreft $ORACLE/reft_saved/$name --positions f2+l2 --share-weights --output "$WORK/$name"
-        logits_case $name $tiny "$WORK/tiny.json" $ORACLE/reft_saved/$name.logits.safetensors logits_before_save $io "$WORK/$name"
-    done
+    for name in "${baselines[@]}"; do oracle "$(basename "$name")" $tiny "$WORK/tiny.json" "$ORACLE/$name"; done
+    for name in "${of_biased[@]}"; do oracle "$name" "$biased" "$WORK/llama_biases.json" "$ORACLE/peft_more/$name"; done
+    wait
+    for name in "${saved[@]}"; do oracle "saved-$name" $tiny "$WORK/tiny.json" "$WORK/$name"; done
+    wait
+    judge tiny_llama $io base_logits $io
+    for name in "${families[@]}"; do judge "$name" "$ORACLE/families/$name/io.safetensors" logits "$ORACLE/families/$name/io.safetensors"; done
+    for name in "${baselines[@]}"; do judge "$(basename "$name")" "$ORACLE/$name.safetensors" logits $io; done
+    for name in "${of_biased[@]}"; do judge "$name" "$ORACLE/peft_more/$name.safetensors" logits "$biased/io.safetensors"; done
+    for name in "${saved[@]}"; do judge "saved-$name" "$ORACLE/reft_saved/$name.logits.safetensors" logits_before_save $io; done
     [ $FAILED -eq 0 ] && report "oracle logits, f32" pass "$CASES cases, off by $WORST at most"
     [ $before -eq 1 ] && FAILED=1
 }
 
 # Losses of ten steps are those of the CPU, whose whole trajectories the tests hold to the reference.
 check_trajectories() {
-    local method device run worst=0 found
-    for method in loreft direft noreft consreft lobireft lora dora prefix prompt ia3; do
-        for device in cpu "$DEVICE"; do
-            run=$WORK/$method-there
-            [ -e "$WORK/$method-cpu" ] || run=$WORK/$method-cpu
-            if ! timed 60 "$REFT" train --model $ORACLE/tiny_llama --data "$WORK/tiny.jsonl" --output "$run" --method $method \
-                --max-steps 10 --batch-size 3 --lr 5e-3 --device "$device" --threads 2; then
-                report "10 steps of $method" fail "$(why $?)"
+    local method side device rc worst=0 found
+    local methods=(loreft direft direft-orth noreft consreft lobireft lora dora prefix prompt ia3 red series-adapter parallel-adapter)
+    for method in "${methods[@]}"; do
+        for side in cpu there; do
+            device=cpu
+            [ $side = there ] && device=$DEVICE
+            start "$method-$side" "$REFT" train --model $ORACLE/tiny_llama --data "$WORK/tiny.jsonl" --output "$WORK/run-$method-$side" \
+                --method "$method" --max-steps 10 --batch-size 3 --lr 5e-3 --device "$device" --threads 1
+        done
+    done
+    # frozen work that is read from a file and sent ahead of its turn, and none
+    set -- --data "$WORK/tiny.jsonl" --layers "1;2" --positions l1 --max-steps 10 --batch-size 2 --lr 5e-3 --threads 1
+    start kept-cpu "$REFT" train --model $ORACLE/tiny_llama "$@" --output "$WORK/run-kept-cpu" --device cpu --no-reuse
+    start kept-there "$REFT" train --model $ORACLE/tiny_llama "$@" --output "$WORK/run-kept-there" --device "$DEVICE" \
+        --reuse-memory 0B --reuse-dir "$WORK/spilled"
+    wait
+    for method in "${methods[@]}" kept; do
+        for side in cpu there; do
+            rc=$(cat "$WORK/$method-$side.rc")
+            if [ "$rc" -ne 0 ]; then
+                report "10 steps of $method" fail "$(why "$rc" "$WORK/$method-$side.err")"
                 return
             fi
         done
         # shellcheck disable=SC2046
         found=$(python3 -c 'import sys; v = list(map(float, sys.argv[1:])); n = len(v) // 2; print(f"{max(abs(a - b) for a, b in zip(v[:n], v[n:])):.2e}" if n == 10 else "inf")' \
-            $(losses "$WORK/$method-cpu/metrics.jsonl") $(losses "$WORK/$method-there/metrics.jsonl"))
+            $(losses "$WORK/run-$method-cpu/metrics.jsonl") $(losses "$WORK/run-$method-there/metrics.jsonl"))
         worst=$(python3 -c 'import sys; print(max(sys.argv[1:], key=float))' "$worst" "$found")
     done
     if at_most "$worst" 1e-4; then
-        report "10 steps as on the CPU" pass "10 methods, losses off by $worst at most"
+        report "10 steps as on the CPU" pass "${#methods[@]} methods, and frozen work kept in a file; losses off by $worst at most"
     else
         report "10 steps as on the CPU" fail "losses are off by $worst, allowed 1e-4"
     fi
@@ -216,9 +267,9 @@ check_kinds() {
             report "demo in $kind" fail "$(why $?)"
             return
         fi
-        last+=("$(losses "$WORK/demo-$1-$2/metrics.jsonl" | python3 -c 'v = list(map(float, input().split())); assert all(x == x for x in v); print(sum(v[-5:]) / len(v[-5:]))')")
+        last+=("$(losses "$WORK/demo-$1-$2/metrics.jsonl" | python3 -c 'v = list(map(float, input().split())); assert all(x == x for x in v); print(f"{sum(v[-5:]) / len(v[-5:]):.4f}")')")
     done
-    # of a small loss 5 % is less than a step changes it: 0.05 of the loss at the start is allowed as well
+    # of a loss below 1, 5 % is less than one step changes it: 0.05 is allowed of any
     if python3 -c 'import sys; a, *rest = map(float, sys.argv[1:]); sys.exit(not all(x == x and abs(x - a) <= max(0.05 * a, 0.05) for x in rest))' "${last[@]}"; then
         report "demo in bf16, f16, int8" pass "mean of the last losses: f32 ${last[0]}, bf16 ${last[1]}, f16 ${last[2]}, bf16 on int8 ${last[3]}"
     else
@@ -237,7 +288,8 @@ check_sanitizer() {
     if [ $rc -eq 0 ]; then report "compute-sanitizer" pass "silent"; else report "compute-sanitizer" fail "$(why $rc)"; fi
 }
 
-# bench_case NAME LARGEST_RATIO LARGEST_GB FLAGS...: time and memory of a step beside the frozen floor's; - judges nothing
+# bench_case NAME LARGEST_RATIO LARGEST_GB FLAGS...: time and memory of a step beside the frozen floor's; - judges nothing. The report
+# is kept in $WORK/step.json
 bench_case() {
     local name=$1 ratio=$2 memory=$3 told rc
     shift 3
@@ -250,7 +302,8 @@ bench_case() {
         report "$name" fail "$(why $rc)"
         return
     fi
-    told=$(python3 - "$WORK/out" "$ratio" "$memory" <<'PYTHON'
+    cp "$WORK/out" "$WORK/step.json"
+    told=$(python3 - "$WORK/step.json" "$ratio" "$memory" <<'PYTHON'
 import json, sys
 
 report = json.load(open(sys.argv[1]))
@@ -265,12 +318,73 @@ PYTHON
     report "$name" "${told%% *}" "${told#* }"
 }
 
+# map_case NAME LARGEST_SHARE: what the orthonormal map takes of the step that was timed last
+map_case() {
+    local told
+    if ! told=$(python3 - "$WORK/step.json" "$2" 2>"$WORK/err" <<'PYTHON'
+import json, sys
+
+row = json.load(open(sys.argv[1]))["rows"][1]
+share = row["map_seconds_median"] / row["step_seconds_median"]
+ok = sys.argv[2] == "-" or share < float(sys.argv[2])
+print("pass" if ok else "fail", f"{row['map_seconds_median'] * 1e3:.2f} ms, {share:.2%} of the step" + ("" if sys.argv[2] == "-" else f" (allowed {float(sys.argv[2]):.0%})"))
+PYTHON
+    ); then
+        report "$1" fail "no step was timed"
+        return
+    fi
+    report "$1" "${told%% *}" "${told#* }"
+}
+
+# a step of pyreft's at the shape and positions of $WORK/ours.json
+check_rival() {
+    local name case told rc
+    name="$(basename "$SIZE" .json), f7+l7, pyreft"
+    if [ ! -e "$WORK/ours.json" ] || ! "$PYTHON" -c 'import pyreft' >/dev/null 2>&1; then
+        report "$name" skip "$PYTHON has no pyreft, or there is no step of ours to compare with"
+        return
+    fi
+    case=$(python3 - "$WORK/ours.json" <<'PYTHON'
+import json, sys
+
+report = json.load(open(sys.argv[1]))
+shape = {name: report[name] for name in ("kind", "batch_size", "prompt_length", "response_length")}
+print(json.dumps({"method": "loreft", "layers": None, "rank": 8, "first": 7, "last": 7, "steps": 4, "new_tokens": 0, **shape}))
+PYTHON
+    )
+    timed 110 "$PYTHON" tools/rivals/measure.py "$case" "$SIZE" 2 "$DEVICE"
+    rc=$?
+    if [ $rc -eq 124 ] || [ $rc -eq 125 ]; then
+        report "$name" skip "$(why $rc)"
+        return
+    elif [ $rc -ne 0 ]; then
+        report "$name" fail "$(why $rc)"
+        return
+    fi
+    if ! told=$(python3 - "$WORK/ours.json" "$WORK/out" 2>"$WORK/err" <<'PYTHON'
+import json, statistics, sys
+
+ours = json.load(open(sys.argv[1]))["rows"][1]
+theirs = json.loads(open(sys.argv[2]).read().splitlines()[-1])  # packages greet on stdout
+seconds = statistics.median(theirs["step_seconds"])
+memory = theirs["device_memory_mb"] or theirs["peak_memory_mb"]
+print(f"{seconds * 1e3:.1f} ms a step, {memory / 1e3:.2f} GB; {seconds / ours['step_seconds_median']:.2f} × ours")
+PYTHON
+    ); then
+        report "$name" fail "$(why 1)"
+        return
+    fi
+    report "$name" told "$told"
+}
+
 check_steps() {
-    local shape ratio=1.05 bf16=- checkpointed=20 int8=- int4=9
+    local shape ratio=1.05 map=0.01 bf16=- checkpointed=20 int8=- int4=9
     shape=$(basename "$SIZE" .json)
     # on a CPU a step is too short to be judged, and memory is the program's own
-    [ "$DEVICE" = cpu ] && ratio=- checkpointed=- int4=-
+    [ "$DEVICE" = cpu ] && ratio=- map=- checkpointed=- int4=-
     bench_case "$shape, f7+l7" $ratio $bf16 --positions f7+l7
+    map_case "$shape, the map" $map
+    [ -e "$WORK/step.json" ] && cp "$WORK/step.json" "$WORK/ours.json"
     bench_case "$shape, f7+l7, checkpointing" $ratio $checkpointed --positions f7+l7 --checkpoint-activations
     bench_case "$shape, l1" $ratio $bf16 --positions l1
     bench_case "$shape, f7+l7, int4" $ratio $int4 --positions f7+l7 --weights int4
@@ -299,6 +413,7 @@ check_kinds
 check_steps
 check_memory_message
 check_sanitizer
+check_rival
 
 printf '\n%-34s %-5s %s\n' check result what
 for i in "${!NAMES[@]}"; do

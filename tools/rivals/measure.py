@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times one case with the reference systems, and prints what was measured as JSON.
 
-Run: python measure.py CASE_JSON MODEL_DIR THREADS. A step is forward, backward and AdamW on a batch whose tokens are those of
+Run: python measure.py CASE_JSON MODEL THREADS [DEVICE]. MODEL is a directory, or a config.json to make weights up for. A step is forward, backward and AdamW on a batch whose tokens are those of
 `reft bench`; the first step warms up and does not count. With "new_tokens" generation is timed instead.
 """
 import json
@@ -25,10 +25,10 @@ def token(row, t, vocab_size):
     return ((place >> 8) & 0xFFFFFF) % vocab_size
 
 
-def batch(case, index, vocab_size):
+def batch(case, index, vocab_size, device):
     width = case["prompt_length"] + case["response_length"]
     rows = range(index * case["batch_size"], (index + 1) * case["batch_size"])
-    ids = torch.tensor([[token(row, t, vocab_size) for t in range(width)] for row in rows])
+    ids = torch.tensor([[token(row, t, vocab_size) for t in range(width)] for row in rows], device=device)
     labels = ids.clone()
     labels[:, :case["prompt_length"]] = -100
     return ids, torch.ones_like(ids), labels
@@ -39,7 +39,7 @@ def step_seconds(rival, case, vocab_size):
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0) if parameters else None
     seconds = []
     for index in range(1 + case["steps"]):
-        ids, mask, labels = batch(case, index, vocab_size)
+        ids, mask, labels = batch(case, index, vocab_size, rival.model.device)
         started = time.perf_counter()
         loss = rival.loss(ids, mask, labels)
         loss.backward()
@@ -66,7 +66,7 @@ class Clock:
 
 
 def generation_seconds(rival, case, vocab_size):
-    ids, mask, _ = batch(case, 0, vocab_size)
+    ids, mask, _ = batch(case, 0, vocab_size, rival.model.device)
     ids, mask = ids[:, :case["prompt_length"]], mask[:, :case["prompt_length"]]
     n, found = case["new_tokens"], []
     for _ in range(1 + GENERATIONS):
@@ -88,6 +88,7 @@ def peak_memory_mb():
 
 def main():
     case, model_path, threads = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    case["device"] = device = sys.argv[4] if len(sys.argv) > 4 else "cpu"
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     rival = methods.METHODS[case["method"]](case, model_path)
@@ -98,6 +99,7 @@ def main():
     else:
         measured["step_seconds"] = step_seconds(rival, case, vocab_size)
     measured["peak_memory_mb"] = peak_memory_mb()
+    measured["device_memory_mb"] = torch.cuda.max_memory_reserved() / 1e6 if device != "cpu" else None
     measured["trainable_parameters"] = sum(p.numel() for p in rival.parameters())
     print(json.dumps(measured))
 

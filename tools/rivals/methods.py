@@ -4,7 +4,7 @@ pyreft 0.1.0's trainer does not run with transformers 4.49; what it does in a st
 Each package is imported by the methods that need it: what is imported counts in the peak memory.
 """
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 KINDS = {"f32": torch.float32, "bf16": torch.bfloat16}
 LORA_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -15,8 +15,12 @@ class Rival:
 
     def __init__(self, case, model_path):
         self.case = case
-        self.model = AutoModelForCausalLM.from_pretrained(
-            model_path, torch_dtype=KINDS[case["kind"]], attn_implementation="sdpa")
+        options = {"torch_dtype": KINDS[case["kind"]], "attn_implementation": "sdpa"}
+        if model_path.endswith(".json"):
+            with torch.device(case["device"]):
+                self.model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_path), **options)
+        else:
+            self.model = AutoModelForCausalLM.from_pretrained(model_path, **options).to(case["device"])
 
     def parameters(self):
         return [p for p in self.model.parameters() if p.requires_grad]
@@ -63,6 +67,7 @@ class Loreft(Rival):
                 embed_dim=config.hidden_size, low_rank_dimension=case["rank"], dtype=KINDS[case["kind"]])}
         representations = [represent(layer) for layer in layers]
         self.reft = pyreft.get_reft_model(self.model, pyreft.ReftConfig(representations=representations))
+        self.reft.set_device(self.model.device)
 
     def parameters(self):
         return [p for p in self.reft.get_trainable_parameters() if p.requires_grad]

@@ -39,7 +39,7 @@ struct Arguments {
 enum Task {
     /// Make libtorch/ (or record the installation that LIBTORCH names), so that plain `cargo build` works
     Setup {
-        /// Also fetch the GPU half of libtorch to libtorch/cuda (some 2 GB): the same programs use it where there is a GPU
+        /// Also fetch the GPU half of libtorch to libtorch/cuda (2 GB to download, 3 GB unpacked): the same programs use it where there is a GPU
         #[arg(long)]
         cuda: bool,
     },

@@ -4,6 +4,7 @@ use std::path::Path;
 use reft_core::Parameter;
 use reft_models::{
     Adapter, BaseModel, Decoder, DecoderConfig, Error, Hooks, Layout, Mode, Result, Span, Weight,
+    send,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -177,7 +178,7 @@ impl Hooks for PromptHooks<'_> {
             column - span.layout.columns(row as usize).start as i64
         };
         let tokens: Vec<i64> = indices.iter().map(token).collect();
-        let on_device = |indices: &[i64]| Tensor::from_slice(indices).to_device(h.device());
+        let on_device = |indices: &[i64]| send(&Tensor::from_slice(indices), h.device());
         let own = self.embeddings.index_select(0, &on_device(&tokens)).to_kind(h.kind());
         Ok(h.reshape([b * t, d]).index_copy(0, &on_device(&indices), &own).view([b, t, d]))
     }

@@ -91,6 +91,12 @@ fn pyreft(args: &ImportArgs) -> Result<String> {
     };
     let adapter = import_pyreft(&args.source, &import)?;
     save(&adapter, &args.output)?;
+    if args.model.is_none() {
+        output::note(&format!(
+            "the adapter does not name its base model: with any model of hidden size {} it will run; import it with --model to have family, layers and vocabulary checked too",
+            adapter.config().base_model.hidden_size
+        ));
+    }
     let (method, n) = (adapter.method(), adapter.interventions().len());
     Ok(format!("the adapter ({method}, {n} interventions)"))
 }

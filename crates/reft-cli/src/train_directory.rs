@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use reft_bench::{AdapterKind, adapter_bytes, remove_adapter};
-use reft_models::atomic_write;
+use reft_models::{WeightStorage, atomic_write};
 use toml::Table;
 
 use crate::config_file;
@@ -97,12 +97,22 @@ pub fn check(directory: &Path, existing: Existing) -> Result<()> {
     Ok(())
 }
 
+/// What a run was done with whose `train.toml` was written before there were these options.
+fn options_of_earlier_versions() -> TrainOptions {
+    TrainOptions {
+        weights: Some(WeightStorage::Dense),
+        rotation_lr_factor: Some(1.0),
+        ..TrainOptions::default()
+    }
+}
+
 /// Checks that a run goes on with the options that it was begun with.
 ///
 /// # Errors
 /// The first option that differs.
 pub fn check_same(saved: &TrainOptions, now: &TrainOptions) -> Result<()> {
-    let (saved, now) = (config_file::table(saved)?, config_file::table(now)?);
+    let saved = config_file::overlaid(&options_of_earlier_versions(), saved)?;
+    let (saved, now) = (config_file::table(&saved)?, config_file::table(now)?);
     let names = saved.keys().chain(now.keys()).filter(|name| !FREE.contains(&name.as_str()));
     for name in names {
         if !is_same(name, &saved, &now) {

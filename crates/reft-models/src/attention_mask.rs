@@ -1,6 +1,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::layout::Span;
+use crate::send::send;
 
 /// Which keys each query of a pass sees.
 #[derive(Debug)]
@@ -58,6 +59,6 @@ impl AttentionMask {
             }
         }
         let shape = [rows as i64, 1, span.width() as i64, (prefix + keys) as i64];
-        Self::Explicit(Tensor::from_slice(&mask).view(shape).to_kind(Kind::Bool).to_device(device))
+        Self::Explicit(send(&Tensor::from_slice(&mask).view(shape).to_kind(Kind::Bool), device))
     }
 }

@@ -8,6 +8,7 @@ use crate::decoder::Decoder;
 use crate::hooks::Stacked;
 use crate::layout::{Layout, Row, Span};
 use crate::sampling::{GenerationConfig, Sampler};
+use crate::send::send;
 use crate::{Error, Result};
 
 /// A reply to one prompt.
@@ -198,7 +199,7 @@ fn generate_batch(
             let unfinished = |&row: &usize| replies[batch[row]].finish.is_none();
             let staying: Vec<usize> = (0..batch.len()).filter(unfinished).collect();
             let next: Vec<i64> = staying.iter().map(|&row| ids[row]).collect();
-            input_ids = Tensor::from_slice(&next).unsqueeze(1).to_device(decoder.device()); // [b, 1]
+            input_ids = send(&Tensor::from_slice(&next).unsqueeze(1), decoder.device()); // [b, 1]
             columns = columns.end..columns.end + 1;
             if staying.len() < batch.len() {
                 break staying; // the finished rows leave
@@ -225,7 +226,7 @@ fn last_tokens(h: &Tensor, span: &Span) -> Tensor {
         span.flat_index(row, token).expect("invariant: the first pass holds every token")
     };
     let indices: Vec<i64> = (0..layout.batch_size()).map(last).collect();
-    h.flatten(0, 1).index_select(0, &Tensor::from_slice(&indices).to_device(h.device()))
+    h.flatten(0, 1).index_select(0, &send(&Tensor::from_slice(&indices), h.device()))
 }
 
 /// The next token of each row of `logits` `[b, v]`.

@@ -8,6 +8,7 @@ use crate::hooks::Hooks;
 use crate::layout::{Layout, Span};
 use crate::linear::Linear;
 use crate::place::Place;
+use crate::send::send;
 use crate::site::Site;
 use crate::{Error, Result};
 
@@ -66,8 +67,8 @@ impl Collect {
         for wanted in self.wanted.iter_mut().filter(|wanted| wanted.place.site == site) {
             let (which, indices) = in_span(&wanted.tokens, span);
             if !which.is_empty() {
-                let found =
-                    flat(h).index_select(0, &Tensor::from_slice(&indices).to_device(h.device()));
+                let indices = send(&Tensor::from_slice(&indices), h.device());
+                let found = flat(h).index_select(0, &indices);
                 wanted.seen.push((which, wanted.place.read(&found)?));
             }
         }
@@ -87,7 +88,7 @@ impl Wanted {
             order[token as usize] = at as i64;
         }
         let found = Tensor::cat(&found, 0);
-        Ok(found.index_select(0, &Tensor::from_slice(&order).to_device(found.device())))
+        Ok(found.index_select(0, &send(&Tensor::from_slice(&order), found.device())))
     }
 }
 
@@ -165,7 +166,7 @@ impl<'a> InterchangeHooks<'a> {
             if which.is_empty() {
                 continue;
             }
-            let index = |indices: &[i64]| Tensor::from_slice(indices).to_device(h.device());
+            let index = |indices: &[i64]| send(&Tensor::from_slice(indices), h.device());
             let (which, indices) = (index(&which), index(&indices));
             let rows = flat(&h);
             let selected = rows.index_select(0, &indices); // [m, width]

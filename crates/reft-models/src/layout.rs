@@ -2,6 +2,7 @@ use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
+use crate::send::send;
 use crate::{Error, Result};
 
 /// On which side of the shorter rows of a batch the padding stands.
@@ -159,7 +160,7 @@ impl Layout {
             ids[start..start + row.input_ids.len()].copy_from_slice(&row.input_ids);
         }
         let shape = [self.rows.len() as i64, self.width as i64];
-        Tensor::from_slice(&ids).view(shape).to_device(device)
+        send(&Tensor::from_slice(&ids).view(shape), device)
     }
 
     /// Which columns hold tokens, `[b, t]` of `Kind::Bool`.
@@ -170,7 +171,7 @@ impl Layout {
         };
         let mask: Vec<u8> = (0..self.rows.len()).flat_map(row).collect();
         let shape = [self.rows.len() as i64, self.width as i64];
-        Tensor::from_slice(&mask).view(shape).to_kind(Kind::Bool).to_device(device)
+        send(&Tensor::from_slice(&mask).view(shape).to_kind(Kind::Bool), device)
     }
 
     /// The whole batch as one pass.
@@ -217,7 +218,7 @@ impl Span<'_> {
             .map(|(row, column)| self.layout.position(row, column) as i64)
             .collect();
         let shape = [self.layout.batch_size() as i64, self.width() as i64];
-        Tensor::from_slice(&ids).view(shape).to_device(device)
+        send(&Tensor::from_slice(&ids).view(shape), device)
     }
 
     /// Index into the pass's tokens, as [`Self::flat_index`], of a column of a row.

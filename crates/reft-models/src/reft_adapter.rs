@@ -13,6 +13,7 @@ use crate::hooks::{Cut, Hooks};
 use crate::layout::{Layout, Row, Span};
 use crate::reft_config::ReftConfig;
 use crate::safetensors_file::{load_safetensors, save_safetensors};
+use crate::send::send;
 use crate::site::Site;
 use crate::{Error, Result};
 
@@ -239,11 +240,9 @@ impl ReftHooks {
                 .filter_map(|&(row, token)| Some((row as i64, span.flat_index(row, token)?)));
             let (rows, indices): (Vec<i64>, Vec<i64>) = edited.unzip();
             let subspace = self.masks.as_ref().map_or(Subspace::Whole, |masks| {
-                Subspace::Masked(
-                    masks.index_select(0, &Tensor::from_slice(&rows)).to_device(device),
-                )
+                Subspace::Masked(send(&masks.index_select(0, &Tensor::from_slice(&rows)), device))
             });
-            (*group, Tensor::from_slice(&indices).to_device(device), subspace)
+            (*group, send(&Tensor::from_slice(&indices), device), subspace)
         };
         let groups = self.positions.iter().map(group).collect();
         EditedTokens { columns: span.columns.clone(), groups }

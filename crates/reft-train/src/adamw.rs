@@ -69,6 +69,19 @@ impl AdamW {
         self.slots.iter().map(|slot| slot.parameter.tensor.grad()).filter(Tensor::defined).collect()
     }
 
+    /// Which leaves have a gradient.
+    pub(crate) fn with_grad(&self) -> impl Iterator<Item = bool> {
+        self.slots.iter().map(|slot| slot.parameter.tensor.grad().defined())
+    }
+
+    /// Gives leaf `index` a gradient of 0 if it has none.
+    pub(crate) fn give_grad(&mut self, index: usize) {
+        let leaf = &self.slots[index].parameter.tensor;
+        if !leaf.grad().defined() {
+            (leaf.sum(Kind::Float) * 0.0).backward();
+        }
+    }
+
     /// Updates every leaf that has a gradient.
     pub fn step(&mut self, lr: f64) {
         self.steps += 1;

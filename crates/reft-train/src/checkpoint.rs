@@ -3,11 +3,12 @@ use std::path::{Path, PathBuf};
 
 use reft_models::{atomic_directory, load_safetensors, save_safetensors};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tch::Tensor;
 
 use crate::error::io_error;
 use crate::loss_scaler::LossScaler;
+use crate::train_config::TrainConfig;
 use crate::{Error, Result};
 
 /// Everything that a run needs to go on bit for bit.
@@ -119,15 +120,17 @@ impl Checkpoint {
 }
 
 impl RunState {
-    /// Checks that a run is the one that was saved.
+    /// Checks that a run is the one that was saved. An option that the checkpoint does not name had its default's effect when it was written.
     ///
     /// # Errors
     /// [`Error::ResumeMismatch`] with the first thing that differs.
     pub(crate) fn check_identity(&self, now: &Map<String, Value>) -> Result<()> {
+        let defaults = json!(TrainConfig::default());
         let names = self.identity.keys().chain(now.keys());
         let print = |value: Option<&Value>| value.map_or("not set".to_owned(), Value::to_string);
         for name in names {
-            let (saved, now) = (self.identity.get(name), now.get(name));
+            let saved = self.identity.get(name).or_else(|| defaults.get(name));
+            let now = now.get(name);
             if saved != now {
                 return Err(Error::ResumeMismatch {
                     field: name.clone(),
@@ -165,7 +168,6 @@ fn is_temporary(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
     use tch::{Device, Kind};
 
     fn checkpoint(step: usize) -> Checkpoint {
@@ -235,6 +237,9 @@ mod tests {
         assert_eq!(differs(json!({"lr": 0.005, "seed": 1})), None);
         assert_eq!(differs(json!({"lr": 0.004, "seed": 1})), mismatch("lr", "0.005", "0.004"));
         assert_eq!(differs(json!({"lr": 0.005})), mismatch("seed", "1", "not set"));
+        let later = |factor: f64| json!({"lr": 0.005, "seed": 1, "rotation_lr_factor": factor});
+        assert_eq!(differs(later(1.0)), None);
+        assert_eq!(differs(later(2.0)), mismatch("rotation_lr_factor", "1.0", "2.0"));
         assert_eq!(
             differs(json!({"lr": 0.005, "seed": 1, "epochs": 2})),
             mismatch("epochs", "not set", "2")

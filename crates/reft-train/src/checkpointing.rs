@@ -1,30 +1,26 @@
-use reft_models::{Adapter, Decoder, Hooks, Mode, Past};
+use reft_models::{Decoder, Hooks, Mode, Past};
 use tch::{Kind, Tensor};
 
 use crate::Result;
-use crate::batches::Batch;
+use crate::computation::{Backward, Computation};
 use crate::loss::with_run;
-use crate::reuse::FrozenStore;
 use crate::seed::seed_of;
 
 /// Activation checkpointing (Chen et al. 2016, arXiv:1604.06174), one segment per block: adds `factor · ∂loss/∂θ` to the gradients of
 /// the adapters' parameters, and returns the loss, the sum of [`loss_sum`](crate::loss_sum).
 ///
 /// The forward keeps what goes into each block and nothing else; in the backward each block is run again, with its hooks, and
-/// differentiated by itself. So memory holds the inputs of all blocks and the activations of one. `seed` decides dropout, which must
-/// fall alike in both runs of a block.
+/// differentiated by itself. So memory holds the inputs of all blocks and the activations of one. Dropout falls alike in both runs of a
+/// block.
 ///
 /// # Errors
 /// What the model or an adapter refuses.
 pub(crate) fn checkpointed_backward(
     decoder: &Decoder,
-    adapters: &[&dyn Adapter],
-    batch: &Batch,
-    frozen: Option<&mut FrozenStore>,
-    factor: f64,
-    seed: u64,
+    computation: Computation,
+    Backward { factor, seed }: Backward,
 ) -> Result<Tensor> {
-    with_run(decoder, adapters, batch, Mode::Train, frozen, |mut run| {
+    with_run(decoder, computation, Mode::Train, |mut run| {
         let cuts = run.hooks.cut();
         let stages = run.stage..decoder.config().num_hidden_layers;
         let mut past = run.past.as_mut();

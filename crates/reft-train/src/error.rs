@@ -209,6 +209,14 @@ pub enum Error {
         /// What libtorch says.
         reason: String,
     },
+    /// The processes of a run cannot sum what each has.
+    #[error(
+        "cannot sum over the processes of the run: {reason}; start them again from the checkpoint"
+    )]
+    Reduction {
+        /// What went wrong, and with which process.
+        reason: String,
+    },
     /// Weights that should be frozen ask for gradients.
     #[error(
         "weight {name} of the base model requires a gradient and is no parameter of the adapter; freeze it"

@@ -2,6 +2,7 @@ use reft_models::{Adapter, Mode};
 use serde::Serialize;
 
 use crate::batches::Batch;
+use crate::computation::Computation;
 use crate::dataset::Example;
 use crate::model::Model;
 use crate::reuse::FrozenStore;
@@ -37,8 +38,8 @@ pub fn evaluate(
     let _guard = tch::no_grad_guard();
     for examples in sorted.chunks(batch_size.max(1)) {
         let batch = Batch::collate(examples.iter().copied(), virtual_tokens)?;
-        sum +=
-            model.loss_sum(adapters, &batch, Mode::Eval, frozen.as_deref_mut())?.double_value(&[]); // sync
+        let computation = Computation::new(adapters, &batch, frozen.as_deref_mut());
+        sum += model.loss_sum(computation, Mode::Eval)?.double_value(&[]); // sync
         target_tokens += batch.n_targets();
     }
     let loss = sum / target_tokens as f64;

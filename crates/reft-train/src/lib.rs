@@ -33,6 +33,7 @@
 
 mod error;
 mod seed;
+mod share;
 mod train_config;
 
 mod data;
@@ -44,20 +45,24 @@ mod dataset;
 mod adamw;
 mod checkpointing;
 mod clip;
+mod computation;
 mod loss;
 mod loss_scaler;
 mod model;
+mod prepared;
 mod schedule;
 
 mod checkpoint;
 mod metrics;
 mod out_of_memory;
+mod outcome;
 mod progress;
 mod run_directory;
 
 mod reuse;
 
 mod evaluate;
+mod feed;
 mod trainer;
 
 pub mod das;
@@ -66,6 +71,7 @@ pub use adamw::AdamW;
 pub use batches::{Batch, Shuffle, epoch_batches};
 pub use checkpoint::Best;
 pub use clip::clip_grad_norm;
+pub use computation::{Backward, Computation};
 pub use data::{Content, Record, read_prompts, read_records};
 pub use dataset::{Dataset, Example, IGNORE_INDEX, tokenize};
 pub use error::{Error, Result};
@@ -75,12 +81,15 @@ pub use loss_scaler::{Grads, LossScaler};
 pub use metrics::{StepStats, ValidationStats};
 pub use model::Model;
 pub use out_of_memory::is_out_of_memory;
+pub use outcome::{Outcome, Step, Summary};
+pub use prepared::Prepared;
 pub use progress::{Plan, Progress, Silent};
 pub use reuse::{FrozenStore, ReuseConfig};
 pub use schedule::{Schedule, ScheduleKind};
+pub use share::{Alone, Reduce, Share};
 pub use template::{Template, TextEncoder};
 pub use train_config::TrainConfig;
-pub use trainer::{Outcome, Step, Summary, Trainer};
+pub use trainer::Trainer;
 
 /// The README's examples are tests.
 #[cfg(doctest)]

@@ -1,14 +1,16 @@
-use reft_models::{Adapter, Decoder, Forward, Hooks, Mode, Past, Reach, Row, Span, Stacked};
+use reft_models::{Adapter, Decoder, Forward, Hooks, Mode, Past, Span, Stacked};
 use tch::{Kind, Reduction, Tensor};
 
 use crate::Result;
 use crate::batches::Batch;
+use crate::computation::Computation;
+use crate::prepared::{Prepared, Start, Targets};
 use crate::reuse::{FrozenBatch, FrozenPast, FrozenStore};
 
 /// Sum of `−log p(target)` over the target tokens of a batch: a scalar in f32, differentiable in the adapters' parameters.
 ///
 /// Logits are computed only where a target is predicted, and in the last block so are queries and MLP. With `frozen`, what lies before
-/// the adapters' [`Reach`] is taken from there, and only the rest is computed; the numbers are the same to rounding. The batch's layout
+/// the adapters' [`Reach`](reft_models::Reach) is taken from there, and only the rest is computed; the numbers are the same to rounding. The batch's layout
 /// must hold the adapters' virtual tokens.
 ///
 /// # Errors
@@ -20,7 +22,12 @@ pub fn loss_sum(
     mode: Mode,
     frozen: Option<&mut FrozenStore>,
 ) -> Result<Tensor> {
-    with_run(decoder, adapters, batch, mode, frozen, |run| {
+    loss_of(decoder, Computation::new(adapters, batch, frozen), mode)
+}
+
+/// As [`loss_sum`].
+pub(crate) fn loss_of(decoder: &Decoder, computation: Computation, mode: Mode) -> Result<Tensor> {
+    with_run(decoder, computation, mode, |run| {
         let targets = run.targets;
         targets.loss_sum(decoder, &run.finish(decoder)?)
     })
@@ -29,11 +36,9 @@ pub fn loss_sum(
 /// Logits `[m, v]` that the targets of a batch are predicted by, and the targets `[m]`; without dropout.
 pub(crate) fn target_logits(
     decoder: &Decoder,
-    adapters: &[&dyn Adapter],
-    batch: &Batch,
-    frozen: Option<&mut FrozenStore>,
+    computation: Computation,
 ) -> Result<(Tensor, Tensor)> {
-    with_run(decoder, adapters, batch, Mode::Eval, frozen, |run| {
+    with_run(decoder, computation, Mode::Eval, |run| {
         let targets = run.targets;
         let h = targets.of(&run.finish(decoder)?); // [m, d]
         Ok((decoder.logits(&h), targets.labels.shallow_clone()))
@@ -61,45 +66,30 @@ impl Run<'_, '_> {
     }
 }
 
-/// What is to be predicted from the hidden states that a forward ends with.
-#[derive(Debug)]
-pub(crate) struct Targets {
-    places: Tensor, // [m], in [b·q]
-    labels: Tensor, // [m]
-}
-
-/// Prepares the forward of a batch, behind what is frozen, and does something with it.
+/// Begins the forward of a batch, behind what is frozen, and does something with it.
 pub(crate) fn with_run<T>(
     decoder: &Decoder,
-    adapters: &[&dyn Adapter],
-    batch: &Batch,
+    computation: Computation,
     mode: Mode,
-    frozen: Option<&mut FrozenStore>,
     act: impl FnOnce(Run) -> Result<T>,
 ) -> Result<T> {
-    let resumed = match frozen {
-        Some(store) => Resumed::new(decoder, adapters, batch, store)?,
-        None => None,
+    let Computation { adapters, batch, frozen, prepared } = computation;
+    let prepared = match prepared {
+        Some(prepared) => prepared,
+        None => Prepared::now(decoder, adapters, batch, frozen)?,
     };
-    let (aligned, start) = resumed.map(|r| (r.batch, (r.stage, r.column, r.frozen))).unzip();
-    let batch = aligned.as_ref().unwrap_or(batch);
+    let Prepared { batch, first_column, first_target, start, targets } = prepared;
     let layout = &batch.layout;
     let hooks = adapters.iter().map(|adapter| adapter.hooks(layout, mode));
     let mut hooks = Stacked(hooks.collect::<Result<_, _>>()?);
-    let device = decoder.device();
 
-    let column = start.as_ref().map_or(0, |(_, column, _)| *column);
-    let span = Span { layout, columns: column..layout.width() };
-    let forward = decoder.forward(&span, hooks.prefix_length());
-    let forward = forward.wanting(batch.first_target_column());
-    let (places, labels) = batch.targets(forward.outputs());
-    let targets = Targets {
-        places: Tensor::from_slice(&places).to_device(device),
-        labels: Tensor::from_slice(&labels).to_device(device),
-    };
+    let span = Span { layout, columns: first_column..layout.width() };
+    let forward = decoder.forward(&span, hooks.prefix_length()).wanting(first_target);
     let (stage, hidden_states, past) = match start {
-        Some((stage, _, FrozenBatch { hidden_states, past })) => (stage, hidden_states, Some(past)),
-        None => (0, forward.embed(&layout.input_ids(device)), None),
+        Start::Frozen(FrozenBatch { hidden_states, past }) => {
+            (past.stage, hidden_states, Some(past))
+        }
+        Start::Tokens(input_ids) => (0, forward.embed(&input_ids), None),
     };
     let (forward, hooks, targets) = (&forward, &mut hooks, &targets);
     act(Run { forward, stage, hidden_states, past, hooks, targets })
@@ -148,48 +138,6 @@ fn cross_entropy(decoder: &Decoder, h: &Tensor, labels: &Tensor, rows: i64) -> T
     }
     let carrier = (h * Tensor::cat(&gradients, 0)).sum(Kind::Float);
     Tensor::stack(&losses, 0).sum(Kind::Float) + (&carrier - carrier.detach())
-}
-
-/// A forward that begins where the adapters do.
-struct Resumed {
-    batch: Batch, // aligned at each row's first touched token
-    stage: usize,
-    column: usize,
-    frozen: FrozenBatch,
-}
-
-impl Resumed {
-    /// `None` if there is nothing before the adapters' reach.
-    fn new(
-        decoder: &Decoder,
-        adapters: &[&dyn Adapter],
-        batch: &Batch,
-        store: &mut FrozenStore,
-    ) -> Result<Option<Self>> {
-        if batch.layout.virtual_tokens() > 0 {
-            return Ok(None); // what stands before every token is not frozen
-        }
-        let reach = |(row, first): (&Row, usize)| {
-            let none = Reach { stage: decoder.config().num_hidden_layers, token: first };
-            adapters.iter().map(|adapter| adapter.reach(row)).fold(none, Reach::and)
-        };
-        let reaches: Vec<Reach> =
-            batch.layout.rows().iter().zip(batch.first_targets()).map(reach).collect();
-        let stage = reaches.iter().map(|reach| reach.stage).min().unwrap_or(0);
-        if stage == 0 && reaches.iter().all(|reach| reach.token == 0) {
-            return Ok(None);
-        }
-        let tokens: Vec<usize> = reaches.iter().map(|reach| reach.token).collect();
-        let rows = batch.layout.rows().iter().zip(&tokens);
-        let rows = rows.map(|(row, &token)| store.row(decoder, row, Reach { stage, token }));
-        let rows = rows.collect::<Result<Vec<_>>>()?;
-        let batch = batch.aligned(&tokens)?;
-        let column = tokens.iter().copied().max().unwrap_or(0);
-        let width = (batch.layout.width() - column) as i64;
-        let options = (decoder.kind(), decoder.device());
-        let frozen = FrozenBatch::of_rows(&rows, stage, column as i64, width, options);
-        Ok(Some(Self { batch, stage, column, frozen }))
-    }
 }
 
 #[cfg(test)]

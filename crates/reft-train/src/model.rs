@@ -1,10 +1,14 @@
-use reft_models::{Adapter, Decoder, FeedForward, Layout, Mode, Place, Stacked, TokenAt, Weight};
+use reft_models::{
+    Adapter, Decoder, FeedForward, Layout, Mode, Place, Stacked, TokenAt, Weight, send,
+};
 use tch::{Device, Kind, Reduction, Tensor};
 
 use crate::Result;
 use crate::batches::Batch;
 use crate::checkpointing::checkpointed_backward;
-use crate::loss::{loss_sum, target_logits};
+use crate::computation::{Backward, Computation};
+use crate::loss::{loss_of, target_logits};
+use crate::prepared::Prepared;
 use crate::reuse::FrozenStore;
 
 /// What the trainer needs of a model: it predicts labels from rows, under the hooks of adapters.
@@ -13,32 +17,19 @@ pub trait Model {
     ///
     /// # Errors
     /// What the model or an adapter refuses.
-    fn loss_sum(
-        &self,
-        adapters: &[&dyn Adapter],
-        batch: &Batch,
-        mode: Mode,
-        frozen: Option<&mut FrozenStore>,
-    ) -> Result<Tensor>;
+    fn loss_sum(&self, computation: Computation, mode: Mode) -> Result<Tensor>;
 
-    /// Adds `factor` times the gradient of a batch's loss to those of the adapters' parameters; returns the loss, as [`Self::loss_sum`]
-    /// has it, without gradient. `seed` decides dropout.
+    /// Adds the gradient of a batch's loss to those of the adapters' parameters; returns the loss, as [`Self::loss_sum`] has it, without
+    /// gradient.
     ///
     /// # Errors
     /// What the model or an adapter refuses.
-    fn backward(
-        &self,
-        adapters: &[&dyn Adapter],
-        batch: &Batch,
-        frozen: Option<&mut FrozenStore>,
-        factor: f64,
-        seed: u64,
-    ) -> Result<Tensor> {
-        tch::manual_seed(seed as i64); // dropout
-        let loss = self.loss_sum(adapters, batch, Mode::Train, frozen)?;
+    fn backward(&self, computation: Computation, backward: Backward) -> Result<Tensor> {
+        tch::manual_seed(backward.seed as i64); // dropout
+        let loss = self.loss_sum(computation, Mode::Train)?;
         // no gradient: of these examples, nothing that is predicted follows what the adapter changes
         if loss.requires_grad() {
-            (&loss * factor).backward();
+            (&loss * backward.factor).backward();
         }
         Ok(loss.detach())
     }
@@ -50,25 +41,31 @@ pub trait Model {
     /// What the model or an adapter refuses.
     fn checkpointed_backward(
         &self,
-        adapters: &[&dyn Adapter],
-        batch: &Batch,
-        frozen: Option<&mut FrozenStore>,
-        factor: f64,
-        seed: u64,
+        computation: Computation,
+        backward: Backward,
     ) -> Result<Tensor> {
-        self.backward(adapters, batch, frozen, factor, seed)
+        self.backward(computation, backward)
+    }
+
+    /// Makes a batch ready ahead of its turn, without waiting for the device: what is kept of its rows is read and sent. `None` if the device
+    /// would have to compute for it, or if there is nothing to make ready.
+    ///
+    /// # Errors
+    /// What the model refuses.
+    fn prepare(
+        &self,
+        _adapters: &[&dyn Adapter],
+        _batch: &Batch,
+        _frozen: Option<&mut FrozenStore>,
+    ) -> Result<Option<Prepared>> {
+        Ok(None)
     }
 
     /// Logits `[m, v]` in f32 that the targets of a batch are predicted by, and the targets `[m]`, without gradient.
     ///
     /// # Errors
     /// What the model or an adapter refuses.
-    fn target_logits(
-        &self,
-        adapters: &[&dyn Adapter],
-        batch: &Batch,
-        frozen: Option<&mut FrozenStore>,
-    ) -> Result<(Tensor, Tensor)>;
+    fn target_logits(&self, computation: Computation) -> Result<(Tensor, Tensor)>;
 
     /// A source run: hidden states `[m, d]` of chosen tokens at chosen places, without gradient.
     ///
@@ -90,35 +87,30 @@ pub trait Model {
 }
 
 impl Model for Decoder {
-    fn loss_sum(
-        &self,
-        adapters: &[&dyn Adapter],
-        batch: &Batch,
-        mode: Mode,
-        frozen: Option<&mut FrozenStore>,
-    ) -> Result<Tensor> {
-        loss_sum(self, adapters, batch, mode, frozen)
+    fn loss_sum(&self, computation: Computation, mode: Mode) -> Result<Tensor> {
+        loss_of(self, computation, mode)
     }
 
     fn checkpointed_backward(
         &self,
-        adapters: &[&dyn Adapter],
-        batch: &Batch,
-        frozen: Option<&mut FrozenStore>,
-        factor: f64,
-        seed: u64,
+        computation: Computation,
+        backward: Backward,
     ) -> Result<Tensor> {
-        checkpointed_backward(self, adapters, batch, frozen, factor, seed)
+        checkpointed_backward(self, computation, backward)
     }
 
-    fn target_logits(
+    fn prepare(
         &self,
         adapters: &[&dyn Adapter],
         batch: &Batch,
         frozen: Option<&mut FrozenStore>,
-    ) -> Result<(Tensor, Tensor)> {
+    ) -> Result<Option<Prepared>> {
+        Prepared::ahead(self, adapters, batch, frozen)
+    }
+
+    fn target_logits(&self, computation: Computation) -> Result<(Tensor, Tensor)> {
         let _guard = tch::no_grad_guard();
-        target_logits(self, adapters, batch, frozen)
+        target_logits(self, computation)
     }
 
     fn collect(&self, layout: &Layout, wanted: Vec<(Place, Vec<TokenAt>)>) -> Result<Vec<Tensor>> {
@@ -148,31 +140,22 @@ impl Model for Decoder {
 
 /// A network without order: every token of a row is an input of its own, and predicts the label of the token after it.
 impl Model for FeedForward {
-    fn loss_sum(
-        &self,
-        adapters: &[&dyn Adapter],
-        batch: &Batch,
-        mode: Mode,
-        _frozen: Option<&mut FrozenStore>,
-    ) -> Result<Tensor> {
+    fn loss_sum(&self, computation: Computation, mode: Mode) -> Result<Tensor> {
+        let Computation { adapters, batch, .. } = computation;
         let mut hooks = hooks_of(adapters, batch, mode)?;
         let (places, labels) = batch.targets(&batch.layout.whole());
         let logits = at(&self.logits(&batch.layout, &mut hooks)?, &places); // [m, classes]
-        let labels = Tensor::from_slice(&labels).to_device(self.device());
+        let labels = send(&Tensor::from_slice(&labels), self.device());
         Ok(logits.cross_entropy_loss(&labels, None::<Tensor>, Reduction::Sum, -100, 0.0))
     }
 
-    fn target_logits(
-        &self,
-        adapters: &[&dyn Adapter],
-        batch: &Batch,
-        _frozen: Option<&mut FrozenStore>,
-    ) -> Result<(Tensor, Tensor)> {
+    fn target_logits(&self, computation: Computation) -> Result<(Tensor, Tensor)> {
         let _guard = tch::no_grad_guard();
+        let Computation { adapters, batch, .. } = computation;
         let mut hooks = hooks_of(adapters, batch, Mode::Eval)?;
         let (places, labels) = batch.targets(&batch.layout.whole());
         let logits = at(&self.logits(&batch.layout, &mut hooks)?, &places);
-        Ok((logits, Tensor::from_slice(&labels).to_device(self.device())))
+        Ok((logits, send(&Tensor::from_slice(&labels), self.device())))
     }
 
     fn collect(&self, layout: &Layout, wanted: Vec<(Place, Vec<TokenAt>)>) -> Result<Vec<Tensor>> {
@@ -205,5 +188,5 @@ fn hooks_of<'a>(adapters: &[&'a dyn Adapter], batch: &'a Batch, mode: Mode) -> R
 
 /// The places `[m]` of `[b, t, ..]`.
 fn at(x: &Tensor, places: &[i64]) -> Tensor {
-    x.flatten(0, 1).index_select(0, &Tensor::from_slice(places).to_device(x.device()))
+    x.flatten(0, 1).index_select(0, &send(&Tensor::from_slice(places), x.device()))
 }

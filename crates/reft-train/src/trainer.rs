@@ -7,20 +7,25 @@ use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor, autocast};
 
 use crate::adamw::AdamW;
-use crate::batches::{Batch, epoch_batches};
+use crate::batches::Batch;
 use crate::checkpoint::{Best, Checkpoint, FORMAT_VERSION, RunState};
 use crate::clip::clip_grad_norm;
+use crate::computation::{Backward, Computation};
 use crate::dataset::Dataset;
 use crate::evaluate::evaluate;
+use crate::feed::Feed;
 use crate::loss_scaler::{Grads, LossScaler};
 use crate::metrics::{StepStats, ValidationStats};
 use crate::model::Model;
 use crate::out_of_memory;
+use crate::outcome::{Outcome, Step, Summary};
+use crate::prepared::Prepared;
 use crate::progress::{Plan, Progress};
 use crate::reuse::{FrozenStore, ReuseConfig};
 use crate::run_directory::RunDirectory;
 use crate::schedule::Schedule;
 use crate::seed::seed_of;
+use crate::share::{Alone, Processes, Reduce, Share};
 use crate::train_config::TrainConfig;
 use crate::{Error, Result};
 
@@ -43,41 +48,14 @@ pub struct Trainer<'a> {
     facts: Map<String, Value>,
     stop_at_loss: Option<f64>,
     is_quantised: bool,
-    /// The micro-batches of one epoch, as indices.
-    order: (usize, Vec<Vec<usize>>),
+    processes: Processes<'a>,
+    feed: Feed<'a>,
+    /// The batch that comes next, on its way to the device.
+    prepared: Option<(Batch, Prepared)>,
 }
 
 /// An adapter's or an optimizer's tensors by name.
 type State = std::collections::BTreeMap<String, Tensor>;
-
-/// What became of a step.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Step {
-    /// The adapter was updated.
-    Taken(StepStats),
-    /// Gradients overflowed f16: nothing was updated, and the loss scale is lower now.
-    Overflowed,
-}
-
-/// How a run ended.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Outcome {
-    /// All steps are done. The adapter is the best one if examples were held out, else the last one.
-    Finished(Summary),
-    /// It was asked to stop. Its checkpoint is written if it has a directory.
-    Interrupted(Summary),
-}
-
-/// What a run has come to.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Summary {
-    /// Steps taken, those before a resumption among them.
-    pub steps: usize,
-    /// Loss of the last step that this call took.
-    pub loss: Option<f64>,
-    /// The lowest validation loss, and its step.
-    pub best: Option<Best>,
-}
 
 impl<'a> Trainer<'a> {
     /// A trainer before its first step, which writes no files.
@@ -103,9 +81,10 @@ impl<'a> Trainer<'a> {
             _ => LossScaler::disabled(),
         };
         let frozen = config.reuse.then(|| FrozenStore::new(ReuseConfig::default()));
-        let order = (0, Self::order_of(dataset, &config, 0));
-        let steps = total_steps(&config, order.1.len());
-        let schedule = Schedule::new(config.schedule, config.lr, config.warmup_ratio, steps);
+        let feed = Feed::new(&dataset.train, &config);
+        let processes = Processes { share: Share::WHOLE, reduction: &Alone };
+        let TrainConfig { schedule, lr, warmup_ratio, .. } = config;
+        let schedule = Schedule::new(schedule, lr, warmup_ratio, feed.total_steps());
         Ok(Self {
             model,
             adapter,
@@ -121,7 +100,9 @@ impl<'a> Trainer<'a> {
             facts: Map::new(),
             stop_at_loss: None,
             is_quantised: model.weights().iter().any(|(_, weight)| weight.tensor().is_none()),
-            order,
+            processes,
+            feed,
+            prepared: None,
         })
     }
 
@@ -149,6 +130,20 @@ impl<'a> Trainer<'a> {
         self
     }
 
+    /// Makes the trainer that of one process among several, each with the same model, data, options and adapter at the start. The examples
+    /// held out are evaluated by each of them; files are written by the first only, and read by all. To be called before
+    /// [`Self::starting_in`] or [`Self::resuming_in`].
+    ///
+    /// A process's loss is divided by the number of target tokens of all processes, so the sum of their gradients is that of one process
+    /// with the micro-batches of all.
+    pub fn sharing(mut self, share: Share, reduction: &'a dyn Reduce) -> Self {
+        self.processes = Processes { share, reduction };
+        self.feed = self.feed.sharing(share);
+        let TrainConfig { schedule, lr, warmup_ratio, .. } = self.config;
+        self.schedule = Schedule::new(schedule, lr, warmup_ratio, self.total_steps());
+        self
+    }
+
     /// Ends training early, after the first step whose loss is no more than this.
     pub fn stopping_at(mut self, loss: f64) -> Self {
         self.stop_at_loss = Some(loss);
@@ -160,7 +155,9 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// [`Error::RunExists`] if a run has been there; [`Error::Io`].
     pub fn starting_in(mut self, directory: &Path) -> Result<Self> {
-        self.directory = Some(RunDirectory::create(directory, self.identity())?);
+        if self.processes.share.is_first() {
+            self.directory = Some(RunDirectory::create(directory, self.identity())?);
+        }
         Ok(self)
     }
 
@@ -182,7 +179,9 @@ impl<'a> Trainer<'a> {
             saved = Some(state.step);
             self.best = state.best.zip(best);
         }
-        self.directory = Some(RunDirectory::reopen(directory, saved, identity)?);
+        if self.processes.share.is_first() {
+            self.directory = Some(RunDirectory::reopen(directory, saved, identity)?);
+        }
         Ok(self)
     }
 
@@ -276,29 +275,34 @@ impl<'a> Trainer<'a> {
     }
 
     /// One optimizer step. The loss is the mean over the target tokens of all its micro-batches, so cutting it into other
-    /// micro-batches changes nothing but memory.
+    /// micro-batches, or sharing them out among processes, changes nothing but memory.
     ///
     /// # Errors
-    /// [`Error::NotFinite`], with nothing updated; what the model or the adapter refuses.
+    /// [`Error::NotFinite`], with nothing updated; [`Error::Reduction`]; what the model or the adapter refuses.
     pub fn step(&mut self, micro_batches: &[Batch]) -> Result<Step> {
         let started = Instant::now();
         let n_targets: i64 = micro_batches.iter().map(Batch::n_targets).sum();
+        let n_tokens: usize = micro_batches.iter().map(Batch::n_tokens).sum();
+        let counts = self.processes.sums(&[n_targets as f64, n_tokens as f64])?;
+        let (n_targets, n_tokens) = (counts[0], counts[1]);
         let mut losses = Vec::with_capacity(micro_batches.len());
         self.optimizer.zero_grad();
         self.adapter.begin_step(self.step as f64 / self.total_steps().max(1) as f64);
         for (i, batch) in micro_batches.iter().enumerate() {
-            let seed = seed_of(&[self.config.seed, self.step as u64, i as u64]);
-            let factor = self.scaler.scale() / n_targets as f64;
+            let place = self.processes.share.place_in_step(i);
+            let seed = seed_of(&[self.config.seed, self.step as u64, place as u64]);
+            let factor = self.scaler.scale() / n_targets;
             let loss_sum = self.with_memory(|run| {
-                autocast(run.uses_autocast(), || run.backward(batch, factor, seed))
+                autocast(run.uses_autocast(), || run.backward(batch, Backward { factor, seed }))
             })?;
-            losses.push(loss_sum / n_targets as f64);
+            losses.push(loss_sum / n_targets);
+            self.look_ahead(micro_batches.get(i + 1));
         }
-        if let Some(penalty) = self.adapter.penalty() {
+        // a part of the loss that is no sum over examples, and counts once
+        if let Some(penalty) = self.adapter.penalty().filter(|_| self.processes.share.is_first()) {
             (penalty * self.scaler.scale()).backward();
         }
-        let loss = self.finite_loss(&losses, micro_batches)?;
-        let grads = self.optimizer.grads();
+        let (loss, grads) = self.reduced(&losses, micro_batches)?;
         if self.scaler.unscale(&grads) == Grads::Overflow {
             self.scaler.back_off();
             return Ok(Step::Overflowed);
@@ -319,8 +323,8 @@ impl<'a> Trainer<'a> {
             loss,
             lr,
             grad_norm,
-            tokens: micro_batches.iter().map(Batch::n_tokens).sum(),
-            target_tokens: n_targets,
+            tokens: n_tokens as usize,
+            target_tokens: n_targets as i64,
             seconds: started.elapsed().as_secs_f64(),
         }))
     }
@@ -335,41 +339,47 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Adds `factor` times the gradient of a batch's loss; returns the loss, `Σ −log p(target)` in f32.
-    fn backward(&mut self, batch: &Batch, factor: f64, seed: u64) -> Result<Tensor> {
-        let (adapters, frozen) = ([&*self.adapter], self.frozen.as_mut());
+    /// Adds the gradient of a batch's loss; returns the loss, `Σ −log p(target)` in f32.
+    fn backward(&mut self, batch: &Batch, backward: Backward) -> Result<Tensor> {
+        let adapters: &[&dyn Adapter] = &[&*self.adapter];
+        let prepared = self.prepared.take().filter(|(of, _)| of == batch).map(|(_, made)| made);
+        let frozen = self.frozen.as_mut();
+        let computation = Computation { prepared, ..Computation::new(adapters, batch, frozen) };
         // blocks that are expanded for one forward of all layers would be held until its backward
         if self.config.checkpoint_activations || self.is_quantised {
-            return self.model.checkpointed_backward(&adapters, batch, frozen, factor, seed);
+            return self.model.checkpointed_backward(computation, backward);
         }
-        self.model.backward(&adapters, batch, frozen, factor, seed)
+        self.model.backward(computation, backward)
     }
 
-    /// The batches of a step, counted from 0. The last step of an epoch may have fewer or smaller ones.
+    /// Makes ready what comes after the present batch, the next of this step or the first of the step to come, while the device is at work.
+    /// What fails here fails again when it is wanted, and is told then.
+    fn look_ahead(&mut self, next: Option<&Batch>) {
+        let virtual_tokens = self.adapter.virtual_tokens();
+        let of_next_step = || self.feed.first_of(self.step + 1, virtual_tokens);
+        let Some(batch) = next.cloned().or_else(of_next_step) else { return };
+        let prepared = self
+            .with_memory(|run| run.model.prepare(&[&*run.adapter], &batch, run.frozen.as_mut()));
+        self.prepared = prepared.ok().flatten().map(|prepared| (batch, prepared));
+    }
+
+    /// This process's batches of a step, counted from 0. The last step of an epoch may have fewer or smaller ones, or none for some of
+    /// several processes.
     ///
     /// # Errors
     /// What [`Batch::collate`] refuses.
     pub fn micro_batches(&mut self, step: usize) -> Result<Vec<Batch>> {
-        let (epoch, index) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
-        if self.order.0 != epoch {
-            self.order = (epoch, Self::order_of(self.dataset, &self.config, epoch));
-        }
-        let virtual_tokens = self.adapter.virtual_tokens();
-        let examples = |indices: &Vec<usize>| {
-            Batch::collate(indices.iter().map(|&i| &self.dataset.train[i]), virtual_tokens)
-        };
-        let first = index * self.config.grad_accum;
-        self.order.1[first..].iter().take(self.config.grad_accum).map(examples).collect()
+        self.feed.step(step, self.adapter.virtual_tokens())
     }
 
     /// Optimizer steps of the whole run.
     pub fn total_steps(&self) -> usize {
-        total_steps(&self.config, self.order.1.len())
+        self.feed.total_steps()
     }
 
     /// Optimizer steps of an epoch.
     pub fn steps_per_epoch(&self) -> usize {
-        self.order.1.len().div_ceil(self.config.grad_accum)
+        self.feed.steps_per_epoch()
     }
 
     /// Repeats a step that overflows, at lower and lower loss scales.
@@ -391,16 +401,33 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// The loss of a step from its micro-batches' shares of it.
-    fn finite_loss(&self, shares: &[Tensor], micro_batches: &[Batch]) -> Result<f64> {
-        let shares = Vec::<f64>::try_from(Tensor::stack(shares, 0).to_kind(Kind::Double))?; // sync
-        for (share, batch) in shares.iter().zip(micro_batches) {
-            if !share.is_finite() {
-                let (step, ids) = (self.step + 1, batch.ids.clone());
-                return Err(Error::NotFinite { what: "loss", value: *share, step, ids });
-            }
+    /// The loss of a step, from its micro-batches' shares of it, and the gradients: summed over all processes, and not yet used.
+    fn reduced(
+        &mut self,
+        shares: &[Tensor],
+        micro_batches: &[Batch],
+    ) -> Result<(f64, Vec<Tensor>)> {
+        let shares = match shares {
+            [] => Vec::new(),
+            _ => Vec::<f64>::try_from(Tensor::stack(shares, 0).to_kind(Kind::Double))?, // sync
+        };
+        let mut own = vec![shares.iter().sum()];
+        own.extend(self.optimizer.with_grad().map(f64::from));
+        let sums = self.processes.sums(&own)?;
+        let loss = sums[0];
+        if !loss.is_finite() {
+            let mut own = shares.into_iter().zip(micro_batches);
+            let found = own.find(|(share, _)| !share.is_finite());
+            let elsewhere = || (loss, vec!["of another process".to_owned()]);
+            let (value, ids) = found.map_or_else(elsewhere, |(s, batch)| (s, batch.ids.clone()));
+            return Err(Error::NotFinite { what: "loss", value, step: self.step + 1, ids });
         }
-        Ok(shares.iter().sum())
+        for leaf in (0..sums.len() - 1).filter(|leaf| sums[leaf + 1] > 0.0) {
+            self.optimizer.give_grad(leaf); // where another process has one
+        }
+        let mut grads = self.optimizer.grads();
+        self.processes.reduction.sum(&mut grads)?;
+        Ok((loss, grads))
     }
 
     /// Whether something is to happen after the present step: every `every` steps, or if that is 0 every `default` steps; and
@@ -486,6 +513,9 @@ impl<'a> Trainer<'a> {
             let bytes: usize = self.model.weights().iter().map(|(_, weight)| weight.bytes()).sum();
             identity.insert("weights".into(), json!(format!("quantised, {bytes} bytes")));
         }
+        if self.processes.share.world() > 1 {
+            identity.insert("world".into(), json!(self.processes.share.world()));
+        }
         identity.insert("method".into(), json!(self.adapter.method()));
         identity.insert("data".into(), json!(self.dataset.digest()));
         identity.extend(self.facts.clone());
@@ -500,23 +530,11 @@ impl<'a> Trainer<'a> {
     fn uses_autocast(&self) -> bool {
         self.model.kind() == Kind::Half && self.model.device().is_cuda()
     }
-
-    fn order_of(dataset: &Dataset, config: &TrainConfig, epoch: usize) -> Vec<Vec<usize>> {
-        epoch_batches(&dataset.train, config.batch_size, config.shuffle, config.seed, epoch)
-    }
 }
 
 fn fresh_optimizer(adapter: &dyn Adapter, config: &TrainConfig) -> AdamW {
     AdamW::new(adapter.parameters(), config.weight_decay)
         .with_rotation_lr_factor(config.rotation_lr_factor)
-}
-
-/// Epochs of a run that names neither epochs nor steps.
-const DEFAULT_EPOCHS: usize = 3;
-
-fn total_steps(config: &TrainConfig, batches_per_epoch: usize) -> usize {
-    let epochs = config.epochs.unwrap_or(DEFAULT_EPOCHS);
-    config.max_steps.unwrap_or(epochs * batches_per_epoch.div_ceil(config.grad_accum))
 }
 
 /// Checks that the adapter's parameters, and nothing else, want gradients.

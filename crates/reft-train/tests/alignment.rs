@@ -15,8 +15,8 @@ use reft_train::das::{
     VariableSwap, accuracy,
 };
 use reft_train::{
-    Batch, Dataset, Example, FrozenStore, IGNORE_INDEX, Model, ReuseConfig, ScheduleKind, Shuffle,
-    Silent, TrainConfig, Trainer,
+    Batch, Computation, Dataset, Example, FrozenStore, IGNORE_INDEX, Model, ReuseConfig,
+    ScheduleKind, Shuffle, Silent, TrainConfig, Trainer,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -282,7 +282,8 @@ fn a_decoder_s_frozen_work_is_done_once_and_changes_neither_loss_nor_gradient() 
     let raw = adapter.parameters().remove(0).tensor;
     let run =
         |frozen: Option<&mut FrozenStore>| -> Result<(f64, Tensor), Box<dyn std::error::Error>> {
-            let loss = decoder.loss_sum(&[&adapter], &batch, Mode::Train, frozen)?;
+            let loss =
+                decoder.loss_sum(Computation::new(&[&adapter], &batch, frozen), Mode::Train)?;
             let gradient = Tensor::run_backward(&[&loss], &[&raw], false, false).remove(0);
             Ok((loss.double_value(&[]), gradient))
         };
@@ -298,10 +299,11 @@ fn a_decoder_s_frozen_work_is_done_once_and_changes_neither_loss_nor_gradient() 
         assert!(size > 1e-3 && difference < 1e-4 * size, "{difference:e} of {size:e}");
     }
     assert_eq!((store.len(), whole_rows.len()), (12, 12));
-    let logits = |frozen| decoder.target_logits(&[&adapter], &batch, frozen);
+    let logits = |frozen| decoder.target_logits(Computation::new(&[&adapter], &batch, frozen));
     let difference = logits(None)?.0 - logits(Some(&mut whole_rows))?.0;
     assert!(difference.abs().max().double_value(&[]) < 1e-5); // f32, logits of about 1
-    let plain = decoder.loss_sum(&[], &batch, Mode::Eval, None)?.double_value(&[]);
+    let plain =
+        decoder.loss_sum(Computation::new(&[], &batch, None), Mode::Eval)?.double_value(&[]);
     assert!((plain - loss).abs() > 1e-3, "nothing was swapped");
     Ok(())
 }

@@ -10,6 +10,7 @@ use crate::compare::peak_memory;
 use crate::error::{Error, Result};
 use crate::registry::trainable_parameters;
 use crate::timing::case::{FLOOR, TimingCase};
+use crate::timing::map_seconds::map_seconds;
 
 /// What one process measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,6 +27,8 @@ pub struct Measured {
     pub weight_bytes: u64,
     /// Trained numbers.
     pub trainable_parameters: i64,
+    /// Seconds of the method's orthonormal map, forward and backward, if it has one. Every step holds it once.
+    pub map_seconds: Option<Vec<f64>>,
     /// Times of each generation, if that was wanted.
     pub generation: Vec<GenerationSeconds>,
 }
@@ -79,6 +82,8 @@ pub fn measure(case: &TimingCase, device: Device) -> Result<Measured> {
     drop(trainer);
     let peak_memory_bytes = peak_memory();
     let is_floor = case.method == FLOOR;
+    let method = case.method_config(decoder.config())?;
+    let map_seconds = method.map(|method| map_seconds(&method, device)).transpose()?.flatten();
     Ok(Measured {
         first_epoch,
         later_epochs,
@@ -86,6 +91,7 @@ pub fn measure(case: &TimingCase, device: Device) -> Result<Measured> {
         device_memory_bytes: None,
         weight_bytes: decoder.weight_bytes() as u64,
         trainable_parameters: if is_floor { 0 } else { trainable_parameters(&*adapter) },
+        map_seconds,
         generation: generation_seconds(case, &decoder, &*adapter, &dataset.train)?,
     })
 }
@@ -156,7 +162,7 @@ fn generation_seconds(
     Ok(seconds?.split_off(1))
 }
 
-fn synchronize(device: Device) {
+pub(crate) fn synchronize(device: Device) {
     if let Device::Cuda(index) = device {
         Cuda::synchronize(index as i64);
     }

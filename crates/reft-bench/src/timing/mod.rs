@@ -2,6 +2,7 @@
 
 mod case;
 mod floor;
+mod map_seconds;
 mod measure;
 mod report;
 

@@ -75,6 +75,8 @@ pub struct TimingRow {
     pub device_memory_mb: Option<f64>,
     /// Trained numbers.
     pub trainable_parameters: i64,
+    /// Median of the seconds that the orthonormal map takes of every step, forward and backward, if the method has one.
+    pub map_seconds_median: Option<f64>,
     /// Seconds of every step.
     pub step_seconds: Vec<f64>,
     /// Steps on rows that are not kept yet, if they differ from the others.
@@ -162,6 +164,8 @@ impl TimingRow {
             rounds.iter().flat_map(|one| one.later_epochs.clone().unwrap_or_default()).collect();
         let generations: Vec<GenerationSeconds> =
             rounds.iter().flat_map(|one| one.generation.clone()).collect();
+        let map: Vec<f64> =
+            rounds.iter().flat_map(|one| one.map_seconds.iter().flatten().copied()).collect();
         let (step_seconds, first_epoch) = match later.is_empty() {
             true => (first, None),
             false => (later, Some(FirstEpoch::new(first))),
@@ -178,6 +182,7 @@ impl TimingRow {
             peak_memory_mb: megabytes(peak),
             device_memory_mb: megabytes(on_device),
             trainable_parameters: rounds[0].trainable_parameters,
+            map_seconds_median: (!map.is_empty()).then(|| median(&map)),
             step_seconds,
             first_epoch,
             generation: GenerationTiming::new(case.new_tokens, &generations),
@@ -309,6 +314,7 @@ mod tests {
             device_memory_bytes: None,
             weight_bytes: 500_000,
             trainable_parameters: 1_234,
+            map_seconds: later.map(|later| vec![later[0] / 64.0]),
             generation: vec![GenerationSeconds { prefill: first[1], decode_per_token }],
         }
     }
@@ -342,6 +348,10 @@ mod tests {
         assert_eq!((floor.peak_memory_mb, floor.first_epoch.as_ref()), (Some(3.0), None));
         assert_eq!((loreft.step_seconds_min, loreft.step_seconds_median), (0.25, 0.625));
         assert_eq!((loreft.peak_memory_mb, loreft.trainable_parameters), (Some(7.0), 1_234));
+        assert_eq!(
+            (floor.map_seconds_median, loreft.map_seconds_median),
+            (None, Some(0.625 / 64.0))
+        );
         let first = loreft.first_epoch.as_ref().expect("kept");
         assert_eq!((first.step_seconds_min, first.step_seconds_median), (1.0, 2.5));
         let generation = loreft.generation.as_ref().expect("timed");

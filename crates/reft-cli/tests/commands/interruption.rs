@@ -177,3 +177,46 @@ fn a_run_goes_on_only_with_its_own_options() -> Result {
     assert!(other_data.stderr.contains("cannot resume: data"), "{}", other_data.stderr);
     Ok(())
 }
+
+/// Options that have been added since: what a run was done with before there were any is their default.
+#[test]
+fn a_run_whose_files_are_older_than_some_options_goes_on() -> Result {
+    let dir = tempfile::tempdir()?;
+    let (data, whole, old) =
+        (many_rows(dir.path(), 8)?, dir.path().join("whole"), dir.path().join("old"));
+    let mut losses_of = Vec::new();
+    for output in [&whole, &old] {
+        let mut run = args!["train", "--model", oracle("tiny_llama"), "--data", data];
+        run.extend(args!["--output", output, "--max-steps", "60", "--rank", "2", "--threads", "1"]);
+        run.extend(args!["--batch-size", "2", "--checkpoint-every", "3"]);
+        let mut run = start(run)?;
+        if *output == old {
+            wait_for_step(&mut run, output, 7)?;
+            run.kill()?;
+        }
+        run.wait()?;
+        losses_of.push(losses(output)?);
+    }
+    assert!(losses_of[1].len() < losses_of[0].len(), "the run had ended already");
+    let added = ["weights", "tf32", "rotation_lr_factor"];
+    let options = old.join("train.toml");
+    let text = std::fs::read_to_string(&options)?;
+    let is_added = |line: &str| added.iter().any(|name| line.starts_with(&format!("{name} = ")));
+    let older: Vec<&str> = text.lines().filter(|line| !is_added(line)).collect();
+    assert_eq!(older.len() + added.len(), text.lines().count(), "{text}");
+    std::fs::write(&options, older.join("\n") + "\n")?;
+    for checkpoint in std::fs::read_dir(old.join("checkpoint"))? {
+        let state = checkpoint?.path().join("trainer.json");
+        let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&state)?)?;
+        let identity = json["identity"].as_object_mut().ok_or("an identity")?;
+        assert!(identity.remove("rotation_lr_factor").is_some());
+        std::fs::write(&state, json.to_string())?;
+    }
+    let resume = args!["train", "--resume", "--output", old];
+    let other = run([resume.clone(), args!["--weights", "int8"]].concat())?;
+    let says = "weights was \"dense\" when the run was started, now it is \"int8\"";
+    assert!(other.code == Some(1) && other.stderr.contains(says), "{}", other.stderr);
+    succeed(resume)?;
+    assert_eq!(losses(&old)?, losses(&whole)?);
+    Ok(())
+}

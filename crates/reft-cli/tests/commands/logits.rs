@@ -99,6 +99,31 @@ fn adapters_imported_from_pyreft_give_its_logits_padded_on_either_side() -> Resu
 }
 
 #[test]
+fn an_adapter_imported_without_its_model_runs_and_says_what_is_not_known_of_it() -> Result {
+    let dir = tempfile::tempdir()?;
+    let (named, unnamed) = (import(dir.path(), "loreft")?, dir.path().join("unnamed"));
+    let saved = oracle("reft_saved").join("loreft");
+    let run = succeed(args![
+        "import",
+        "--from",
+        "pyreft",
+        saved,
+        "--positions",
+        "f2+l2",
+        "--share-weights",
+        "--output",
+        unnamed
+    ])?;
+    for word in ["does not name its base model", "hidden size 64", "--model"] {
+        assert!(run.stderr.contains(word), "{word:?} is not in {}", run.stderr);
+    }
+    let input = logits_input(dir.path())?;
+    let of = |adapter: &Path| logits(dir.path(), &input, &args!["--adapter", adapter]);
+    assert_eq!(of(&unnamed)?["logits"], of(&named)?["logits"]);
+    Ok(())
+}
+
+#[test]
 fn without_prompt_lengths_a_whole_row_is_prompt() -> Result {
     let dir = tempfile::tempdir()?;
     let adapter = import(dir.path(), "loreft")?;

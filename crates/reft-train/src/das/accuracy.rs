@@ -4,6 +4,7 @@ use tch::Tensor;
 
 use crate::Result;
 use crate::batches::Batch;
+use crate::computation::Computation;
 use crate::dataset::{Example, IGNORE_INDEX};
 use crate::model::Model;
 use crate::reuse::FrozenStore;
@@ -76,7 +77,8 @@ pub fn likeliest(
     let mut given = Vec::with_capacity(examples.len());
     for examples in examples.chunks(batch_size.max(1)) {
         let batch = Batch::collate(examples, 0)?;
-        let (logits, _) = model.target_logits(adapters, &batch, frozen.as_deref_mut())?;
+        let (logits, _) =
+            model.target_logits(Computation::new(adapters, &batch, frozen.as_deref_mut()))?;
         let found = match answers.numel() {
             0 => logits.argmax(-1, false),
             _ => answers.index_select(0, &logits.index_select(-1, &answers).argmax(-1, false)),

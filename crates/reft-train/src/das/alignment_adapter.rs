@@ -5,7 +5,7 @@ use std::path::Path;
 use reft_core::{AlignmentSet, Annealing, GateKind, Interchange, Parameter, SubspaceInterchange};
 use reft_models::{
     Adapter, Error, Hooks, InterchangeHooks, Layout, Mode, Place, Reach, Result, Row, Swap,
-    TokenAt, save_safetensors,
+    TokenAt, save_safetensors, send,
 };
 use tch::Tensor;
 
@@ -197,7 +197,7 @@ impl Adapter for AlignmentAdapter {
         let mut swaps = Vec::new();
         for (swap, interchange) in self.swaps.iter().zip(self.interchanges(gates)?) {
             let (tokens, sources) = swap.in_batch(layout)?;
-            let sources = Tensor::from_slice(&sources).to_device(swap.sources.device());
+            let sources = send(&Tensor::from_slice(&sources), swap.sources.device());
             swaps.push(Swap {
                 place: swap.place.clone(),
                 tokens,

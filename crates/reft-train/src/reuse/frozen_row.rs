@@ -1,4 +1,6 @@
-use reft_models::{Decoder, Layout, NoHooks, PaddingSide, Past, Reach, Row, Span};
+use std::rc::Rc;
+
+use reft_models::{Decoder, Layout, NoHooks, PaddingSide, Past, Reach, Row, Span, send};
 use tch::{Device, Kind, Tensor};
 
 use crate::Result;
@@ -100,7 +102,7 @@ impl Past for Kept {
 /// The frozen part of a batch, its rows aligned at their first touched token.
 #[derive(Debug)]
 pub(crate) struct FrozenBatch {
-    /// What goes into the first stage that is not frozen, in the columns that are: `[b, t, d]`.
+    /// What goes into the first stage that is not frozen, in the columns that are not: `[b, t, d]`.
     pub(crate) hidden_states: Tensor,
     /// Keys and values of the columns before.
     pub(crate) past: FrozenPast,
@@ -109,7 +111,7 @@ pub(crate) struct FrozenBatch {
 impl FrozenBatch {
     /// Puts rows side by side on a device: `columns` are before the first touched tokens, `width` from there on.
     pub(crate) fn of_rows(
-        rows: &[impl std::borrow::Borrow<FrozenRow>],
+        rows: &[Rc<FrozenRow>],
         stage: usize,
         columns: i64,
         width: i64,
@@ -117,11 +119,11 @@ impl FrozenBatch {
     ) -> Self {
         let b = rows.len() as i64;
         let options = (kind, Device::Cpu);
-        let d = rows.first().map_or(0, |row| row.borrow().hidden_states.size()[1]);
+        let d = rows.first().map_or(0, |row| row.hidden_states.size()[1]);
         let hidden_states = Tensor::zeros([b, width, d], options);
         let mut past: Option<Tensor> = None; // [blocks, 2, b, n_kv, columns, d_h]
         for (i, row) in rows.iter().enumerate() {
-            let (row, i) = (row.borrow(), i as i64);
+            let i = i as i64;
             let t = row.hidden_states.size()[0];
             hidden_states.select(0, i).narrow(0, 0, t).copy_(&row.hidden_states);
             if let Some(own) = &row.keys_and_values {
@@ -133,8 +135,8 @@ impl FrozenBatch {
                 past.select(2, i).narrow(3, columns - token, token).copy_(own);
             }
         }
-        let past = past.map(|past| past.to_device(device));
-        let hidden_states = hidden_states.to_device(device);
+        let past = past.map(|past| send(&past, device));
+        let hidden_states = send(&hidden_states, device);
         Self { hidden_states, past: FrozenPast { stage, keys_and_values: past } }
     }
 }
@@ -142,7 +144,8 @@ impl FrozenBatch {
 /// Keys and values of columns that are frozen; gradients flow through those that come after them.
 #[derive(Debug)]
 pub(crate) struct FrozenPast {
-    stage: usize,
+    /// The first stage that is not frozen.
+    pub(crate) stage: usize,
     keys_and_values: Option<Tensor>, // [blocks, 2, b, n_kv, columns, d_h]
 }
 

@@ -1,5 +1,6 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use reft_models::{Decoder, Reach, Row};
 use sysinfo::System;
@@ -43,7 +44,7 @@ struct Key {
 
 #[derive(Debug)]
 enum Kept {
-    Memory(std::rc::Rc<FrozenRow>),
+    Memory(Rc<FrozenRow>),
     File { hidden_states: Place, keys_and_values: Option<Place> },
 }
 
@@ -109,39 +110,48 @@ impl FrozenStore {
         decoder: &Decoder,
         row: &Row,
         reach: Reach,
-    ) -> Result<std::rc::Rc<FrozenRow>> {
-        if self.whole_rows {
-            return Ok(self.kept(decoder, row, None)?.at(reach).into());
+    ) -> Result<Rc<FrozenRow>> {
+        if let Some(kept) = self.kept_row(row, reach) {
+            return Ok(kept);
         }
-        self.kept(decoder, row, Some(reach))
+        if self.whole_rows {
+            let whole = Rc::new(FrozenRow::compute_whole(decoder, row)?);
+            self.keep(self.key(row, reach), &whole);
+            return Ok(whole.at(reach).into());
+        }
+        let computed = Rc::new(FrozenRow::compute(decoder, row, reach)?);
+        self.keep(self.key(row, reach), &computed);
+        Ok(computed)
     }
 
-    fn kept(
-        &mut self,
-        decoder: &Decoder,
-        row: &Row,
-        reach: Option<Reach>,
-    ) -> Result<std::rc::Rc<FrozenRow>> {
-        let key = Key { input_ids: row.input_ids.clone(), reach };
-        match self.rows.get(&key) {
-            Some(Kept::Memory(row)) => return Ok(row.clone()),
-            Some(Kept::File { hidden_states, keys_and_values }) => {
+    /// Whether the store has a row.
+    pub(crate) fn has(&self, row: &Row, reach: Reach) -> bool {
+        self.rows.contains_key(&self.key(row, reach))
+    }
+
+    /// The frozen part of a row, if the store has it and its file can be read.
+    pub(crate) fn kept_row(&mut self, row: &Row, reach: Reach) -> Option<Rc<FrozenRow>> {
+        let kept = match self.rows.get(&self.key(row, reach))? {
+            Kept::Memory(row) => row.clone(),
+            Kept::File { hidden_states, keys_and_values } => {
                 match self.read(hidden_states, keys_and_values.as_ref()) {
-                    Ok(row) => return Ok(row.into()),
-                    Err(error) => self.close_file("read", &error),
+                    Ok(row) => row.into(),
+                    Err(error) => {
+                        self.close_file("read", &error);
+                        return None;
+                    }
                 }
             }
-            None => {}
-        }
-        let row = std::rc::Rc::new(match reach {
-            Some(reach) => FrozenRow::compute(decoder, row, reach)?,
-            None => FrozenRow::compute_whole(decoder, row)?,
-        });
-        self.keep(key, &row);
-        Ok(row)
+        };
+        Some(if self.whole_rows { kept.at(reach).into() } else { kept })
     }
 
-    fn keep(&mut self, key: Key, row: &std::rc::Rc<FrozenRow>) {
+    fn key(&self, row: &Row, reach: Reach) -> Key {
+        let reach = Some(reach).filter(|_| !self.whole_rows);
+        Key { input_ids: row.input_ids.clone(), reach }
+    }
+
+    fn keep(&mut self, key: Key, row: &Rc<FrozenRow>) {
         let bytes = row.bytes() as u64;
         if self.insertions.is_multiple_of(LOOK_EVERY) {
             self.look_at_memory();
@@ -255,6 +265,7 @@ mod tests {
         assert!(store.len() == 2 && store.take_warnings().is_empty());
 
         store.file = Spill::Open(SpillFile::create(directory.path())?); // an empty one
+        assert!(store.kept_row(&rows[0], reach).is_none()); // as it is read ahead of its turn
         assert_eq!(tensors(&mut store)?, computed);
         let warnings = store.take_warnings();
         assert_eq!(warnings.len(), 1, "{warnings:?}");

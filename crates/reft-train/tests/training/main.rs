@@ -2,6 +2,7 @@
 
 mod composition;
 mod kinds;
+mod look_ahead;
 mod loss_scaler;
 mod oracle;
 mod orthonormality;
@@ -10,5 +11,6 @@ mod quantised;
 mod resume;
 mod reuse;
 mod run;
+mod share;
 mod templates;
 mod tiny_llama;

@@ -1,0 +1,149 @@
+use tch::Tensor;
+
+use crate::{Error, Result};
+
+/// Which part of a run is this process's: the `rank`-th of `world`, as `torch.distributed` counts them.
+///
+/// All processes hold all examples and draw one order of them from the seed. A step takes `world` times as many micro-batches of it, and
+/// of those the process has every `world`-th, beginning with the `rank`-th. At the end of an epoch some processes may have fewer than
+/// others, or none: no example is taken twice and none is left out, other than by torch's `DistributedSampler`. What is random of a
+/// micro-batch follows from the seed, the step and its place among those of all processes, so a run of `world` processes draws what one
+/// process with `world` times as many micro-batches a step does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    rank: usize,
+    world: usize,
+}
+
+impl Share {
+    /// All of a run.
+    pub const WHOLE: Self = Self { rank: 0, world: 1 };
+
+    /// The part of one process among `world`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] unless `rank` is below `world`.
+    pub fn new(rank: usize, world: usize) -> Result<Self> {
+        if rank < world {
+            return Ok(Self { rank, world });
+        }
+        let found = format!("{rank} of a world of {world}");
+        Err(Error::Config { field: "rank", found, expected: "a number from 0 to below world" })
+    }
+
+    /// The process's number, from 0.
+    pub fn rank(self) -> usize {
+        self.rank
+    }
+
+    /// Number of processes.
+    pub fn world(self) -> usize {
+        self.world
+    }
+
+    /// Whether this is the process that does what is done once: files, and what is no sum over examples.
+    pub fn is_first(self) -> bool {
+        self.rank == 0
+    }
+
+    /// Steps that `micro_batches` of an epoch take, `each` of them to a process.
+    pub(crate) fn steps(self, micro_batches: usize, each: usize) -> usize {
+        micro_batches.div_ceil(each * self.world)
+    }
+
+    /// The places, among an epoch's `micro_batches`, of those that are the process's in a step of `each`.
+    pub(crate) fn places(
+        self,
+        step: usize,
+        each: usize,
+        micro_batches: usize,
+    ) -> impl Iterator<Item = usize> {
+        let first = step * each * self.world;
+        let end = micro_batches.min(first + each * self.world);
+        (first + self.rank..end).step_by(self.world)
+    }
+
+    /// The place of a process's `i`-th micro-batch among those of its step.
+    pub(crate) fn place_in_step(self, i: usize) -> usize {
+        i * self.world + self.rank
+    }
+}
+
+/// Sums over the processes of a run.
+///
+/// Every process calls it equally often, with as many tensors of the same shapes and kinds: counts and losses in f64 on the host, and
+/// gradients in f32 on the model's device.
+pub trait Reduce {
+    /// Replaces each tensor, in place, by its sum over all processes.
+    ///
+    /// # Errors
+    /// [`Error::Reduction`] if a process is gone or cannot be reached; the run ends then.
+    fn sum(&self, tensors: &mut [Tensor]) -> Result<()>;
+}
+
+/// The reduction of a process that is alone: what it has is the sum.
+#[derive(Debug, Clone, Copy)]
+pub struct Alone;
+
+impl Reduce for Alone {
+    fn sum(&self, _tensors: &mut [Tensor]) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// This process among those of its run.
+#[derive(Clone, Copy)]
+pub(crate) struct Processes<'a> {
+    pub(crate) share: Share,
+    pub(crate) reduction: &'a dyn Reduce,
+}
+
+impl Processes<'_> {
+    /// The sums over all processes of numbers that each has.
+    pub(crate) fn sums(&self, own: &[f64]) -> Result<Vec<f64>> {
+        let mut sums = [Tensor::from_slice(own)];
+        self.reduction.sum(&mut sums)?;
+        let [sums] = sums;
+        Ok(sums.try_into()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_rank_outside_of_the_world_is_refused() {
+        for (rank, world) in [(0, 0), (1, 1), (5, 3)] {
+            let refused = Share::new(rank, world);
+            assert!(matches!(refused, Err(Error::Config { field: "rank", .. })), "{refused:?}");
+        }
+        assert!(Share::new(2, 3).is_ok_and(|share| !share.is_first()));
+        assert_eq!(Share::new(0, 1).ok(), Some(Share::WHOLE));
+    }
+
+    proptest! {
+        /// Strided within a step, and what all processes have of a step is what one process has of a step `world` times as large.
+        #[test]
+        fn processes_share_out_a_step(world in 1usize..6, each in 1usize..4, n in 1usize..40) {
+            let whole_steps = Share::WHOLE.steps(n, each * world);
+            for step in 0..whole_steps {
+                let whole: Vec<usize> = Share::WHOLE.places(step, each * world, n).collect();
+                let mut shared = Vec::new();
+                for rank in 0..world {
+                    let share = Share { rank, world };
+                    prop_assert_eq!(share.steps(n, each), whole_steps);
+                    let places: Vec<usize> = share.places(step, each, n).collect();
+                    prop_assert!(places.len() <= each);
+                    for (i, place) in places.iter().enumerate() {
+                        prop_assert_eq!(whole[share.place_in_step(i)], *place);
+                    }
+                    shared.extend(places);
+                }
+                shared.sort_unstable();
+                prop_assert_eq!(shared, whole);
+            }
+        }
+    }
+}

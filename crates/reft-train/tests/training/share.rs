@@ -1,0 +1,293 @@
+//! A run that is shared out among processes is the run of one.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use reft_core::MapKind;
+use reft_models::Adapter;
+use reft_train::{
+    Alone, Dataset, Progress, Reduce, Share, Shuffle, StepStats, TrainConfig, Trainer,
+};
+use tch::{Kind, Tensor};
+
+use crate::tiny_llama::{TestResult, adapter, alone, decoder, examples, relative_difference};
+
+/// Processes that are threads and take turns, from one sum to the next: libtorch has one random number generator for all of them.
+struct Turns {
+    world: usize,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Turns {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Default)]
+struct State {
+    turn: usize,
+    sums: Vec<Tensor>,
+    /// What each rank is to get.
+    results: Vec<Vec<Tensor>>,
+}
+
+/// One of them.
+struct Process<'a> {
+    rank: usize,
+    turns: &'a Turns,
+}
+
+impl<'a> Process<'a> {
+    fn wait_for_turn(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        while state.turn != self.rank {
+            let waited = self.turns.changed.wait_timeout(state, Duration::from_secs(60));
+            let (next, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            assert!(!timeout.timed_out(), "another process has ended");
+            state = next;
+        }
+        state
+    }
+
+    fn begin(&self) {
+        drop(self.wait_for_turn(self.turns.lock()));
+    }
+
+    /// Does something to what all share, lets the others have their turns and waits for the next one.
+    fn pass_on(&self, waits: bool, act: impl FnOnce(&mut State)) -> Vec<Tensor> {
+        let mut state = self.turns.lock();
+        act(&mut state);
+        state.turn = (self.rank + 1) % self.turns.world;
+        self.turns.changed.notify_all();
+        if waits {
+            state = self.wait_for_turn(state);
+        }
+        std::mem::take(&mut state.results[self.rank])
+    }
+}
+
+impl Reduce for Process<'_> {
+    fn sum(&self, tensors: &mut [Tensor]) -> reft_train::Result<()> {
+        let _guard = tch::no_grad_guard();
+        let copies = |tensors: &[Tensor]| tensors.iter().map(Tensor::copy).collect::<Vec<_>>();
+        let found = self.pass_on(true, |state| {
+            if self.rank == 0 {
+                state.sums = copies(tensors);
+            } else {
+                assert_eq!(state.sums.len(), tensors.len());
+                for (sum, own) in state.sums.iter_mut().zip(&*tensors) {
+                    *sum += own;
+                }
+            }
+            if self.rank + 1 == self.turns.world {
+                state.results = (0..self.turns.world).map(|_| copies(&state.sums)).collect();
+            }
+        });
+        for (tensor, sum) in tensors.iter_mut().zip(found) {
+            tensor.copy_(&sum);
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Steps(Vec<StepStats>);
+
+impl Progress for Steps {
+    fn step(&mut self, stats: &StepStats) {
+        self.0.push(*stats);
+    }
+}
+
+/// Losses, gradient norms and counts of every step, and the trained tensors at the end.
+type Trajectory = (Vec<StepStats>, Vec<Tensor>);
+
+fn train(
+    config: &TrainConfig,
+    share: Share,
+    reduction: &dyn Reduce,
+    (dropout, directory): (f64, Option<&Path>),
+) -> Result<Trajectory, Box<dyn std::error::Error>> {
+    tch::set_num_threads(1);
+    let decoder = decoder(Kind::Float)?;
+    let mut adapter = adapter(&decoder, MapKind::Householder, dropout, 7)?;
+    let dataset = Dataset { train: examples(13), validation: examples(2) };
+    let mut steps = Steps::default();
+    let trainer = Trainer::new(&decoder, &mut adapter, &dataset, config.clone())?;
+    let mut trainer = trainer.sharing(share, reduction);
+    if let Some(directory) = directory {
+        trainer = trainer.resuming_in(directory)?;
+    }
+    trainer.run(&mut steps, &AtomicBool::new(false))?;
+    let tensors = adapter.parameters().iter().map(|p| p.tensor.detach().copy()).collect();
+    Ok((steps.0, tensors))
+}
+
+/// What each of `world` processes comes to, in turns.
+fn shared(
+    world: usize,
+    config: &TrainConfig,
+    options: (f64, Option<&Path>),
+) -> Result<Vec<Trajectory>, Box<dyn std::error::Error>> {
+    let results = (0..world).map(|_| Vec::new()).collect();
+    let state = Mutex::new(State { results, ..State::default() });
+    let turns = Turns { world, state, changed: Condvar::new() };
+    std::thread::scope(|scope| {
+        let process = |rank| {
+            let process = Process { rank, turns: &turns };
+            move || {
+                process.begin();
+                let run = Share::new(process.rank, world)
+                    .map_err(Into::into)
+                    .and_then(|share| train(config, share, &process, options))
+                    .map_err(|error| error.to_string());
+                process.pass_on(false, |_| ());
+                run
+            }
+        };
+        let threads: Vec<_> = (0..world).map(|rank| scope.spawn(process(rank))).collect();
+        let join = |thread: std::thread::ScopedJoinHandle<'_, Result<Trajectory, String>>| {
+            thread.join().map_err(|_| "a process panicked")?.map_err(Into::into)
+        };
+        threads.into_iter().map(join).collect()
+    })
+}
+
+fn assert_same(found: &Trajectory, expected: &Trajectory) {
+    assert_eq!(found.0.len(), expected.0.len());
+    for (found, expected) in found.0.iter().zip(&expected.0) {
+        let close = |a: f64, b: f64| (a - b).abs() < 1e-6 * b; // f32, sums in another order
+        assert!(close(found.loss, expected.loss), "{found:?} {expected:?}");
+        assert!((found.grad_norm - expected.grad_norm).abs() < 1e-5 * expected.grad_norm);
+        assert_eq!(
+            (found.tokens, found.target_tokens, found.lr, found.epoch),
+            (expected.tokens, expected.target_tokens, expected.lr, expected.epoch)
+        );
+    }
+    for (found, expected) in found.1.iter().zip(&expected.1) {
+        let difference = relative_difference(found, expected);
+        // AdamW divides by the gradient's own size, so rounding of a small one counts as much as that of a large one
+        assert!(difference < 1e-5, "parameters differ by {difference:e}");
+    }
+}
+
+fn config(batch_size: usize, grad_accum: usize, shuffle: Shuffle) -> TrainConfig {
+    TrainConfig {
+        epochs: Some(4),
+        batch_size,
+        grad_accum,
+        lr: 4e-3,
+        shuffle,
+        seed: 5,
+        ..TrainConfig::default()
+    }
+}
+
+/// 13 rows in micro-batches of 3 are 5: the last step of an epoch has nothing for the second process.
+#[test]
+fn two_processes_train_as_one_with_the_whole_batch() -> TestResult {
+    let _alone = alone();
+    let whole = train(&config(6, 1, Shuffle::Plain), Share::WHOLE, &Alone, (0.0, None))?;
+    assert_eq!(whole.0.len(), 4 * 3);
+    let halves = shared(2, &config(3, 1, Shuffle::Plain), (0.0, None))?;
+    for half in &halves {
+        assert_same(half, &whole);
+    }
+    assert_eq!(halves[0].1, halves[1].1, "both processes hold the same bits");
+    Ok(())
+}
+
+/// One batch holds all rows: the second process has no batch and no gradient of its own, and yet the same parameters.
+#[test]
+fn a_process_that_is_never_fed_takes_the_steps_of_the_others() -> TestResult {
+    let _alone = alone();
+    let config = config(13, 1, Shuffle::Plain);
+    let whole = train(&config, Share::WHOLE, &Alone, (0.0, None))?;
+    assert_eq!(whole.0.len(), 4);
+    for process in shared(2, &config, (0.0, None))? {
+        assert_same(&process, &whole);
+    }
+    Ok(())
+}
+
+#[test]
+fn processes_draw_the_dropout_of_one_with_as_many_micro_batches() -> TestResult {
+    let _alone = alone();
+    for (world, each) in [(2, 1), (3, 1), (2, 2)] {
+        let together = config(2, each * world, Shuffle::Length);
+        let whole = train(&together, Share::WHOLE, &Alone, (0.3, None))?;
+        let parts = shared(world, &config(2, each, Shuffle::Length), (0.3, None))?;
+        for part in &parts {
+            assert_same(part, &whole);
+        }
+        let without = train(&together, Share::WHOLE, &Alone, (0.0, None))?;
+        assert_ne!(without.0[0].loss, whole.0[0].loss, "dropout does nothing here");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_only_process_of_a_world_trains_as_if_there_were_no_world() -> TestResult {
+    let _alone = alone();
+    let config = config(3, 2, Shuffle::Length);
+    let plain = {
+        let decoder = decoder(Kind::Float)?;
+        let mut adapter = adapter(&decoder, MapKind::Householder, 0.3, 7)?;
+        let dataset = Dataset { train: examples(13), validation: examples(2) };
+        let mut steps = Steps::default();
+        let mut trainer = Trainer::new(&decoder, &mut adapter, &dataset, config.clone())?;
+        trainer.run(&mut steps, &AtomicBool::new(false))?;
+        let losses: Vec<f64> = steps.0.iter().map(|stats| stats.loss).collect();
+        (losses, adapter.parameters().iter().map(|p| p.tensor.copy()).collect::<Vec<_>>())
+    };
+    let alone = shared(1, &config, (0.3, None))?.remove(0);
+    let losses: Vec<f64> = alone.0.iter().map(|stats| stats.loss).collect();
+    assert_eq!((losses, alone.1), plain);
+    Ok(())
+}
+
+#[test]
+fn the_first_process_writes_and_all_go_on_from_what_it_wrote() -> TestResult {
+    let _alone = alone();
+    let run = tempfile::tempdir()?;
+    let config = TrainConfig { validation: 0.0, ..config(3, 1, Shuffle::Plain) };
+    let whole = shared(2, &config, (0.0, Some(run.path())))?;
+    assert_eq!(std::fs::read_dir(run.path().join("checkpoint"))?.count(), 1);
+    let metrics = std::fs::read_to_string(run.path().join("metrics.jsonl"))?;
+    assert_eq!(metrics.lines().filter(|line| line.contains("grad_norm")).count(), whole[0].0.len());
+    let again = shared(2, &config, (0.0, Some(run.path())))?;
+    for process in &again {
+        assert!(process.0.is_empty(), "no step is left");
+        assert_eq!(process.1, whole[0].1);
+    }
+    let other_world = shared(3, &config, (0.0, Some(run.path())));
+    let message = other_world.err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(message.contains("world was 2 when the run was started, now it is 3"), "{message}");
+    Ok(())
+}
+
+/// The loss of another process is no number.
+struct Elsewhere;
+
+impl Reduce for Elsewhere {
+    fn sum(&self, tensors: &mut [Tensor]) -> reft_train::Result<()> {
+        let [numbers] = tensors else { return Ok(()) };
+        if numbers.size() != [2] {
+            *numbers += f64::NAN; // not the two counts
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_every_process() -> TestResult {
+    let _alone = alone();
+    let config = config(3, 1, Shuffle::Plain);
+    let error = train(&config, Share::new(0, 2)?, &Elsewhere, (0.0, None)).err();
+    let error = error.ok_or("it was not noticed")?.to_string();
+    assert!(error.contains("loss is NaN at step 1, on examples of another process"), "{error}");
+    Ok(())
+}
