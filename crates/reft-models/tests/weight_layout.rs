@@ -35,7 +35,8 @@ fn tall_f32_matrices_of_products_are_laid_out_by_columns_and_hold_the_files_numb
     // embeddings that are only looked up are read by rows
     tall.push(if tied { "model.embed_tokens.weight" } else { "lm_head.weight" }.to_owned());
     let mut found = laid_out_by_columns(&decoder);
-    (tall.sort(), found.sort());
+    tall.sort();
+    found.sort();
     assert_eq!(found, tall);
     Ok(())
 }
