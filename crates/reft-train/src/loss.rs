@@ -169,20 +169,21 @@ impl Resumed {
         if batch.layout.virtual_tokens() > 0 {
             return Ok(None); // what stands before every token is not frozen
         }
-        let reach = |(row, first): (&Row, usize)| {
+        let reach = |row: &Row, first| {
             let none = Reach { stage: decoder.config().num_hidden_layers, token: first };
             adapters.iter().map(|adapter| adapter.reach(row)).fold(none, Reach::and)
         };
-        let reaches: Vec<Reach> =
-            batch.layout.rows().iter().zip(batch.first_targets()).map(reach).collect();
+        let rows = batch.layout.rows();
+        let reaches = rows.iter().zip(batch.first_targets()).map(|(row, first)| reach(row, first));
+        let reaches: Vec<Reach> = reaches.collect();
         let stage = reaches.iter().map(|reach| reach.stage).min().unwrap_or(0);
         if stage == 0 && reaches.iter().all(|reach| reach.token == 0) {
             return Ok(None);
         }
         let tokens: Vec<usize> = reaches.iter().map(|reach| reach.token).collect();
-        let rows = batch.layout.rows().iter().zip(&tokens);
-        let rows = rows.map(|(row, &token)| store.row(decoder, row, Reach { stage, token }));
-        let rows = rows.collect::<Result<Vec<_>>>()?;
+        let token_of = |row: &Row, first| reach(row, first).token;
+        let frozen = |(row, &token)| store.row(decoder, row, Reach { stage, token }, &token_of);
+        let rows = rows.iter().zip(&tokens).map(frozen).collect::<Result<Vec<_>>>()?;
         let batch = batch.aligned(&tokens)?;
         let column = tokens.iter().copied().max().unwrap_or(0);
         let width = (batch.layout.width() - column) as i64;

@@ -38,7 +38,7 @@ pub struct Trainer<'a> {
     best: Option<(Best, State)>,
     directory: Option<RunDirectory>,
     /// The frozen model's part of the examples, if it is kept.
-    frozen: Option<FrozenStore>,
+    frozen: Option<FrozenStore<'a>>,
     /// What the caller says the run depends on, beside options, data and model.
     facts: Map<String, Value>,
     stop_at_loss: Option<f64>,
@@ -102,8 +102,9 @@ impl<'a> Trainer<'a> {
             Kind::Half => LossScaler::new(),
             _ => LossScaler::disabled(),
         };
-        let frozen = config.reuse.then(|| FrozenStore::new(ReuseConfig::default()));
         let order = (0, Self::order_of(dataset, &config, 0));
+        let store = || FrozenStore::new(ReuseConfig::default()).grouped(&dataset.train, &order.1);
+        let frozen = config.reuse.then(store);
         let steps = total_steps(&config, order.1.len());
         let schedule = Schedule::new(config.schedule, config.lr, config.warmup_ratio, steps);
         Ok(Self {
@@ -127,19 +128,21 @@ impl<'a> Trainer<'a> {
 
     /// Says where the frozen model's part of the examples is kept, if [`TrainConfig::reuse`] has it kept. It changes no number.
     pub fn keeping(mut self, reuse: ReuseConfig) -> Self {
-        self.frozen = self.config.reuse.then(|| FrozenStore::new(reuse));
+        let first_epoch = Self::order_of(self.dataset, &self.config, 0);
+        let store = || FrozenStore::new(reuse).grouped(&self.dataset.train, &first_epoch);
+        self.frozen = self.config.reuse.then(store);
         self
     }
 
     /// Takes a store that earlier runs on the same model have filled, if [`TrainConfig::reuse`] has it; [`Self::into_store`] gives it back.
-    pub fn with_store(mut self, store: FrozenStore) -> Self {
+    pub fn with_store(mut self, store: FrozenStore<'a>) -> Self {
         self.frozen = self.config.reuse.then_some(store);
         self
     }
 
     /// Ends the trainer and gives back what it has kept of the frozen model's work.
-    pub fn into_store(self) -> Option<FrozenStore> {
-        self.frozen
+    pub fn into_store(self) -> Option<FrozenStore<'static>> {
+        self.frozen.map(FrozenStore::ungrouped)
     }
 
     /// Adds what else the numbers of the run depend on, above all the adapter's options: a run is resumed only with the same.
@@ -178,6 +181,9 @@ impl<'a> Trainer<'a> {
             self.optimizer = fresh_optimizer(self.adapter, &self.config);
             self.optimizer.load_state(&optimizer)?;
             self.scaler = state.scaler;
+            if let Some(frozen) = &mut self.frozen {
+                frozen.set_side_by_side(state.rows_side_by_side);
+            }
             self.step = state.step;
             saved = Some(state.step);
             self.best = state.best.zip(best);
@@ -458,6 +464,7 @@ impl<'a> Trainer<'a> {
                 format_version: FORMAT_VERSION,
                 step: self.step,
                 scaler: self.scaler.clone(),
+                rows_side_by_side: self.frozen.as_ref().and_then(FrozenStore::side_by_side),
                 best: self.best.as_ref().map(|(best, _)| *best),
                 identity: directory.identity.clone(),
             },
