@@ -161,7 +161,7 @@ impl Batch {
 }
 
 /// The tokens of an example that its loss depends on, and the rest of its prompt.
-fn needed(example: &Example) -> &[i64] {
+pub(crate) fn needed(example: &Example) -> &[i64] {
     let Row { input_ids, prompt_length, .. } = &example.row;
     let last = example.labels.iter().rposition(|&label| label != IGNORE_INDEX);
     let end = last.map_or(input_ids.len(), |last| last.max(*prompt_length).max(1));

@@ -32,6 +32,9 @@ pub(crate) struct RunState {
     /// Optimizer steps taken.
     pub(crate) step: usize,
     pub(crate) scaler: LossScaler,
+    /// How kept work is computed; absent if none was.
+    #[serde(default)]
+    pub(crate) rows_side_by_side: Option<bool>,
     pub(crate) best: Option<Best>,
     /// Options, data and model: a run goes on only with the same.
     pub(crate) identity: Map<String, Value>,
@@ -178,7 +181,15 @@ mod tests {
         let Value::Object(identity) = json!({"lr": 0.005, "seed": 1}) else { unreachable!() };
         let best = Some(Best { step: 1, validation_loss: 0.1 + 0.2 });
         let scaler = LossScaler::disabled();
-        let state = RunState { format_version: FORMAT_VERSION, step, scaler, best, identity };
+        let rows_side_by_side = Some(true);
+        let state = RunState {
+            format_version: FORMAT_VERSION,
+            step,
+            scaler,
+            rows_side_by_side,
+            best,
+            identity,
+        };
         let best = Some(tensors(-0.5));
         Checkpoint { state, adapter: tensors(step as f64), optimizer: tensors(0.25), best }
     }

@@ -1,6 +1,7 @@
 use crate::Result;
 use crate::batches::{Batch, epoch_batches};
 use crate::dataset::Example;
+use crate::reuse::FrozenStore;
 use crate::share::Share;
 use crate::train_config::TrainConfig;
 
@@ -29,6 +30,11 @@ impl<'a> Feed<'a> {
     /// One process's share of them.
     pub(crate) fn sharing(self, share: Share) -> Self {
         Self { share, collated: None, ..self }
+    }
+
+    /// Has a store compute rows side by side that stand in one micro-batch of the first epoch.
+    pub(crate) fn grouped(&self, store: FrozenStore<'a>) -> FrozenStore<'a> {
+        store.grouped(self.examples, &order_of(self.examples, &self.config, 0))
     }
 
     /// Optimizer steps of the whole run.

@@ -50,7 +50,8 @@ impl Prepared {
             return Ok(Self::of_tokens(decoder, batch));
         };
         let rows = batch.layout.rows().iter().zip(&reaches);
-        let rows = rows.map(|(row, &reach)| store.row(decoder, row, reach));
+        let token_of = |row: &Row, first| reach_of(decoder, adapters, row, first).token;
+        let rows = rows.map(|(row, &reach)| store.row(decoder, row, reach, &token_of));
         Self::behind(decoder, batch, &reaches, &rows.collect::<Result<Vec<_>>>()?)
     }
 
@@ -110,13 +111,16 @@ fn reaches(decoder: &Decoder, adapters: &[&dyn Adapter], batch: &Batch) -> Optio
     if batch.layout.virtual_tokens() > 0 {
         return None; // what stands before every token is not frozen
     }
-    let reach = |(row, first): (&Row, usize)| {
-        let none = Reach { stage: decoder.config().num_hidden_layers, token: first };
-        adapters.iter().map(|adapter| adapter.reach(row)).fold(none, Reach::and)
-    };
-    let reaches: Vec<Reach> =
-        batch.layout.rows().iter().zip(batch.first_targets()).map(reach).collect();
+    let rows = batch.layout.rows().iter().zip(batch.first_targets());
+    let reaches = rows.map(|(row, first)| reach_of(decoder, adapters, row, first));
+    let reaches: Vec<Reach> = reaches.collect();
     let stage = reaches.iter().map(|reach| reach.stage).min().unwrap_or(0);
     let is_something = stage > 0 || reaches.iter().any(|reach| reach.token > 0);
     is_something.then(|| reaches.into_iter().map(|reach| Reach { stage, ..reach }).collect())
+}
+
+/// What the adapters leave of a row to the frozen model, if its first target is predicted from token `first`.
+fn reach_of(decoder: &Decoder, adapters: &[&dyn Adapter], row: &Row, first: usize) -> Reach {
+    let none = Reach { stage: decoder.config().num_hidden_layers, token: first };
+    adapters.iter().map(|adapter| adapter.reach(row)).fold(none, Reach::and)
 }

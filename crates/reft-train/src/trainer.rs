@@ -43,7 +43,7 @@ pub struct Trainer<'a> {
     best: Option<(Best, State)>,
     directory: Option<RunDirectory>,
     /// The frozen model's part of the examples, if it is kept.
-    frozen: Option<FrozenStore>,
+    frozen: Option<FrozenStore<'a>>,
     /// What the caller says the run depends on, beside options, data and model.
     facts: Map<String, Value>,
     stop_at_loss: Option<f64>,
@@ -80,8 +80,9 @@ impl<'a> Trainer<'a> {
             Kind::Half => LossScaler::new(),
             _ => LossScaler::disabled(),
         };
-        let frozen = config.reuse.then(|| FrozenStore::new(ReuseConfig::default()));
         let feed = Feed::new(&dataset.train, &config);
+        let store = || feed.grouped(FrozenStore::new(ReuseConfig::default()));
+        let frozen = config.reuse.then(store);
         let processes = Processes { share: Share::WHOLE, reduction: &Alone };
         let TrainConfig { schedule, lr, warmup_ratio, .. } = config;
         let schedule = Schedule::new(schedule, lr, warmup_ratio, feed.total_steps());
@@ -108,19 +109,19 @@ impl<'a> Trainer<'a> {
 
     /// Says where the frozen model's part of the examples is kept, if [`TrainConfig::reuse`] has it kept. It changes no number.
     pub fn keeping(mut self, reuse: ReuseConfig) -> Self {
-        self.frozen = self.config.reuse.then(|| FrozenStore::new(reuse));
+        self.frozen = self.config.reuse.then(|| self.feed.grouped(FrozenStore::new(reuse)));
         self
     }
 
     /// Takes a store that earlier runs on the same model have filled, if [`TrainConfig::reuse`] has it; [`Self::into_store`] gives it back.
-    pub fn with_store(mut self, store: FrozenStore) -> Self {
+    pub fn with_store(mut self, store: FrozenStore<'a>) -> Self {
         self.frozen = self.config.reuse.then_some(store);
         self
     }
 
     /// Ends the trainer and gives back what it has kept of the frozen model's work.
-    pub fn into_store(self) -> Option<FrozenStore> {
-        self.frozen
+    pub fn into_store(self) -> Option<FrozenStore<'static>> {
+        self.frozen.map(FrozenStore::ungrouped)
     }
 
     /// Adds what else the numbers of the run depend on, above all the adapter's options: a run is resumed only with the same.
@@ -175,6 +176,9 @@ impl<'a> Trainer<'a> {
             self.optimizer = fresh_optimizer(self.adapter, &self.config);
             self.optimizer.load_state(&optimizer)?;
             self.scaler = state.scaler;
+            if let Some(frozen) = &mut self.frozen {
+                frozen.set_side_by_side(state.rows_side_by_side);
+            }
             self.step = state.step;
             saved = Some(state.step);
             self.best = state.best.zip(best);
@@ -485,6 +489,7 @@ impl<'a> Trainer<'a> {
                 format_version: FORMAT_VERSION,
                 step: self.step,
                 scaler: self.scaler.clone(),
+                rows_side_by_side: self.frozen.as_ref().and_then(FrozenStore::side_by_side),
                 best: self.best.as_ref().map(|(best, _)| *best),
                 identity: directory.identity.clone(),
             },

@@ -85,7 +85,7 @@ pub struct DasSearch<'a> {
 struct Subject<'a> {
     decoder: &'a Decoder,
     is_untrained: bool,
-    frozen: FrozenStore,
+    frozen: FrozenStore<'static>,
     /// For each position and site `[n, d]`.
     sources: Vec<Vec<Tensor>>,
 }

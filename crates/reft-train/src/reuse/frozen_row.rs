@@ -7,8 +7,8 @@ use crate::Result;
 
 /// What the frozen model alone decides of a row: all that is before a method's [`Reach`].
 ///
-/// It is computed from the row by itself, without padding, so it is the same bits whichever rows it stands beside later, and whether it
-/// was kept or is computed again.
+/// It does not depend on the batch that asks for it: the row is computed by itself, or beside the rows of its
+/// [group](crate::reuse::groups::Groups).
 #[derive(Debug)]
 pub(crate) struct FrozenRow {
     /// What goes into stage `stage` at the tokens from `token` on: `[t − token, d]`.
@@ -19,28 +19,45 @@ pub(crate) struct FrozenRow {
 }
 
 impl FrozenRow {
-    /// Computes it, without autograd, to the host's memory.
-    pub(crate) fn compute(decoder: &Decoder, row: &Row, reach: Reach) -> Result<Self> {
+    /// Computes them side by side, without autograd, to the host's memory. The reaches are of one stage.
+    pub(crate) fn compute(decoder: &Decoder, rows: &[(Row, Reach)]) -> Result<Vec<Self>> {
         let _guard = tch::no_grad_guard();
         let blocks = decoder.config().num_hidden_layers;
-        let (stage, token) = (reach.stage, reach.token as i64);
-        let layout = Layout::new(vec![row.clone()], PaddingSide::Right)?;
+        let stage = rows.iter().map(|(_, reach)| reach.stage).min().unwrap_or(0);
+        let tokens = rows.iter().map(|(_, reach)| reach.token).max().unwrap_or(0);
+        let layout =
+            Layout::new(rows.iter().map(|(row, _)| row.clone()).collect(), PaddingSide::Right)?;
         let forward = decoder.forward(&layout.whole(), 0);
         let embeddings = forward.embed(&layout.input_ids(decoder.device()));
-        let h = forward.run(0..stage, embeddings, None, &mut NoHooks)?; // [1, t, d]
-        let t = h.size()[1];
-        let mut keys_and_values = None;
-        if token > 0 && stage < blocks {
-            let before = Span { layout: &layout, columns: 0..reach.token };
-            let forward = decoder.forward(&before, 0).wanting(reach.token - 1); // of the last block, keys and values are enough
-            let mut kept = Kept(Vec::with_capacity(blocks - stage));
-            let before = h.narrow(1, 0, token);
+        let h = forward.run(0..stage, embeddings, None, &mut NoHooks)?; // [b, t, d]
+        let mut kept = Kept(Vec::with_capacity(blocks - stage));
+        if tokens > 0 && stage < blocks {
+            let before = Span { layout: &layout, columns: 0..tokens };
+            let forward = decoder.forward(&before, 0).wanting(tokens - 1); // of the last block, keys and values are enough
+            let before = h.narrow(1, 0, tokens as i64);
             let _ = forward.run(stage..blocks, before, Some(&mut kept), &mut NoHooks)?;
-            keys_and_values = Some(Tensor::stack(&kept.0, 0).to_device(Device::Cpu));
         }
-        let hidden_states = h.narrow(1, token, t - token).squeeze_dim(0);
-        // a copy, so that the rest of h is let go
-        Ok(Self { hidden_states: hidden_states.copy().to_device(Device::Cpu), keys_and_values })
+        let of_row = |(i, (row, reach)): (usize, &(Row, Reach))| {
+            let (i, t, token) = (i as i64, row.input_ids.len() as i64, reach.token as i64);
+            let of_block = |kv: &Tensor| kv.select(1, i).narrow(2, 0, token);
+            let keys_and_values = (token > 0 && !kept.0.is_empty()).then(|| {
+                let of_blocks: Vec<Tensor> = kept.0.iter().map(of_block).collect();
+                Tensor::stack(&of_blocks, 0).to_device(Device::Cpu)
+            });
+            // a copy, so that the rest of h is let go
+            let hidden_states = h.select(0, i).narrow(0, token, t - token).copy();
+            Self { hidden_states: hidden_states.to_device(Device::Cpu), keys_and_values }
+        };
+        Ok(rows.iter().enumerate().map(of_row).collect())
+    }
+
+    /// Memory that a row of `t` tokens will take.
+    pub(crate) fn bytes_of(decoder: &Decoder, t: usize, reach: Reach) -> usize {
+        let config = decoder.config();
+        let blocks = config.num_hidden_layers - reach.stage;
+        let of_token = 2 * blocks * (config.num_key_value_heads * config.head_dim) as usize;
+        let numbers = (t - reach.token) * config.hidden_size as usize + reach.token * of_token;
+        numbers * decoder.kind().elt_size_in_bytes()
     }
 
     /// Computes what every reach needs: one more dimension in front, `[stages, t, d]`, and keys and values of all blocks and tokens.
@@ -57,7 +74,7 @@ impl FrozenRow {
             hidden_states.push(h.squeeze_dim(0));
         }
         let hidden_states = Tensor::stack(&hidden_states, 0).to_device(Device::Cpu);
-        let keys_and_values = Tensor::stack(&kept.0, 0).to_device(Device::Cpu);
+        let keys_and_values = Tensor::stack(&kept.0, 0).squeeze_dim(2).to_device(Device::Cpu);
         Ok(Self { hidden_states, keys_and_values: Some(keys_and_values) })
     }
 
@@ -89,12 +106,12 @@ impl FrozenRow {
     }
 }
 
-/// Keeps the keys and values that a forward computes: `[2, n_kv, t, d_h]` of each block.
+/// Keeps the keys and values that a forward computes: `[2, b, n_kv, t, d_h]` of each block.
 struct Kept(Vec<Tensor>);
 
 impl Past for Kept {
     fn extend(&mut self, _layer: usize, key: Tensor, value: Tensor) -> (Tensor, Tensor) {
-        self.0.push(Tensor::cat(&[&key, &value], 0)); // a batch of one
+        self.0.push(Tensor::stack(&[&key, &value], 0));
         (key, value)
     }
 }

@@ -6,7 +6,10 @@ use reft_models::{Decoder, Reach, Row};
 use sysinfo::System;
 
 use crate::Result;
+use crate::batches::Batch;
+use crate::dataset::Example;
 use crate::reuse::frozen_row::FrozenRow;
+use crate::reuse::groups::Groups;
 use crate::reuse::spill_file::{Place, SpillFile};
 
 /// How much of the frozen model's work is kept for the next epoch, and where.
@@ -23,8 +26,15 @@ pub struct ReuseConfig {
 /// Rows are known by their tokens, so it does not matter in which batch or data set they come, and equal rows are kept once. What is
 /// kept first stays: rows come round once an epoch, and whatever room newcomers were given they would take from rows that come sooner.
 /// When the machine runs short of memory, half of the rows are let go and no more are kept there. Nothing depends on what is kept but time.
+///
+/// A trainer's store computes training rows side by side that stand in one micro-batch of the first epoch, if there is room for them all, and
+/// each by itself otherwise. The two are rounded differently, so a checkpoint says which it was. What is lost on the way, with a warning,
+/// is computed again by itself.
 #[derive(Debug)]
-pub struct FrozenStore {
+pub struct FrozenStore<'d> {
+    groups: Groups<'d>,
+    side_by_side: Option<bool>,
+    reserved: u64,
     rows: HashMap<Key, Kept>,
     config: ReuseConfig,
     whole_rows: bool,
@@ -61,11 +71,14 @@ const RESERVE: f64 = 0.08;
 /// Rows between two looks at the machine's memory.
 const LOOK_EVERY: u64 = 16;
 
-impl FrozenStore {
+impl<'d> FrozenStore<'d> {
     /// An empty store.
     pub fn new(config: ReuseConfig) -> Self {
         let file = if config.directory.is_some() { Spill::NotYet } else { Spill::Closed };
         Self {
+            groups: Groups::default(),
+            side_by_side: None,
+            reserved: 0,
             rows: HashMap::new(),
             budget: config.memory,
             config,
@@ -104,24 +117,93 @@ impl FrozenStore {
         std::mem::take(&mut self.warnings)
     }
 
-    /// The frozen part of a row: from the store, or computed and kept.
+    /// Computes rows of these micro-batches of examples side by side.
+    pub(crate) fn grouped(self, examples: &'d [Example], batches: &[Vec<usize>]) -> Self {
+        Self { groups: Groups::new(examples, batches), ..self }
+    }
+
+    /// Whether rows are computed side by side; `None` while none was asked for.
+    pub(crate) fn side_by_side(&self) -> Option<bool> {
+        self.side_by_side
+    }
+
+    /// Goes on as an earlier store did.
+    pub(crate) fn set_side_by_side(&mut self, side_by_side: Option<bool>) {
+        self.side_by_side = side_by_side;
+    }
+
+    /// The store with all that is kept, for other examples.
+    pub(crate) fn ungrouped(self) -> FrozenStore<'static> {
+        FrozenStore { groups: Groups::default(), side_by_side: None, reserved: 0, ..self }
+    }
+
+    /// The frozen part of a row: from the store, or computed and kept. `token_of` says of rows with their first target where they are
+    /// reached.
     pub(crate) fn row(
         &mut self,
         decoder: &Decoder,
         row: &Row,
         reach: Reach,
+        token_of: &dyn Fn(&Row, usize) -> usize,
     ) -> Result<Rc<FrozenRow>> {
         if let Some(kept) = self.kept_row(row, reach) {
             return Ok(kept);
         }
+        let wanted = self.key(row, reach);
         if self.whole_rows {
-            let whole = Rc::new(FrozenRow::compute_whole(decoder, row)?);
-            self.keep(self.key(row, reach), &whole);
+            let whole = self.keep(wanted, FrozenRow::compute_whole(decoder, row)?);
             return Ok(whole.at(reach).into());
         }
-        let computed = Rc::new(FrozenRow::compute(decoder, row, reach)?);
-        self.keep(self.key(row, reach), &computed);
-        Ok(computed)
+        let rows = match self.group(decoder, row, reach, token_of)? {
+            Some(rows) if rows.iter().any(|(row, reach)| self.key(row, *reach) == wanted) => rows,
+            _ => vec![(row.clone(), reach)],
+        };
+        let mut asked = None;
+        for ((row, reach), computed) in rows.iter().zip(FrozenRow::compute(decoder, &rows)?) {
+            let key = self.key(row, *reach);
+            if rows.len() > 1 {
+                self.reserved = self.reserved.saturating_sub(computed.bytes() as u64);
+            }
+            if key == wanted {
+                asked = Some(self.keep(key, computed));
+            } else if !self.rows.contains_key(&key) {
+                self.keep(key, computed);
+            }
+        }
+        Ok(asked.expect("invariant: the row is among those computed"))
+    }
+
+    /// The rows to be computed beside one, if that is how they are computed.
+    fn group(
+        &mut self,
+        decoder: &Decoder,
+        row: &Row,
+        reach: Reach,
+        token_of: &dyn Fn(&Row, usize) -> usize,
+    ) -> Result<Option<Vec<(Row, Reach)>>> {
+        let reached = |group: &Batch| -> Vec<(Row, Reach)> {
+            let rows = group.layout.rows().iter().zip(group.first_targets());
+            let reach = |row: &Row, first| Reach { token: token_of(row, first), ..reach };
+            rows.map(|(row, first)| (row.clone(), reach(row, first))).collect()
+        };
+        let bytes = |rows: &[(Row, Reach)]| -> u64 {
+            let of_row = |(row, reach): &(Row, Reach)| {
+                FrozenRow::bytes_of(decoder, row.input_ids.len(), *reach) as u64
+            };
+            rows.iter().map(of_row).sum()
+        };
+        if self.side_by_side.is_none() {
+            let groups = self.groups.iter().map(|group| Ok(bytes(&reached(&group?))));
+            let total = groups.sum::<Result<u64>>()?;
+            self.side_by_side = Some(self.has_room(total));
+            self.reserved = total;
+        }
+        if self.side_by_side == Some(false) {
+            return Ok(None);
+        }
+        let Some(group) = self.groups.of(row)? else { return Ok(None) };
+        let rows = reached(&group);
+        Ok(self.has_room(bytes(&rows)).then_some(rows))
     }
 
     /// Whether the store has a row.
@@ -151,13 +233,23 @@ impl FrozenStore {
         Key { input_ids: row.input_ids.clone(), reach }
     }
 
-    fn keep(&mut self, key: Key, row: &Rc<FrozenRow>) {
+    /// Whether rows that take so much can be kept, in memory or in the file.
+    fn has_room(&mut self, bytes: u64) -> bool {
+        if self.budget.is_none() {
+            self.look_at_memory();
+        }
+        self.bytes + bytes <= self.budget.unwrap_or(0) || !matches!(self.file, Spill::Closed)
+    }
+
+    /// Keeps a row if there is room.
+    fn keep(&mut self, key: Key, row: FrozenRow) -> Rc<FrozenRow> {
+        let row = Rc::new(row);
         let bytes = row.bytes() as u64;
         if self.insertions.is_multiple_of(LOOK_EVERY) {
             self.look_at_memory();
         }
         self.insertions += 1;
-        if self.bytes + bytes <= self.budget.unwrap_or(0) {
+        if self.bytes + self.reserved + bytes <= self.budget.unwrap_or(0) {
             self.bytes += bytes;
             self.rows.insert(key, Kept::Memory(row.clone()));
         } else if let Some(file) = self.open_file() {
@@ -173,6 +265,7 @@ impl FrozenStore {
                 }
             }
         }
+        row
     }
 
     /// Sets the budget at first, and lets rows go when the machine runs short.
@@ -255,7 +348,7 @@ mod tests {
         let reach = Reach { stage: 1, token: 3 };
         let tensors = |store: &mut FrozenStore| -> Result<Vec<Vec<tch::Tensor>>> {
             let of_row = |row| {
-                let kept = store.row(&decoder, row, reach)?;
+                let kept = store.row(&decoder, row, reach, &|_, first| first)?;
                 Ok(kept.tensors().map(tch::Tensor::shallow_clone).collect())
             };
             rows.iter().map(of_row).collect()

@@ -2,6 +2,7 @@
 
 mod frozen_row;
 mod frozen_store;
+mod groups;
 mod spill_file;
 
 pub(crate) use frozen_row::{FrozenBatch, FrozenPast, FrozenRow};

@@ -132,7 +132,7 @@ fn looking_ahead_changes_no_bit_of_a_run() -> TestResult {
     let directory = tempfile::tempdir()?;
     let spilled = ReuseConfig { memory: Some(0), directory: Some(directory.path().to_owned()) };
     let some = ReuseConfig { memory: Some(3000), directory: None }; // a few of the rows
-    let runs: [(&str, TrainConfig, &dyn Fn() -> FrozenStore); 6] = [
+    let runs: [(&str, TrainConfig, &dyn Fn() -> FrozenStore<'static>); 6] = [
         ("in memory", config(), &|| FrozenStore::new(ReuseConfig::default())),
         ("in a file", config(), &|| FrozenStore::new(spilled.clone())),
         ("in part", config(), &|| FrozenStore::new(some.clone())),

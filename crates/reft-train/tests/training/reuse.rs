@@ -154,27 +154,44 @@ fn fifty_steps_follow_the_plain_path() -> TestResult {
     Ok(())
 }
 
-/// Kept in memory, in a file, or not at all: the numbers are the same bits.
 #[test]
-fn where_work_is_kept_changes_no_bit() -> TestResult {
+fn kept_in_memory_or_in_a_file_the_numbers_are_the_same_bits() -> TestResult {
     let _alone = alone();
     let decoder = decoder(Kind::Float)?;
     let directory = tempfile::tempdir()?;
     let (losses, tensors) = trajectory(&decoder, config(true), ReuseConfig::default())?;
-    let file = directory.path().join("kept");
-    std::fs::write(directory.path().join("no directory"), "")?;
-    let one_row = 3000; // bytes: of the rows, some have room and some have not
-    for reuse in [
-        ReuseConfig { memory: Some(0), directory: None },
-        ReuseConfig { memory: Some(0), directory: Some(file.clone()) },
-        ReuseConfig { memory: Some(one_row), directory: Some(file.clone()) },
-        ReuseConfig { memory: Some(one_row), directory: None },
-        // a directory that cannot be made is a warning
-        ReuseConfig { memory: Some(0), directory: Some(directory.path().join("no directory")) },
-    ] {
-        let (found, found_tensors) = trajectory(&decoder, config(true), reuse.clone())?;
-        assert_eq!(found, losses, "{reuse:?}");
-        assert_eq!(found_tensors, tensors, "{reuse:?}");
+    for memory in [0, 3000] {
+        // 3000 bytes: of the rows, some have room and some have not
+        let reuse =
+            ReuseConfig { memory: Some(memory), directory: Some(directory.path().to_owned()) };
+        let (found, found_tensors) = trajectory(&decoder, config(true), reuse)?;
+        assert_eq!(found, losses, "{memory}");
+        assert_eq!(found_tensors, tensors, "{memory}");
+    }
+    Ok(())
+}
+
+/// Without room for all rows each is computed by itself, whichever of them are kept; that is another order of sums.
+#[test]
+fn without_room_the_numbers_are_the_same_to_rounding_however_little_there_is() -> TestResult {
+    let _alone = alone();
+    let decoder = decoder(Kind::Float)?;
+    let (kept, _) = trajectory(&decoder, config(true), ReuseConfig::default())?;
+    let small = |memory| ReuseConfig { memory: Some(memory), directory: None };
+    let (losses, tensors) = trajectory(&decoder, config(true), small(0))?;
+    let (some, some_tensors) = trajectory(&decoder, config(true), small(3000))?;
+    assert_eq!((some, some_tensors), (losses.clone(), tensors));
+    // a directory that cannot be made is a warning
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("no directory");
+    std::fs::write(&file, "")?;
+    let no_directory = ReuseConfig { memory: Some(0), directory: Some(file) };
+    let (warned, _) = trajectory(&decoder, config(true), no_directory)?;
+    for found in [&losses, &warned] {
+        for (step, (found, kept)) in found.iter().zip(&kept).enumerate() {
+            let difference = (found - kept).abs() / kept;
+            assert!(difference < 1e-4, "value {step}: {found} {kept}"); // f32 over 50 steps of AdamW
+        }
     }
     Ok(())
 }
