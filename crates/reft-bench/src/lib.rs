@@ -27,6 +27,7 @@ mod error;
 
 mod baseline_file;
 mod leaves;
+mod nothing_trained;
 mod peft_config;
 mod peft_file;
 mod projection;
