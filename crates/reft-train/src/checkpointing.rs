@@ -3,7 +3,7 @@ use tch::{Kind, Tensor};
 
 use crate::Result;
 use crate::batches::Batch;
-use crate::loss::with_run;
+use crate::loss::{Begin, Entry, with_run};
 use crate::reuse::FrozenStore;
 use crate::seed::seed_of;
 
@@ -24,17 +24,19 @@ pub(crate) fn checkpointed_backward(
     factor: f64,
     seed: u64,
 ) -> Result<Tensor> {
-    with_run(decoder, adapters, batch, Mode::Train, frozen, |mut run| {
+    with_run(decoder, adapters, batch, Mode::Train, (frozen, Begin::Together), |mut run| {
         let cuts = run.hooks.cut();
-        let stages = run.stage..decoder.config().num_hidden_layers;
+        let Entry { stage: first, forward, hidden_states } =
+            run.entries.pop().expect("invariant: rows that begin together have one entry");
+        let stages = first..decoder.config().num_hidden_layers;
         let mut past = run.past.as_mut();
         let mut stage = |stage: usize, h: Tensor, hooks: &mut dyn Hooks| {
             tch::manual_seed(seed_of(&[seed, stage as u64]) as i64);
             let past = past.as_mut().map(|past| &mut **past as &mut dyn Past);
-            run.forward.run(stage..stage + 1, h, past, hooks)
+            forward.run(stage..stage + 1, h, past, hooks)
         };
         let mut inputs = Vec::with_capacity(stages.len());
-        let mut h = run.hidden_states;
+        let mut h = hidden_states;
         {
             let _guard = tch::no_grad_guard();
             for k in stages.clone() {
@@ -43,21 +45,21 @@ pub(crate) fn checkpointed_backward(
             }
         }
         let mut output = h.detach().set_requires_grad(true);
-        let last = run.forward.finish(output.shallow_clone(), run.hooks)?;
-        let loss = run.targets.loss_sum(decoder, &last)?;
+        let last = forward.finish(output.shallow_clone(), run.hooks)?;
+        let loss = run.targets.losses(decoder, &last)?.sum(Kind::Float);
         (&loss * factor).backward();
         drop(last);
         for k in stages.rev() {
             let gradient = output.grad();
             let input = inputs.pop().expect("invariant: one input for each stage");
             // Below the first stage there is something to train only if the embeddings are trained.
-            let is_needed = k > run.stage || input.requires_grad();
+            let is_needed = k > first || input.requires_grad();
             let leaf = input.detach().set_requires_grad(is_needed);
             let again = stage(k, leaf.shallow_clone(), run.hooks)?;
             if again.requires_grad() {
                 hand_on(&again, &gradient);
             }
-            if k == run.stage && is_needed {
+            if k == first && is_needed {
                 hand_on(&input, &leaf.grad());
             }
             output = leaf;

@@ -4,12 +4,24 @@ use tch::{Device, Kind, Reduction, Tensor};
 use crate::Result;
 use crate::batches::Batch;
 use crate::checkpointing::checkpointed_backward;
-use crate::loss::{loss_sum, target_logits};
+use crate::loss::{target_logits, target_losses};
 use crate::reuse::FrozenStore;
 
 /// What the trainer needs of a model: it predicts labels from rows, under the hooks of adapters.
 pub trait Model {
-    /// Sum of `−log p(target)` over the target tokens of a batch: a scalar in f32, differentiable in the adapters' parameters.
+    /// `−log p(target)` of every target token of a batch, `[m]` in f32, differentiable in the adapters' parameters.
+    ///
+    /// # Errors
+    /// What the model or an adapter refuses.
+    fn target_losses(
+        &self,
+        adapters: &[&dyn Adapter],
+        batch: &Batch,
+        mode: Mode,
+        frozen: Option<&mut FrozenStore>,
+    ) -> Result<Tensor>;
+
+    /// The sum of [`Self::target_losses`], a scalar.
     ///
     /// # Errors
     /// What the model or an adapter refuses.
@@ -19,7 +31,9 @@ pub trait Model {
         batch: &Batch,
         mode: Mode,
         frozen: Option<&mut FrozenStore>,
-    ) -> Result<Tensor>;
+    ) -> Result<Tensor> {
+        Ok(self.target_losses(adapters, batch, mode, frozen)?.sum(Kind::Float))
+    }
 
     /// Adds `factor` times the gradient of a batch's loss to those of the adapters' parameters; returns the loss, as [`Self::loss_sum`]
     /// has it, without gradient. `seed` decides dropout.
@@ -59,7 +73,8 @@ pub trait Model {
         self.backward(adapters, batch, frozen, factor, seed)
     }
 
-    /// Logits `[m, v]` in f32 that the targets of a batch are predicted by, and the targets `[m]`, without gradient.
+    /// Logits `[m, v]` in f32 that the targets of a batch are predicted by, and the targets `[m]`, without gradient. With `answers`, which
+    /// are `[a]` tokens, the logits of these alone, `[m, a]`.
     ///
     /// # Errors
     /// What the model or an adapter refuses.
@@ -67,6 +82,7 @@ pub trait Model {
         &self,
         adapters: &[&dyn Adapter],
         batch: &Batch,
+        answers: Option<&Tensor>,
         frozen: Option<&mut FrozenStore>,
     ) -> Result<(Tensor, Tensor)>;
 
@@ -90,14 +106,14 @@ pub trait Model {
 }
 
 impl Model for Decoder {
-    fn loss_sum(
+    fn target_losses(
         &self,
         adapters: &[&dyn Adapter],
         batch: &Batch,
         mode: Mode,
         frozen: Option<&mut FrozenStore>,
     ) -> Result<Tensor> {
-        loss_sum(self, adapters, batch, mode, frozen)
+        target_losses(self, adapters, batch, mode, frozen)
     }
 
     fn checkpointed_backward(
@@ -115,10 +131,11 @@ impl Model for Decoder {
         &self,
         adapters: &[&dyn Adapter],
         batch: &Batch,
+        answers: Option<&Tensor>,
         frozen: Option<&mut FrozenStore>,
     ) -> Result<(Tensor, Tensor)> {
         let _guard = tch::no_grad_guard();
-        target_logits(self, adapters, batch, frozen)
+        target_logits(self, adapters, batch, answers, frozen)
     }
 
     fn collect(&self, layout: &Layout, wanted: Vec<(Place, Vec<TokenAt>)>) -> Result<Vec<Tensor>> {
@@ -148,7 +165,7 @@ impl Model for Decoder {
 
 /// A network without order: every token of a row is an input of its own, and predicts the label of the token after it.
 impl Model for FeedForward {
-    fn loss_sum(
+    fn target_losses(
         &self,
         adapters: &[&dyn Adapter],
         batch: &Batch,
@@ -159,19 +176,21 @@ impl Model for FeedForward {
         let (places, labels) = batch.targets(&batch.layout.whole());
         let logits = at(&self.logits(&batch.layout, &mut hooks)?, &places); // [m, classes]
         let labels = Tensor::from_slice(&labels).to_device(self.device());
-        Ok(logits.cross_entropy_loss(&labels, None::<Tensor>, Reduction::Sum, -100, 0.0))
+        Ok(logits.cross_entropy_loss(&labels, None::<Tensor>, Reduction::None, -100, 0.0))
     }
 
     fn target_logits(
         &self,
         adapters: &[&dyn Adapter],
         batch: &Batch,
+        answers: Option<&Tensor>,
         _frozen: Option<&mut FrozenStore>,
     ) -> Result<(Tensor, Tensor)> {
         let _guard = tch::no_grad_guard();
         let mut hooks = hooks_of(adapters, batch, Mode::Eval)?;
         let (places, labels) = batch.targets(&batch.layout.whole());
         let logits = at(&self.logits(&batch.layout, &mut hooks)?, &places);
+        let logits = answers.map_or(logits.shallow_clone(), |a| logits.index_select(-1, a));
         Ok((logits, Tensor::from_slice(&labels).to_device(self.device())))
     }
 

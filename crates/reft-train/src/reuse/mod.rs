@@ -4,5 +4,5 @@ mod frozen_row;
 mod frozen_store;
 mod spill_file;
 
-pub(crate) use frozen_row::{FrozenBatch, FrozenPast};
+pub(crate) use frozen_row::{FrozenPast, FrozenRow, side_by_side};
 pub use frozen_store::{FrozenStore, ReuseConfig};
