@@ -27,6 +27,7 @@ mod error;
 
 mod baseline_file;
 mod leaves;
+mod nothing_trained;
 mod peft_config;
 mod peft_file;
 mod projection;
@@ -67,8 +68,9 @@ pub use compare::{
     resident_memory, run_cell, run_comparison, run_sweep,
 };
 pub use das::{
-    DasCell, DasOptions, DasReport, DasRow, DasSearch, DasTask, MeasuredShare, Mechanism, Numbers,
-    PositionName, Slot, Start, Words,
+    DasAlignment, DasCell, DasOptions, DasRecipe, DasReport, DasRow, DasSearch, DasTask,
+    EqualityNetwork, EqualityTask, EqualityVariable, MeasuredShare, Mechanism, NetworkConfig,
+    Numbers, Part, PositionName, SearchDefaults, Searched, Slot, Start, Words,
 };
 pub use error::{Error, Result};
 pub use full::FullAdapter;

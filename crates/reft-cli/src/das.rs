@@ -2,10 +2,13 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use reft_bench::{DasOptions, DasReport, DasSearch, DasTask, Error, Start};
+use reft_bench::{
+    DasAlignment, DasOptions, DasRecipe, DasReport, DasSearch, Error, Searched, Start,
+};
 use reft_models::WeightStorage;
 
 use crate::command_line::{check_output, command};
@@ -28,30 +31,39 @@ use crate::output::{self, note};
     next_help_heading = "Search",
     after_long_help = "Examples:
   reft das --task recipes/das/pronoun.toml --model models/SmolLM2-135M-Instruct --output runs/das/pronoun
-  reft das --task recipes/das/agreement.toml --model models/SmolLM2-135M-Instruct --layers '8;16;24' --positions subject,last --rank 1 --output runs/das/agreement"
+  reft das --task recipes/das/agreement.toml --model models/SmolLM2-135M-Instruct --layers '8;16;24' --positions subject,last --rank 1 --output runs/das/agreement
+  reft das --task recipes/das/hierarchical-equality.toml --output runs/das/hierarchical-equality
+  reft das --task recipes/das/pronoun.toml --model models/SmolLM2-135M-Instruct --sites attention_head --layers 25 --positions last --rank 1 --output runs/das/heads"
 )]
 pub struct DasArgs {
-    /// Model: a Hugging Face directory, a GGUF file, or a hub name such as org/name
+    /// Model: a Hugging Face directory, a GGUF file, or a hub name such as org/name; none for a task that trains its own network
     #[arg(long, value_name = "DIR")]
-    model: String,
+    model: Option<String>,
     /// Task: templates, lists and a causal model, as in recipes/das
     #[arg(long, value_name = "FILE.toml")]
     task: PathBuf,
     /// Directory to write: the report, and a directory for each subspace; new, empty, or that of a search
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
-    /// Components of a block: block_input, attention_output, mlp_output, block_output
+    /// Components of a block: block_input, attention_output, mlp_output, block_output; attention_head for --heads, or one as head_3
     #[arg(long, value_name = "LIST", default_value = "block_output")]
     sites: List<String>,
+    /// Heads that attention_head stands for, counted from 0 [default: all]
+    #[arg(long, value_name = "LIST")]
+    heads: Option<List<u32>>,
     /// Layers to search: all, or such as 3;9;18
     #[arg(long, value_name = "LAYERS", default_value = "all")]
     layers: Layers,
     /// Tokens: a slot's name, last, a number from 0, or one of these with +1 or -1 behind it [default: the task's]
     #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
     positions: Option<List<String>>,
-    /// Dimensions of the subspace
-    #[arg(long, value_name = "LIST", default_value = "1,8", allow_hyphen_values = true)]
-    rank: List<i64>,
+    /// What is swapped: das = a trained subspace, boundless = how many dimensions is learned too, sigmoid-mask = which are,
+    /// neurons = without a rotation, whole = everything
+    #[arg(long, value_name = "NAME", default_value = "das")]
+    alignment: String,
+    /// Dimensions that das and neurons swap [default: the task's, else 1,8]
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
+    rank: Option<List<i64>>,
     /// Skip the search in a model of random weights
     #[arg(long)]
     no_untrained_model: bool,
@@ -74,21 +86,21 @@ pub struct DasArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Training")]
 struct TrainingArgs {
-    /// Counterfactuals to train on
-    #[arg(long, value_name = "N", default_value_t = 128)]
-    train_pairs: usize,
-    /// Counterfactuals held out
-    #[arg(long, value_name = "N", default_value_t = 96)]
-    test_pairs: usize,
-    /// Optimizer steps for each subspace
-    #[arg(long, value_name = "N", default_value_t = 8)]
-    steps: usize,
-    /// Counterfactuals of a step
-    #[arg(long, value_name = "N", default_value_t = 16)]
-    batch_size: usize,
-    /// Learning rate of the first step; it falls to 0 on a line
-    #[arg(long, value_name = "X", default_value_t = 5e-3)]
-    lr: f64,
+    /// Counterfactuals to train on [default: the task's, else 128]
+    #[arg(long, value_name = "N")]
+    train_pairs: Option<usize>,
+    /// Counterfactuals held out [default: the task's, else 96]
+    #[arg(long, value_name = "N")]
+    test_pairs: Option<usize>,
+    /// Optimizer steps for each subspace [default: the task's, else 8]
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
+    /// Counterfactuals of a step [default: the task's, else 16]
+    #[arg(long, value_name = "N")]
+    batch_size: Option<usize>,
+    /// Learning rate of the first step; it falls to 0 on a line [default: the task's, else 5e-3]
+    #[arg(long, value_name = "X")]
+    lr: Option<f64>,
     /// Where a subspace begins: means = where the mean hidden state follows the variable, random = anywhere
     #[arg(long, value_name = "START", default_value = "means")]
     start: StartChoice,
@@ -103,36 +115,101 @@ enum StartChoice {
     Random,
 }
 
+/// What `--sites` takes for the heads that `--heads` names.
+const ATTENTION_HEAD: &str = "attention_head";
+
+impl DasArgs {
+    /// Components and heads by name.
+    fn components(&self, heads: i64) -> Result<Vec<String>> {
+        let sites = &self.sites.0;
+        if self.heads.is_some() && !sites.iter().any(|site| site == ATTENTION_HEAD) {
+            bail!("--heads says which heads {ATTENTION_HEAD} stands for; add it to --sites");
+        }
+        let of_site = |site: &String| match (site.as_str(), &self.heads) {
+            (ATTENTION_HEAD, Some(heads)) => heads.0.iter().map(|h| format!("head_{h}")).collect(),
+            (ATTENTION_HEAD, None) => (0..heads).map(|h| format!("head_{h}")).collect(),
+            _ => vec![site.clone()],
+        };
+        Ok(sites.iter().flat_map(of_site).collect())
+    }
+}
+
 /// Runs the command.
 pub fn run(args: &DasArgs) -> Result<ExitCode> {
     set_threads(args.threads)?;
-    let task = DasTask::open(&args.task)?;
+    let recipe = DasRecipe::open(&args.task)?;
     check_output(&args.output, DasReport::FILE_NAME, "search")?;
-    let (path, decoder) = open_decoder(&args.model, args.kind, WeightStorage::Dense, args.device)?;
-    let Some(tokenizer) = open_tokenizer(&path)? else {
-        bail!("model {} has no tokenizer, and the task is text", args.model);
-    };
-    let t = &args.training;
-    let options = DasOptions {
-        components: args.sites.0.clone(),
-        layers: args.layers.of_model(decoder.config().num_hidden_layers)?,
-        positions: args.positions.as_ref().map_or(&task.positions, |list| &list.0).clone(),
-        ranks: args.rank.0.clone(),
-        train_pairs: t.train_pairs,
-        test_pairs: t.test_pairs,
-        steps: t.steps,
-        batch_size: t.batch_size,
-        lr: t.lr,
-        start: match t.start {
-            StartChoice::Means => Start::Means,
-            StartChoice::Random => Start::Random,
-        },
-        untrained_model: !args.no_untrained_model,
-        seed: t.seed,
-    };
-    let names = (args.model.clone(), command());
-    let search = DasSearch::new(options, &task, (&decoder, &tokenizer), names)?;
     let stop = interrupt::stop_flag("stopping; finished subspaces are kept (again: stop at once)")?;
+    let file = args.task.display();
+    match (&recipe, &args.model) {
+        (DasRecipe::Text(_), None) => bail!("--task {file} is texts; name a model with --model"),
+        (DasRecipe::Network(_), Some(model)) => {
+            bail!("--task {file} trains a network of its own; leave --model {model} out")
+        }
+        (DasRecipe::Text(task), Some(model)) => {
+            let (path, decoder) =
+                open_decoder(model, args.kind, WeightStorage::Dense, args.device)?;
+            let Some(tokenizer) = open_tokenizer(&path)? else {
+                bail!("model {model} has no tokenizer, and the task is text");
+            };
+            let heads = decoder.config().num_attention_heads;
+            let options = args.options(&recipe, decoder.layers(), heads, &task.positions)?;
+            let names = (model.clone(), command());
+            finish(args, &DasSearch::new(options, task, (&decoder, &tokenizer), names)?, &stop)
+        }
+        (DasRecipe::Network(task), None) => {
+            let layers = task.network.hidden_layers;
+            let options = args.options(&recipe, layers, 0, &["last".to_owned()])?;
+            note("training the network");
+            let network = match task.train(&options, &stop) {
+                Err(Error::Interrupted) => return Ok(ExitCode::from(INTERRUPTED)),
+                network => network?,
+            };
+            finish(args, &DasSearch::of_network(options, &network, command())?, &stop)
+        }
+    }
+}
+
+impl DasArgs {
+    /// What is searched: what the command says, else the task, else the defaults.
+    fn options(
+        &self,
+        recipe: &DasRecipe,
+        layers: usize,
+        heads: i64,
+        positions: &[String],
+    ) -> Result<DasOptions> {
+        let (t, of_task) = (&self.training, recipe.search());
+        let alignment: DasAlignment = self.alignment.parse()?;
+        let ranks = match (&self.rank, &of_task.rank) {
+            (Some(ranks), _) => ranks.0.clone(),
+            (None, _) if !alignment.takes_rank() => Vec::new(),
+            (None, Some(ranks)) => ranks.clone(),
+            (None, None) => vec![1, 8],
+        };
+        Ok(DasOptions {
+            components: self.components(heads)?,
+            layers: self.layers.of_model(layers)?,
+            positions: self.positions.as_ref().map_or(positions, |list| &list.0).to_vec(),
+            alignment,
+            ranks,
+            train_pairs: t.train_pairs.or(of_task.train_pairs).unwrap_or(128),
+            test_pairs: t.test_pairs.or(of_task.test_pairs).unwrap_or(96),
+            steps: t.steps.or(of_task.steps).unwrap_or(8),
+            batch_size: t.batch_size.or(of_task.batch_size).unwrap_or(16),
+            lr: t.lr.or(of_task.lr).unwrap_or(5e-3),
+            start: match t.start {
+                StartChoice::Means => Start::Means,
+                StartChoice::Random => Start::Random,
+            },
+            untrained_model: !self.no_untrained_model,
+            seed: t.seed,
+        })
+    }
+}
+
+/// Searches, and prints what was found.
+fn finish(args: &DasArgs, search: &DasSearch, stop: &AtomicBool) -> Result<ExitCode> {
     let (mut done, n) = (0, search.n_cells());
     let say = &mut |text: &str| {
         note(&format!("[{done}/{n}] {text}"));
@@ -140,7 +217,7 @@ pub fn run(args: &DasArgs) -> Result<ExitCode> {
     };
     std::fs::create_dir_all(&args.output)
         .with_context(|| format!("cannot create {}", args.output.display()))?;
-    let report = match search.run(&args.output, &stop, say) {
+    let report = match search.run(&args.output, stop, say) {
         Ok(report) => report,
         Err(Error::Interrupted) => {
             note("interrupted; finished subspaces are kept, the same command goes on after them");

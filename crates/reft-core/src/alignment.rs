@@ -188,7 +188,7 @@ impl AlignmentSet {
     /// The trainable leaves, stacked over the alignments. Weight decay has no meaning for any of them.
     pub fn parameters(&self) -> Vec<Parameter> {
         let gate = self.gate.as_ref().map(|gate| Parameter::without_weight_decay("gate", gate));
-        let raw = Parameter::without_weight_decay(RAW, self.map.raw());
+        let raw = Parameter::rotation(RAW, self.map.raw());
         [Some(raw), gate].into_iter().flatten().collect()
     }
 

@@ -22,6 +22,11 @@ pub trait Interchange: Debug {
     /// # Errors
     /// [`Error::HiddenSize`] if the last dimension of `base` is not `d`; [`Error::Shape`] if `source` is of another shape.
     fn intervene(&self, base: &Tensor, source: &Tensor) -> Result<Tensor>;
+
+    /// The tensors that it computes with and that may follow from parameters.
+    fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
+        Vec::new()
+    }
 }
 
 impl<T: Interchange + ?Sized> Interchange for &T {
@@ -174,6 +179,10 @@ impl Interchange for SubspaceInterchange {
             };
             b + change.matmul(&self.columns.tr())
         }))
+    }
+
+    fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
+        std::iter::once(&mut self.columns).chain(&mut self.gate).collect()
     }
 }
 

@@ -67,6 +67,12 @@ pub trait Adapter {
         0
     }
 
+    /// Number of parts that are trained side by side and know nothing of each other: the entries of the first dimension of every
+    /// parameter. The gradient of each is clipped by itself.
+    fn parts(&self) -> i64 {
+        1
+    }
+
     /// Tells which share of training is done, 0 to 1, before each step: for what changes on a schedule, such as a temperature.
     fn begin_step(&mut self, _share: f64) {}
 

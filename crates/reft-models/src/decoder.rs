@@ -275,6 +275,11 @@ pub struct Head {
 }
 
 impl Head {
+    /// The head of some tokens `[a]` alone, for those who choose between them.
+    pub fn of_tokens(&self, tokens: &Tensor) -> Self {
+        Self { weight: self.weight.index_select(0, tokens) }
+    }
+
     /// Logits `[.., v]` in f32 of hidden states `[.., d]`.
     pub fn logits(&self, h: &Tensor) -> Tensor {
         h.linear(&self.weight, None::<Tensor>).to_kind(Kind::Float)

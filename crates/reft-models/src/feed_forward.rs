@@ -113,6 +113,11 @@ impl FeedForward {
         collect.finish()
     }
 
+    /// The table of its inputs, `[n, in]`.
+    pub fn inputs(&self) -> &Tensor {
+        &self.inputs
+    }
+
     /// Where the network is.
     pub fn device(&self) -> Device {
         self.inputs.device()

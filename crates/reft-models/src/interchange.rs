@@ -4,7 +4,7 @@ use reft_core::Interchange;
 use tch::Tensor;
 
 use crate::decoder::Decoder;
-use crate::hooks::Hooks;
+use crate::hooks::{Cut, Hooks};
 use crate::layout::{Layout, Span};
 use crate::linear::Linear;
 use crate::place::Place;
@@ -198,6 +198,11 @@ impl Hooks for InterchangeHooks<'_> {
         span: &Span,
     ) -> Result<Tensor> {
         if Place::whole(site).is_projection_input() { Ok(y) } else { self.swap(site, y, span) }
+    }
+
+    fn cut(&mut self) -> Vec<Cut> {
+        let tensors = self.swaps.iter_mut().flat_map(|swap| swap.interchange.tensors_mut());
+        tensors.filter_map(Cut::of).collect()
     }
 }
 

@@ -3,7 +3,7 @@ use tch::{Kind, Tensor};
 
 use crate::Result;
 use crate::computation::{Backward, Computation};
-use crate::loss::with_run;
+use crate::loss::{Entry, Run, with_run};
 use crate::seed::seed_of;
 
 /// Activation checkpointing (Chen et al. 2016, arXiv:1604.06174), one segment per block: adds `factor · ∂loss/∂θ` to the gradients of
@@ -20,40 +20,46 @@ pub(crate) fn checkpointed_backward(
     computation: Computation,
     Backward { factor, seed }: Backward,
 ) -> Result<Tensor> {
-    with_run(decoder, computation, Mode::Train, |mut run| {
-        let cuts = run.hooks.cut();
-        let stages = run.stage..decoder.config().num_hidden_layers;
-        let mut past = run.past.as_mut();
-        let mut stage = |stage: usize, h: Tensor, hooks: &mut dyn Hooks| {
-            tch::manual_seed(seed_of(&[seed, stage as u64]) as i64);
-            let past = past.as_mut().map(|past| &mut **past as &mut dyn Past);
-            run.forward.run(stage..stage + 1, h, past, hooks)
+    with_run(decoder, computation, Mode::Train, |run| {
+        let Run { entries, mut past, hooks, targets } = run;
+        let cuts = hooks.cut();
+        let mut block = |entry: &Entry, k: usize, h: Tensor, hooks: &mut dyn Hooks| {
+            tch::manual_seed(seed_of(&[seed, k as u64]) as i64);
+            let past = past.as_mut().map(|past| past as &mut dyn Past);
+            entry.forward.run(k..k + 1, h, past, hooks)
         };
-        let mut inputs = Vec::with_capacity(stages.len());
-        let mut h = run.hidden_states;
+        let mut inputs = Vec::with_capacity(decoder.config().num_hidden_layers);
+        let mut running = None;
         {
             let _guard = tch::no_grad_guard();
-            for k in stages.clone() {
-                inputs.push(h.shallow_clone());
-                h = stage(k, h, run.hooks)?;
+            for entry in &entries {
+                let mut h = entry.join(running);
+                for k in entry.stages.clone() {
+                    inputs.push((entry, k, h.shallow_clone()));
+                    h = block(entry, k, h, hooks)?;
+                }
+                running = Some(h);
             }
         }
+        let last = entries.last().zip(running);
+        let (Entry { forward, .. }, h) = last.expect("invariant: a run has an entry");
         let mut output = h.detach().set_requires_grad(true);
-        let last = run.forward.finish(output.shallow_clone(), run.hooks)?;
-        let loss = run.targets.loss_sum(decoder, &last)?;
+        let h = forward.finish(output.shallow_clone(), hooks)?;
+        let loss = targets.losses(decoder, &h)?.sum(Kind::Float);
         (&loss * factor).backward();
-        drop(last);
-        for k in stages.rev() {
+        drop(h);
+        while let Some((entry, k, input)) = inputs.pop() {
             let gradient = output.grad();
-            let input = inputs.pop().expect("invariant: one input for each stage");
-            // Below the first stage there is something to train only if the embeddings are trained.
-            let is_needed = k > run.stage || input.requires_grad();
+            // Below the first block there is something to train only if the embeddings are trained.
+            let is_first = inputs.is_empty();
+            let is_needed = !is_first || input.requires_grad();
             let leaf = input.detach().set_requires_grad(is_needed);
-            let again = stage(k, leaf.shallow_clone(), run.hooks)?;
+            let again = block(entry, k, leaf.shallow_clone(), hooks)?;
             if again.requires_grad() {
-                hand_on(&again, &gradient);
+                // what rows that came in above went in with is frozen
+                hand_on(&again, &gradient.narrow(0, 0, again.size()[0]));
             }
-            if k == run.stage && is_needed {
+            if is_first && is_needed {
                 hand_on(&input, &leaf.grad());
             }
             output = leaf;

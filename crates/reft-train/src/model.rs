@@ -7,17 +7,25 @@ use crate::Result;
 use crate::batches::Batch;
 use crate::checkpointing::checkpointed_backward;
 use crate::computation::{Backward, Computation};
-use crate::loss::{loss_of, target_logits};
+use crate::loss::{target_logits, target_losses};
 use crate::prepared::Prepared;
 use crate::reuse::FrozenStore;
 
 /// What the trainer needs of a model: it predicts labels from rows, under the hooks of adapters.
 pub trait Model {
-    /// Sum of `−log p(target)` over the target tokens of a batch: a scalar in f32, differentiable in the adapters' parameters.
+    /// `−log p(target)` of every target token of a batch, `[m]` in f32, differentiable in the adapters' parameters.
     ///
     /// # Errors
     /// What the model or an adapter refuses.
-    fn loss_sum(&self, computation: Computation, mode: Mode) -> Result<Tensor>;
+    fn target_losses(&self, computation: Computation, mode: Mode) -> Result<Tensor>;
+
+    /// The sum of [`Self::target_losses`], a scalar.
+    ///
+    /// # Errors
+    /// What the model or an adapter refuses.
+    fn loss_sum(&self, computation: Computation, mode: Mode) -> Result<Tensor> {
+        Ok(self.target_losses(computation, mode)?.sum(Kind::Float))
+    }
 
     /// Adds the gradient of a batch's loss to those of the adapters' parameters; returns the loss, as [`Self::loss_sum`] has it, without
     /// gradient.
@@ -61,11 +69,16 @@ pub trait Model {
         Ok(None)
     }
 
-    /// Logits `[m, v]` in f32 that the targets of a batch are predicted by, and the targets `[m]`, without gradient.
+    /// Logits `[m, v]` in f32 that the targets of a batch are predicted by, and the targets `[m]`, without gradient. With `answers`, which
+    /// are `[a]` tokens, the logits of these alone, `[m, a]`.
     ///
     /// # Errors
     /// What the model or an adapter refuses.
-    fn target_logits(&self, computation: Computation) -> Result<(Tensor, Tensor)>;
+    fn target_logits(
+        &self,
+        computation: Computation,
+        answers: Option<&Tensor>,
+    ) -> Result<(Tensor, Tensor)>;
 
     /// A source run: hidden states `[m, d]` of chosen tokens at chosen places, without gradient.
     ///
@@ -87,8 +100,8 @@ pub trait Model {
 }
 
 impl Model for Decoder {
-    fn loss_sum(&self, computation: Computation, mode: Mode) -> Result<Tensor> {
-        loss_of(self, computation, mode)
+    fn target_losses(&self, computation: Computation, mode: Mode) -> Result<Tensor> {
+        target_losses(self, computation, mode)
     }
 
     fn checkpointed_backward(
@@ -108,9 +121,13 @@ impl Model for Decoder {
         Prepared::ahead(self, adapters, batch, frozen)
     }
 
-    fn target_logits(&self, computation: Computation) -> Result<(Tensor, Tensor)> {
+    fn target_logits(
+        &self,
+        computation: Computation,
+        answers: Option<&Tensor>,
+    ) -> Result<(Tensor, Tensor)> {
         let _guard = tch::no_grad_guard();
-        target_logits(self, computation)
+        target_logits(self, computation, answers)
     }
 
     fn collect(&self, layout: &Layout, wanted: Vec<(Place, Vec<TokenAt>)>) -> Result<Vec<Tensor>> {
@@ -140,21 +157,26 @@ impl Model for Decoder {
 
 /// A network without order: every token of a row is an input of its own, and predicts the label of the token after it.
 impl Model for FeedForward {
-    fn loss_sum(&self, computation: Computation, mode: Mode) -> Result<Tensor> {
+    fn target_losses(&self, computation: Computation, mode: Mode) -> Result<Tensor> {
         let Computation { adapters, batch, .. } = computation;
         let mut hooks = hooks_of(adapters, batch, mode)?;
         let (places, labels) = batch.targets(&batch.layout.whole());
         let logits = at(&self.logits(&batch.layout, &mut hooks)?, &places); // [m, classes]
         let labels = send(&Tensor::from_slice(&labels), self.device());
-        Ok(logits.cross_entropy_loss(&labels, None::<Tensor>, Reduction::Sum, -100, 0.0))
+        Ok(logits.cross_entropy_loss(&labels, None::<Tensor>, Reduction::None, -100, 0.0))
     }
 
-    fn target_logits(&self, computation: Computation) -> Result<(Tensor, Tensor)> {
+    fn target_logits(
+        &self,
+        computation: Computation,
+        answers: Option<&Tensor>,
+    ) -> Result<(Tensor, Tensor)> {
         let _guard = tch::no_grad_guard();
         let Computation { adapters, batch, .. } = computation;
         let mut hooks = hooks_of(adapters, batch, Mode::Eval)?;
         let (places, labels) = batch.targets(&batch.layout.whole());
         let logits = at(&self.logits(&batch.layout, &mut hooks)?, &places);
+        let logits = answers.map_or(logits.shallow_clone(), |a| logits.index_select(-1, a));
         Ok((logits, send(&Tensor::from_slice(&labels), self.device())))
     }
 

@@ -311,7 +311,8 @@ impl<'a> Trainer<'a> {
             self.scaler.back_off();
             return Ok(Step::Overflowed);
         }
-        let grad_norm = clip_grad_norm(&grads, self.config.max_grad_norm).double_value(&[]); // sync
+        let (max_norm, parts) = (self.config.max_grad_norm, self.adapter.parts());
+        let grad_norm = clip_grad_norm(&grads, max_norm, parts).double_value(&[]); // sync
         if !grad_norm.is_finite() {
             let ids = micro_batches.iter().flat_map(|batch| batch.ids.clone()).collect();
             let (step, what) = (self.step + 1, "gradient norm");

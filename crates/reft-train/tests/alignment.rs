@@ -1,21 +1,19 @@
 //! Distributed alignment search on networks whose answers are known.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use reft_core::{AlignmentMethod, AlignmentSet, MapKind, Parameter};
+use reft_core::{AlignmentMethod, AlignmentSet, MapKind};
 use reft_models::{
-    Adapter, Component, Decoder, FeedForward, Hooks, Layout, Linear, Mode, NoHooks, Place, Row,
-    Site, Weight,
+    Adapter, Component, Decoder, FeedForward, Linear, Mode, Place, Row, Site, Weight,
 };
 use reft_train::das::{
-    Accuracy, Alignment, AlignmentAdapter, HierarchicalEquality, SourceToken, Variable,
-    VariableSwap, accuracy,
+    Accuracy, Alignment, AlignmentAdapter, HierarchicalEquality, NetworkWeights, SideBySide,
+    SourceToken, Variable, VariableSwap, accuracy,
 };
 use reft_train::{
-    Batch, Computation, Dataset, Example, FrozenStore, IGNORE_INDEX, Model, ReuseConfig,
+    Backward, Batch, Computation, Dataset, Example, FrozenStore, IGNORE_INDEX, Model, ReuseConfig,
     ScheduleKind, Shuffle, Silent, TrainConfig, Trainer,
 };
 use tch::{Device, Kind, Tensor};
@@ -28,48 +26,6 @@ fn alone() -> MutexGuard<'static, ()> {
     let guard = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
     tch::set_num_threads(1);
     guard
-}
-
-/// All weights of a network, as an adapter: what trains the network itself.
-struct Weights(Vec<(String, Tensor)>);
-
-impl Weights {
-    fn of(network: &FeedForward) -> Self {
-        let weights = network.weights().into_iter();
-        Self(weights.map(|(name, weight)| (name, weight.dense().set_requires_grad(true))).collect())
-    }
-
-    fn freeze(self) {
-        for (_, weight) in self.0 {
-            let _frozen = weight.set_requires_grad(false);
-        }
-    }
-}
-
-impl Adapter for Weights {
-    fn method(&self) -> &str {
-        "weights"
-    }
-
-    fn parameters(&self) -> Vec<Parameter> {
-        self.0.iter().map(|(name, weight)| Parameter::new(name.clone(), weight)).collect()
-    }
-
-    fn hooks<'a>(&'a self, _: &'a Layout, _: Mode) -> reft_models::Result<Box<dyn Hooks + 'a>> {
-        Ok(Box::new(NoHooks))
-    }
-
-    fn state(&self) -> BTreeMap<String, Tensor> {
-        self.0.iter().map(|(name, weight)| (name.clone(), weight.detach().copy())).collect()
-    }
-
-    fn load_state(&mut self, _: &BTreeMap<String, Tensor>) -> reft_models::Result<()> {
-        unreachable!("nothing is held out and nothing resumed")
-    }
-
-    fn save(&self, _: &Path) -> reft_models::Result<()> {
-        unreachable!("the run has no directory")
-    }
 }
 
 fn train(
@@ -167,7 +123,7 @@ fn the_search_finds_both_equalities_in_a_trained_network_and_the_controls_do_not
     let network = FeedForward::random(&task.inputs(), 3, 16, HierarchicalEquality::CLASSES);
     let untrained = FeedForward::random(&task.inputs(), 3, 16, HierarchicalEquality::CLASSES);
 
-    let mut weights = Weights::of(&network);
+    let mut weights = NetworkWeights::of(&network);
     train(&network, &mut weights, &examples, 5e-3, 20)?;
     weights.freeze();
     let skill = accuracy(&network, &[], &tests, 512, &[], None)?;
@@ -299,12 +255,89 @@ fn a_decoder_s_frozen_work_is_done_once_and_changes_neither_loss_nor_gradient() 
         assert!(size > 1e-3 && difference < 1e-4 * size, "{difference:e} of {size:e}");
     }
     assert_eq!((store.len(), whole_rows.len()), (12, 12));
-    let logits = |frozen| decoder.target_logits(Computation::new(&[&adapter], &batch, frozen));
+    let logits =
+        |frozen| decoder.target_logits(Computation::new(&[&adapter], &batch, frozen), None);
     let difference = logits(None)?.0 - logits(Some(&mut whole_rows))?.0;
     assert!(difference.abs().max().double_value(&[]) < 1e-5); // f32, logits of about 1
     let plain =
         decoder.loss_sum(Computation::new(&[], &batch, None), Mode::Eval)?.double_value(&[]);
     assert!((plain - loss).abs() > 1e-3, "nothing was swapped");
+    Ok(())
+}
+
+/// Alignments side by side, each with rows that begin at its own stage: losses, gradients and answers are those of each by itself.
+#[test]
+fn alignments_side_by_side_are_each_what_they_are_alone() -> TestResult {
+    let _guard = alone();
+    let (decoder, examples, _) = tiny()?;
+    let n = examples.len();
+    let layers = decoder.config().num_hidden_layers;
+    tch::manual_seed(5);
+    // the last token, or the one before it, which the last layer's output does nothing with
+    let last = |(i, example): (usize, &Example)| example.row.prompt_length - 1 - i % 2;
+    let tokens: Vec<Option<usize>> = examples.iter().enumerate().map(|e| Some(last(e))).collect();
+    let columns = reft_core::random_columns(layers as i64, 64, 3, Device::Cpu);
+    let sources = Tensor::randn([layers as i64, n as i64, 64], (Kind::Float, Device::Cpu)) * 4.0;
+    let adapter = |layers: &[usize]| -> Result<AlignmentAdapter, Box<dyn std::error::Error>> {
+        let numbers: Vec<i64> = layers.iter().map(|&layer| layer as i64).collect();
+        let start = columns.index_select(0, &Tensor::from_slice(&numbers));
+        let set = AlignmentSet::starting_at(AlignmentMethod::Das, MapKind::default(), &start)?;
+        let swap = |(alignment, &layer): (usize, &usize)| VariableSwap {
+            place: Place::whole(Site { layer, component: Component::BlockOutput }),
+            alignment,
+            coordinates: 0..3,
+            first: alignment * n,
+            tokens: tokens.clone(),
+            sources: sources.select(0, layer as i64),
+        };
+        let swaps = layers.iter().enumerate().map(swap).collect();
+        Ok(AlignmentAdapter::new(Alignment::Rotated(set), swaps)?)
+    };
+    let batch = Batch::collate(&examples, 0)?;
+    let gradient = |adapter: &AlignmentAdapter, loss: &Tensor| {
+        let raw = adapter.parameters().remove(0).tensor;
+        Tensor::run_backward(&[loss], &[raw], false, false).remove(0)
+    };
+    let all: Vec<usize> = (0..layers).collect();
+    let together = adapter(&all)?;
+    let model = SideBySide::new(&decoder, layers, n);
+    let mut store = FrozenStore::of_whole_rows(ReuseConfig::default());
+    let adapters: [&dyn Adapter; 1] = [&together];
+    let computation = Computation::new(&adapters, &batch, Some(&mut store));
+    let losses = model.target_losses(computation, Mode::Train)?;
+    let gradients = gradient(&together, &losses.sum(Kind::Float));
+    let named = |(c, example): (usize, &Example)| {
+        let counterfactual = example.row.counterfactual.map(|i| c * n + i);
+        Example { row: Row { counterfactual, ..example.row.clone() }, ..example.clone() }
+    };
+    let copies: Vec<Example> =
+        all.iter().flat_map(|&c| examples.iter().map(move |example| named((c, example)))).collect();
+    let copied = Batch::collate(&copies, 0)?;
+    let computation = Computation::new(&adapters, &copied, Some(&mut store));
+    let _loss = decoder.checkpointed_backward(computation, Backward { factor: 1.0, seed: 1 })?;
+    let checkpointed = together.parameters().remove(0).tensor.grad();
+    let difference = (checkpointed - &gradients).abs().max().double_value(&[]);
+    assert!(difference < 1e-5 * gradients.abs().max().double_value(&[]), "{difference:e}"); // f32
+    let losses = losses.view([layers as i64, -1]);
+    let answers = [7, 30, 91, 118];
+    let hits = model.accuracies(&together, &examples, 20, &answers, Some(&mut store))?;
+    let mut distinct = std::collections::BTreeSet::new();
+    for layer in all {
+        let alone = adapter(&[layer])?;
+        let own = decoder.target_losses(Computation::new(&[&alone], &batch, None), Mode::Train)?;
+        let expected = gradient(&alone, &own.sum(Kind::Float));
+        // f32 sums over other numbers of columns, losses of about 5
+        assert!((&own - losses.select(0, layer as i64)).abs().max().double_value(&[]) < 5e-5);
+        let mean = own.mean(Kind::Double).double_value(&[]);
+        assert!((mean - model.last_losses()[layer]).abs() < 5e-5);
+        distinct.insert(format!("{mean:.3}"));
+        let size = expected.abs().max().double_value(&[]);
+        let difference = expected.squeeze_dim(0) - gradients.select(0, layer as i64);
+        let difference = difference.abs().max().double_value(&[]);
+        assert!(size > 1e-3 && difference < 1e-4 * size, "{layer}: {difference:e} of {size:e}");
+        assert_eq!(hits[layer], accuracy(&decoder, &[&alone], &examples, 5, &answers, None)?);
+    }
+    assert_eq!(distinct.len(), layers, "every layer has a loss of its own");
     Ok(())
 }
 
@@ -316,6 +349,7 @@ fn swaps_that_do_not_fit_are_refused() -> TestResult {
         place: place.clone(),
         alignment: 0,
         coordinates,
+        first: 0,
         tokens: vec![Some(0); tokens],
         sources: Tensor::zeros([4, d], (Kind::Float, Device::Cpu)),
     };

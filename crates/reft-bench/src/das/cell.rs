@@ -1,20 +1,25 @@
 use std::path::{Path, PathBuf};
 
-use reft_models::Site;
 use reft_train::das::Accuracy;
 use serde::{Deserialize, Serialize};
 
 use crate::compare::write_json;
+use crate::das::options::DasAlignment;
+use crate::das::place::Part;
 use crate::error::{Result, io_error};
 
 /// One search: a place, a token and a rank, in the model or in one that was never trained.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DasCell {
-    /// Where.
-    pub site: Site,
+    /// The layer.
+    pub layer: usize,
+    /// What of it.
+    pub part: Part,
     /// The token, by name.
     pub position: String,
-    /// Dimension of the subspace.
+    /// What is swapped.
+    pub alignment: DasAlignment,
+    /// Dimension of the subspace, or of the rotation.
     pub rank: i64,
     /// Whether the model's weights are random: a control.
     pub untrained_model: bool,
@@ -50,22 +55,26 @@ pub(crate) struct CellFile {
     pub(crate) identity: String,
     /// The trained subspace, held out.
     pub(crate) found: MeasuredShare,
-    /// Random subspaces of the rank; only in the model itself, as the next.
+    /// Number of dimensions that are swapped: the rank, or what was learned.
+    pub(crate) dimensions: i64,
+    /// The subspace before it was trained; only in the model itself, as the next two.
+    pub(crate) start: Option<MeasuredShare>,
+    /// A random subspace of as many dimensions.
     pub(crate) random_rotation: Option<MeasuredShare>,
     /// As many neurons.
     pub(crate) neurons: Option<MeasuredShare>,
     /// Loss of the last step.
     pub(crate) loss: Option<f64>,
-    /// Wall time of training and measuring.
+    /// Its share of the wall time of training and measuring all that were searched with it.
     pub(crate) seconds: f64,
 }
 
 impl DasCell {
-    /// What it is called: `block_output-12/subject/rank-1`, behind `untrained-model/` if it is that control.
+    /// What it is called: `block_output-12/subject/rank-1` or `head_3-12/last/boundless`, behind `untrained-model/` if it is that control.
     pub fn name(&self) -> String {
-        let Self { site, position, rank, untrained_model } = self;
+        let Self { layer, part, position, alignment, rank, untrained_model } = self;
         let control = if *untrained_model { "untrained-model/" } else { "" };
-        format!("{control}{}-{}/{position}/rank-{rank}", site.component, site.layer)
+        format!("{control}{part}-{layer}/{position}/{}", alignment.cell_name(*rank))
     }
 
     /// Its directory below the search's.

@@ -1,6 +1,7 @@
 use std::fmt::Write;
 
 use crate::das::cell::MeasuredShare;
+use crate::das::options::{DasAlignment, DasOptions, Start};
 use crate::das::report::{DasReport, DasRow};
 
 impl DasReport {
@@ -50,19 +51,23 @@ impl DasReport {
             "An answer is the likeliest of the {} that occur in the task",
             self.n_answers
         ));
-        facts.push(format!(
-            "Each subspace: {} steps of {} counterfactuals, learning rate {} falling to 0, start: {}, seed {}",
-            o.steps,
-            o.batch_size,
-            o.lr,
-            match o.start {
-                super::Start::Means => "the directions in which the mean follows the variable",
-                super::Start::Random => "random",
-            },
-            o.seed
-        ));
+        facts.push(match o.alignment {
+            DasAlignment::Whole => "Swapped: the whole hidden state; nothing is trained".to_owned(),
+            DasAlignment::Neurons => {
+                "Swapped: the neurons that follow the variable most; nothing is trained".to_owned()
+            }
+            DasAlignment::Das => format!("Each subspace: {}", training(o)),
+            DasAlignment::Boundless => format!(
+                "Swapped: the first coordinates of a rotation, rotation and number trained: {}",
+                training(o)
+            ),
+            DasAlignment::SigmoidMask => format!(
+                "Swapped: some coordinates of a rotation, rotation and choice trained: {}",
+                training(o)
+            ),
+        });
         facts.push(
-            "Controls: a random subspace of the rank; as many neurons, those that follow the variable most; and the same search in a model of random weights".to_owned(),
+            "Controls: a random subspace of as many dimensions; as many neurons, those that follow the variable most; and the same search in a model of random weights. Start: the subspace before it was trained".to_owned(),
         );
         facts.push(
             "Intervals are Wilson's, 95 %, of each cell by itself: of many cells some are outside"
@@ -82,24 +87,36 @@ impl DasReport {
 fn write_rows(out: &mut String, rows: &[&DasRow]) -> std::fmt::Result {
     writeln!(
         out,
-        "| site | token | rank | IIA | 95 % | random subspace | neurons | untrained model |\n| --- | --- | ---: | ---: | --- | ---: | ---: | ---: |"
+        "| site | token | rank | swapped | IIA | 95 % | start | random subspace | neurons | untrained model |\n| --- | --- | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: |"
     )?;
     let control =
         |m: &Option<MeasuredShare>| m.map_or("–".to_owned(), |m| format!("{:.3}", m.iia));
     for row in rows {
-        let DasRow { site, position, rank, found, .. } = row;
+        let DasRow { site, position, rank, dimensions, found, .. } = row;
         writeln!(
             out,
-            "| {site} | {position} | {rank} | {:.3} | {:.3}–{:.3} | {} | {} | {} |",
+            "| {site} | {position} | {rank} | {dimensions} | {:.3} | {:.3}–{:.3} | {} | {} | {} | {} |",
             found.iia,
             found.low,
             found.high,
+            control(&row.start),
             control(&row.random_rotation),
             control(&row.neurons),
             control(&row.untrained_model)
         )?;
     }
     Ok(())
+}
+
+fn training(o: &DasOptions) -> String {
+    let start = match o.start {
+        Start::Means => "the directions in which the mean follows the variable",
+        Start::Random => "random",
+    };
+    format!(
+        "{} steps of {} counterfactuals, learning rate {} falling to 0, start: {start}, seed {}",
+        o.steps, o.batch_size, o.lr, o.seed
+    )
 }
 
 /// A share with its counts.

@@ -8,12 +8,13 @@ use crate::report::{Heat, HeatMap, escape, figure, heat_map, page, short_share};
 /// What a map shows of a row.
 type Of = fn(&DasRow) -> Option<MeasuredShare>;
 
-const MAPS: [(&str, &str, Of); 4] = [
+const MAPS: [(&str, &str, Of); 5] = [
     (
-        "Trained subspace",
+        "What is swapped",
         "Interchange intervention accuracy on held-out counterfactuals, in percent.",
         |row| Some(row.found),
     ),
+    ("Before training", "The same swap in the subspace that training began at.", |row| row.start),
     (
         "Control: random subspace",
         "The same swap in a subspace that nothing was trained for.",
@@ -95,9 +96,14 @@ fn maps(out: &mut String, report: &DasReport, component: &str, rank: i64) -> std
 
 /// A row in words: what a pointer on its cell shows.
 fn title(row: &DasRow) -> String {
-    let mut text =
-        format!("{} at {}, rank {}: IIA {}", row.site, row.position, row.rank, share(&row.found));
+    let DasRow { site, position, rank, dimensions, .. } = row;
+    let mut text = format!("{site} at {position}, rank {rank}");
+    if rank != dimensions {
+        let _ = write!(text, ", {dimensions} dimensions swapped");
+    }
+    let _ = write!(text, ": IIA {}", share(&row.found));
     for (name, control) in [
+        ("before training", &row.start),
         ("random subspace", &row.random_rotation),
         ("neurons", &row.neurons),
         ("untrained model", &row.untrained_model),

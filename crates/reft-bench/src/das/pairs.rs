@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::tasks::{Rendered, TextTemplate};
 
 /// Counterfactuals of a task as tokens: bases with the answers that the causal model expects, and their sources.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Pairs {
     /// The bases, with the expected answer behind the prompt.
     pub(crate) bases: Vec<Example>,

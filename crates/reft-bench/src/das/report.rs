@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::compare::{write_json, write_text};
 use crate::das::cell::{CellFile, DasCell, MeasuredShare};
-use crate::das::search::DasOptions;
+use crate::das::options::DasOptions;
 use crate::error::{Error, Result, read_text};
 
 /// What a search has found: its `das.json`.
@@ -51,12 +51,16 @@ pub struct DasRow {
     pub component: String,
     /// The token, by name.
     pub position: String,
-    /// Dimension of the subspace.
+    /// Dimension of the subspace, or of the rotation whose coordinates a learned gate chooses from.
     pub rank: i64,
+    /// Number of dimensions that are swapped: the rank, or what was learned.
+    pub dimensions: i64,
     /// The trained subspace on held-out counterfactuals.
     #[serde(flatten)]
     pub found: MeasuredShare,
-    /// A random subspace of the rank.
+    /// The subspace before it was trained, if one was.
+    pub start: Option<MeasuredShare>,
+    /// A random subspace of as many dimensions.
     pub random_rotation: Option<MeasuredShare>,
     /// As many neurons.
     pub neurons: Option<MeasuredShare>,
@@ -64,13 +68,13 @@ pub struct DasRow {
     pub untrained_model: Option<MeasuredShare>,
     /// Loss of the last step.
     pub loss: Option<f64>,
-    /// Wall time of training and measuring.
+    /// Its share of the wall time of training and measuring all that were searched with it.
     pub seconds: f64,
 }
 
 impl DasReport {
     /// Version of the file that this program writes.
-    pub const FORMAT_VERSION: u32 = 1;
+    pub const FORMAT_VERSION: u32 = 2;
 
     /// Name of the file.
     pub const FILE_NAME: &str = "das.json";
@@ -116,26 +120,27 @@ impl DasReport {
     }
 
     pub(crate) fn add(&mut self, cell: &DasCell, file: &CellFile) {
-        let component = cell.site.component.name();
+        let component = cell.part.to_string();
+        let DasCell { layer, rank, ref position, .. } = *cell;
         if cell.untrained_model {
-            let row = self.rows.iter_mut().find(|row| {
-                row.component == component
-                    && row.layer == cell.site.layer
-                    && row.position == cell.position
-                    && row.rank == cell.rank
-            });
-            if let Some(row) = row {
+            let is_it = |row: &&mut DasRow| {
+                (row.component.as_str(), row.layer, row.position.as_str(), row.rank)
+                    == (component.as_str(), layer, position.as_str(), rank)
+            };
+            if let Some(row) = self.rows.iter_mut().find(is_it) {
                 row.untrained_model = Some(file.found);
             }
             return;
         }
         self.rows.push(DasRow {
-            site: cell.site.to_string(),
-            layer: cell.site.layer,
-            component: component.to_owned(),
-            position: cell.position.clone(),
-            rank: cell.rank,
+            site: format!("layer {layer} {component}"),
+            layer,
+            component,
+            position: position.clone(),
+            rank,
             found: file.found,
+            dimensions: file.dimensions,
+            start: file.start,
             random_rotation: file.random_rotation,
             neurons: file.neurons,
             untrained_model: None,

@@ -7,7 +7,8 @@ use rand::seq::{IndexedRandom, IteratorRandom};
 use reft_train::das::{CausalModel, Variable};
 use serde::Deserialize;
 
-use crate::error::{Error, Result, read_text};
+use crate::das::recipe::SearchDefaults;
+use crate::error::{Error, Result};
 use crate::tasks::{TextTemplate, toml_error};
 
 /// A task for alignment search: texts, and a causal model of how they are answered. A TOML file says all of it.
@@ -60,6 +61,9 @@ pub struct DasTask {
     /// Where it is looked for unless the command says otherwise.
     #[serde(default)]
     pub positions: Vec<String>,
+    /// What a search takes unless the command says otherwise.
+    #[serde(default)]
+    pub search: SearchDefaults,
 }
 
 /// What a slot holds.
@@ -130,14 +134,7 @@ const YES: &str = "yes";
 const NO: &str = "no";
 
 impl DasTask {
-    /// Reads and checks a task.
-    ///
-    /// # Errors
-    /// If it cannot be read, or is none, with its line or field.
-    pub fn open(path: &Path) -> Result<Self> {
-        Self::parse(&read_text(path)?, path)
-    }
-
+    /// Reads and checks the text of a file.
     pub(crate) fn parse(text: &str, path: &Path) -> Result<Self> {
         let task: Self = toml::from_str(text).map_err(|error| toml_error(text, path, &error))?;
         task.check().map_err(|reason| Error::File { path: path.to_owned(), reason })?;

@@ -5,6 +5,7 @@ use reft_core::{ConstantEdit, Intervention, Parameter, Subspace};
 use reft_models::{Adapter, Error, Hooks, Layout, Mode, Result, Site, Span};
 use tch::Tensor;
 
+use crate::nothing_trained;
 use crate::steering::direction::Direction;
 
 /// Adds a direction to the hidden states of a site, of every token: those of the prompt and those that are generated.
@@ -46,19 +47,12 @@ impl Adapter for SteeringAdapter {
     }
 
     fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
-        match state.keys().next() {
-            None => Ok(()),
-            Some(name) => Err(nothing(&format!("no tensor {name}"))),
-        }
+        nothing_trained::load_state(self.method(), state)
     }
 
     fn save(&self, _dir: &Path) -> Result<()> {
-        Err(nothing("nothing to save"))
+        nothing_trained::save(self.method())
     }
-}
-
-fn nothing(what: &str) -> Error {
-    Error::Adapter { reason: format!("steering trains nothing and has {what}") }
 }
 
 struct SteeringHooks<'a>(&'a SteeringAdapter);

@@ -2,9 +2,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use reft_core::Parameter;
-use reft_models::{Adapter, Error, Hooks, Layout, Mode, Result, Span};
+use reft_models::{Adapter, Hooks, Layout, Mode, Result, Span};
 use tch::{Device, Kind, Tensor};
 
+use crate::nothing_trained;
 use crate::timing::case::FLOOR;
 
 /// The frozen floor: what a step costs before any method does something.
@@ -44,19 +45,12 @@ impl Adapter for FloorAdapter {
     }
 
     fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
-        match state.keys().next() {
-            None => Ok(()),
-            Some(name) => Err(nothing(&format!("no tensor {name}"))),
-        }
+        nothing_trained::load_state("the frozen floor", state)
     }
 
     fn save(&self, _dir: &Path) -> Result<()> {
-        Err(nothing("nothing to save"))
+        nothing_trained::save("the frozen floor")
     }
-}
-
-fn nothing(what: &str) -> Error {
-    Error::Adapter { reason: format!("the frozen floor trains nothing and has {what}") }
 }
 
 struct FloorHooks;

@@ -66,8 +66,6 @@ fn search(dir: &Path, model: &Path, task: &str, flags: &[&str]) -> Result<Run> {
         dir.join("out"),
         "--layers",
         "1;3",
-        "--rank",
-        "1",
         "--train-pairs",
         "12",
         "--test-pairs",
@@ -79,7 +77,9 @@ fn search(dir: &Path, model: &Path, task: &str, flags: &[&str]) -> Result<Run> {
         "--threads",
         "1"
     ];
-    run([common, flags.iter().map(Into::into).collect()].concat())
+    let takes_rank = !flags.contains(&"--alignment") && !flags.contains(&"--rank");
+    let rank = if takes_rank { args!["--rank", "1"] } else { Vec::new() };
+    run([common, rank, flags.iter().map(Into::into).collect()].concat())
 }
 
 fn report(dir: &Path) -> Result<Value> {
@@ -147,6 +147,70 @@ fn a_search_writes_its_report_and_goes_on_after_what_is_found() -> Result {
     Ok(())
 }
 
+/// Rows of a search, by site, token, rank and number of dimensions swapped.
+fn found(dir: &Path) -> Result<Vec<(String, i64, i64, Value)>> {
+    let report = report(dir)?;
+    let rows = report["rows"].as_array().ok_or("no rows")?;
+    let number = |row: &Value, name: &str| row[name].as_i64().ok_or(format!("no {name}: {row}"));
+    let row = |row: &Value| {
+        let site = row["site"].as_str().unwrap_or_default().to_owned();
+        Ok((site, number(row, "rank")?, number(row, "dimensions")?, row.clone()))
+    };
+    rows.iter().map(row).collect()
+}
+
+#[test]
+fn what_is_swapped_can_be_learned_or_be_neurons_heads_or_everything() -> Result {
+    let dir = tempfile::tempdir()?;
+    let model = model(dir.path())?;
+    let run = |flags: &[&str]| -> Result<Vec<(String, i64, i64, Value)>> {
+        let common = ["--positions", "last", "--no-untrained-model"];
+        let done = search(dir.path(), &model, TASK, &[&common, flags].concat())?;
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        found(dir.path())
+    };
+    let cell = |name: &str| {
+        let path = dir.path().join("out/cells").join(name).join("alignment.safetensors");
+        reft_models::load_safetensors(&path)
+    };
+    // a boundary falls by ten times the rotation's rate: from 32 coordinates to 32 - 64 · (0.05 + 0.025)
+    let flags = ["--alignment", "boundless", "--lr", "5e-3"];
+    for (site, rank, dimensions, row) in run(&flags)? {
+        assert_eq!((rank, dimensions), (64, 28), "{site}");
+        assert!(row["random_rotation"]["iia"].is_f64() && row["start"].is_null());
+        let tensors = cell(&format!("block_output-{}/last/boundless", row["layer"]))?;
+        assert_eq!(tensors["0.rotation"].size(), [64, 64]);
+        let open = Vec::<f32>::try_from(&tensors["0.gate"])?;
+        let expected: Vec<f32> = (0..64).map(|i| if i < 28 { 1.0 } else { 0.0 }).collect();
+        assert_eq!(open, expected);
+    }
+    let text = fs::read_to_string(dir.path().join("out/das.md"))?;
+    assert!(text.contains("| layer 3 block_output | last | 64 | 28 |"), "{text}");
+    let page = fs::read_to_string(dir.path().join("out/das.html"))?;
+    assert!(page.contains("rank 64, 28 dimensions swapped"));
+
+    for (_, rank, dimensions, _) in run(&["--alignment", "sigmoid-mask"])? {
+        assert!(rank == 64 && (1..64).contains(&dimensions), "{dimensions}");
+    }
+    // everything swapped at the last token of the last layer: the source's own answer, whatever else there is
+    for (site, rank, dimensions, row) in run(&["--alignment", "whole"])? {
+        assert_eq!((rank, dimensions), (64, 64), "{site}");
+        assert!(row["loss"].is_null() && row["random_rotation"].is_null(), "{row}");
+    }
+    for (site, rank, dimensions, row) in run(&["--alignment", "neurons", "--rank", "2,64"])? {
+        assert_eq!(rank, dimensions, "{site}");
+        assert!(row["loss"].is_null() && row["neurons"].is_null(), "{row}");
+        let tensors = cell(&format!("block_output-{}/last/neurons-{rank}", row["layer"]))?;
+        let ones = tensors["0.rotation"].eq(1.0).sum(tch::Kind::Int64).int64_value(&[]);
+        assert_eq!(ones, rank);
+    }
+    let heads = run(&["--sites", "attention_head", "--heads", "0,2", "--rank", "16"])?;
+    let sites: Vec<&str> = heads.iter().map(|(site, ..)| site.as_str()).collect();
+    assert_eq!(sites, ["layer 1 head_0", "layer 3 head_0", "layer 1 head_2", "layer 3 head_2"]);
+    assert_eq!(cell("head_2-3/last/rank-16")?["0.rotation"].size(), [16, 16]);
+    Ok(())
+}
+
 #[test]
 fn tasks_and_options_that_cannot_be_are_refused() -> Result {
     let dir = tempfile::tempdir()?;
@@ -182,6 +246,11 @@ fn tasks_and_options_that_cannot_be_are_refused() -> Result {
         (TASK.to_owned(), vec!["--positions", "last+1"], "has no position last+1"),
         (TASK.to_owned(), vec!["--sites", "o_proj"], "site is o_proj"),
         (TASK.to_owned(), vec!["--sites", "blocks"], "blocks"),
+        (TASK.to_owned(), vec!["--sites", "head_4"], "site is head_4, expected head_0 to head_3"),
+        (TASK.to_owned(), vec!["--sites", "head_1", "--rank", "17"], "1 to 16, the size of head_1"),
+        (TASK.to_owned(), vec!["--heads", "1"], "add it to --sites"),
+        (TASK.to_owned(), vec!["--alignment", "subspace"], "alignment is subspace"),
+        (TASK.to_owned(), vec!["--alignment", "whole", "--rank", "1"], "rank is 1, expected none"),
         (TASK.to_owned(), vec!["--steps", "0"], "steps is 0"),
         (TASK.to_owned(), vec!["--lr", "0"], "lr"),
     ] {
@@ -199,6 +268,71 @@ fn tasks_and_options_that_cannot_be_are_refused() -> Result {
     Ok(())
 }
 
+const EQUALITY: &str = r#"
+name = "Equality"
+variable = "right"
+
+[network]
+object_size = 2
+hidden_layers = 2
+width = 8
+examples = 2000
+epochs = 2
+batch_size = 64
+lr = 5e-3
+seed = 3
+
+[search]
+rank = [2]
+train_pairs = 300
+test_pairs = 100
+steps = 20
+batch_size = 50
+lr = 1e-2
+"#;
+
+#[test]
+fn a_task_with_its_own_network_is_searched_without_a_model() -> Result {
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("equality.toml");
+    fs::write(&file, EQUALITY)?;
+    let out = dir.path().join("out");
+    let das = |flags: Vec<std::ffi::OsString>| {
+        run([args!["das", "--task", file, "--output", out, "--threads", "1"], flags].concat())
+    };
+    let done = das(args!["--sites", "block_input,block_output", "--layers", "0;1"])?;
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    let rows = found(dir.path())?;
+    let sites: Vec<&str> = rows.iter().map(|(site, ..)| site.as_str()).collect();
+    let layers = |component| [0, 1].map(|layer| format!("layer {layer} {component}"));
+    assert_eq!(sites, [layers("block_input"), layers("block_output")].concat());
+    for (site, rank, dimensions, row) in &rows {
+        assert_eq!((*rank, *dimensions, &row["total"]), (2, 2, &json!(100)), "{site}");
+        assert!(row["untrained_model"]["iia"].is_f64() && row["start"]["iia"].is_f64(), "{row}");
+    }
+    let report = report(dir.path())?;
+    assert_eq!(report["variable"], "y = z");
+    assert_eq!(report["base_accuracy"]["total"], 400);
+    assert!(fs::read_to_string(out.join("das.html"))?.contains("layer 1 block_output at last"));
+
+    for (flags, says) in [
+        (args!["--model", oracle("tiny_llama")], "trains a network of its own; leave --model"),
+        (args!["--layers", "2"], "layer 2 is out of range"),
+        (args!["--positions", "subject"], "position is subject, expected last"),
+        (args!["--sites", "mlp_output"], "a plain network has no other"),
+        (args!["--sites", "block_output", "--rank", "9"], "rank is 9, expected 1 to 8"),
+    ] {
+        let refused = das(flags)?;
+        assert_eq!(refused.code, Some(1), "{says}: {}", refused.stderr);
+        assert!(refused.stderr.contains(says), "{says} is not in {}", refused.stderr);
+    }
+    fs::write(&file, EQUALITY.replace("variable = \"right\"", "variable = \"both\""))?;
+    assert!(das(args![])?.stderr.contains("line 3"));
+    fs::write(&file, TASK)?;
+    assert!(das(args![])?.stderr.contains("name a model with --model"));
+    Ok(())
+}
+
 #[test]
 fn steering_changes_the_reply_as_much_as_it_is_told_to() -> Result {
     let dir = tempfile::tempdir()?;
@@ -206,38 +340,15 @@ fn steering_changes_the_reply_as_much_as_it_is_told_to() -> Result {
     let (positive, negative) = (dir.path().join("positive.txt"), dir.path().join("negative.txt"));
     fs::write(&positive, "The dogs\nThe cats\n\nThe birds\n")?;
     fs::write(&negative, "The dog\nThe cat\nThe bird\n")?;
+    let prompt = args!["--prompt", "The child near", "--max-new-tokens", "6", "--threads", "1"];
     let steer = |flags: Vec<std::ffi::OsString>| {
-        let common = args![
-            "steer",
-            "--model",
-            model,
-            "--layer",
-            "1",
-            "--prompt",
-            "The child near",
-            "--max-new-tokens",
-            "6",
-            "--threads",
-            "1"
-        ];
-        [common, flags].concat()
+        [args!["steer", "--model", model, "--layer", "1"], prompt.clone(), flags].concat()
     };
     let texts = args!["--positive", positive, "--negative", negative];
     let reply = |more: Vec<std::ffi::OsString>| -> Result<String> {
         Ok(succeed(steer([texts.clone(), more].concat()))?.stdout)
     };
-    let plain = args![
-        "generate",
-        "--model",
-        model,
-        "--prompt",
-        "The child near",
-        "--max-new-tokens",
-        "6",
-        "--threads",
-        "1"
-    ];
-    let plain = succeed(plain)?.stdout;
+    let plain = succeed([args!["generate", "--model", model], prompt.clone()].concat())?.stdout;
     assert_eq!(reply(args!["--strength", "0"])?, plain);
     let steered = reply(args!["--strength", "40"])?;
     assert_ne!(steered, plain);

@@ -77,13 +77,8 @@ pub fn likeliest(
     let mut given = Vec::with_capacity(examples.len());
     for examples in examples.chunks(batch_size.max(1)) {
         let batch = Batch::collate(examples, 0)?;
-        let (logits, _) =
-            model.target_logits(Computation::new(adapters, &batch, frozen.as_deref_mut()))?;
-        let found = match answers.numel() {
-            0 => logits.argmax(-1, false),
-            _ => answers.index_select(0, &logits.index_select(-1, &answers).argmax(-1, false)),
-        };
-        let mut found = Vec::<i64>::try_from(found)?.into_iter(); // sync
+        let found = likeliest_of(model, adapters, &batch, &answers, frozen.as_deref_mut())?;
+        let mut found = found.into_iter();
         given.extend(
             examples.iter().map(|example| found.by_ref().take(targets(example).count()).collect()),
         );
@@ -91,7 +86,23 @@ pub fn likeliest(
     Ok(given)
 }
 
-fn targets(example: &Example) -> impl Iterator<Item = i64> {
+/// The likeliest of `answers` `[a]`, or of all tokens if `a` is 0, at every target of a batch.
+pub(crate) fn likeliest_of(
+    model: &dyn Model,
+    adapters: &[&dyn Adapter],
+    batch: &Batch,
+    answers: &Tensor,
+    frozen: Option<&mut FrozenStore>,
+) -> Result<Vec<i64>> {
+    let some = (answers.numel() > 0).then_some(answers);
+    let (logits, _) = model.target_logits(Computation::new(adapters, batch, frozen), some)?;
+    let found = logits.argmax(-1, false);
+    let found = some.map_or(found.shallow_clone(), |answers| answers.index_select(0, &found));
+    Ok(found.try_into()?) // sync
+}
+
+/// The labels of an example that count.
+pub(crate) fn targets(example: &Example) -> impl Iterator<Item = i64> {
     example.labels.iter().skip(1).copied().filter(|&label| label != IGNORE_INDEX)
 }
 

@@ -19,9 +19,11 @@ pub enum Alignment {
     Rotated(AlignmentSet),
     /// Coordinates of the hidden states as they are.
     Neurons,
+    /// Coordinates of given subspaces.
+    Fixed(Vec<SubspaceInterchange>),
 }
 
-/// The swaps of one variable, one entry for each counterfactual.
+/// The swaps of one variable, one entry for each of its counterfactuals.
 #[derive(Debug)]
 pub struct VariableSwap {
     /// Where the variable is thought to be.
@@ -30,6 +32,8 @@ pub struct VariableSwap {
     pub alignment: usize,
     /// Its coordinates in the rotation, or its neurons.
     pub coordinates: Range<i64>,
+    /// The number of its first counterfactual: it does nothing in those before it, and those behind its last.
+    pub first: usize,
     /// The base's token that is edited; `None` where the counterfactual does not swap the variable.
     pub tokens: Vec<Option<usize>>,
     /// The sources' hidden states at the place, `[n, d]`.
@@ -47,6 +51,7 @@ pub struct AlignmentAdapter {
     swaps: Vec<VariableSwap>,
     annealing: Annealing,
     penalty_weight: f64,
+    is_side_by_side: bool,
 }
 
 impl AlignmentAdapter {
@@ -56,9 +61,8 @@ impl AlignmentAdapter {
     /// An adapter of swaps, which are made in their order.
     ///
     /// # Errors
-    /// [`Error::Adapter`] if the swaps are not of one number of counterfactuals, or do not fit the alignments.
+    /// [`Error::Adapter`] if a swap has not as many tokens as sources, or does not fit the alignments.
     pub fn new(alignment: Alignment, swaps: Vec<VariableSwap>) -> Result<Self> {
-        let counterfactuals = swaps.first().map_or(0, |swap| swap.tokens.len());
         for (i, swap) in swaps.iter().enumerate() {
             let refuse =
                 |reason: String| Err(Error::Adapter { reason: format!("swap {i}: {reason}") });
@@ -66,34 +70,43 @@ impl AlignmentAdapter {
             let &[n, d] = &sources[..] else {
                 return refuse(format!("sources have shape {sources:?}, expected [n, d]"));
             };
-            if tokens != counterfactuals || n != tokens as i64 {
+            if n != tokens as i64 {
                 return refuse(format!(
-                    "{tokens} tokens and {n} sources for {counterfactuals} counterfactuals; give one each"
+                    "{tokens} tokens and {n} sources; give one of each for a counterfactual"
                 ));
             }
-            let available = match &alignment {
-                Alignment::Neurons => d,
-                Alignment::Rotated(set) if set.hidden_size() != d => {
-                    return refuse(format!(
-                        "hidden states have size {d}, the rotations are of size {}",
-                        set.hidden_size()
-                    ));
+            // number of alignments, and of the one that it uses hidden size and rank
+            let (alignments, hidden_size, available) = match &alignment {
+                Alignment::Neurons => (usize::MAX, d, d),
+                Alignment::Rotated(set) => (set.len() as usize, set.hidden_size(), set.rank()),
+                Alignment::Fixed(fixed) => {
+                    let own = fixed.get(swap.alignment).map(|fixed| fixed.columns().size());
+                    let own = own.unwrap_or_default();
+                    (fixed.len(), own.first().map_or(d, |d| *d), own.last().map_or(0, |r| *r))
                 }
-                Alignment::Rotated(set) if swap.alignment as i64 >= set.len() => {
-                    return refuse(format!(
-                        "there is no alignment {}, there are {}",
-                        swap.alignment,
-                        set.len()
-                    ));
-                }
-                Alignment::Rotated(set) => set.rank(),
             };
+            if swap.alignment >= alignments {
+                let i = swap.alignment;
+                return refuse(format!("there is no alignment {i}, there are {alignments}"));
+            }
+            if hidden_size != d {
+                return refuse(format!(
+                    "hidden states have size {d}, the rotations are of size {hidden_size}"
+                ));
+            }
             let Range { start, end } = swap.coordinates;
             if start < 0 || start >= end || end > available {
                 return refuse(format!("coordinates {start}..{end} are not within 0..{available}"));
             }
         }
-        Ok(Self { alignment, swaps, annealing: Annealing::default(), penalty_weight: 1.0 })
+        let (annealing, penalty_weight) = (Annealing::default(), 1.0);
+        Ok(Self { alignment, swaps, annealing, penalty_weight, is_side_by_side: false })
+    }
+
+    /// Says that the alignments of the set know nothing of each other: no row is swapped by two of them
+    /// ([`SideBySide`](crate::das::SideBySide)).
+    pub fn side_by_side(self) -> Self {
+        Self { is_side_by_side: true, ..self }
     }
 
     /// Sets how learned gates cool, and the weight of what they cost.
@@ -110,12 +123,13 @@ impl AlignmentAdapter {
     fn interchanges(&self, gates: GateKind) -> Result<Vec<SubspaceInterchange>> {
         let rotated = match &self.alignment {
             Alignment::Rotated(set) => set.interchanges(gates),
-            Alignment::Neurons => Vec::new(),
+            Alignment::Neurons | Alignment::Fixed(_) => Vec::new(),
         };
         let of_swap = |swap: &VariableSwap| {
             let coordinates = swap.coordinates.clone();
             Ok(match &self.alignment {
                 Alignment::Rotated(_) => rotated[swap.alignment].coordinates(coordinates)?,
+                Alignment::Fixed(fixed) => fixed[swap.alignment].coordinates(coordinates)?,
                 Alignment::Neurons => {
                     let (d, device) = (swap.sources.size()[1], swap.sources.device());
                     SubspaceInterchange::neurons(d, coordinates, device)?
@@ -151,26 +165,24 @@ impl VariableSwap {
         let numbers = Tensor::from_slice(&numbers).to_device(found.device());
         let nothing = Tensor::zeros([n, found.size()[1]], (found.kind(), found.device()));
         let sources = nothing.index_copy(0, &numbers, found);
-        Ok(Self { place, alignment, coordinates, tokens, sources })
+        Ok(Self { place, alignment, coordinates, first: 0, tokens, sources })
     }
 
     /// The rows of a batch that swap the variable: their tokens, and their counterfactuals.
-    fn in_batch(&self, layout: &Layout) -> Result<(Vec<TokenAt>, Vec<i64>)> {
+    fn in_batch(&self, layout: &Layout) -> (Vec<TokenAt>, Vec<i64>) {
         let (mut tokens, mut sources) = (Vec::new(), Vec::new());
-        for (row, Row { counterfactual, .. }) in layout.rows().iter().enumerate() {
-            let Some(counterfactual) = *counterfactual else { continue };
-            let Some(token) = self.tokens.get(counterfactual) else {
-                let n = self.tokens.len();
-                let reason =
-                    format!("row {row} names counterfactual {counterfactual}, there are {n}");
-                return Err(Error::Adapter { reason });
-            };
-            if let Some(token) = *token {
-                tokens.push(TokenAt { row, token });
-                sources.push(counterfactual as i64);
+        for (i, row) in layout.rows().iter().enumerate() {
+            if let Some(token) = self.token(row) {
+                tokens.push(TokenAt { row: i, token });
+                sources.extend(row.counterfactual.map(|number| (number - self.first) as i64));
             }
         }
-        Ok((tokens, sources))
+        (tokens, sources)
+    }
+
+    /// The base's token that a row's counterfactual edits.
+    fn token(&self, row: &Row) -> Option<usize> {
+        *self.tokens.get(row.counterfactual?.checked_sub(self.first)?)?
     }
 }
 
@@ -179,13 +191,14 @@ impl Adapter for AlignmentAdapter {
         match &self.alignment {
             Alignment::Rotated(set) => set.method().name(),
             Alignment::Neurons => "neurons",
+            Alignment::Fixed(_) => "interchange",
         }
     }
 
     fn parameters(&self) -> Vec<Parameter> {
         match &self.alignment {
             Alignment::Rotated(set) => set.parameters(),
-            Alignment::Neurons => Vec::new(),
+            Alignment::Neurons | Alignment::Fixed(_) => Vec::new(),
         }
     }
 
@@ -194,9 +207,16 @@ impl Adapter for AlignmentAdapter {
             Mode::Train => GateKind::Soft,
             Mode::Eval => GateKind::Hard,
         };
+        let known = self.swaps.iter().map(|swap| swap.first + swap.tokens.len()).max().unwrap_or(0);
+        for (row, Row { counterfactual, .. }) in layout.rows().iter().enumerate() {
+            if let Some(i) = counterfactual.filter(|&i| i >= known) {
+                let reason = format!("row {row} names counterfactual {i}, there are {known}");
+                return Err(Error::Adapter { reason });
+            }
+        }
         let mut swaps = Vec::new();
         for (swap, interchange) in self.swaps.iter().zip(self.interchanges(gates)?) {
-            let (tokens, sources) = swap.in_batch(layout)?;
+            let (tokens, sources) = swap.in_batch(layout);
             let sources = send(&Tensor::from_slice(&sources), swap.sources.device());
             swaps.push(Swap {
                 place: swap.place.clone(),
@@ -208,6 +228,13 @@ impl Adapter for AlignmentAdapter {
         Ok(Box::new(InterchangeHooks::new(swaps, layout)?))
     }
 
+    fn parts(&self) -> i64 {
+        match &self.alignment {
+            Alignment::Rotated(set) if self.is_side_by_side => set.len(),
+            _ => 1,
+        }
+    }
+
     fn begin_step(&mut self, share: f64) {
         if let Alignment::Rotated(set) = &mut self.alignment {
             set.set_temperature(self.annealing.at(share));
@@ -217,20 +244,20 @@ impl Adapter for AlignmentAdapter {
     fn penalty(&self) -> Option<Tensor> {
         match &self.alignment {
             Alignment::Rotated(set) => Some(set.penalty()? * self.penalty_weight),
-            Alignment::Neurons => None,
+            Alignment::Neurons | Alignment::Fixed(_) => None,
         }
     }
 
     fn reach(&self, row: &Row) -> Reach {
-        let token = |swap: &VariableSwap| *swap.tokens.get(row.counterfactual?)?;
-        let first = self.swaps.iter().filter_map(token).min().unwrap_or(row.input_ids.len());
-        Reach::of_sites(self.swaps.iter().map(|swap| swap.place.site), first)
+        let swaps = || self.swaps.iter().filter_map(|swap| Some((swap, swap.token(row)?)));
+        let first = swaps().map(|(_, token)| token).min().unwrap_or(row.input_ids.len());
+        Reach::of_sites(swaps().map(|(swap, _)| swap.place.site), first)
     }
 
     fn state(&self) -> BTreeMap<String, Tensor> {
         match &self.alignment {
             Alignment::Rotated(set) => set.state(),
-            Alignment::Neurons => BTreeMap::new(),
+            Alignment::Neurons | Alignment::Fixed(_) => BTreeMap::new(),
         }
     }
 
@@ -243,14 +270,18 @@ impl Adapter for AlignmentAdapter {
 
     fn save(&self, dir: &Path) -> Result<()> {
         let mut tensors = Vec::new();
-        if let Alignment::Rotated(set) = &self.alignment {
-            for (i, interchange) in set.interchanges(GateKind::Hard).iter().enumerate() {
-                let rotation = interchange.columns().detach().contiguous();
-                tensors.push((format!("{i}.rotation"), rotation)); // Rᵀ [d, r]
-                let gate =
-                    interchange.gate().map(|gate| (format!("{i}.gate"), gate.shallow_clone()));
-                tensors.extend(gate); // [r]
-            }
+        let rotated = match &self.alignment {
+            Alignment::Rotated(set) => set.interchanges(GateKind::Hard),
+            Alignment::Neurons | Alignment::Fixed(_) => Vec::new(),
+        };
+        let fixed = match &self.alignment {
+            Alignment::Fixed(fixed) => &fixed[..],
+            Alignment::Rotated(_) | Alignment::Neurons => &rotated,
+        };
+        for (i, interchange) in fixed.iter().enumerate() {
+            let rotation = interchange.columns().detach().contiguous();
+            tensors.push((format!("{i}.rotation"), rotation)); // Rᵀ [d, r]
+            tensors.extend(interchange.gate().map(|m| (format!("{i}.gate"), m.shallow_clone()))); // [r]
         }
         save_safetensors(&dir.join(Self::FILE_NAME), &tensors, None)
     }

@@ -116,61 +116,70 @@ impl Past for Kept {
     }
 }
 
-/// The frozen part of a batch, its rows aligned at their first touched token.
-#[derive(Debug)]
-pub(crate) struct FrozenBatch {
-    /// What goes into the first stage that is not frozen, in the columns that are not: `[b, t, d]`.
-    pub(crate) hidden_states: Tensor,
-    /// Keys and values of the columns before.
-    pub(crate) past: FrozenPast,
-}
-
-impl FrozenBatch {
-    /// Puts rows side by side on a device: `columns` are before the first touched tokens, `width` from there on.
-    pub(crate) fn of_rows(
-        rows: &[Rc<FrozenRow>],
-        stage: usize,
-        columns: i64,
-        width: i64,
-        (kind, device): (Kind, Device),
-    ) -> Self {
-        let b = rows.len() as i64;
-        let options = (kind, Device::Cpu);
-        let d = rows.first().map_or(0, |row| row.hidden_states.size()[1]);
-        let hidden_states = Tensor::zeros([b, width, d], options);
-        let mut past: Option<Tensor> = None; // [blocks, 2, b, n_kv, columns, d_h]
-        for (i, row) in rows.iter().enumerate() {
-            let i = i as i64;
-            let t = row.hidden_states.size()[0];
-            hidden_states.select(0, i).narrow(0, 0, t).copy_(&row.hidden_states);
-            if let Some(own) = &row.keys_and_values {
-                let [blocks, two, n_kv, token, d_h] = own.size()[..] else {
-                    unreachable!("invariant: [blocks, 2, n_kv, token, d_h]")
-                };
-                let shape = [blocks, two, b, n_kv, columns, d_h];
-                let past = past.get_or_insert_with(|| Tensor::zeros(shape, options));
-                past.select(2, i).narrow(3, columns - token, token).copy_(own);
-            }
-        }
-        let past = past.map(|past| send(&past, device));
-        let hidden_states = send(&hidden_states, device);
-        Self { hidden_states, past: FrozenPast { stage, keys_and_values: past } }
+/// Hidden states of rows side by side on a device, `[b, width, d]`: what goes into a stage in the columns from the first touched token
+/// on.
+pub(crate) fn side_by_side(
+    rows: &[Rc<FrozenRow>],
+    width: i64,
+    (kind, device): (Kind, Device),
+) -> Tensor {
+    let d = rows.first().map_or(0, |row| row.hidden_states.size()[1]);
+    let hidden_states = Tensor::zeros([rows.len() as i64, width, d], (kind, Device::Cpu));
+    for (i, row) in rows.iter().enumerate() {
+        let t = row.hidden_states.size()[0];
+        hidden_states.select(0, i as i64).narrow(0, 0, t).copy_(&row.hidden_states);
     }
+    send(&hidden_states, device)
 }
 
 /// Keys and values of columns that are frozen; gradients flow through those that come after them.
 #[derive(Debug)]
 pub(crate) struct FrozenPast {
-    /// The first stage that is not frozen.
-    pub(crate) stage: usize,
-    keys_and_values: Option<Tensor>, // [blocks, 2, b, n_kv, columns, d_h]
+    stage: usize,
+    keys_and_values: Option<Tensor>, // [blocks, 2, u, n_kv, columns, d_h]
+    which: Option<Tensor>, // [b]: for each row of the batch, the one of the u that is its own; None: u = b in order
+}
+
+impl FrozenPast {
+    /// Of rows that all begin at `stage`, with `columns` before their first touched tokens; `which` of them each row of the batch is.
+    pub(crate) fn of_rows(
+        rows: &[Rc<FrozenRow>],
+        which: &[i64],
+        stage: usize,
+        columns: i64,
+        (kind, device): (Kind, Device),
+    ) -> Self {
+        let mut past: Option<Tensor> = None;
+        for (i, row) in rows.iter().enumerate() {
+            if let Some(own) = &row.keys_and_values {
+                let [blocks, two, n_kv, token, d_h] = own.size()[..] else {
+                    unreachable!("invariant: [blocks, 2, n_kv, token, d_h]")
+                };
+                let shape = [blocks, two, rows.len() as i64, n_kv, columns, d_h];
+                let past = past.get_or_insert_with(|| Tensor::zeros(shape, (kind, Device::Cpu)));
+                past.select(2, i as i64).narrow(3, columns - token, token).copy_(own);
+            }
+        }
+        let is_in_order = which.iter().copied().eq(0..rows.len() as i64);
+        let which = (!is_in_order).then(|| send(&Tensor::from_slice(which), device));
+        Self { stage, keys_and_values: past.map(|past| send(&past, device)), which }
+    }
 }
 
 impl Past for FrozenPast {
     fn extend(&mut self, layer: usize, key: Tensor, value: Tensor) -> (Tensor, Tensor) {
         let Some(past) = &self.keys_and_values else { return (key, value) };
         let of_layer = past.select(0, (layer - self.stage) as i64);
-        let after = |i, own: &Tensor| Tensor::cat(&[&of_layer.select(0, i), own], 2);
+        // rows that have not begun yet stand behind those that have
+        let which = self.which.as_ref().map(|which| which.narrow(0, 0, key.size()[0]));
+        let after = |i, own: &Tensor| {
+            let before = of_layer.select(0, i); // [u, n_kv, columns, d_h]
+            let before = match &which {
+                Some(which) => before.index_select(0, which),
+                None => before.narrow(0, 0, own.size()[0]),
+            };
+            Tensor::cat(&[&before, own], 2)
+        };
         (after(0, &key), after(1, &value))
     }
 }

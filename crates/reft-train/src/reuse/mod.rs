@@ -5,5 +5,5 @@ mod frozen_store;
 mod groups;
 mod spill_file;
 
-pub(crate) use frozen_row::{FrozenBatch, FrozenPast, FrozenRow};
+pub(crate) use frozen_row::{FrozenPast, FrozenRow, side_by_side};
 pub use frozen_store::{FrozenStore, ReuseConfig};

@@ -33,9 +33,9 @@ impl Watched {
 }
 
 impl Model for Watched {
-    fn loss_sum(&self, computation: Computation, mode: Mode) -> Result<Tensor> {
+    fn target_losses(&self, computation: Computation, mode: Mode) -> Result<Tensor> {
         self.see(&computation);
-        Model::loss_sum(&self.decoder, computation, mode)
+        self.decoder.target_losses(computation, mode)
     }
 
     fn checkpointed_backward(
@@ -61,8 +61,12 @@ impl Model for Watched {
         Ok(prepared)
     }
 
-    fn target_logits(&self, computation: Computation) -> Result<(Tensor, Tensor)> {
-        self.decoder.target_logits(computation)
+    fn target_logits(
+        &self,
+        computation: Computation,
+        answers: Option<&Tensor>,
+    ) -> Result<(Tensor, Tensor)> {
+        self.decoder.target_logits(computation, answers)
     }
 
     fn collect(&self, layout: &Layout, wanted: Vec<(Place, Vec<TokenAt>)>) -> Result<Vec<Tensor>> {
