@@ -80,7 +80,7 @@ impl Attention {
     }
 
     /// Attention of `q` `[b, n_h, q, d_h]`, the query heads of a group behind each other as queries of one head: keys and values
-    /// `[b, n_kv, t, d_h]` are not copied. `mask` `[b, 1, q, t]`.
+    /// `[b, n_kv, t, d_h]` are not copied. `mask` `[b, 1, groups · q, t]`.
     fn grouped_attention(
         &self,
         q: &Tensor,
@@ -94,8 +94,7 @@ impl Attention {
         }
         let (b, n_h, t, d_h) = q.size4().expect("invariant: [b, n_h, q, d_h]");
         let q = q.reshape([b, self.n_kv, groups * t, d_h]);
-        let mask = mask.map(|mask| mask.repeat([1, 1, groups, 1]));
-        dot_product_attention(&q, k, v, mask.as_ref(), false).reshape([b, n_h, t, d_h])
+        dot_product_attention(&q, k, v, mask, false).reshape([b, n_h, t, d_h])
     }
 }
 

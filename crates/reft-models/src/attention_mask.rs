@@ -10,7 +10,8 @@ pub(crate) enum AttentionMask {
     Causal,
     /// Every query sees every key: one new token after tokens without padding.
     Full,
-    /// True where a query sees a key: `[b, 1, queries, keys]`.
+    /// 0 where a query sees a key and −∞ elsewhere, to be added to the scores, once for every query head of a group:
+    /// `[b, 1, groups · queries, keys]`.
     Explicit(Tensor),
 }
 
@@ -19,7 +20,13 @@ impl AttentionMask {
     ///
     /// A query sees the prefix and the tokens of its row that are not after it, `window` of them at most. Padding sees itself
     /// alone, so that no softmax is empty; nobody reads what comes of it.
-    pub(crate) fn new(span: &Span, prefix: usize, window: Option<i64>, device: Device) -> Self {
+    pub(crate) fn new(
+        span: &Span,
+        prefix: usize,
+        window: Option<i64>,
+        groups: i64,
+        (kind, device): (Kind, Device),
+    ) -> Self {
         let keys = span.columns.end;
         let reach = window.map_or(usize::MAX, |window| window as usize);
         if span.layout.is_left_aligned() && keys <= reach {
@@ -59,6 +66,8 @@ impl AttentionMask {
             }
         }
         let shape = [rows as i64, 1, span.width() as i64, (prefix + keys) as i64];
-        Self::Explicit(send(&Tensor::from_slice(&mask).view(shape).to_kind(Kind::Bool), device))
+        let is_hidden = send(&Tensor::from_slice(&mask).view(shape), device).eq(0);
+        let mask = Tensor::zeros(shape, (kind, device)).masked_fill_(&is_hidden, f64::NEG_INFINITY);
+        Self::Explicit(mask.repeat([1, 1, groups, 1]))
     }
 }

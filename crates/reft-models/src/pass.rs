@@ -22,7 +22,8 @@ pub(crate) struct Pass<'a> {
     prefix: usize,
     windows: &'a [Option<i64>],
     masks: BTreeMap<Option<i64>, OnceCell<AttentionMask>>,
-    device: Device,
+    groups: i64,
+    options: (Kind, Device),
 }
 
 impl<'a> Pass<'a> {
@@ -31,8 +32,9 @@ impl<'a> Pass<'a> {
         config: &'a DecoderConfig,
         rope: &Rope,
         prefix: usize,
-        (kind, device): (Kind, Device),
+        options: (Kind, Device),
     ) -> Self {
+        let (kind, device) = options;
         let position_ids = span.position_ids(device) + prefix as i64;
         let masks = config.windows.iter().map(|window| (*window, OnceCell::new())).collect();
         Self {
@@ -42,15 +44,17 @@ impl<'a> Pass<'a> {
             prefix,
             windows: &config.windows,
             masks,
-            device,
+            groups: config.num_attention_heads / config.num_key_value_heads,
+            options,
         }
     }
 
     /// The mask of a layer; layers that see equally far share one.
     pub(crate) fn mask(&self, layer: usize) -> &AttentionMask {
         let window = self.windows[layer];
-        self.masks[&window]
-            .get_or_init(|| AttentionMask::new(&self.span, self.prefix, window, self.device))
+        self.masks[&window].get_or_init(|| {
+            AttentionMask::new(&self.span, self.prefix, window, self.groups, self.options)
+        })
     }
 
     /// The columns of this pass of `x` `[b, t, ..]`, which holds those of a wider pass with the same end.

@@ -17,7 +17,7 @@ pub(crate) struct Rope {
 #[derive(Debug)]
 pub(crate) struct Rotation {
     cos: Tensor, // [1 or b, 1, t, d_h]
-    sin: Tensor,
+    sin: Tensor, // the first half negated
 }
 
 impl Rope {
@@ -36,17 +36,20 @@ impl Rope {
     pub(crate) fn rotation(&self, position_ids: &Tensor, kind: Kind) -> Rotation {
         let positions = position_ids.to_kind(Kind::Float).unsqueeze(-1); // [b, t, 1]
         let angles = positions * &self.frequencies; // [b, t, d_h/2]
-        let angles = Tensor::cat(&[&angles, &angles], -1).unsqueeze(1); // [b, 1, t, d_h]
-        Rotation { cos: angles.cos().to_kind(kind), sin: angles.sin().to_kind(kind) }
+        let (cos, sin) = (angles.cos(), angles.sin());
+        let both = |first: &Tensor, second: &Tensor| {
+            Tensor::cat(&[first, second], -1).unsqueeze(1).to_kind(kind) // [b, 1, t, d_h]
+        };
+        Rotation { cos: both(&cos, &cos), sin: both(&sin.neg(), &sin) }
     }
 }
 
 impl Rotation {
     /// Rotates queries or keys `[b, n, t, d_h]`.
     pub(crate) fn apply(&self, x: &Tensor) -> Tensor {
-        let halves = x.chunk(2, -1);
-        let turned = Tensor::cat(&[&halves[1].neg(), &halves[0]], -1);
-        x * &self.cos + turned * &self.sin
+        let half = self.cos.size()[3] / 2;
+        let exchanged = x.roll([half], [-1]);
+        (x * &self.cos).g_add_(&(exchanged * &self.sin))
     }
 }
 
