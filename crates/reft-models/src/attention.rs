@@ -1,4 +1,4 @@
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::Result;
 use crate::attention_mask::AttentionMask;
@@ -58,10 +58,7 @@ impl Attention {
             None => (k, v),
         };
         let mixed = match queries.mask(layer) {
-            AttentionMask::Causal => {
-                let (k, v) = (self.repeat_heads(k), self.repeat_heads(v));
-                dot_product_attention(&q, &k, &v, None, true)
-            }
+            AttentionMask::Causal => self.causal_attention(&q, k, v),
             AttentionMask::Full => self.grouped_attention(&q, &k, &v, None),
             AttentionMask::Explicit(mask) => self.grouped_attention(&q, &k, &v, Some(mask)),
         };
@@ -73,10 +70,15 @@ impl Attention {
         self.n_h / self.n_kv
     }
 
-    /// Gives every query head its own copy of its group's keys or values: `[b, n_kv, t, d_h]` to `[b, n_h, t, d_h]`.
-    fn repeat_heads(&self, x: Tensor) -> Tensor {
+    /// Attention of `q` `[b, n_h, t, d_h]` to `k` and `v` `[b, n_kv, t, d_h]`, each query to the keys up to its own.
+    fn causal_attention(&self, q: &Tensor, k: Tensor, v: Tensor) -> Tensor {
         let groups = self.groups();
-        if groups == 1 { x } else { x.repeat_interleave_self_int(groups, 1, None) }
+        if groups == 1 || q.device() == Device::Cpu {
+            return dot_product_attention(q, &k, &v, None, true);
+        }
+        // a GPU's kernel for f32 wants a key head for every query head
+        let repeated = |x: Tensor| x.repeat_interleave_self_int(groups, 1, None);
+        dot_product_attention(q, &repeated(k), &repeated(v), None, true)
     }
 
     /// Attention of `q` `[b, n_h, q, d_h]`, the query heads of a group behind each other as queries of one head: keys and values
@@ -98,7 +100,7 @@ impl Attention {
     }
 }
 
-/// `softmax(q kᵀ / √d_h) v` of `q` `[b, n, q, d_h]` and `k`, `v` `[b, n, t, d_h]`.
+/// `softmax(q kᵀ / √d_h) v` of `q` `[b, n, q, d_h]` and `k`, `v` `[b, m, t, d_h]`: each of the `m` serves `n / m` query heads.
 fn dot_product_attention(
     q: &Tensor,
     k: &Tensor,
@@ -106,5 +108,6 @@ fn dot_product_attention(
     mask: Option<&Tensor>,
     is_causal: bool,
 ) -> Tensor {
-    Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, is_causal, None, false)
+    let is_grouped = q.size()[1] != k.size()[1];
+    Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, is_causal, None, is_grouped)
 }

@@ -61,7 +61,8 @@ impl Usage {
                     && rows > columns
                     && (kind, device) == (Kind::Float, Device::Cpu) =>
             {
-                Tensor::f_empty([columns, rows], (kind, device))?.f_tr()?
+                // not a transposed view, which would hold its base's memory when the data are set anew
+                Tensor::f_empty_strided([rows, columns], [1, rows], (kind, device))?
             }
             _ => Tensor::f_empty(shape, (kind, device))?,
         })

@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::Result;
 use crate::files::{change_tensors, listing, many_rows, model_copy, training_rows};
 use crate::logits::import;
-use crate::runs::{Run, args, oracle, run, text};
+use crate::runs::{Run, args, importing, oracle, run, text};
 
 /// A run that fails as it should: code, words, one error on stderr, nothing on stdout, no file made.
 fn assert_fails(dir: &Path, args: Vec<OsString>, code: i32, says: &[&str]) -> Result {
@@ -528,18 +528,7 @@ fn a_full_disk_is_an_error_and_leaves_nothing() -> Result {
     let logits =
         args!["logits", "--model", model, "--input", input, "--output", file, "--hidden-states"];
     assert_failed("logits", &limited(8, logits)?, 1, &["cannot write"]);
-    let saved = oracle("reft_saved/loreft");
-    let import = args![
-        "import",
-        "--from",
-        "pyreft",
-        saved,
-        "--positions",
-        "f2+l2",
-        "--share-weights",
-        "--output",
-        output
-    ];
+    let import = importing("loreft", &output);
     assert_failed("import", &limited(4, import)?, 1, &["cannot write"]);
     assert_eq!(listing(dir.path())?, before, "logits or import leave something behind");
     Ok(())

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::Result;
 use crate::files::{LENGTHS, Tensors, assert_close, logits_input, tensors};
-use crate::runs::{args, oracle, run, succeed};
+use crate::runs::{args, importing, oracle, run, succeed};
 
 /// f32 on both sides, four layers of size 64, logits up to 4: measured 2e-6.
 const TOLERANCE: f32 = 2e-5;
@@ -57,20 +57,8 @@ fn logits_loss_and_hidden_states_of_the_base_model_equal_those_of_transformers()
 
 pub fn import(dir: &Path, name: &str) -> Result<PathBuf> {
     let adapter = dir.join(name);
-    let saved = oracle("reft_saved").join(name);
-    succeed(args![
-        "import",
-        "--from",
-        "pyreft",
-        saved,
-        "--positions",
-        "f2+l2",
-        "--share-weights",
-        "--model",
-        oracle("tiny_llama"),
-        "--output",
-        adapter
-    ])?;
+    let model = args!["--model", oracle("tiny_llama")];
+    succeed([importing(name, &adapter), model].concat())?;
     Ok(adapter)
 }
 
@@ -102,18 +90,7 @@ fn adapters_imported_from_pyreft_give_its_logits_padded_on_either_side() -> Resu
 fn an_adapter_imported_without_its_model_runs_and_says_what_is_not_known_of_it() -> Result {
     let dir = tempfile::tempdir()?;
     let (named, unnamed) = (import(dir.path(), "loreft")?, dir.path().join("unnamed"));
-    let saved = oracle("reft_saved").join("loreft");
-    let run = succeed(args![
-        "import",
-        "--from",
-        "pyreft",
-        saved,
-        "--positions",
-        "f2+l2",
-        "--share-weights",
-        "--output",
-        unnamed
-    ])?;
+    let run = succeed(importing("loreft", &unnamed))?;
     for word in ["does not name its base model", "hidden size 64", "--model"] {
         assert!(run.stderr.contains(word), "{word:?} is not in {}", run.stderr);
     }

@@ -1,6 +1,6 @@
 //! Running the binary.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -60,3 +60,10 @@ macro_rules! args {
     };
 }
 pub(crate) use args;
+
+/// `reft import` of an adapter that pyreft saved beside its oracle: edits of the first two and the last two tokens, tied.
+pub fn importing(name: &str, output: &Path) -> Vec<OsString> {
+    let saved = oracle("reft_saved").join(name);
+    let tokens = args!["--positions", "f2+l2", "--share-weights"];
+    [args!["import", "--from", "pyreft", saved, "--output", output], tokens].concat()
+}
