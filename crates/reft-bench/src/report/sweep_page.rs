@@ -61,10 +61,10 @@ fn short(metric: Metric, value: f64) -> String {
     }
 }
 
-/// A share in percent in at most four characters.
+/// A share in percent in at most four characters, rounded as everywhere but never up to the whole.
 pub(crate) fn short_share(value: f64) -> String {
-    let tenths = (1000.0 * value + 1e-9).floor() / 10.0;
-    let text = format!("{tenths:.1}");
+    let percent = if value < 1.0 { (100.0 * value).min(99.9) } else { 100.0 * value };
+    let text = format!("{percent:.1}");
     text.strip_suffix(".0").unwrap_or(&text).to_owned()
 }
 
@@ -108,6 +108,7 @@ mod tests {
         assert_eq!(short(Metric::Recall, 1.0), "100");
         assert_eq!(short(Metric::Recall, 0.9999), "99.9");
         assert_eq!(short(Metric::Accuracy, 0.3125), "31.2");
+        assert_eq!(short(Metric::Accuracy, 0.96875), "96.9");
         assert_eq!(short(Metric::Recall, 0.29), "29");
         assert_eq!(short(Metric::Recall, 0.0), "0");
         assert_eq!(short(Metric::Loss, 2.3456), "2.35");
