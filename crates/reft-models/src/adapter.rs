@@ -83,7 +83,8 @@ pub trait Adapter {
 
     /// The lowest point of a row's forward that [`Self::hooks`] touch: what is before it need not be computed in every step.
     ///
-    /// `stage` must be the same for every row. Where in doubt, claim more: [`Reach::EVERYTHING`], the default, is always right.
+    /// Rows may differ in their stages; where a batch has them in the order of their stages, each begins at its own. Where in doubt, claim
+    /// more: [`Reach::EVERYTHING`], the default, is always right.
     fn reach(&self, _row: &Row) -> Reach {
         Reach::EVERYTHING
     }

@@ -1,12 +1,13 @@
 //! A run that is shared out among processes is the run of one.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use reft_core::MapKind;
-use reft_models::Adapter;
+use reft_core::{MapKind, Parameter};
+use reft_models::{Adapter, Hooks, Layout, Mode, Reach, ReftAdapter, Row};
 use reft_train::{
     Alone, Dataset, Progress, Reduce, Share, Shuffle, StepStats, TrainConfig, Trainer,
 };
@@ -102,6 +103,61 @@ impl Progress for Steps {
     }
 }
 
+/// LoReFT with `weight · Σ θ²` added to each step's loss.
+struct Penalised {
+    inner: ReftAdapter,
+    weight: f64,
+}
+
+impl Adapter for Penalised {
+    fn method(&self) -> &str {
+        self.inner.method()
+    }
+
+    fn parameters(&self) -> Vec<Parameter> {
+        self.inner.parameters()
+    }
+
+    fn hooks<'a>(
+        &'a self,
+        layout: &'a Layout,
+        mode: Mode,
+    ) -> reft_models::Result<Box<dyn Hooks + 'a>> {
+        self.inner.hooks(layout, mode)
+    }
+
+    fn penalty(&self) -> Option<Tensor> {
+        let squares = self.parameters().into_iter().map(|p| p.tensor.square().sum(Kind::Float));
+        (self.weight > 0.0).then(|| squares.sum::<Tensor>() * self.weight)
+    }
+
+    fn reach(&self, row: &Row) -> Reach {
+        self.inner.reach(row)
+    }
+
+    fn state(&self) -> BTreeMap<String, Tensor> {
+        self.inner.state()
+    }
+
+    fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> reft_models::Result<()> {
+        self.inner.load_state(state)
+    }
+
+    fn save(&self, dir: &Path) -> reft_models::Result<()> {
+        self.inner.save(dir)
+    }
+}
+
+/// What runs differ in.
+#[derive(Clone, Copy, Default)]
+struct Setting<'a> {
+    dropout: f64,
+    penalty: f64,
+    directory: Option<&'a Path>,
+}
+
+const DROPOUT: Setting = Setting { dropout: 0.3, penalty: 0.0, directory: None };
+
 /// Losses, gradient norms and counts of every step, and the trained tensors at the end.
 type Trajectory = (Vec<StepStats>, Vec<Tensor>);
 
@@ -109,11 +165,12 @@ fn train(
     config: &TrainConfig,
     share: Share,
     reduction: &dyn Reduce,
-    (dropout, directory): (f64, Option<&Path>),
+    Setting { dropout, penalty, directory }: Setting,
 ) -> Result<Trajectory, Box<dyn std::error::Error>> {
     tch::set_num_threads(1);
     let decoder = decoder(Kind::Float)?;
-    let mut adapter = adapter(&decoder, MapKind::Householder, dropout, 7)?;
+    let inner = adapter(&decoder, MapKind::Householder, dropout, 7)?;
+    let mut adapter = Penalised { inner, weight: penalty };
     let dataset = Dataset { train: examples(13), validation: examples(2) };
     let mut steps = Steps::default();
     let trainer = Trainer::new(&decoder, &mut adapter, &dataset, config.clone())?;
@@ -130,7 +187,7 @@ fn train(
 fn shared(
     world: usize,
     config: &TrainConfig,
-    options: (f64, Option<&Path>),
+    setting: Setting,
 ) -> Result<Vec<Trajectory>, Box<dyn std::error::Error>> {
     let results = (0..world).map(|_| Vec::new()).collect();
     let state = Mutex::new(State { results, ..State::default() });
@@ -142,7 +199,7 @@ fn shared(
                 process.begin();
                 let run = Share::new(process.rank, world)
                     .map_err(Into::into)
-                    .and_then(|share| train(config, share, &process, options))
+                    .and_then(|share| train(config, share, &process, setting))
                     .map_err(|error| error.to_string());
                 process.pass_on(false, |_| ());
                 run
@@ -190,13 +247,29 @@ fn config(batch_size: usize, grad_accum: usize, shuffle: Shuffle) -> TrainConfig
 #[test]
 fn two_processes_train_as_one_with_the_whole_batch() -> TestResult {
     let _alone = alone();
-    let whole = train(&config(6, 1, Shuffle::Plain), Share::WHOLE, &Alone, (0.0, None))?;
+    let whole = train(&config(6, 1, Shuffle::Plain), Share::WHOLE, &Alone, Setting::default())?;
     assert_eq!(whole.0.len(), 4 * 3);
-    let halves = shared(2, &config(3, 1, Shuffle::Plain), (0.0, None))?;
+    let halves = shared(2, &config(3, 1, Shuffle::Plain), Setting::default())?;
     for half in &halves {
         assert_same(half, &whole);
     }
     assert_eq!(halves[0].1, halves[1].1, "both processes hold the same bits");
+    Ok(())
+}
+
+/// A penalty is of the parameters, which all processes share: it counts once, not once for each.
+#[test]
+fn a_penalty_counts_once() -> TestResult {
+    let _alone = alone();
+    let penalised = Setting { penalty: 2.0, ..Setting::default() };
+    let whole = train(&config(6, 1, Shuffle::Plain), Share::WHOLE, &Alone, penalised)?;
+    for half in shared(2, &config(3, 1, Shuffle::Plain), penalised)? {
+        assert_same(&half, &whole);
+    }
+    let without = train(&config(6, 1, Shuffle::Plain), Share::WHOLE, &Alone, Setting::default())?;
+    assert_eq!(whole.0[0].loss, without.0[0].loss); // it is not part of what is reported
+    let (with, without) = (whole.0[0].grad_norm, without.0[0].grad_norm);
+    assert!((with - without).abs() > 0.05 * without, "the penalty does nothing: {with} {without}");
     Ok(())
 }
 
@@ -205,9 +278,9 @@ fn two_processes_train_as_one_with_the_whole_batch() -> TestResult {
 fn a_process_that_is_never_fed_takes_the_steps_of_the_others() -> TestResult {
     let _alone = alone();
     let config = config(13, 1, Shuffle::Plain);
-    let whole = train(&config, Share::WHOLE, &Alone, (0.0, None))?;
+    let whole = train(&config, Share::WHOLE, &Alone, Setting::default())?;
     assert_eq!(whole.0.len(), 4);
-    for process in shared(2, &config, (0.0, None))? {
+    for process in shared(2, &config, Setting::default())? {
         assert_same(&process, &whole);
     }
     Ok(())
@@ -218,12 +291,12 @@ fn processes_draw_the_dropout_of_one_with_as_many_micro_batches() -> TestResult 
     let _alone = alone();
     for (world, each) in [(2, 1), (3, 1), (2, 2)] {
         let together = config(2, each * world, Shuffle::Length);
-        let whole = train(&together, Share::WHOLE, &Alone, (0.3, None))?;
-        let parts = shared(world, &config(2, each, Shuffle::Length), (0.3, None))?;
+        let whole = train(&together, Share::WHOLE, &Alone, DROPOUT)?;
+        let parts = shared(world, &config(2, each, Shuffle::Length), DROPOUT)?;
         for part in &parts {
             assert_same(part, &whole);
         }
-        let without = train(&together, Share::WHOLE, &Alone, (0.0, None))?;
+        let without = train(&together, Share::WHOLE, &Alone, Setting::default())?;
         assert_ne!(without.0[0].loss, whole.0[0].loss, "dropout does nothing here");
     }
     Ok(())
@@ -243,7 +316,7 @@ fn the_only_process_of_a_world_trains_as_if_there_were_no_world() -> TestResult 
         let losses: Vec<f64> = steps.0.iter().map(|stats| stats.loss).collect();
         (losses, adapter.parameters().iter().map(|p| p.tensor.copy()).collect::<Vec<_>>())
     };
-    let alone = shared(1, &config, (0.3, None))?.remove(0);
+    let alone = shared(1, &config, DROPOUT)?.remove(0);
     let losses: Vec<f64> = alone.0.iter().map(|stats| stats.loss).collect();
     assert_eq!((losses, alone.1), plain);
     Ok(())
@@ -254,16 +327,17 @@ fn the_first_process_writes_and_all_go_on_from_what_it_wrote() -> TestResult {
     let _alone = alone();
     let run = tempfile::tempdir()?;
     let config = TrainConfig { validation: 0.0, ..config(3, 1, Shuffle::Plain) };
-    let whole = shared(2, &config, (0.0, Some(run.path())))?;
+    let in_directory = Setting { directory: Some(run.path()), ..Setting::default() };
+    let whole = shared(2, &config, in_directory)?;
     assert_eq!(std::fs::read_dir(run.path().join("checkpoint"))?.count(), 1);
     let metrics = std::fs::read_to_string(run.path().join("metrics.jsonl"))?;
     assert_eq!(metrics.lines().filter(|line| line.contains("grad_norm")).count(), whole[0].0.len());
-    let again = shared(2, &config, (0.0, Some(run.path())))?;
+    let again = shared(2, &config, in_directory)?;
     for process in &again {
         assert!(process.0.is_empty(), "no step is left");
         assert_eq!(process.1, whole[0].1);
     }
-    let other_world = shared(3, &config, (0.0, Some(run.path())));
+    let other_world = shared(3, &config, in_directory);
     let message = other_world.err().map(|error| error.to_string()).unwrap_or_default();
     assert!(message.contains("world was 2 when the run was started, now it is 3"), "{message}");
     Ok(())
@@ -286,7 +360,7 @@ impl Reduce for Elsewhere {
 fn a_loss_that_is_no_number_stops_every_process() -> TestResult {
     let _alone = alone();
     let config = config(3, 1, Shuffle::Plain);
-    let error = train(&config, Share::new(0, 2)?, &Elsewhere, (0.0, None)).err();
+    let error = train(&config, Share::new(0, 2)?, &Elsewhere, Setting::default()).err();
     let error = error.ok_or("it was not noticed")?.to_string();
     assert!(error.contains("loss is NaN at step 1, on examples of another process"), "{error}");
     Ok(())
