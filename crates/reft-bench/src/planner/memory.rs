@@ -55,13 +55,11 @@ impl BlockNumbers {
         // a norm keeps its input in f32, whatever the model's kind
         let norm = 4.0 * d;
         let qk_norm = if model.qk_norm { (4.0 * q, 4.0 * kv) } else { (0.0, 0.0) };
-        // causal attention has a copy of a key for every query head; with a mask the heads of a group share it
-        let heads_of_a_key = if shape.is_behind_kept_tokens { kv } else { q };
         Self {
             every: norm + qk_norm.1,
             // query and result of attention with its log-sum, the second norm; gate, silu(gate) and up
             wanted: 2.0 * kind * q + 4.0 * n_h + norm + qk_norm.0 + 3.0 * kind * f,
-            key: 2.0 * kind * heads_of_a_key,
+            key: 2.0 * kind * kv,
         }
     }
 }
@@ -101,9 +99,13 @@ pub(super) fn of_step(model: &DecoderConfig, shape: &Shape, extra: &[f64]) -> (f
     };
     let logits = (shape.labels * model.vocab_size as f64).min(LOGITS_AT_ONCE);
     let inner = shape.rows * shape.columns * model.intermediate_size as f64 * shape.kind_bytes;
-    let expanded =
-        if shape.expands_blocks { numbers_of_a_block(model) * shape.kind_bytes } else { 0.0 };
-    let transient = (LOGIT_COPIES * 4.0 * logits).max(INNER_GRADIENTS * inner + expanded);
+    let (block, head) = if shape.is_packed {
+        let head = d * model.vocab_size as f64;
+        (numbers_of_a_block(model) * shape.kind_bytes, head * shape.kind_bytes)
+    } else {
+        (0.0, 0.0)
+    };
+    let transient = (LOGIT_COPIES * 4.0 * logits + head).max(INNER_GRADIENTS * inner + block);
     let kept_row = shape.kept_row_bytes(model);
     let frozen_batch = if shape.keeps { shape.rows * kept_row } else { 0.0 };
     (ALLOCATED * activations, ALLOCATED * transient, frozen_batch)

@@ -48,10 +48,9 @@ pub(super) struct Shape {
     pub(super) first_block: usize,
     pub(super) first_graph_block: usize,
     pub(super) keeps: bool,
-    pub(super) is_behind_kept_tokens: bool,
     pub(super) checkpoint_activations: bool,
-    /// Whether a block's weights are packed, and expanded while it runs.
-    pub(super) expands_blocks: bool,
+    /// Whether weights are packed, and a block's or the head's expanded while they are at work.
+    pub(super) is_packed: bool,
     /// Bytes of a number of the model's kind.
     pub(super) kind_bytes: f64,
     /// Size of the keys of a token at a layer.
@@ -77,10 +76,9 @@ impl Shape {
             first_block,
             first_graph_block: stage,
             keeps,
-            is_behind_kept_tokens: kept > 0,
             // packed weights are expanded for one block at a time, which is differentiated by itself
             checkpoint_activations: case.checkpoint_activations || is_packed(case),
-            expands_blocks: is_packed(case),
+            is_packed: is_packed(case),
             kind_bytes: case.kind.kind().elt_size_in_bytes() as f64,
             kv: (model.num_key_value_heads * model.head_dim) as f64,
         }

@@ -39,9 +39,12 @@ fn planned_memory_is_what_a_run_takes() -> Result {
     let batch =
         ["--batch-size", "4", "--prompt-length", "56", "--response-length", "8", "--no-reuse"];
     let mut peaks = Vec::new();
-    for (method, flags) in
-        [("loreft", &[][..]), ("loreft", &["--checkpoint-activations"]), ("lora", &[])]
-    {
+    for (method, flags) in [
+        ("loreft", &[][..]),
+        ("loreft", &["--checkpoint-activations"]),
+        ("lora", &[]),
+        ("loreft", &["--weights", "int4"]),
+    ] {
         let shape = args!["--model-config", &config];
         let flags: Vec<OsString> = batch.iter().chain(flags).map(OsString::from).collect();
         let planned = json_of(
@@ -69,6 +72,7 @@ fn planned_memory_is_what_a_run_takes() -> Result {
     }
     // Power: the cases differ by as much as what is tolerated.
     assert!(peaks[1] < 0.82 * peaks[0] && peaks[2] > 1.12 * peaks[0], "{peaks:?}");
+    assert!(peaks[3] < 0.6 * peaks[1], "{peaks:?}");
     Ok(())
 }
 
