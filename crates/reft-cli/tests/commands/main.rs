@@ -18,6 +18,7 @@ mod plan;
 mod recipes;
 mod runs;
 mod training;
+mod written_by_0_1;
 
 /// What a test returns: any failure with its own words.
 type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
