@@ -9,8 +9,8 @@ mod timing;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use reft_bench::{CombinedAdapter, MethodOptions, new_adapter};
-use reft_models::{Adapter, Decoder, Hooks, KvCache, Layout, Mode, PaddingSide, Row, Span};
+use reft_methods::{MethodOptions, RANK, SHARE_WEIGHTS, resolve};
+use reft_models::{AdapterStack, Hooks, KvCache, Layout, Mode, Model, PaddingSide, Row, Span};
 use tch::{Device, Tensor};
 use timing::timed;
 
@@ -21,25 +21,26 @@ const NEW_TOKENS: u64 = 64;
 
 /// A pass over some columns, to the logits of the last one.
 fn pass(
-    decoder: &Decoder,
+    model: &dyn Model,
     input_ids: &Tensor,
     span: &Span,
     cache: &mut KvCache,
     hooks: &mut dyn Hooks,
 ) -> Tensor {
-    let h = decoder
+    let h = model
         .hidden_states(input_ids, span, Some(cache), hooks)
         .expect("invariant: the cache has room and hooks fit the model");
-    decoder.logits(&h.select(1, -1))
+    model.logits(&h.select(1, -1))
 }
 
 fn generation(criterion: &mut Criterion) {
     let device = Device::cuda_if_available();
     let decoder = model_shape::decoder(LAYERS, device);
-    let options = MethodOptions { rank: Some(8), ..MethodOptions::default() };
-    let loreft = new_adapter("loreft", &options, &decoder, "").expect("invariant: rank 8 fits");
-    let none = CombinedAdapter::new(Vec::new()).expect("invariant: nothing contradicts nothing");
-    let adapters: [(&str, &dyn Adapter); 2] = [("base", &none), ("loreft", &*loreft)];
+    let options = MethodOptions::default().with(&RANK, 8).with(&SHARE_WEIGHTS, true);
+    let loreft = resolve("loreft", &options, decoder.description());
+    let loreft = loreft.and_then(|methods| methods.build(&decoder, ""));
+    let loreft = loreft.expect("invariant: rank 8 fits");
+    let loreft = AdapterStack::of_boxed(&loreft).expect("invariant: there is only one");
     let _guard = tch::no_grad_guard();
     for b in [1, 8] {
         let row = |row: usize| Row {
@@ -54,15 +55,15 @@ fn generation(criterion: &mut Criterion) {
         let next_ids = prompt_ids.narrow(1, 0, 1);
         let capacity = PROMPT as i64 + NEW_TOKENS as i64;
         let mut group = timing::group(criterion, "generation");
-        for (name, adapter) in adapters {
-            let hooks = || adapter.hooks(&layout, Mode::Eval).expect("invariant: any row");
+        for (name, stack) in [("base", &AdapterStack::EMPTY), ("loreft", &loreft)] {
+            let hooks = || stack.hooks(&layout, Mode::Eval).expect("invariant: any row");
             let shape = format!("{device:?}/f32/b{b}_p{PROMPT}_n{NEW_TOKENS}_d576_l{LAYERS}_r8");
             group.throughput(Throughput::Elements((b * PROMPT) as u64)); // prompt tokens per second
             group.bench_function(format!("{name}/prefill/{shape}"), |bencher| {
                 bencher.iter_custom(|n| {
                     timed(device, n, || {
                         let mut cache = decoder.kv_cache(b as i64, capacity);
-                        pass(&decoder, &prompt_ids, &prompt, &mut cache, &mut *hooks())
+                        pass(&decoder, &prompt_ids, &prompt, &mut cache, &mut hooks())
                     })
                 });
             });
@@ -75,12 +76,12 @@ fn generation(criterion: &mut Criterion) {
                         let steps = left.min(NEW_TOKENS);
                         let mut cache = decoder.kv_cache(b as i64, capacity);
                         let mut hooks = hooks();
-                        drop(pass(&decoder, &prompt_ids, &prompt, &mut cache, &mut *hooks));
+                        drop(pass(&decoder, &prompt_ids, &prompt, &mut cache, &mut hooks));
                         let mut columns = (PROMPT..).map(|column| column..column + 1);
                         elapsed += timed(device, steps, || {
                             let columns = columns.next().expect("invariant: there is no end");
                             let span = Span { layout: &layout, columns };
-                            pass(&decoder, &next_ids, &span, &mut cache, &mut *hooks)
+                            pass(&decoder, &next_ids, &span, &mut cache, &mut hooks)
                         });
                         left -= steps;
                     }

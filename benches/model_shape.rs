@@ -1,4 +1,4 @@
-use reft_models::{Decoder, DecoderConfig, Weights};
+use reft_models::{Decoder, DecoderConfig, Model, Weights};
 use serde_json::json;
 use tch::{Device, Kind};
 
@@ -17,13 +17,13 @@ pub fn decoder(layers: usize, device: Device) -> Decoder {
     tch::manual_seed(0);
     let config = DecoderConfig::from_json(config, "the bench's model".as_ref())
         .expect("invariant: a decoder's configuration");
-    let weights = Weights::random(&config);
+    let weights = Weights::random(&config.describe().tensors);
     Decoder::from_weights(config, &weights, Kind::Float, device)
         .expect("invariant: weights made for this configuration")
 }
 
 /// Tokens of a row that look random.
-pub fn tokens(row: i64, length: usize, decoder: &Decoder) -> Vec<i64> {
-    let v = decoder.config().vocab_size;
+pub fn tokens(row: i64, length: usize, model: &dyn Model) -> Vec<i64> {
+    let v = model.description().vocab_size;
     (0..length as i64).map(|t| (row * 1_000_003 + t * 7_919) % v).collect()
 }

@@ -7,9 +7,10 @@ mod model_shape;
 mod timing;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use reft_bench::{FloorAdapter, MethodOptions, new_adapter};
-use reft_models::{Adapter, Decoder, Row};
-use reft_train::{Dataset, Example, IGNORE_INDEX, Step, TrainConfig, Trainer};
+use reft_bench::FloorAdapter;
+use reft_methods::{MethodOptions, POSITIONS, RANK, SHARE_WEIGHTS, resolve};
+use reft_models::{Adapter, AdapterStack, Model, Row};
+use reft_train::{Dataset, Example, IGNORE_INDEX, Learner, NextToken, Step, TrainConfig, Trainer};
 use tch::{Device, Tensor};
 use timing::timed;
 
@@ -17,25 +18,27 @@ const LAYERS: usize = 4;
 const BATCH: usize = 8;
 const RESPONSE: usize = 8;
 
-fn dataset(prompt: usize, decoder: &Decoder) -> Dataset {
+fn dataset(prompt: usize, model: &dyn Model) -> Dataset {
     let example = |row: usize| {
-        let input_ids = model_shape::tokens(row as i64, prompt + RESPONSE, decoder);
+        let input_ids = model_shape::tokens(row as i64, prompt + RESPONSE, model);
         let mut labels = vec![IGNORE_INDEX; prompt];
         labels.extend(&input_ids[prompt..]);
         let row = Row { input_ids, prompt_length: prompt, ..Row::default() };
-        Example { id: "timed".to_owned(), row, labels }
+        Example::of("timed", row, labels)
     };
     Dataset { train: (0..BATCH).map(example).collect(), validation: Vec::new() }
 }
 
-fn adapter(method: &str, positions: &str, decoder: &Decoder) -> Box<dyn Adapter> {
+fn adapters(method: &str, positions: &str, model: &dyn Model) -> Vec<Box<dyn Adapter>> {
     if method == "floor" {
-        return Box::new(FloorAdapter::new(decoder.device()));
+        return vec![Box::new(FloorAdapter::new(model.device()))];
     }
-    let positions = (method == "loreft")
-        .then(|| positions.parse().expect("invariant: positions are well formed"));
-    let options = MethodOptions { rank: Some(8), positions, ..MethodOptions::default() };
-    new_adapter(method, &options, decoder, "").expect("invariant: rank 8 fits")
+    let mut options = MethodOptions::default().with(&RANK, 8);
+    if !positions.is_empty() {
+        options = options.with(&POSITIONS, positions).with(&SHARE_WEIGHTS, true);
+    }
+    let methods = resolve(method, &options, model.description());
+    methods.and_then(|methods| methods.build(model, "")).expect("invariant: rank 8 fits")
 }
 
 fn step(criterion: &mut Criterion) {
@@ -48,14 +51,16 @@ fn step(criterion: &mut Criterion) {
         for (method, positions) in
             [("floor", ""), ("loreft", "f7+l7"), ("loreft", "l1"), ("lora", "")]
         {
-            let mut adapter = adapter(method, positions, &decoder);
+            let adapters = adapters(method, positions, &decoder);
+            let stack = AdapterStack::of_boxed(&adapters).expect("invariant: there is only one");
+            let learner = Learner::new(&decoder, &stack, &NextToken);
             let config = TrainConfig {
                 max_steps: Some(1_000_000),
                 lr: 1e-6,
                 reuse: false,
                 ..TrainConfig::default()
             };
-            let mut trainer = Trainer::new(&decoder, &mut *adapter, &dataset, config)
+            let mut trainer = Trainer::new(&learner, &dataset, config)
                 .expect("invariant: a frozen model and a method that trains");
             let batches = trainer.micro_batches(0).expect("invariant: rows are not empty");
             let name = [method, positions].join("-");

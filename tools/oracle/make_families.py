@@ -1,5 +1,8 @@
 """Tiny random models of the decoder families, and what transformers computes with them: tests/oracle/families.
 
+writes: families
+python: newer
+
     python3 -m venv venv && venv/bin/pip install torch==2.11.0 transformers==4.51.3 safetensors numpy
     venv/bin/python tools/oracle/make_families.py tests/oracle/families
 

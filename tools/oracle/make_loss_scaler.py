@@ -1,5 +1,8 @@
 """What torch.amp.GradScaler decides on steps of which some overflow: tests/oracle/loss_scaler.
 
+writes: loss_scaler
+python: reference
+
     python3 -m venv venv && venv/bin/pip install torch==2.11.0 safetensors numpy
     venv/bin/python tools/oracle/make_loss_scaler.py tests/oracle/loss_scaler
 

@@ -25,30 +25,50 @@ const WITHOUT_DEPENDENCIES: [&str; 2] = ["pyreft==0.1.0", "pyvene==0.1.8"];
 /// Qwen3 is younger than the transformers that pyreft works with, so this one lies in a folder of its own, before the other.
 const NEWER: [&str; 1] = ["transformers==4.51.3"];
 
+/// PEFT and transformers of today, with what they import besides torch and numpy; in a folder of its own too.
+const TODAY: [&str; 14] = [
+    "peft==0.21.2",
+    "transformers==5.24.0",
+    "huggingface-hub==2.4.0",
+    "tokenizers==0.23.3",
+    "safetensors==0.8.0",
+    "accelerate==1.15.0",
+    "httpx2==2.16.2",
+    "httpcore2==2.16.2",
+    "truststore==0.10.5",
+    "annotated-doc==0.0.7",
+    "typer==0.29.2",
+    "shellingham==1.5.4",
+    "rich==15.0.0",
+    "hf-xet==1.8.0",
+];
+
+/// The Pythons that a script can ask for.
+pub const NAMES: [&str; 3] = ["reference", "newer", "today"];
+
 /// Python with the reference systems.
 #[derive(Debug)]
 pub struct Environment {
     interpreter: PathBuf,
-    newer: PathBuf,
+    /// Folders that stand before what is installed: of each name but the first.
+    folders: [PathBuf; 2],
 }
 
 impl Environment {
-    /// The interpreter with the versions that pyreft works with.
-    pub fn python(&self) -> Command {
+    /// One of [`NAMES`]: the versions that pyreft works with, the transformers that knows Qwen3, or PEFT and transformers of today.
+    pub fn python(&self, name: &str) -> Result<Command> {
         let mut python = Command::new(&self.interpreter);
         // What a set is written as depends on the hash seed.
         python
             .env("PYTHONHASHSEED", "0")
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .env_remove("PYTHONPATH");
-        python
-    }
-
-    /// The same with the newer transformers.
-    pub fn newer_python(&self) -> Command {
-        let mut python = self.python();
-        python.env("PYTHONPATH", &self.newer);
-        python
+        let known = NAMES.iter().position(|known| *known == name);
+        match known.with_context(|| format!("no Python {name:?}, use one of {NAMES:?}"))? {
+            0 => {}
+            folder => _ = python.env("PYTHONPATH", &self.folders[folder - 1]),
+        }
+        Ok(python)
     }
 }
 
@@ -57,11 +77,11 @@ pub fn ready(cache: &Path) -> Result<Environment> {
     let environment = cache.join("oracle-python");
     let interpreter: PathBuf = environment.join("bin/python");
     let stamp = environment.join("installed.txt");
-    let newer = environment.join("newer");
-    let wanted = [&REQUIREMENTS[..], &WITHOUT_DEPENDENCIES, &NEWER].concat().join("\n");
+    let folders = [environment.join("newer"), environment.join("today")];
+    let wanted = [&REQUIREMENTS[..], &WITHOUT_DEPENDENCIES, &NEWER, &TODAY].concat().join("\n");
     let _lock = workspace::exclusive(cache)?;
     if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
-        return Ok(Environment { interpreter, newer });
+        return Ok(Environment { interpreter, folders });
     }
     eprintln!("installing the reference systems in {} (several GB)", environment.display());
     let mut venv = command::python()?;
@@ -80,8 +100,10 @@ pub fn ready(cache: &Path) -> Result<Environment> {
     };
     pip(&[], &REQUIREMENTS)?;
     pip(&["--no-deps"], &WITHOUT_DEPENDENCIES)?;
-    let target = newer.to_str().context("the path of the cache folder is not UTF-8")?;
-    pip(&["--no-deps", "--target", target], &NEWER)?;
+    for (folder, requirements) in folders.iter().zip([&NEWER[..], &TODAY]) {
+        let target = folder.to_str().context("the path of the cache folder is not UTF-8")?;
+        pip(&["--no-deps", "--target", target], requirements)?;
+    }
     fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;
-    Ok(Environment { interpreter, newer })
+    Ok(Environment { interpreter, folders })
 }

@@ -1,106 +1,68 @@
-//! Baselines beside ReFT: LoRA and its kin, prefix and prompt tuning, (IA)³, RED, bottleneck adapters and full fine-tuning.
-//!
-//! Every method is a [`reft_models::Adapter`] on the public hooks alone, so the one trainer, generator and evaluator serve all of them.
-//! LoRA, DoRA, prefix, prompt and (IA)³ adapters are read and written as PEFT's.
+//! Models measured, methods compared: tasks and their scores, the comparison and its report, the time of training steps, and what a run
+//! will take before it is run.
 //!
 //! ```no_run
 //! use std::path::Path;
+//! use std::sync::atomic::AtomicBool;
 //!
-//! use reft_bench::{MethodOptions, load_adapter, merge_adapter, new_adapter, trainable_parameters};
-//! use reft_models::Decoder;
+//! use reft_bench::{Scorer, TaskConfig, encode_questions, read_questions};
+//! use reft_methods::load_adapters;
+//! use reft_models::{AdapterStack, Decoder, Model, Tokenizer};
+//! use reft_train::{Encoding, Learner, NextToken, TextEncoder};
 //!
 //! # fn main() -> reft_bench::Result<()> {
-//! let model = Path::new("models/SmolLM2-135M-Instruct");
-//! let decoder = Decoder::open(model, tch::Kind::Float, tch::Device::Cpu)?;
-//! let options = MethodOptions { rank: Some(4), ..MethodOptions::default() };
-//! let lora = new_adapter("lora", &options, &decoder, "SmolLM2-135M-Instruct")?;
-//! assert!(trainable_parameters(&*lora) < decoder.config().parameters() / 100);
-//! // … train it, and:
-//! lora.save(Path::new("runs/lora/adapter"))?; // PEFT reads it
-//! let again = load_adapter(Path::new("runs/lora/adapter"), &decoder)?;
-//! merge_adapter(Path::new("runs/lora/adapter"), &decoder)?; // the decoder computes what decoder and adapter did
+//! let directory = Path::new("models/SmolLM2-135M-Instruct");
+//! let model = Decoder::open(directory, tch::Kind::Float, tch::Device::Cpu)?;
+//! let tokenizer = Tokenizer::open(directory)?;
+//! let adapters = load_adapters(Path::new("runs/sst2"), &model)?;
+//! let task = TaskConfig::open(Path::new("recipes/tasks/sst2.toml"))?;
+//! let text = TextEncoder { tokenizer: &tokenizer, chat_template: None, template: task.template };
+//! let description = model.description();
+//! let encoding = Encoding {
+//!     text: Some(text),
+//!     vocab_size: description.vocab_size,
+//!     max_length: description.max_position_embeddings as usize,
+//! };
+//! let questions = read_questions(&task, Path::new("data/sst2/test.tsv"))?;
+//! let questions = encode_questions(&task, &questions, &encoding)?;
+//! let (tokenizer, stop) = (Some(&tokenizer), AtomicBool::new(false));
+//! let scorer = Scorer { task: &task, tokenizer, batch_size: 16, stop: &stop };
+//! let learner = Learner::new(&model, &AdapterStack::of_boxed(&adapters)?, &NextToken);
+//! println!("{:.1} %", 100.0 * scorer.score(&learner, &questions)?.value);
 //! # Ok(())
 //! # }
 //! ```
 
 mod error;
+mod fields;
+mod machine;
+mod precision;
 
-mod baseline_file;
-mod leaves;
-mod nothing_trained;
-mod peft_config;
-mod peft_file;
-mod projection;
-mod target_modules;
-
-mod bottleneck;
-mod combined;
-mod full;
-mod ia3;
-mod lora;
-mod prefix;
-mod prompt;
-mod red;
-
-mod adapter_files;
-mod adapter_summary;
-mod merge;
-mod method_config;
-mod method_description;
-mod registry;
+mod tasks;
 
 mod compare;
-mod das;
-mod planner;
 mod report;
-mod steering;
-mod tasks;
+
 mod timing;
 
-pub use adapter_files::{adapter_bytes, adapter_files, remove_adapter};
-pub use adapter_summary::{AdapterSummary, check_adapter};
-pub use bottleneck::{BottleneckAdapter, BottleneckConfig, BottleneckKind};
-pub use combined::CombinedAdapter;
+mod planner;
+
 pub use compare::{
-    Budget, Cell, CellResult, ChosenRate, CompareConfig, ConfigFile, DataConfig, DataFacts,
-    Leakage, Machine, MethodEntry, PartFacts, Plan, PointPlan, Precision, Prepared, PreparedSweep,
-    QuickConfig, SweepAxis, SweepConfig, SweepPlan, SweepPoint, TestResult, choose_rate,
-    resident_memory, run_cell, run_comparison, run_sweep,
-};
-pub use das::{
-    DasAlignment, DasCell, DasOptions, DasRecipe, DasReport, DasRow, DasSearch, DasTask,
-    EqualityNetwork, EqualityTask, EqualityVariable, MeasuredShare, Mechanism, NetworkConfig,
-    Numbers, Part, PositionName, SearchDefaults, Searched, Slot, Start, Words,
+    Budget, Cell, CellResult, CompareConfig, Comparison, ComparisonPlan, ConfigFile, DataConfig,
+    DataFacts, Leakage, LoadedComparison, LoadedSweep, MethodEntry, PartFacts, PointPlan,
+    QuickConfig, SweepAxis, SweepConfig, SweepPlan, SweepPoint, TestResult, run_cell,
+    run_comparison, run_sweep,
 };
 pub use error::{Error, Result};
-pub use full::FullAdapter;
-pub use ia3::Ia3Adapter;
-pub use lora::LoraAdapter;
-pub use merge::{
-    MERGED_ADAPTER, MERGED_BASE_MODEL, check_mergeable, export_model, merge_adapter, merge_ia3,
-    merge_lora,
-};
-pub use method_config::{
-    MethodConfig, MethodOptions, method_names, method_option_names, new_adapter,
-};
-pub use method_description::adapter_options;
-pub use peft_config::{Ia3Config, LoraConfig, OtherFields, PrefixConfig, PromptConfig};
+pub use machine::{Machine, resident_memory};
 pub use planner::{EFFICIENCY, MemoryPlan, StepPlan, Way, Work, plan_step, product_rate, ways};
-pub use prefix::PrefixAdapter;
-pub use projection::Projection;
-pub use prompt::{PromptAdapter, PromptInit};
-pub use red::{RedAdapter, RedConfig, RedMethod};
-pub use registry::{AdapterKind, load_adapter, load_trainable_adapter, trainable_parameters};
-pub use report::{
-    BaseReport, MethodReport, PointReport, RateReport, Report, Spread, SweepReport, grouped,
-};
-pub use steering::{Direction, DirectionKind, SteeringAdapter, last_hidden_states};
-pub use target_modules::TargetModules;
+pub use precision::Precision;
+pub use report::{BaseReport, MethodReport, PointReport, RateReport, Report, SweepReport};
 pub use tasks::{
-    Choice, EncodedQuestion, Metric, Question, Score, Scorer, Scoring, Table, TableRow, TaskConfig,
-    TaskKind, TextTemplate, encode_questions, read_questions,
+    Choice, EncodedQuestion, Metric, Question, Score, Scorer, Scoring, TaskConfig, TaskKind,
+    encode_questions, read_questions,
 };
 pub use timing::{
-    FLOOR, FirstEpoch, FloorAdapter, GenerationSeconds, GenerationTiming, Measured, TimingCase,
+    FLOOR, FloorAdapter, GenerationSeconds, GenerationTiming, Measured, StepSeconds, TimingCase,
     TimingReport, TimingRow, TimingRun, measure, run_timing,
 };

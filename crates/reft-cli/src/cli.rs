@@ -1,24 +1,22 @@
 //! The command line as a whole.
 
-use std::process::ExitCode;
-
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::bench::{self, BenchArgs, CaseArgs};
-use crate::chat::{self, ChatArgs};
-use crate::compare::{self, CellArgs, CompareArgs};
-use crate::das::{self, DasArgs};
-use crate::devices::{self, DevicesArgs};
+use crate::cost::bench::{self, BenchArgs, CaseArgs};
+use crate::cost::plan::{self, PlanArgs};
 use crate::eval::{self, EvalArgs};
-use crate::export::{self, ExportArgs};
-use crate::generate::{self, GenerateArgs};
-use crate::import::{self, ImportArgs};
-use crate::inspect::{self, InspectArgs};
+use crate::files::export::{self, ExportArgs};
+use crate::files::import::{self, ImportArgs};
+use crate::generation::chat::{self, ChatArgs};
+use crate::generation::generate::{self, GenerateArgs};
+use crate::generation::steer::{self, SteerArgs};
+use crate::inspect::command::{self as inspect, InspectArgs};
 use crate::logits::{self, LogitsArgs};
-use crate::plan::{self, PlanArgs};
-use crate::steer::{self, SteerArgs};
-use crate::train::{self, TrainArgs};
+use crate::machine::devices::{self, DevicesArgs};
+use crate::report::compare::{self, CellArgs, CompareArgs};
+use crate::report::das::{self, DasArgs};
+use crate::train::command::{self as train, TrainArgs};
 
 /// Representation fine-tuning (ReFT) of language models: small learned edits of the hidden states of a frozen model
 #[derive(Debug, Parser)]
@@ -56,7 +54,7 @@ impl Cli {
     ///
     /// # Errors
     /// What the command cannot do.
-    pub fn run(self) -> Result<ExitCode> {
+    pub fn run(self) -> Result<()> {
         match self.command {
             Command::Train(args) => train::run(&args),
             Command::Generate(args) => generate::run(&args),

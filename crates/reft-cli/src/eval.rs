@@ -1,20 +1,18 @@
 //! `reft eval`: how well a model does on data.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use reft_bench::{Metric, Scorer, TaskConfig, TaskKind, encode_questions, read_questions};
-use reft_train::{Template, TextEncoder, evaluate, read_records};
+use reft_models::Model;
+use reft_train::{Encoding, Learner, LossReport, NextToken, Template, read_records};
 use serde_json::json;
 
-use crate::examples::ExampleOptions;
-use crate::model::{ModelArgs, open_chat_template, open_tokenizer};
-use crate::output::{self, grouped};
-use crate::train_progress::duration;
+use crate::model::{ModelArgs, ModelText, examples};
+use crate::terminal::{duration, grouped, output};
 
 /// Measure a model, with or without adapters, on a data file
 ///
@@ -64,16 +62,15 @@ fn task_name(name: &str) -> Result<PathBuf, String> {
 }
 
 /// Runs the command.
-pub fn run(args: &EvalArgs) -> Result<ExitCode> {
+pub fn run(args: &EvalArgs) -> Result<()> {
     if args.batch_size == 0 {
         bail!("--batch-size is 0, expected at least 1");
     }
     let task = TaskConfig::open(&args.task)?;
     match task.kind {
-        TaskKind::Lm => lm(args)?,
-        _ => answers(args, &task)?,
+        TaskKind::Lm => lm(args),
+        _ => answers(args, &task),
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// Accuracy, or the share of tokens that come back.
@@ -83,92 +80,75 @@ fn answers(args: &EvalArgs, task: &TaskConfig) -> Result<()> {
     }
     let questions = read_questions(task, &args.data)?;
     let model = args.model.open()?;
-    let tokenizer = open_tokenizer(&model.path)?;
-    let chat_template = open_chat_template(&model.path)?;
-    let encoder = tokenizer.as_ref().map(|tokenizer| TextEncoder {
-        tokenizer,
-        chat_template: chat_template.as_ref(),
-        template: args.template.unwrap_or(task.template),
-    });
-    let config = model.decoder.config();
-    let context = config.max_position_embeddings as usize;
-    let questions =
-        encode_questions(task, &questions, encoder.as_ref(), config.vocab_size, context)
-            .with_context(|| format!("cannot use {}", args.data.display()))?;
-    let stop = AtomicBool::new(false);
-    let scorer =
-        Scorer { task, tokenizer: tokenizer.as_ref(), batch_size: args.batch_size, stop: &stop };
-    let score = scorer.score(&model.decoder, &model.adapters(), &questions)?;
-    if args.json {
-        return output::json(&json!({
-            "task": task.name,
-            "metric": score.metric,
-            score.metric.name(): score.value,
-            "questions": score.questions,
-            "seconds": score.seconds,
-            "answers": score.answers,
-        }));
-    }
-    let value = match score.metric {
+    let text = ModelText::open(&model.path)?;
+    let encoding = encoding(args, &text, task.template, &model.decoder);
+    let questions = encode_questions(task, &questions, &encoding)
+        .with_context(|| format!("cannot use {}", args.data.display()))?;
+    let (tokenizer, stop) = (text.tokenizer.as_ref(), AtomicBool::new(false));
+    let scorer = Scorer { task, tokenizer, batch_size: args.batch_size, stop: &stop };
+    let learner = Learner::new(&model.decoder, &model.stack()?, &NextToken);
+    let score = scorer.score(&learner, &questions)?;
+    let metric = score.metric;
+    let value = match metric {
         Metric::Loss => format!("{:.4}", score.value),
         Metric::Accuracy | Metric::Recall => format!("{:.2} %", 100.0 * score.value),
     };
-    output::table(&[
-        (score.metric.name(), value),
-        ("on", format!("{} questions", grouped(score.questions as i64))),
-        ("time", duration(score.seconds)),
-    ])
+    let json = json!({
+        "task": task.name,
+        "metric": metric,
+        metric.name(): score.value,
+        "questions": score.questions,
+        "seconds": score.seconds,
+        "answers": score.answers,
+    });
+    let on = format!("{} questions", grouped(score.questions as i64));
+    let rows = [(metric.name(), value), ("on", on), ("time", duration(score.seconds))];
+    output::result(args.json, &json, || output::table(&rows))
+}
+
+/// How rows become tokens: uncut unless it is asked for.
+fn encoding<'a>(
+    args: &EvalArgs,
+    text: &'a ModelText,
+    template: Template,
+    model: &dyn Model,
+) -> Encoding<'a> {
+    let description = model.description();
+    Encoding {
+        text: text.encoder(args.template.unwrap_or(template)),
+        vocab_size: description.vocab_size,
+        max_length: args.max_length.unwrap_or(description.max_position_embeddings as usize),
+    }
 }
 
 fn lm(args: &EvalArgs) -> Result<()> {
     let records = read_records(&args.data)?;
     let model = args.model.open()?;
-    let tokenizer = open_tokenizer(&model.path)?;
-    let chat_template = open_chat_template(&model.path)?;
-    let encoder = tokenizer.as_ref().map(|tokenizer| TextEncoder {
-        tokenizer,
-        chat_template: chat_template.as_ref(),
-        template: args.template.unwrap_or(Template::Auto),
-    });
-    let config = model.decoder.config();
-    let max_length = args.max_length.unwrap_or(config.max_position_embeddings as usize);
-    let options = ExampleOptions {
-        encoder,
-        vocab_size: config.vocab_size,
-        max_length,
-        drop_too_long: args.drop_too_long,
-    };
-    let examples = options.examples(&records, &args.data)?;
+    let text = ModelText::open(&model.path)?;
+    let encoding = encoding(args, &text, Template::Auto, &model.decoder);
+    let examples = examples(&records, &args.data, &encoding, args.drop_too_long)?;
     if examples.is_empty() {
-        bail!(
-            "{} has no example within {max_length} tokens; raise --max-length",
-            args.data.display()
-        );
+        let (data, max_length) = (args.data.display(), encoding.max_length);
+        bail!("{data} has no example within {max_length} tokens; raise --max-length");
     }
     let started = Instant::now();
-    let report = evaluate(&model.decoder, &model.adapters(), &examples, args.batch_size, None)?;
-    let seconds = started.elapsed().as_secs_f64();
-    if args.json {
-        return output::json(&json!({
-            "task": "lm",
-            "loss": report.loss,
-            "perplexity": report.perplexity,
-            "target_tokens": report.target_tokens,
-            "examples": examples.len(),
-            "seconds": seconds,
-        }));
-    }
-    output::table(&[
-        ("loss", format!("{:.4}", report.loss)),
-        ("perplexity", format!("{:.4}", report.perplexity)),
-        (
-            "on",
-            format!(
-                "{} target tokens of {} examples",
-                grouped(report.target_tokens),
-                examples.len()
-            ),
-        ),
+    let learner = Learner::new(&model.decoder, &model.stack()?, &NextToken);
+    let report = learner.evaluate(&examples, args.batch_size, None)?;
+    let LossReport { loss, perplexity, target_tokens } = report;
+    let (n, seconds) = (examples.len(), started.elapsed().as_secs_f64());
+    let json = json!({
+        "task": "lm",
+        "loss": loss,
+        "perplexity": perplexity,
+        "target_tokens": target_tokens,
+        "examples": n,
+        "seconds": seconds,
+    });
+    let rows = [
+        ("loss", format!("{loss:.4}")),
+        ("perplexity", format!("{perplexity:.4}")),
+        ("on", format!("{} target tokens of {n} examples", grouped(target_tokens))),
         ("time", duration(seconds)),
-    ])
+    ];
+    output::result(args.json, &json, || output::table(&rows))
 }

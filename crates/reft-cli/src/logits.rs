@@ -1,13 +1,11 @@
 //! `reft logits`: a forward pass as numbers, to be compared with other implementations.
 
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use reft_models::{
-    Component, Decoder, Hooks, Layout, Mode, PaddingSide, Row, Site, Span, Stacked,
+    Component, Decoder, Hooks, Layout, Mode, Model, PaddingSide, Row, Site, Span, read_text,
     save_safetensors,
 };
 use reft_train::IGNORE_INDEX;
@@ -15,7 +13,7 @@ use serde::Deserialize;
 use tch::{Kind, Reduction, Tensor};
 
 use crate::model::ModelArgs;
-use crate::output;
+use crate::terminal::output;
 
 /// Compute logits, loss and hidden states of token ids, to check against other implementations
 ///
@@ -57,7 +55,7 @@ struct Input {
 }
 
 /// Runs the command.
-pub fn run(args: &LogitsArgs) -> Result<ExitCode> {
+pub fn run(args: &LogitsArgs) -> Result<()> {
     let input = read(&args.input)?;
     let model = args.model.open()?;
     let decoder = &model.decoder;
@@ -65,14 +63,11 @@ pub fn run(args: &LogitsArgs) -> Result<ExitCode> {
 
     let padding = if args.left_pad { PaddingSide::Left } else { PaddingSide::Right };
     let in_input = || format!("in {}", args.input.display());
-    let layout = layout(&input, decoder, padding).with_context(in_input)?;
-    let adapters = model.adapters();
-    let virtual_tokens = adapters.iter().map(|adapter| adapter.virtual_tokens()).sum();
-    let layout = layout.with_virtual_tokens(virtual_tokens);
+    let stack = model.stack()?;
+    let layout = stack.layout(layout(&input, decoder, padding).with_context(in_input)?);
 
     let mut hidden = Vec::new();
-    let hooks = adapters.iter().map(|adapter| adapter.hooks(&layout, Mode::Eval));
-    let mut hooks = Stacked(hooks.collect::<Result<_, _>>()?);
+    let mut hooks = stack.hooks(&layout, Mode::Eval)?;
     if args.hidden_states {
         hooks.0.push(Box::new(Collect(&mut hidden))); // last: it sees what the adapters leave
     }
@@ -91,14 +86,11 @@ pub fn run(args: &LogitsArgs) -> Result<ExitCode> {
     }
     save_safetensors(&args.output, &tensors, None)?;
     let rows = layout.batch_size();
-    output::line(format!("logits of {rows} rows are in {}", args.output.display()))?;
-    Ok(ExitCode::SUCCESS)
+    output::line(format!("logits of {rows} rows are in {}", args.output.display()))
 }
 
 fn read(path: &Path) -> Result<Input> {
-    let text =
-        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let input: Input = serde_json::from_str(&text)
+    let input: Input = serde_json::from_str(&read_text(path)?)
         .with_context(|| format!("{} is not the JSON that reft logits takes", path.display()))?;
     let rows = input.input_ids.len();
     let lists = [
@@ -107,10 +99,8 @@ fn read(path: &Path) -> Result<Input> {
     ];
     for (name, found) in lists {
         if let Some(found) = found.filter(|found| *found != rows) {
-            bail!(
-                "{}: {name} has {found} rows, input_ids {rows}; give one for each",
-                path.display()
-            );
+            let path = path.display();
+            bail!("{path}: {name} has {found} rows, input_ids {rows}; give one for each");
         }
     }
     Ok(input)

@@ -19,36 +19,27 @@
 
 mod error;
 mod named;
-
-mod householder;
-mod orthonormal;
-mod qr;
-
-mod edit;
-mod intervention;
-mod intervention_set;
-mod method;
 mod parameter;
 mod positions;
 
-mod alignment;
-mod constant_edit;
-mod coordinate_gate;
-mod interchange;
-mod principal_components;
+mod maps;
 
-pub use alignment::{AlignmentMethod, AlignmentSet, GateKind};
-pub use constant_edit::ConstantEdit;
-pub use coordinate_gate::{Annealing, boundary_gate, sigmoid_gate};
-pub use edit::Edit;
+mod edits;
+
+mod interchanges;
+
+pub use edits::constant_edit::ConstantEdit;
+pub use edits::intervention::{Intervention, Subspace, check_hidden_size, in_f32};
+pub use edits::intervention_set::{InterventionSet, InterventionTensors};
+pub use edits::loreft::Edit;
+pub use edits::method::{Activation, Init, InterventionConfig, Method};
 pub use error::{Error, Result};
-pub use householder::Householder;
-pub use interchange::{Interchange, SubspaceInterchange, VanillaInterchange};
-pub use intervention::{Intervention, Subspace, check_hidden_size, in_f32};
-pub use intervention_set::{InterventionSet, InterventionTensors};
-pub use method::{Activation, Init, InterventionConfig, Method};
-pub use orthonormal::{MapKind, OrthonormalMap, orthonormality_error, random_columns};
+pub use interchanges::alignment::{AlignmentMethod, AlignmentSet, GateKind};
+pub use interchanges::coordinate_gate::{Annealing, boundary_gate, sigmoid_gate};
+pub use interchanges::interchange::{Interchange, SubspaceInterchange, VanillaInterchange};
+pub use maps::householder::Householder;
+pub use maps::orthonormal::{MapKind, OrthonormalMap, orthonormality_error, random_columns};
+pub use maps::principal_components::PrincipalComponents;
+pub use maps::qr::Qr;
 pub use parameter::Parameter;
-pub use positions::{PositionGroup, PositionRule, Positions, PromptPositions};
-pub use principal_components::PrincipalComponents;
-pub use qr::Qr;
+pub use positions::{PositionRule, Positions, PromptPositions, TokenGroup};

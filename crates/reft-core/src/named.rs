@@ -1,6 +1,7 @@
 /// Implements parsing, printing and serde for an enum of names, so that a name is spelled in one place.
+#[macro_export]
 macro_rules! names {
-    ($type:ident, $what:literal, { $($variant:ident => $name:literal),+ $(,)? }) => {
+    ($type:ident, $what:literal, $error:ty, { $($variant:ident => $name:literal),+ $(,)? }) => {
         impl $type {
             /// Every value, in the order of the documentation.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
@@ -20,9 +21,9 @@ macro_rules! names {
         }
 
         impl std::str::FromStr for $type {
-            type Err = $crate::Error;
+            type Err = $error;
 
-            fn from_str(s: &str) -> $crate::Result<Self> {
+            fn from_str(s: &str) -> std::result::Result<Self, $error> {
                 Self::ALL.iter().copied().find(|value| value.name() == s).ok_or_else(|| {
                     let accepted: Vec<_> = Self::ALL.iter().map(|value| value.name()).collect();
                     $crate::Error::UnknownName {
@@ -30,22 +31,34 @@ macro_rules! names {
                         found: s.to_owned(),
                         accepted: accepted.join(", "),
                     }
+                    .into()
                 })
             }
         }
 
+        $crate::as_text!($type);
+    };
+}
+
+/// Implements serde for a type that is written and parsed as a text.
+#[macro_export]
+macro_rules! as_text {
+    ($type:ident) => {
         impl serde::Serialize for $type {
-            fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-                serializer.serialize_str(self.name())
+            fn serialize<S: serde::Serializer>(
+                &self,
+                s: S,
+            ) -> core::result::Result<S::Ok, S::Error> {
+                s.collect_str(self)
             }
         }
 
         impl<'de> serde::Deserialize<'de> for $type {
-            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-                let name = String::deserialize(deserializer)?;
-                name.parse().map_err(serde::de::Error::custom)
+            fn deserialize<D: serde::Deserializer<'de>>(
+                d: D,
+            ) -> core::result::Result<Self, D::Error> {
+                String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
             }
         }
     };
 }
-pub(crate) use names;

@@ -11,6 +11,9 @@ pub struct Parameter {
     pub weight_decay: bool,
     /// Whether it is the coordinates of a rotation, which may have a learning rate of their own.
     pub is_rotation: bool,
+    /// Number of parts, the entries of its first dimension, that know nothing of each other: the gradient of each is clipped by itself.
+    /// All parameters of a run have the same number, as a rule 1.
+    pub clip_groups: i64,
 }
 
 impl Parameter {
@@ -21,6 +24,7 @@ impl Parameter {
             tensor: tensor.shallow_clone(),
             weight_decay: true,
             is_rotation: false,
+            clip_groups: 1,
         }
     }
 

@@ -2,10 +2,8 @@ use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-use crate::named::names;
 use crate::{Error, Result};
+use crate::{as_text, names};
 
 /// Which prompt tokens are edited: the first `p` and the last `s`, written `f{p}+l{s}`.
 ///
@@ -28,26 +26,26 @@ pub enum PositionRule {
     Pyreft,
 }
 
-names!(PositionRule, "position rule", { Paper => "paper", Pyreft => "pyreft" });
+names!(PositionRule, "position rule", Error, { Paper => "paper", Pyreft => "pyreft" });
 
-/// Which of the two groups of positions an intervention edits.
+/// Which tokens of the prompt an intervention edits: files call the first tokens "prefix" and the last "suffix".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum PositionGroup {
+pub enum TokenGroup {
     /// First and last tokens: one intervention per layer (`share_weights`).
-    Tied,
+    FirstAndLast,
     /// The first tokens only.
-    Prefix,
+    First,
     /// The last tokens only.
-    Suffix,
+    Last,
 }
 
-names!(PositionGroup, "position group", { Tied => "tied", Prefix => "prefix", Suffix => "suffix" });
+names!(TokenGroup, "token group", Error, { FirstAndLast => "tied", First => "prefix", Last => "suffix" });
 
 /// Positions of one prompt: token indices counted from its first token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PromptPositions {
-    prefix: Range<usize>,
-    suffix: Range<usize>,
+    first: Range<usize>,
+    last: Range<usize>,
 }
 
 impl Positions {
@@ -74,13 +72,13 @@ impl Positions {
     }
 
     /// The groups that interventions are made for: one if tied, else one per non-empty end.
-    pub fn groups(self, share_weights: bool) -> Vec<PositionGroup> {
+    pub fn groups(self, share_weights: bool) -> Vec<TokenGroup> {
         if share_weights {
-            return vec![PositionGroup::Tied];
+            return vec![TokenGroup::FirstAndLast];
         }
-        let prefix = (self.first > 0).then_some(PositionGroup::Prefix);
-        let suffix = (self.last > 0).then_some(PositionGroup::Suffix);
-        prefix.into_iter().chain(suffix).collect()
+        let first = (self.first > 0).then_some(TokenGroup::First);
+        let last = (self.last > 0).then_some(TokenGroup::Last);
+        first.into_iter().chain(last).collect()
     }
 
     /// Token indices in a prompt of `n` tokens. The two groups never overlap.
@@ -92,19 +90,19 @@ impl Positions {
             PositionRule::Paper => (self.first.min(n / 2), self.last.min(n.div_ceil(2))),
             PositionRule::Pyreft => (self.first.min(n / 2), self.last.min(n / 2)),
         };
-        PromptPositions { prefix: 0..p, suffix: n - s..n }
+        PromptPositions { first: 0..p, last: n - s..n }
     }
 }
 
 impl PromptPositions {
     /// The token indices of a group, ascending.
-    pub fn group(&self, group: PositionGroup) -> impl Iterator<Item = usize> + use<> {
-        let (prefix, suffix) = match group {
-            PositionGroup::Tied => (self.prefix.clone(), self.suffix.clone()),
-            PositionGroup::Prefix => (self.prefix.clone(), 0..0),
-            PositionGroup::Suffix => (0..0, self.suffix.clone()),
+    pub fn group(&self, group: TokenGroup) -> impl Iterator<Item = usize> + use<> {
+        let (first, last) = match group {
+            TokenGroup::FirstAndLast => (self.first.clone(), self.last.clone()),
+            TokenGroup::First => (self.first.clone(), 0..0),
+            TokenGroup::Last => (0..0, self.last.clone()),
         };
-        prefix.chain(suffix)
+        first.chain(last)
     }
 }
 
@@ -115,13 +113,12 @@ impl FromStr for Positions {
         let error = |why| Error::Positions { found: s.to_owned(), why };
         let (mut first, mut last) = (None, None);
         for part in s.split('+') {
-            let (end, digits) = if let Some(digits) = part.strip_prefix('f') {
-                (&mut first, digits)
-            } else if let Some(digits) = part.strip_prefix('l') {
-                (&mut last, digits)
-            } else {
-                return Err(error("each part begins with f or l"));
+            let end = match part.chars().next() {
+                Some('f') => &mut first,
+                Some('l') => &mut last,
+                _ => return Err(error("each part begins with f or l")),
             };
+            let digits = &part[1..];
             if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
                 return Err(error("a whole number follows f or l"));
             }
@@ -145,17 +142,7 @@ impl fmt::Display for Positions {
     }
 }
 
-impl Serialize for Positions {
-    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Positions {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
-}
+as_text!(Positions);
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -165,7 +152,7 @@ mod tests {
 
     fn indices(positions: &str, n: usize, rule: PositionRule) -> Vec<usize> {
         let positions: Positions = positions.parse().unwrap();
-        positions.in_prompt(n, rule).group(PositionGroup::Tied).collect()
+        positions.in_prompt(n, rule).group(TokenGroup::FirstAndLast).collect()
     }
 
     #[test]
@@ -264,12 +251,12 @@ mod tests {
             let positions = Positions::new(first, last).unwrap();
             let rule = if pyreft { PositionRule::Pyreft } else { PositionRule::Paper };
             let resolved = positions.in_prompt(n, rule);
-            let indices: Vec<_> = resolved.group(PositionGroup::Tied).collect();
+            let indices: Vec<_> = resolved.group(TokenGroup::FirstAndLast).collect();
             prop_assert!(indices.windows(2).all(|w| w[0] < w[1]), "{:?}", indices);
             prop_assert!(indices.iter().all(|&i| i < n));
             let apart: Vec<_> = resolved
-                .group(PositionGroup::Prefix)
-                .chain(resolved.group(PositionGroup::Suffix))
+                .group(TokenGroup::First)
+                .chain(resolved.group(TokenGroup::Last))
                 .collect();
             prop_assert_eq!(indices, apart);
         }

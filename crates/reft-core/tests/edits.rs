@@ -390,7 +390,7 @@ fn tensors_saved_and_read_give_the_same_edits() -> Result<()> {
                 // the rotation's reflections are computed anew: f32
                 assert!(largest_difference(&theirs.intervene(&h, &Subspace::Whole)?, &own) < 2e-6);
             }
-            let mut other = InterventionSet::new(config, 2, D, Device::Cpu)?;
+            let other = InterventionSet::new(config, 2, D, Device::Cpu)?;
             other.load_state(&set.state())?;
             for (own, theirs) in set.edits(false).iter().zip(other.edits(false)) {
                 let own = own.intervene(&h, &Subspace::Whole)?;
@@ -497,9 +497,9 @@ fn tensors_that_do_not_belong_to_the_method_are_refused_by_name() -> Result<()> 
 #[test]
 fn states_that_do_not_fit_are_refused_and_change_nothing() -> Result<()> {
     let _alone = seeded(11);
-    let mut set = set(config(Method::Loreft, Activation::Linear, false))?;
+    let set = set(config(Method::Loreft, Activation::Linear, false))?;
     let before = set.state();
-    let mut refused = |change: &dyn Fn(&mut BTreeMap<String, Tensor>)| {
+    let refused = |change: &dyn Fn(&mut BTreeMap<String, Tensor>)| {
         let mut state: BTreeMap<String, Tensor> =
             before.iter().map(|(name, t)| (name.clone(), t + 1.0)).collect();
         change(&mut state);

@@ -216,7 +216,7 @@ fn learned_gates_harden_as_they_cool_and_cost_what_they_open() {
     let new = |method, rank| {
         AlignmentSet::new(method, MapKind::default(), (2, 20, rank), Device::Cpu).unwrap()
     };
-    let mut boundless = new(AlignmentMethod::Boundless, 20);
+    let boundless = new(AlignmentMethod::Boundless, 20);
     boundless.set_temperature(0.05);
     let soft = boundless.interchanges(GateKind::Soft).remove(0);
     let hard = boundless.interchanges(GateKind::Hard).remove(0);
@@ -252,7 +252,7 @@ fn an_alignment_goes_back_to_a_state_bit_for_bit() {
         AlignmentSet::new(AlignmentMethod::SigmoidMask, MapKind::Householder, shape, Device::Cpu)
             .unwrap()
     };
-    let (first, mut second) = (new(), new());
+    let (first, second) = (new(), new());
     for parameter in first.parameters() {
         tch::no_grad(|| parameter.tensor.shallow_clone().copy_(&randn(&parameter.tensor.size())));
     }

@@ -33,6 +33,16 @@ pub enum Error {
         /// Where and why, with the line.
         source: serde_json::Error,
     },
+    /// A line of a text file that cannot be used.
+    #[error("{}, line {line}: {reason}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// What was found and what was expected.
+        reason: String,
+    },
     /// A safetensors file whose header does not describe its data.
     #[error("{} is not a whole safetensors file; it may be cut short: fetch or write it again", path.display())]
     Safetensors {
@@ -117,20 +127,6 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
-    /// A component that does not exist.
-    #[error(
-        "unknown component {found:?}; use block_input, attention_output, mlp_output, block_output, or one of the projections q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
-    )]
-    UnknownComponent {
-        /// The name found.
-        found: String,
-    },
-    /// A way of holding weights that does not exist.
-    #[error("unknown way {found:?} to hold weights; use dense, as-stored, int8 or int4")]
-    UnknownStorage {
-        /// The name found.
-        found: String,
-    },
     /// A batch without a row, or with a row without a token.
     #[error("the batch has no rows, or a row without tokens; every row needs a token")]
     EmptyBatch,
@@ -202,6 +198,16 @@ pub enum Error {
         /// What was found, what was expected, what to change.
         reason: String,
     },
+    /// Adapters that cannot be used at once.
+    #[error("{first} and {second} cannot be combined: {reason}")]
+    NotCombinable {
+        /// One method.
+        first: String,
+        /// Another.
+        second: String,
+        /// Why not.
+        reason: &'static str,
+    },
     /// A place names coordinates that its site does not have.
     #[error("{place}: coordinates {found:?} are not within 0..{width}; use a range of these")]
     Coordinates {
@@ -249,16 +255,6 @@ pub enum Error {
     NotReached {
         /// The place.
         place: crate::Place,
-    },
-    /// The layers of a feed-forward network do not follow one another.
-    #[error("layer {layer} takes {found} inputs, it is given {expected}")]
-    LayerSizes {
-        /// The layer.
-        layer: usize,
-        /// What it is given.
-        expected: i64,
-        /// What it takes.
-        found: i64,
     },
     /// Something failed at a site of the model.
     #[error("at {site}")]

@@ -1,81 +1,69 @@
-//! Llama-family decoders on libtorch, their files, tokenizers and chat templates.
+//! Frozen language models on libtorch with hooks at every site, the adapters that use them, their files, tokenizers and generation.
+//!
+//! ```no_run
+//! use std::ops::ControlFlow;
+//! use std::path::Path;
+//!
+//! use reft_models::{AdapterStack, Decoder, GenerationConfig, Row, Tokenizer, generate};
+//!
+//! # fn main() -> reft_models::Result<()> {
+//! let directory = Path::new("models/SmolLM2-135M-Instruct");
+//! let decoder = Decoder::open(directory, tch::Kind::Float, tch::Device::Cpu)?;
+//! let tokenizer = Tokenizer::open(directory)?;
+//! let row = Row::prompt(tokenizer.encode("The ocean is", true)?);
+//! let config = GenerationConfig { max_new_tokens: 20, ..GenerationConfig::default() };
+//! let go_on = &mut |_, _| ControlFlow::Continue(());
+//! let replies = generate(&decoder, &AdapterStack::EMPTY, &[row], &config, go_on)?;
+//! println!("{}", tokenizer.decode(replies[0].text_ids(), true)?);
+//! # Ok(())
+//! # }
+//! ```
 
-mod adapter;
-mod atomic_file;
-mod attention;
-mod attention_mask;
-mod chat_template;
-mod config;
-mod decode_stream;
-mod decoder;
-mod decoder_block;
 mod error;
-mod feed_forward;
-mod forward;
-mod generate;
-mod gguf;
-mod gguf_config;
-mod gguf_header;
-mod gguf_tokenizer;
-mod hooks;
-mod hub;
-mod interchange;
-mod kv_cache;
-mod layout;
-mod linear;
-mod mlp;
-mod model_dir;
-mod pass;
-mod past;
-mod pickle;
 mod place;
-mod pyreft;
-mod quantised;
-mod reft_adapter;
-mod reft_config;
-mod rms_norm;
-mod rope;
-mod safetensors_file;
-mod sampling;
-mod send;
 mod site;
-mod tokenizer;
-mod tokenizer_config;
-mod torch_pickle;
-mod weight;
-mod weight_storage;
+
+mod model;
+mod transformer;
 mod weights;
 
-pub use adapter::{Adapter, Mode, Reach};
-pub use atomic_file::{atomic_directory, atomic_write};
-pub use chat_template::{ChatTemplate, Message};
-pub use config::{DecoderConfig, RopeScaling};
-pub use decode_stream::DecodeStream;
-pub use decoder::{Decoder, Head};
+mod adapters;
+mod generation;
+mod text;
+
+mod files;
+mod gguf;
+
+pub use adapters::adapter::{Adapter, Mode, Reach};
+pub use adapters::base_model::BaseModel;
+pub use adapters::stack::{AdapterStack, StackEntry};
 pub use error::{Error, Result};
-pub use feed_forward::FeedForward;
-pub use forward::Forward;
-pub use generate::{Finish, Generated, generate, generate_all};
-pub use gguf::Gguf;
-pub use hooks::{Cut, Hooks, NoHooks, Stacked};
-pub use hub::{Hub, resolve_model};
-pub use interchange::{Collect, InterchangeHooks, Swap, TokenAt};
-pub use kv_cache::KvCache;
-pub use layout::{Layout, PaddingSide, Row, Span};
-pub use linear::Linear;
-pub use model_dir::convert_gguf;
-pub use past::Past;
+pub use files::atomic_file::{atomic_directory, atomic_write, io_error};
+pub use files::hub::{Hub, resolve_model};
+pub use files::json::{read_json, write_json, write_json_in_order, write_text};
+pub use files::model_dir::convert_gguf;
+pub use files::safetensors_file::{load_safetensors, load_safetensors_metadata, save_safetensors};
+pub use files::text_file::{Key, line_of, read_text, toml_error};
+pub use generation::generate::{Finish, Generated, generate, generate_all};
+pub use generation::sampling::GenerationConfig;
+pub use gguf::gguf_file::Gguf;
+pub use model::collect::{Collect, TokenAt, collect};
+pub use model::description::{ModelDescription, ModelTensor, Projection, TensorRole};
+pub use model::frozen_model::{Forward, Head, Model};
+pub use model::hooks::{Cut, Hooks, NoHooks, Stacked};
+pub use model::kv_cache::KvCache;
+pub use model::layout::{Layout, PaddingSide, Row, Span};
+pub use model::past::Past;
 pub use place::Place;
-pub use pyreft::{PyreftImport, import_pyreft};
-pub use quantised::Quantised;
-pub use reft_adapter::{ReftAdapter, ReftHooks};
-pub use reft_config::{BaseModel, ReftConfig};
-pub use safetensors_file::{load_safetensors, load_safetensors_metadata, save_safetensors};
-pub use sampling::GenerationConfig;
-pub use send::send;
 pub use site::{Component, Site};
-pub use tokenizer::Tokenizer;
-pub use torch_pickle::load_torch_pickle;
-pub use weight::Weight;
-pub use weight_storage::WeightStorage;
-pub use weights::Weights;
+pub use text::chat_template::{ChatTemplate, Message};
+pub use text::decode_stream::DecodeStream;
+pub use text::tokenizer::Tokenizer;
+pub use transformer::config::{DecoderConfig, RopeScaling};
+pub use transformer::decoder::Decoder;
+pub use weights::checkpoint::Weights;
+pub use weights::linear::Linear;
+pub use weights::quantised::Quantised;
+pub use weights::send::send;
+pub use weights::weight::Weight;
+pub use weights::weight_storage::WeightStorage;

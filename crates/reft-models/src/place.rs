@@ -3,7 +3,6 @@ use std::ops::Range;
 
 use tch::Tensor;
 
-use crate::config::DecoderConfig;
 use crate::site::{Component, Site};
 use crate::{Error, Result};
 
@@ -52,28 +51,11 @@ impl Place {
         }
     }
 
-    /// Number of coordinates in a decoder.
+    /// Its coordinates of hidden states `[m, width]`.
     ///
     /// # Errors
-    /// [`Error::NoSuchLayer`]; [`Error::Coordinates`].
-    pub fn size_in(&self, config: &DecoderConfig) -> Result<i64> {
-        let (layer, layers) = (self.site.layer, config.num_hidden_layers);
-        if layer >= layers {
-            return Err(Error::NoSuchLayer { layer, layers });
-        }
-        self.size(match self.site.component {
-            Component::Query | Component::Output => config.num_attention_heads * config.head_dim,
-            Component::Key | Component::Value => config.num_key_value_heads * config.head_dim,
-            Component::Gate | Component::Up | Component::Down => config.intermediate_size,
-            Component::BlockInput
-            | Component::AttentionOutput
-            | Component::MlpOutput
-            | Component::BlockOutput => config.hidden_size,
-        })
-    }
-
-    /// Its coordinates of hidden states `[m, width]`.
-    pub(crate) fn read(&self, h: &Tensor) -> Result<Tensor> {
+    /// [`Error::Coordinates`].
+    pub fn read(&self, h: &Tensor) -> Result<Tensor> {
         let width = h.size().last().copied().unwrap_or(0);
         let size = self.size(width)?;
         Ok(match &self.coordinates {
@@ -83,7 +65,7 @@ impl Place {
     }
 
     /// Hidden states `[m, width]` with other values in its coordinates; `h` is left as it is.
-    pub(crate) fn replace(&self, h: &Tensor, new: Tensor) -> Tensor {
+    pub fn replace(&self, h: &Tensor, new: Tensor) -> Tensor {
         match &self.coordinates {
             None => new,
             Some(range) => h.slice_scatter(&new, -1, range.start, range.end, 1),

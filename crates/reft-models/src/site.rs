@@ -1,9 +1,6 @@
 use std::fmt;
-use std::str::FromStr;
 
-use crate::{Error, Result};
-
-/// Where inside a block hidden states can be read or replaced.
+/// Where inside a block hidden states can be read or replaced. A projection has the name of its module in checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Component {
     /// The residual stream before the block, `[b, t, d]`.
@@ -30,59 +27,24 @@ pub enum Component {
     Down,
 }
 
-impl Component {
-    /// Every component: four points of the residual stream, then seven projections.
-    pub const ALL: [Self; 11] = [
-        Self::BlockInput,
-        Self::AttentionOutput,
-        Self::MlpOutput,
-        Self::BlockOutput,
-        Self::Query,
-        Self::Key,
-        Self::Value,
-        Self::Output,
-        Self::Gate,
-        Self::Up,
-        Self::Down,
-    ];
+reft_core::names!(Component, "component", crate::Error, {
+    BlockInput => "block_input",
+    AttentionOutput => "attention_output",
+    MlpOutput => "mlp_output",
+    BlockOutput => "block_output",
+    Query => "q_proj",
+    Key => "k_proj",
+    Value => "v_proj",
+    Output => "o_proj",
+    Gate => "gate_proj",
+    Up => "up_proj",
+    Down => "down_proj",
+});
 
+impl Component {
     /// The seven linear projections.
     pub const PROJECTIONS: [Self; 7] =
         [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
-
-    /// The name used in files and on the command line; a projection has its checkpoint's name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::BlockInput => "block_input",
-            Self::AttentionOutput => "attention_output",
-            Self::MlpOutput => "mlp_output",
-            Self::BlockOutput => "block_output",
-            Self::Query => "q_proj",
-            Self::Key => "k_proj",
-            Self::Value => "v_proj",
-            Self::Output => "o_proj",
-            Self::Gate => "gate_proj",
-            Self::Up => "up_proj",
-            Self::Down => "down_proj",
-        }
-    }
-}
-
-impl fmt::Display for Component {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Component {
-    type Err = Error;
-
-    fn from_str(s: &str) -> Result<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|c| c.name() == s)
-            .ok_or_else(|| Error::UnknownComponent { found: s.to_owned() })
-    }
 }
 
 /// A place where a hidden state can be read or replaced: a component of a layer.

@@ -7,8 +7,8 @@ use std::process::Command;
 
 use proptest::prelude::*;
 use reft_models::{
-    Error, Weights, atomic_directory, atomic_write, load_safetensors, load_safetensors_metadata,
-    save_safetensors,
+    Error, ModelTensor, TensorRole, Weights, atomic_directory, atomic_write, load_safetensors,
+    load_safetensors_metadata, save_safetensors,
 };
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
@@ -31,6 +31,11 @@ const KINDS: [Kind; 10] = [
 /// A matrix that is neither square nor contiguous, with a zero, a one and values that no two kinds round alike.
 fn sample(kind: Kind) -> Tensor {
     (Tensor::arange(6, (Kind::Double, Device::Cpu)) * 1.37).reshape([2, 3]).tr().to_kind(kind)
+}
+
+/// A tensor that a model wants.
+fn wanted(name: &str, shape: &[i64]) -> ModelTensor {
+    ModelTensor { name: name.to_owned(), shape: shape.to_vec(), role: TensorRole::Vector }
 }
 
 fn entries(directory: &Path) -> Vec<String> {
@@ -179,11 +184,11 @@ fn every_missing_unexpected_and_misshapen_tensor_is_named() -> Outcome {
     save_safetensors(&path, &tensors, None)?;
     let weights = Weights::open(directory.path())?;
     let expected = [
-        ("a".to_owned(), vec![3, 2]),
-        ("b".to_owned(), vec![2, 3]),
-        ("c".to_owned(), vec![1]),
-        ("d".to_owned(), vec![1]),
-        ("lm_head".to_owned(), vec![1]),
+        wanted("a", &[3, 2]),
+        wanted("b", &[2, 3]),
+        wanted("c", &[1]),
+        wanted("d", &[1]),
+        wanted("lm_head", &[1]),
     ];
     let ignore = |name: &str| name.ends_with("inv_freq") || name == "lm_head";
     let error = weights.check(&expected, &ignore).expect_err("they differ");
@@ -199,7 +204,7 @@ fn every_missing_unexpected_and_misshapen_tensor_is_named() -> Outcome {
     {
         assert!(text.contains(part), "{part} is not in {text}");
     }
-    let all: Vec<_> = tensors.iter().map(|(name, _)| (name.clone(), vec![3, 2])).collect();
+    let all: Vec<_> = tensors.iter().map(|(name, _)| wanted(name, &[3, 2])).collect();
     weights.check(&all, &|_| false)?;
     Ok(())
 }
@@ -255,7 +260,7 @@ fn a_tensor_outside_the_index_is_unexpected() -> Outcome {
     let two = ["w", "stray"].map(|name| (name.to_owned(), sample(Kind::Float)));
     save_safetensors(&directory.path().join("1.safetensors"), &two, None)?;
     let weights = Weights::open(directory.path())?;
-    let error = weights.check(&[("w".to_owned(), vec![3, 2])], &|_| false);
+    let error = weights.check(&[wanted("w", &[3, 2])], &|_| false);
     assert!(
         matches!(error, Err(Error::WeightMismatch { unexpected, .. }) if unexpected == ["stray"])
     );

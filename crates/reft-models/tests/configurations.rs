@@ -4,7 +4,8 @@ use std::path::Path;
 
 use proptest::prelude::*;
 use reft_core::{InterventionConfig, Method};
-use reft_models::{BaseModel, DecoderConfig, ReftConfig};
+use reft_methods::ReftConfig;
+use reft_models::{BaseModel, DecoderConfig};
 use serde_json::{Value, json};
 
 fn decoder_config() -> Value {
@@ -22,7 +23,7 @@ fn decoder_config() -> Value {
 
 fn reft_config() -> Result<Value, Box<dyn std::error::Error>> {
     let decoder = DecoderConfig::from_json(decoder_config(), Path::new("config.json"))?;
-    let base_model = BaseModel::of(&decoder, "tiny");
+    let base_model = BaseModel::of(&decoder.describe(), "tiny");
     let intervention = InterventionConfig::new(Method::Loreft, 4);
     let config = ReftConfig::new(&intervention, vec![1, 3], "f2+l2".parse()?, base_model);
     Ok(serde_json::to_value(config)?)
@@ -60,7 +61,7 @@ fn the_unchanged_configurations_are_read() -> Result<(), Box<dyn std::error::Err
     let decoder = DecoderConfig::from_json(decoder_config(), Path::new("config.json"))?;
     assert_eq!(decoder.windows, [Some(4); 4]);
     let reft: ReftConfig = serde_json::from_value(reft_config()?)?;
-    reft.check_model(&decoder)?;
+    reft.check_model(&decoder.describe())?;
     Ok(())
 }
 
@@ -76,7 +77,7 @@ proptest! {
             put(&mut config, at, is_new, value);
         }
         if let Ok(read) = DecoderConfig::from_json(config, Path::new("config.json")) {
-            prop_assert!(read.parameters() > 0);
+            prop_assert!(read.describe().parameters() > 0);
             prop_assert_eq!(read.windows.len(), read.num_hidden_layers);
             prop_assert!(read.num_attention_heads % read.num_key_value_heads == 0);
         }

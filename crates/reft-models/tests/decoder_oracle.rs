@@ -3,14 +3,19 @@
 mod oracle;
 
 use oracle::{Collect, assert_close, base_logits, own_columns, tensors, tiny_llama};
-use reft_models::{Decoder, DecoderConfig, Layout, NoHooks, PaddingSide, RopeScaling, Row};
+use reft_models::{Decoder, DecoderConfig, Layout, Model, NoHooks, PaddingSide, RopeScaling, Row};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
-/// The same f32 sums, perhaps in another order: values up to 21, logits of the families up to 13, measured 7e-6.
+/// The same f32 sums, perhaps in another order: logits of the families up to 13, measured 7e-6.
 const EQUAL: f64 = 2e-5;
+
+/// [`EQUAL`] for values past 10: hidden states go up to 21, and a processor without AVX-512 is off by 2.0e-5 there.
+fn equal_to(expected: &Tensor) -> f64 {
+    EQUAL * (expected.abs().max().double_value(&[]) / 10.0).max(1.0)
+}
 
 #[test]
 fn logits_and_every_block_output_equal_transformers() -> Outcome {
@@ -35,7 +40,8 @@ fn logits_and_every_block_output_equal_transformers() -> Outcome {
                 let expected =
                     io[&name].select(0, i as i64).narrow(0, 0, row.input_ids.len() as i64);
                 let what = format!("{name}, row {i}, {padding:?}");
-                assert_close(&what, &own_columns(&layout, &found, i), &expected, EQUAL);
+                let tolerance = equal_to(&expected);
+                assert_close(&what, &own_columns(&layout, &found, i), &expected, tolerance);
             }
         }
     }

@@ -2,14 +2,14 @@
 
 mod oracle;
 
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use oracle::{assert_close, tensors, tiny_llama};
 use reft_core::{Init, InterventionConfig, Method, Parameter};
+use reft_methods::{ReftAdapter, ReftConfig};
 use reft_models::{
-    Adapter, BaseModel, Decoder, Error, Finish, Generated, GenerationConfig, Hooks, Layout, Mode,
-    NoHooks, PaddingSide, ReftAdapter, ReftConfig, Result, Row, Span, generate, generate_all,
+    Adapter, AdapterStack, BaseModel, Decoder, Error, Finish, Generated, GenerationConfig, Hooks,
+    Layout, Mode, Model, NoHooks, PaddingSide, Result, Row, Span, generate, generate_all,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -22,12 +22,13 @@ fn greedy(max_new_tokens: usize) -> GenerationConfig {
 }
 
 fn run(
-    decoder: &Decoder,
+    model: &dyn Model,
     adapters: &[&dyn Adapter],
     rows: &[Row],
     config: &GenerationConfig,
 ) -> Result<Vec<Generated>> {
-    generate(decoder, adapters, rows, config, &mut |_, _| ControlFlow::Continue(()))
+    let stack = AdapterStack::of(adapters)?;
+    generate(model, &stack, rows, config, &mut |_, _| ControlFlow::Continue(()))
 }
 
 fn ids(replies: &[Generated]) -> Vec<Vec<i64>> {
@@ -42,21 +43,17 @@ fn tiny_prompts() -> Result<Vec<Row>> {
 
 /// Greedy decoding as it is defined: one row, no cache, everything computed again for every token.
 fn recomputed(
-    decoder: &Decoder,
-    adapter: Option<&dyn Adapter>,
+    model: &dyn Model,
+    adapters: &AdapterStack,
     prompt: &Row,
     n: usize,
 ) -> Result<Vec<i64>> {
     let mut row = prompt.clone();
     for _ in 0..n {
-        let virtual_tokens = adapter.map_or(0, |adapter| adapter.virtual_tokens());
         let layout = Layout::new(vec![row.clone()], PaddingSide::Right)?;
-        let layout = layout.with_virtual_tokens(virtual_tokens);
-        let mut hooks: Box<dyn Hooks> = match adapter {
-            Some(adapter) => adapter.hooks(&layout, Mode::Eval)?,
-            None => Box::new(NoHooks),
-        };
-        let logits = oracle::logits_of(decoder, &layout, &mut *hooks)?;
+        let layout = adapters.layout(layout);
+        let mut hooks = adapters.hooks(&layout, Mode::Eval)?;
+        let logits = oracle::logits_of(model, &layout, &mut hooks)?;
         row.input_ids.push(logits[0].select(0, -1).argmax(0, false).int64_value(&[]));
     }
     Ok(row.input_ids.split_off(prompt.input_ids.len()))
@@ -69,7 +66,7 @@ fn reft(decoder: &Decoder, positions: &str) -> Result<ReftAdapter> {
         init: Some(Init::Reference),
         ..InterventionConfig::new(Method::Loreft, 4)
     };
-    let base = BaseModel::of(decoder.config(), "tiny");
+    let base = BaseModel::of(decoder.description(), "tiny");
     let config = ReftConfig::new(&intervention, vec![0, 1], positions.parse()?, base);
     ReftAdapter::new(config, decoder)
 }
@@ -84,12 +81,12 @@ struct VirtualTokens {
 impl VirtualTokens {
     fn prompt(decoder: &Decoder, n: i64) -> Self {
         tch::manual_seed(8);
-        let d = decoder.config().hidden_size;
+        let d = decoder.description().hidden_size;
         Self { embeddings: Tensor::randn([n, d], (Kind::Float, Device::Cpu)), prefix: None }
     }
 
     fn prefix(decoder: &Decoder, n: i64) -> Self {
-        let c = decoder.config();
+        let c = decoder.description();
         let random =
             || Tensor::randn([c.num_key_value_heads, n, c.head_dim], (Kind::Float, Device::Cpu));
         let layers = (0..c.num_hidden_layers).map(|_| (random(), random())).collect();
@@ -108,7 +105,7 @@ impl Adapter for VirtualTokens {
         Vec::new()
     }
 
-    fn hooks<'a>(&'a self, _layout: &'a Layout, _mode: Mode) -> Result<Box<dyn Hooks + 'a>> {
+    fn hooks<'a>(&'a self, _layout: &Layout, _mode: Mode) -> Result<Box<dyn Hooks + 'a>> {
         Ok(Box::new(VirtualHooks(self)))
     }
 
@@ -116,12 +113,8 @@ impl Adapter for VirtualTokens {
         self.embeddings.size()[0] as usize
     }
 
-    fn state(&self) -> BTreeMap<String, Tensor> {
-        BTreeMap::new()
-    }
-
-    fn load_state(&mut self, _state: &BTreeMap<String, Tensor>) -> Result<()> {
-        Ok(())
+    fn prefix_length(&self) -> usize {
+        self.prefix.as_ref().map_or(0, |(n, _)| *n)
     }
 
     fn save(&self, _dir: &std::path::Path) -> Result<()> {
@@ -144,7 +137,7 @@ impl Hooks for VirtualHooks<'_> {
     }
 
     fn prefix_length(&self) -> usize {
-        self.0.prefix.as_ref().map_or(0, |(n, _)| *n)
+        Adapter::prefix_length(self.0)
     }
 
     fn prefix(&mut self, layer: usize, span: &Span) -> Option<(Tensor, Tensor)> {
@@ -194,15 +187,18 @@ fn cached_and_batched_equals_recomputed_row_by_row() -> Outcome {
     };
     for (decoder, rows) in [(tiny, rows), family("mistral")?, family("qwen3")?] {
         let n = 24;
-        let expected: Vec<Vec<i64>> =
-            rows.iter().map(|row| recomputed(&decoder, None, row, n)).collect::<Result<_>>()?;
+        let expected: Vec<Vec<i64>> = rows
+            .iter()
+            .map(|row| recomputed(&decoder, &AdapterStack::EMPTY, row, n))
+            .collect::<Result<_>>()?;
         for padding in BOTH_SIDES {
             let config = GenerationConfig { padding, ..greedy(n) };
             let found = ids(&run(&decoder, &[], &rows, &config)?);
-            assert_eq!(found, expected, "{} {padding:?}", decoder.config().model_type);
-            let two = generate_all(&decoder, &[], &rows, 2, &config, &mut |_, _| {
-                ControlFlow::Continue(())
-            })?;
+            assert_eq!(found, expected, "{} {padding:?}", decoder.description().model_type);
+            let two =
+                generate_all(&decoder, &AdapterStack::EMPTY, &rows, 2, &config, &mut |_, _| {
+                    ControlFlow::Continue(())
+                })?;
             assert_eq!(ids(&two), expected, "two at a time");
         }
     }
@@ -224,7 +220,7 @@ fn adapters_generate_in_a_padded_batch_what_they_generate_alone() -> Outcome {
     for (i, adapter) in adapters.iter().enumerate() {
         let expected: Vec<Vec<i64>> = rows
             .iter()
-            .map(|row| recomputed(&decoder, Some(&**adapter), row, n))
+            .map(|row| recomputed(&decoder, &AdapterStack::one(&**adapter), row, n))
             .collect::<Result<_>>()?;
         assert_ne!(expected, base, "test has no power: adapter {i} changes nothing");
         for padding in BOTH_SIDES {
@@ -253,7 +249,10 @@ fn two_adapters_with_virtual_tokens_or_prefixes_are_refused() -> Outcome {
     let prompt = VirtualTokens::prompt(&decoder, 3);
     let prefix = VirtualTokens::prefix(&decoder, 2);
     for twice in [[&prompt as &dyn Adapter, &prompt], [&prefix, &prefix]] {
-        assert!(matches!(run(&decoder, &twice, &rows, &greedy(2)), Err(Error::Adapter { .. })));
+        assert!(matches!(
+            run(&decoder, &twice, &rows, &greedy(2)),
+            Err(Error::NotCombinable { .. })
+        ));
     }
     assert!(run(&decoder, &[&prompt, &prefix], &rows, &greedy(2)).is_ok());
     Ok(())
@@ -334,7 +333,7 @@ fn samples_follow_from_the_seed_and_not_from_the_batch() -> Outcome {
             ..greedy(20)
         };
         let go_on = &mut |_, _| ControlFlow::Continue(());
-        Ok(ids(&generate_all(&decoder, &[], &rows, batch_size, &config, go_on)?))
+        Ok(ids(&generate_all(&decoder, &AdapterStack::EMPTY, &rows, batch_size, &config, go_on)?))
     };
     let expected = sampled(5, 4, PaddingSide::Left)?;
     for batch_size in 1..4 {
@@ -383,10 +382,11 @@ fn finished_rows_leave_and_the_others_go_on_unchanged() -> Outcome {
     let config = |padding| GenerationConfig { stop_ids: vec![stop], padding, ..greedy(12) };
     for padding in BOTH_SIDES {
         let mut streamed = vec![Vec::new(); 3];
-        let replies = generate(&decoder, &[], &rows, &config(padding), &mut |row, id| {
-            streamed[row].push(id);
-            ControlFlow::Continue(())
-        })?;
+        let replies =
+            generate(&decoder, &AdapterStack::EMPTY, &rows, &config(padding), &mut |row, id| {
+                streamed[row].push(id);
+                ControlFlow::Continue(())
+            })?;
         assert_eq!(ids(&replies), streamed);
         for (reply, full) in replies.iter().zip(&full) {
             let end = full.iter().position(|&id| id == stop);
@@ -404,10 +404,11 @@ fn the_caller_can_break_off() -> Outcome {
     let decoder = tiny_llama()?;
     let rows = tiny_prompts()?;
     let mut n = 0;
-    let replies = generate_all(&decoder, &[], &rows, 2, &greedy(12), &mut |_, _| {
-        n += 1;
-        if n == 5 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })?;
+    let replies =
+        generate_all(&decoder, &AdapterStack::EMPTY, &rows, 2, &greedy(12), &mut |_, _| {
+            n += 1;
+            if n == 5 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
     assert_eq!(replies.iter().map(|reply| reply.ids.len()).collect::<Vec<_>>(), [3, 2, 0]);
     assert!(replies.iter().all(|reply| reply.finish == Finish::Cancelled));
     Ok(())
@@ -446,8 +447,9 @@ fn impossible_requests_are_refused() -> Outcome {
         run(&decoder, &[], &rows, &greedy(0)),
         Err(Error::Generation { option: "max_new_tokens", .. })
     ));
-    let none =
-        generate_all(&decoder, &[], &rows, 0, &greedy(2), &mut |_, _| ControlFlow::Continue(()));
+    let none = generate_all(&decoder, &AdapterStack::EMPTY, &rows, 0, &greedy(2), &mut |_, _| {
+        ControlFlow::Continue(())
+    });
     assert!(matches!(none, Err(Error::Generation { option: "batch_size", .. })));
     Ok(())
 }

@@ -9,8 +9,8 @@ use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use proptest::prelude::*;
 use reft_models::{
-    ChatTemplate, Decoder, DecoderConfig, Error, Gguf, Message, Tokenizer, WeightStorage, Weights,
-    convert_gguf,
+    ChatTemplate, Decoder, DecoderConfig, Error, Gguf, Message, Model, Tokenizer, WeightStorage,
+    Weights, convert_gguf,
 };
 use serde_json::json;
 use tch::{Device, Kind, Tensor};

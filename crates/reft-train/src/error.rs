@@ -1,4 +1,4 @@
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Result with this crate's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -7,16 +7,6 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The operating system refused to read or write a file.
-    #[error("cannot {action} {}", path.display())]
-    Io {
-        /// What was tried: "read", "write", …
-        action: &'static str,
-        /// The file or directory.
-        path: PathBuf,
-        /// The system's reason.
-        source: std::io::Error,
-    },
     /// A data file that is not JSON.
     #[error("{} is broken JSON at line {line}, column {column}: {reason}", path.display())]
     Json {
@@ -44,12 +34,6 @@ pub enum Error {
     NoExamples {
         /// The file.
         path: PathBuf,
-    },
-    /// A template that does not exist.
-    #[error("unknown template {found:?}; use one of auto, chat, alpaca, plain")]
-    UnknownTemplate {
-        /// The name found.
-        found: String,
     },
     /// An example that the template cannot turn into text.
     #[error("example {id}: {reason}")]
@@ -225,10 +209,20 @@ pub enum Error {
         /// The weight.
         name: String,
     },
-    /// An adapter without anything to train.
+    /// Adapters and an objective without anything to train.
     #[error("adapter {method} has no parameter to train")]
     NothingToTrain {
-        /// The adapter's method.
+        /// The adapters' methods.
+        method: String,
+    },
+    /// The objective wants the plain model, which a method has changed.
+    #[error(
+        "{objective} compares with the plain model, and {method} trains the model's own weights; use another method"
+    )]
+    NoPlainModel {
+        /// The objective.
+        objective: &'static str,
+        /// The adapters' methods.
         method: String,
     },
     /// The optimizer's saved state is not that of these parameters.
@@ -239,40 +233,10 @@ pub enum Error {
         /// What was found and what was expected.
         reason: String,
     },
-    /// More than one adapter brings virtual tokens.
-    #[error("{found} adapters bring virtual tokens; at most one may")]
-    VirtualTokens {
-        /// How many do.
-        found: usize,
-    },
     /// A model, a tokenizer or an adapter refused something.
     #[error(transparent)]
     Model(#[from] reft_models::Error),
-    /// A causal model is run on more or fewer inputs than it has.
-    #[error("{found} inputs are given, the causal model has {expected}")]
-    InputCount {
-        /// Inputs of the causal model.
-        expected: usize,
-        /// Inputs given.
-        found: usize,
-    },
-    /// A causal model does not have the variable, or none is named.
-    #[error(
-        "there is no variable {index}, the causal model has {variables}; name variables of the same model"
-    )]
-    UnknownVariable {
-        /// The variable.
-        index: usize,
-        /// Number of variables.
-        variables: usize,
-    },
     /// libtorch refused an operation.
     #[error(transparent)]
     Torch(#[from] tch::TchError),
-}
-
-/// Turns the system's error into ours, with what was tried and where.
-pub(crate) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
-    let path = path.to_owned();
-    move |source| Error::Io { action, path, source }
 }

@@ -1,95 +1,84 @@
-//! Data, the trainer and checkpoints: how an adapter learns.
+//! Data, objectives, the trainer and checkpoints: how adapters learn.
 //!
-//! A run reads a data file ([`read_records`]), tokenises it ([`tokenize`]), holds some of it out ([`Dataset::split`]) and trains an
-//! adapter on the rest ([`Trainer`]). Everything random follows from the seed and the step, so a run that is stopped at any
-//! moment and resumed gives the same numbers as one that is not.
+//! A run reads a data file ([`read_records`]), makes examples of its rows ([`Objective::examples`]), holds some of them out
+//! ([`Dataset::split`]) and trains adapters on the rest ([`Trainer`]). Everything random follows from the seed and the step, so a run that
+//! is stopped at any moment and resumed gives the same numbers as one that is not.
 //!
 //! ```no_run
 //! use std::path::Path;
 //! use std::sync::atomic::AtomicBool;
 //!
-//! use reft_models::{Adapter, ChatTemplate, Decoder, Tokenizer};
-//! use reft_train::{Dataset, Silent, Template, TextEncoder, TrainConfig, Trainer, read_records, tokenize};
+//! use reft_models::{Adapter, AdapterStack, ChatTemplate, Decoder, Model, Tokenizer};
+//! use reft_train::{
+//!     Dataset, Encoding, Learner, NextToken, Objective, Silent, Template, TextEncoder, TrainConfig, Trainer, read_records,
+//! };
 //!
-//! fn train(model: &Path, data: &Path, output: &Path, adapter: &mut dyn Adapter) -> reft_train::Result<()> {
+//! fn train(model: &Path, data: &Path, output: &Path, adapter: &dyn Adapter) -> reft_train::Result<()> {
 //!     let decoder = Decoder::open(model, tch::Kind::Float, tch::Device::Cpu)?;
 //!     let tokenizer = Tokenizer::open(model)?;
 //!     let chat_template = ChatTemplate::open(model).ok();
-//!     let encoder = TextEncoder {
-//!         tokenizer: &tokenizer,
-//!         chat_template: chat_template.as_ref(),
-//!         template: Template::Auto,
-//!     };
 //!     let config = TrainConfig { epochs: Some(3), lr: 4e-3, validation: 0.1, ..TrainConfig::default() };
-//!     let records = read_records(data)?;
-//!     let vocab_size = decoder.config().vocab_size;
-//!     let examples = tokenize(&records, Some(&encoder), vocab_size, config.max_length)?;
+//!     let encoding = Encoding {
+//!         text: Some(TextEncoder {
+//!             tokenizer: &tokenizer,
+//!             chat_template: chat_template.as_ref(),
+//!             template: Template::Auto,
+//!         }),
+//!         vocab_size: decoder.description().vocab_size,
+//!         max_length: config.max_length,
+//!     };
+//!     let examples = NextToken.examples(&read_records(data)?, &encoding)?;
 //!     let dataset = Dataset::split(examples, config.validation, config.seed)?;
-//!     let mut trainer = Trainer::new(&decoder, adapter, &dataset, config)?.starting_in(output)?;
+//!     let learner = Learner::new(&decoder, &AdapterStack::one(adapter), &NextToken);
+//!     let mut trainer = Trainer::new(&learner, &dataset, config)?.starting_in(output)?;
 //!     trainer.run(&mut Silent, &AtomicBool::new(false))?;
 //!     Ok(())
 //! }
 //! ```
 
 mod error;
+mod name;
 mod seed;
-mod share;
-mod train_config;
 
 mod data;
-mod template;
 
-mod batches;
-mod dataset;
+mod objectives;
 
-mod adamw;
-mod checkpointing;
-mod clip;
-mod computation;
-mod loss;
-mod loss_scaler;
-mod model;
-mod prepared;
-mod schedule;
-
-mod checkpoint;
-mod metrics;
-mod out_of_memory;
-mod outcome;
-mod progress;
-mod run_directory;
-
+mod forward;
 mod reuse;
 
-mod evaluate;
-mod feed;
-mod trainer;
+mod optimizer;
 
-pub mod das;
+mod run;
 
-pub use adamw::AdamW;
-pub use batches::{Batch, Shuffle, epoch_batches};
-pub use checkpoint::Best;
-pub use clip::clip_grad_norm;
-pub use computation::{Backward, Computation};
-pub use data::{Content, Record, read_prompts, read_records};
-pub use dataset::{Dataset, Example, IGNORE_INDEX, tokenize};
+pub use data::batch::Batch;
+pub use data::dataset::Dataset;
+pub use data::encoding::Encoding;
+pub use data::example::{Example, IGNORE_INDEX, Sequence};
+pub use data::order::Shuffle;
+pub use data::record::{Content, Record, read_prompts, read_records};
+pub use data::template::{Template, TextEncoder};
+pub use data::text_template::{Rendered, TextTemplate, column};
 pub use error::{Error, Result};
-pub use evaluate::{LossReport, evaluate};
-pub use loss::loss_sum;
-pub use loss_scaler::{Grads, LossScaler};
-pub use metrics::{StepStats, ValidationStats};
-pub use model::Model;
-pub use out_of_memory::is_out_of_memory;
-pub use outcome::{Outcome, Step, Summary};
-pub use prepared::Prepared;
-pub use progress::{Plan, Progress, Silent};
-pub use reuse::{FrozenStore, ReuseConfig};
-pub use schedule::{Schedule, ScheduleKind};
-pub use share::{Alone, Reduce, Share};
-pub use template::{Template, TextEncoder};
-pub use train_config::TrainConfig;
-pub use trainer::Trainer;
+pub use forward::cross_entropy::cross_entropy;
+pub use forward::learner::{Learner, LossReport};
+pub use forward::outputs::{Forwards, Outputs};
+pub use objectives::next_token::NextToken;
+pub use objectives::objective::{Objective, Term};
+pub use optimizer::adamw::AdamW;
+pub use optimizer::loss_scaler::{Grads, LossScaler};
+pub use optimizer::schedule::ScheduleKind;
+pub use reuse::frozen_store::{FrozenStore, ReuseConfig};
+pub use run::checkpoint::Best;
+pub use run::metrics::{StepStats, ValidationStats};
+pub use run::out_of_memory::is_out_of_memory;
+pub use run::outcome::{Outcome, Step, Summary};
+pub use run::progress::{Plan, Progress, Silent};
+pub use run::share::{Alone, Reduce, Share};
+pub use run::train_config::{DeclaredOptions, OptionDeclaration, OptionKind, TrainConfig};
+pub use run::trainer::Trainer;
+
+pub use seed::seed_of;
 
 /// The README's examples are tests.
 #[cfg(doctest)]

@@ -4,22 +4,57 @@ mod difference;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
 use crate::workspace::{self, Workspace};
 use crate::{command, model, python_environment, setup};
 
-/// The generators of everything in `ORACLE`, and the folders that are the part of each but the first.
-const MAKE_ORACLE: &str = "tools/oracle/make_oracle.py";
-const MAKE_FAMILIES: &str = "tools/oracle/make_families.py";
-const MAKE_PEFT: &str = "tools/oracle/make_peft.py";
-const MAKE_LOSS_SCALER: &str = "tools/oracle/make_loss_scaler.py";
+/// The generators: `make_*.py`. Each says in its first lines which folder it writes and which Python it needs.
+const GENERATORS: &str = "tools/oracle";
 const ORACLE: &str = "tests/oracle";
-const FAMILIES: &str = "families";
-const PEFT_MORE: &str = "peft_more";
-const LOSS_SCALER: &str = "loss_scaler";
+
+/// A generator.
+#[derive(Debug, PartialEq, Eq)]
+struct Generator {
+    script: PathBuf,
+    /// The folder in `tests/oracle` that it writes; `.`: all that no other does.
+    writes: String,
+    /// The Python that it needs: `reference`, `newer` or `today`.
+    python: String,
+}
+
+impl Generator {
+    /// Reads the lines `writes: …` and `python: …` of a script's first lines.
+    fn read(script: &Path, text: &str) -> Result<Self> {
+        let field = |name: &str| {
+            let mut lines = text.lines().take(20);
+            let value = lines.find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(": "));
+            let missing = || format!("{} has no line `{name}: …` at its top", script.display());
+            value.map(str::to_owned).with_context(missing)
+        };
+        Ok(Self { script: script.to_owned(), writes: field("writes")?, python: field("python")? })
+    }
+}
+
+/// Every generator, the one that makes what others read first.
+fn generators(root: &Path) -> Result<Vec<Generator>> {
+    let folder = root.join(GENERATORS);
+    let mut generators = Vec::new();
+    let entries =
+        fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?;
+    for entry in entries {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name.starts_with("make_") && name.ends_with(".py") {
+            let text = fs::read_to_string(&path)
+                .with_context(|| format!("cannot read {}", path.display()))?;
+            generators.push(Generator::read(path.strip_prefix(root)?, &text)?);
+        }
+    }
+    generators.sort_by_key(|generator| (generator.writes != ".", generator.script.clone()));
+    Ok(generators)
+}
 
 /// Runs the generators into a folder that is thrown away, and compares what they wrote with `tests/oracle`.
 pub fn check(workspace: &Workspace) -> Result<()> {
@@ -27,14 +62,15 @@ pub fn check(workspace: &Workspace) -> Result<()> {
     model::ready(workspace)?;
     let environment = python_environment::ready(&workspace::cache_dir()?)?;
     let fresh = tempfile::tempdir().context("cannot create a temporary folder")?;
-    let run = |python: &mut Command, script: &str, arguments: &[&Path]| {
-        eprintln!("running {script}");
-        command::run_as_progress(python.current_dir(workspace.root()).arg(script).args(arguments))
-    };
-    run(&mut environment.python(), MAKE_ORACLE, &[fresh.path(), &workspace.model()])?;
-    run(&mut environment.newer_python(), MAKE_FAMILIES, &[&fresh.path().join(FAMILIES)])?;
-    run(&mut environment.python(), MAKE_PEFT, &[&fresh.path().join(PEFT_MORE)])?;
-    run(&mut environment.python(), MAKE_LOSS_SCALER, &[&fresh.path().join(LOSS_SCALER)])?;
+    for Generator { script, writes, python } in generators(workspace.root())? {
+        eprintln!("running {}", script.display());
+        let mut command = environment.python(&python)?;
+        command.current_dir(workspace.root()).arg(script).arg(fresh.path().join(&writes));
+        if writes == "." {
+            command.arg(workspace.model());
+        }
+        command::run_as_progress(&mut command)?;
+    }
     let kept = workspace.root().join(ORACLE);
     let mut differences = Vec::new();
     let files = files(&kept)?;
@@ -72,4 +108,27 @@ fn files(root: &Path) -> Result<Vec<PathBuf>> {
     }
     files.sort();
     Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_generator_says_what_it_writes_and_with_what() -> Result<()> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let generators = generators(&root)?;
+        assert_eq!(generators[0].writes, ".");
+        for Generator { script, writes, python } in &generators {
+            assert!(
+                root.join(ORACLE).join(writes).is_dir(),
+                "{} writes {writes}",
+                script.display()
+            );
+            assert!(python_environment::NAMES.contains(&python.as_str()), "{python}");
+        }
+        let silent = Generator::read(Path::new("make_x.py"), "import torch\n");
+        assert!(silent.is_err_and(|error| error.to_string().contains("`writes: …`")));
+        Ok(())
+    }
 }

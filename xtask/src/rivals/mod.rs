@@ -71,7 +71,7 @@ fn rival(
     configuration: &Configuration,
     arguments: &RivalsArgs,
 ) -> Result<Value> {
-    let mut python = python.python();
+    let mut python = python.python("reference")?;
     python.current_dir(workspace.root()).env("OMP_NUM_THREADS", arguments.threads.to_string());
     python.arg(SCRIPT).arg(configuration.case(arguments.steps as usize).to_string());
     python.arg(workspace.model()).arg(arguments.threads.to_string());

@@ -1,5 +1,6 @@
 //! Sizes, names and contents of the project's files.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -8,6 +9,9 @@ use ignore::WalkBuilder;
 
 /// A Rust file longer than this holds more than one concept.
 const MAX_LINES: usize = 800;
+
+/// More files than this in one folder of a crate's source want subfolders. `mod.rs`, `lib.rs` and `main.rs` stand for the folder itself.
+const MAX_FILES: usize = 12;
 
 /// Names that say nothing about what is inside.
 const EMPTY_NAMES: [&str; 7] = ["utils", "util", "common", "misc", "helpers", "helper", "base"];
@@ -68,7 +72,27 @@ pub fn check(root: &Path, files: &[PathBuf]) -> Result<Vec<String>> {
             );
         }
     }
+    findings.extend(full_folders(files));
     Ok(findings)
+}
+
+fn full_folders(files: &[PathBuf]) -> impl Iterator<Item = String> {
+    let mut counts: BTreeMap<&Path, usize> = BTreeMap::new();
+    for file in files {
+        let is_source = file.starts_with("crates") && file.iter().nth(2) == Some("src".as_ref());
+        let is_folder = ["mod.rs", "lib.rs", "main.rs"].iter().any(|name| file.ends_with(name));
+        if let Some(folder) = file.parent()
+            && is_source
+            && file.extension() == Some("rs".as_ref())
+            && !is_folder
+        {
+            *counts.entry(folder).or_default() += 1;
+        }
+    }
+    let full = counts.into_iter().filter(|(_, count)| *count > MAX_FILES);
+    full.map(|(folder, count)| {
+        format!("{} holds {count} files, at most {MAX_FILES}: make subfolders", folder.display())
+    })
 }
 
 /// A module is named by its file, and `mod.rs` by its folder.
@@ -130,6 +154,23 @@ mod tests {
         let long = "// line\n".repeat(MAX_LINES + 1);
         let found = findings(&[("src/loreft.rs", &long), ("tests/oracle/table.json", &long)])?;
         assert_eq!(found, ["src/loreft.rs has 801 lines, at most 800: split it"]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_folder_of_too_many_files_is_found_in_sources_only() -> Result<()> {
+        let of = |folder: &str, count: usize| {
+            (0..count).map(|i| (format!("{folder}/file{i}.rs"), "")).collect::<Vec<_>>()
+        };
+        let mut files = of("crates/a/src", MAX_FILES);
+        files.extend(of("crates/a/src/deep", MAX_FILES + 1));
+        files.extend(of("crates/a/tests", MAX_FILES + 1));
+        files.extend(
+            ["crates/a/src/lib.rs", "crates/a/src/deep/mod.rs"].map(|f| (f.to_owned(), "")),
+        );
+        let files: Vec<_> = files.iter().map(|(path, content)| (path.as_str(), *content)).collect();
+        let found = findings(&files)?;
+        assert_eq!(found, ["crates/a/src/deep holds 13 files, at most 12: make subfolders"]);
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! `cargo xtask tidy`: what the compiler does not check about the shape of this project.
 
 mod arrows;
+mod circles;
 mod files;
 
 use anyhow::{Context, Result, bail};
@@ -22,6 +23,7 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     let mut findings = arrows::check(&metadata)?;
     let files = files::project_files(workspace.root())?;
     findings.extend(files::check(workspace.root(), &files)?);
+    findings.extend(circles::check(workspace.root(), &files)?);
     for finding in &findings {
         eprintln!("tidy: {finding}");
     }

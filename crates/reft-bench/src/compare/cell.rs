@@ -1,12 +1,13 @@
 use std::path::{Path, PathBuf};
 
-use reft_models::atomic_write;
+use reft_methods::SHARE_WEIGHTS;
+use reft_models::{io_error, write_json_in_order};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::compare::config::slug;
-use crate::compare::plan::Plan;
-use crate::error::{Error, Result, io_error};
+use crate::compare::plan::ComparisonPlan;
+use crate::error::Result;
 use crate::tasks::Score;
 
 /// One run of the comparison: a method with a learning rate and a seed, or the base model.
@@ -23,7 +24,7 @@ pub struct Cell {
 }
 
 /// What is known of a cell: its `cell.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct CellResult {
     /// Digest of everything that the numbers depend on.
     pub identity: String,
@@ -71,12 +72,12 @@ impl Cell {
     pub const BASE: Self = Self { method: None, lr: 0.0, seed: 0, test: true };
 
     /// The cell's own directory below the comparison's.
-    pub fn directory(&self, plan: &Plan, output: &Path) -> PathBuf {
+    pub fn directory(&self, plan: &ComparisonPlan, output: &Path) -> PathBuf {
         output.join("cells").join(self.name(plan))
     }
 
     /// What the cell is called: `loreft/lr-0.004/seed-0`.
-    pub fn name(&self, plan: &Plan) -> String {
+    pub fn name(&self, plan: &ComparisonPlan) -> String {
         match self.method {
             None => "base".to_owned(),
             Some(i) => {
@@ -87,36 +88,53 @@ impl Cell {
     }
 
     /// Digest of everything that the cell's numbers depend on.
-    pub(crate) fn identity(&self, plan: &Plan) -> String {
+    pub(crate) fn identity(&self, plan: &ComparisonPlan) -> String {
+        plan.digest(&self.facts(plan))
+    }
+
+    /// What the numbers of this cell depend on, beside what those of all cells do.
+    fn facts(&self, plan: &ComparisonPlan) -> Value {
         let entry = self.method.map(|i| &plan.config.method[i]);
         let method = entry.map(|entry| (&entry.method, &entry.options));
-        let mut identity = json!({ "method": method, "lr": self.lr, "seed": self.seed });
+        let mut facts = json!({ "method": method, "lr": self.lr, "seed": self.seed });
         if let Some(factor) = entry.and_then(|entry| entry.rotation_lr_factor) {
-            identity["rotation_lr_factor"] = json!(factor);
+            facts["rotation_lr_factor"] = json!(factor);
         }
-        plan.digest(&identity)
+        facts
+    }
+
+    /// Whether a result is this cell's. In version 1 shared weights did not have to be asked for.
+    fn is_of(&self, result: &CellResult, plan: &ComparisonPlan) -> bool {
+        let mut facts = self.facts(plan);
+        if plan.digest(&facts) == result.identity {
+            return true;
+        }
+        let options = facts["method"].get_mut(1).and_then(Value::as_object_mut);
+        let shared = options.and_then(|options| options.shift_remove(SHARE_WEIGHTS.name));
+        plan.format_version == 1
+            && shared == Some(Value::Bool(true))
+            && plan.digest(&facts) == result.identity
     }
 
     /// What is known of the cell, if it has been run as the plan has it.
     ///
     /// # Errors
     /// If its file cannot be read.
-    pub fn result(&self, plan: &Plan, output: &Path) -> Result<Option<CellResult>> {
+    pub fn result(&self, plan: &ComparisonPlan, output: &Path) -> Result<Option<CellResult>> {
         let path = self.directory(plan, output).join(CellResult::FILE_NAME);
         let text = match std::fs::read(&path) {
-            Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(io_error("read", &path)(error)),
+            text => text.map_err(io_error("read", &path))?,
         };
         let result: Option<CellResult> = serde_json::from_slice(&text).ok();
-        Ok(result.filter(|result| result.identity == self.identity(plan)))
+        Ok(result.filter(|result| self.is_of(result, plan)))
     }
 
     /// Whether nothing of the cell is left to be done.
     ///
     /// # Errors
     /// If its file cannot be read.
-    pub fn is_done(&self, plan: &Plan, output: &Path) -> Result<bool> {
+    pub fn is_done(&self, plan: &ComparisonPlan, output: &Path) -> Result<bool> {
         let result = self.result(plan, output)?;
         Ok(result.is_some_and(|r| r.diverged.is_some() || !self.test || r.test.is_some()))
     }
@@ -133,20 +151,6 @@ impl CellResult {
 
     /// Writes `cell.json`, whole or not at all.
     pub(crate) fn write(&self, directory: &Path) -> Result<()> {
-        write_json(&directory.join(Self::FILE_NAME), self)
+        Ok(write_json_in_order(&directory.join(Self::FILE_NAME), self)?)
     }
-}
-
-/// Writes a JSON file, whole or not at all.
-pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let json = |source| reft_models::Error::Json { path: path.to_owned(), source };
-    let text = serde_json::to_string_pretty(value).map_err(json)? + "\n";
-    write_text(path, &text)
-}
-
-/// Writes a text file, whole or not at all.
-pub(crate) fn write_text(path: &Path, text: &str) -> Result<()> {
-    atomic_write::<Error>(path, |temporary| {
-        std::fs::write(temporary, text).map_err(io_error("write", path))
-    })
 }

@@ -1,14 +1,14 @@
 use std::path::{Path, PathBuf};
 
-use reft_models::DecoderConfig;
-use reft_train::{ScheduleKind, Shuffle, TrainConfig};
-use serde::{Deserialize, Serialize};
-use tch::Kind;
+use reft_methods::{MethodOptions, resolve};
+use reft_models::{Key, ModelDescription, line_of, read_text, toml_error};
+use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::compare::budget::Budget;
 use crate::compare::sweep::SweepConfig;
-use crate::error::{Error, Result, read_text};
-use crate::method_config::{MethodConfig, MethodOptions};
-use crate::tasks::{Key, line_of, toml_error};
+use crate::error::{Error, Result};
+use crate::fields::{read_fields, with_field};
+use crate::precision::Precision;
 
 /// What is compared, on what, with which budget.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -95,39 +95,8 @@ pub struct MethodEntry {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation_lr_factor: Option<f64>,
     /// Its options.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "read_options")]
     pub options: MethodOptions,
-}
-
-/// How long and how every method is trained.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Budget {
-    /// Passes over the data; without it and without `max_steps`: 3.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub epochs: Option<usize>,
-    /// Optimizer steps.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_steps: Option<usize>,
-    /// Examples of a micro-batch.
-    pub batch_size: usize,
-    /// Micro-batches of a step.
-    pub grad_accum: usize,
-    /// How the learning rate changes over the run.
-    pub schedule: ScheduleKind,
-    /// Share of the steps in which the learning rate rises from 0.
-    pub warmup_ratio: f64,
-    /// Decoupled weight decay.
-    pub weight_decay: f64,
-    /// Largest norm of all gradients together; 0: not clipped.
-    pub max_grad_norm: f64,
-    /// Longest example in tokens.
-    pub max_length: usize,
-    /// Order of the examples.
-    pub shuffle: Shuffle,
-    /// Training ends early, after the first step whose loss is no more than this; by default all steps are taken.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub stop_at_loss: Option<f64>,
 }
 
 /// What `--quick` changes.
@@ -146,30 +115,6 @@ pub struct QuickConfig {
     pub max_steps: Option<usize>,
 }
 
-/// Kind of the frozen model's numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// 32 bits.
-    #[default]
-    F32,
-    /// 16 bits with the range of f32.
-    Bf16,
-    /// 16 bits, trained with a loss scale.
-    F16,
-}
-
-impl Precision {
-    /// tch's word for it.
-    pub fn kind(self) -> Kind {
-        match self {
-            Self::F32 => Kind::Float,
-            Self::Bf16 => Kind::BFloat16,
-            Self::F16 => Kind::Half,
-        }
-    }
-}
-
 fn default_seeds() -> Vec<u64> {
     vec![0, 1, 2]
 }
@@ -182,49 +127,11 @@ fn default_validation_size() -> usize {
     200
 }
 
-impl Default for Budget {
-    fn default() -> Self {
-        let train = TrainConfig::default();
-        Self {
-            epochs: None,
-            max_steps: None,
-            batch_size: train.batch_size,
-            grad_accum: train.grad_accum,
-            schedule: train.schedule,
-            warmup_ratio: train.warmup_ratio,
-            weight_decay: train.weight_decay,
-            max_grad_norm: train.max_grad_norm,
-            max_length: train.max_length,
-            shuffle: train.shuffle,
-            stop_at_loss: None,
-        }
-    }
-}
-
-impl Budget {
-    /// The trainer's options for a rate and a seed. Nothing is held out: every method takes all steps.
-    pub fn train_config(&self, lr: f64, rotation_lr_factor: Option<f64>, seed: u64) -> TrainConfig {
-        TrainConfig {
-            epochs: self.epochs,
-            max_steps: self.max_steps,
-            batch_size: self.batch_size,
-            grad_accum: self.grad_accum,
-            lr,
-            rotation_lr_factor: rotation_lr_factor.unwrap_or(1.0),
-            schedule: self.schedule,
-            warmup_ratio: self.warmup_ratio,
-            weight_decay: self.weight_decay,
-            max_grad_norm: self.max_grad_norm,
-            max_length: self.max_length,
-            seed,
-            shuffle: self.shuffle,
-            validation: 0.0,
-            eval_every: 0,
-            checkpoint_activations: false,
-            reuse: true,
-            checkpoint_every: 0,
-        }
-    }
+fn read_options<'de, D: Deserializer<'de>>(deserializer: D) -> Result<MethodOptions, D::Error> {
+    read_fields(deserializer, |options, name, value| {
+        *options = with_field(options, name, value)?;
+        Ok(())
+    })
 }
 
 impl MethodEntry {
@@ -256,7 +163,8 @@ impl CompareConfig {
             sweep.quick();
         }
         if quick.epochs.is_some() || quick.max_steps.is_some() {
-            (self.train.epochs, self.train.max_steps) = (quick.epochs, quick.max_steps);
+            let options = &mut self.train.options;
+            (options.epochs, options.max_steps) = (quick.epochs, quick.max_steps);
         }
         self
     }
@@ -265,75 +173,52 @@ impl CompareConfig {
     pub(super) fn check(&self) -> Result<(), (Vec<Key<'static>>, String)> {
         use Key::{Index, Name};
         let at = |path: &[Key<'static>], reason: String| Err((path.to_vec(), reason));
-        if self.method.is_empty() {
-            return at(&[Name("method")], "no method; give at least one [[method]]".to_owned());
+        let Self { data, seeds, .. } = self;
+        let numbers = [
+            (None, "method", self.method.len()),
+            (None, "seeds", seeds.len()),
+            (Some("data"), "test", data.test.len()),
+            (Some("data"), "train_size", data.train_size.unwrap_or(1)),
+            (Some("data"), "validation_size", data.validation_size),
+            (Some("data"), "test_size", data.test_size.unwrap_or(1)),
+        ];
+        if let Some((table, name, _)) = numbers.into_iter().find(|(.., n)| *n == 0) {
+            let place = table.into_iter().chain([name]).map(Name).collect();
+            return Err((place, format!("{name}: none, expected at least 1")));
+        }
+        if let Some(i) = (1..seeds.len()).find(|&i| seeds[..i].contains(&seeds[i])) {
+            return at(&[Name("seeds")], format!("seed {} is there twice", seeds[i]));
         }
         let expected = self.method[0].lr.len();
         for (i, entry) in self.method.iter().enumerate() {
             let (label, lr) = (entry.label(), [Name("method"), Index(i), Name("lr")]);
             if entry.lr.len() != expected || entry.lr.is_empty() {
                 let (found, first) = (entry.lr.len(), self.method[0].label());
-                return at(
-                    &lr,
-                    format!(
-                        "{label} has {found} learning rates, {first} has {expected}; give every method the same number, at least one"
-                    ),
+                let reason = format!(
+                    "{label} has {found} learning rates, {first} has {expected}; give every method the same number, at least one"
                 );
+                return at(&lr, reason);
             }
-            for (j, rate) in entry.lr.iter().enumerate() {
-                if !(rate.is_finite() && *rate > 0.0) {
-                    return at(&lr, format!("lr is {rate}, expected a number above 0"));
-                }
-                if entry.lr[..j].contains(rate) {
+            for (j, &rate) in entry.lr.iter().enumerate() {
+                if entry.lr[..j].contains(&rate) {
                     return at(&lr, format!("{label} has the learning rate {rate} twice"));
                 }
+                if let Err((field, reason)) = self.train.check(entry, rate) {
+                    let is_own = ["lr", "rotation_lr_factor"].contains(&field);
+                    let table = if is_own { &lr[..2] } else { &[Name("train")] };
+                    return at(&[table, &[Name(field)]].concat(), reason);
+                }
             }
-            let same = |other: &&MethodEntry| slug(other.label()) == slug(label);
-            if self.method[..i].iter().any(|other| same(&other)) || slug(label) == "base" {
+            let is_same = |other: &MethodEntry| slug(other.label()) == slug(label);
+            if self.method[..i].iter().any(is_same) || slug(label) == "base" {
                 let reason = format!("the name {label:?} is taken; tell methods apart with label");
                 return at(&[Name("method"), Index(i)], reason);
             }
         }
-        if self.seeds.is_empty() {
-            return at(&[Name("seeds")], "no seed; give at least one, better three".to_owned());
-        }
-        if let Some((_, seed)) =
-            self.seeds.iter().enumerate().find(|(i, seed)| self.seeds[..*i].contains(seed))
-        {
-            return at(&[Name("seeds")], format!("seed {seed} is there twice"));
-        }
-        if self.data.test.is_empty() {
-            return at(&[Name("data"), Name("test")], "no test file; give at least one".to_owned());
-        }
-        let sizes = [
-            ("train_size", self.data.train_size),
-            ("validation_size", Some(self.data.validation_size)),
-            ("test_size", self.data.test_size),
-        ];
-        if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == Some(0)) {
-            return at(&[Name("data"), Name(name)], format!("{name} is 0, expected at least 1"));
-        }
         if let Some((axis, field, reason)) = self.sweep.as_ref().and_then(SweepConfig::fault) {
             return at(&[Name("sweep"), Name(axis), Name(field)], reason);
         }
-        if let Some(loss) = self.train.stop_at_loss.filter(|loss| loss.is_nan() || *loss <= 0.0) {
-            let reason = format!("stop_at_loss is {loss}, expected a number above 0");
-            return at(&[Name("train"), Name("stop_at_loss")], reason);
-        }
-        for (i, method) in self.method.iter().enumerate() {
-            if let Some(factor) = method.rotation_lr_factor.filter(|x| !x.is_finite() || *x <= 0.0)
-            {
-                let reason = format!("rotation_lr_factor is {factor}, expected a number above 0");
-                return at(&[Name("method"), Index(i), Name("rotation_lr_factor")], reason);
-            }
-        }
-        match self.train.train_config(self.method[0].lr[0], None, 0).check() {
-            Err(error @ reft_train::Error::Config { field, .. }) => {
-                at(&[Name("train"), Name(field)], error.to_string())
-            }
-            Err(error) => at(&[Name("train")], error.to_string()),
-            Ok(()) => Ok(()),
-        }
+        Ok(())
     }
 }
 
@@ -357,7 +242,7 @@ impl ConfigFile {
     /// Reads a configuration.
     ///
     /// # Errors
-    /// [`Error::Line`] for an unknown field, a wrong type, or a value that cannot be.
+    /// [`reft_models::Error::Line`] for an unknown field, a wrong type, or a value that cannot be.
     pub fn open(path: &Path) -> Result<Self> {
         Self::parse(read_text(path)?, path)
     }
@@ -372,28 +257,21 @@ impl ConfigFile {
         if config.name.is_empty() {
             config.name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         }
-        config.check().map_err(|(place, reason)| Error::Line {
-            path: path.to_owned(),
-            line: line_of(&text, &place),
-            reason,
-        })?;
+        config
+            .check()
+            .map_err(|(place, reason)| Error::line(path, line_of(&text, &place), reason))?;
         Ok(Self { path: path.to_owned(), config, text })
     }
 
     /// Decides and checks every method's options against a model.
     ///
     /// # Errors
-    /// [`Error::Line`] for an unknown method, an option that a method does not have, or a value that does not fit the model.
-    pub fn check_methods(&self, model: &DecoderConfig) -> Result<()> {
+    /// [`reft_models::Error::Line`] for an unknown method, an option that a method does not have, or a value that does not fit the model.
+    pub fn check_methods(&self, model: &ModelDescription) -> Result<()> {
         for (i, entry) in self.config.method.iter().enumerate() {
-            let resolved = MethodConfig::resolve(&entry.method, &entry.options, model);
-            resolved.map_err(|error| Error::Line {
-                path: self.path.clone(),
-                line: line_of(
-                    &self.text,
-                    &[Key::Name("method"), Key::Index(i), Key::Name("method")],
-                ),
-                reason: error.to_string(),
+            resolve(&entry.method, &entry.options, model).map_err(|error| {
+                let place = [Key::Name("method"), Key::Index(i), Key::Name("method")];
+                Error::line(&self.path, line_of(&self.text, &place), error.to_string())
             })?;
         }
         Ok(())
@@ -410,7 +288,11 @@ impl ConfigFile {
 
 #[cfg(test)]
 mod tests {
+    use reft_methods::RANK;
+    use reft_models::DecoderConfig;
+
     use super::*;
+    use crate::error::line_refused;
 
     const TEXT: &str = r#"model = "m"
 task = "lm"
@@ -437,17 +319,14 @@ rank = 8
 "#;
 
     fn refused(from: &str, to: &str) -> (usize, String) {
-        match ConfigFile::parse(TEXT.replacen(from, to, 1), Path::new("c.toml")) {
-            Err(Error::Line { line, reason, .. }) => (line, reason),
-            other => panic!("{other:?}"),
-        }
+        line_refused(ConfigFile::parse(TEXT.replacen(from, to, 1), Path::new("c.toml")))
     }
 
     #[test]
     fn a_file_says_all_there_is_to_say() -> Result<()> {
         let file = ConfigFile::parse(TEXT.to_owned(), Path::new("recipes/c.toml"))?;
         assert_eq!(file.config.name, "c");
-        assert_eq!(file.config.method[0].options.rank, Some(4));
+        assert_eq!(file.config.method[0].options.get::<i64>(&RANK), Some(4));
         assert_eq!(file.config.method[1].lr, [1e-4, 1e-3]);
         assert_eq!(file.beside(Path::new("lm")), Path::new("lm"));
         assert_eq!(file.beside(Path::new("t.toml")), Path::new("recipes/t.toml"));
@@ -476,13 +355,10 @@ rank = 8
     #[test]
     fn unknown_methods_and_options_are_named_with_their_line() -> Result<()> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/oracle/tiny_llama");
-        let model = DecoderConfig::open(&path)?;
+        let model = DecoderConfig::open(&path)?.describe();
         let refused = |from: &str, to: &str| -> Result<(usize, String)> {
             let file = ConfigFile::parse(TEXT.replacen(from, to, 1), Path::new("c.toml"))?;
-            match file.check_methods(&model) {
-                Err(Error::Line { line, reason, .. }) => Ok((line, reason)),
-                other => panic!("{other:?}"),
-            }
+            Ok(line_refused(file.check_methods(&model)))
         };
         let (line, reason) = refused("\"lora\"", "\"lorra\"")?;
         assert!(line == 18 && reason.contains("unknown method \"lorra\""), "{line} {reason}");

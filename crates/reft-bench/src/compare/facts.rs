@@ -1,10 +1,10 @@
 use std::path::{Path, PathBuf};
 
+use reft_train::Example;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::compare::leakage::Leakage;
-use crate::tasks::EncodedQuestion;
 
 /// What the data are.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,23 +39,24 @@ pub struct PartFacts {
 }
 
 impl PartFacts {
-    pub(crate) fn of(file: &Path, available: usize, questions: &[EncodedQuestion]) -> Self {
+    /// The facts of examples, each with its right answer, that were drawn from the `available` rows of a file.
+    pub(crate) fn of(file: &Path, available: usize, used: &[(&Example, &str)]) -> Self {
         let mut hasher = Sha256::new();
-        for question in questions {
-            let row = &question.example.row;
+        for (example, answer) in used {
+            let row = example.row();
             hasher.update((row.prompt_length as u64).to_le_bytes());
             hasher.update((row.input_ids.len() as u64).to_le_bytes());
-            row.input_ids.iter().chain(&question.example.labels).for_each(|id| {
+            row.input_ids.iter().chain(example.labels()).for_each(|id| {
                 hasher.update(id.to_le_bytes());
             });
-            hasher.update((question.answer.len() as u64).to_le_bytes());
-            hasher.update(&question.answer);
+            hasher.update((answer.len() as u64).to_le_bytes());
+            hasher.update(answer);
         }
         Self {
             file: file.to_owned(),
             available,
-            used: questions.len(),
-            tokens: questions.iter().map(|q| q.example.row.input_ids.len()).sum(),
+            used: used.len(),
+            tokens: used.iter().map(|(example, _)| example.row().input_ids.len()).sum(),
             digest: hex(&hasher.finalize()),
         }
     }

@@ -1,28 +1,27 @@
 //! The comparison: every method on the same data, with the same budget and seeds.
 
-mod cell;
+mod budget;
 mod config;
+mod sweep;
+
 mod facts;
 mod leakage;
-mod machine;
 mod plan;
-mod prepared;
+
+mod loaded_comparison;
+
+mod cell;
 mod run;
-mod sweep;
 mod sweep_run;
 
+pub use budget::Budget;
 pub use cell::{Cell, CellResult, TestResult};
-pub(crate) use cell::{write_json, write_text};
-pub use config::{
-    Budget, CompareConfig, ConfigFile, DataConfig, MethodEntry, Precision, QuickConfig,
-};
-pub(crate) use facts::hex;
+pub use config::{CompareConfig, ConfigFile, DataConfig, MethodEntry, QuickConfig};
 pub use facts::{DataFacts, PartFacts};
 pub use leakage::Leakage;
-pub(crate) use machine::peak_memory;
-pub use machine::{Machine, resident_memory};
-pub use plan::{Choice as ChosenRate, Plan, choose_rate};
-pub use prepared::Prepared;
+pub use loaded_comparison::{Comparison, LoadedComparison};
+pub use plan::ComparisonPlan;
+pub(crate) use plan::choose_rate;
 pub use run::{run_cell, run_comparison};
-pub use sweep::{SweepAxis, SweepConfig, SweepPoint};
-pub use sweep_run::{PointPlan, PreparedSweep, SweepPlan, run_sweep};
+pub use sweep::{PointPlan, SweepAxis, SweepConfig, SweepPlan, SweepPoint};
+pub use sweep_run::{LoadedSweep, run_sweep};

@@ -1,19 +1,20 @@
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use reft_models::{read_json, write_json_in_order};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::compare::cell::{Cell, CellResult, write_json};
+use crate::compare::cell::{Cell, CellResult};
 use crate::compare::config::CompareConfig;
 use crate::compare::facts::{DataFacts, hex};
-use crate::compare::machine::Machine;
-use crate::error::{Error, Result, read_text};
+use crate::error::{Error, Result};
+use crate::machine::Machine;
 use crate::tasks::TaskConfig;
 
 /// Everything that a comparison is, with every file read and every default filled in: its `plan.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Plan {
+pub struct ComparisonPlan {
     /// Version of the files of a comparison.
     pub format_version: u32,
     /// The command that began it.
@@ -32,44 +33,28 @@ pub struct Plan {
     pub machine: Machine,
 }
 
-/// The learning rate that a method goes on with.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Choice {
-    /// Its index in the grid.
-    pub index: usize,
-    /// The rate.
-    pub lr: f64,
-}
-
-impl Plan {
+impl ComparisonPlan {
     /// Name of the file.
     pub const FILE_NAME: &str = "plan.json";
 
-    /// Version of the files that this program writes.
-    pub const FORMAT_VERSION: u32 = 1;
+    /// Version of the files of a new comparison.
+    ///
+    /// In a comparison of version 1, which is gone on with as it was begun, ReFT methods share weights unless they say otherwise.
+    pub const FORMAT_VERSION: u32 = 2;
 
     /// Reads the plan of a comparison.
     ///
     /// # Errors
     /// If there is none, or it is not what this program writes.
     pub fn read(output: &Path) -> Result<Self> {
-        let path: PathBuf = output.join(Self::FILE_NAME);
-        let plan: Self = serde_json::from_str(&read_text(&path)?)
-            .map_err(|source| reft_models::Error::Json { path: path.clone(), source })?;
-        if plan.format_version != Self::FORMAT_VERSION {
-            let reason = format!(
-                "format_version is {}, this program reads {}",
-                plan.format_version,
-                Self::FORMAT_VERSION
-            );
-            return Err(Error::File { path, reason });
-        }
-        Ok(plan)
+        let path = output.join(Self::FILE_NAME);
+        version_in(&path)?;
+        Ok(read_json(&path)?)
     }
 
     /// Writes the plan.
     pub(crate) fn write(&self, output: &Path) -> Result<()> {
-        write_json(&output.join(Self::FILE_NAME), self)
+        Ok(write_json_in_order(&output.join(Self::FILE_NAME), self)?)
     }
 
     /// The cells that a method's rate is chosen by: every rate with the first seed.
@@ -109,20 +94,40 @@ impl Plan {
     }
 }
 
+/// The version of a plan; `None` if the file is not there.
+///
+/// # Errors
+/// If it cannot be read, or is of a later version.
+pub(crate) fn version_in(path: &Path) -> Result<Option<u32>> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        format_version: u32,
+    }
+    if !path.exists() {
+        return Ok(None);
+    }
+    let Versioned { format_version: found } = read_json(path)?;
+    if !(1..=ComparisonPlan::FORMAT_VERSION).contains(&found) {
+        let last = ComparisonPlan::FORMAT_VERSION;
+        let reason = format!("format_version is {found}, this program reads 1 to {last}");
+        return Err(Error::File { path: path.to_owned(), reason });
+    }
+    Ok(Some(found))
+}
+
 /// The rate with the best validation score; of equal ones the lower validation loss, then the lower rate, decides. Diverged runs are
 /// never chosen.
-pub fn choose_rate(results: &[CellResult], higher_is_better: bool) -> Option<Choice> {
-    let candidate = |(index, result): (usize, &CellResult)| {
+pub fn choose_rate(results: &[CellResult], higher_is_better: bool) -> Option<f64> {
+    let candidate = |result: &CellResult| {
         let validation = result.validation.as_ref()?;
         let value = if higher_is_better { -validation.value } else { validation.value };
         let loss = result.validation_loss.unwrap_or(f64::INFINITY);
-        result.diverged.is_none().then_some((value, loss, result.lr, index))
+        result.diverged.is_none().then_some((value, loss, result.lr))
     };
-    let order = |a: &(f64, f64, f64, usize), b: &(f64, f64, f64, usize)| {
+    let order = |a: &(f64, f64, f64), b: &(f64, f64, f64)| {
         a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.total_cmp(&b.2))
     };
-    let (_, _, lr, index) = results.iter().enumerate().filter_map(candidate).min_by(order)?;
-    Some(Choice { index, lr })
+    Some(results.iter().filter_map(candidate).min_by(order)?.2)
 }
 
 #[cfg(test)]
@@ -132,17 +137,7 @@ mod tests {
 
     fn result(lr: f64, value: f64, loss: f64) -> CellResult {
         CellResult {
-            identity: String::new(),
             lr,
-            seed: 0,
-            diverged: None,
-            steps: 1,
-            trainable_parameters: 1,
-            adapter_bytes: 1,
-            train_seconds: 1.0,
-            train_tokens: 1,
-            peak_memory_bytes: None,
-            losses: vec![1.0],
             validation: Some(Score {
                 metric: Metric::Accuracy,
                 value,
@@ -152,19 +147,18 @@ mod tests {
                 answers: Vec::new(),
             }),
             validation_loss: Some(loss),
-            test: None,
+            ..CellResult::default()
         }
     }
 
     #[test]
     fn the_best_validation_score_chooses_and_the_loss_breaks_ties() {
         let results = [result(1e-3, 0.5, 0.1), result(2e-3, 0.7, 0.9), result(3e-3, 0.7, 0.8)];
-        let chosen = |results: &[CellResult], up| choose_rate(results, up).map(|choice| choice.lr);
-        assert_eq!(chosen(&results, true), Some(3e-3));
-        assert_eq!(chosen(&results, false), Some(1e-3));
+        assert_eq!(choose_rate(&results, true), Some(3e-3));
+        assert_eq!(choose_rate(&results, false), Some(1e-3));
         let mut diverged = results.clone();
         diverged[2].diverged = Some("loss is NaN".to_owned());
-        assert_eq!(chosen(&diverged, true), Some(2e-3));
-        assert_eq!(chosen(&[], true), None);
+        assert_eq!(choose_rate(&diverged, true), Some(2e-3));
+        assert_eq!(choose_rate(&[], true), None);
     }
 }

@@ -2,17 +2,20 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use reft_models::{Adapter, Decoder, GenerationConfig, Row, atomic_directory, generate_all};
-use reft_train::{Outcome, Plan as TrainPlan, Progress, StepStats, TrainConfig, Trainer, evaluate};
+use reft_methods::{adapter_bytes, load_adapters, numel};
+use reft_models::{AdapterStack, GenerationConfig, Row, atomic_directory, generate_all, io_error};
+use reft_train::{
+    Learner, NextToken, Outcome, Plan as TrainPlan, Progress, StepStats, TrainConfig, Trainer,
+};
 
 use crate::compare::cell::{Cell, CellResult, TestResult};
-use crate::compare::machine::peak_memory;
-use crate::compare::plan::{Plan, choose_rate};
-use crate::compare::prepared::Prepared;
-use crate::error::{Error, Result, io_error};
-use crate::registry::{load_adapter, trainable_parameters};
+use crate::compare::config::MethodEntry;
+use crate::compare::loaded_comparison::LoadedComparison;
+use crate::compare::plan::choose_rate;
+use crate::error::{Error, Result};
+use crate::machine::peak_memory;
 use crate::report::Report;
-use crate::tasks::{EncodedQuestion, Scorer};
+use crate::tasks::{EncodedQuestion, Scorer, examples};
 
 /// Runs every cell that is not finished, and writes the report after each method: `report.json`, `report.md`, `report.html`.
 ///
@@ -21,20 +24,17 @@ use crate::tasks::{EncodedQuestion, Scorer};
 /// # Errors
 /// What `run` returns; a cell that `run` left unfinished; [`Error::Interrupted`].
 pub fn run_comparison(
-    prepared: &Prepared,
+    loaded: &LoadedComparison,
     output: &Path,
     run: &mut dyn FnMut(&Cell) -> Result<()>,
     say: &mut dyn FnMut(&str),
 ) -> Result<Report> {
-    let plan = &prepared.plan;
+    let plan = &loaded.plan;
     std::fs::create_dir_all(output).map_err(io_error("create", output))?;
     plan.write(output)?;
-    let total = 1 + plan
-        .config
-        .method
-        .iter()
-        .map(|m| m.lr.len() + plan.config.seeds.len() - 1)
-        .sum::<usize>();
+    let config = &plan.config;
+    let of_method = |method: &MethodEntry| method.lr.len() + config.seeds.len() - 1;
+    let total = 1 + config.method.iter().map(of_method).sum::<usize>();
     let mut done = 0;
     let mut finish = |cell: &Cell, counts: bool| -> Result<CellResult> {
         done += usize::from(counts);
@@ -54,15 +54,15 @@ pub fn run_comparison(
         })
     };
     finish(&Cell::BASE, true)?;
-    for method in 0..plan.config.method.len() {
+    for method in 0..config.method.len() {
         let tuning = plan.tuning(method);
         let results = tuning.iter().map(|cell| finish(cell, true)).collect::<Result<Vec<_>>>()?;
         let higher_is_better = plan.task.kind.metric().higher_is_better();
-        if let Some(choice) = choose_rate(&results, higher_is_better) {
-            for (i, cell) in plan.chosen(method, choice.lr).iter().enumerate() {
+        if let Some(lr) = choose_rate(&results, higher_is_better) {
+            for (i, cell) in plan.chosen(method, lr).iter().enumerate() {
                 finish(cell, i > 0)?;
             }
-            prune(plan, method, choice.lr, output)?;
+            prune(loaded, method, lr, output)?;
         }
         Report::collect(output)?.write(output)?;
     }
@@ -72,8 +72,8 @@ pub fn run_comparison(
 }
 
 /// Removes the adapters of rates that were not chosen, and fully fine-tuned weights, which are as large as the model.
-fn prune(plan: &Plan, method: usize, lr: f64, output: &Path) -> Result<()> {
-    let is_full = plan.config.method[method].method.contains("full");
+fn prune(loaded: &LoadedComparison, method: usize, lr: f64, output: &Path) -> Result<()> {
+    let (plan, is_full) = (&loaded.plan, loaded.methods[method].has("full"));
     let cells = plan.tuning(method).into_iter().chain(plan.chosen(method, lr));
     for cell in cells.filter(|cell| is_full || cell.lr != lr) {
         remove(&cell.directory(plan, output).join(ADAPTER))?;
@@ -86,7 +86,7 @@ const ADAPTER: &str = "adapter";
 fn remove(directory: &Path) -> Result<()> {
     match std::fs::remove_dir_all(directory) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(io_error("remove", directory)(error))
+            Err(io_error("remove", directory)(error).into())
         }
         _ => Ok(()),
     }
@@ -97,79 +97,67 @@ fn remove(directory: &Path) -> Result<()> {
 /// # Errors
 /// [`Error::Interrupted`]; what model, method or files refuse. A loss that is no number is a result, not an error.
 pub fn run_cell(
-    prepared: &Prepared,
+    loaded: &LoadedComparison,
     cell: &Cell,
     output: &Path,
     progress: &mut dyn Progress,
     stop: &AtomicBool,
 ) -> Result<()> {
-    let plan = &prepared.plan;
+    let plan = &loaded.plan;
     let directory = cell.directory(plan, output);
     std::fs::create_dir_all(&directory).map_err(io_error("create", &directory))?;
     let adapter_directory = directory.join(ADAPTER);
-    let decoder = prepared.open_decoder()?;
+    let model = loaded.open_model()?;
     let known = cell.result(plan, output)?;
     let known = known.filter(|_| cell.method.is_none() || adapter_directory.exists());
+    let adapters = match (cell.method, &known) {
+        (None, _) => Vec::new(),
+        (Some(_), Some(_)) => load_adapters(&adapter_directory, &model)?,
+        (Some(method), None) => {
+            remove(&adapter_directory)?;
+            tch::manual_seed(cell.seed as i64);
+            loaded.methods[method].build(&model, &plan.config.model)?
+        }
+    };
+    let learner = Learner::new(&model, &AdapterStack::of_boxed(&adapters)?, &NextToken);
     let scorer = Scorer {
         task: &plan.task,
-        tokenizer: prepared.tokenizer.as_ref(),
+        tokenizer: loaded.tokenizer.as_ref(),
         batch_size: plan.config.eval_batch_size,
         stop,
     };
-    let (mut result, adapter) = match (known, cell.method) {
-        (Some(result), None) => (result, None),
-        (Some(result), Some(_)) => (result, Some(load_adapter(&adapter_directory, &decoder)?)),
-        (None, None) => {
-            let mut result = CellResult::of(cell, plan);
-            measure_validation(&mut result, prepared, &scorer, &decoder, &[])?;
-            (result, None)
-        }
-        (None, Some(method)) => {
-            remove(&adapter_directory)?;
-            tch::manual_seed(cell.seed as i64);
-            let mut adapter = prepared.methods[method].build(&decoder, &plan.config.model)?;
-            let mut result = CellResult::of(cell, plan);
-            result.trainable_parameters = trainable_parameters(&*adapter);
-            let factor = plan.config.method[method].rotation_lr_factor;
-            let config = plan.config.train.train_config(cell.lr, factor, cell.seed);
-            train(&mut result, prepared, &decoder, &mut *adapter, config, progress, stop)?;
-            if result.diverged.is_none() {
-                measure_validation(&mut result, prepared, &scorer, &decoder, &[&*adapter])?;
-                atomic_directory::<Error>(&adapter_directory, |dir| Ok(adapter.save(dir)?))?;
-                result.adapter_bytes = size_of(&adapter_directory)?;
+    let mut result = match known {
+        Some(result) => result,
+        None => {
+            let (identity, lr, seed) = (cell.identity(plan), cell.lr, cell.seed);
+            let mut result = CellResult { identity, lr, seed, ..CellResult::default() };
+            if let Some(method) = cell.method {
+                result.trainable_parameters = numel(&learner.parameters());
+                let entry = &plan.config.method[method];
+                let config = plan.config.train.train_config(entry, cell.lr, cell.seed);
+                let recorder = Recorder { result: &mut result, progress };
+                train(recorder, loaded, &learner, config, stop)?;
             }
-            (result, Some(adapter))
+            if result.diverged.is_none() {
+                result.validation = Some(scorer.score(&learner, &loaded.validation)?);
+                let examples = examples(&loaded.validation);
+                let report = learner.evaluate(&examples, scorer.batch_size, None)?;
+                result.validation_loss = Some(report.loss);
+            }
+            if result.diverged.is_none() && cell.method.is_some() {
+                let save = |dir: &Path| Ok(learner.stack.save(dir)?);
+                atomic_directory::<Error>(&adapter_directory, save)?;
+                result.adapter_bytes = adapter_bytes(&adapter_directory)?;
+            }
+            result
         }
     };
     result.write(&directory)?;
     if cell.test && result.test.is_none() && result.diverged.is_none() {
-        let adapters: Vec<&dyn Adapter> = adapter.iter().map(|adapter| &**adapter).collect();
-        result.test = Some(measure_test(prepared, &scorer, &decoder, &adapters)?);
+        result.test = Some(measure_test(loaded, &scorer, &learner)?);
         result.write(&directory)?;
     }
     Ok(())
-}
-
-impl CellResult {
-    /// A cell before it is run.
-    fn of(cell: &Cell, plan: &Plan) -> Self {
-        Self {
-            identity: cell.identity(plan),
-            lr: cell.lr,
-            seed: cell.seed,
-            diverged: None,
-            steps: 0,
-            trainable_parameters: 0,
-            adapter_bytes: 0,
-            train_seconds: 0.0,
-            train_tokens: 0,
-            peak_memory_bytes: None,
-            losses: Vec::new(),
-            validation: None,
-            validation_loss: None,
-            test: None,
-        }
-    }
 }
 
 /// Notes what a training run does, and tells another of it.
@@ -201,70 +189,46 @@ impl Progress for Recorder<'_> {
 }
 
 fn train(
-    result: &mut CellResult,
-    prepared: &Prepared,
-    decoder: &Decoder,
-    adapter: &mut dyn Adapter,
+    mut recorder: Recorder,
+    loaded: &LoadedComparison,
+    learner: &Learner,
     config: TrainConfig,
-    progress: &mut dyn Progress,
     stop: &AtomicBool,
 ) -> Result<()> {
-    let mut trainer = Trainer::new(decoder, adapter, &prepared.dataset, config)?;
-    if let Some(loss) = prepared.plan.config.train.stop_at_loss {
+    let mut trainer = Trainer::new(learner, &loaded.dataset, config)?;
+    if let Some(loss) = loaded.plan.config.train.stop_at_loss {
         trainer = trainer.stopping_at(loss);
     }
-    let outcome = trainer.run(&mut Recorder { result, progress }, stop);
-    match outcome {
+    match trainer.run(&mut recorder, stop) {
         Ok(Outcome::Finished(_)) => {}
         Ok(Outcome::Interrupted(_)) => return Err(Error::Interrupted),
         Err(error @ (reft_train::Error::NotFinite { .. } | reft_train::Error::Overflow { .. })) => {
-            result.diverged = Some(error.to_string())
+            recorder.result.diverged = Some(error.to_string())
         }
         Err(error) => return Err(error.into()),
     }
-    result.peak_memory_bytes = peak_memory();
-    Ok(())
-}
-
-fn measure_validation(
-    result: &mut CellResult,
-    prepared: &Prepared,
-    scorer: &Scorer,
-    decoder: &Decoder,
-    adapters: &[&dyn Adapter],
-) -> Result<()> {
-    let questions = &prepared.validation;
-    result.validation = Some(scorer.score(decoder, adapters, questions)?);
-    let examples: Vec<_> = questions.iter().map(|question| question.example.clone()).collect();
-    let report = evaluate(decoder, adapters, &examples, scorer.batch_size, None)?;
-    result.validation_loss = Some(report.loss);
+    recorder.result.peak_memory_bytes = peak_memory();
     Ok(())
 }
 
 fn measure_test(
-    prepared: &Prepared,
+    loaded: &LoadedComparison,
     scorer: &Scorer,
-    decoder: &Decoder,
-    adapters: &[&dyn Adapter],
+    learner: &Learner,
 ) -> Result<TestResult> {
-    let scores = prepared.tests.iter().map(|test| scorer.score(decoder, adapters, test));
+    let scores = loaded.tests.iter().map(|test| scorer.score(learner, test));
     let scores = scores.collect::<Result<_>>()?;
-    let neutral_loss = match &prepared.neutral {
-        Some(windows) => Some(evaluate(decoder, adapters, windows, scorer.batch_size, None)?.loss),
-        None => None,
-    };
-    let generation_tokens_per_second = generation_speed(&prepared.tests[0], decoder, adapters)?;
+    let loss = |windows| learner.evaluate(windows, scorer.batch_size, None);
+    let neutral = loaded.neutral.as_deref().map(loss).transpose()?;
+    let neutral_loss = neutral.map(|report| report.loss);
+    let generation_tokens_per_second = generation_speed(&loaded.tests[0], learner)?;
     Ok(TestResult { scores, neutral_loss, generation_tokens_per_second })
 }
 
 /// Prompts and tokens that the speed of generation is measured on.
 const SPEED: (usize, usize) = (8, 32);
 
-fn generation_speed(
-    questions: &[EncodedQuestion],
-    decoder: &Decoder,
-    adapters: &[&dyn Adapter],
-) -> Result<Option<f64>> {
+fn generation_speed(questions: &[EncodedQuestion], learner: &Learner) -> Result<Option<f64>> {
     let prompts = questions.iter().map(EncodedQuestion::prompt);
     let rows: Vec<Row> = prompts.filter(|row| row.prompt_length > 0).take(SPEED.0).collect();
     if rows.is_empty() {
@@ -273,21 +237,8 @@ fn generation_speed(
     let config = GenerationConfig { max_new_tokens: SPEED.1, ..GenerationConfig::default() };
     let mut go_on = |_: usize, _: i64| std::ops::ControlFlow::Continue(());
     let started = Instant::now();
-    let replies = generate_all(decoder, adapters, &rows, SPEED.0, &config, &mut go_on)?;
+    let (model, stack) = (learner.model, &learner.stack);
+    let replies = generate_all(model, stack, &rows, SPEED.0, &config, &mut go_on)?;
     let tokens: usize = replies.iter().map(|reply| reply.ids.len()).sum();
     Ok(Some(tokens as f64 / started.elapsed().as_secs_f64()))
-}
-
-/// Size of all files below a directory, in bytes.
-fn size_of(directory: &Path) -> Result<u64> {
-    let fail = |error| io_error("read", directory)(error);
-    let mut bytes = 0;
-    for entry in std::fs::read_dir(directory).map_err(fail)? {
-        let path = entry.map_err(fail)?.path();
-        bytes += match path.is_dir() {
-            true => size_of(&path)?,
-            false => path.metadata().map_err(fail)?.len(),
-        };
-    }
-    Ok(bytes)
 }

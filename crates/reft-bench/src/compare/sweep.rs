@@ -1,13 +1,16 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use reft_models::DecoderConfig;
+use reft_methods::{MethodOptions, resolve};
+use reft_models::{Key, ModelDescription, line_of, read_json};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::compare::config::{CompareConfig, ConfigFile, slug};
+use crate::compare::loaded_comparison::Comparison;
+use crate::compare::plan::version_in;
 use crate::error::{Error, Result};
-use crate::method_config::{MethodConfig, MethodOptions};
-use crate::tasks::{Key, TaskConfig, line_of, with_field};
+use crate::fields::with_field;
+use crate::tasks::Metric;
 
 /// A grid of two values: the comparison is run once at each of its points.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,20 +41,55 @@ pub struct SweepAxis {
 /// A point of the grid, with the comparison that is run there.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SweepPoint {
+    /// Where it is.
+    pub plan: PointPlan,
+    /// The comparison, in which nothing is varied.
+    pub comparison: Comparison,
+}
+
+/// Everything that a sweep is: its `sweep.json`. What is run at a point is in the point's own `plan.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SweepPlan {
+    /// Version of the files of a sweep, which is that of the comparisons at its points.
+    pub format_version: u32,
+    /// The command that began it.
+    pub command: String,
+    /// The configuration in force.
+    pub config: CompareConfig,
+    /// The two values that are varied.
+    pub sweep: SweepConfig,
+    /// What scores are.
+    pub metric: Metric,
+    /// The points, row by row.
+    pub points: Vec<PointPlan>,
+}
+
+/// A point of a sweep.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PointPlan {
     /// Index of the column.
     pub x: usize,
     /// Index of the row.
     pub y: usize,
     /// What it is called: `layer 5, tokens 8`.
     pub name: String,
-    /// Where its comparison stands, below the sweep's directory.
+    /// The directory of its comparison, below the sweep's.
     pub directory: PathBuf,
-    /// The comparison, in which nothing is varied.
-    pub config: CompareConfig,
-    /// The task.
-    pub task: TaskConfig,
-    /// The task of the training file, if otherwise.
-    pub train_task: Option<TaskConfig>,
+}
+
+impl SweepPlan {
+    /// Name of the file.
+    pub const FILE_NAME: &str = "sweep.json";
+
+    /// Reads the plan of a sweep.
+    ///
+    /// # Errors
+    /// If there is none, or it is not what this program writes.
+    pub fn read(output: &Path) -> Result<Self> {
+        let path = output.join(Self::FILE_NAME);
+        version_in(&path)?;
+        Ok(read_json(&path)?)
+    }
 }
 
 const SECTIONS: [&str; 4] = ["options", "task", "train", "data"];
@@ -59,7 +97,7 @@ const SECTIONS: [&str; 4] = ["options", "task", "train", "data"];
 impl SweepAxis {
     /// What the axis is called in the report.
     pub fn name(&self) -> &str {
-        self.name.as_deref().unwrap_or(self.place().1)
+        self.name.as_deref().unwrap_or(self.target().1)
     }
 
     /// What the values are called in the report: `5` for 5, and for the list that holds nothing else.
@@ -68,12 +106,12 @@ impl SweepAxis {
     }
 
     /// Section and field.
-    fn place(&self) -> (&str, &str) {
+    fn target(&self) -> (&str, &str) {
         self.key.split_once('.').unwrap_or(("", &self.key))
     }
 
     fn fault(&self) -> Option<(&'static str, String)> {
-        let (section, field) = self.place();
+        let (section, field) = self.target();
         if !SECTIONS.contains(&section) || field.is_empty() {
             let sections = SECTIONS.join(", ");
             let key = &self.key;
@@ -97,9 +135,9 @@ impl SweepAxis {
     }
 
     /// Sets the value in a comparison and its tasks.
-    fn set(&self, value: &Value, point: &mut SweepPoint) -> Result<(), String> {
-        let (section, field) = self.place();
-        let config = &mut point.config;
+    fn set(&self, value: &Value, comparison: &mut Comparison) -> Result<(), String> {
+        let (section, field) = self.target();
+        let Comparison { config, task, train_task } = comparison;
         match section {
             "options" => {
                 for entry in &mut config.method {
@@ -108,8 +146,7 @@ impl SweepAxis {
                 }
             }
             "task" => {
-                point.task = point.task.with(field, value)?;
-                if let Some(task) = &mut point.train_task {
+                for task in std::iter::once(task).chain(train_task) {
                     *task = task.with(field, value)?;
                 }
             }
@@ -152,52 +189,39 @@ fn label(value: &Value) -> String {
 }
 
 impl ConfigFile {
-    /// The points of the sweep in `config`, which is this file's with what the command line has changed; none without a sweep.
+    /// The points of the sweep in a comparison, which is this file's with what the command line has changed; none without a sweep.
     ///
     /// # Errors
-    /// [`Error::Line`] for a value that its field cannot have, or that does not fit a method or the model.
+    /// [`reft_models::Error::Line`] for a value that its field cannot have, or that does not fit a method or the model.
     pub fn points(
         &self,
-        config: &CompareConfig,
-        task: &TaskConfig,
-        train_task: Option<&TaskConfig>,
-        model: &DecoderConfig,
+        comparison: &Comparison,
+        model: &ModelDescription,
     ) -> Result<Vec<SweepPoint>> {
-        let Some(sweep) = &config.sweep else { return Ok(Vec::new()) };
-        let refuse = |place: &[Key], reason: String| Error::Line {
-            path: self.path.clone(),
-            line: line_of(&self.text, place),
-            reason,
-        };
-        let fixed = CompareConfig { sweep: None, ..config.clone() };
+        let Some(sweep) = &comparison.config.sweep else { return Ok(Vec::new()) };
+        let mut fixed = comparison.clone();
+        fixed.config.sweep = None;
         let mut points = Vec::new();
         for (y, row) in sweep.y.values.iter().enumerate() {
             for (x, column) in sweep.x.values.iter().enumerate() {
-                let mut point = SweepPoint {
-                    x,
-                    y,
-                    name: String::new(),
-                    directory: PathBuf::new(),
-                    config: fixed.clone(),
-                    task: task.clone(),
-                    train_task: train_task.cloned(),
-                };
+                let mut comparison = fixed.clone();
                 for (axis_name, axis, value) in [("y", &sweep.y, row), ("x", &sweep.x, column)] {
                     let values = [Key::Name("sweep"), Key::Name(axis_name), Key::Name("values")];
                     let wrong = |reason| {
-                        refuse(&values, format!("{} = {}: {reason}", axis.key, label(value)))
+                        let reason = format!("{} = {}: {reason}", axis.key, label(value));
+                        Error::line(&self.path, line_of(&self.text, &values), reason)
                     };
-                    axis.set(value, &mut point).map_err(wrong)?;
-                    for entry in &point.config.method {
-                        MethodConfig::resolve(&entry.method, &entry.options, model)
+                    axis.set(value, &mut comparison).map_err(wrong)?;
+                    for entry in &comparison.config.method {
+                        resolve(&entry.method, &entry.options, model)
                             .map_err(|error| wrong(format!("{}: {error}", entry.label())))?;
                     }
                 }
                 let (row, column) = (label(row), label(column));
-                point.name = format!("{} {row}, {} {column}", sweep.y.name(), sweep.x.name());
-                point.directory = PathBuf::from("points").join(slug(&point.name.replace(',', "")));
-                point.config.name = format!("{}: {}", fixed.name, point.name);
-                points.push(point);
+                let name = format!("{} {row}, {} {column}", sweep.y.name(), sweep.x.name());
+                let directory = PathBuf::from("points").join(slug(&name.replace(',', "")));
+                comparison.config.name = format!("{}: {name}", fixed.config.name);
+                points.push(SweepPoint { plan: PointPlan { x, y, name, directory }, comparison });
             }
         }
         Ok(points)
@@ -206,9 +230,12 @@ impl ConfigFile {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use reft_methods::LAYERS;
+    use reft_models::DecoderConfig;
 
     use super::*;
+    use crate::error::line_refused;
+    use crate::tasks::TaskConfig;
 
     const TEXT: &str = r#"model = "m"
 task = "memorise"
@@ -237,36 +264,36 @@ lr = [1e-2]
         let file = ConfigFile::parse(text.to_owned(), Path::new("c.toml"))?;
         let task = TaskConfig::parse("type = \"memorise\"\nprompt = \"go\"", Path::new("t.toml"))?;
         let config = if is_quick { file.config.clone().quick() } else { file.config.clone() };
-        file.points(&config, &task, None, &DecoderConfig::open(&path)?)
+        let comparison = Comparison { config, task, train_task: None };
+        file.points(&comparison, &DecoderConfig::open(&path)?.describe())
     }
 
     #[test]
     fn every_point_is_a_comparison_with_its_two_values() -> Result<()> {
         let points = points(TEXT, false)?;
-        let last = &points[3];
-        assert_eq!((points.len(), last.x, last.y), (4, 1, 1));
-        assert_eq!(last.name, "layers 1;3, tokens 16");
-        assert_eq!(last.directory, Path::new("points/layers-1-3-tokens-16"));
-        assert_eq!(last.config.method[0].options.layers, Some(vec![1, 3]));
-        assert_eq!((last.task.length, last.config.sweep.is_none()), (Some(16), true));
-        assert_eq!(points[1].name, "layers 0, tokens 16");
+        let SweepPoint { plan, comparison } = &points[3];
+        assert_eq!((points.len(), plan.x, plan.y), (4, 1, 1));
+        assert_eq!(plan.name, "layers 1;3, tokens 16");
+        assert_eq!(plan.directory, Path::new("points/layers-1-3-tokens-16"));
+        let config = &comparison.config;
+        assert_eq!(config.method[0].options.get::<Vec<usize>>(&LAYERS), Some(vec![1, 3]));
+        assert_eq!((comparison.task.length, config.sweep.is_none()), (Some(16), true));
+        assert_eq!(points[1].plan.name, "layers 0, tokens 16");
         Ok(())
     }
 
     #[test]
     fn quick_has_its_own_values() -> Result<()> {
         let points = points(TEXT, true)?;
-        let lengths: Vec<_> = points.iter().map(|point| point.task.length).collect();
+        let lengths: Vec<_> = points.iter().map(|point| point.comparison.task.length).collect();
         assert_eq!(lengths, [Some(4), Some(4)]);
         Ok(())
     }
 
     #[test]
     fn what_cannot_be_is_named_with_its_line() {
-        let refused = |from: &str, to: &str| match points(&TEXT.replacen(from, to, 1), false) {
-            Err(Error::Line { line, reason, .. }) => (line, reason),
-            other => panic!("{to}: {other:?}"),
-        };
+        let refused =
+            |from: &str, to: &str| line_refused(points(&TEXT.replacen(from, to, 1), false));
         let cases = [
             ("\"task.length\"", "\"length\"", 9, "expected one of options, task, train, data"),
             ("\"task.length\"", "\"model.kind\"", 9, "expected one of options"),

@@ -1,9 +1,9 @@
 use std::fs;
 
-use reft_models::{DecoderConfig, WeightStorage};
+use reft_models::{ModelDescription, ModelTensor, TensorRole, WeightStorage, io_error};
 use serde::Serialize;
 
-use crate::error::{Result, io_error};
+use crate::error::Result;
 use crate::planner::step::Shape;
 use crate::timing::TimingCase;
 
@@ -47,18 +47,20 @@ struct BlockNumbers {
 }
 
 impl BlockNumbers {
-    fn of(model: &DecoderConfig, shape: &Shape) -> Self {
+    fn of(model: &ModelDescription, shape: &Shape) -> Self {
         let kind = shape.kind_bytes;
         let (d, f) = (model.hidden_size as f64, model.intermediate_size as f64);
         let n_h = model.num_attention_heads as f64;
         let (q, kv) = (n_h * model.head_dim as f64, shape.kv);
         // a norm keeps its input in f32, whatever the model's kind
         let norm = 4.0 * d;
-        let qk_norm = if model.qk_norm { (4.0 * q, 4.0 * kv) } else { (0.0, 0.0) };
+        let has = |norm: &str| model.tensors.iter().any(|tensor| tensor.name.ends_with(norm));
+        let of_queries = if has("q_norm.weight") { 4.0 * q } else { 0.0 };
+        let of_keys = if has("k_norm.weight") { 4.0 * kv } else { 0.0 };
         Self {
-            every: norm + qk_norm.1,
+            every: norm + of_keys,
             // query and result of attention with its log-sum, the second norm; gate, silu(gate) and up
-            wanted: 2.0 * kind * q + 4.0 * n_h + norm + qk_norm.0 + 3.0 * kind * f,
+            wanted: 2.0 * kind * q + 4.0 * n_h + norm + of_queries + 3.0 * kind * f,
             key: 2.0 * kind * kv,
         }
     }
@@ -80,7 +82,7 @@ const INNER_GRADIENTS: f64 = 3.0;
 /// Activations, what is alive for a moment, and the batch's kept work, in bytes.
 ///
 /// The two constants are measured: with them the peak of `reft bench` is met within 7 % by every method (docs/performance.md).
-pub(super) fn of_step(model: &DecoderConfig, shape: &Shape, extra: &[f64]) -> (f64, f64, f64) {
+pub(super) fn of_step(model: &ModelDescription, shape: &Shape, extra: &[f64]) -> (f64, f64, f64) {
     let numbers = BlockNumbers::of(model, shape);
     let layers = model.num_hidden_layers;
     let keys = shape.rows * (shape.kept_columns + shape.columns);
@@ -111,27 +113,24 @@ pub(super) fn of_step(model: &DecoderConfig, shape: &Shape, extra: &[f64]) -> (f
     (ALLOCATED * activations, ALLOCATED * transient, frozen_batch)
 }
 
-fn numbers_of_a_block(model: &DecoderConfig) -> f64 {
-    let shapes = model.tensor_shapes();
-    let of_block = shapes.iter().filter(|(name, _)| name.starts_with("model.layers.0."));
-    of_block.map(|(_, shape)| shape.iter().product::<i64>() as f64).sum()
+fn numbers_of_a_block(model: &ModelDescription) -> f64 {
+    let of_block = |tensor: &&ModelTensor| tensor.name.starts_with("model.layers.0.");
+    model.tensors.iter().filter(of_block).map(|tensor| tensor.numel() as f64).sum()
 }
 
 /// Bytes of the model's weights as they are held.
-pub(super) fn of_weights(case: &TimingCase, model: &DecoderConfig) -> Result<u64> {
+pub(super) fn of_weights(case: &TimingCase, model: &ModelDescription) -> Result<u64> {
     let dense = 8.0 * case.kind.kind().elt_size_in_bytes() as f64;
     if case.weights == WeightStorage::AsStored && case.model.is_file() && !case.random_weights {
         return Ok(fs::metadata(&case.model).map_err(io_error("read", &case.model))?.len());
     }
-    let bits = |name: &str, shape: &[i64]| match (case.weights, shape) {
+    let bits = |tensor: &ModelTensor| match (case.weights, &tensor.shape[..]) {
         (WeightStorage::Int8 | WeightStorage::Int4, &[_, columns]) if columns % 32 == 0 => {
-            let is_of_tokens = name.ends_with("embed_tokens.weight") || name == "lm_head.weight";
+            let is_of_tokens = matches!(tensor.role, TensorRole::Embeddings | TensorRole::Head);
             if case.weights == WeightStorage::Int4 && !is_of_tokens { 4.5 } else { 8.5 }
         }
         _ => dense,
     };
-    let of_tensor = |(name, shape): &(String, Vec<i64>)| {
-        bits(name, shape) * shape.iter().product::<i64>() as f64 / 8.0
-    };
-    Ok(model.tensor_shapes().iter().map(of_tensor).sum::<f64>() as u64)
+    let of_tensor = |tensor: &ModelTensor| bits(tensor) * tensor.numel() as f64 / 8.0;
+    Ok(model.tensors.iter().map(of_tensor).sum::<f64>() as u64)
 }

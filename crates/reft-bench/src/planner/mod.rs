@@ -1,6 +1,5 @@
 //! What a training run will take, before it is run: memory from shapes, time from a measured rate.
 
-mod kept_by_method;
 mod memory;
 mod rate;
 mod step;

@@ -1,13 +1,11 @@
-use reft_models::{Adapter, Decoder, DecoderConfig, Reach, WeightStorage, Weights};
+use reft_methods::numel;
+use reft_models::{AdapterStack, Decoder, ModelDescription, WeightStorage, Weights};
 use serde::Serialize;
 use tch::Device;
 
 use crate::error::Result;
-use crate::method_config::MethodConfig;
-use crate::planner::kept_by_method::kept_by_method;
 use crate::planner::memory::{self, MemoryPlan};
-use crate::registry::trainable_parameters;
-use crate::timing::{FLOOR, TimingCase};
+use crate::timing::TimingCase;
 
 /// What a step of training takes.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -58,15 +56,10 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    fn new(case: &TimingCase, model: &DecoderConfig, adapter: &dyn Adapter) -> Self {
-        let layers = model.num_hidden_layers;
-        let row = case.examples(1, model.vocab_size).swap_remove(0).row;
-        let none = Reach { stage: layers, token: case.prompt_length - 1 };
-        let reach = none.and(adapter.reach(&row));
-        let (virtual_tokens, stage) = (adapter.virtual_tokens(), reach.stage);
-        let keeps = case.reuse && virtual_tokens == 0 && (reach.stage > 0 || reach.token > 0);
-        let (first_block, kept) = if keeps { (stage, reach.token) } else { (0, 0) };
-        let width = virtual_tokens + case.prompt_length + case.response_length - 1;
+    fn new(case: &TimingCase, model: &ModelDescription, stack: &AdapterStack) -> Self {
+        let (reach, keeps) = case.reach(model, stack);
+        let (first_block, kept) = if keeps { (reach.stage, reach.token) } else { (0, 0) };
+        let width = stack.virtual_tokens() + case.prompt_length + case.response_length - 1;
         Self {
             rows: case.batch_size as f64,
             columns: (width - kept) as f64,
@@ -74,7 +67,7 @@ impl Shape {
             wanted_columns: case.response_length as f64,
             labels: (case.batch_size * case.response_length) as f64,
             first_block,
-            first_graph_block: stage,
+            first_graph_block: reach.stage,
             keeps,
             // packed weights are expanded for one block at a time, which is differentiated by itself
             checkpoint_activations: case.checkpoint_activations || is_packed(case),
@@ -85,7 +78,7 @@ impl Shape {
     }
 
     /// Bytes that are kept of a row: hidden states of the columns that run, keys and values of those before them.
-    pub(super) fn kept_row_bytes(&self, model: &DecoderConfig) -> f64 {
+    pub(super) fn kept_row_bytes(&self, model: &ModelDescription) -> f64 {
         let blocks = (model.num_hidden_layers - self.first_block) as f64;
         let hidden_states = self.columns * model.hidden_size as f64;
         self.kind_bytes * (hidden_states + 2.0 * blocks * self.kv * self.kept_columns)
@@ -99,18 +92,20 @@ impl Shape {
 /// # Errors
 /// What the method refuses.
 pub fn plan_step(case: &TimingCase, program: u64) -> Result<StepPlan> {
-    let model = case.model_config()?;
+    let config = case.model_config()?;
+    let model = config.describe();
     case.check(&model)?;
-    let kind = case.kind.kind();
-    let weights = Weights::shapes_only(&model);
-    let decoder = Decoder::from_weights(model.clone(), &weights, kind, Device::Cpu)?;
-    let adapter = case.adapter(&decoder)?;
-    let method = case.method_config(&model)?;
-    let shape = Shape::new(case, &model, &*adapter);
-    let extra = kept_by_method(method.as_ref(), &model, shape.kind_bytes)?;
-    let (activations, transient, frozen_batch) = memory::of_step(&model, &shape, &extra);
-    let trained = if case.method == FLOOR { 0 } else { trainable_parameters(&*adapter) };
-    let is_full = matches!(method, Some(MethodConfig::Full));
+    let weights = Weights::shapes_only(&model.tensors);
+    let decoder = Decoder::from_weights(config, &weights, case.kind.kind(), Device::Cpu)?;
+    let adapters = case.adapters(&decoder)?;
+    let stack = AdapterStack::of_boxed(&adapters)?;
+    let shape = Shape::new(case, &model, &stack);
+    let methods = case.methods(&model)?;
+    let kept = methods.as_ref().map(|methods| methods.kept_per_token(&model, shape.kind_bytes));
+    let kept = kept.transpose()?.unwrap_or_else(|| vec![0.0; model.num_hidden_layers]);
+    let (activations, transient, frozen_batch) = memory::of_step(&model, &shape, &kept);
+    let trained = if methods.is_some() { numel(&stack.parameters()) } else { 0 };
+    let is_full = methods.is_some_and(|methods| methods.has("full"));
     // gradients and both moments, and the tensors themselves where they are not the model's
     let copies = if is_full { 3 } else { 4 };
     let memory = MemoryPlan {
@@ -136,7 +131,7 @@ fn is_packed(case: &TimingCase) -> bool {
 }
 
 /// Products of the blocks' weights with tokens, of attention, and of the head.
-fn work(model: &DecoderConfig, shape: &Shape, is_full: bool) -> Work {
+fn work(model: &ModelDescription, shape: &Shape, is_full: bool) -> Work {
     let layers = model.num_hidden_layers;
     let (d, f) = (model.hidden_size as f64, model.intermediate_size as f64);
     let q = (model.num_attention_heads * model.head_dim) as f64;

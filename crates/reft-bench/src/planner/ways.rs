@@ -1,6 +1,6 @@
 use reft_models::WeightStorage;
 
-use crate::compare::Precision;
+use crate::precision::Precision;
 use crate::timing::TimingCase;
 
 /// A case in another way, and the flags of `reft train` that change it.

@@ -1,8 +1,8 @@
 use std::fmt::Write;
 
-use crate::report::numbers::{bytes, grouped, percent, score, score_spread, seconds, spread};
-use crate::report::results::{MethodReport, Report};
-use crate::report::spread::Spread;
+use reft_report::{bytes, grouped};
+
+use crate::report::results::Report;
 use crate::tasks::TaskKind;
 
 /// The report as Markdown.
@@ -13,56 +13,25 @@ pub(crate) fn markdown(report: &Report) -> String {
 }
 
 fn write_markdown(out: &mut String, report: &Report) -> std::fmt::Result {
-    let (plan, metric) = (&report.plan, report.metric);
-    writeln!(out, "# {}\n", plan.config.name)?;
+    writeln!(out, "# {}\n", report.plan.config.name)?;
     for line in summary(report) {
         writeln!(out, "- {line}")?;
     }
-    writeln!(
-        out,
-        "\n| method | {} | parameters | % | file | lr | training | tokens/s | peak memory | generated/s | forgetting |",
-        metric.name()
-    )?;
-    writeln!(out, "|---|---|---|---|---|---|---|---|---|---|---|")?;
-    if let Some(base) = &report.base {
-        let speed =
-            base.generation_tokens_per_second.map_or("–".into(), |x| grouped(x.round() as i64));
-        writeln!(
-            out,
-            "| base | {} | 0 | 0 | – | – | – | – | – | {speed} | – |",
-            score(metric, base.score)
-        )?;
-    }
-    for method in &report.methods {
-        writeln!(out, "| {} |", row(report, method).join(" | "))?;
-    }
-    if report.plan.config.data.test.len() > 1 {
-        writeln!(out, "\n## Test sets\n\n| method | {} |", report.test_names().join(" | "))?;
-        writeln!(out, "|---{}|", "|---".repeat(report.test_names().len()))?;
-        if let Some(base) = &report.base {
-            let cells: Vec<String> = base.tests.iter().map(|x| score(metric, *x)).collect();
-            writeln!(out, "| base | {} |", cells.join(" | "))?;
-        }
-        for method in &report.methods {
-            let cells: Vec<String> =
-                method.tests.iter().map(|spread| score_spread(metric, spread)).collect();
-            writeln!(out, "| {} | {} |", method.label, cells.join(" | "))?;
-        }
+    writeln!(out)?;
+    report.results().markdown(out)?;
+    if let Some(tests) = report.tests() {
+        writeln!(out, "\n## Test sets\n")?;
+        tests.markdown(out)?;
     }
     writeln!(
         out,
         "\n## Learning rates\n\nScore on the validation set, seed {}; the rate in bold was chosen.\n",
-        plan.config.seeds[0]
+        report.plan.config.seeds[0]
     )?;
     for method in &report.methods {
         let rates = method.grid.iter().map(|rate| {
-            let found = match (&rate.diverged, rate.validation) {
-                (Some(_), _) => "diverged".to_owned(),
-                (None, Some(value)) => score(metric, value),
-                (None, None) => "not run yet".to_owned(),
-            };
             let bold = if method.lr == Some(rate.lr) { "**" } else { "" };
-            format!("{bold}{}: {found}{bold}", rate.lr)
+            format!("{bold}{}{bold}", report.rate(rate))
         });
         writeln!(out, "- {}: {}", method.label, rates.collect::<Vec<_>>().join(", "))?;
     }
@@ -75,14 +44,12 @@ fn write_markdown(out: &mut String, report: &Report) -> std::fmt::Result {
 /// What was compared, on what, with what: a line each.
 pub(crate) fn summary(report: &Report) -> Vec<String> {
     let plan = &report.plan;
-    let (data, machine, train) = (&plan.data, &plan.machine, &plan.config.train);
-    let kind = serde_json::to_value(plan.config.kind).ok();
-    let kind = kind.as_ref().and_then(|kind| kind.as_str()).unwrap_or_default();
+    let (data, machine, train) = (&plan.data, &plan.machine, &plan.config.train.options);
     let mut length = match (train.max_steps, train.epochs) {
         (Some(steps), _) => format!("{steps} steps"),
         (None, epochs) => format!("{} epochs", epochs.unwrap_or(3)),
     };
-    if let Some(loss) = train.stop_at_loss {
+    if let Some(loss) = plan.config.train.stop_at_loss {
         length += &format!(" at most, fewer once the training loss is {loss}");
     }
     let tests: usize = data.test.iter().map(|part| part.used).sum();
@@ -98,8 +65,9 @@ pub(crate) fn summary(report: &Report) -> Vec<String> {
         ));
     }
     lines.push(format!(
-        "Model {} in {kind}, {} parameters",
+        "Model {} in {}, {} parameters",
         plan.config.model,
+        plan.config.kind.name(),
         grouped(plan.base_parameters)
     ));
     lines.push(format!(
@@ -149,34 +117,4 @@ pub(crate) fn summary(report: &Report) -> Vec<String> {
     ));
     lines.push(format!("Command: `{}`", plan.command));
     lines
-}
-
-/// The texts of a method's row, its name first.
-pub(crate) fn row(report: &Report, method: &MethodReport) -> Vec<String> {
-    let none = || "–".to_owned();
-    let speed = |speed: &Spread| grouped(speed.mean.round() as i64);
-    let is_run = method.trainable_parameters > 0;
-    let note = if method.diverged > 0 {
-        format!(" ({} diverged)", method.diverged)
-    } else {
-        String::new()
-    };
-    let score = match &method.score {
-        Some(score) => score_spread(report.metric, score) + &note,
-        None if method.grid.iter().all(|rate| rate.diverged.is_some()) => "diverged".to_owned(),
-        None => none(),
-    };
-    vec![
-        method.label.clone(),
-        score,
-        if is_run { grouped(method.trainable_parameters) } else { none() },
-        if is_run { percent(method.trainable_percent) } else { none() },
-        if method.adapter_bytes > 0 { bytes(method.adapter_bytes) } else { none() },
-        method.lr.map_or_else(none, |lr| lr.to_string()),
-        method.train_seconds.as_ref().map_or_else(none, |s| seconds(s.mean)),
-        method.tokens_per_second.as_ref().map_or_else(none, speed),
-        method.peak_memory_bytes.map_or_else(none, bytes),
-        method.generation_tokens_per_second.as_ref().map_or_else(none, speed),
-        method.forgetting.as_ref().map_or_else(none, |s| spread(s, 3)),
-    ]
 }

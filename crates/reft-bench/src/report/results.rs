@@ -1,20 +1,21 @@
 use std::path::Path;
 
+use reft_methods::MethodOptions;
+use reft_models::{write_json_in_order, write_text};
+use reft_report::{Spread, svg_file};
 use serde::{Deserialize, Serialize};
 
-use crate::compare::{Cell, CellResult, Plan, TestResult, choose_rate};
+use crate::compare::{Cell, CellResult, ComparisonPlan, TestResult, choose_rate};
 use crate::error::Result;
-use crate::method_config::MethodOptions;
-use crate::report::html::{html, svg};
+use crate::report::html::{html, score_plot};
 use crate::report::markdown::markdown;
-use crate::report::spread::Spread;
 use crate::tasks::Metric;
 
 /// What a comparison has come to: `report.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// The comparison itself: command, configuration, task, data, machine.
-    pub plan: Plan,
+    pub plan: ComparisonPlan,
     /// Whether every method is finished.
     pub complete: bool,
     /// What scores are.
@@ -100,7 +101,7 @@ impl Report {
     /// # Errors
     /// If there is no comparison, or a file cannot be read.
     pub fn collect(output: &Path) -> Result<Self> {
-        let plan = Plan::read(output)?;
+        let plan = ComparisonPlan::read(output)?;
         let metric = plan.task.kind.metric();
         let base = Cell::BASE.result(&plan, output)?.and_then(|result| {
             let test = result.test?;
@@ -137,29 +138,23 @@ impl Report {
     /// # Errors
     /// If a file cannot be written.
     pub fn write(&self, output: &Path) -> Result<()> {
-        use crate::compare::{write_json, write_text};
-        write_json(&output.join("report.json"), self)?;
+        write_json_in_order(&output.join("report.json"), self)?;
         write_text(&output.join("report.md"), &markdown(self))?;
-        if let Some(plot) = svg(self) {
-            write_text(&output.join("report.svg"), &plot)?;
+        if let Some(plot) = score_plot(self) {
+            write_text(&output.join("report.svg"), &svg_file(&plot))?;
         }
-        write_text(&output.join("report.html"), &html(self))
+        Ok(write_text(&output.join("report.html"), &html(self))?)
     }
 
     /// The report as Markdown.
     pub fn markdown(&self) -> String {
         markdown(self)
     }
-
-    /// What test files are called in the report.
-    pub(crate) fn test_names(&self) -> Vec<String> {
-        self.plan.config.data.test.iter().map(|file| file.display().to_string()).collect()
-    }
 }
 
 impl MethodReport {
     fn collect(
-        plan: &Plan,
+        plan: &ComparisonPlan,
         method: usize,
         neutral_loss: Option<f64>,
         output: &Path,
@@ -175,10 +170,9 @@ impl MethodReport {
         };
         let grid = entry.lr.iter().zip(&tried).map(rate).collect();
         let all_tried: Option<Vec<CellResult>> = tried.iter().cloned().collect();
-        let choice = all_tried
+        let lr = all_tried
             .as_deref()
             .and_then(|results| choose_rate(results, plan.task.kind.metric().higher_is_better()));
-        let lr = choice.map(|choice| choice.lr);
         let mut runs = Vec::new();
         for cell in lr.map(|lr| plan.chosen(method, lr)).unwrap_or_default() {
             runs.extend(cell.result(plan, output)?);

@@ -1,8 +1,9 @@
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use reft_models::{write_json_in_order, write_text};
 use serde::{Deserialize, Serialize};
 
-use crate::compare::{SweepPlan, write_json, write_text};
+use crate::compare::{PointPlan, SweepPlan};
 use crate::error::Result;
 use crate::report::results::Report;
 use crate::report::sweep_markdown::sweep_markdown;
@@ -27,14 +28,9 @@ pub struct SweepReport {
 /// A point of a sweep.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PointReport {
-    /// Index of the column.
-    pub x: usize,
-    /// Index of the row.
-    pub y: usize,
-    /// What it is called.
-    pub name: String,
-    /// The directory of its comparison, below the sweep's.
-    pub directory: PathBuf,
+    /// Where it is.
+    #[serde(flatten)]
+    pub plan: PointPlan,
     /// What its comparison has come to.
     pub report: Report,
 }
@@ -46,14 +42,9 @@ impl SweepReport {
     /// If there is no sweep, or a file cannot be read.
     pub fn collect(output: &Path) -> Result<Self> {
         let plan = SweepPlan::read(output)?;
-        let point = |point: &crate::compare::PointPlan| {
-            Ok(PointReport {
-                x: point.x,
-                y: point.y,
-                name: point.name.clone(),
-                directory: point.directory.clone(),
-                report: Report::collect(&output.join(&point.directory))?,
-            })
+        let point = |plan: &PointPlan| {
+            let report = Report::collect(&output.join(&plan.directory))?;
+            Ok(PointReport { plan: plan.clone(), report })
         };
         let points = plan.points.iter().map(point).collect::<Result<Vec<_>>>()?;
         Ok(Self {
@@ -70,9 +61,9 @@ impl SweepReport {
     /// # Errors
     /// If a file cannot be written.
     pub fn write(&self, output: &Path) -> Result<()> {
-        write_json(&output.join("report.json"), self)?;
+        write_json_in_order(&output.join("report.json"), self)?;
         write_text(&output.join("report.md"), &sweep_markdown(self))?;
-        write_text(&output.join("report.html"), &sweep_page(self))
+        Ok(write_text(&output.join("report.html"), &sweep_page(self))?)
     }
 
     /// The report as Markdown.
@@ -91,7 +82,7 @@ impl SweepReport {
 
     /// The point in a column and a row.
     pub(super) fn at(&self, x: usize, y: usize) -> Option<&PointReport> {
-        self.points.iter().find(|point| (point.x, point.y) == (x, y))
+        self.points.iter().find(|point| (point.plan.x, point.plan.y) == (x, y))
     }
 }
 

@@ -1,9 +1,13 @@
 use std::fmt::Write;
 
+use reft_report::{COLOURS, grouped, seconds};
+
+use crate::compare::SweepAxis;
 use crate::report::markdown::summary;
-use crate::report::numbers::{grouped, score, score_spread, seconds};
-use crate::report::results::MethodReport;
+use crate::report::results::{MethodReport, Report};
+use crate::report::scores::{score, score_spread};
 use crate::report::sweep::{PointReport, SweepReport};
+use crate::report::table::{Cell, Row, Table, nothing};
 
 /// The report of a sweep as Markdown.
 pub(super) fn sweep_markdown(report: &SweepReport) -> String {
@@ -32,15 +36,8 @@ fn write_markdown(out: &mut String, report: &SweepReport) -> std::fmt::Result {
             writeln!(out, "| {row} | {} |", cells.collect::<Vec<_>>().join(" | "))?;
         }
     }
-    writeln!(out, "\n## Runs\n\n| {} |", HEADS.map(|head| head(report)).join(" | "))?;
-    writeln!(out, "{}|", "|---".repeat(HEADS.len()))?;
-    for point in &report.points {
-        for method in &point.report.methods {
-            let cells = run_row(report, point, method);
-            let texts: Vec<String> = cells.into_iter().map(|(text, _)| text).collect();
-            writeln!(out, "| {} |", texts.join(" | "))?;
-        }
-    }
+    writeln!(out, "\n## Runs\n")?;
+    runs(report).markdown(out)?;
     writeln!(
         out,
         "\nHeat maps are in report.html; every number is in report.json. Each point is a comparison of its own, with its own report, below points/."
@@ -50,12 +47,10 @@ fn write_markdown(out: &mut String, report: &SweepReport) -> std::fmt::Result {
 /// What was varied, and the facts that all points share.
 pub(super) fn sweep_summary(report: &SweepReport) -> Vec<String> {
     let Some(first) = report.points.first() else { return Vec::new() };
-    let shared =
-        crate::report::results::Report { complete: report.complete, ..first.report.clone() };
+    let shared = Report { complete: report.complete, ..first.report.clone() };
     let axes = &report.plan.sweep;
-    let varied = |axis: &crate::compare::SweepAxis| {
-        format!("{} ({}) {}", axis.name(), axis.key, axis.labels().join(", "))
-    };
+    let varied =
+        |axis: &SweepAxis| format!("{} ({}) {}", axis.name(), axis.key, axis.labels().join(", "));
     let mut lines = summary(&shared);
     let warnings = lines.iter().filter(|line| line.starts_with("**")).count();
     let what = format!(
@@ -67,43 +62,51 @@ pub(super) fn sweep_summary(report: &SweepReport) -> Vec<String> {
     lines
 }
 
-/// Heads of the table of runs.
-pub(super) const HEADS: [fn(&SweepReport) -> String; 9] = [
-    |_| "method".to_owned(),
-    |report| report.plan.sweep.y.name().to_owned(),
-    |report| report.plan.sweep.x.name().to_owned(),
-    |report| report.metric.name().to_owned(),
-    |_| "validation loss".to_owned(),
-    |_| "steps".to_owned(),
-    |_| "lr".to_owned(),
-    |_| "training".to_owned(),
-    |_| "parameters".to_owned(),
-];
+/// Every method at every point.
+pub(super) fn runs(report: &SweepReport) -> Table {
+    let (axes, metric) = (&report.plan.sweep, report.metric.name());
+    let heads = [
+        "method",
+        axes.y.name(),
+        axes.x.name(),
+        metric,
+        "validation loss",
+        "steps",
+        "lr",
+        "training",
+        "parameters",
+    ];
+    let of_point = |point: &PointReport| {
+        let methods = point.report.methods.iter().enumerate();
+        let row = |(i, method)| Row {
+            cells: cells(report, point, method),
+            colour: Some(i % COLOURS),
+            is_best: false,
+        };
+        methods.map(row).collect::<Vec<_>>()
+    };
+    let rows = report.points.iter().flat_map(of_point).collect();
+    Table { heads: heads.map(str::to_owned).into(), rows }
+}
 
-/// A run's texts with the numbers behind them.
-pub(super) fn run_row(
-    report: &SweepReport,
-    point: &PointReport,
-    method: &MethodReport,
-) -> Vec<(String, Option<f64>)> {
+fn cells(report: &SweepReport, point: &PointReport, method: &MethodReport) -> Vec<Cell> {
     let axes = &report.plan.sweep;
-    let none = || ("–".to_owned(), None);
     let chosen = method.grid.iter().find(|rate| Some(rate.lr) == method.lr);
     let loss = chosen.and_then(|rate| rate.validation_loss);
     let is_run = method.trainable_parameters > 0;
     let place = |labels: Vec<String>, i: usize| (labels[i].clone(), Some(i as f64));
-    let whole = |n: i64| (grouped(n), Some(n as f64));
+    let whole = |n: i64| if is_run { (grouped(n), Some(n as f64)) } else { nothing() };
     let spread = method.score.as_ref();
     let time = method.train_seconds.as_ref().map(|time| time.mean);
     vec![
         (method.label.clone(), None),
-        place(axes.y.labels(), point.y),
-        place(axes.x.labels(), point.x),
-        spread.map_or_else(none, |s| (score_spread(report.metric, s), Some(s.mean))),
-        loss.map_or_else(none, |loss| (format!("{loss:.4}"), Some(loss))),
-        if is_run { whole(method.losses.len() as i64) } else { none() },
-        method.lr.map_or_else(none, |lr| (lr.to_string(), Some(lr))),
-        time.map_or_else(none, |time| (seconds(time), Some(time))),
-        if is_run { whole(method.trainable_parameters) } else { none() },
+        place(axes.y.labels(), point.plan.y),
+        place(axes.x.labels(), point.plan.x),
+        spread.map_or_else(nothing, |s| (score_spread(report.metric, s), Some(s.mean))),
+        loss.map_or_else(nothing, |loss| (format!("{loss:.4}"), Some(loss))),
+        whole(method.losses.len() as i64),
+        method.lr.map_or_else(nothing, |lr| (lr.to_string(), Some(lr))),
+        time.map_or_else(nothing, |time| (seconds(time), Some(time))),
+        whole(method.trainable_parameters),
     ]
 }

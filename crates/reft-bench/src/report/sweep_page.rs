@@ -1,18 +1,23 @@
 use std::fmt::Write;
 
-use crate::report::heat_map::{Heat, HeatMap, heat_map};
-use crate::report::html::{COLOURS, capital, document, escape, figure, table_row};
-use crate::report::numbers::{score, score_spread};
-use crate::report::spread::Spread;
+use reft_report::{Heat, HeatMap, Spread, escape, figure, heat_map};
+
+use crate::report::html::{capital, document};
+use crate::report::scores::{score, score_spread, short_score};
 use crate::report::sweep::{Grid, PointReport, SweepReport};
-use crate::report::sweep_markdown::{HEADS, run_row, sweep_summary};
+use crate::report::sweep_markdown::{runs, sweep_summary};
 use crate::tasks::Metric;
 
 /// The report of a sweep as one page that needs nothing else.
 pub(super) fn sweep_page(report: &SweepReport) -> String {
     document(&report.plan.config.name, sweep_summary(report), |out| {
         heat_maps(out, report)?;
-        runs(out, report)
+        writeln!(out, "<h2>Runs</h2>")?;
+        runs(report).html(out)?;
+        writeln!(
+            out,
+            "<p class=\"soft\">Each point is a comparison of its own, with its own report, below points/.</p>"
+        )
     })
 }
 
@@ -48,24 +53,14 @@ fn heat(report: &SweepReport, grid: &Grid, point: &PointReport) -> Option<Heat> 
     let spread = Spread { mean: value, sd, values: Vec::new() };
     Some(Heat {
         value,
-        text: short(report.metric, value),
-        title: format!("{}, {}: {}", grid.label, point.name, score_spread(report.metric, &spread)),
+        text: short_score(report.metric, value),
+        title: format!(
+            "{}, {}: {}",
+            grid.label,
+            point.plan.name,
+            score_spread(report.metric, &spread)
+        ),
     })
-}
-
-/// A value in at most four characters; a share that is not the whole never reads 100.
-fn short(metric: Metric, value: f64) -> String {
-    match metric {
-        Metric::Loss => format!("{value:.2}"),
-        Metric::Accuracy | Metric::Recall => short_share(value),
-    }
-}
-
-/// A share in percent in at most four characters, rounded as everywhere but never up to the whole.
-pub(crate) fn short_share(value: f64) -> String {
-    let percent = if value < 1.0 { (100.0 * value).min(99.9) } else { 100.0 * value };
-    let text = format!("{percent:.1}");
-    text.strip_suffix(".0").unwrap_or(&text).to_owned()
 }
 
 /// What the palest and the strongest colour stand for, the same in all maps.
@@ -79,38 +74,4 @@ fn range(report: &SweepReport) -> (f64, f64) {
         .flatten()
         .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), (x, _)| (low.min(x), high.max(x)));
     if low > high { (0.0, 1.0) } else { (low, high) }
-}
-
-fn runs(out: &mut String, report: &SweepReport) -> std::fmt::Result {
-    writeln!(out, "<h2>Runs</h2>\n<div class=\"scroll\"><table class=\"sortable\">\n<thead><tr>")?;
-    for head in HEADS {
-        let head = escape(&head(report));
-        write!(out, "<th scope=\"col\"><button type=\"button\">{head}</button></th>")?;
-    }
-    writeln!(out, "</tr></thead>\n<tbody>")?;
-    for point in &report.points {
-        for (i, method) in point.report.methods.iter().enumerate() {
-            table_row(out, &run_row(report, point, method), Some(i % COLOURS), false)?;
-        }
-    }
-    writeln!(
-        out,
-        "</tbody></table></div>\n<p class=\"soft\">Press a head to sort. Each point is a comparison of its own, with its own report, below points/.</p>"
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_not_whole_does_not_read_100() {
-        assert_eq!(short(Metric::Recall, 1.0), "100");
-        assert_eq!(short(Metric::Recall, 0.9999), "99.9");
-        assert_eq!(short(Metric::Accuracy, 0.3125), "31.2");
-        assert_eq!(short(Metric::Accuracy, 0.96875), "96.9");
-        assert_eq!(short(Metric::Recall, 0.29), "29");
-        assert_eq!(short(Metric::Recall, 0.0), "0");
-        assert_eq!(short(Metric::Loss, 2.3456), "2.35");
-    }
 }

@@ -1,32 +1,37 @@
-use reft_models::{Adapter, Decoder, Mode, Stacked};
-use reft_train::{Batch, Example};
+use reft_models::{AdapterStack, Layout, Mode, Model, PaddingSide, Row};
 use tch::{Kind, Tensor};
 
 use crate::error::Result;
 
-/// For every example the sum of `log p(target)` over its target tokens, in the order given; prompts of like length together.
+/// For every row the sum of `log p` over the tokens after its prompt, in the order given.
 pub(crate) fn log_probabilities(
-    decoder: &Decoder,
-    adapters: &[&dyn Adapter],
-    examples: &[Example],
+    model: &dyn Model,
+    stack: &AdapterStack,
+    rows: &[Row],
     batch_size: usize,
 ) -> Result<Vec<f64>> {
-    let mut order: Vec<usize> = (0..examples.len()).collect();
-    order.sort_by_key(|&i| std::cmp::Reverse(examples[i].row.input_ids.len()));
-    let mut sums = vec![0.0; examples.len()];
+    let mut sums = vec![0.0; rows.len()];
     let _guard = tch::no_grad_guard();
-    for indices in order.chunks(batch_size.max(1)) {
-        let batch = collate(adapters, indices.iter().map(|&i| &examples[i]))?;
-        let (places, targets) = batch.targets(&batch.layout.whole());
-        let logits = logits_at(decoder, adapters, &batch, &places)?; // [m, v]
-        let targets_column = Tensor::from_slice(&targets).to_device(decoder.device()).unsqueeze(1); // [m, 1]
-        let log_p =
-            logits.log_softmax(-1, Kind::Float).gather(1, &targets_column, false).squeeze_dim(1);
+    for batch in of_like_length(rows, batch_size) {
+        // nothing is predicted from a last token
+        let without_last = |&i: &usize| {
+            let row = rows[i].clone();
+            Row { input_ids: row.input_ids[..row.input_ids.len() - 1].to_vec(), ..row }
+        };
+        let target = |(row, &i): (usize, &usize)| {
+            let completion = rows[i].prompt_length..rows[i].input_ids.len();
+            completion.map(move |token| (row, token, rows[i].input_ids[token])).collect::<Vec<_>>()
+        };
+        let targets: Vec<_> = batch.iter().enumerate().flat_map(target).collect();
+        let before: Vec<_> = targets.iter().map(|(row, token, _)| (*row, token - 1)).collect();
+        let ids: Vec<i64> = targets.iter().map(|(_, _, id)| *id).collect();
+        let ids = Tensor::from_slice(&ids).to_device(model.device()).unsqueeze(1); // [m, 1]
+        let logits = logits_at(model, stack, batch.iter().map(without_last), &before)?; // [m, v]
+        let log_p = logits.log_softmax(-1, Kind::Float).gather(1, &ids, false).squeeze_dim(1);
         let log_p =
             Vec::<f64>::try_from(log_p.to_kind(Kind::Double)).map_err(reft_models::Error::from)?; // sync
-        let width = batch.layout.width() as i64;
-        for (place, log_p) in places.iter().zip(log_p) {
-            sums[indices[(place / width) as usize]] += log_p;
+        for ((row, ..), log_p) in targets.iter().zip(log_p) {
+            sums[batch[*row]] += log_p;
         }
     }
     Ok(sums)
@@ -34,23 +39,21 @@ pub(crate) fn log_probabilities(
 
 /// For every prompt the most probable of some tokens to come next: an index into the prompt's own list.
 pub(crate) fn best_next_tokens(
-    decoder: &Decoder,
-    adapters: &[&dyn Adapter],
-    examples: &[(Example, Vec<i64>)],
+    model: &dyn Model,
+    stack: &AdapterStack,
+    prompts: &[Row],
+    choices: &[Vec<i64>],
     batch_size: usize,
 ) -> Result<Vec<usize>> {
-    let mut order: Vec<usize> = (0..examples.len()).collect();
-    order.sort_by_key(|&i| std::cmp::Reverse(examples[i].0.row.input_ids.len()));
-    let mut best = vec![0; examples.len()];
+    let mut best = vec![0; prompts.len()];
     let _guard = tch::no_grad_guard();
-    for indices in order.chunks(batch_size.max(1)) {
-        let batch = collate(adapters, indices.iter().map(|&i| &examples[i].0))?;
-        let width = batch.layout.width();
-        let last = |row: usize| (row * width + batch.layout.columns(row).end - 1) as i64;
-        let places: Vec<i64> = (0..indices.len()).map(last).collect();
-        let logits = logits_at(decoder, adapters, &batch, &places)?; // [b, v]
-        for (row, &i) in indices.iter().enumerate() {
-            let tokens = Tensor::from_slice(&examples[i].1).to_device(decoder.device());
+    for batch in of_like_length(prompts, batch_size) {
+        let last = |(row, &i): (usize, &usize)| (row, prompts[i].input_ids.len() - 1);
+        let last: Vec<_> = batch.iter().enumerate().map(last).collect();
+        let rows = batch.iter().map(|&i| prompts[i].clone());
+        let logits = logits_at(model, stack, rows, &last)?; // [b, v]
+        for (row, &i) in batch.iter().enumerate() {
+            let tokens = Tensor::from_slice(&choices[i]).to_device(model.device());
             let scores = logits.get(row as i64).index_select(0, &tokens);
             best[i] = scores.argmax(0, false).int64_value(&[]) as usize; // sync
         }
@@ -58,26 +61,27 @@ pub(crate) fn best_next_tokens(
     Ok(best)
 }
 
-fn collate<'a>(
-    adapters: &[&dyn Adapter],
-    examples: impl Iterator<Item = &'a Example>,
-) -> Result<Batch> {
-    let virtual_tokens = adapters.iter().map(|adapter| adapter.virtual_tokens()).sum();
-    Ok(Batch::collate(examples, virtual_tokens)?)
+/// Rows in batches, by their indices; the longest first.
+fn of_like_length(rows: &[Row], batch_size: usize) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..rows.len()).collect();
+    order.sort_by_key(|&i| std::cmp::Reverse(rows[i].input_ids.len()));
+    order.chunks(batch_size.max(1)).map(<[usize]>::to_vec).collect()
 }
 
-/// Logits `[m, v]` in f32 at places of `[b·t]`.
+/// Logits `[m, v]` in f32 at some tokens, each given by its row and its place there.
 fn logits_at(
-    decoder: &Decoder,
-    adapters: &[&dyn Adapter],
-    batch: &Batch,
-    places: &[i64],
+    model: &dyn Model,
+    stack: &AdapterStack,
+    rows: impl Iterator<Item = Row>,
+    tokens: &[(usize, usize)],
 ) -> Result<Tensor> {
-    let layout = &batch.layout;
-    let hooks = adapters.iter().map(|adapter| adapter.hooks(layout, Mode::Eval));
-    let mut hooks = Stacked(hooks.collect::<reft_models::Result<_>>()?);
-    let input_ids = layout.input_ids(decoder.device());
-    let h = decoder.hidden_states(&input_ids, &layout.whole(), None, &mut hooks)?; // [b, t, d]
-    let places = Tensor::from_slice(places).to_device(decoder.device());
-    Ok(decoder.logits(&h.flatten(0, 1).index_select(0, &places)))
+    let layout = stack.layout(Layout::new(rows.collect(), PaddingSide::Right)?);
+    let span = layout.whole();
+    let place = |&(row, token)| span.flat_index(row, token).expect("invariant: a token of the row");
+    let places: Vec<i64> = tokens.iter().map(place).collect();
+    let input_ids = layout.input_ids(model.device());
+    let mut hooks = stack.hooks(&layout, Mode::Eval)?;
+    let h = model.hidden_states(&input_ids, &span, None, &mut hooks)?; // [b, t, d]
+    let places = Tensor::from_slice(&places).to_device(model.device());
+    Ok(model.logits(&h.flatten(0, 1).index_select(0, &places)))
 }

@@ -6,12 +6,9 @@ mod question;
 mod score;
 mod table;
 mod task_config;
-mod text_template;
 
+pub(crate) use question::cut;
 pub use question::{Choice, EncodedQuestion, Question, encode_questions, read_questions};
+pub(crate) use score::examples;
 pub use score::{Score, Scorer};
-pub use table::{Table, TableRow};
-pub(crate) use task_config::{Key, line_of, toml_error, with_field};
 pub use task_config::{Metric, Scoring, TaskConfig, TaskKind};
-pub(crate) use text_template::Rendered;
-pub use text_template::TextTemplate;

@@ -1,13 +1,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use reft_models::Row;
-use reft_train::{Content, Example, IGNORE_INDEX, Record, TextEncoder, read_records, tokenize};
+use reft_models::{Row, read_text};
+use reft_train::{Content, Encoding, Example, Record, TextTemplate, column, read_records};
 
-use crate::error::{Error, Result, read_text};
-use crate::tasks::table::{Table, TableRow};
+use crate::error::{Error, Result};
+use crate::tasks::table::{TableRow, read_table};
 use crate::tasks::task_config::{Scoring, TaskConfig, TaskKind};
-use crate::tasks::text_template::{TextTemplate, column};
 
 /// A row of a task: what is asked, what is to be said, and what may be chosen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,8 +31,8 @@ pub struct Choice {
 /// The rows of a data file as questions.
 ///
 /// # Errors
-/// [`Error::Line`] for a row without a column that the task needs or with an unknown label; what [`Table::read`] and
-/// [`read_records`] refuse; a text to be memorised that is empty or no UTF-8.
+/// [`reft_models::Error::Line`] for a row without a column that the task needs or with an unknown label; an ending of the file that is not
+/// known; what [`read_records`] refuses; a text to be memorised that is empty or no UTF-8.
 pub fn read_questions(task: &TaskConfig, path: &Path) -> Result<Vec<Question>> {
     if let (TaskKind::Memorise, Some(prompt)) = (task.kind, &task.prompt) {
         return Ok(vec![whole_text(prompt, path)?]);
@@ -45,7 +44,7 @@ pub fn read_questions(task: &TaskConfig, path: &Path) -> Result<Vec<Question>> {
         };
         return Ok(read_records(path)?.into_iter().map(question).collect());
     }
-    let table = Table::read(path, task.columns.as_deref())?;
+    let rows = read_table(path, task.columns.as_deref())?;
     let parse =
         |template: &Option<String>| template.as_deref().map(TextTemplate::parse).transpose();
     let in_file = |reason: String| Error::File { path: path.to_owned(), reason };
@@ -54,13 +53,10 @@ pub fn read_questions(task: &TaskConfig, path: &Path) -> Result<Vec<Question>> {
         completion: parse(&task.completion).map_err(in_file)?,
     };
     let question = |row: &TableRow| {
-        templates.question(task, path, row).map_err(|reason| Error::Line {
-            path: path.to_owned(),
-            line: row.line,
-            reason,
-        })
+        let question = templates.question(task, path, row);
+        question.map_err(|reason| Error::line(path, row.line, reason))
     };
-    table.rows.iter().map(question).collect()
+    rows.iter().map(question).collect()
 }
 
 /// A text file as the completion of a prompt.
@@ -162,7 +158,7 @@ fn choices_named(instruction: &str) -> Vec<String> {
 }
 
 /// A [`Question`] in tokens.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct EncodedQuestion {
     /// The prompt and what is to be said, with the end token.
     pub example: Example,
@@ -175,50 +171,56 @@ pub struct EncodedQuestion {
 impl EncodedQuestion {
     /// The prompt alone.
     pub fn prompt(&self) -> Row {
-        let Row { input_ids, prompt_length, subspace, counterfactual } = &self.example.row;
-        Row {
-            input_ids: input_ids[..*prompt_length].to_vec(),
-            prompt_length: *prompt_length,
-            subspace: subspace.clone(),
-            counterfactual: *counterfactual,
-        }
+        self.with_completion(&[])
     }
 
     /// What is to be said.
     pub fn completion(&self) -> &[i64] {
-        &self.example.row.input_ids[self.example.row.prompt_length..]
+        let row = self.example.row();
+        &row.input_ids[row.prompt_length..]
     }
 
-    /// The prompt followed by another completion, with labels on it.
-    pub(crate) fn with_completion(&self, completion: &[i64]) -> Example {
-        let mut row = self.prompt();
-        row.input_ids.extend(completion);
-        let mut labels = vec![IGNORE_INDEX; row.prompt_length];
-        labels.extend(completion);
-        Example { id: self.example.id.clone(), row, labels }
+    /// The prompt followed by another completion.
+    pub fn with_completion(&self, completion: &[i64]) -> Row {
+        let row = self.example.row();
+        let input_ids = [&row.input_ids[..row.prompt_length], completion].concat();
+        Row { input_ids, ..row.clone() }
     }
 }
 
-/// Questions in tokens, checked against the task's scoring and the model's context.
+/// Leaves the first tokens of an example.
+pub(crate) fn cut(example: &mut Example, length: usize) {
+    for sequence in &mut example.sequences {
+        sequence.row.input_ids.truncate(length);
+        sequence.row.prompt_length = sequence.row.prompt_length.min(length);
+        sequence.labels.truncate(length);
+    }
+}
+
+/// Questions in tokens, checked against the task's scoring and the model's context, which is the encoding's `max_length`: questions are
+/// not cut.
 ///
 /// # Errors
-/// The first question that cannot be tokenised, is shorter than the task's `length` or leaves the model no room; a choice of several tokens where the scoring takes one;
-/// choices with the same tokens.
+/// The first question that cannot be tokenised, is shorter than the task's `length` or leaves the model no room; a choice of several
+/// tokens where the scoring takes one; choices with the same tokens.
 pub fn encode_questions(
     task: &TaskConfig,
     questions: &[Question],
-    encoder: Option<&TextEncoder>,
-    vocab_size: i64,
-    context: usize,
+    encoding: &Encoding,
 ) -> Result<Vec<EncodedQuestion>> {
     let records: Vec<Record> = questions.iter().map(|question| question.record.clone()).collect();
-    let examples = tokenize(&records, encoder, vocab_size, usize::MAX)?;
+    let examples = Encoding { max_length: usize::MAX, ..*encoding }.examples(&records)?;
     let encode = |(question, mut example): (&Question, Example)| {
         if let Some(length) = task.length {
             cut_completion(&mut example, length)?;
         }
-        let encoded = encode_question(question, example, encoder)?;
-        check(task, question, &encoded, context)?;
+        let choices = question.choices.iter().map(|choice| {
+            let tokens = completion_tokens(question, choice, encoding)?;
+            Ok((choice.answer.clone(), tokens))
+        });
+        let choices = choices.collect::<Result<_>>()?;
+        let encoded = EncodedQuestion { example, answer: question.answer.clone(), choices };
+        check(task, question, &encoded, encoding.max_length)?;
         Ok(encoded)
     };
     questions.iter().zip(examples).map(encode).collect()
@@ -226,35 +228,30 @@ pub fn encode_questions(
 
 /// Leaves the first tokens of a completion.
 fn cut_completion(example: &mut Example, length: usize) -> Result<()> {
-    let prompt_length = example.row.prompt_length;
-    let found = example.row.input_ids.len() - prompt_length;
+    let row = example.row();
+    let (prompt_length, found) = (row.prompt_length, row.input_ids.len() - row.prompt_length);
     if found < length {
         let reason = format!(
             "the completion has {found} tokens with its end token, length is {length}; lower length"
         );
         return Err(reft_train::Error::Template { id: example.id.clone(), reason }.into());
     }
-    example.row.input_ids.truncate(prompt_length + length);
-    example.labels.truncate(prompt_length + length);
+    cut(example, prompt_length + length);
     Ok(())
 }
 
-fn encode_question(
+/// The tokens of a choice's completion. Choices are of tasks whose rows are texts, and texts have an encoder.
+fn completion_tokens(
     question: &Question,
-    example: Example,
-    encoder: Option<&TextEncoder>,
-) -> Result<EncodedQuestion> {
-    let mut choices = Vec::new();
-    for choice in &question.choices {
-        let mut record = question.record.clone();
-        if let Content::Instruction { output, .. } = &mut record.content {
-            output.clone_from(&choice.completion);
-        }
-        if let Some(encoder) = encoder {
-            choices.push((choice.answer.clone(), encoder.encode(&record)?.1));
-        }
+    choice: &Choice,
+    encoding: &Encoding,
+) -> Result<Vec<i64>> {
+    let mut record = question.record.clone();
+    if let Content::Instruction { output, .. } = &mut record.content {
+        output.clone_from(&choice.completion);
     }
-    Ok(EncodedQuestion { example, answer: question.answer.clone(), choices })
+    let Some(encoder) = encoding.text else { return Ok(Vec::new()) };
+    Ok(encoder.encode(&record)?.1)
 }
 
 fn check(
@@ -267,7 +264,7 @@ fn check(
         Err(reft_train::Error::Template { id: encoded.example.id.clone(), reason }.into())
     };
     let longest = encoded.choices.iter().map(|(_, tokens)| tokens.len()).max().unwrap_or(0);
-    let prompt_length = encoded.example.row.prompt_length;
+    let prompt_length = encoded.example.row().prompt_length;
     let length = prompt_length + longest.max(encoded.completion().len());
     if length > context {
         return refuse(format!(
@@ -299,14 +296,15 @@ fn check(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::line_refused;
 
     type TestResult = std::result::Result<(), Box<dyn std::error::Error>>;
 
     fn questions(task: &TaskConfig, name: &str, text: &str) -> Result<Vec<Question>> {
         let directory =
-            tempfile::tempdir().map_err(crate::error::io_error("create", Path::new(name)))?;
+            tempfile::tempdir().map_err(reft_models::io_error("create", Path::new(name)))?;
         let path = directory.path().join(name);
-        std::fs::write(&path, text).map_err(crate::error::io_error("write", &path))?;
+        std::fs::write(&path, text).map_err(reft_models::io_error("write", &path))?;
         read_questions(task, &path)
     }
 
@@ -339,10 +337,7 @@ mod tests {
 
     #[test]
     fn unknown_labels_and_missing_columns_are_named_with_their_line() -> TestResult {
-        let refused = |task: &TaskConfig, name, text| match questions(task, name, text) {
-            Err(Error::Line { line, reason, .. }) => (line, reason),
-            other => panic!("{other:?}"),
-        };
+        let refused = |task: &TaskConfig, name, text| line_refused(questions(task, name, text));
         let task = sentiment()?;
         let (line, reason) = refused(&task, "a.tsv", "x\t1\ny\t2\n");
         assert_eq!((line, reason.as_str()), (2, "label \"2\" has no word; labels has 0, 1"));
@@ -365,7 +360,7 @@ mod tests {
         assert_eq!(choices, ["the correct answer is solution1", "the correct answer is solution2"]);
         assert_eq!(texts(&question).1, choices[1]);
         let wrong = row.replace("\"answer\": \"solution2\"", "\"answer\": \"c\"");
-        assert!(matches!(questions(&task, "a.jsonl", &wrong), Err(Error::Line { line: 1, .. })));
+        assert_eq!(line_refused(questions(&task, "a.jsonl", &wrong)).0, 1);
         Ok(())
     }
 }

@@ -2,8 +2,8 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use reft_models::{Adapter, Decoder, GenerationConfig, Row, Tokenizer, generate_all};
-use reft_train::{Example, evaluate};
+use reft_models::{Generated, GenerationConfig, Row, Tokenizer, generate_all};
+use reft_train::{Example, Learner};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -45,31 +45,24 @@ pub struct Scorer<'a> {
 }
 
 impl Scorer<'_> {
-    /// Scores a model with any number of adapters on questions.
+    /// Scores a model with its adapters on questions.
     ///
     /// # Errors
     /// [`Error::Interrupted`]; what the model or an adapter refuses.
-    pub fn score(
-        &self,
-        decoder: &Decoder,
-        adapters: &[&dyn Adapter],
-        questions: &[EncodedQuestion],
-    ) -> Result<Score> {
+    pub fn score(&self, learner: &Learner, questions: &[EncodedQuestion]) -> Result<Score> {
         let started = Instant::now();
         let mut perplexity = None;
         let (value, answers) = match (self.task.kind, self.task.scoring()) {
             (TaskKind::Lm, _) => {
-                let examples: Vec<Example> =
-                    questions.iter().map(|question| question.example.clone()).collect();
-                let report = evaluate(decoder, adapters, &examples, self.batch_size, None)?;
+                let report = learner.evaluate(&examples(questions), self.batch_size, None)?;
                 perplexity = Some(report.perplexity);
                 (report.loss, Vec::new())
             }
-            (TaskKind::Memorise, _) => (self.recall(decoder, adapters, questions)?, Vec::new()),
+            (TaskKind::Memorise, _) => (self.recall(learner, questions)?, Vec::new()),
             (TaskKind::Arithmetic, _) => {
                 let judge =
                     |reply: &str, question: &EncodedQuestion| arithmetic(reply, &question.answer);
-                self.generated(decoder, adapters, questions, judge)?
+                self.generated(learner, questions, judge)?
             }
             (_, Scoring::ExactMatch) => {
                 let lead = self.lead();
@@ -77,10 +70,10 @@ impl Scorer<'_> {
                     let found = after_lead(reply, &lead);
                     (found.to_owned(), found == after_lead(&question.answer, ""))
                 };
-                self.generated(decoder, adapters, questions, judge)?
+                self.generated(learner, questions, judge)?
             }
             (_, Scoring::LogProbability | Scoring::NextToken) => {
-                let best = self.most_probable(decoder, adapters, questions)?;
+                let best = self.most_probable(learner, questions)?;
                 let answers = questions.iter().zip(best).map(|(q, i)| q.choices[i].0.clone());
                 let answers: Vec<String> = answers.collect();
                 let right = questions.iter().zip(&answers).filter(|(q, a)| q.answer == **a).count();
@@ -111,25 +104,23 @@ impl Scorer<'_> {
 
     fn most_probable(
         &self,
-        decoder: &Decoder,
-        adapters: &[&dyn Adapter],
+        learner: &Learner,
         questions: &[EncodedQuestion],
     ) -> Result<Vec<usize>> {
+        let (model, stack) = (learner.model, &learner.stack);
         if self.task.scoring() == Scoring::NextToken {
-            let asked = |question: &EncodedQuestion| {
-                let tokens = question.choices.iter().map(|(_, tokens)| tokens[0]).collect();
-                (question.with_completion(&[]), tokens)
-            };
-            let asked: Vec<(Example, Vec<i64>)> = questions.iter().map(asked).collect();
-            return best_next_tokens(decoder, adapters, &asked, self.batch_size);
+            let prompts: Vec<Row> = questions.iter().map(EncodedQuestion::prompt).collect();
+            let first = |(_, tokens): &(String, Vec<i64>)| tokens[0];
+            let choices = questions.iter().map(|q| q.choices.iter().map(first).collect());
+            let choices: Vec<Vec<i64>> = choices.collect();
+            return best_next_tokens(model, stack, &prompts, &choices, self.batch_size);
         }
         let of_one = |question: &EncodedQuestion| {
             let choices = question.choices.iter();
             choices.map(|(_, tokens)| question.with_completion(tokens)).collect::<Vec<_>>()
         };
-        let examples: Vec<Example> = questions.iter().flat_map(of_one).collect();
-        let mut scores =
-            log_probabilities(decoder, adapters, &examples, self.batch_size)?.into_iter();
+        let rows: Vec<Row> = questions.iter().flat_map(of_one).collect();
+        let mut scores = log_probabilities(model, stack, &rows, self.batch_size)?.into_iter();
         let best_of = |question: &EncodedQuestion| {
             let own: Vec<f64> = scores.by_ref().take(question.choices.len()).collect();
             let best = (0..own.len()).reduce(|best, i| if own[i] > own[best] { i } else { best });
@@ -141,8 +132,7 @@ impl Scorer<'_> {
     /// Share of right answers, and the answers, of generated replies.
     fn generated(
         &self,
-        decoder: &Decoder,
-        adapters: &[&dyn Adapter],
+        learner: &Learner,
         questions: &[EncodedQuestion],
         judge: impl Fn(&str, &EncodedQuestion) -> (String, bool),
     ) -> Result<(f64, Vec<String>)> {
@@ -156,12 +146,7 @@ impl Scorer<'_> {
         });
         let stop_ids = tokenizer.eos_ids().to_vec();
         let config = GenerationConfig { max_new_tokens, stop_ids, ..GenerationConfig::default() };
-        let rows: Vec<Row> = questions.iter().map(|question| question.prompt()).collect();
-        let replies =
-            generate_all(decoder, adapters, &rows, self.batch_size, &config, &mut |_, _| {
-                self.go_on()
-            })?;
-        self.check_stop()?;
+        let replies = self.replies(learner, questions, &config)?;
         let (mut right, mut answers) = (0, Vec::with_capacity(questions.len()));
         for (reply, question) in replies.iter().zip(questions) {
             let (answer, is_right) = judge(&tokenizer.decode(reply.text_ids(), true)?, question);
@@ -172,47 +157,45 @@ impl Scorer<'_> {
     }
 
     /// Share of all completions' tokens that greedy generation gives back before its first wrong one; end tokens do not count.
-    fn recall(
-        &self,
-        decoder: &Decoder,
-        adapters: &[&dyn Adapter],
-        questions: &[EncodedQuestion],
-    ) -> Result<f64> {
+    fn recall(&self, learner: &Learner, questions: &[EncodedQuestion]) -> Result<f64> {
         let eos_ids = self.tokenizer.map_or(&[][..], Tokenizer::eos_ids);
-        let text = |question: &'_ EncodedQuestion| -> Vec<i64> {
-            let tokens = question.completion();
-            let ends = tokens.last().is_some_and(|last| eos_ids.contains(last));
-            tokens[..tokens.len() - usize::from(ends)].to_vec()
-        };
         let (mut recalled, mut all) = (0, 0);
         for question in questions {
-            let expected = text(question);
-            let config = GenerationConfig {
-                max_new_tokens: expected.len().max(1),
-                ..GenerationConfig::default()
+            let expected = match question.completion() {
+                [text @ .., last] if eos_ids.contains(last) => text,
+                text => text,
             };
-            let rows = [question.prompt()];
-            let replies =
-                generate_all(decoder, adapters, &rows, 1, &config, &mut |_, _| self.go_on())?;
-            self.check_stop()?;
-            let pairs = replies[0].ids.iter().zip(&expected);
+            let max_new_tokens = expected.len().max(1);
+            let config = GenerationConfig { max_new_tokens, ..GenerationConfig::default() };
+            let replies = self.replies(learner, std::slice::from_ref(question), &config)?;
+            let pairs = replies[0].ids.iter().zip(expected);
             recalled += pairs.take_while(|(found, right)| found == right).count();
             all += expected.len();
         }
         Ok(recalled as f64 / all.max(1) as f64)
     }
 
-    fn go_on(&self) -> ControlFlow<()> {
-        if self.stop.load(Ordering::Relaxed) {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
+    fn replies(
+        &self,
+        learner: &Learner,
+        questions: &[EncodedQuestion],
+        config: &GenerationConfig,
+    ) -> Result<Vec<Generated>> {
+        let is_stopped = || self.stop.load(Ordering::Relaxed);
+        let mut go_on = |_: usize, _: i64| match is_stopped() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        };
+        let rows: Vec<Row> = questions.iter().map(EncodedQuestion::prompt).collect();
+        let (model, stack) = (learner.model, &learner.stack);
+        let replies = generate_all(model, stack, &rows, self.batch_size, config, &mut go_on)?;
+        if is_stopped() { Err(Error::Interrupted) } else { Ok(replies) }
     }
+}
 
-    fn check_stop(&self) -> Result<()> {
-        if self.stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
-    }
+/// The questions as what is trained on.
+pub(crate) fn examples(questions: &[EncodedQuestion]) -> Vec<Example> {
+    questions.iter().map(|question| question.example.clone()).collect()
 }
 
 fn longest_choice(questions: &[EncodedQuestion]) -> usize {

@@ -1,59 +1,48 @@
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use reft_models::read_text;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
-use crate::error::{Error, Result, read_text};
+use crate::error::{Error, Result};
 
-/// The rows of a data file: TSV, CSV, JSON or JSONL, told by its ending.
+/// A row of a data file by column name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Table {
-    /// The file.
-    pub path: PathBuf,
-    /// Its rows, without the header.
-    pub rows: Vec<TableRow>,
-}
-
-/// A row by column name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TableRow {
+pub(crate) struct TableRow {
     /// Line of the file that the row begins on, counted from 1.
-    pub line: usize,
+    pub(crate) line: usize,
     /// Texts as they are; numbers, true and false as JSON writes them. What has no such form is left out.
-    pub fields: BTreeMap<String, String>,
+    pub(crate) fields: BTreeMap<String, String>,
 }
 
-impl Table {
-    /// Reads a file. `columns` names the columns of a TSV or CSV file that has no header.
-    ///
-    /// A TSV file has no quotes: a tab ends a field, and nothing else does.
-    ///
-    /// # Errors
-    /// [`Error::File`] for an ending that is not known or a file without rows; [`Error::Line`] for a line that cannot be read.
-    pub fn read(path: &Path, columns: Option<&[String]>) -> Result<Self> {
-        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
-        let delimited = |delimiter| read_delimited(path, delimiter, columns);
-        let rows = match ending.to_ascii_lowercase().as_str() {
-            "tsv" => delimited(b'\t')?,
-            "csv" => delimited(b',')?,
-            "json" | "jsonl" if columns.is_some() => {
-                let reason = "columns are named for a TSV or CSV file without header; rows of JSON have names".to_owned();
-                return Err(Error::File { path: path.to_owned(), reason });
-            }
-            "json" | "jsonl" => read_json(path)?,
-            other => {
-                let reason = format!(
-                    "the ending {other:?} is not known; expected .tsv, .csv, .json or .jsonl"
-                );
-                return Err(Error::File { path: path.to_owned(), reason });
-            }
-        };
-        if rows.is_empty() {
-            let reason = "the file holds no row".to_owned();
-            return Err(Error::File { path: path.to_owned(), reason });
+/// The rows of a data file, which its ending says to be TSV, CSV, JSON or JSONL. `columns` names the columns of a TSV or CSV file that has
+/// no header.
+///
+/// A TSV file has no quotes: a tab ends a field, and nothing else does.
+///
+/// # Errors
+/// [`Error::File`] for an ending that is not known or a file without rows; [`reft_models::Error::Line`] for a line that cannot be read.
+pub(crate) fn read_table(path: &Path, columns: Option<&[String]>) -> Result<Vec<TableRow>> {
+    let refuse = |reason: String| Err(Error::File { path: path.to_owned(), reason });
+    let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+    let rows = match ending.to_ascii_lowercase().as_str() {
+        "tsv" => read_delimited(path, b'\t', columns)?,
+        "csv" => read_delimited(path, b',', columns)?,
+        "json" | "jsonl" if columns.is_some() => {
+            return refuse(
+                "columns are named for a TSV or CSV file without header; rows of JSON have names"
+                    .to_owned(),
+            );
         }
-        Ok(Self { path: path.to_owned(), rows })
-    }
+        "json" | "jsonl" => read_json(path)?,
+        other => {
+            return refuse(format!(
+                "the ending {other:?} is not known; expected .tsv, .csv, .json or .jsonl"
+            ));
+        }
+    };
+    if rows.is_empty() { refuse("the file holds no row".to_owned()) } else { Ok(rows) }
 }
 
 fn read_delimited(path: &Path, delimiter: u8, columns: Option<&[String]>) -> Result<Vec<TableRow>> {
@@ -64,7 +53,7 @@ fn read_delimited(path: &Path, delimiter: u8, columns: Option<&[String]>) -> Res
         .has_headers(false)
         .flexible(true)
         .from_reader(text.as_bytes());
-    let fail = |line: usize, reason: String| Error::Line { path: path.to_owned(), line, reason };
+    let fail = |line: usize, reason: String| Error::line(path, line, reason);
     let mut names: Option<Vec<String>> = columns.map(<[_]>::to_vec);
     let mut rows = Vec::new();
     for record in reader.records() {
@@ -93,46 +82,29 @@ fn read_delimited(path: &Path, delimiter: u8, columns: Option<&[String]>) -> Res
 /// A JSON list of objects, or objects one after another.
 fn read_json(path: &Path) -> Result<Vec<TableRow>> {
     let text = read_text(path)?;
-    let line_at = |offset: usize| 1 + text[..offset].matches('\n').count();
-    let fail = |line: usize, reason: String| Error::Line { path: path.to_owned(), line, reason };
-    let is_list = text.trim_start().starts_with('[');
-    let mut at = if is_list { text.find('[').map_or(0, |start| start + 1) } else { 0 };
+    let broken = |error: serde_json::Error| {
+        let words = error.to_string(); // without the parser's own line and column
+        let reason = words.split(" at line ").next().unwrap_or_default().to_owned();
+        Error::line(path, error.line(), reason)
+    };
+    let rows: Vec<&RawValue> = match text.trim_start().starts_with('[') {
+        true => serde_json::from_str(&text).map_err(broken)?,
+        false => {
+            let rows = serde_json::Deserializer::from_str(&text).into_iter();
+            rows.collect::<std::result::Result<_, _>>().map_err(broken)?
+        }
+    };
     let (mut line, mut counted) = (1, 0); // the lines before `counted`
-    let mut rows = Vec::new();
-    loop {
-        at += text[at..].len() - text[at..].trim_start().len();
-        if is_list && text[at..].starts_with(']') {
-            return match text[at + 1..].trim() {
-                "" => Ok(rows),
-                _ => Err(fail(line_at(at), "something stands behind the list".to_owned())),
-            };
-        }
-        if !is_list && at == text.len() {
-            return Ok(rows);
-        }
+    let row = |row: &RawValue| {
+        let at = row.get().as_ptr().addr() - text.as_ptr().addr();
         line += text[counted..at].matches('\n').count();
         counted = at;
-        let mut values = serde_json::Deserializer::from_str(&text[at..]).into_iter::<Value>();
-        let value = match values.next() {
-            Some(Ok(value)) => value,
-            Some(Err(error)) => {
-                return Err(fail(line + error.line().max(1) - 1, error_text(&error)));
-            }
-            None => return Err(fail(line, "the list does not end; expected ]".to_owned())),
-        };
-        at += values.byte_offset();
-        let Value::Object(object) = value else {
-            return Err(fail(line, "the row is no JSON object".to_owned()));
-        };
-        let fields = object.into_iter().filter_map(|(name, value)| Some((name, text_of(value)?)));
-        rows.push(TableRow { line, fields: fields.collect() });
-        let rest = text[at..].trim_start();
-        if is_list && rest.starts_with(',') {
-            at = text.len() - rest.len() + 1;
-        } else if is_list && !rest.starts_with(']') {
-            return Err(fail(line_at(at), "expected , or ] after the row".to_owned()));
-        }
-    }
+        let fields: BTreeMap<String, Value> = serde_json::from_str(row.get())
+            .map_err(|_| Error::line(path, line, "the row is no JSON object".to_owned()))?;
+        let fields = fields.into_iter().filter_map(|(name, value)| Some((name, text_of(value)?)));
+        Ok(TableRow { line, fields: fields.collect() })
+    };
+    rows.into_iter().map(row).collect()
 }
 
 fn text_of(value: Value) -> Option<String> {
@@ -144,44 +116,25 @@ fn text_of(value: Value) -> Option<String> {
     }
 }
 
-/// The parser's words without its own line and column.
-fn error_text(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    text.rfind(" at line ").map_or(text.clone(), |end| text[..end].to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::line_refused;
 
     type TestResult = std::result::Result<(), Box<dyn std::error::Error>>;
 
     fn read(name: &str, text: &str, columns: &[&str]) -> Result<Vec<(usize, Vec<String>)>> {
-        let directory = tempfile::tempdir().map_err(|source| reft_models::Error::Io {
-            action: "create",
-            path: name.into(),
-            source,
-        })?;
+        let directory =
+            tempfile::tempdir().map_err(reft_models::io_error("create", Path::new(name)))?;
         let path = directory.path().join(name);
-        std::fs::write(&path, text).map_err(|source| reft_models::Error::Io {
-            action: "write",
-            path: path.clone(),
-            source,
-        })?;
+        std::fs::write(&path, text).map_err(reft_models::io_error("write", &path))?;
         let columns: Vec<String> = columns.iter().map(|&column| column.to_owned()).collect();
-        let table = Table::read(&path, (!columns.is_empty()).then_some(columns.as_slice()))?;
+        let rows = read_table(&path, (!columns.is_empty()).then_some(columns.as_slice()))?;
         let row = |row: TableRow| {
             let fields = row.fields.into_iter().map(|(name, text)| format!("{name}={text}"));
             (row.line, fields.collect())
         };
-        Ok(table.rows.into_iter().map(row).collect())
-    }
-
-    fn line_of(result: Result<Vec<(usize, Vec<String>)>>) -> (usize, String) {
-        match result {
-            Err(Error::Line { line, reason, .. }) => (line, reason),
-            other => panic!("{other:?}"),
-        }
+        Ok(rows.into_iter().map(row).collect())
     }
 
     #[test]
@@ -216,13 +169,13 @@ mod tests {
 
     #[test]
     fn what_is_broken_is_named_with_its_line() {
-        let (line, reason) = line_of(read("a.tsv", "x\t1\ny\n", &["text", "label"]));
+        let (line, reason) = line_refused(read("a.tsv", "x\t1\ny\n", &["text", "label"]));
         assert_eq!((line, reason.as_str()), (2, "1 fields, expected 2: text, label"));
-        assert_eq!(line_of(read("a.json", "[{\"a\": 1},\n {\"a\" 2}]", &[])).0, 2);
-        assert_eq!(line_of(read("a.json", "[{\"a\": 1}\n {\"a\": 2}]", &[])).0, 1);
-        assert_eq!(line_of(read("a.json", "[{\"a\": 1}]\n\nx", &[])).0, 1);
-        assert_eq!(line_of(read("a.json", "[\n{\"a\": 1},\n", &[])).0, 3);
-        assert_eq!(line_of(read("a.jsonl", "{\"a\": 1}\n[1]\n", &[])).0, 2);
+        assert_eq!(line_refused(read("a.json", "[{\"a\": 1},\n {\"a\" 2}]", &[])).0, 2);
+        assert_eq!(line_refused(read("a.json", "[{\"a\": 1}\n {\"a\": 2}]", &[])).0, 2);
+        assert_eq!(line_refused(read("a.json", "[{\"a\": 1}]\n\nx", &[])).0, 3);
+        assert_eq!(line_refused(read("a.json", "[\n{\"a\": 1},\n", &[])).0, 3);
+        assert_eq!(line_refused(read("a.jsonl", "{\"a\": 1}\n[1]\n", &[])).0, 2);
         assert!(matches!(read("a.txt", "x", &[]), Err(Error::File { .. })));
         assert!(matches!(read("a.json", "[]", &[]), Err(Error::File { .. })));
         assert!(matches!(read("a.json", "[{}]", &["a"]), Err(Error::File { .. })));

@@ -1,11 +1,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use reft_train::Template;
+use reft_models::{Key, line_of, read_text, toml_error};
+use reft_train::{Template, TextTemplate};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result, read_text};
-use crate::tasks::text_template::TextTemplate;
+use crate::error::{Error, Result};
+use crate::fields::with_field;
 
 /// What a task measures and how its rows become prompts: a built-in name, or a small TOML file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -126,20 +127,9 @@ impl TaskKind {
 impl TaskConfig {
     /// A built-in task by name.
     pub fn built_in(name: &str) -> Option<Self> {
-        let (name, kind) = TaskKind::BUILT_IN.into_iter().find(|(known, _)| *known == name)?;
-        Some(Self {
-            name: name.to_owned(),
-            kind,
-            scoring: None,
-            prompt: None,
-            completion: None,
-            answer: None,
-            labels: BTreeMap::new(),
-            columns: None,
-            template: Template::Auto,
-            max_new_tokens: None,
-            length: None,
-        })
+        let (name, _) = TaskKind::BUILT_IN.into_iter().find(|(known, _)| *known == name)?;
+        let task = format!("name = \"{name}\"\ntype = \"{name}\"");
+        Some(toml::from_str(&task).expect("invariant: a task's type is its name"))
     }
 
     /// A task by name, or from a TOML file.
@@ -161,17 +151,15 @@ impl TaskConfig {
     /// A task from the text of a TOML file.
     ///
     /// # Errors
-    /// [`Error::Line`] for a field that is unknown, missing, of another type, or not one of the task's.
+    /// [`reft_models::Error::Line`] for a field that is unknown, missing, of another type, or not one of the task's.
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
         let mut task: Self =
             toml::from_str(text).map_err(|error| toml_error(text, path, &error))?;
         if task.name.is_empty() {
             task.name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         }
-        task.check().map_err(|(field, reason)| Error::Line {
-            path: path.to_owned(),
-            line: line_of(text, &[Key::Name(field)]),
-            reason,
+        task.check().map_err(|(field, reason)| {
+            Error::line(path, line_of(text, &[Key::Name(field)]), reason)
         })?;
         Ok(task)
     }
@@ -244,65 +232,15 @@ impl TaskConfig {
     }
 }
 
-/// A configuration with one field set to another value, or why it cannot have it.
-pub(crate) fn with_field<T: Serialize + serde::de::DeserializeOwned>(
-    config: &T,
-    field: &str,
-    value: &serde_json::Value,
-) -> Result<T, String> {
-    let mut json = serde_json::to_value(config).map_err(|error| error.to_string())?;
-    if let Some(fields) = json.as_object_mut() {
-        fields.insert(field.to_owned(), value.clone());
-    }
-    serde_json::from_value(json).map_err(|error| error.to_string())
-}
-
-/// A step on the way to a value of a TOML file.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Key<'a> {
-    Name(&'a str),
-    Index(usize),
-}
-
-/// The line that a value of a TOML file stands on, or the last of its parents that is there; 1 if none is.
-pub(crate) fn line_of(text: &str, path: &[Key]) -> usize {
-    use toml::de::{DeTable, DeValue};
-    let Ok(table) = DeTable::parse(text) else { return 1 };
-    let mut line = 1;
-    let mut value: Option<&DeValue> = None;
-    for (i, key) in path.iter().enumerate() {
-        let next = match (key, value) {
-            (Key::Name(name), None) if i == 0 => table.get_ref().get(*name),
-            (Key::Name(name), Some(DeValue::Table(table))) => table.get(*name),
-            (Key::Index(index), Some(DeValue::Array(array))) => array.get(*index),
-            _ => None,
-        };
-        let Some(next) = next else { break };
-        // an array of tables has the span of its first header
-        line = 1 + text[..next.span().start].matches('\n').count();
-        value = Some(next.get_ref());
-    }
-    line
-}
-
-/// A TOML error with its file and line.
-pub(crate) fn toml_error(text: &str, path: &Path, error: &toml::de::Error) -> Error {
-    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
-    let line = 1 + before.matches('\n').count();
-    Error::Line { path: path.to_owned(), line, reason: error.message().replace('\n', ", ") }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::line_refused;
 
     const SST2: &str = "type = \"choice\"\ncolumns = [\"text\", \"label\"]\nprompt = \"{text}\"\nanswer = \"label\"\n\n[labels]\n0 = \"negative\"\n1 = \"positive\"\n";
 
     fn refused(text: &str) -> (usize, String) {
-        match TaskConfig::parse(text, Path::new("t.toml")) {
-            Err(Error::Line { line, reason, .. }) => (line, reason),
-            other => panic!("{other:?}"),
-        }
+        line_refused(TaskConfig::parse(text, Path::new("t.toml")))
     }
 
     #[test]

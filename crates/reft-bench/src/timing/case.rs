@@ -1,13 +1,16 @@
 use std::path::PathBuf;
 
-use reft_models::{Adapter, Decoder, DecoderConfig, Row, WeightStorage, Weights};
+use reft_methods::{Error as MethodError, MethodOptions, Methods, resolve};
+use reft_models::{
+    Adapter, AdapterStack, Decoder, DecoderConfig, Model, ModelDescription, Reach, Row,
+    WeightStorage, Weights, read_json,
+};
 use reft_train::{Example, IGNORE_INDEX};
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
-use crate::compare::Precision;
-use crate::error::{Error, Result, read_text};
-use crate::method_config::{MethodConfig, MethodOptions};
+use crate::error::Result;
+use crate::precision::Precision;
 use crate::timing::floor::FloorAdapter;
 
 /// The name of the frozen floor among methods.
@@ -46,7 +49,7 @@ pub struct TimingCase {
 }
 
 impl TimingCase {
-    /// The shape of the model, read without its weights.
+    /// The configuration of the model, read without its weights.
     ///
     /// # Errors
     /// If it is not there or no decoder.
@@ -54,17 +57,14 @@ impl TimingCase {
         if !self.random_weights || self.model.is_dir() {
             return Ok(DecoderConfig::open(&self.model)?);
         }
-        let path = || self.model.clone();
-        let json = serde_json::from_str(&read_text(&self.model)?)
-            .map_err(|source| reft_models::Error::Json { path: path(), source })?;
-        Ok(DecoderConfig::from_json(json, &self.model)?)
+        Ok(DecoderConfig::from_json(read_json(&self.model)?, &self.model)?)
     }
 
-    /// Checks everything against the model's shape, so that nothing is left to fail when weights have been read.
+    /// Checks everything against the model, so that nothing is left to fail when weights have been read.
     ///
     /// # Errors
-    /// [`Error::OptionValue`] for a size that cannot be, [`Error::UnknownMethod`], what the method refuses.
-    pub fn check(&self, model: &DecoderConfig) -> Result<()> {
+    /// [`MethodError::OptionValue`] for a size that cannot be, [`MethodError::UnknownMethod`], what the method refuses.
+    pub fn check(&self, model: &ModelDescription) -> Result<()> {
         at_least("batch_size", self.batch_size, 1)?;
         at_least("prompt_length", self.prompt_length, 1)?;
         at_least("response_length", self.response_length, 1)?;
@@ -77,35 +77,46 @@ impl TimingCase {
         if i64::try_from(length).is_err() || length as i64 > context {
             let found = format!("{}, with what follows it {length}", self.prompt_length);
             let expected = format!("at most {context} tokens together, the model's context");
-            return Err(Error::OptionValue { option: "prompt_length", found, expected });
+            return Err(refused("prompt_length", found, expected));
         }
-        self.method_config(model)?;
+        self.methods(model)?;
         Ok(())
     }
 
     /// `None`: the frozen floor.
-    pub(crate) fn method_config(&self, model: &DecoderConfig) -> Result<Option<MethodConfig>> {
+    pub(crate) fn methods(&self, model: &ModelDescription) -> Result<Option<Methods>> {
         if self.method == FLOOR {
             return Ok(None);
         }
         let options = self.options.of_method(&self.method)?;
-        MethodConfig::resolve(&self.method, &options, model).map(Some)
+        Ok(Some(resolve(&self.method, &options, model)?))
     }
 
-    pub(crate) fn decoder(&self, model: DecoderConfig, device: Device) -> Result<Decoder> {
+    pub(crate) fn decoder(&self, config: DecoderConfig, device: Device) -> Result<Decoder> {
         let weights = match self.random_weights {
-            true => Weights::random(&model),
+            true => Weights::random(&config.describe().tensors),
             false => Weights::open(&self.model)?,
         };
         let weights = weights.held_as(self.weights);
-        Ok(Decoder::from_weights(model, &weights, self.kind.kind(), device)?)
+        Ok(Decoder::from_weights(config, &weights, self.kind.kind(), device)?)
     }
 
-    pub(crate) fn adapter(&self, decoder: &Decoder) -> Result<Box<dyn Adapter>> {
-        match self.method_config(decoder.config())? {
-            None => Ok(Box::new(FloorAdapter::new(decoder.device()))),
-            Some(config) => config.build(decoder, "timed"),
-        }
+    pub(crate) fn adapters(&self, model: &dyn Model) -> Result<Vec<Box<dyn Adapter>>> {
+        Ok(match self.methods(model.description())? {
+            None => vec![Box::new(FloorAdapter::new(model.device()))],
+            Some(methods) => methods.build(model, "timed")?,
+        })
+    }
+
+    /// The lowest point of a row's forward that the method touches or a label is predicted from, and whether what is before it is kept.
+    pub(crate) fn reach(&self, model: &ModelDescription, stack: &AdapterStack) -> (Reach, bool) {
+        let row = self.examples(1, model.vocab_size).swap_remove(0);
+        let untouched = Reach { stage: model.num_hidden_layers, token: self.prompt_length - 1 };
+        let reach = stack.reach(row.row()).map_or(untouched, |touched| untouched.and(touched));
+        // a token of a model that is not causal sees those that are touched, wherever it is
+        let reach = if model.is_causal { reach } else { Reach { token: 0, ..reach } };
+        let is_any = reach.stage > 0 || reach.token > 0;
+        (reach, self.reuse && stack.virtual_tokens() == 0 && is_any)
     }
 
     /// The rows of some batches, the same for every method: all tokens differ from row to row and none is padding.
@@ -117,7 +128,7 @@ impl TimingCase {
                 let mut labels = vec![IGNORE_INDEX; self.prompt_length];
                 labels.extend(&input_ids[self.prompt_length..]);
                 let row = Row { input_ids, prompt_length: self.prompt_length, ..Row::default() };
-                Example { id: "timed".to_owned(), row, labels }
+                Example::of("timed", row, labels)
             })
             .collect()
     }
@@ -134,8 +145,11 @@ fn at_least(option: &'static str, found: usize, least: usize) -> Result<()> {
     if found >= least {
         return Ok(());
     }
-    let expected = format!("at least {least}");
-    Err(Error::OptionValue { option, found: found.to_string(), expected })
+    Err(refused(option, found.to_string(), format!("at least {least}")))
+}
+
+pub(super) fn refused(option: &'static str, found: String, expected: String) -> crate::Error {
+    MethodError::OptionValue { option, found, expected }.into()
 }
 
 #[cfg(test)]

@@ -1,11 +1,9 @@
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use reft_core::Parameter;
-use reft_models::{Adapter, Hooks, Layout, Mode, Result, Span};
+use reft_models::{Adapter, Error, Hooks, Layout, Mode, Result, Span};
 use tch::{Device, Kind, Tensor};
 
-use crate::nothing_trained;
 use crate::timing::case::FLOOR;
 
 /// The frozen floor: what a step costs before any method does something.
@@ -36,20 +34,13 @@ impl Adapter for FloorAdapter {
         vec![Parameter::new("placeholder", &self.placeholder)]
     }
 
-    fn hooks<'a>(&'a self, _layout: &'a Layout, _mode: Mode) -> Result<Box<dyn Hooks + 'a>> {
+    fn hooks<'a>(&'a self, _layout: &Layout, _mode: Mode) -> Result<Box<dyn Hooks + 'a>> {
         Ok(Box::new(FloorHooks))
     }
 
-    fn state(&self) -> BTreeMap<String, Tensor> {
-        BTreeMap::new()
-    }
-
-    fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
-        nothing_trained::load_state("the frozen floor", state)
-    }
-
     fn save(&self, _dir: &Path) -> Result<()> {
-        nothing_trained::save("the frozen floor")
+        let reason = "the frozen floor trains nothing and has nothing to save".to_owned();
+        Err(Error::Adapter { reason })
     }
 }
 
@@ -58,19 +49,5 @@ struct FloorHooks;
 impl Hooks for FloorHooks {
     fn embeddings(&mut self, h: Tensor, _span: &Span) -> Result<Tensor> {
         Ok(h.detach().set_requires_grad(true))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn there_is_nothing_to_save_or_to_go_back_to() {
-        let mut floor = FloorAdapter::new(Device::Cpu);
-        assert!(floor.save(Path::new("unused")).is_err());
-        assert!(floor.load_state(&floor.state()).is_ok());
-        let foreign = [("placeholder".to_owned(), Tensor::zeros([1], (Kind::Float, Device::Cpu)))];
-        assert!(floor.load_state(&foreign.into()).is_err());
     }
 }

@@ -1,16 +1,16 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use reft_models::{Adapter, Decoder, GenerationConfig, Row, generate};
-use reft_train::{Dataset, Example, Shuffle, Step, TrainConfig, Trainer};
+use reft_methods::numel;
+use reft_models::{AdapterStack, GenerationConfig, Model, Row, generate};
+use reft_train::{Dataset, Example, Learner, NextToken, Shuffle, Step, TrainConfig, Trainer};
 use serde::{Deserialize, Serialize};
-use tch::{Cuda, Device};
+use tch::Device;
 
-use crate::compare::peak_memory;
-use crate::error::{Error, Result};
-use crate::registry::trainable_parameters;
-use crate::timing::case::{FLOOR, TimingCase};
-use crate::timing::map_seconds::map_seconds;
+use crate::error::Result;
+use crate::machine::peak_memory;
+use crate::timing::case::{TimingCase, refused};
+use crate::timing::map_seconds::{map_seconds, synchronize};
 
 /// What one process measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -59,13 +59,15 @@ const ATTEMPTS: usize = 20;
 /// # Errors
 /// What [`TimingCase::check`] refuses, and what model or method do.
 pub fn measure(case: &TimingCase, device: Device) -> Result<Measured> {
-    let model = case.model_config()?;
+    let config = case.model_config()?;
+    let model = config.describe();
     case.check(&model)?;
     tch::manual_seed(0);
     let train = case.examples(1 + case.steps, model.vocab_size);
-    let decoder = case.decoder(model, device)?;
-    let mut adapter = case.adapter(&decoder)?;
-    let keeps = case.reuse && is_kept(&*adapter, &train[0]);
+    let decoder = case.decoder(config, device)?;
+    let adapters = case.adapters(&decoder)?;
+    let stack = AdapterStack::of_boxed(&adapters)?;
+    let (_, keeps) = case.reach(&model, &stack);
     let dataset = Dataset { train, validation: Vec::new() };
     let config = TrainConfig {
         epochs: Some(2),
@@ -76,30 +78,25 @@ pub fn measure(case: &TimingCase, device: Device) -> Result<Measured> {
         checkpoint_activations: case.checkpoint_activations,
         ..TrainConfig::default()
     };
-    let mut trainer = Trainer::new(&decoder, &mut *adapter, &dataset, config)?;
+    let learner = Learner::new(&decoder, &stack, &NextToken);
+    let mut trainer = Trainer::new(&learner, &dataset, config)?;
     let first_epoch = epoch_seconds(&mut trainer, 0, device)?;
     let later_epochs = keeps.then(|| epoch_seconds(&mut trainer, 1, device)).transpose()?;
     drop(trainer);
     let peak_memory_bytes = peak_memory();
-    let is_floor = case.method == FLOOR;
-    let method = case.method_config(decoder.config())?;
-    let map_seconds = method.map(|method| map_seconds(&method, device)).transpose()?.flatten();
+    let methods = case.methods(&model)?;
+    let map_seconds = methods.as_ref().map(|methods| map_seconds(methods, device)).transpose()?;
+    let used = if methods.is_some() { &stack } else { &AdapterStack::EMPTY }; // the floor is the base model
     Ok(Measured {
         first_epoch,
         later_epochs,
         peak_memory_bytes,
         device_memory_bytes: None,
         weight_bytes: decoder.weight_bytes() as u64,
-        trainable_parameters: if is_floor { 0 } else { trainable_parameters(&*adapter) },
-        map_seconds,
-        generation: generation_seconds(case, &decoder, &*adapter, &dataset.train)?,
+        trainable_parameters: numel(&used.parameters()),
+        map_seconds: map_seconds.flatten(),
+        generation: generation_seconds(case, &decoder, used, &dataset.train)?,
     })
-}
-
-/// Whether something of a row is the frozen model's alone.
-fn is_kept(adapter: &dyn Adapter, example: &Example) -> bool {
-    let reach = adapter.reach(&example.row);
-    adapter.virtual_tokens() == 0 && (reach.stage > 0 || reach.token > 0)
 }
 
 /// Seconds of each step of an epoch but the first.
@@ -119,10 +116,8 @@ fn epoch_seconds(trainer: &mut Trainer, epoch: usize, device: Device) -> Result<
                 break;
             }
         }
-        seconds.push(taken.ok_or_else(|| Error::OptionValue {
-            option: "kind",
-            found: "f16, in which the gradients overflow".to_owned(),
-            expected: "f32 or bf16".to_owned(),
+        seconds.push(taken.ok_or_else(|| {
+            refused("kind", "f16, in which the gradients overflow".into(), "f32 or bf16".into())
         })?);
     }
     Ok(seconds.split_off(1))
@@ -130,25 +125,22 @@ fn epoch_seconds(trainer: &mut Trainer, epoch: usize, device: Device) -> Result<
 
 fn generation_seconds(
     case: &TimingCase,
-    decoder: &Decoder,
-    adapter: &dyn Adapter,
+    model: &dyn Model,
+    stack: &AdapterStack,
     examples: &[Example],
 ) -> Result<Vec<GenerationSeconds>> {
     if case.new_tokens == 0 {
         return Ok(Vec::new());
     }
-    let prompt = |example: &Example| Row {
-        input_ids: example.row.input_ids[..case.prompt_length].to_vec(),
-        ..example.row.clone()
-    };
+    let prompt =
+        |example: &Example| Row::prompt(example.row().input_ids[..case.prompt_length].to_vec());
     let rows: Vec<Row> = examples[..case.batch_size].iter().map(prompt).collect();
-    let adapters: &[&dyn Adapter] = if case.method == FLOOR { &[] } else { &[adapter] }; // the base model
     let config =
         GenerationConfig { max_new_tokens: case.new_tokens, ..GenerationConfig::default() };
     let once = || {
         let mut tokens = Vec::with_capacity(case.new_tokens);
         let started = Instant::now();
-        generate(decoder, adapters, &rows, &config, &mut |row, _| {
+        generate(model, stack, &rows, &config, &mut |row, _| {
             if row == 0 {
                 tokens.push(started.elapsed().as_secs_f64());
             }
@@ -160,10 +152,4 @@ fn generation_seconds(
     };
     let seconds: Result<Vec<_>> = (0..=GENERATIONS).map(|_| once()).collect();
     Ok(seconds?.split_off(1))
-}
-
-pub(crate) fn synchronize(device: Device) {
-    if let Device::Cuda(index) = device {
-        Cuda::synchronize(index as i64);
-    }
 }

@@ -9,4 +9,4 @@ mod report;
 pub use case::{FLOOR, TimingCase};
 pub use floor::FloorAdapter;
 pub use measure::{GenerationSeconds, Measured, measure};
-pub use report::{FirstEpoch, GenerationTiming, TimingReport, TimingRow, TimingRun, run_timing};
+pub use report::{GenerationTiming, StepSeconds, TimingReport, TimingRow, TimingRun, run_timing};

@@ -1,13 +1,14 @@
 use std::path::PathBuf;
 
+use reft_methods::MethodOptions;
 use reft_models::WeightStorage;
+use reft_report::grouped;
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
-use crate::compare::{Machine, Precision};
 use crate::error::Result;
-use crate::method_config::MethodOptions;
-use crate::report::grouped;
+use crate::machine::Machine;
+use crate::precision::Precision;
 use crate::timing::case::{FLOOR, TimingCase};
 use crate::timing::measure::{GenerationSeconds, Measured};
 
@@ -63,10 +64,9 @@ pub struct TimingReport {
 pub struct TimingRow {
     /// The method.
     pub method: String,
-    /// Seconds of the fastest step.
-    pub step_seconds_min: f64,
-    /// Median of the seconds of a step.
-    pub step_seconds_median: f64,
+    /// Its steps.
+    #[serde(flatten)]
+    pub steps: StepSeconds,
     /// Tokens of a batch, prompts and responses, over the median.
     pub tokens_per_second: f64,
     /// The most memory that a process held while it trained, in 10⁶ bytes, where the system tells it.
@@ -77,17 +77,15 @@ pub struct TimingRow {
     pub trainable_parameters: i64,
     /// Median of the seconds that the orthonormal map takes of every step, forward and backward, if the method has one.
     pub map_seconds_median: Option<f64>,
-    /// Seconds of every step.
-    pub step_seconds: Vec<f64>,
-    /// Steps on rows that are not kept yet, if they differ from the others.
-    pub first_epoch: Option<FirstEpoch>,
+    /// Steps on rows that were not seen before, if they differ from the others: what is kept of the rows afterwards is computed there.
+    pub first_epoch: Option<StepSeconds>,
     /// Generation, if it was timed.
     pub generation: Option<GenerationTiming>,
 }
 
-/// Steps on rows that were not seen before: what is kept of them afterwards is computed here.
+/// How long steps took.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct FirstEpoch {
+pub struct StepSeconds {
     /// Seconds of the fastest step.
     pub step_seconds_min: f64,
     /// Median of the seconds of a step.
@@ -166,9 +164,10 @@ impl TimingRow {
             rounds.iter().flat_map(|one| one.generation.clone()).collect();
         let map: Vec<f64> =
             rounds.iter().flat_map(|one| one.map_seconds.iter().flatten().copied()).collect();
-        let (step_seconds, first_epoch) = match later.is_empty() {
+        let first = StepSeconds::new(first);
+        let (steps, first_epoch) = match later.is_empty() {
             true => (first, None),
-            false => (later, Some(FirstEpoch::new(first))),
+            false => (StepSeconds::new(later), Some(first)),
         };
         let tokens = case.batch_size * (case.prompt_length + case.response_length);
         let megabytes = |bytes: Option<u64>| bytes.map(|bytes| bytes as f64 / 1e6);
@@ -176,24 +175,22 @@ impl TimingRow {
         let on_device = rounds.iter().filter_map(|one| one.device_memory_bytes).max();
         Self {
             method: case.method.clone(),
-            step_seconds_min: least(&step_seconds),
-            step_seconds_median: median(&step_seconds),
-            tokens_per_second: tokens as f64 / median(&step_seconds),
+            tokens_per_second: tokens as f64 / steps.step_seconds_median,
+            steps,
             peak_memory_mb: megabytes(peak),
             device_memory_mb: megabytes(on_device),
             trainable_parameters: rounds[0].trainable_parameters,
             map_seconds_median: (!map.is_empty()).then(|| median(&map)),
-            step_seconds,
             first_epoch,
             generation: GenerationTiming::new(case.new_tokens, &generations),
         }
     }
 }
 
-impl FirstEpoch {
+impl StepSeconds {
     fn new(step_seconds: Vec<f64>) -> Self {
         Self {
-            step_seconds_min: least(&step_seconds),
+            step_seconds_min: step_seconds.iter().copied().fold(f64::INFINITY, f64::min),
             step_seconds_median: median(&step_seconds),
             step_seconds,
         }
@@ -227,12 +224,12 @@ impl TimingReport {
         for row in &self.rows {
             let mut cells = vec![
                 row.method.clone(),
-                format!("{:.4}", row.step_seconds_median),
-                format!("{:.4}", row.step_seconds_min),
+                format!("{:.4}", row.steps.step_seconds_median),
+                format!("{:.4}", row.steps.step_seconds_min),
                 or_dash(row.first_epoch.as_ref().map(|e| format!("{:.4}", e.step_seconds_median))),
             ];
             cells.extend(floor.map(|floor| {
-                format!("{:.3}", row.step_seconds_median / floor.step_seconds_median)
+                format!("{:.3}", row.steps.step_seconds_median / floor.steps.step_seconds_median)
             }));
             cells.push(grouped(row.tokens_per_second as i64));
             cells.push(or_dash(
@@ -266,10 +263,6 @@ fn aligned(lines: &[Vec<String>]) -> String {
         cells.iter().enumerate().map(cell).collect::<Vec<_>>().join("  ") + "\n"
     };
     lines.iter().map(line).collect()
-}
-
-fn least(values: &[f64]) -> f64 {
-    values.iter().copied().fold(f64::INFINITY, f64::min)
 }
 
 /// The middle value; the mean of the two middle ones if the number is even.
@@ -342,18 +335,19 @@ mod tests {
         let (report, order) = report()?;
         assert_eq!(order, [FLOOR, "loreft", FLOOR, "loreft"]);
         let [floor, loreft] = &report.rows[..] else { panic!("two rows") };
-        assert_eq!(floor.step_seconds, [4.0, 5.0, 6.0, 9.0]);
-        assert_eq!((floor.step_seconds_min, floor.step_seconds_median), (4.0, 5.5));
+        let of = |steps: &StepSeconds| (steps.step_seconds_min, steps.step_seconds_median);
+        assert_eq!(floor.steps.step_seconds, [4.0, 5.0, 6.0, 9.0]);
+        assert_eq!(of(&floor.steps), (4.0, 5.5));
         assert_eq!(floor.tokens_per_second, 60.0 / 5.5);
         assert_eq!((floor.peak_memory_mb, floor.first_epoch.as_ref()), (Some(3.0), None));
-        assert_eq!((loreft.step_seconds_min, loreft.step_seconds_median), (0.25, 0.625));
+        assert_eq!(of(&loreft.steps), (0.25, 0.625));
         assert_eq!((loreft.peak_memory_mb, loreft.trainable_parameters), (Some(7.0), 1_234));
         assert_eq!(
             (floor.map_seconds_median, loreft.map_seconds_median),
             (None, Some(0.625 / 64.0))
         );
         let first = loreft.first_epoch.as_ref().expect("kept");
-        assert_eq!((first.step_seconds_min, first.step_seconds_median), (1.0, 2.5));
+        assert_eq!(of(first), (1.0, 2.5));
         let generation = loreft.generation.as_ref().expect("timed");
         assert_eq!(generation.prefill_seconds, [8.0, 1.0]);
         assert_eq!(generation.decode_seconds_per_token_median, 0.025);

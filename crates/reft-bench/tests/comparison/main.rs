@@ -6,3 +6,4 @@ mod run;
 mod scoring;
 mod sweep;
 mod tiny_model;
+mod version_1;

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use reft_bench::{ConfigFile, TaskConfig};
+use reft_bench::{Comparison, ConfigFile, TaskConfig};
+use reft_methods::{LAYERS, POSITIONS, RANK, SHARE_WEIGHTS};
 use reft_models::DecoderConfig;
 
 use crate::tiny_model::TestResult;
@@ -10,7 +11,7 @@ use crate::tiny_model::TestResult;
 #[test]
 fn every_comparison_is_accepted_and_all_its_files_are_there() -> TestResult {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let model = DecoderConfig::open(&root.join("tests/oracle/tiny_llama"))?;
+    let model = DecoderConfig::open(&root.join("tests/oracle/tiny_llama"))?.describe();
     let mut found = Vec::new();
     for entry in std::fs::read_dir(root.join("recipes"))? {
         let path = entry?.path();
@@ -19,6 +20,11 @@ fn every_comparison_is_accepted_and_all_its_files_are_there() -> TestResult {
         }
         let file = ConfigFile::open(&path)?;
         file.check_methods(&model)?;
+        for options in file.config.method.iter().map(|method| &method.options) {
+            let both_ends = options.get::<String>(&POSITIONS).is_some_and(|p| p.contains('+'));
+            let says = options.get::<bool>(&SHARE_WEIGHTS).is_some();
+            assert!(says || !both_ends, "{}: shared or not?", path.display());
+        }
         let task = TaskConfig::open(&file.beside(&file.config.task))?;
         if let Some(train_task) = &file.config.train_task {
             assert_eq!(TaskConfig::open(&file.beside(train_task))?.kind, task.kind);
@@ -50,14 +56,17 @@ fn the_memorisation_recipe_is_a_grid_of_rank_1_edits_of_one_token() -> TestResul
     model.num_hidden_layers = 30; // as many as the model that the recipe is for
     let file = ConfigFile::open(&root.join("recipes/memorise.toml"))?;
     let task = TaskConfig::open(&file.beside(&file.config.task))?;
-    let points = file.points(&file.config, &task, None, &model)?;
+    let comparison = Comparison { config: file.config.clone(), task, train_task: None };
+    let points = file.points(&comparison, &model.describe())?;
     assert_eq!(points.len(), 6 * 5);
     for point in &points {
-        let options = &point.config.method[0].options;
-        assert_eq!(options.layers.as_ref().map(Vec::len), Some(1));
-        assert_eq!((options.rank, options.positions), (Some(1), Some("l1".parse()?)));
-        let longest = point.task.length.ok_or("no length")? + 64; // room for the prompt
-        assert!(longest <= point.config.train.max_length, "{} is cut", point.name);
+        let Comparison { config, task, .. } = &point.comparison;
+        let options = &config.method[0].options;
+        assert_eq!(options.get::<Vec<usize>>(&LAYERS).map(|layers| layers.len()), Some(1));
+        assert_eq!(options.get::<i64>(&RANK), Some(1));
+        assert_eq!(options.get::<String>(&POSITIONS).as_deref(), Some("l1"));
+        let longest = task.length.ok_or("no length")? + 64; // room for the prompt
+        assert!(longest <= config.train.options.max_length, "{} is cut", point.plan.name);
     }
     Ok(())
 }

@@ -34,7 +34,7 @@ fn bad_data_and_tasks_are_refused_before_any_training() -> TestResult {
     ];
     for (from, to, expected) in cases {
         bench.write("task.toml", &TASK.replacen(from, to, 1))?;
-        match bench.prepare(bench.config("task", "task")?) {
+        match bench.load(bench.config("task", "task")?) {
             Err(error) => {
                 assert!(message(&error).contains(expected), "{expected}: {}", message(&error))
             }
@@ -57,7 +57,7 @@ fn sizes_that_the_files_do_not_have_are_refused() -> TestResult {
         ("max_steps = 30", "max_steps = 30\nmax_length = 4", "has no label left"),
         ("train = \"train.tsv\"", "train = \"absent.tsv\"", "cannot read"),
     ] {
-        match bench.prepare(bench.config(from, to)?) {
+        match bench.load(bench.config(from, to)?) {
             Err(error) => {
                 assert!(message(&error).contains(expected), "{expected}: {}", message(&error))
             }
@@ -80,7 +80,7 @@ fn rows_that_stand_in_the_test_set_are_counted() -> TestResult {
     )?;
     let config = bench
         .config("train_size = 40\nvalidation_size = 20", "train_size = 59\nvalidation_size = 1")?;
-    let leakage = bench.prepare(config)?.plan.data.leakage;
+    let leakage = bench.load(config)?.plan.data.leakage;
     assert_eq!(leakage.train_in_test + leakage.validation_in_test, 2);
     assert_eq!(leakage.places.len(), leakage.train_in_test);
     Ok(())

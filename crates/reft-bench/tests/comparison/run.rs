@@ -2,7 +2,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, PoisonError};
 
-use reft_bench::{Cell, Prepared, Report, run_cell, run_comparison};
+use reft_bench::{Cell, LoadedComparison, Report, run_cell, run_comparison};
 use reft_train::Silent;
 
 use crate::tiny_model::{Bench, TestResult};
@@ -11,8 +11,8 @@ use crate::tiny_model::{Bench, TestResult};
 pub static GENERATOR: Mutex<()> = Mutex::new(());
 
 /// Runs a comparison in this process; after `limit` cells it is interrupted. Returns the cells that were run.
-fn compare(
-    prepared: &Prepared,
+pub fn compare(
+    loaded: &LoadedComparison,
     output: &Path,
     limit: usize,
 ) -> (reft_bench::Result<Report>, Vec<Cell>) {
@@ -23,9 +23,9 @@ fn compare(
             return Err(reft_bench::Error::Interrupted);
         }
         cells.push(*cell);
-        run_cell(prepared, cell, output, &mut Silent, &AtomicBool::new(false))
+        run_cell(loaded, cell, output, &mut Silent, &AtomicBool::new(false))
     };
-    let report = run_comparison(prepared, output, &mut run, &mut |_| {});
+    let report = run_comparison(loaded, output, &mut run, &mut |_| {});
     (report, cells)
 }
 
@@ -45,22 +45,22 @@ fn numbers(report: &Report) -> TestResult<String> {
 #[test]
 fn a_comparison_survives_interruption_and_repeats_nothing() -> TestResult {
     let bench = Bench::new()?;
-    let prepared = bench.prepare(bench.config("task", "task")?)?;
+    let loaded = bench.load(bench.config("task", "task")?)?;
     let (whole, broken) = (bench.path("whole"), bench.path("broken"));
 
-    let (report, cells) = compare(&prepared, &whole, usize::MAX);
+    let (report, cells) = compare(&loaded, &whole, usize::MAX);
     let report = report?;
     // the base model; per method two rates, the test of the chosen one, and the second seed
     assert_eq!(cells.len(), 1 + 2 * (2 + 1 + 1));
     assert!(report.complete);
-    let (again, none) = compare(&prepared, &whole, 0);
+    let (again, none) = compare(&loaded, &whole, 0);
     assert_eq!(none, []);
     assert_eq!(numbers(&again?)?, numbers(&report)?);
 
-    let (interrupted, first) = compare(&prepared, &broken, 4);
+    let (interrupted, first) = compare(&loaded, &broken, 4);
     assert!(matches!(interrupted, Err(reft_bench::Error::Interrupted)));
     assert!(!Report::collect(&broken)?.complete);
-    let (resumed, rest) = compare(&prepared, &broken, usize::MAX);
+    let (resumed, rest) = compare(&loaded, &broken, usize::MAX);
     assert_eq!([first, rest].concat(), cells);
     assert_eq!(numbers(&resumed?)?, numbers(&report)?);
 
@@ -101,12 +101,12 @@ fn adapters_of_rates_that_were_not_chosen_are_removed() -> TestResult {
         "method = \"lora\"\nlr = [5e-3, 1e-2]\noptions = { rank = 2 }",
         "method = \"full\"\nlr = [1e-3, 2e-3]",
     )?;
-    let prepared = bench.prepare(config)?;
+    let loaded = bench.load(config)?;
     let output = bench.path("out");
-    let report = compare(&prepared, &output, usize::MAX).0?;
+    let report = compare(&loaded, &output, usize::MAX).0?;
     let has_adapter = |method, lr, seed| {
         let cell = Cell { method: Some(method), lr, seed, test: true };
-        cell.directory(&prepared.plan, &output).join("adapter").exists()
+        cell.directory(&loaded.plan, &output).join("adapter").exists()
     };
     let chosen = report.methods[0].lr.ok_or("no rate")?;
     let other = if chosen == 1e-2 { 2e-2 } else { 1e-2 };
@@ -121,9 +121,9 @@ fn adapters_of_rates_that_were_not_chosen_are_removed() -> TestResult {
 fn a_cell_is_run_again_when_what_it_depends_on_changes() -> TestResult {
     let bench = Bench::new()?;
     let output = bench.path("out");
-    let prepared = bench.prepare(bench.config("task", "task")?)?;
-    compare(&prepared, &output, usize::MAX).0?;
-    let changed = bench.prepare(bench.config("positions = \"f2+l2\"", "positions = \"l2\"")?)?;
+    let loaded = bench.load(bench.config("task", "task")?)?;
+    compare(&loaded, &output, usize::MAX).0?;
+    let changed = bench.load(bench.config("positions = \"f2+l2\"", "positions = \"l2\"")?)?;
     let (report, cells) = compare(&changed, &output, usize::MAX);
     report?;
     assert!(cells.iter().all(|cell| cell.method == Some(0)), "{cells:?}");
@@ -134,8 +134,8 @@ fn a_cell_is_run_again_when_what_it_depends_on_changes() -> TestResult {
 #[test]
 fn a_run_that_diverges_is_a_result() -> TestResult {
     let bench = Bench::new()?;
-    let prepared = bench.prepare(bench.config("lr = [5e-3, 1e-2]", "lr = [1e30, 1e-2]")?)?;
-    let report = compare(&prepared, &bench.path("out"), usize::MAX).0?;
+    let loaded = bench.load(bench.config("lr = [5e-3, 1e-2]", "lr = [1e30, 1e-2]")?)?;
+    let report = compare(&loaded, &bench.path("out"), usize::MAX).0?;
     let lora = &report.methods[1];
     assert!(lora.grid[0].diverged.is_some(), "{:?}", lora.grid);
     assert_eq!((lora.lr, lora.diverged), (Some(1e-2), 0));

@@ -1,8 +1,8 @@
 use std::sync::atomic::AtomicBool;
 
 use reft_bench::{EncodedQuestion, Scorer, TaskConfig, encode_questions, read_questions};
-use reft_models::{Adapter, Decoder, Mode, NoHooks, Stacked, Tokenizer};
-use reft_train::{Batch, Example, Template, TextEncoder, loss_sum};
+use reft_models::{Adapter, AdapterStack, Decoder, Mode, Model, NoHooks, Stacked, Tokenizer};
+use reft_train::{Encoding, Example, Learner, NextToken, Template, TextEncoder};
 use tch::{Device, Kind};
 
 use crate::tiny_model::{Bench, TASK, TestResult};
@@ -13,11 +13,17 @@ fn questions(
     file: &str,
 ) -> TestResult<(Tokenizer, Vec<EncodedQuestion>)> {
     let tokenizer = Tokenizer::open(&bench.path("model"))?;
-    let encoder =
+    let text =
         TextEncoder { tokenizer: &tokenizer, chat_template: None, template: Template::Plain };
+    let encoding = Encoding { text: Some(text), vocab_size: 128, max_length: 256 };
     let questions = read_questions(task, &bench.path(file))?;
-    let encoded = encode_questions(task, &questions, Some(&encoder), 128, 256)?;
+    let encoded = encode_questions(task, &questions, &encoding)?;
     Ok((tokenizer, encoded))
+}
+
+/// The model without adapters.
+fn plain(model: &Decoder) -> Learner<'_> {
+    Learner::new(model, &AdapterStack::EMPTY, &NextToken)
 }
 
 #[test]
@@ -32,16 +38,15 @@ fn the_choice_is_the_completion_with_the_lowest_loss() -> TestResult {
     let decoder = Decoder::open(&bench.path("model"), Kind::Float, Device::Cpu)?;
     let stop = AtomicBool::new(false);
     let scorer = Scorer { task: &task, tokenizer: Some(&tokenizer), batch_size: 5, stop: &stop };
-    let score = scorer.score(&decoder, &[], &questions)?;
+    let score = scorer.score(&plain(&decoder), &questions)?;
     for (question, answer) in questions.iter().zip(&score.answers) {
         let loss = |completion: &[i64]| -> TestResult<f64> {
             let mut row = question.prompt();
             row.input_ids.extend(completion);
             let mut labels = vec![-100; row.prompt_length];
             labels.extend(completion);
-            let example = Example { id: String::new(), row, labels };
-            let batch = Batch::collate([&example], 0)?;
-            Ok(loss_sum(&decoder, &[], &batch, Mode::Eval, None)?.double_value(&[]))
+            let report = plain(&decoder).evaluate(&[Example::of("", row, labels)], 1, None)?;
+            Ok(report.loss * report.target_tokens as f64)
         };
         let mut losses = Vec::new();
         for (choice, completion) in &question.choices {
@@ -66,7 +71,7 @@ fn the_next_token_is_judged_by_the_logits_at_the_end_of_the_prompt() -> TestResu
     let decoder = Decoder::open(&bench.path("model"), Kind::Float, Device::Cpu)?;
     let stop = AtomicBool::new(false);
     let scorer = Scorer { task: &task, tokenizer: Some(&tokenizer), batch_size: 7, stop: &stop };
-    let score = scorer.score(&decoder, &[], &questions)?;
+    let score = scorer.score(&plain(&decoder), &questions)?;
     for (question, answer) in questions.iter().zip(&score.answers) {
         let layout =
             reft_models::Layout::new(vec![question.prompt()], reft_models::PaddingSide::Left)?;
@@ -94,21 +99,10 @@ impl Adapter for Parrot {
 
     fn hooks<'a>(
         &'a self,
-        _layout: &'a reft_models::Layout,
+        _layout: &reft_models::Layout,
         _mode: Mode,
     ) -> reft_models::Result<Box<dyn reft_models::Hooks + 'a>> {
         Ok(Box::new(Stacked(vec![Box::new(Replace(self))])))
-    }
-
-    fn state(&self) -> std::collections::BTreeMap<String, tch::Tensor> {
-        Default::default()
-    }
-
-    fn load_state(
-        &mut self,
-        _state: &std::collections::BTreeMap<String, tch::Tensor>,
-    ) -> reft_models::Result<()> {
-        Ok(())
     }
 
     fn save(&self, _dir: &std::path::Path) -> reft_models::Result<()> {
@@ -145,9 +139,10 @@ fn a_text_is_recalled_up_to_its_first_wrong_token() -> TestResult {
     let a = tokenizer.token_id("a").ok_or("no a")?;
     let open = || Decoder::open(&bench.path("model"), Kind::Float, Device::Cpu);
     let (decoder, parrot) = (open()?, Parrot(a, open()?));
+    let stack = AdapterStack::one(&parrot);
     let stop = AtomicBool::new(false);
     let scorer = Scorer { task: &task, tokenizer: Some(&tokenizer), batch_size: 2, stop: &stop };
-    let score = scorer.score(&decoder, &[&parrot], &questions)?;
+    let score = scorer.score(&Learner::new(&decoder, &stack, &NextToken), &questions)?;
     assert_eq!(score.value, 2.0 / 8.0); // "aa" of "aaba", nothing of "bcaa"
     Ok(())
 }
@@ -161,9 +156,9 @@ fn a_text_file_is_one_question_of_its_first_tokens() -> TestResult {
     let (tokenizer, encoded) = questions(&bench, &task, "text.txt")?;
     let ids = tokenizer.encode("id:abcd ", false)?;
     let example = &encoded[0].example;
-    assert_eq!((encoded.len(), example.row.prompt_length), (1, 3));
-    assert_eq!(example.row.input_ids, ids);
-    assert_eq!(example.labels, [&[-100; 3], &ids[3..]].concat());
+    assert_eq!((encoded.len(), example.row().prompt_length), (1, 3));
+    assert_eq!(example.row().input_ids, ids);
+    assert_eq!(example.labels(), [&[-100; 3], &ids[3..]].concat());
     let long = TaskConfig { length: Some(11), ..task };
     let refused = questions(&bench, &long, "text.txt").map_err(|error| error.to_string());
     assert!(refused.is_err_and(|text| text.contains("has 10 tokens with its end token")));
@@ -177,6 +172,7 @@ fn exact_match_takes_the_whole_answer() -> TestResult {
     let tokenizer = Tokenizer::open(&bench.path("model"))?;
     let token = tokenizer.token_id("y").ok_or("no y")?;
     let parrot = Parrot(token, Decoder::open(&bench.path("model"), Kind::Float, Device::Cpu)?);
+    let stack = AdapterStack::one(&parrot);
     let stop = AtomicBool::new(false);
     for (max_new_tokens, expected) in [(1, 0.5), (2, 0.0)] {
         let text =
@@ -186,7 +182,7 @@ fn exact_match_takes_the_whole_answer() -> TestResult {
         let (tokenizer, questions) = questions(&bench, &task, "test.tsv")?;
         let scorer =
             Scorer { task: &task, tokenizer: Some(&tokenizer), batch_size: 9, stop: &stop };
-        let score = scorer.score(&decoder, &[&parrot], &questions)?;
+        let score = scorer.score(&Learner::new(&decoder, &stack, &NextToken), &questions)?;
         assert_eq!(score.value, expected, "{:?}", score.answers); // half of the rows are y, and "yy" is none
     }
     Ok(())

@@ -3,7 +3,8 @@ use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 
 use reft_bench::{
-    Cell, ConfigFile, Prepared, PreparedSweep, SweepReport, TaskConfig, run_cell, run_sweep,
+    Cell, Comparison, ConfigFile, LoadedComparison, LoadedSweep, SweepReport, TaskConfig, run_cell,
+    run_sweep,
 };
 use reft_models::DecoderConfig;
 use reft_train::Silent;
@@ -43,7 +44,7 @@ lr = [1e-1]
 options = { rank = 4, positions = "l1" }
 "#;
 
-fn prepared(bench: &Bench, config: &str) -> TestResult<PreparedSweep> {
+fn loaded(bench: &Bench, config: &str) -> TestResult<LoadedSweep> {
     bench.write("text.txt", "a fox jumps over")?;
     bench.write("memorise.toml", "type = \"memorise\"\nprompt = \"go:\"\ntemplate = \"plain\"")?;
     let file = ConfigFile::parse(config.to_owned(), &bench.path("compare.toml"))?;
@@ -51,13 +52,16 @@ fn prepared(bench: &Bench, config: &str) -> TestResult<PreparedSweep> {
     config.model = bench.path("model").to_string_lossy().into_owned();
     config.data.directory = Some(bench.path(""));
     let task = TaskConfig::open(&bench.path("memorise.toml"))?;
-    let points = file.points(&config, &task, None, &DecoderConfig::open(&bench.path("model"))?)?;
-    Ok(PreparedSweep::new(config, points, "reft compare", Device::Cpu)?)
+    let comparison = Comparison { config, task, train_task: None };
+    let model = DecoderConfig::open(&bench.path("model"))?.describe();
+    let points = file.points(&comparison, &model)?;
+    let output = bench.path("out");
+    Ok(LoadedSweep::new(comparison.config, points, "reft compare", &output, Device::Cpu)?)
 }
 
 /// Runs a sweep in this process; after `limit` cells it is interrupted. Returns what was run where.
 fn run(
-    prepared: &PreparedSweep,
+    loaded: &LoadedSweep,
     output: &Path,
     limit: usize,
 ) -> (reft_bench::Result<SweepReport>, Vec<String>) {
@@ -67,12 +71,12 @@ fn run(
         if cells.len() == limit {
             return Err(reft_bench::Error::Interrupted);
         }
-        let point = Prepared::from_plan(directory, Device::Cpu)?;
+        let point = LoadedComparison::from_plan(directory, Device::Cpu)?;
         let place = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
         cells.push(format!("{place}/{}", cell.name(&point.plan)));
         run_cell(&point, cell, directory, &mut Silent, &AtomicBool::new(false))
     };
-    let report = run_sweep(prepared, output, &mut run, &mut |_| {});
+    let report = run_sweep(loaded, output, &mut run, &mut |_| {});
     (report, cells)
 }
 
@@ -85,9 +89,9 @@ fn scores(report: &SweepReport) -> Vec<Option<f64>> {
 #[test]
 fn every_point_is_run_once_and_an_interrupted_sweep_goes_on() -> TestResult {
     let bench = Bench::new()?;
-    let prepared = prepared(&bench, CONFIG)?;
+    let loaded = loaded(&bench, CONFIG)?;
     let (whole, broken) = (bench.path("whole"), bench.path("broken"));
-    let (report, cells) = run(&prepared, &whole, usize::MAX);
+    let (report, cells) = run(&loaded, &whole, usize::MAX);
     let report = report?;
     // the base model does not depend on the layer; of one rate and one seed there is the run and its test
     let place = |layer: usize, tokens: usize| format!("layer-{layer}-tokens-{tokens}");
@@ -106,10 +110,10 @@ fn every_point_is_run_once_and_an_interrupted_sweep_goes_on() -> TestResult {
     assert_eq!(cells, expected);
     assert!(report.complete);
 
-    let (interrupted, first) = run(&prepared, &broken, 4);
+    let (interrupted, first) = run(&loaded, &broken, 4);
     assert!(matches!(interrupted, Err(reft_bench::Error::Interrupted)));
     assert!(!SweepReport::collect(&broken)?.complete);
-    let (resumed, rest) = run(&prepared, &broken, usize::MAX);
+    let (resumed, rest) = run(&loaded, &broken, usize::MAX);
     assert_eq!([first, rest].concat(), expected);
     assert_eq!(scores(&resumed?), scores(&report));
     Ok(())
@@ -119,7 +123,7 @@ fn every_point_is_run_once_and_an_interrupted_sweep_goes_on() -> TestResult {
 fn a_short_text_is_learned_by_heart_and_the_report_shows_where() -> TestResult {
     let bench = Bench::new()?;
     let output = bench.path("out");
-    let report = run(&prepared(&bench, CONFIG)?, &output, usize::MAX).0?;
+    let report = run(&loaded(&bench, CONFIG)?, &output, usize::MAX).0?;
     assert_eq!(scores(&report)[2], Some(1.0)); // layer 2, one token
     let steps: Vec<usize> =
         report.points.iter().map(|p| p.report.methods[0].losses.len()).collect();
@@ -153,8 +157,8 @@ fn a_short_text_is_learned_by_heart_and_the_report_shows_where() -> TestResult {
 fn numbers_of_another_configuration_are_in_no_report() -> TestResult {
     let bench = Bench::new()?;
     let output = bench.path("out");
-    run(&prepared(&bench, CONFIG)?, &output, usize::MAX).0?;
-    let changed = prepared(&bench, &CONFIG.replace("max_steps = 120", "max_steps = 2"))?;
+    run(&loaded(&bench, CONFIG)?, &output, usize::MAX).0?;
+    let changed = loaded(&bench, &CONFIG.replace("max_steps = 120", "max_steps = 2"))?;
     let (interrupted, _) = run(&changed, &output, 3);
     assert!(matches!(interrupted, Err(reft_bench::Error::Interrupted)));
     let known = scores(&SweepReport::collect(&output)?);
@@ -165,7 +169,7 @@ fn numbers_of_another_configuration_are_in_no_report() -> TestResult {
 #[test]
 fn a_text_shorter_than_a_length_is_refused_before_any_training() -> TestResult {
     let bench = Bench::new()?;
-    let message = match prepared(&bench, &CONFIG.replace("[1, 6]", "[1, 60]")) {
+    let message = match loaded(&bench, &CONFIG.replace("[1, 6]", "[1, 60]")) {
         Err(error) => error.to_string(),
         Ok(_) => return Err("60 tokens are accepted".into()),
     };

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use reft_bench::{CompareConfig, ConfigFile, Prepared, TaskConfig};
+use reft_bench::{CompareConfig, Comparison, ConfigFile, LoadedComparison, TaskConfig};
 use serde_json::{Value, json};
 use tch::Device;
 use tempfile::TempDir;
@@ -52,9 +52,10 @@ impl Bench {
         Ok(config)
     }
 
-    pub fn prepare(&self, config: CompareConfig) -> reft_bench::Result<Prepared> {
+    pub fn load(&self, config: CompareConfig) -> reft_bench::Result<LoadedComparison> {
         let task = TaskConfig::open(&self.path("task.toml"))?;
-        Prepared::new(config, task, None, "reft compare".to_owned(), Device::Cpu)
+        let comparison = Comparison { config, task, train_task: None };
+        LoadedComparison::new(comparison, "reft compare", &self.path("out"), Device::Cpu)
     }
 }
 
@@ -87,7 +88,7 @@ warmup_ratio = 0.1
 [[method]]
 method = "loreft"
 lr = [1e-2, 2e-2]
-options = { rank = 2, positions = "f2+l2" }
+options = { rank = 2, positions = "f2+l2", share_weights = true }
 
 [[method]]
 method = "lora"

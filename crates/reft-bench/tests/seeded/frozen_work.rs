@@ -1,13 +1,13 @@
 //! Kept frozen work and activation checkpointing: the plain path's loss and gradients, whatever the method.
 
-use reft_bench::{MethodOptions, method_names, new_adapter};
-use reft_models::Adapter;
-use reft_train::{Dataset, Shuffle, Step, TrainConfig, Trainer};
+use reft_core::Parameter;
+use reft_methods::{MethodOptions, method_names};
+use reft_train::{Dataset, Learner, NextToken, Shuffle, Step, TrainConfig, Trainer};
 use serde_json::json;
 use tch::Tensor;
 
 use crate::alone;
-use crate::oracle::{Outcome, tiny_examples, tiny_llama};
+use crate::oracle::{Outcome, new_adapter, tiny_examples, tiny_llama};
 
 /// Losses, and gradients by name.
 type Numbers = (Vec<f64>, Vec<(String, Tensor)>);
@@ -21,24 +21,25 @@ fn losses_and_gradients(
 ) -> Outcome<Numbers> {
     let decoder = tiny_llama()?;
     tch::manual_seed(4);
-    let mut adapter = new_adapter(method, options, &decoder, "")?;
-    nudge(&*adapter);
+    let stack = new_adapter(method, options, &decoder)?;
+    nudge(&stack.parameters());
     let dataset = Dataset { train: tiny_examples()?, validation: Vec::new() };
     let mut losses = Vec::new();
-    let mut trainer = Trainer::new(&decoder, &mut *adapter, &dataset, config.clone())?;
+    let learner = Learner::new(&decoder, &stack, &NextToken);
+    let mut trainer = Trainer::new(&learner, &dataset, config.clone())?;
     for step in 0..2 {
         let micro_batches = trainer.micro_batches(step)?;
         let Step::Taken(stats) = trainer.step(&micro_batches)? else { panic!("f32 overflowed") };
         losses.push(stats.loss);
     }
     drop(trainer);
-    let parameters = adapter.parameters().into_iter();
+    let parameters = stack.parameters().into_iter();
     Ok((losses, parameters.map(|p| (p.name, p.tensor.grad().copy())).collect()))
 }
 
-fn nudge(adapter: &dyn Adapter) {
+fn nudge(parameters: &[Parameter]) {
     tch::no_grad(|| {
-        for parameter in adapter.parameters() {
+        for parameter in parameters {
             let mut tensor = parameter.tensor.shallow_clone();
             let noise = tensor.randn_like() * 0.02;
             let _nudged = tensor.g_add_(&noise);

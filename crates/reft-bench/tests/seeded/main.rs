@@ -1,8 +1,8 @@
 //! What follows a seed. A test crate of its own, one test at a time: libtorch's generator is one per process.
 
 mod frozen_work;
-#[path = "../baselines/oracle.rs"]
-#[allow(dead_code, reason = "the other test crate uses all of it")]
+#[path = "../../../reft-methods/tests/methods/oracle.rs"]
+#[allow(dead_code, reason = "the test crate that it is of uses all of it")]
 mod oracle;
 mod random_numbers;
 mod timing;

@@ -1,13 +1,13 @@
 //! Random starts and dropout follow the seed.
 
-use reft_bench::{MethodOptions, TargetModules, method_names, new_adapter};
-use reft_models::{Component, Hooks, Layout, Linear, Mode, PaddingSide, Row, Site, Weight};
+use reft_methods::{DROPOUT, MethodOptions, TARGET_MODULES, method_names};
+use reft_models::{Component, Hooks, Layout, Linear, Mode, Model, PaddingSide, Row, Site, Weight};
 use tch::{Kind, Tensor};
 
 use crate::alone;
 use crate::oracle::{
-    Outcome, assert_close, base_logits, difference, disturb, logits, loss, tiny_examples,
-    tiny_llama,
+    Outcome, assert_close, base_logits, difference, disturb, logits, loss, new_adapter,
+    tiny_examples, tiny_llama,
 };
 
 #[test]
@@ -19,7 +19,7 @@ fn seeds_decide_every_random_start() -> Outcome {
     {
         let state = |seed: i64| -> Outcome<_> {
             tch::manual_seed(seed);
-            Ok(new_adapter(method, &MethodOptions::default(), &decoder, "")?.state())
+            Ok(new_adapter(method, &MethodOptions::default(), &decoder)?.state())
         };
         assert_eq!(state(1)?, state(1)?, "{method}");
         assert_ne!(state(1)?, state(2)?, "{method}");
@@ -33,28 +33,27 @@ fn lora_dropout_is_on_its_input_and_only_in_training() -> Outcome {
     let decoder = tiny_llama()?;
     let examples = tiny_examples()?;
     let with = |dropout: f64, method: &str| {
-        let options = MethodOptions { dropout: Some(dropout), ..MethodOptions::default() };
-        new_adapter(method, &options, &decoder, "")
+        new_adapter(method, &MethodOptions::default().with(&DROPOUT, dropout), &decoder)
     };
     for method in ["lora", "dora"] {
         let adapter = with(0.5, method)?;
         // at the start B = 0, and what is dropped is not seen: the frozen part must not be touched
         let (start, base) =
-            (loss(&decoder, &*adapter, &examples)?, base_logits(&decoder, &examples)?);
-        let expected = logits(&decoder, &*with(0.0, method)?, &examples, PaddingSide::Right)?;
+            (loss(&decoder, &adapter, &examples)?, base_logits(&decoder, &examples)?);
+        let expected = logits(&decoder, &with(0.0, method)?, &examples, PaddingSide::Right)?;
         assert!(difference(&expected, &base) < 5e-5);
-        let plain = loss(&decoder, &*with(0.0, method)?, &examples)?;
+        let plain = loss(&decoder, &with(0.0, method)?, &examples)?;
         assert_close(method, &start, &plain, 1e-5);
 
-        disturb(&*adapter, 1);
+        disturb(&adapter, 1);
         let losses = || -> Outcome<Vec<f64>> {
             tch::manual_seed(11);
-            (0..12).map(|_| Ok(loss(&decoder, &*adapter, &examples)?.double_value(&[]))).collect()
+            (0..12).map(|_| Ok(loss(&decoder, &adapter, &examples)?.double_value(&[]))).collect()
         };
         let found = losses()?;
         assert_eq!(found, losses()?, "{method}: dropout does not follow the seed");
         assert!(found.windows(2).all(|pair| pair[0] != pair[1]), "{method}: nothing is dropped");
-        let eval = || logits(&decoder, &*adapter, &examples, PaddingSide::Right);
+        let eval = || logits(&decoder, &adapter, &examples, PaddingSide::Right);
         assert_eq!(difference(&eval()?, &eval()?), 0.0);
     }
     Ok(())
@@ -65,13 +64,9 @@ fn lora_dropout_is_on_its_input_and_only_in_training() -> Outcome {
 fn lora_dropout_keeps_the_mean_of_the_update() -> Outcome {
     let _guard = alone();
     let decoder = tiny_llama()?;
-    let options = MethodOptions {
-        dropout: Some(0.3),
-        target_modules: Some(TargetModules::of(&[Component::Query])),
-        ..MethodOptions::default()
-    };
-    let adapter = new_adapter("lora", &options, &decoder, "")?;
-    disturb(&*adapter, 2);
+    let options = MethodOptions::default().with(&DROPOUT, 0.3).with(&TARGET_MODULES, ["q_proj"]);
+    let adapter = new_adapter("lora", &options, &decoder)?;
+    disturb(&adapter, 2);
     let layout = Layout::new(vec![Row::prompt(vec![5, 6])], PaddingSide::Right)?;
     let site = Site { layer: 0, component: Component::Query };
     let linear = Linear {
@@ -84,11 +79,11 @@ fn lora_dropout_keeps_the_mean_of_the_update() -> Outcome {
         let update = hooks.projection_output(site, &linear, x, y, &layout.whole())?;
         Ok(update.detach())
     };
-    let exact = update(&mut *adapter.hooks(&layout, Mode::Eval)?, &x)?;
+    let exact = update(&mut adapter.hooks(&layout, Mode::Eval)?, &x)?;
     let mut hooks = adapter.hooks(&layout, Mode::Train)?;
     let mut mean = exact.zeros_like();
     for _ in 0..50 {
-        mean += update(&mut *hooks, &x)? / 50.0;
+        mean += update(&mut hooks, &x)? / 50.0;
     }
     let mean_of = |x: &Tensor| x.mean_dim([1i64].as_slice(), false, Kind::Float);
     let (mean, exact) = (mean_of(&mean), mean_of(&exact));

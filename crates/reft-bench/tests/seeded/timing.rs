@@ -3,9 +3,12 @@
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
-use reft_bench::{CombinedAdapter, FloorAdapter, MethodOptions, Precision, TimingCase, measure};
-use reft_models::{Adapter, Decoder, DecoderConfig, Mode, Row, WeightStorage, Weights};
-use reft_train::{Batch, Dataset, Example, TrainConfig, Trainer, loss_sum};
+use reft_bench::{FloorAdapter, Precision, TimingCase, measure};
+use reft_methods::{MethodOptions, RANK, SHARE_WEIGHTS};
+use reft_models::{
+    Adapter, AdapterStack, Decoder, DecoderConfig, Mode, Model, Row, WeightStorage, Weights,
+};
+use reft_train::{Dataset, Example, Learner, NextToken, TrainConfig, Trainer};
 use tch::{Device, Kind, Tensor};
 
 use crate::alone;
@@ -19,11 +22,8 @@ fn tiny_llama() -> PathBuf {
 fn example(n: i64) -> Example {
     let input_ids: Vec<i64> = (0..9).map(|t| 3 + (n * 31 + t * 17) % 120).collect();
     let labels = input_ids.iter().enumerate().map(|(t, id)| if t < 5 { -100 } else { *id });
-    Example {
-        id: n.to_string(),
-        labels: labels.collect(),
-        row: Row { input_ids, prompt_length: 5, ..Row::default() },
-    }
+    let labels = labels.collect();
+    Example::of(n.to_string(), Row { input_ids, prompt_length: 5, ..Row::default() }, labels)
 }
 
 #[test]
@@ -31,17 +31,20 @@ fn the_floor_goes_down_to_the_embeddings_and_changes_nothing() -> Outcome {
     let _guard = alone();
     let decoder = Decoder::open(&tiny_llama(), Kind::Float, Device::Cpu)?;
     let examples = [example(0), example(1)];
-    let batch = Batch::collate(&examples, 0)?;
-    let mut floor = FloorAdapter::new(Device::Cpu);
-    let plain = CombinedAdapter::new(Vec::new())?;
-    let loss = |adapter: &dyn Adapter| loss_sum(&decoder, &[adapter], &batch, Mode::Train, None);
-    let (with, without) = (loss(&floor)?, loss(&plain)?);
+    let floor = FloorAdapter::new(Device::Cpu);
+    let stack = AdapterStack::one(&floor);
+    let loss = |stack: &AdapterStack| -> Outcome<Tensor> {
+        let learner = Learner::new(&decoder, stack, &NextToken);
+        Ok(learner.sums(&learner.batch(&examples)?, Mode::Train, None)?.remove(0))
+    };
+    let (with, without) = (loss(&stack)?, loss(&AdapterStack::EMPTY)?);
     assert_eq!(with, without, "the floor edits hidden states");
     assert!(with.requires_grad() && !without.requires_grad(), "the backward has nowhere to go");
 
     let dataset = Dataset { train: examples.to_vec(), validation: Vec::new() };
     let config = TrainConfig { max_steps: Some(2), lr: 0.1, ..TrainConfig::default() };
-    let mut trainer = Trainer::new(&decoder, &mut floor, &dataset, config)?;
+    let learner = Learner::new(&decoder, &stack, &NextToken);
+    let mut trainer = Trainer::new(&learner, &dataset, config)?;
     for step in 0..2 {
         let micro_batches = trainer.micro_batches(step)?;
         trainer.step(&micro_batches)?;
@@ -59,7 +62,7 @@ fn random_weights_follow_the_seed_and_are_made_in_the_kind_asked_for() -> Outcom
     let config = DecoderConfig::open(&tiny_llama())?;
     let made = |seed: i64, kind: Kind| -> Outcome<Vec<(String, Tensor)>> {
         tch::manual_seed(seed);
-        let weights = Weights::random(&config);
+        let weights = Weights::random(&config.describe().tensors);
         let decoder = Decoder::from_weights(config.clone(), &weights, kind, Device::Cpu)?;
         Ok(decoder.weights().into_iter().map(|(name, weight)| (name, weight.dense())).collect())
     };
@@ -90,7 +93,7 @@ fn an_epoch_warms_up_with_a_step_that_does_not_count() -> Outcome {
         random_weights: true,
         kind: Precision::F32,
         method: "loreft".to_owned(),
-        options: MethodOptions { rank: Some(2), ..MethodOptions::default() },
+        options: MethodOptions::default().with(&RANK, 2).with(&SHARE_WEIGHTS, true),
         batch_size: 2,
         prompt_length: 12,
         response_length: 3,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use reft_models::{DecoderConfig, save_safetensors};
+use reft_models::{DecoderConfig, ModelTensor, save_safetensors};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
@@ -31,7 +31,7 @@ fn write_checkpoint(dir: &Path) -> Result<usize> {
         shards += 1;
         Ok(())
     };
-    for (name, shape) in DecoderConfig::open(dir)?.tensor_shapes() {
+    for ModelTensor { name, shape, .. } in DecoderConfig::open(dir)?.describe().tensors {
         let tensor = Tensor::full(&shape, 0.01, (Kind::Float, Device::Cpu));
         bytes += tensor.numel() * 4;
         total += tensor.numel() * 4;

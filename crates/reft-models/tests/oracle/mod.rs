@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use reft_models::{
-    Component, Decoder, Hooks, Layout, NoHooks, PaddingSide, Result, Row, Site, Span,
+    Component, Decoder, Hooks, Layout, Model, NoHooks, PaddingSide, Result, Row, Site, Span,
     load_safetensors,
 };
 use tch::{Device, Kind, Tensor};
@@ -49,20 +49,20 @@ pub fn rows(input_ids: &Tensor, attention_mask: &Tensor) -> Result<Vec<Row>> {
 
 /// The logits of every row's own tokens, `[t, v]` each.
 pub fn logits(
-    decoder: &Decoder,
+    model: &dyn Model,
     rows: &[Row],
     padding: PaddingSide,
     hooks: &mut dyn Hooks,
 ) -> Result<Vec<Tensor>> {
     let layout = Layout::new(rows.to_vec(), padding)?;
-    logits_of(decoder, &layout, hooks)
+    logits_of(model, &layout, hooks)
 }
 
 /// As [`logits`], for hooks that were made for a layout.
-pub fn logits_of(decoder: &Decoder, layout: &Layout, hooks: &mut dyn Hooks) -> Result<Vec<Tensor>> {
-    let ids = layout.input_ids(decoder.device());
-    let h = decoder.hidden_states(&ids, &layout.whole(), None, hooks)?;
-    let logits = decoder.logits(&h);
+pub fn logits_of(model: &dyn Model, layout: &Layout, hooks: &mut dyn Hooks) -> Result<Vec<Tensor>> {
+    let ids = layout.input_ids(model.device());
+    let h = model.hidden_states(&ids, &layout.whole(), None, hooks)?;
+    let logits = model.logits(&h);
     Ok((0..layout.batch_size()).map(|i| own_columns(layout, &logits, i)).collect())
 }
 
@@ -72,8 +72,8 @@ pub fn own_columns(layout: &Layout, x: &Tensor, row: usize) -> Tensor {
     x.select(0, row as i64).narrow(0, columns.start as i64, columns.len() as i64)
 }
 
-pub fn base_logits(decoder: &Decoder, rows: &[Row], padding: PaddingSide) -> Result<Vec<Tensor>> {
-    logits(decoder, rows, padding, &mut NoHooks)
+pub fn base_logits(model: &dyn Model, rows: &[Row], padding: PaddingSide) -> Result<Vec<Tensor>> {
+    logits(model, rows, padding, &mut NoHooks)
 }
 
 /// Collects what flows past the points of the residual stream.

@@ -3,35 +3,31 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use reft_models::Row;
 
-use crate::Result;
-use crate::batches::{Batch, needed};
-use crate::dataset::Example;
+use crate::data::needed::Needed;
 
-/// Rows whose frozen part is computed side by side: one forward of eight rows takes less time than eight of one.
+/// Sequences whose frozen part is computed in one forward: one of eight rows takes less time than eight of one.
 ///
-/// How a row is rounded depends on what stands beside it, so a row is always computed beside the same ones, whichever batch asks for it
-/// first. Rows of equal tokens are one row, of the first group that has them.
+/// How a row is rounded depends on the rows it is computed with, so a row is always computed with the same ones, whichever batch asks for
+/// it first. Rows of equal tokens are one row, of the first group that has them.
 #[derive(Debug, Default)]
 pub(crate) struct Groups<'d> {
-    examples: &'d [Example],
-    members: Vec<Vec<usize>>,
+    groups: Vec<Vec<Needed<'d>>>,
     group_of: HashMap<u64, usize>, // by the hash of a row's tokens
 }
 
-/// A row is computed beside longer ones only if it is at least this share of their length: padding is computed too.
+/// A row is computed with longer ones only if it is at least this share of their length: padding is computed too.
 const LEAST_SHARE: f64 = 0.8;
 
 impl<'d> Groups<'d> {
-    /// Groups of the rows of micro-batches, those of a batch together as far as they are of like length.
-    pub(crate) fn new(examples: &'d [Example], batches: &[Vec<usize>]) -> Self {
-        let mut groups = Self { examples, ..Self::default() };
-        let length = |&i: &usize| needed(&examples[i]).len();
-        for batch in batches {
-            let mut sorted = batch.clone();
-            sorted.sort_by_key(length);
-            let mut rest = sorted.as_slice();
+    /// Groups of the sequences of micro-batches, those of a batch together as far as they are of like length.
+    pub(crate) fn new(batches: impl IntoIterator<Item = Vec<Needed<'d>>>) -> Self {
+        let mut groups = Self::default();
+        let length = |needed: &Needed| needed.tokens().len();
+        for mut batch in batches {
+            batch.sort_by_key(length);
+            let mut rest = batch.as_slice();
             while let Some(longest) = rest.last().map(length) {
-                let is_like = |i: &usize| length(i) as f64 >= LEAST_SHARE * longest as f64;
+                let is_like = |i: &Needed| length(i) as f64 >= LEAST_SHARE * longest as f64;
                 let (shorter, group) = rest.split_at(rest.partition_point(|i| !is_like(i)));
                 groups.add(group);
                 rest = shorter;
@@ -40,34 +36,30 @@ impl<'d> Groups<'d> {
         groups
     }
 
-    fn add(&mut self, rows: &[usize]) {
-        let number = self.members.len();
-        let mut members = Vec::with_capacity(rows.len());
-        for &row in rows {
-            let hash = hash(needed(&self.examples[row]));
+    fn add(&mut self, group: &[Needed<'d>]) {
+        let number = self.groups.len();
+        let mut members = Vec::with_capacity(group.len());
+        for needed in group {
+            let hash = hash(needed.tokens());
             if let std::collections::hash_map::Entry::Vacant(entry) = self.group_of.entry(hash) {
                 entry.insert(number);
-                members.push(row);
+                members.push(*needed);
             }
         }
         if !members.is_empty() {
-            self.members.push(members);
+            self.groups.push(members);
         }
     }
 
     /// The group that a row is computed in, if it is of one; a group without it if two hashes are equal by chance.
-    pub(crate) fn of(&self, row: &Row) -> Result<Option<Batch>> {
-        let Some(&number) = self.group_of.get(&hash(&row.input_ids)) else { return Ok(None) };
-        self.batch(&self.members[number]).map(Some)
+    pub(crate) fn of(&self, row: &Row) -> Option<&[Needed<'d>]> {
+        let number = self.group_of.get(&hash(&row.input_ids))?;
+        Some(&self.groups[*number])
     }
 
     /// All groups.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = Result<Batch>> {
-        self.members.iter().map(|members| self.batch(members))
-    }
-
-    fn batch(&self, members: &[usize]) -> Result<Batch> {
-        Batch::collate(members.iter().map(|&i| &self.examples[i]), 0)
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &[Needed<'d>]> {
+        self.groups.iter().map(Vec::as_slice)
     }
 }
 
@@ -80,40 +72,42 @@ fn hash(input_ids: &[i64]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::example::Sequence;
 
-    fn example(input_ids: Vec<i64>) -> Example {
+    fn sequence(input_ids: Vec<i64>) -> Sequence {
         let labels = input_ids.clone();
-        let row = Row { input_ids, prompt_length: 1, ..Row::default() };
-        Example { id: String::new(), row, labels }
+        Sequence { row: Row { input_ids, prompt_length: 1, ..Row::default() }, labels }
     }
 
-    fn lengths(group: Option<Batch>) -> Vec<usize> {
-        group.iter().flat_map(|g| g.layout.rows()).map(|row| row.input_ids.len()).collect()
-    }
-
-    #[test]
-    fn rows_of_a_batch_are_together_if_little_would_be_padding() -> Result<()> {
-        let examples: Vec<Example> = [11, 10, 5, 9, 4].map(|n| example((0..n).collect())).into();
-        let groups = Groups::new(&examples, &[vec![0, 1, 2, 3], vec![4]]);
-        let row = |n: i64| Row::prompt((0..n).collect());
-        // a row ends before its last token, which predicts nothing
-        assert_eq!(lengths(groups.of(&row(9))?), [8, 9, 10]);
-        assert_eq!(lengths(groups.of(&row(4))?), [4]);
-        assert_eq!(lengths(groups.of(&row(3))?), [3]);
-        assert!(groups.of(&row(7))?.is_none());
-        Ok(())
+    fn groups<'d>(sequences: &'d [Sequence], batches: &[&[usize]]) -> Groups<'d> {
+        let needed = |i: &usize| Needed::new(&sequences[*i], 0..0, true);
+        Groups::new(batches.iter().map(|batch| batch.iter().map(needed).collect()))
     }
 
     #[test]
-    fn equal_rows_are_of_the_first_group_that_has_them() -> Result<()> {
-        let examples: Vec<Example> =
-            [vec![1, 2, 3], vec![4, 5, 6], vec![1, 2, 3], vec![7, 8, 9]].map(example).into();
-        let groups = Groups::new(&examples, &[vec![0, 1], vec![2, 3]]);
-        let first = |group: Option<Batch>| -> Vec<i64> {
-            group.iter().flat_map(|g| g.layout.rows()).map(|row| row.input_ids[0]).collect()
+    fn rows_of_a_batch_are_together_if_little_would_be_padding() {
+        let sequences = [11, 10, 5, 9, 4].map(|n| sequence((0..n).collect()));
+        let groups = groups(&sequences, &[&[0, 1, 2, 3], &[4]]);
+        let lengths = |n: i64| {
+            let group = groups.of(&Row::prompt((0..n).collect()))?;
+            Some(group.iter().map(|needed| needed.tokens().len()).collect::<Vec<_>>())
         };
-        assert_eq!(first(groups.of(&Row::prompt(vec![1, 2]))?), [1, 4]);
-        assert_eq!(first(groups.of(&Row::prompt(vec![7, 8]))?), [7]);
-        Ok(())
+        // a row ends before its last token, which predicts nothing
+        assert_eq!(lengths(9), Some(vec![8, 9, 10]));
+        assert_eq!(lengths(4), Some(vec![4]));
+        assert_eq!(lengths(3), Some(vec![3]));
+        assert_eq!(lengths(7), None);
+    }
+
+    #[test]
+    fn equal_rows_are_of_the_first_group_that_has_them() {
+        let sequences = [vec![1, 2, 3], vec![4, 5, 6], vec![1, 2, 3], vec![7, 8, 9]].map(sequence);
+        let groups = groups(&sequences, &[&[0, 1], &[2, 3]]);
+        let first = |tokens: Vec<i64>| {
+            let group = groups.of(&Row::prompt(tokens))?;
+            Some(group.iter().map(|needed| needed.tokens()[0]).collect::<Vec<_>>())
+        };
+        assert_eq!(first(vec![1, 2]), Some(vec![1, 4]));
+        assert_eq!(first(vec![7, 8]), Some(vec![7]));
     }
 }

@@ -1,9 +1,6 @@
-//! Frozen work that is done once: what lies before the lowest point a method touches is computed once and kept.
+//! Work of the frozen model that is done once: what lies before the lowest point a method touches is computed once and cached.
 
-mod frozen_row;
-mod frozen_store;
-mod groups;
-mod spill_file;
-
-pub(crate) use frozen_row::{FrozenPast, FrozenRow, side_by_side};
-pub use frozen_store::{FrozenStore, ReuseConfig};
+pub(crate) mod frozen_row;
+pub(crate) mod frozen_store;
+pub(crate) mod groups;
+pub(crate) mod spill_file;

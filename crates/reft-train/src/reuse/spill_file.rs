@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tch::{Kind, Tensor};
 
-/// A file that tensors are put away in, one behind the other, and read back from by their place.
+/// A file that tensors are put away in, one behind the other, and read back by extent.
 ///
 /// It has no name in its directory (the system removes it when the program ends, however it ends), and is read by position: a file that
 /// was cut or a disk that fails is an error here, where a memory map of it would end the program.
@@ -17,7 +17,7 @@ pub(crate) struct SpillFile {
 
 /// Where a tensor is, and what.
 #[derive(Debug, Clone)]
-pub(crate) struct Place {
+pub(crate) struct Extent {
     offset: u64,
     shape: Vec<i64>,
     kind: Kind,
@@ -30,20 +30,20 @@ impl SpillFile {
     }
 
     /// Appends a tensor.
-    pub(crate) fn write(&mut self, tensor: &Tensor) -> io::Result<Place> {
+    pub(crate) fn write(&mut self, tensor: &Tensor) -> io::Result<Extent> {
         let bytes = bytes_of(tensor);
         self.file.write_all_at(&bytes, self.end)?;
-        let place = Place { offset: self.end, shape: tensor.size(), kind: tensor.kind() };
+        let extent = Extent { offset: self.end, shape: tensor.size(), kind: tensor.kind() };
         self.end += bytes.len() as u64;
-        Ok(place)
+        Ok(extent)
     }
 
     /// Reads a tensor back.
-    pub(crate) fn read(&self, place: &Place) -> io::Result<Tensor> {
-        let numel = place.shape.iter().product::<i64>() as usize;
-        let mut bytes = vec![0u8; numel * place.kind.elt_size_in_bytes()];
-        self.file.read_exact_at(&mut bytes, place.offset)?;
-        Tensor::f_from_data_size(&bytes, &place.shape, place.kind).map_err(io::Error::other)
+    pub(crate) fn read(&self, extent: &Extent) -> io::Result<Tensor> {
+        let numel = extent.shape.iter().product::<i64>() as usize;
+        let mut bytes = vec![0u8; numel * extent.kind.elt_size_in_bytes()];
+        self.file.read_exact_at(&mut bytes, extent.offset)?;
+        Tensor::f_from_data_size(&bytes, &extent.shape, extent.kind).map_err(io::Error::other)
     }
 }
 
@@ -64,13 +64,13 @@ mod tests {
     fn tensors_come_back_bit_for_bit() -> Result<(), Box<dyn std::error::Error>> {
         let directory = tempfile::tempdir()?;
         let mut file = SpillFile::create(&directory.path().join("made"))?;
-        let first = Tensor::randn([3, 5, 2], (Kind::Float, Device::Cpu));
-        let second = Tensor::randn([7, 2], (Kind::Float, Device::Cpu)).to_kind(Kind::BFloat16);
+        let first = Tensor::arange(30, (Kind::Float, Device::Cpu)).sin().view([3, 5, 2]);
+        let second = first.view([15, 2]).narrow(0, 0, 7).to_kind(Kind::BFloat16);
         let third = first.transpose(0, 2); // not contiguous
         let tensors = [&first, &second, &third];
-        let places = tensors.map(|tensor| file.write(tensor));
-        for (tensor, place) in tensors.into_iter().zip(places) {
-            assert_eq!(&file.read(&place?)?, tensor);
+        let extents = tensors.map(|tensor| file.write(tensor));
+        for (tensor, extent) in tensors.into_iter().zip(extents) {
+            assert_eq!(&file.read(&extent?)?, tensor);
         }
         Ok(())
     }
@@ -79,9 +79,9 @@ mod tests {
     fn what_is_gone_is_an_error() -> Result<(), Box<dyn std::error::Error>> {
         let directory = tempfile::tempdir()?;
         let mut file = SpillFile::create(directory.path())?;
-        let place = file.write(&Tensor::ones([64], (Kind::Float, Device::Cpu)))?;
+        let extent = file.write(&Tensor::ones([64], (Kind::Float, Device::Cpu)))?;
         file.file.set_len(100)?;
-        assert_eq!(file.read(&place).map_err(|e| e.kind()), Err(io::ErrorKind::UnexpectedEof));
+        assert_eq!(file.read(&extent).map_err(|e| e.kind()), Err(io::ErrorKind::UnexpectedEof));
         Ok(())
     }
 }

@@ -3,14 +3,15 @@
 use std::sync::atomic::AtomicBool;
 
 use reft_core::{InterventionConfig, Method};
+use reft_methods::{ReftAdapter, ReftConfig};
 use reft_models::{
-    Adapter, BaseModel, Component, Decoder, Hooks, Layout, Mode, NoHooks, PaddingSide, ReftAdapter,
-    ReftConfig, Site, Span, Stacked,
+    Adapter, BaseModel, Component, Decoder, Hooks, Layout, Mode, Model, NoHooks, PaddingSide, Site,
+    Span, Stacked,
 };
-use reft_train::{Dataset, Example, ScheduleKind, Silent, TrainConfig, Trainer, evaluate};
+use reft_train::{Dataset, Example, ScheduleKind, Silent, TrainConfig, Trainer};
 use tch::{Kind, Tensor};
 
-use crate::tiny_llama::{TestResult, alone, decoder, examples, relative_difference};
+use crate::tiny_llama::{TestResult, alone, decoder, examples, learner, relative_difference};
 
 const RANK: i64 = 8;
 const FIRST: std::ops::Range<i64> = 0..4;
@@ -22,16 +23,19 @@ fn adapter(
     layers: &[usize],
 ) -> Result<ReftAdapter, Box<dyn std::error::Error>> {
     tch::manual_seed(3);
-    let base_model = BaseModel::of(decoder.config(), "tiny");
+    let base_model = BaseModel::of(decoder.description(), "tiny");
     let intervention = InterventionConfig::new(method, RANK);
-    let config = ReftConfig::new(&intervention, layers.to_vec(), "f2+l2".parse()?, base_model);
+    let config = ReftConfig {
+        share_weights: true,
+        ..ReftConfig::new(&intervention, layers.to_vec(), "f2+l2".parse()?, base_model)
+    };
     Ok(ReftAdapter::new(config, decoder)?)
 }
 
 /// Examples whose edits may change some coordinates only.
 fn within(group: &std::ops::Range<i64>, examples: Vec<Example>) -> Vec<Example> {
     let within = |mut example: Example| {
-        example.row.subspace = Some(group.clone().collect());
+        example.sequences[0].row.subspace = Some(group.clone().collect());
         example
     };
     examples.into_iter().map(within).collect()
@@ -39,7 +43,7 @@ fn within(group: &std::ops::Range<i64>, examples: Vec<Example>) -> Vec<Example> 
 
 fn train(
     decoder: &Decoder,
-    adapter: &mut ReftAdapter,
+    adapter: &ReftAdapter,
     train: Vec<Example>,
     steps: usize,
 ) -> TestResult {
@@ -51,7 +55,8 @@ fn train(
         ..TrainConfig::default()
     };
     let dataset = Dataset { train, validation: Vec::new() };
-    Trainer::new(decoder, adapter, &dataset, options)?.run(&mut Silent, &AtomicBool::new(false))?;
+    Trainer::new(&learner(decoder, adapter), &dataset, options)?
+        .run(&mut Silent, &AtomicBool::new(false))?;
     Ok(())
 }
 
@@ -67,9 +72,9 @@ fn training_one_group_leaves_the_other_as_it_was() -> TestResult {
     let _alone = alone();
     let decoder = decoder(Kind::Float)?;
     for method in Method::ALL {
-        let mut adapter = adapter(&decoder, *method, &[1, 3])?;
+        let adapter = adapter(&decoder, *method, &[1, 3])?;
         let start = adapter.interventions().tensors();
-        train(&decoder, &mut adapter, within(&FIRST, examples(8)), 12)?;
+        train(&decoder, &adapter, within(&FIRST, examples(8)), 12)?;
         for (start, after) in start.iter().zip(adapter.interventions().tensors()) {
             for (name, before) in start {
                 let (before, after) = (before.detach(), after[name].detach());
@@ -109,8 +114,8 @@ fn hidden(
     group: Option<&std::ops::Range<i64>>,
 ) -> Result<Tensor, Box<dyn std::error::Error>> {
     let rows = examples(5).into_iter().map(|mut example| {
-        example.row.subspace = group.map(|group| group.clone().collect());
-        example.row
+        example.sequences[0].row.subspace = group.map(|group| group.clone().collect());
+        example.row().clone()
     });
     let layout = Layout::new(rows.collect(), PaddingSide::Left)?;
     let mut h = None;
@@ -133,8 +138,8 @@ fn both_groups_together_are_the_sum_of_their_edits() -> TestResult {
     let _alone = alone();
     let decoder = decoder(Kind::Float)?;
     for method in Method::ALL {
-        let mut adapter = adapter(&decoder, *method, &[2])?;
-        train(&decoder, &mut adapter, examples(8), 12)?; // away from the identity
+        let adapter = adapter(&decoder, *method, &[2])?;
+        train(&decoder, &adapter, examples(8), 12)?; // away from the identity
         let base = hidden(&decoder, None, None)?;
         let edit = |group| {
             Ok::<_, Box<dyn std::error::Error>>(hidden(&decoder, Some(&adapter), group)? - &base)
@@ -155,7 +160,7 @@ fn both_groups_together_are_the_sum_of_their_edits() -> TestResult {
 fn two_tasks_learned_in_two_groups_work_alone_and_together() -> TestResult {
     let _alone = alone();
     let decoder = decoder(Kind::Float)?;
-    let mut adapter = adapter(&decoder, Method::Loreft, &[1, 3])?;
+    let adapter = adapter(&decoder, Method::Loreft, &[1, 3])?;
     let (first, second): (Vec<_>, Vec<_>) = {
         let numbered = examples(8).into_iter().enumerate();
         let (even, odd): (Vec<_>, Vec<_>) = numbered.partition(|(i, _)| i % 2 == 0);
@@ -163,11 +168,11 @@ fn two_tasks_learned_in_two_groups_work_alone_and_together() -> TestResult {
         (rows(even), rows(odd))
     };
     let loss = |adapter: &ReftAdapter, rows: &[Example]| -> reft_train::Result<f64> {
-        Ok(evaluate(&decoder, &[adapter], rows, 4, None)?.loss)
+        Ok(learner(&decoder, adapter).evaluate(rows, 4, None)?.loss)
     };
     let start = [loss(&adapter, &first)?, loss(&adapter, &second)?];
     let groups = [within(&FIRST, first.clone()), within(&SECOND, second.clone())];
-    train(&decoder, &mut adapter, groups.concat(), 60)?;
+    train(&decoder, &adapter, groups.concat(), 60)?;
     for (i, (own, together)) in groups.iter().zip([&first, &second]).enumerate() {
         let (own, together) = (loss(&adapter, own)?, loss(&adapter, together)?);
         assert!(own < 0.7 * start[i], "task {i}: {} -> {own} in its group", start[i]);

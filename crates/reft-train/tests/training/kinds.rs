@@ -3,11 +3,11 @@
 use std::sync::atomic::AtomicBool;
 
 use reft_core::MapKind;
-use reft_models::{Adapter, Decoder};
+use reft_models::{Adapter, Decoder, Model};
 use reft_train::{Dataset, Outcome, Progress, ScheduleKind, StepStats, TrainConfig, Trainer};
 use tch::Kind;
 
-use crate::tiny_llama::{TestResult, adapter, alone, decoder, examples};
+use crate::tiny_llama::{TestResult, adapter, alone, decoder, examples, learner};
 
 #[derive(Default)]
 struct Heard {
@@ -30,7 +30,7 @@ fn run(kind: Kind) -> Result<(Heard, String), Box<dyn std::error::Error>> {
 }
 
 fn train(decoder: &Decoder) -> Result<(Heard, String), Box<dyn std::error::Error>> {
-    let mut adapter = adapter(decoder, MapKind::Householder, 0.0, 1)?;
+    let adapter = adapter(decoder, MapKind::Householder, 0.0, 1)?;
     assert!(adapter.parameters().iter().all(|p| p.tensor.kind() == Kind::Float));
     let options = TrainConfig {
         max_steps: Some(30),
@@ -40,7 +40,7 @@ fn train(decoder: &Decoder) -> Result<(Heard, String), Box<dyn std::error::Error
         ..TrainConfig::default()
     };
     let dataset = Dataset { train: examples(8), validation: Vec::new() };
-    let mut trainer = Trainer::new(decoder, &mut adapter, &dataset, options)?;
+    let mut trainer = Trainer::new(&learner(decoder, &adapter), &dataset, options)?;
     let kinds = trainer.describe_kinds();
     let mut heard = Heard::default();
     let outcome = trainer.run(&mut heard, &AtomicBool::new(false))?;

@@ -2,8 +2,9 @@
 
 mod composition;
 mod kinds;
-mod look_ahead;
 mod loss_scaler;
+mod not_causal;
+mod objectives;
 mod oracle;
 mod orthonormality;
 mod out_of_memory;

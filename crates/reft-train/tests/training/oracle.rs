@@ -5,14 +5,13 @@ use std::collections::BTreeMap;
 use reft_core::{
     Householder, InterventionConfig, InterventionSet, InterventionTensors, Method, PositionRule,
 };
-use reft_models::{Adapter, Decoder, Layout, Mode, PaddingSide, ReftAdapter, ReftConfig, Row};
-use reft_train::{
-    Batch, Dataset, Example, ScheduleKind, Shuffle, Step, TrainConfig, Trainer, evaluate, loss_sum,
-};
+use reft_methods::{ReftAdapter, ReftConfig};
+use reft_models::{Adapter, Decoder, Layout, Mode, Model, PaddingSide, Row};
+use reft_train::{Batch, Dataset, Example, ScheduleKind, Shuffle, Step, TrainConfig, Trainer};
 use tch::{Device, Kind, Reduction, Tensor};
 
 use crate::tiny_llama::{
-    TestResult, alone, config, decoder, oracle_json, oracle_tensors, relative_difference,
+    TestResult, alone, config, decoder, learner, oracle_json, oracle_tensors, relative_difference,
 };
 
 /// One of the oracle's cases: pyreft's numbers, and our adapter made of its start.
@@ -80,7 +79,7 @@ fn oracle_batch() -> Result<(Vec<Example>, Tensor), Box<dyn std::error::Error>> 
     for (i, (&length, &prompt_length)) in lengths.iter().zip(&prompts).enumerate() {
         let part = |name: &str| Vec::<i64>::try_from(io[name].get(i as i64).narrow(0, 0, length));
         let row = Row { input_ids: part("input_ids")?, prompt_length, ..Row::default() };
-        examples.push(Example { id: format!("row {i}"), row, labels: part("labels")? });
+        examples.push(Example::of(format!("row {i}"), row, part("labels")?));
     }
     Ok((examples, io["attention_mask"].shallow_clone()))
 }
@@ -90,7 +89,7 @@ fn logits(
     adapter: &dyn Adapter,
     examples: &[Example],
 ) -> Result<Tensor, reft_models::Error> {
-    let rows = examples.iter().map(|example| example.row.clone()).collect();
+    let rows = examples.iter().map(|example| example.row().clone()).collect();
     let layout = &Layout::new(rows, PaddingSide::Right)?;
     let mut hooks = adapter.hooks(layout, Mode::Eval)?;
     let ids = layout.input_ids(Device::Cpu);
@@ -134,7 +133,7 @@ fn gradient_of_the_rotation(
 /// Twenty steps of the trainer; the losses before each, and after the last.
 fn train(
     decoder: &Decoder,
-    adapter: &mut ReftAdapter,
+    adapter: &ReftAdapter,
     examples: Vec<Example>,
     weight_decay: f64,
 ) -> reft_train::Result<Vec<f64>> {
@@ -150,7 +149,7 @@ fn train(
     };
     let dataset = Dataset { train: examples, validation: Vec::new() };
     let mut losses = Vec::new();
-    let mut trainer = Trainer::new(decoder, adapter, &dataset, options)?;
+    let mut trainer = Trainer::new(&learner(decoder, adapter), &dataset, options)?;
     for step in 0..20 {
         let micro_batches = trainer.micro_batches(step)?;
         match trainer.step(&micro_batches)? {
@@ -158,24 +157,24 @@ fn train(
             Step::Overflowed => panic!("f32 does not overflow here"),
         }
     }
-    losses.push(evaluate(decoder, &[adapter], &dataset.train, 3, None)?.loss);
+    losses.push(learner(decoder, adapter).evaluate(&dataset.train, 3, None)?.loss);
     Ok(losses)
 }
 
 fn check(name: &str, method: Method) -> TestResult {
     let _alone = alone();
     let decoder = decoder(Kind::Float)?;
-    let Case { tensors, trajectory, mut adapter, n } = case(name, method, &decoder)?;
+    let Case { tensors, trajectory, adapter, n } = case(name, method, &decoder)?;
     let (examples, mask) = oracle_batch()?;
-    let batch = Batch::collate(&examples, 0)?;
+    let batch = learner(&decoder, &adapter).batch(&examples)?;
 
     let start = logits(&decoder, &adapter, &examples)?;
     let difference = logit_difference(&start, &tensors["logits"], &mask);
     // f32 sums of 64 and 128 products in another order, logits up to 10
     assert!(difference < 2e-5, "{name}: logits differ by {difference:e}");
 
-    let mean =
-        loss_sum(&decoder, &[&adapter], &batch, Mode::Eval, None)? / batch.n_targets() as f64;
+    let sum = learner(&decoder, &adapter).sums(&batch, Mode::Eval, None)?.remove(0);
+    let mean = sum / batch.n_targets() as f64;
     let difference = (&mean - &tensors["loss"]).abs().max().double_value(&[]);
     assert!(difference < 1e-5, "{name}: loss differs by {difference:e}"); // f32, losses up to 6
     mean.backward();
@@ -205,7 +204,7 @@ fn check(name: &str, method: Method) -> TestResult {
     }
 
     let is_trap = name == "loreft_wd0.01";
-    let losses = train(&decoder, &mut adapter, examples.clone(), if is_trap { 0.01 } else { 0.0 })?;
+    let losses = train(&decoder, &adapter, examples.clone(), if is_trap { 0.01 } else { 0.0 })?;
     if let Some(error) = adapter.interventions().orthonormality_error() {
         assert!(error < 1e-5, "{name}: R is off by {error:e}"); // f32 rounding, see reft-core
     }

@@ -6,11 +6,12 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use reft_core::{MapKind, Parameter};
-use reft_models::{Adapter, Hooks, Layout, Mode, Reach, ReftAdapter, Result, Row};
+use reft_methods::ReftAdapter;
+use reft_models::{Adapter, Hooks, Layout, Mode, Reach, Result, Row};
 use reft_train::{Dataset, Error, Outcome, Silent, TrainConfig, Trainer};
 use tch::{Device, Kind, Tensor};
 
-use crate::tiny_llama::{TestResult, adapter, alone, decoder, examples};
+use crate::tiny_llama::{TestResult, adapter, alone, decoder, examples, learner};
 
 /// An adapter that wants 2⁵⁰ numbers in one of its forwards.
 struct Greedy {
@@ -27,7 +28,7 @@ impl Adapter for Greedy {
         self.inner.parameters()
     }
 
-    fn hooks<'a>(&'a self, layout: &'a Layout, mode: Mode) -> Result<Box<dyn Hooks + 'a>> {
+    fn hooks<'a>(&'a self, layout: &Layout, mode: Mode) -> Result<Box<dyn Hooks + 'a>> {
         self.forwards_before.set(self.forwards_before.get() - 1);
         if self.forwards_before.get() < 0 {
             drop(Tensor::zeros([1i64 << 50], (Kind::Float, Device::Cpu)));
@@ -43,7 +44,7 @@ impl Adapter for Greedy {
         self.inner.state()
     }
 
-    fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+    fn load_state(&self, state: &BTreeMap<String, Tensor>) -> Result<()> {
         self.inner.load_state(state)
     }
 
@@ -62,13 +63,13 @@ fn a_run_that_runs_out_of_memory_goes_on_from_the_step_before() -> TestResult {
     let fresh = || adapter(&decoder, MapKind::Householder, 0.0, 1);
     let stop = AtomicBool::new(false);
 
-    let mut whole = fresh()?;
-    Trainer::new(&decoder, &mut whole, &dataset, options.clone())?.run(&mut Silent, &stop)?;
+    let whole = fresh()?;
+    Trainer::new(&learner(&decoder, &whole), &dataset, options.clone())?.run(&mut Silent, &stop)?;
 
     let dir = tempfile::tempdir()?;
-    let mut greedy = Greedy { inner: fresh()?, forwards_before: Cell::new(5) };
-    let mut trainer =
-        Trainer::new(&decoder, &mut greedy, &dataset, options.clone())?.starting_in(dir.path())?;
+    let greedy = Greedy { inner: fresh()?, forwards_before: Cell::new(5) };
+    let mut trainer = Trainer::new(&learner(&decoder, &greedy), &dataset, options.clone())?
+        .starting_in(dir.path())?;
     let stopped = trainer.run(&mut Silent, &stop);
     assert!(
         matches!(&stopped, Err(Error::OutOfMemory { step: 6, reason }) if reason.contains("memory")),
@@ -78,9 +79,9 @@ fn a_run_that_runs_out_of_memory_goes_on_from_the_step_before() -> TestResult {
 
     // what helps: less is kept for the backward, which changes no number but by rounding
     let options = TrainConfig { checkpoint_activations: true, reuse: false, ..options };
-    let mut resumed = fresh()?;
+    let resumed = fresh()?;
     let mut trainer =
-        Trainer::new(&decoder, &mut resumed, &dataset, options)?.resuming_in(dir.path())?;
+        Trainer::new(&learner(&decoder, &resumed), &dataset, options)?.resuming_in(dir.path())?;
     assert_eq!(trainer.plan().done, 5);
     let outcome = trainer.run(&mut Silent, &stop)?;
     assert!(matches!(outcome, Outcome::Finished(summary) if summary.steps == 8));

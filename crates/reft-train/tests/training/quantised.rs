@@ -3,11 +3,15 @@
 use std::sync::atomic::AtomicBool;
 
 use reft_core::MapKind;
-use reft_models::{Adapter, Decoder, DecoderConfig, WeightStorage, Weights, save_safetensors};
+use reft_models::{
+    Adapter, Decoder, DecoderConfig, Model, WeightStorage, Weights, save_safetensors,
+};
 use reft_train::{Dataset, Error, Silent, Step, TrainConfig, Trainer};
 use tch::{Device, Kind, Tensor};
 
-use crate::tiny_llama::{TestResult, adapter, alone, examples, oracle_path, relative_difference};
+use crate::tiny_llama::{
+    TestResult, adapter, alone, examples, learner, oracle_path, relative_difference,
+};
 
 fn quantised(storage: WeightStorage, kind: Kind) -> reft_models::Result<Decoder> {
     let path = oracle_path("tiny_llama");
@@ -30,10 +34,10 @@ fn step(
     decoder: &Decoder,
     config: TrainConfig,
 ) -> Result<(f64, Vec<Tensor>), Box<dyn std::error::Error>> {
-    let mut adapter = adapter(decoder, MapKind::Householder, 0.0, 1)?;
+    let adapter = adapter(decoder, MapKind::Householder, 0.0, 1)?;
     let parameters = adapter.parameters();
     let dataset = Dataset { train: examples(8), validation: Vec::new() };
-    let mut trainer = Trainer::new(decoder, &mut adapter, &dataset, config)?;
+    let mut trainer = Trainer::new(&learner(decoder, &adapter), &dataset, config)?;
     let micro_batches = trainer.micro_batches(0)?;
     let Step::Taken(stats) = trainer.step(&micro_batches)? else { return Err("overflow".into()) };
     Ok((stats.loss, parameters.iter().map(|p| p.tensor.grad().copy()).collect()))
@@ -81,9 +85,9 @@ fn a_run_on_a_quantised_base_learns_and_is_resumed_on_the_same_one_only() -> Tes
         TrainConfig { max_steps: Some(20), batch_size: 8, lr: 1e-2, ..TrainConfig::default() };
     let decoder = quantised(WeightStorage::Int8, Kind::BFloat16)?;
     assert_eq!(decoder.kind(), Kind::BFloat16);
-    let mut first = adapter(&decoder, MapKind::Householder, 0.0, 1)?;
-    let mut trainer =
-        Trainer::new(&decoder, &mut first, &dataset, options.clone())?.starting_in(dir.path())?;
+    let first = adapter(&decoder, MapKind::Householder, 0.0, 1)?;
+    let mut trainer = Trainer::new(&learner(&decoder, &first), &dataset, options.clone())?
+        .starting_in(dir.path())?;
     assert!(trainer.describe_kinds().contains("blocks of integers"));
     let micro_batches = trainer.micro_batches(0)?;
     let Step::Taken(start) = trainer.step(&micro_batches)? else { return Err("overflow".into()) };
@@ -92,8 +96,9 @@ fn a_run_on_a_quantised_base_learns_and_is_resumed_on_the_same_one_only() -> Tes
     assert!(end.loss < start.loss - 1.0, "{} {}", start.loss, end.loss);
     drop(trainer);
     let other = quantised(WeightStorage::Int4, Kind::BFloat16)?;
-    let mut second = adapter(&other, MapKind::Householder, 0.0, 1)?;
-    let refused = Trainer::new(&other, &mut second, &dataset, options)?.resuming_in(dir.path());
+    let second = adapter(&other, MapKind::Householder, 0.0, 1)?;
+    let refused =
+        Trainer::new(&learner(&other, &second), &dataset, options)?.resuming_in(dir.path());
     let field = match refused {
         Err(Error::ResumeMismatch { field, .. }) => field,
         Err(error) => return Err(error.into()),

@@ -4,14 +4,15 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use reft_core::MapKind;
-use reft_models::{Decoder, ReftAdapter, load_safetensors};
+use reft_methods::ReftAdapter;
+use reft_models::{Decoder, load_safetensors};
 use reft_train::{
     Dataset, Error, FrozenStore, Outcome, Progress, ReuseConfig, Shuffle, Silent, StepStats,
     TrainConfig, Trainer, ValidationStats,
 };
 use tch::Kind;
 
-use crate::tiny_llama::{TestResult, adapter, alone, decoder, examples};
+use crate::tiny_llama::{TestResult, adapter, alone, decoder, examples, learner};
 
 /// Five steps an epoch, the last one with a single example.
 fn options() -> TrainConfig {
@@ -91,9 +92,10 @@ fn assert_same_run(found: &Path, expected: &Path) -> TestResult {
 
 fn resume(decoder: &Decoder, map: MapKind, run: &Path) -> reft_train::Result<Outcome> {
     // Another seed: everything must come from the checkpoint.
-    let mut adapter = adapter(decoder, map, DROPOUT, 999)?;
+    let adapter = adapter(decoder, map, DROPOUT, 999)?;
     let dataset = dataset()?;
-    let mut trainer = Trainer::new(decoder, &mut adapter, &dataset, options())?.resuming_in(run)?;
+    let mut trainer =
+        Trainer::new(&learner(decoder, &adapter), &dataset, options())?.resuming_in(run)?;
     trainer.run(&mut Silent, &AtomicBool::new(false))
 }
 
@@ -105,10 +107,10 @@ fn a_run_killed_after_any_step_goes_on_bit_for_bit() -> TestResult {
         let directory = tempfile::tempdir()?;
         let (run, copies) = (directory.path().join("run"), directory.path().join("copies"));
         let kills = Kills { run: run.clone(), copies, stop_at: None, stop: AtomicBool::new(false) };
-        let mut first = adapter(&decoder, map, DROPOUT, 1)?;
+        let first = adapter(&decoder, map, DROPOUT, 1)?;
         let dataset = dataset()?;
         let mut trainer =
-            Trainer::new(&decoder, &mut first, &dataset, options())?.starting_in(&run)?;
+            Trainer::new(&learner(&decoder, &first), &dataset, options())?.starting_in(&run)?;
         assert_eq!((trainer.steps_per_epoch(), trainer.total_steps()), (5, 15));
         let outcome = trainer.run(&mut &kills, &kills.stop)?;
         let Outcome::Finished(summary) = outcome else { panic!("{outcome:?}") };
@@ -139,14 +141,15 @@ fn a_run_killed_before_its_first_checkpoint_begins_anew() -> TestResult {
     let (run, copies) = (directory.path().join("run"), directory.path().join("copies"));
     let kills = Kills { run: run.clone(), copies, stop_at: None, stop: AtomicBool::new(false) };
     let dataset = dataset()?;
-    let mut first = adapter(&decoder, MapKind::Householder, DROPOUT, 1)?;
-    let mut trainer = Trainer::new(&decoder, &mut first, &dataset, options())?.starting_in(&run)?;
+    let first = adapter(&decoder, MapKind::Householder, DROPOUT, 1)?;
+    let mut trainer =
+        Trainer::new(&learner(&decoder, &first), &dataset, options())?.starting_in(&run)?;
     trainer.run(&mut &kills, &kills.stop)?;
 
     let copy = kills.copies.join("2");
-    let mut again = adapter(&decoder, MapKind::Householder, DROPOUT, 1)?;
+    let again = adapter(&decoder, MapKind::Householder, DROPOUT, 1)?;
     let mut trainer =
-        Trainer::new(&decoder, &mut again, &dataset, options())?.resuming_in(&copy)?;
+        Trainer::new(&learner(&decoder, &again), &dataset, options())?.resuming_in(&copy)?;
     assert_eq!(trainer.plan().done, 0);
     trainer.run(&mut Silent, &AtomicBool::new(false))?;
     assert_same_run(&copy, &run)
@@ -159,16 +162,16 @@ fn an_interrupted_run_saves_a_checkpoint_and_goes_on_bit_for_bit() -> TestResult
     let directory = tempfile::tempdir()?;
     let dataset = dataset()?;
     let whole = directory.path().join("whole");
-    let mut first = adapter(&decoder, MapKind::Householder, DROPOUT, 1)?;
+    let first = adapter(&decoder, MapKind::Householder, DROPOUT, 1)?;
     let mut trainer =
-        Trainer::new(&decoder, &mut first, &dataset, options())?.starting_in(&whole)?;
+        Trainer::new(&learner(&decoder, &first), &dataset, options())?.starting_in(&whole)?;
     trainer.run(&mut Silent, &AtomicBool::new(false))?;
 
     let (run, copies) = (directory.path().join("run"), directory.path().join("copies"));
     let kills = Kills { run: run.clone(), copies, stop_at: Some(8), stop: AtomicBool::new(false) };
-    let mut second = adapter(&decoder, MapKind::Householder, DROPOUT, 1)?;
+    let second = adapter(&decoder, MapKind::Householder, DROPOUT, 1)?;
     let mut trainer =
-        Trainer::new(&decoder, &mut second, &dataset, options())?.starting_in(&run)?;
+        Trainer::new(&learner(&decoder, &second), &dataset, options())?.starting_in(&run)?;
     let outcome = trainer.run(&mut &kills, &kills.stop)?;
     assert!(matches!(outcome, Outcome::Interrupted(summary) if summary.steps == 8), "{outcome:?}");
     assert!(run.join("checkpoint/step-00000008").is_dir());
@@ -184,14 +187,15 @@ fn a_run_is_resumed_only_as_it_was_started() -> TestResult {
     let directory = tempfile::tempdir()?;
     let run = directory.path().join("run");
     let dataset = dataset()?;
-    let mut first = adapter(&decoder, MapKind::Householder, 0.0, 1)?;
-    let mut trainer = Trainer::new(&decoder, &mut first, &dataset, options())?.starting_in(&run)?;
+    let first = adapter(&decoder, MapKind::Householder, 0.0, 1)?;
+    let mut trainer =
+        Trainer::new(&learner(&decoder, &first), &dataset, options())?.starting_in(&run)?;
     trainer.run(&mut Silent, &AtomicBool::new(false))?;
     let before = metrics(&run)?;
 
-    let mut attempt = |options: TrainConfig, dataset: &Dataset, facts: serde_json::Value| {
+    let attempt = |options: TrainConfig, dataset: &Dataset, facts: serde_json::Value| {
         let facts = facts.as_object().cloned().unwrap_or_default();
-        let trainer = Trainer::new(&decoder, &mut first, dataset, options)?.with_facts(facts);
+        let trainer = Trainer::new(&learner(&decoder, &first), dataset, options)?.with_facts(facts);
         match trainer.resuming_in(&run) {
             Err(Error::ResumeMismatch { field, .. }) => Ok(Some(field)),
             Err(other) => Err(other),
@@ -211,8 +215,8 @@ fn a_run_is_resumed_only_as_it_was_started() -> TestResult {
     assert_eq!(attempt(more_checkpoints, &dataset, nothing)?, None);
     assert_eq!(metrics(&run)?, before); // a refusal changes nothing
 
-    let mut second = adapter(&decoder, MapKind::Householder, 0.0, 1)?;
-    let fresh = Trainer::new(&decoder, &mut second, &dataset, options())?.starting_in(&run);
+    let second = adapter(&decoder, MapKind::Householder, 0.0, 1)?;
+    let fresh = Trainer::new(&learner(&decoder, &second), &dataset, options())?.starting_in(&run);
     assert!(matches!(fresh, Err(Error::RunExists { found: "checkpoint", .. })));
     assert_eq!(metrics(&run)?, before);
     Ok(())
@@ -233,11 +237,11 @@ fn the_adapter_with_the_lowest_validation_loss_is_kept() -> TestResult {
     let _alone = alone();
     let decoder = decoder(Kind::Float)?;
     let dataset = dataset()?;
-    let mut adapter = adapter(&decoder, MapKind::Householder, 0.0, 1)?;
+    let adapter = adapter(&decoder, MapKind::Householder, 0.0, 1)?;
     // So fast that it overfits: the last validation is not the best.
     let options = TrainConfig { lr: 5e-2, epochs: Some(12), eval_every: 5, ..options() };
     let mut validations = Validations::default();
-    let outcome = Trainer::new(&decoder, &mut adapter, &dataset, options)?
+    let outcome = Trainer::new(&learner(&decoder, &adapter), &dataset, options)?
         .run(&mut validations, &AtomicBool::new(false))?;
     let Outcome::Finished(summary) = outcome else { panic!("{outcome:?}") };
     let best = summary.best.ok_or("no best")?;
@@ -246,8 +250,7 @@ fn the_adapter_with_the_lowest_validation_loss_is_kept() -> TestResult {
     assert_eq!(best.validation_loss, lowest, "{losses:?}");
     assert!(losses.last().is_some_and(|last| *last > lowest + 0.01), "no power: {losses:?}");
     let mut store = FrozenStore::new(ReuseConfig::default()); // as the trainer does
-    let kept =
-        reft_train::evaluate(&decoder, &[&adapter], &dataset.validation, 2, Some(&mut store))?;
+    let kept = learner(&decoder, &adapter).evaluate(&dataset.validation, 2, Some(&mut store))?;
     assert_eq!(kept.loss, lowest);
     Ok(())
 }

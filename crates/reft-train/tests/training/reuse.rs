@@ -3,14 +3,15 @@
 use std::sync::atomic::AtomicBool;
 
 use reft_core::{InterventionConfig, Method};
-use reft_models::{Adapter, BaseModel, Component, Decoder, Mode, ReftAdapter, ReftConfig};
+use reft_methods::{ReftAdapter, ReftConfig};
+use reft_models::{Adapter, AdapterStack, BaseModel, Component, Decoder, Mode, Model};
 use reft_train::{
-    Batch, Dataset, FrozenStore, ReuseConfig, Shuffle, Silent, TrainConfig, Trainer, evaluate,
-    loss_sum,
+    Batch, Dataset, FrozenStore, Learner, NextToken, ReuseConfig, Shuffle, Silent, TrainConfig,
+    Trainer,
 };
 use tch::{Kind, Tensor};
 
-use crate::tiny_llama::{TestResult, alone, decoder, examples};
+use crate::tiny_llama::{TestResult, alone, decoder, examples, learner};
 
 fn reft(
     decoder: &Decoder,
@@ -23,9 +24,10 @@ fn reft(
         init: Some(reft_core::Init::Reference),
         ..InterventionConfig::new(method, 4)
     };
-    let base = BaseModel::of(decoder.config(), "tiny");
+    let base = BaseModel::of(decoder.description(), "tiny");
     let config = ReftConfig {
         component,
+        share_weights: true,
         ..ReftConfig::new(&intervention, layers.to_vec(), positions.parse()?, base)
     };
     Ok(ReftAdapter::new(config, decoder)?)
@@ -42,7 +44,7 @@ fn loss_and_gradients(
     for parameter in &parameters {
         parameter.tensor.shallow_clone().zero_grad();
     }
-    let loss = loss_sum(decoder, &[adapter], batch, Mode::Train, store)?;
+    let loss = learner(decoder, adapter).sums(batch, Mode::Train, store)?.remove(0);
     loss.backward();
     let gradients = parameters.iter().map(|parameter| parameter.tensor.grad().copy()).collect();
     Ok((loss.double_value(&[]), gradients))
@@ -68,7 +70,7 @@ fn assert_same(found: &(f64, Vec<Tensor>), expected: &(f64, Vec<Tensor>), what: 
 fn every_method_and_place_gives_the_plain_loss_and_gradients() -> TestResult {
     let _alone = alone();
     let decoder = decoder(Kind::Float)?;
-    let batch = Batch::collate(&examples(5), 0)?;
+    let batch = Learner::new(&decoder, &AdapterStack::EMPTY, &NextToken).batch(&examples(5))?;
     let mut kept = 0;
     for &method in Method::ALL {
         for positions in ["l1", "l2", "f2+l2"] {
@@ -118,10 +120,10 @@ fn trajectory(
     config: TrainConfig,
     reuse: ReuseConfig,
 ) -> Result<(Vec<f64>, Vec<Tensor>), Box<dyn std::error::Error>> {
-    let mut adapter = reft(decoder, Method::Loreft, (&[1, 2], Component::BlockOutput), "l2")?;
+    let adapter = reft(decoder, Method::Loreft, (&[1, 2], Component::BlockOutput), "l2")?;
     let dataset = Dataset { train: examples(8), validation: examples(3) };
     let mut losses = Losses::default();
-    let mut trainer = Trainer::new(decoder, &mut adapter, &dataset, config)?.keeping(reuse);
+    let mut trainer = Trainer::new(&learner(decoder, &adapter), &dataset, config)?.keeping(reuse);
     trainer.run(&mut losses, &AtomicBool::new(false))?;
     let tensors = adapter.parameters().iter().map(|p| p.tensor.detach().copy()).collect();
     Ok((losses.0, tensors))
@@ -206,16 +208,16 @@ fn a_run_that_goes_on_with_an_empty_store_goes_on_bit_for_bit() -> TestResult {
     let directory = tempfile::tempdir()?;
     let (whole, broken) = (directory.path().join("whole"), directory.path().join("broken"));
 
-    let mut adapter = new()?;
-    let trainer = Trainer::new(&decoder, &mut adapter, &dataset, config.clone())?;
+    let adapter = new()?;
+    let trainer = Trainer::new(&learner(&decoder, &adapter), &dataset, config.clone())?;
     trainer.starting_in(&whole)?.run(&mut Silent, &AtomicBool::new(false))?;
 
     // stopped after step 9, which is within an epoch of 3 steps, long after every row was kept
-    let (mut adapter, stop) = (new()?, AtomicBool::new(false));
-    let trainer = Trainer::new(&decoder, &mut adapter, &dataset, config.clone())?;
+    let (adapter, stop) = (new()?, AtomicBool::new(false));
+    let trainer = Trainer::new(&learner(&decoder, &adapter), &dataset, config.clone())?;
     trainer.starting_in(&broken)?.run(&mut StopAt(9, &stop), &stop)?;
-    let mut adapter = new()?;
-    let trainer = Trainer::new(&decoder, &mut adapter, &dataset, config)?;
+    let adapter = new()?;
+    let trainer = Trainer::new(&learner(&decoder, &adapter), &dataset, config)?;
     trainer.resuming_in(&broken)?.run(&mut Silent, &AtomicBool::new(false))?;
 
     let file = |run: &std::path::Path| std::fs::read(run.join(ReftAdapter::FILE_NAME));
@@ -237,14 +239,15 @@ fn evaluation_takes_what_is_kept() -> TestResult {
     let decoder = decoder(Kind::Float)?;
     let rows = examples(7);
     let adapter = reft(&decoder, Method::Loreft, (&[0, 2], Component::BlockOutput), "l1")?;
-    let plain = evaluate(&decoder, &[&adapter], &rows, 3, None)?.loss;
+    let plain = learner(&decoder, &adapter).evaluate(&rows, 3, None)?.loss;
     let mut store = FrozenStore::new(ReuseConfig::default());
     for _ in 0..2 {
-        let kept = evaluate(&decoder, &[&adapter], &rows, 3, Some(&mut store))?.loss;
+        let kept = learner(&decoder, &adapter).evaluate(&rows, 3, Some(&mut store))?.loss;
         assert!((kept - plain).abs() < 1e-6 * plain, "{kept} {plain}");
     }
     assert_eq!(store.len(), 7);
-    let base = evaluate(&decoder, &[], &rows, 3, None)?.loss;
+    let base =
+        Learner::new(&decoder, &AdapterStack::EMPTY, &NextToken).evaluate(&rows, 3, None)?.loss;
     assert!((base - plain).abs() > 1e-3, "no edit, no test");
     Ok(())
 }

@@ -3,14 +3,17 @@
 use std::sync::atomic::AtomicBool;
 
 use reft_core::MapKind;
-use reft_models::{Adapter, ReftAdapter};
+use reft_methods::ReftAdapter;
+use reft_models::{Adapter, AdapterStack, Model};
 use reft_train::{
-    Batch, Dataset, Error, Outcome, Progress, ScheduleKind, Shuffle, Silent, Step, StepStats,
-    TrainConfig, Trainer, evaluate,
+    Dataset, Error, Learner, NextToken, Outcome, Progress, ScheduleKind, Shuffle, Silent, Step,
+    StepStats, TrainConfig, Trainer,
 };
 use tch::{Kind, Tensor};
 
-use crate::tiny_llama::{TestResult, adapter, alone, decoder, examples, relative_difference};
+use crate::tiny_llama::{
+    TestResult, adapter, alone, decoder, examples, learner, relative_difference,
+};
 
 fn options() -> TrainConfig {
     TrainConfig {
@@ -28,16 +31,17 @@ fn cutting_a_step_into_micro_batches_changes_nothing_but_memory() -> TestResult 
     let _alone = alone();
     let decoder = decoder(Kind::Float)?;
     let dataset = Dataset { train: examples(6), validation: Vec::new() };
+    let plain = Learner::new(&decoder, &AdapterStack::EMPTY, &NextToken);
     let targets: Vec<i64> = dataset
         .train
         .iter()
-        .map(|e| Batch::collate([e], 0).map(|b| b.n_targets()))
+        .map(|e| plain.batch([e]).map(|b| b.n_targets()))
         .collect::<Result<_, _>>()?;
     assert!(targets.iter().any(|n| *n != targets[0]), "no power: {targets:?}");
     let run = |batch_size, grad_accum| -> Result<(f64, f64, Tensor), Error> {
-        let mut adapter = adapter(&decoder, MapKind::Householder, 0.0, 1)?;
+        let adapter = adapter(&decoder, MapKind::Householder, 0.0, 1)?;
         let options = TrainConfig { batch_size, grad_accum, ..options() };
-        let mut trainer = Trainer::new(&decoder, &mut adapter, &dataset, options)?;
+        let mut trainer = Trainer::new(&learner(&decoder, &adapter), &dataset, options)?;
         let micro_batches = trainer.micro_batches(0)?;
         assert_eq!(micro_batches.len(), grad_accum);
         let Step::Taken(stats) = trainer.step(&micro_batches)? else {
@@ -64,10 +68,11 @@ fn a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint() -
     let decoder = decoder(Kind::Float)?;
     let directory = tempfile::tempdir()?;
     let run = directory.path().join("run");
-    let mut adapter = adapter(&decoder, MapKind::Householder, 0.0, 1)?;
+    let adapter = adapter(&decoder, MapKind::Householder, 0.0, 1)?;
     let dataset = Dataset { train: examples(6), validation: Vec::new() };
     let options = TrainConfig { lr: 1e30, checkpoint_every: 1, max_steps: Some(50), ..options() };
-    let mut trainer = Trainer::new(&decoder, &mut adapter, &dataset, options)?.starting_in(&run)?;
+    let mut trainer =
+        Trainer::new(&learner(&decoder, &adapter), &dataset, options)?.starting_in(&run)?;
     let stopped = trainer.run(&mut Silent, &AtomicBool::new(false));
     let Err(Error::NotFinite { step, ids, value, .. }) = stopped else { panic!("{stopped:?}") };
     assert!(step > 1 && !value.is_finite());
@@ -83,7 +88,7 @@ fn a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint() -
 fn only_the_micro_batch_at_fault_is_named() -> TestResult {
     let _alone = alone();
     let decoder = decoder(Kind::Float)?;
-    let mut adapter = adapter(&decoder, MapKind::Householder, 0.0, 1)?;
+    let adapter = adapter(&decoder, MapKind::Householder, 0.0, 1)?;
     let dataset = Dataset { train: examples(4), validation: Vec::new() };
     let broken = decoder
         .weights()
@@ -91,12 +96,12 @@ fn only_the_micro_batch_at_fault_is_named() -> TestResult {
         .find(|(name, _)| name == "model.embed_tokens.weight")
         .ok_or("no embedding")?
         .1;
-    let id = dataset.train[2].row.input_ids[1]; // of no other row
-    assert!(dataset.train.iter().filter(|e| e.row.input_ids.contains(&id)).count() == 1);
+    let id = dataset.train[2].row().input_ids[1]; // of no other row
+    assert!(dataset.train.iter().filter(|e| e.row().input_ids.contains(&id)).count() == 1);
     let _filled = tch::no_grad(|| broken.dense().get(id).fill_(f64::NAN));
     let options = TrainConfig { batch_size: 1, grad_accum: 4, ..options() };
     let before = adapter.state();
-    let mut trainer = Trainer::new(&decoder, &mut adapter, &dataset, options)?;
+    let mut trainer = Trainer::new(&learner(&decoder, &adapter), &dataset, options)?;
     let micro_batches = trainer.micro_batches(0)?;
     let stopped = trainer.step(&micro_batches);
     assert!(
@@ -111,11 +116,11 @@ fn only_the_micro_batch_at_fault_is_named() -> TestResult {
 fn a_weight_that_wants_a_gradient_is_refused() -> TestResult {
     let _alone = alone();
     let decoder = decoder(Kind::Float)?;
-    let mut adapter = adapter(&decoder, MapKind::Householder, 0.0, 1)?;
+    let adapter = adapter(&decoder, MapKind::Householder, 0.0, 1)?;
     let dataset = Dataset { train: examples(4), validation: Vec::new() };
     let (name, weight) = decoder.weights().swap_remove(5);
     let _thawed = weight.dense().set_requires_grad(true);
-    let refused = Trainer::new(&decoder, &mut adapter, &dataset, options());
+    let refused = Trainer::new(&learner(&decoder, &adapter), &dataset, options());
     assert!(matches!(refused, Err(Error::NotFrozen { name: found }) if found == name));
     Ok(())
 }
@@ -124,9 +129,9 @@ fn a_weight_that_wants_a_gradient_is_refused() -> TestResult {
 fn nothing_to_train_on_is_refused() -> TestResult {
     let _alone = alone();
     let decoder = decoder(Kind::Float)?;
-    let mut adapter = adapter(&decoder, MapKind::Householder, 0.0, 1)?;
+    let adapter = adapter(&decoder, MapKind::Householder, 0.0, 1)?;
     let dataset = Dataset { train: Vec::new(), validation: examples(2) };
-    let refused = Trainer::new(&decoder, &mut adapter, &dataset, options());
+    let refused = Trainer::new(&learner(&decoder, &adapter), &dataset, options());
     assert!(matches!(refused, Err(Error::TooFewExamples { train: 0, validation: 2 })));
     Ok(())
 }
@@ -137,13 +142,14 @@ fn the_loss_of_examples_does_not_depend_on_their_batches() -> TestResult {
     let decoder = decoder(Kind::Float)?;
     let adapter = adapter(&decoder, MapKind::Householder, 0.5, 1)?;
     let examples = examples(7);
-    let one = evaluate(&decoder, &[&adapter], &examples, 1, None)?;
-    let all = evaluate(&decoder, &[&adapter], &examples, 7, None)?;
+    let one = learner(&decoder, &adapter).evaluate(&examples, 1, None)?;
+    let all = learner(&decoder, &adapter).evaluate(&examples, 7, None)?;
     assert_eq!(one.target_tokens, all.target_tokens);
     assert!((one.loss - all.loss).abs() < 1e-6 * one.loss, "{one:?} {all:?}"); // f32 sums in another order
     assert!((one.perplexity - one.loss.exp()).abs() < 1e-9 * one.perplexity);
     // the adapter starts as the identity
-    let base = evaluate(&decoder, &[], &examples, 7, None)?;
+    let base =
+        Learner::new(&decoder, &AdapterStack::EMPTY, &NextToken).evaluate(&examples, 7, None)?;
     assert!((base.loss - all.loss).abs() < 1e-5 * base.loss, "{base:?} {all:?}");
     Ok(())
 }
@@ -160,9 +166,9 @@ fn a_run_ends_after_the_first_step_whose_loss_is_low_enough() -> TestResult {
     let decoder = decoder(Kind::Float)?;
     let dataset = Dataset { train: examples(6), validation: Vec::new() };
     let run = |enough: Option<f64>| -> Result<Vec<f64>, Error> {
-        let mut adapter = adapter(&decoder, MapKind::Householder, 0.0, 1)?;
+        let adapter = adapter(&decoder, MapKind::Householder, 0.0, 1)?;
         let options = TrainConfig { max_steps: Some(8), ..options() };
-        let mut trainer = Trainer::new(&decoder, &mut adapter, &dataset, options)?;
+        let mut trainer = Trainer::new(&learner(&decoder, &adapter), &dataset, options)?;
         if let Some(enough) = enough {
             trainer = trainer.stopping_at(enough);
         }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use reft_models::{ChatTemplate, Message, Tokenizer};
-use reft_train::{Content, IGNORE_INDEX, Record, Template, TextEncoder, tokenize};
+use reft_train::{Content, Encoding, IGNORE_INDEX, Record, Template, TextEncoder};
 
 use crate::tiny_llama::{TestResult, oracle_json};
 
@@ -19,6 +19,8 @@ fn a_conversation_has_the_tokens_of_the_chat_template_and_ends_with_the_end_toke
         chat_template: Some(&chat_template),
         template: Template::Auto,
     };
+    let vocab_size = tokenizer.vocab_size();
+    let encoding = Encoding { text: Some(encoder), vocab_size, max_length: 512 };
     let cases = oracle_json("smollm2/smollm2")?;
     let mut compared = 0;
     for case in cases["chat_template_cases"].as_array().ok_or("no cases")? {
@@ -27,14 +29,14 @@ fn a_conversation_has_the_tokens_of_the_chat_template_and_ends_with_the_end_toke
         if messages.last().is_some_and(|message| message.role == "assistant") {
             let record =
                 Record { id: "1".into(), content: Content::Chat(messages), subspace: None };
-            let examples = tokenize(&[record], Some(&encoder), tokenizer.vocab_size(), 512)?;
+            let examples = encoding.examples(&[record])?;
             let (example, end) = (&examples[0], tokenizer.eos_id().ok_or("no end token")?);
             // the template writes a line break after the end token, which nobody generates
-            assert_eq!(example.row.input_ids, ids[..ids.len() - 1]);
+            assert_eq!(example.row().input_ids, ids[..ids.len() - 1]);
             let targets: Vec<i64> =
-                example.labels.iter().copied().filter(|label| *label != IGNORE_INDEX).collect();
+                example.labels().iter().copied().filter(|label| *label != IGNORE_INDEX).collect();
             assert_eq!(targets, [&tokenizer.encode("Blue", false)?[..], &[end]].concat());
-            assert_eq!(targets.len() + example.row.prompt_length, ids.len() - 1);
+            assert_eq!(targets.len() + example.row().prompt_length, ids.len() - 1);
         } else {
             let [Message { content, .. }] = &mut messages[..] else { continue };
             assert_eq!(encoder.encode_prompt(content)?, ids);

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use reft_core::{InterventionConfig, MapKind, Method};
-use reft_models::{BaseModel, Decoder, ReftAdapter, ReftConfig, Row, load_safetensors};
-use reft_train::{Example, IGNORE_INDEX};
+use reft_methods::{ReftAdapter, ReftConfig};
+use reft_models::{Adapter, AdapterStack, BaseModel, Decoder, Model, Row, load_safetensors};
+use reft_train::{Example, IGNORE_INDEX, Learner, NextToken};
 use tch::{Device, Kind, Tensor};
 
 pub type TestResult = Result<(), Box<dyn std::error::Error>>;
@@ -41,7 +42,11 @@ pub fn config(decoder: &Decoder, method: Method, map: MapKind, dropout: f64) -> 
     let intervention =
         InterventionConfig { orthonormal_map: map, dropout, ..InterventionConfig::new(method, 4) };
     let positions = "f2+l2".parse().expect("invariant: well formed");
-    ReftConfig::new(&intervention, vec![1, 3], positions, BaseModel::of(decoder.config(), "tiny"))
+    let base = BaseModel::of(decoder.description(), "tiny");
+    ReftConfig {
+        share_weights: true,
+        ..ReftConfig::new(&intervention, vec![1, 3], positions, base)
+    }
 }
 
 pub fn adapter(
@@ -52,6 +57,11 @@ pub fn adapter(
 ) -> reft_models::Result<ReftAdapter> {
     tch::manual_seed(seed);
     ReftAdapter::new(config(decoder, Method::Loreft, map, dropout), decoder)
+}
+
+/// An adapter that learns next tokens.
+pub fn learner<'a>(model: &'a dyn Model, adapter: &'a dyn Adapter) -> Learner<'a> {
+    Learner::new(model, &AdapterStack::one(adapter), &NextToken)
 }
 
 /// `n` examples of unequal lengths and prompts; half of the completion's tokens follow from the prompt, so there is something to learn.
@@ -66,7 +76,7 @@ pub fn examples(n: usize) -> Vec<Example> {
             let mut labels = vec![IGNORE_INDEX; prompt_length];
             labels.extend(&input_ids[prompt_length..]);
             let row = Row { input_ids, prompt_length, ..Row::default() };
-            Example { id: format!("row {}", i + 1), row, labels }
+            Example::of(format!("row {}", i + 1), row, labels)
         })
         .collect()
 }

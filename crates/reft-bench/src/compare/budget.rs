@@ -1,0 +1,82 @@
+use reft_train::{DeclaredOptions, TrainConfig};
+use serde::ser::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
+
+use crate::compare::config::MethodEntry;
+use crate::fields::{read_fields, with_field};
+
+/// How long and how every method is trained: the options of training that recipes have, and one of its own.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Budget {
+    /// The trainer's options. In files are those that are marked as recipes'.
+    pub options: TrainConfig,
+    /// Training ends early, after the first step whose loss is no more than this; by default all steps are taken.
+    pub stop_at_loss: Option<f64>,
+}
+
+const STOP_AT_LOSS: &str = "stop_at_loss";
+
+impl Budget {
+    /// The names of the options, in the order of files.
+    fn names() -> impl Iterator<Item = &'static str> {
+        let of_recipes = TrainConfig::DECLARED.iter().filter(|option| option.is_in_recipes);
+        of_recipes.map(|option| option.name).chain([STOP_AT_LOSS])
+    }
+
+    /// Sets an option, or says why it cannot be.
+    fn set(&mut self, name: &str, value: &Value) -> Result<(), String> {
+        if !Self::names().any(|known| known == name) {
+            let names = Self::names().map(|known| format!("`{known}`")).collect::<Vec<_>>();
+            return Err(format!("unknown field `{name}`, expected one of {}", names.join(", ")));
+        }
+        if name == STOP_AT_LOSS {
+            self.stop_at_loss = Some(f64::deserialize(value).map_err(|error| error.to_string())?);
+        } else {
+            self.options = with_field(&self.options, name, value)?;
+        }
+        Ok(())
+    }
+
+    /// The trainer's options for a method, a rate and a seed. Nothing is held out: every method takes all steps.
+    pub fn train_config(&self, method: &MethodEntry, lr: f64, seed: u64) -> TrainConfig {
+        let rotation_lr_factor = method.rotation_lr_factor.unwrap_or(1.0);
+        let options = self.options.clone();
+        TrainConfig { lr, rotation_lr_factor, seed, checkpoint_every: 0, ..options }
+    }
+
+    /// The first option, with a method and a rate, that cannot be, and why.
+    pub(super) fn check(
+        &self,
+        method: &MethodEntry,
+        lr: f64,
+    ) -> Result<(), (&'static str, String)> {
+        if let Some(loss) = self.stop_at_loss.filter(|loss| *loss <= 0.0) {
+            return Err((
+                STOP_AT_LOSS,
+                format!("{STOP_AT_LOSS} is {loss}, expected a number above 0"),
+            ));
+        }
+        self.train_config(method, lr, 0).check().map_err(|error| match error {
+            reft_train::Error::Config { field, .. } => (field, error.to_string()),
+            error => ("", error.to_string()),
+        })
+    }
+}
+
+impl Serialize for Budget {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serde_json::to_value(&self.options).map_err(S::Error::custom)?;
+        if let Some(fields) = fields.as_object_mut() {
+            fields.retain(|name, _| Self::names().any(|known| known == name));
+            fields.extend(self.stop_at_loss.map(|loss| (STOP_AT_LOSS.to_owned(), loss.into())));
+        }
+        fields.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Budget {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        read_fields(deserializer, Self::set)
+    }
+}

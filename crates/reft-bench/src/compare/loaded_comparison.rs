@@ -1,0 +1,288 @@
+use std::path::{Path, PathBuf};
+
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use reft_methods::{Methods, SHARE_WEIGHTS, options_of, resolve};
+use reft_models::{
+    ChatTemplate, Decoder, DecoderConfig, ModelDescription, Row, Tokenizer, read_text,
+    resolve_model,
+};
+use reft_train::{Dataset, Encoding, Example, IGNORE_INDEX, TextEncoder};
+use tch::Device;
+
+use crate::compare::config::{CompareConfig, MethodEntry};
+use crate::compare::facts::{DataFacts, PartFacts};
+use crate::compare::leakage::Leakage;
+use crate::compare::plan::{ComparisonPlan, version_in};
+use crate::error::{Error, Result};
+use crate::machine::Machine;
+use crate::tasks::{EncodedQuestion, Question, TaskConfig, cut, encode_questions, read_questions};
+
+/// A comparison as it is asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Comparison {
+    /// The configuration in force.
+    pub config: CompareConfig,
+    /// The task.
+    pub task: TaskConfig,
+    /// How rows of the training file are read, if otherwise than those of the test files.
+    pub train_task: Option<TaskConfig>,
+}
+
+/// A comparison with everything read, tokenised and checked: nothing of it is left to fail when training starts.
+#[derive(Debug)]
+pub struct LoadedComparison {
+    /// What is going to be done.
+    pub plan: ComparisonPlan,
+    pub(crate) methods: Vec<Methods>,
+    pub(crate) tokenizer: Option<Tokenizer>,
+    pub(crate) dataset: Dataset,
+    pub(crate) validation: Vec<EncodedQuestion>,
+    pub(crate) tests: Vec<Vec<EncodedQuestion>>,
+    pub(crate) neutral: Option<Vec<Example>>,
+    model: PathBuf,
+    device: Device,
+}
+
+impl LoadedComparison {
+    /// Reads and checks everything that a comparison needs, except for the model's weights.
+    ///
+    /// If there is a comparison in `output`, this is a continuation of it.
+    ///
+    /// # Errors
+    /// Whatever cannot be used: model, tokenizer, methods, data, with file and line where there is one.
+    pub fn new(
+        comparison: Comparison,
+        command: &str,
+        output: &Path,
+        device: Device,
+    ) -> Result<Self> {
+        let version = version_in(&output.join(ComparisonPlan::FILE_NAME))?;
+        let version = version.unwrap_or(ComparisonPlan::FORMAT_VERSION);
+        Self::of_version(version, comparison, command, device)
+    }
+
+    /// As [`Self::new`], with the version of the files that are written.
+    pub(crate) fn of_version(
+        format_version: u32,
+        comparison: Comparison,
+        command: &str,
+        device: Device,
+    ) -> Result<Self> {
+        let Comparison { config, task, train_task } = comparison;
+        let training = train_task.as_ref().unwrap_or(&task);
+        if training.kind != task.kind {
+            let (found, expected) = (training.kind, task.kind);
+            let reason = format!(
+                "train_task is of type {found:?}, task of {expected:?}; they must be of one type"
+            );
+            return Err(Error::File { path: config.train_task.unwrap_or_default(), reason });
+        }
+        let model = resolve_model(&config.model)?;
+        let description = DecoderConfig::open(&model)?.describe();
+        let methods = config.method.iter();
+        let methods = methods.map(|entry| resolve_entry(entry, format_version, &description));
+        let methods = methods.collect::<Result<_>>()?;
+        let has_tokenizer = model.is_file() || model.join("tokenizer.json").exists();
+        let tokenizer = has_tokenizer.then(|| Tokenizer::open(&model)).transpose()?;
+        let chat_template = match ChatTemplate::open(&model) {
+            Err(reft_models::Error::NoChatTemplate { .. }) => None,
+            template => Some(template?),
+        };
+        let parts = Parts::read(&config, &task, training)?;
+        let context = description.max_position_embeddings as usize;
+        let encode = |task: &TaskConfig, part: &Part| {
+            let text = tokenizer.as_ref().map(|tokenizer| TextEncoder {
+                tokenizer,
+                chat_template: chat_template.as_ref(),
+                template: task.template,
+            });
+            let vocab_size = description.vocab_size;
+            encode_questions(
+                task,
+                &part.questions,
+                &Encoding { text, vocab_size, max_length: context },
+            )
+        };
+        let train = encode(training, &parts.train)?;
+        let validation_task = if config.data.validation.is_some() { &task } else { training };
+        let validation = encode(validation_task, &parts.validation)?;
+        let tests = parts.tests.iter().map(|part| encode(&task, part));
+        let tests = tests.collect::<Result<Vec<_>>>()?;
+        let max_length = config.train.options.max_length;
+        let is_longer = |q: &&EncodedQuestion| q.example.length() > max_length;
+        let neutral = config.neutral.as_ref();
+        let neutral = neutral.map(|path| windows(path, tokenizer.as_ref(), context)).transpose()?;
+        let test_questions: Vec<&[Question]> =
+            parts.tests.iter().map(|part| part.questions.as_slice()).collect();
+        let data = DataFacts {
+            train: parts.train.facts(&train),
+            validation: parts.validation.facts(&validation),
+            test: parts.tests.iter().zip(&tests).map(|(part, test)| part.facts(test)).collect(),
+            cut: train.iter().filter(is_longer).count(),
+            leakage: Leakage::between(
+                &parts.train.questions,
+                &parts.validation.questions,
+                &test_questions,
+            ),
+            neutral: config.neutral.as_ref().zip(neutral.as_ref()).map(|(path, windows)| {
+                let windows: Vec<_> = windows.iter().map(|window| (window, "")).collect();
+                PartFacts::of(path, windows.len(), &windows)
+            }),
+        };
+        let train = train.into_iter().map(|question| cut_to(question.example, max_length));
+        let dataset = Dataset { train: train.collect::<Result<_>>()?, validation: Vec::new() };
+        let plan = ComparisonPlan {
+            format_version,
+            command: command.to_owned(),
+            config,
+            task,
+            train_task,
+            data,
+            base_parameters: description.parameters(),
+            machine: Machine::here(device),
+        };
+        Ok(Self { plan, methods, tokenizer, dataset, validation, tests, neutral, model, device })
+    }
+
+    /// Reads everything again as a plan has it: for a cell in a process of its own.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; [`Error::File`] if the data are not what they were.
+    pub fn from_plan(output: &Path, device: Device) -> Result<Self> {
+        let ComparisonPlan { format_version, command, config, task, train_task, data, .. } =
+            ComparisonPlan::read(output)?;
+        let comparison = Comparison { config, task, train_task };
+        let again = Self::of_version(format_version, comparison, &command, device)?;
+        if again.plan.data != data {
+            let path = output.join(ComparisonPlan::FILE_NAME);
+            let reason = "the data have changed since the comparison was planned; start it again with its command".to_owned();
+            return Err(Error::File { path, reason });
+        }
+        Ok(again)
+    }
+
+    pub(crate) fn open_model(&self) -> Result<Decoder> {
+        Ok(Decoder::open(&self.model, self.plan.config.kind.kind(), self.device)?)
+    }
+}
+
+/// The methods of an entry, as comparisons of a version mean it.
+fn resolve_entry(
+    entry: &MethodEntry,
+    format_version: u32,
+    model: &ModelDescription,
+) -> Result<Methods> {
+    let mut options = entry.options.clone();
+    let can_share = options_of(&entry.method)?.contains(&&SHARE_WEIGHTS);
+    if format_version == 1 && can_share && options.get::<bool>(&SHARE_WEIGHTS).is_none() {
+        options = options.with(&SHARE_WEIGHTS, true);
+    }
+    Ok(resolve(&entry.method, &options, model)?)
+}
+
+/// Rows drawn from a file.
+struct Part {
+    file: PathBuf,
+    available: usize,
+    questions: Vec<Question>,
+}
+
+impl Part {
+    fn facts(&self, encoded: &[EncodedQuestion]) -> PartFacts {
+        let used: Vec<_> = encoded.iter().map(|q| (&q.example, q.answer.as_str())).collect();
+        PartFacts::of(&self.file, self.available, &used)
+    }
+}
+
+struct Parts {
+    train: Part,
+    validation: Part,
+    tests: Vec<Part>,
+}
+
+impl Parts {
+    fn read(config: &CompareConfig, task: &TaskConfig, training: &TaskConfig) -> Result<Self> {
+        let data = &config.data;
+        let file = data.path(&data.train);
+        let mut rest = shuffled(read_questions(training, &file)?, data.seed);
+        let available = rest.len();
+        let held_out = if data.validation.is_none() { data.validation_size } else { 0 };
+        let n = data.train_size.unwrap_or(available.saturating_sub(held_out));
+        if n == 0 || n + held_out > available {
+            let reason = format!(
+                "{available} rows, expected {} to train on and {held_out} to hold out; lower train_size or validation_size",
+                n.max(1)
+            );
+            return Err(Error::File { path: file, reason });
+        }
+        let mut held = rest.split_off(n);
+        held.truncate(held_out);
+        let train = Part { file: file.clone(), available, questions: rest };
+        let validation = match &data.validation {
+            Some(path) => drawn(task, data.path(path), Some(data.validation_size), data.seed)?,
+            None => Part { file, available, questions: held },
+        };
+        let test = |path: &PathBuf| drawn(task, data.path(path), data.test_size, data.seed);
+        let tests = data.test.iter().map(test).collect::<Result<_>>()?;
+        Ok(Self { train, validation, tests })
+    }
+}
+
+fn drawn(task: &TaskConfig, file: PathBuf, size: Option<usize>, seed: u64) -> Result<Part> {
+    let mut questions = shuffled(read_questions(task, &file)?, seed);
+    let available = questions.len();
+    let size = size.unwrap_or(available);
+    if size > available {
+        let reason =
+            format!("{available} rows, {size} are wanted; lower validation_size or test_size");
+        return Err(Error::File { path: file, reason });
+    }
+    questions.truncate(size);
+    Ok(Part { file, available, questions })
+}
+
+fn shuffled(mut questions: Vec<Question>, seed: u64) -> Vec<Question> {
+    questions.shuffle(&mut StdRng::seed_from_u64(seed));
+    questions
+}
+
+fn cut_to(mut example: Example, max_length: usize) -> Result<Example> {
+    let length = example.length();
+    cut(&mut example, max_length);
+    if example.labels().iter().skip(1).all(|&label| label == IGNORE_INDEX) {
+        return Err(reft_train::Error::NoTarget { id: example.id, length, max_length }.into());
+    }
+    Ok(example)
+}
+
+/// Tokens of a window of the neutral text; a quarter of them are its prompt, where methods edit.
+const WINDOW: usize = 128;
+/// Windows at most.
+const WINDOWS: usize = 32;
+
+fn windows(path: &Path, tokenizer: Option<&Tokenizer>, context: usize) -> Result<Vec<Example>> {
+    let refuse = |reason: String| Error::File { path: path.to_owned(), reason };
+    let text = read_text(path)?;
+    let tokenizer = tokenizer
+        .ok_or_else(|| refuse("a neutral text needs a model with a tokenizer".to_owned()))?;
+    let tokens = tokenizer.encode(text.trim(), false)?;
+    let width = WINDOW.min(context);
+    let window = |(i, tokens): (usize, &[i64])| {
+        let prompt_length = width / 4;
+        let mut labels = vec![IGNORE_INDEX; prompt_length];
+        labels.extend(&tokens[prompt_length..]);
+        let row = Row { input_ids: tokens.to_vec(), prompt_length, ..Row::default() };
+        Example::of(format!("window {} of {}", i + 1, path.display()), row, labels)
+    };
+    let windows: Vec<Example> =
+        tokens.chunks_exact(width).take(WINDOWS).enumerate().map(window).collect();
+    if windows.is_empty() {
+        let found = tokens.len();
+        return Err(refuse(format!(
+            "{found} tokens, expected at least {width}; give a longer text"
+        )));
+    }
+    Ok(windows)
+}

@@ -1,0 +1,59 @@
+use std::fmt::{Result, Write};
+
+use reft_report::{Bar, column_head, table_row};
+
+/// A table of a report: the same cells in Markdown and on its page.
+pub(super) struct Table {
+    pub(super) heads: Vec<String>,
+    pub(super) rows: Vec<Row>,
+}
+
+/// A row of a table.
+#[derive(Default)]
+pub(super) struct Row {
+    pub(super) cells: Vec<Cell>,
+    /// The colour that its method has in plots.
+    pub(super) colour: Option<usize>,
+    /// Whether its second cell is the best of all rows.
+    pub(super) is_best: bool,
+}
+
+/// A text, and the number that it is sorted by.
+pub(super) type Cell = (String, Option<f64>);
+
+/// What there is nothing to say of.
+pub(super) fn nothing() -> Cell {
+    ("–".to_owned(), None)
+}
+
+impl Table {
+    pub(super) fn markdown(&self, out: &mut String) -> Result {
+        writeln!(out, "| {} |\n{}|", self.heads.join(" | "), "|---".repeat(self.heads.len()))?;
+        for row in &self.rows {
+            let texts: Vec<&str> = row.cells.iter().map(|(text, _)| text.as_str()).collect();
+            writeln!(out, "| {} |", texts.join(" | "))?;
+        }
+        Ok(())
+    }
+
+    /// The numbers of a column, as far as they have a colour to be drawn in.
+    pub(super) fn column(&self, head: &str) -> impl Iterator<Item = Bar> {
+        let column = self.heads.iter().position(|own| own == head);
+        self.rows.iter().filter_map(move |row| {
+            let (text, value) = row.cells[column?].clone();
+            Some(Bar { label: row.cells[0].0.clone(), colour: row.colour?, value: value?, text })
+        })
+    }
+
+    pub(super) fn html(&self, out: &mut String) -> Result {
+        writeln!(out, "<div class=\"scroll\"><table class=\"sortable\">\n<thead><tr>")?;
+        for head in &self.heads {
+            write!(out, "{}", column_head(head))?;
+        }
+        writeln!(out, "</tr></thead>\n<tbody>")?;
+        for row in &self.rows {
+            table_row(out, &row.cells, row.colour, row.is_best)?;
+        }
+        writeln!(out, "</tbody></table></div>\n<p class=\"soft\">Press a head to sort.</p>")
+    }
+}

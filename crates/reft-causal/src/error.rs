@@ -1,0 +1,94 @@
+use std::path::PathBuf;
+
+/// Result with this crate's [`enum@Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong when causal models are run and looked for in networks.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A causal model is run on more or fewer inputs than it has.
+    #[error("{found} inputs are given, the causal model has {expected}")]
+    InputCount {
+        /// Inputs of the causal model.
+        expected: usize,
+        /// Inputs given.
+        found: usize,
+    },
+    /// A causal model does not have the variable, or none is named.
+    #[error(
+        "there is no variable {index}, the causal model has {variables}; name variables of the same model"
+    )]
+    UnknownVariable {
+        /// The variable.
+        index: usize,
+        /// Number of variables.
+        variables: usize,
+    },
+    /// The layers of a feed-forward network do not follow one another.
+    #[error("layer {layer} takes {found} inputs, it is given {expected}")]
+    LayerSizes {
+        /// The layer.
+        layer: usize,
+        /// What it is given.
+        expected: i64,
+        /// What it takes.
+        found: i64,
+    },
+    /// Counterfactuals that cannot be told apart, or that their swaps or alignments do not fit.
+    #[error("{reason}")]
+    Counterfactuals {
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// An option with a value that cannot be.
+    #[error("{option} is {found}, expected {expected}")]
+    OptionValue {
+        /// The option.
+        option: &'static str,
+        /// Its value.
+        found: String,
+        /// What it may be.
+        expected: String,
+    },
+    /// A file that cannot be used.
+    #[error("{}: {reason}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// A task that does not fit the model, or itself.
+    #[error("task {task}: {reason}")]
+    DasTask {
+        /// The task.
+        task: String,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// A search was asked to stop. What is finished is kept.
+    #[error("interrupted; what is finished is kept, the same command goes on after it")]
+    Interrupted,
+    /// Training or evaluation fails.
+    #[error(transparent)]
+    Train(#[from] reft_train::Error),
+    /// A model, an adapter or a file fails.
+    #[error(transparent)]
+    Model(#[from] reft_models::Error),
+}
+
+impl From<reft_core::Error> for Error {
+    fn from(error: reft_core::Error) -> Self {
+        Self::Model(error.into())
+    }
+}
+
+/// Refuses the value of an option.
+pub(crate) fn refuse<T>(
+    option: &'static str,
+    found: impl Into<String>,
+    expected: impl Into<String>,
+) -> Result<T> {
+    Err(Error::OptionValue { option, found: found.into(), expected: expected.into() })
+}

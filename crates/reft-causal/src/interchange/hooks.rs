@@ -1,0 +1,102 @@
+use reft_core::Interchange;
+use reft_models::{Cut, Error, Hooks, Layout, Linear, Place, Result, Site, Span, TokenAt, send};
+use tch::Tensor;
+
+/// Hidden states of source runs that are put into a base run at one place.
+#[derive(Debug)]
+pub struct Swap<'a> {
+    /// Where.
+    pub place: Place,
+    /// The base's tokens.
+    pub tokens: Vec<TokenAt>,
+    /// The source's hidden states, `[m, d]`: one row for each token.
+    pub source: Tensor,
+    /// What of them is put in.
+    pub interchange: Box<dyn Interchange + 'a>,
+}
+
+/// The hooks of a base run: the swaps of one batch.
+///
+/// Several swaps may meet at one place, for instance two sources that each bring their coordinates of one subspace: each sees what the
+/// one before it left.
+#[derive(Debug)]
+pub struct InterchangeHooks<'a> {
+    swaps: Vec<Swap<'a>>,
+}
+
+impl<'a> InterchangeHooks<'a> {
+    /// Hooks that make the swaps.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchToken`] if a row does not have a token; [`Error::Sources`] unless there is a source for every token.
+    pub fn new(swaps: Vec<Swap<'a>>, layout: &Layout) -> Result<Self> {
+        for swap in &swaps {
+            TokenAt::check(&swap.tokens, layout)?;
+            let (tokens, sources) =
+                (swap.tokens.len(), swap.source.size().first().map_or(0, |&m| m as usize));
+            if tokens != sources {
+                return Err(Error::Sources { place: swap.place.clone(), tokens, sources });
+            }
+        }
+        Ok(Self { swaps })
+    }
+
+    fn swap(&self, site: Site, h: Tensor, span: &Span) -> Result<Tensor> {
+        let mut h = h;
+        for swap in self.swaps.iter().filter(|swap| swap.place.site == site) {
+            let (which, indices) = TokenAt::in_span(&swap.tokens, span);
+            if which.is_empty() {
+                continue;
+            }
+            let index = |indices: &[i64]| send(&Tensor::from_slice(indices), h.device());
+            let (which, indices) = (index(&which), index(&indices));
+            let rows = h.flatten(0, 1); // [b·t, width]
+            let selected = rows.index_select(0, &indices); // [m, width]
+            let base = swap.place.read(&selected)?; // [m, d]
+            let source = swap.source.to_device(h.device()).index_select(0, &which);
+            let edited = swap.interchange.intervene(&base, &source)?;
+            let edited = swap.place.replace(&selected, edited);
+            h = rows.index_copy(0, &indices, &edited).view_as(&h);
+        }
+        Ok(h)
+    }
+}
+
+impl Hooks for InterchangeHooks<'_> {
+    fn visit(&mut self, site: Site, h: Tensor, span: &Span) -> Result<Tensor> {
+        self.swap(site, h, span)
+    }
+
+    fn projection_input(&mut self, site: Site, x: Tensor, span: &Span) -> Result<Tensor> {
+        if Place::whole(site).is_projection_input() { self.swap(site, x, span) } else { Ok(x) }
+    }
+
+    fn projection_output(
+        &mut self,
+        site: Site,
+        _linear: &Linear,
+        _x: &Tensor,
+        y: Tensor,
+        span: &Span,
+    ) -> Result<Tensor> {
+        if Place::whole(site).is_projection_input() { Ok(y) } else { self.swap(site, y, span) }
+    }
+
+    fn keep_rows(&mut self, rows: &[usize]) {
+        for Swap { tokens, source, .. } in &mut self.swaps {
+            let moved = |(i, at): (usize, &TokenAt)| {
+                let row = rows.iter().position(|&row| row == at.row)?;
+                Some((TokenAt { row, ..*at }, i as i64))
+            };
+            let (kept, which): (Vec<TokenAt>, Vec<i64>) =
+                tokens.iter().enumerate().filter_map(moved).unzip();
+            *source = source.index_select(0, &send(&Tensor::from_slice(&which), source.device()));
+            *tokens = kept;
+        }
+    }
+
+    fn cut(&mut self) -> Vec<Cut> {
+        let tensors = self.swaps.iter_mut().flat_map(|swap| swap.interchange.tensors_mut());
+        tensors.filter_map(Cut::of).collect()
+    }
+}

@@ -1,0 +1,80 @@
+//! Where a network keeps a variable: interchange interventions, causal models, alignment search, and directions.
+//!
+//! A [`CausalModel`] says how a task is answered. Its counterfactuals are bases, sources and expected answers: what would be answered if a
+//! variable were as it is in the source. A network keeps the variable where the source's hidden states, put into the base's run, give
+//! the expected answer ([`InterchangeRuns`]). An [`Alignment`] is a subspace of these hidden states; it is trained with the
+//! [`InterchangeObjective`], and [`DasSearch`] tries many sites and tokens. A [`Direction`] is a subspace of one dimension.
+//!
+//! ```
+//! use std::sync::atomic::AtomicBool;
+//!
+//! use reft_causal::{
+//!     Alignment, BaseRuns, FeedForward, HierarchicalEquality, InterchangeObjective, InterchangeRuns, VariableSwap,
+//! };
+//! use reft_core::{AlignmentMethod, AlignmentSet, MapKind};
+//! use reft_models::{AdapterStack, Component, Model, Place, Site};
+//! use reft_train::{Dataset, Learner, Silent, TrainConfig, Trainer};
+//!
+//! # fn main() -> reft_causal::Result<()> {
+//! // Counterfactuals of (w = x) = (y = z) in which w = x is swapped, and a network to look for it in.
+//! let mut task = HierarchicalEquality::new(2, 0)?;
+//! let left = task.left;
+//! let drawn = task.counterfactuals(32, &[&[left]], 1)?;
+//! let bases: Vec<_> = drawn.iter().enumerate().map(|(i, c)| task.base(i, c)).collect();
+//! let sources = drawn.iter().map(|c| Some((0, task.source(c, left)?))).collect();
+//! let network = FeedForward::random(&task.inputs(), 2, 16, HierarchicalEquality::CLASSES);
+//!
+//! // Is it in four dimensions of the first layer's output?
+//! let place = Place::whole(Site { layer: 0, component: Component::BlockOutput });
+//! let swap = VariableSwap::collect(&network, place, (0, 0..4), sources, 32)?;
+//! let set = AlignmentSet::new(AlignmentMethod::Das, MapKind::default(), (1, 16, 4), network.device())?;
+//! let alignment = Alignment::Rotated(set);
+//! let base_runs = BaseRuns::uncached(&network);
+//! let runs = InterchangeRuns::new(&base_runs, &alignment, &bases, vec![vec![swap]])?;
+//! let objective = InterchangeObjective::new(runs);
+//! let stack = AdapterStack::one(&alignment);
+//! let dataset = Dataset { train: bases.clone(), validation: Vec::new() };
+//! let learner = Learner::new(&network, &stack, &objective);
+//! let config = TrainConfig { max_steps: Some(3), reuse: false, ..TrainConfig::default() };
+//! Trainer::new(&learner, &dataset, config)?.run(&mut Silent, &AtomicBool::new(false))?;
+//! let accuracy = objective.runs().accuracies(&bases, 64, &[])?[0];
+//! assert_eq!(accuracy.total, 32);
+//! # Ok(())
+//! # }
+//! ```
+
+mod error;
+
+mod causal_model;
+mod interchange;
+
+mod alignment;
+mod direction;
+mod network;
+
+mod search;
+
+pub use alignment::adapter::Alignment;
+pub use alignment::objective::InterchangeObjective;
+pub use alignment::runs::InterchangeRuns;
+pub use alignment::variable_swap::VariableSwap;
+pub use causal_model::{CausalModel, Counterfactual, Setting, Variable};
+pub use direction::{Direction, DirectionKind, last_hidden_states};
+pub use error::{Error, Result};
+pub use interchange::accuracy::Accuracy;
+pub use interchange::base_runs::BaseRuns;
+pub use interchange::hooks::{InterchangeHooks, Swap};
+pub use interchange::source_states::{SourceToken, source_states};
+pub use network::feed_forward::FeedForward;
+pub use network::hierarchical_equality::HierarchicalEquality;
+pub use network::network_weights::NetworkWeights;
+pub use search::cell::{DasCell, MeasuredShare};
+pub use search::component_or_head::ComponentOrHead;
+pub use search::das_search::DasSearch;
+pub use search::options::{DasAlignment, DasOptions, SearchDefaults, Start};
+pub use search::report::das_report::{DasReport, DasRow};
+pub use search::searched::Searched;
+pub use search::tasks::das_task::{DasTask, Mechanism, Numbers, Slot, Words};
+pub use search::tasks::equality::{EqualityNetwork, EqualityTask, EqualityVariable, NetworkConfig};
+pub use search::tasks::position::PositionName;
+pub use search::tasks::recipe::DasRecipe;

@@ -1,0 +1,200 @@
+use std::ops::Range;
+
+use reft_models::{
+    Component, Error as ModelError, Forward, Head, Hooks, Linear, Model, ModelDescription,
+    ModelTensor, Past, Site, Span, TensorRole, Weight,
+};
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{Error, Result};
+
+/// A plain feed-forward network under the same hooks as a decoder, for textbook tasks with known answers.
+///
+/// `h₀ = x`, `h_{ℓ+1} = relu(W_ℓ h_ℓ + b_ℓ)` for `ℓ = 0 … L−1`, `logits = W_L h_L + b_L`. The hidden state `h_{ℓ+1}` is shown to hooks as the
+/// block output of layer `ℓ`, and `h_ℓ` as its block input.
+///
+/// Its inputs are the rows of a table `[n, in]`, and a token id names one of them: so rows, layouts, token positions, interchange
+/// interventions and training are those of a language model whose tokens do not see each other.
+#[derive(Debug)]
+pub struct FeedForward {
+    inputs: Tensor,      // [n, in]
+    layers: Vec<Linear>, // L
+    output: Linear,
+    description: ModelDescription,
+}
+
+impl FeedForward {
+    /// A random network (uniform in `±1/√in`, as PyTorch's linear layers start) with `hidden_layers` layers of one width, its weights to
+    /// be trained. Random numbers come from libtorch's CPU generator.
+    ///
+    /// # Panics
+    /// Unless `inputs` is a matrix.
+    pub fn random(inputs: &Tensor, hidden_layers: usize, width: i64, classes: i64) -> Self {
+        let (_, n_in) = inputs.size2().expect("invariant: inputs are [n, in]");
+        let linear = |n_in: i64, n_out: i64| {
+            let bound = 1.0 / (n_in as f64).sqrt();
+            let uniform = |shape: &[i64]| {
+                Tensor::zeros(shape, (Kind::Float, Device::Cpu)).uniform_(-bound, bound)
+            };
+            Linear { weight: Weight::Dense(uniform(&[n_out, n_in])), bias: Some(uniform(&[n_out])) }
+        };
+        let n_in_of = |layer| if layer == 0 { n_in } else { width };
+        let layers = (0..hidden_layers).map(|layer| linear(n_in_of(layer), width)).collect();
+        Self::of_parts(inputs, layers, linear(n_in_of(hidden_layers), classes))
+    }
+
+    /// A network of given layers, `W` `[out, in]` and `b` `[out]`; the last one gives the logits.
+    ///
+    /// # Errors
+    /// [`Error::LayerSizes`] unless each layer takes what the one before it gives.
+    pub fn from_layers(inputs: &Tensor, layers: Vec<Linear>) -> Result<Self> {
+        let mut layers = layers;
+        let output = layers.pop().ok_or(Error::LayerSizes { layer: 0, expected: 0, found: 0 })?;
+        let mut expected = inputs.size().last().copied().unwrap_or(0);
+        for (layer, linear) in layers.iter().chain([&output]).enumerate() {
+            let &[n_out, n_in] = &linear.weight.size()[..] else {
+                return Err(Error::LayerSizes { layer, expected, found: 0 });
+            };
+            if n_in != expected {
+                return Err(Error::LayerSizes { layer, expected, found: n_in });
+            }
+            expected = n_out;
+        }
+        Ok(Self::of_parts(inputs, layers, output))
+    }
+
+    fn of_parts(inputs: &Tensor, layers: Vec<Linear>, output: Linear) -> Self {
+        let (classes, width) = output.weight.dense().size2().expect("invariant: it is [out, in]");
+        let mut tensors = Vec::new();
+        for (i, Linear { weight, bias }) in layers.iter().chain([&output]).enumerate() {
+            let role = if i == layers.len() { TensorRole::Head } else { TensorRole::Vector };
+            let mut add = |name, shape, role| {
+                tensors.push(ModelTensor { name: format!("layers.{i}.{name}"), shape, role });
+            };
+            add("weight", weight.size(), role);
+            bias.iter().for_each(|bias| add("bias", bias.size(), TensorRole::Vector));
+        }
+        let description = ModelDescription {
+            model_type: "feed-forward".to_owned(),
+            vocab_size: classes,
+            hidden_size: width,
+            intermediate_size: width,
+            num_hidden_layers: layers.len(),
+            num_attention_heads: 0,
+            num_key_value_heads: 0,
+            head_dim: 0,
+            max_position_embeddings: i64::MAX,
+            is_causal: true, // no token sees another
+            windows: vec![None; layers.len()],
+            tensors,
+        };
+        Self { inputs: inputs.shallow_clone(), layers, output, description }
+    }
+
+    /// The table of its inputs, `[n, in]`.
+    pub fn inputs(&self) -> &Tensor {
+        &self.inputs
+    }
+
+    /// What reports call it: the shapes of its weights.
+    pub fn describe(&self) -> String {
+        let shape = |tensor: &ModelTensor| format!("{:?}", tensor.shape);
+        let shapes: Vec<String> = self.description.tensors.iter().map(shape).collect();
+        format!("feed-forward network of weights {}", shapes.join(" "))
+    }
+}
+
+impl Model for FeedForward {
+    fn description(&self) -> &ModelDescription {
+        &self.description
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::Float
+    }
+
+    fn device(&self) -> Device {
+        self.inputs.device()
+    }
+
+    fn weights(&self) -> Vec<(String, Weight)> {
+        let layers = self.layers.iter().chain([&self.output]);
+        let weights = layers.flat_map(|Linear { weight, bias }| {
+            let bias = bias.as_ref().map(|bias| Weight::Dense(bias.shallow_clone()));
+            [Some(weight.shallow_clone()), bias].into_iter().flatten()
+        });
+        self.description.tensors.iter().map(|tensor| tensor.name.clone()).zip(weights).collect()
+    }
+
+    fn forward<'a>(&'a self, span: &Span<'a>, _prefix_length: usize) -> Box<dyn Forward<'a> + 'a> {
+        Box::new(FeedForwardPass { network: self, span: span.clone(), wanted: span.clone() })
+    }
+
+    fn head(&self) -> Head {
+        Head::new(self.output.weight.dense(), self.output.bias.as_ref().map(Tensor::shallow_clone))
+    }
+
+    fn trains_head(&self) -> bool {
+        self.output.weight.requires_grad()
+    }
+}
+
+/// A forward of a [`FeedForward`]: a stage is a layer.
+struct FeedForwardPass<'a> {
+    network: &'a FeedForward,
+    span: Span<'a>,
+    wanted: Span<'a>, // its last columns
+}
+
+impl<'a> Forward<'a> for FeedForwardPass<'a> {
+    fn want_from(&mut self, column: usize) {
+        self.wanted = Span { columns: column..self.span.columns.end, ..self.span };
+    }
+
+    fn outputs(&self) -> &Span<'a> {
+        &self.wanted
+    }
+
+    fn embed(&self, input_ids: &Tensor) -> Tensor {
+        Tensor::embedding(&self.network.inputs, input_ids, -1, false, false) // [b, t, in]
+    }
+
+    fn run(
+        &self,
+        stages: Range<usize>,
+        mut h: Tensor,
+        _past: Option<&mut dyn Past>,
+        hooks: &mut dyn Hooks,
+    ) -> reft_models::Result<Tensor> {
+        for layer in stages {
+            h = match layer.checked_sub(1) {
+                None => hooks.embeddings(h, &self.span)?,
+                Some(below) => visit(below, Component::BlockOutput, h, &self.span, hooks)?,
+            };
+            h = visit(layer, Component::BlockInput, h, &self.span, hooks)?;
+            h = self.network.layers[layer].forward(&h).relu();
+        }
+        Ok(h)
+    }
+
+    fn finish(&self, h: Tensor, hooks: &mut dyn Hooks) -> reft_models::Result<Tensor> {
+        let wanted = self.wanted.width() as i64;
+        let h = h.narrow(1, h.size()[1] - wanted, wanted);
+        match self.network.layers.len().checked_sub(1) {
+            Some(last) => visit(last, Component::BlockOutput, h, &self.wanted, hooks),
+            None => Ok(h),
+        }
+    }
+}
+
+fn visit(
+    layer: usize,
+    component: Component,
+    h: Tensor,
+    span: &Span,
+    hooks: &mut dyn Hooks,
+) -> reft_models::Result<Tensor> {
+    let site = Site { layer, component };
+    let visited = hooks.visit(site, h, span);
+    visited.map_err(|source| ModelError::At { site, source: Box::new(source) })
+}

@@ -1,0 +1,104 @@
+use std::path::{Path, PathBuf};
+
+use reft_models::{io_error, write_json_in_order};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::interchange::accuracy::Accuracy;
+use crate::search::component_or_head::ComponentOrHead;
+use crate::search::options::DasAlignment;
+
+/// One search: a place, a token and a rank, in the model or in one that was never trained.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DasCell {
+    /// The layer.
+    pub layer: usize,
+    /// What of it.
+    pub of_layer: ComponentOrHead,
+    /// The token, by name.
+    pub position: String,
+    /// What is swapped.
+    pub alignment: DasAlignment,
+    /// Dimension of the subspace, or of the rotation.
+    pub rank: i64,
+    /// Whether the model's weights are random: a control.
+    pub untrained_model: bool,
+}
+
+/// A share of counterfactuals with its 95 % interval.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct MeasuredShare {
+    /// The share: interchange intervention accuracy.
+    pub iia: f64,
+    /// Lower end of Wilson's interval.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+    /// Counterfactuals answered as the causal model expects.
+    pub hits: usize,
+    /// Counterfactuals.
+    pub total: usize,
+}
+
+impl From<Accuracy> for MeasuredShare {
+    fn from(accuracy: Accuracy) -> Self {
+        let (low, high) = accuracy.interval();
+        let Accuracy { hits, total } = accuracy;
+        Self { iia: accuracy.share(), low, high, hits, total }
+    }
+}
+
+/// What is known of a cell: its `cell.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct CellFile {
+    /// Digest of everything that the numbers depend on.
+    pub(crate) identity: String,
+    /// The trained subspace, held out.
+    pub(crate) found: MeasuredShare,
+    /// Number of dimensions that are swapped: the rank, or what was learned.
+    pub(crate) dimensions: i64,
+    /// The subspace before it was trained; only in the model itself, as the next two.
+    pub(crate) start: Option<MeasuredShare>,
+    /// A random subspace of as many dimensions.
+    pub(crate) random_rotation: Option<MeasuredShare>,
+    /// As many neurons.
+    pub(crate) neurons: Option<MeasuredShare>,
+    /// Loss of the last step.
+    pub(crate) loss: Option<f64>,
+    /// Its share of the wall time of training and measuring all that were searched with it.
+    pub(crate) seconds: f64,
+}
+
+impl DasCell {
+    /// What it is called: `block_output-12/subject/rank-1` or `head_3-12/last/boundless`, behind `untrained-model/` if it is that control.
+    pub fn name(&self) -> String {
+        let Self { layer, of_layer, position, alignment, rank, untrained_model } = self;
+        let control = if *untrained_model { "untrained-model/" } else { "" };
+        format!("{control}{of_layer}-{layer}/{position}/{}", alignment.cell_name(*rank))
+    }
+
+    /// Its directory below the search's.
+    pub fn directory(&self, output: &Path) -> PathBuf {
+        output.join("cells").join(self.name())
+    }
+}
+
+impl CellFile {
+    const FILE_NAME: &str = "cell.json";
+
+    /// What is known of a cell, if it was found with this identity.
+    pub(crate) fn read(directory: &Path, identity: &str) -> Result<Option<Self>> {
+        let path = directory.join(Self::FILE_NAME);
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io_error("read", &path)(error).into()),
+        };
+        let file: Option<Self> = serde_json::from_slice(&text).ok();
+        Ok(file.filter(|file| file.identity == identity))
+    }
+
+    pub(crate) fn write(&self, directory: &Path) -> Result<()> {
+        Ok(write_json_in_order(&directory.join(Self::FILE_NAME), self)?)
+    }
+}

@@ -1,0 +1,280 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use reft_models::{Place, Tokenizer};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use tch::Tensor;
+
+use crate::error::{Error, Result, refuse};
+use crate::interchange::accuracy::Accuracy;
+use crate::interchange::base_runs::BaseRuns;
+use crate::interchange::source_states::source_states;
+use crate::search::cell::{CellFile, DasCell};
+use crate::search::component_or_head::ComponentOrHead;
+use crate::search::group::{self, PlannedCell};
+use crate::search::options::DasOptions;
+use crate::search::report::das_report::DasReport;
+use crate::search::searched::Searched;
+use crate::search::tasks::das_task::DasTask;
+use crate::search::tasks::pairs::{Pairs, draw_pairs};
+use crate::search::tasks::position::PositionName;
+
+/// A search with everything read and checked.
+pub struct DasSearch<'a> {
+    searched: &'a dyn Searched,
+    /// Everything of the task that numbers depend on.
+    task: String,
+    /// Layers, what of them is searched, and where that is.
+    places: Vec<(usize, ComponentOrHead, Place)>,
+    pairs: Pairs,
+    /// What is known before anything is found.
+    report: DasReport,
+}
+
+/// The runs of a model that all cells share.
+struct SharedRuns<'a> {
+    is_untrained: bool,
+    base: BaseRuns<'a>,
+    /// For each position and place `[n, d]`.
+    sources: Vec<Vec<Tensor>>,
+}
+
+/// A call of a search.
+struct Call<'c> {
+    output: &'c Path,
+    stop: &'c AtomicBool,
+    say: &'c mut dyn FnMut(&str),
+    report: DasReport,
+}
+
+/// What is found at a token, by place and rank.
+type FoundCells = BTreeMap<(usize, usize), (DasCell, CellFile)>;
+
+/// Inputs run at once where the model runs by itself.
+const EVAL_BATCH: usize = 32;
+
+impl<'a> DasSearch<'a> {
+    /// Draws the counterfactuals and checks that the model has what is asked for.
+    ///
+    /// # Errors
+    /// [`Error::DasTask`] if the task does not fit the model's tokens; [`Error::OptionValue`] for an option that cannot be.
+    pub fn new(
+        options: DasOptions,
+        task: &DasTask,
+        (searched, tokenizer): (&'a dyn Searched, &Tokenizer),
+        names: (String, String),
+    ) -> Result<Self> {
+        let mut positions = Vec::new();
+        for name in &options.positions {
+            let position: PositionName = name
+                .parse()
+                .map_err(|reason| Error::DasTask { task: task.name.clone(), reason })?;
+            if let Some(slot) = position.slot().filter(|slot| !task.slots.contains_key(*slot)) {
+                let slots: Vec<&str> = task.slots.keys().map(String::as_str).collect();
+                let expected =
+                    format!("last, a number, or a slot of the task: {}", slots.join(", "));
+                return refuse("position", slot, expected);
+            }
+            positions.push(position);
+        }
+        let (n, seed) = (options.train_pairs + options.test_pairs, options.seed);
+        let draw = || draw_pairs(task, tokenizer, &positions, n, seed);
+        let DasTask { name, description, variable, .. } = task;
+        let report = DasReport::empty(options, [name, description, variable], names);
+        Self::with_pairs(report, format!("{task:?}"), searched, draw)
+    }
+
+    /// A search on any model; `draw` is called once the options are checked.
+    pub(crate) fn with_pairs(
+        mut report: DasReport,
+        task: String,
+        searched: &'a dyn Searched,
+        draw: impl FnOnce() -> Result<Pairs>,
+    ) -> Result<Self> {
+        let options = &mut report.options;
+        let (mut places, mut size) = (Vec::new(), None);
+        let layers = searched.model().description().num_hidden_layers;
+        for name in &options.components {
+            let of_layer: ComponentOrHead = name.parse()?;
+            for &layer in options.layers.iter().filter(|&&layer| layer < layers) {
+                let (place, d) = searched.place(layer, of_layer)?;
+                if *size.get_or_insert(d) != d && !options.alignment.takes_rank() {
+                    let expected = "sites of one size, as all of it is rotated";
+                    return refuse("site", options.components.join(","), expected);
+                }
+                if let Some(rank) = options.ranks.iter().find(|&&rank| rank < 1 || rank > d) {
+                    let expected = format!("1 to {d}, the size of {of_layer}");
+                    return refuse("rank", rank.to_string(), expected);
+                }
+                places.push((layer, of_layer, place));
+            }
+        }
+        if !options.alignment.takes_rank() {
+            if let Some(rank) = options.ranks.first() {
+                let expected = format!("none, as {} has no given rank", options.alignment.name());
+                return refuse("rank", rank.to_string(), expected);
+            }
+            options.ranks.extend(size);
+        }
+        options.check(layers)?;
+        let pairs = draw()?;
+        if pairs.answers.len() < 2 {
+            let reason = "all answers are the same; expected a variable that changes the answer";
+            return Err(Error::DasTask { task: report.name, reason: reason.to_owned() });
+        }
+        (report.example, report.n_answers) = (pairs.example.clone(), pairs.answers.len());
+        Ok(Self { searched, task, places, pairs, report })
+    }
+
+    /// Number of subspaces to be trained, those of the control among them.
+    pub fn n_cells(&self) -> usize {
+        let DasOptions { positions, ranks, untrained_model, .. } = &self.report.options;
+        self.places.len() * positions.len() * ranks.len() * (1 + usize::from(*untrained_model))
+    }
+
+    /// Searches what is not found yet, and writes `das.json`, `das.md` and `das.html` after each position; every trained subspace is in
+    /// the directory of its cell. `say` hears of each cell.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] if `stop` is set: what is finished is kept. What the model or files refuse.
+    pub fn run(
+        &self,
+        output: &Path,
+        stop: &AtomicBool,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<DasReport> {
+        let started = Instant::now();
+        let runs = self.shared_runs(self.searched, false)?;
+        let (bases, options) = (&self.pairs.bases, &self.report.options);
+        let given = runs.base.likeliest(bases, EVAL_BATCH, &self.pairs.answers)?;
+        let own =
+            given.iter().zip(&self.pairs.own_answers).filter(|(given, own)| given[0] == **own);
+        let base_accuracy = Accuracy { hits: own.count(), total: bases.len() };
+        let held_out = given.iter().zip(bases).skip(options.train_pairs);
+        let hits = held_out.filter(|(given, base)| base.labels().ends_with(given)).count();
+        let no_intervention = Accuracy { hits, total: options.test_pairs };
+        let run_seconds = started.elapsed().as_secs_f64();
+        say(&format!(
+            "{} of {} bases answered right; their runs and those of the sources took {run_seconds:.1} s",
+            base_accuracy.hits, base_accuracy.total
+        ));
+        let report = DasReport {
+            base_accuracy: Some(base_accuracy.into()),
+            no_intervention: Some(no_intervention.into()),
+            run_seconds,
+            ..self.report.clone()
+        };
+        report.write(output)?;
+        let mut call = Call { output, stop, say, report };
+        self.search(&runs, &mut call)?;
+        drop(runs);
+        if self.report.options.untrained_model {
+            let model = self.searched.untrained(self.report.options.seed)?;
+            self.search(&self.shared_runs(&*model, true)?, &mut call)?;
+        }
+        call.report.seconds = Some(started.elapsed().as_secs_f64());
+        call.report.write(output)?;
+        Ok(call.report)
+    }
+
+    fn search(&self, runs: &SharedRuns, call: &mut Call) -> Result<()> {
+        for position in 0..self.report.options.positions.len() {
+            let mut found = FoundCells::new();
+            let searched = self.at_position(runs, position, &mut found, call);
+            for (cell, file) in found.values() {
+                call.report.add(cell, file);
+            }
+            call.report.write(call.output)?;
+            searched?;
+        }
+        Ok(())
+    }
+
+    /// Finds every cell of a token.
+    fn at_position(
+        &self,
+        runs: &SharedRuns,
+        position: usize,
+        found: &mut FoundCells,
+        call: &mut Call,
+    ) -> Result<()> {
+        let options = &self.report.options;
+        let at_once = group::cells_at_once(options, &self.pairs, position);
+        for (r, &rank) in options.ranks.iter().enumerate() {
+            let mut planned = Vec::new();
+            for (p, (layer, of_layer, place)) in self.places.iter().enumerate() {
+                let cell = DasCell {
+                    layer: *layer,
+                    of_layer: *of_layer,
+                    position: options.positions[position].clone(),
+                    alignment: options.alignment,
+                    rank,
+                    untrained_model: runs.is_untrained,
+                };
+                let (directory, identity) = (cell.directory(call.output), self.identity(&cell));
+                if let Some(file) = CellFile::read(&directory, &identity)? {
+                    found.insert((p, r), (cell, file));
+                    continue;
+                }
+                let (place, sources) = (place.clone(), runs.sources[position][p].shallow_clone());
+                let cell = PlannedCell { cell, place, position, sources, identity, directory };
+                planned.push((p, cell));
+            }
+            planned.sort_by_key(|(_, planned)| planned.place.site.stage());
+            // cells of one size only can share a rotation's tensor
+            for of_size in planned.chunk_by(|a, b| a.1.sources.size() == b.1.sources.size()) {
+                for group in of_size.chunks(at_once) {
+                    let cells: Vec<&PlannedCell> =
+                        group.iter().map(|(_, planned)| planned).collect();
+                    let files = group::search(options, &self.pairs, &runs.base, &cells, call.stop)?;
+                    for ((p, planned), file) in group.iter().zip(files) {
+                        let (name, iia) = (planned.cell.name(), file.found.iia);
+                        (call.say)(&format!("{name}: IIA {iia:.3}, {:.1} s", file.seconds));
+                        found.insert((*p, r), (planned.cell.clone(), file));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the sources, once for all places and positions.
+    fn shared_runs<'d>(
+        &self,
+        searched: &'d dyn Searched,
+        is_untrained: bool,
+    ) -> Result<SharedRuns<'d>> {
+        let mut wanted = Vec::new();
+        for (_, tokens) in &self.pairs.tokens {
+            wanted.extend(self.places.iter().map(|(_, _, place)| (place.clone(), tokens.clone())));
+        }
+        let found = source_states(searched.model(), &self.pairs.sources, &wanted, EVAL_BATCH)?;
+        let mut found = found.into_iter();
+        let of_position = |_: &String| found.by_ref().take(self.places.len()).collect();
+        let sources = self.report.options.positions.iter().map(of_position).collect();
+        Ok(SharedRuns { is_untrained, base: searched.base_runs(), sources })
+    }
+
+    /// Digest of everything that a cell's numbers depend on: other cells are not among it, so a search can be widened.
+    fn identity(&self, cell: &DasCell) -> String {
+        let options = &self.report.options;
+        let model = self.searched.model();
+        let all = json!({
+            "model": self.report.model,
+            "kind": format!("{:?}", model.kind()),
+            "device": format!("{:?}", model.device()),
+            "task": self.task,
+            "pairs": [options.train_pairs, options.test_pairs],
+            "training": [options.steps, options.batch_size],
+            "lr": options.lr,
+            "start": options.start,
+            "seed": options.seed,
+            "cell": cell.name(),
+            "report": DasReport::FORMAT_VERSION,
+        });
+        Sha256::digest(all.to_string()).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}

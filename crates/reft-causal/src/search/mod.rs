@@ -1,0 +1,15 @@
+//! Alignment search: a variable is looked for at sites, tokens and ranks of a model, with controls, and reported.
+
+pub(crate) mod options;
+
+pub(crate) mod component_or_head;
+pub(crate) mod searched;
+pub(crate) mod tasks;
+
+pub(crate) mod cell;
+pub(crate) mod subspace;
+
+pub(crate) mod group;
+
+pub(crate) mod das_search;
+pub(crate) mod report;

@@ -1,0 +1,168 @@
+use std::str::FromStr;
+
+use reft_core::AlignmentMethod;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result, refuse};
+
+/// Where a subspace begins before it is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    /// At the directions along which the mean hidden state follows the variable.
+    #[default]
+    Means,
+    /// Anywhere.
+    Random,
+}
+
+/// What is swapped at a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DasAlignment {
+    /// A trained subspace of given dimensions.
+    #[default]
+    Das,
+    /// The first coordinates of a trained rotation, how many is trained too.
+    Boundless,
+    /// Some coordinates of a trained rotation, which is trained too.
+    SigmoidMask,
+    /// A given number of neurons: those that follow the variable most. Nothing is trained.
+    Neurons,
+    /// Everything: the plain interchange. Nothing is trained.
+    Whole,
+}
+
+impl DasAlignment {
+    const ALL: [Self; 5] =
+        [Self::Das, Self::Boundless, Self::SigmoidMask, Self::Neurons, Self::Whole];
+
+    /// The name on the command line and in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Das => "das",
+            Self::Boundless => "boundless",
+            Self::SigmoidMask => "sigmoid-mask",
+            Self::Neurons => "neurons",
+            Self::Whole => "whole",
+        }
+    }
+
+    /// What the trainer learns; `None` if nothing is trained.
+    pub(crate) fn learned(self) -> Option<AlignmentMethod> {
+        match self {
+            Self::Das => Some(AlignmentMethod::Das),
+            Self::Boundless => Some(AlignmentMethod::Boundless),
+            Self::SigmoidMask => Some(AlignmentMethod::SigmoidMask),
+            Self::Neurons | Self::Whole => None,
+        }
+    }
+
+    /// Whether the number of dimensions is given; else it is all of them, or learned.
+    pub fn takes_rank(self) -> bool {
+        matches!(self, Self::Das | Self::Neurons)
+    }
+
+    /// What a cell of it is called.
+    pub(crate) fn cell_name(self, rank: i64) -> String {
+        match self {
+            Self::Das => format!("rank-{rank}"),
+            Self::Neurons => format!("neurons-{rank}"),
+            Self::Boundless | Self::SigmoidMask | Self::Whole => self.name().to_owned(),
+        }
+    }
+}
+
+impl FromStr for DasAlignment {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|alignment| alignment.name() == s).ok_or_else(|| {
+            let expected = Self::ALL.map(Self::name).join(", ");
+            Error::OptionValue { option: "alignment", found: s.to_owned(), expected }
+        })
+    }
+}
+
+/// What is searched, and how.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DasOptions {
+    /// Components of blocks, and heads (`head_3`).
+    pub components: Vec<String>,
+    /// Layers.
+    pub layers: Vec<usize>,
+    /// Tokens, by name.
+    pub positions: Vec<String>,
+    /// What is swapped.
+    pub alignment: DasAlignment,
+    /// Numbers of dimensions; what an alignment without a given one rotates, all of the place's coordinates, is filled in.
+    pub ranks: Vec<i64>,
+    /// Counterfactuals to train on.
+    pub train_pairs: usize,
+    /// Counterfactuals held out.
+    pub test_pairs: usize,
+    /// Optimizer steps for each subspace.
+    pub steps: usize,
+    /// Counterfactuals of a step.
+    pub batch_size: usize,
+    /// Learning rate of the first step; it falls on a line.
+    pub lr: f64,
+    /// Where a subspace begins.
+    pub start: Start,
+    /// Whether the same search is made in a model that was never trained.
+    pub untrained_model: bool,
+    /// Seed of pairs, starts and order.
+    pub seed: u64,
+}
+
+impl DasOptions {
+    /// Refuses numbers that cannot be, and lists that are empty or name something twice.
+    pub(crate) fn check(&self, layers: usize) -> Result<()> {
+        for (option, number) in [
+            ("train pairs", self.train_pairs),
+            ("test pairs", self.test_pairs),
+            ("steps", self.steps),
+            ("batch size", self.batch_size),
+        ] {
+            if number == 0 {
+                return refuse(option, "0", "at least 1");
+            }
+        }
+        if let Some(layer) = self.layers.iter().find(|&&layer| layer >= layers) {
+            return refuse("layer", layer.to_string(), format!("0 to {}", layers - 1));
+        }
+        for (option, values) in [
+            ("position", self.positions.clone()),
+            ("site", self.components.clone()),
+            ("rank", self.ranks.iter().map(i64::to_string).collect()),
+            ("layer", self.layers.iter().map(usize::to_string).collect()),
+        ] {
+            if values.is_empty() {
+                return refuse(option, "empty", "at least one");
+            }
+            let twice = values.iter().enumerate().find(|(i, value)| values[..*i].contains(value));
+            if let Some((_, value)) = twice {
+                return refuse(option, format!("{value} twice"), "each once");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a search takes unless the command says otherwise: the table `[search]` of a task.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SearchDefaults {
+    /// Dimensions.
+    pub rank: Option<Vec<i64>>,
+    /// Counterfactuals to train on.
+    pub train_pairs: Option<usize>,
+    /// Counterfactuals held out.
+    pub test_pairs: Option<usize>,
+    /// Optimizer steps.
+    pub steps: Option<usize>,
+    /// Counterfactuals of a step.
+    pub batch_size: Option<usize>,
+    /// Learning rate.
+    pub lr: Option<f64>,
+}

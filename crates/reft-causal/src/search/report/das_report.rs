@@ -1,0 +1,161 @@
+use std::path::Path;
+
+use reft_models::{write_json_in_order, write_text};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::search::cell::{CellFile, DasCell, MeasuredShare};
+use crate::search::options::DasOptions;
+
+/// What a search has found: its `das.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DasReport {
+    /// Version of the file.
+    pub format_version: u32,
+    /// The task.
+    pub name: String,
+    /// What the task asks.
+    pub description: String,
+    /// The variable that was looked for.
+    pub variable: String,
+    /// The model.
+    pub model: String,
+    /// The command that began it.
+    pub command: String,
+    /// What was searched, and how.
+    pub options: DasOptions,
+    /// The first counterfactual in words.
+    pub example: String,
+    /// Number of answers that the model chooses between.
+    pub n_answers: usize,
+    /// Bases that the model answers right by itself.
+    pub base_accuracy: Option<MeasuredShare>,
+    /// Held-out counterfactuals that are answered as expected although nothing is swapped.
+    pub no_intervention: Option<MeasuredShare>,
+    /// Wall time of the runs that all cells share.
+    pub run_seconds: f64,
+    /// Wall time of the call that finished it.
+    pub seconds: Option<f64>,
+    /// What was found: a row for each place, token and rank.
+    pub rows: Vec<DasRow>,
+}
+
+/// What was found at one place, token and rank.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DasRow {
+    /// Where, in words.
+    pub site: String,
+    /// The layer.
+    pub layer: usize,
+    /// The component of the block.
+    pub component: String,
+    /// The token, by name.
+    pub position: String,
+    /// Dimension of the subspace, or of the rotation whose coordinates a learned gate chooses from.
+    pub rank: i64,
+    /// Number of dimensions that are swapped: the rank, or what was learned.
+    pub dimensions: i64,
+    /// The trained subspace on held-out counterfactuals.
+    #[serde(flatten)]
+    pub found: MeasuredShare,
+    /// The subspace before it was trained, if one was.
+    pub start: Option<MeasuredShare>,
+    /// A random subspace of as many dimensions.
+    pub random_rotation: Option<MeasuredShare>,
+    /// As many neurons.
+    pub neurons: Option<MeasuredShare>,
+    /// The same search in a model that was never trained.
+    pub untrained_model: Option<MeasuredShare>,
+    /// Loss of the last step.
+    pub loss: Option<f64>,
+    /// Its share of the wall time of training and measuring all that were searched with it.
+    pub seconds: f64,
+}
+
+impl DasReport {
+    /// Version of the file that this program writes.
+    pub const FORMAT_VERSION: u32 = 2;
+
+    /// Name of the file.
+    pub const FILE_NAME: &str = "das.json";
+
+    /// The report of a search that has found nothing yet: of the task its name, what it asks and the variable; of the search the model's
+    /// name and the command.
+    pub(crate) fn empty(
+        options: DasOptions,
+        [name, description, variable]: [&str; 3],
+        (model, command): (String, String),
+    ) -> Self {
+        Self {
+            format_version: Self::FORMAT_VERSION,
+            name: name.to_owned(),
+            description: description.to_owned(),
+            variable: variable.to_owned(),
+            model,
+            command,
+            options,
+            example: String::new(),
+            n_answers: 0,
+            base_accuracy: None,
+            no_intervention: None,
+            run_seconds: 0.0,
+            seconds: None,
+            rows: Vec::new(),
+        }
+    }
+
+    /// Writes `das.json`, `das.md` and `das.html`.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn write(&self, output: &Path) -> Result<()> {
+        write_json_in_order(&output.join(Self::FILE_NAME), self)?;
+        write_text(&output.join("das.md"), &self.markdown())?;
+        Ok(write_text(&output.join("das.html"), &self.html())?)
+    }
+
+    /// The row of a place, token and rank.
+    pub fn at(&self, component: &str, layer: usize, position: &str, rank: i64) -> Option<&DasRow> {
+        self.rows.iter().find(|row| row.key() == (component, layer, position, rank))
+    }
+
+    /// The row of the highest IIA at a rank; of equal ones the first.
+    pub fn best(&self, rank: i64) -> Option<&DasRow> {
+        let rows = self.rows.iter().filter(|row| row.rank == rank);
+        rows.reduce(|best, row| if row.found.hits > best.found.hits { row } else { best })
+    }
+
+    pub(crate) fn add(&mut self, cell: &DasCell, file: &CellFile) {
+        let component = cell.of_layer.to_string();
+        let DasCell { layer, rank, ref position, .. } = *cell;
+        if cell.untrained_model {
+            let key = (component.as_str(), layer, position.as_str(), rank);
+            if let Some(row) = self.rows.iter_mut().find(|row| row.key() == key) {
+                row.untrained_model = Some(file.found);
+            }
+            return;
+        }
+        self.rows.push(DasRow {
+            site: format!("layer {layer} {component}"),
+            layer,
+            component,
+            position: position.clone(),
+            rank,
+            found: file.found,
+            dimensions: file.dimensions,
+            start: file.start,
+            random_rotation: file.random_rotation,
+            neurons: file.neurons,
+            untrained_model: None,
+            loss: file.loss,
+            seconds: file.seconds,
+        });
+    }
+}
+
+impl DasRow {
+    /// What tells it from other rows.
+    fn key(&self) -> (&str, usize, &str, i64) {
+        (&self.component, self.layer, &self.position, self.rank)
+    }
+}

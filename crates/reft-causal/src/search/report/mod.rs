@@ -1,0 +1,5 @@
+//! What a search has found: as JSON, as Markdown, and as a page of heat maps.
+
+pub(crate) mod das_report;
+pub(crate) mod markdown;
+pub(crate) mod page;

@@ -1,0 +1,5 @@
+//! What training costs: measured, and foretold.
+
+pub mod bench;
+pub mod plan;
+pub mod step_args;

@@ -1,0 +1,198 @@
+use anyhow::{Context, Result, bail};
+use bytesize::ByteSize;
+use clap::Args;
+use reft_bench::{
+    EFFICIENCY, Machine, StepPlan, TimingCase, Way, plan_step, product_rate, resident_memory, ways,
+};
+use serde_json::{Value, json};
+
+use crate::cost::step_args::StepArgs;
+use crate::options::{in_flags, method_name};
+use crate::terminal::{grouped, output};
+
+/// Say what training will take in memory and time, before a weight is read
+///
+/// Memory is computed from the model's shape, the method and the batch; it is the peak of a step. Time is the number of operations over the rate
+/// of matrix products on this device, which is measured for a moment, or over --tflops for another machine. Where it does not fit, the flags
+/// that make it fit are named.
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:
+  reft plan --model models/SmolLM2-135M-Instruct --method loreft --positions l1 --batch-size 8
+  reft plan --model-config recipes/sizes/llama-3-8b.json --method loreft --rank 4 --positions l1 --kind bf16 --memory 24GB --tflops 80")]
+pub struct PlanArgs {
+    #[command(flatten)]
+    step: StepArgs,
+
+    /// Method, or several at once as loreft+lora
+    #[arg(long, value_name = "METHOD", value_parser = method_name, default_value = "loreft", help_heading = "Method")]
+    method: String,
+
+    /// Memory that there is, as 24GB [default: all of this machine's]
+    #[arg(long, value_name = "SIZE", help_heading = "Run")]
+    memory: Option<ByteSize>,
+    /// Examples of the training set
+    #[arg(long, value_name = "N", default_value_t = 1000, help_heading = "Run")]
+    examples: usize,
+    /// Times that each is trained on
+    #[arg(long, value_name = "N", default_value_t = 3, help_heading = "Run")]
+    epochs: usize,
+    /// Rate of matrix products of another machine, in 10¹² operations a second [default: measured on this one]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Run")]
+    tflops: Option<f64>,
+    /// Print the plan as JSON
+    #[arg(long, help_heading = "Run")]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &PlanArgs) -> Result<()> {
+    if let Some(rate) = args.tflops.filter(|rate| !(*rate > 0.0 && rate.is_finite())) {
+        bail!("--tflops is {rate}, expected a number above 0");
+    }
+    for (flag, value) in [("--examples", args.examples), ("--epochs", args.epochs)] {
+        if value == 0 {
+            bail!("{flag} is 0, expected at least 1");
+        }
+    }
+    let (floor, shape) = args.step.case()?;
+    let case = TimingCase { method: args.method.clone(), ..floor };
+    case.check(&shape).map_err(in_flags)?;
+    let machine = &args.step.machine.0;
+    let device = machine.device.0.resolve()?;
+    machine.set_up()?;
+    let memory = args.memory.map(|size| size.as_u64()).or(Machine::here(device).memory_bytes);
+    let memory = memory.context("the system does not tell its memory; give --memory")?;
+    let tokens = (case.batch_size * (case.prompt_length + case.response_length)) as i64;
+    let rate = args.tflops.map_or_else(
+        || {
+            let (d, f) = (shape.hidden_size, shape.intermediate_size);
+            product_rate(tokens.min(1024), d, f, case.kind.kind(), device)
+        },
+        |rate| rate * 1e12,
+    );
+    // after the products: what libtorch takes for its threads is part of the program
+    let program = resident_memory().context("the system does not tell this process's memory")?;
+    let step = plan_step(&case, program).map_err(in_flags)?;
+    let way = |way: Way| {
+        let peak = plan_step(&way.case, program).map_err(in_flags)?.memory.total();
+        Ok((way.flags, peak))
+    };
+    let ways = ways(&case).into_iter().skip(1).map(way).collect::<Result<_>>()?;
+    let plan = Plan { args, case, step, memory, rate, ways };
+    output::result(args.json, &plan.json(), || output::piece(&plan.text()))
+}
+
+/// What is printed.
+struct Plan<'a> {
+    args: &'a PlanArgs,
+    case: TimingCase,
+    step: StepPlan,
+    /// Bytes that there are.
+    memory: u64,
+    /// Operations a second.
+    rate: f64,
+    /// Flags, and the peak with them.
+    ways: Vec<(String, u64)>,
+}
+
+impl Plan<'_> {
+    fn fits(&self, peak: u64) -> bool {
+        peak <= self.memory
+    }
+
+    /// Rows whose kept work fits beside the rest, if rows are kept.
+    fn rows_kept(&self) -> Option<u64> {
+        let kept_row = self.step.kept_row;
+        (kept_row > 0).then(|| self.memory.saturating_sub(self.step.memory.total()) / kept_row)
+    }
+
+    /// Seconds of a step of the first epoch, of a step of later ones, and of all steps, whose number stands last.
+    fn times(&self) -> (f64, f64, f64, usize) {
+        let seconds_of = |work: f64| work / (self.rate * EFFICIENCY);
+        let (work, epochs) = (&self.step.work, self.args.epochs);
+        let (first, later) = (seconds_of(work.first_epoch), seconds_of(work.later_epochs));
+        let steps = self.args.examples.div_ceil(self.case.batch_size);
+        let seconds = steps as f64 * (first + (epochs - 1) as f64 * later);
+        (first, later, seconds, steps * epochs)
+    }
+
+    fn json(&self) -> Value {
+        let (first, later, seconds, steps) = self.times();
+        let peak = self.step.memory.total();
+        let way = |(flags, peak): &(String, u64)| json!({"flags": flags, "peak_bytes": peak, "fits": self.fits(*peak)});
+        json!({
+            "method": self.case.method,
+            "kind": self.case.kind,
+            "memory_bytes": self.memory,
+            "peak_bytes": peak,
+            "fits": self.fits(peak),
+            "step": self.step,
+            "rows_kept": self.rows_kept(),
+            "rate": self.rate,
+            "is_rate_measured": self.args.tflops.is_none(),
+            "first_epoch_seconds_per_step": first,
+            "later_epochs_seconds_per_step": later,
+            "steps": steps,
+            "seconds": seconds,
+            "ways": self.ways.iter().map(way).collect::<Vec<_>>(),
+        })
+    }
+
+    fn text(&self) -> String {
+        let size = |bytes: u64| ByteSize::b(bytes).display().si().to_string();
+        let verdict = |peak| if self.fits(peak) { "fits" } else { "does not fit" };
+        let (case, step, memory) = (&self.case, &self.step, &self.step.memory);
+        let TimingCase { method, batch_size, prompt_length, response_length, .. } = case;
+        let (kind, trained) = (case.kind.name(), grouped(step.trainable_parameters));
+        let mut text = format!(
+            "{method} in {kind}, batches of {batch_size} rows of {prompt_length} + {response_length} tokens: {trained} trained numbers\n\nmemory at the peak of a step\n"
+        );
+        for (name, bytes) in [
+            ("program and libtorch", memory.program),
+            ("weights", memory.weights),
+            ("trained tensors and AdamW", memory.optimizer),
+            ("activations", memory.activations),
+            ("logits or gradients of a block", memory.transient),
+            ("kept work of the batch", memory.frozen_batch),
+            ("all", memory.total()),
+        ] {
+            text += &format!("  {name:<32}{:>10}\n", size(bytes));
+        }
+        text += &format!("  {} into {}\n\n", verdict(memory.total()), size(self.memory));
+        let (all, examples) = (self.args.examples as u64, grouped(self.args.examples as i64));
+        if let Some(rows) = self.rows_kept() {
+            let (kept, rows_text) = (size(step.kept_row * all), grouped(rows as i64));
+            let verdict = match rows >= all {
+                true => format!("all {examples} rows fit beside it"),
+                false => format!(
+                    "{rows_text} of {examples} rows fit beside it; --reuse-dir DIR keeps the others in a file"
+                ),
+            };
+            text += &format!("frozen work kept for later epochs: {kept}; {verdict}\n\n");
+        }
+        text += "in other ways\n";
+        for (flags, peak) in &self.ways {
+            text += &format!("  {flags:<62}{:>10}  {}\n", size(*peak), verdict(*peak));
+        }
+        let source = if self.args.tflops.is_none() { "measured here" } else { "as given" };
+        let (rate, epochs) = (self.rate / 1e12, self.args.epochs);
+        let (first, later, seconds, steps) = self.times();
+        let (steps, minutes) = (grouped(steps as i64), seconds / 60.0);
+        text += &format!(
+            "
+time, at {EFFICIENCY} of {rate:.3} · 10¹² operations a second ({source})
+  a step of the first epoch  {first:>9.3} s
+  a step of later epochs     {later:>9.3} s
+  {steps} steps ({examples} examples, {epochs} epochs): {minutes:.1} min
+"
+        );
+        if self.fits(memory.total()) {
+            return text;
+        }
+        let way = self.ways.iter().find(|(_, peak)| self.fits(*peak));
+        const NONE: &str =
+            "none of these ways fits; take a smaller model, or shorter rows (--max-length)";
+        text += &way.map_or(format!("\n{NONE}\n"), |way| format!("\nto make it fit: {}\n", way.0));
+        text
+    }
+}

@@ -1,0 +1,91 @@
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::Args;
+use reft_core::{Activation, Positions};
+use reft_methods::{PyreftImport, import_pyreft};
+use reft_models::{Adapter, BaseModel, atomic_directory, convert_gguf};
+
+use crate::model::open_config;
+use crate::terminal::{note, output};
+
+/// Turn an adapter saved by pyreft, or a model in a GGUF file, into a directory that reft reads
+///
+/// An adapter becomes `reft_config.json` and `reft_model.safetensors`; pickles are read as data, nothing in them is run. Its
+/// positions follow pyreft's rule, so that it does here what it did there. A GGUF file becomes a Hugging Face directory with f32
+/// weights, tokenizer and chat template.
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:
+  reft import --from pyreft saved/ --positions f7+l7 --share-weights --model models/llama --output adapter
+  reft import --from gguf SmolLM2-135M-Instruct.Q4_1.gguf --output models/SmolLM2-135M-Instruct")]
+pub struct ImportArgs {
+    /// Directory (pyreft) or file (gguf) to read
+    #[arg(value_name = "PATH")]
+    source: PathBuf,
+    /// What it is: `pyreft` = a directory that pyreft's save wrote, `gguf` = a model in one file
+    #[arg(long, value_name = "FORMAT", hide_possible_values = true, value_parser = ["pyreft", "gguf"])]
+    from: String,
+    /// Directory to write; it must not exist, or be empty
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+
+    /// Prompt positions that the adapter was trained to edit, `f7+l7` = first 7 and last 7 tokens
+    #[arg(long, value_name = "POSITIONS", help_heading = "pyreft")]
+    positions: Option<Positions>,
+    /// The adapter has one intervention per layer for first and last positions, not one for each
+    #[arg(long, help_heading = "pyreft")]
+    share_weights: bool,
+    /// Activation of the learned source: linear, relu, gelu, silu, tanh or sigmoid [default: linear]
+    #[arg(long, value_name = "NAME", help_heading = "pyreft")]
+    act_fn: Option<Activation>,
+    /// Base model that the adapter belongs to; without it only the hidden size is checked later
+    #[arg(long, value_name = "DIR", help_heading = "pyreft")]
+    model: Option<String>,
+}
+
+/// Runs the command.
+pub fn run(args: &ImportArgs) -> Result<()> {
+    let imported = if args.from == "gguf" { gguf(args) } else { pyreft(args) };
+    let what = imported.with_context(|| format!("cannot import {}", args.source.display()))?;
+    output::line(format!("{what} is in {}", args.output.display()))
+}
+
+fn gguf(args: &ImportArgs) -> Result<String> {
+    let given = [
+        ("--positions", args.positions.is_some()),
+        ("--share-weights", args.share_weights),
+        ("--act-fn", args.act_fn.is_some()),
+        ("--model", args.model.is_some()),
+    ];
+    if let Some((flag, _)) = given.iter().find(|(_, given)| *given) {
+        bail!("{flag} belongs to --from pyreft; leave it out with --from gguf");
+    }
+    convert_gguf(&args.source, &args.output)?;
+    Ok("the model".to_owned())
+}
+
+fn pyreft(args: &ImportArgs) -> Result<String> {
+    let positions = args.positions.ok_or_else(|| {
+        anyhow!("--positions is missing: pyreft does not save it; give what the adapter was trained with, such as f7+l7")
+    })?;
+    let import = PyreftImport {
+        positions,
+        share_weights: args.share_weights,
+        act_fn: args.act_fn.unwrap_or_default(),
+        base_model: args.model.as_deref().map(base_model).transpose()?,
+    };
+    let adapter = import_pyreft(&args.source, &import)?;
+    atomic_directory(&args.output, |temporary| adapter.save(temporary))?;
+    if args.model.is_none() {
+        let d = adapter.config().base_model.hidden_size;
+        note(format!(
+            "the adapter does not name its base model: with any model of hidden size {d} it will run; import it with --model to have family, layers and vocabulary checked too"
+        ));
+    }
+    let (method, n) = (adapter.method(), adapter.interventions().len());
+    Ok(format!("the adapter ({method}, {n} interventions)"))
+}
+
+fn base_model(model: &str) -> Result<BaseModel> {
+    Ok(BaseModel::of(&open_config(model)?.1.describe(), model))
+}

@@ -1,0 +1,4 @@
+//! Adapters and models in other forms.
+
+pub mod export;
+pub mod import;

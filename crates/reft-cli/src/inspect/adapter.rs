@@ -1,0 +1,144 @@
+use std::path::Path;
+
+use anyhow::Result;
+use reft_methods::{AdapterFiles, AdapterSummary, LAYERS, ReftAdapter, check_adapter, declaration};
+use reft_models::{BaseModel, DecoderConfig, ModelDescription, Site, resolve_model};
+use serde_json::{Value, json};
+
+use crate::inspect::places::places;
+use crate::model::check_adapter_directory;
+use crate::terminal::output::Rows;
+use crate::terminal::{bytes, grouped, percent};
+
+/// What the adapter in a directory is; `model`: its base model, if the caller names it.
+///
+/// # Errors
+/// If it is none, or broken, or the model is another one.
+pub fn describe(directory: &Path, model: Option<&str>) -> Result<(Rows, Value)> {
+    check_adapter_directory(directory)?;
+    let summary = AdapterSummary::read(directory)?;
+    let base = base_model(&summary, model)?;
+    if let Some(base) = &base {
+        check_adapter(directory, base)?;
+    }
+    let total = base.as_ref().map(ModelDescription::parameters);
+    let is_reft = declaration(&summary.method).is_ok_and(|m| m.files == AdapterFiles::Reft);
+    let reft = if is_reft { Some(ReftAdapter::load_alone(directory)?) } else { None };
+    let interventions = reft.as_ref().map(|reft| reft.interventions().len());
+    let error = reft.as_ref().and_then(|reft| reft.interventions().orthonormality_error());
+    let mut rows = match &reft {
+        Some(reft) => reft_rows(reft),
+        None => method_rows(&summary),
+    };
+    let mut add = |name: &str, value: String| rows.push((name.to_owned(), value));
+    add("parameters", grouped(summary.parameters));
+    if let Some(total) = total {
+        let share = percent(summary.parameters, total);
+        add("trainable", format!("{share} of {}", grouped(total)));
+    }
+    if let Some(error) = error {
+        add("orthonormality", format!("largest entry of |RᵀR − I| is {error:.1e}"));
+    }
+    for part in &summary.parts {
+        add("part", format!("{}, {} parameters", part.method, grouped(part.parameters)));
+    }
+    add("base model", base_text(&summary));
+    add("size", bytes(summary.bytes));
+    let json = json!({
+        "type": "adapter",
+        "method": summary.method,
+        "options": summary.options,
+        "config": reft.as_ref().map(ReftAdapter::config),
+        "sites": sites_json(&summary),
+        "interventions": interventions,
+        "parameters": summary.parameters,
+        "base_parameters": total,
+        "trainable_share": total.map(|total| summary.parameters as f64 / total as f64),
+        "orthonormality_error": error,
+        "base_model": base_json(&summary),
+        "parts": summary.parts.iter().map(part_json).collect::<Vec<_>>(),
+        "bytes": summary.bytes,
+    });
+    Ok((rows, json))
+}
+
+fn sites_json(summary: &AdapterSummary) -> Vec<Value> {
+    let site = |site: &Site| json!({"layer": site.layer, "component": site.component.name()});
+    summary.sites.iter().map(site).collect()
+}
+
+fn part_json(part: &AdapterSummary) -> Value {
+    json!({
+        "method": part.method,
+        "options": part.options,
+        "sites": sites_json(part),
+        "parameters": part.parameters,
+        "bytes": part.bytes,
+    })
+}
+
+fn base_json(summary: &AdapterSummary) -> Value {
+    match &summary.base_model {
+        Some(base) => json!(base),
+        None => json!({"name": summary.base_model_name}),
+    }
+}
+
+fn reft_rows(adapter: &ReftAdapter) -> Rows {
+    let config = adapter.config();
+    let d = config.base_model.hidden_size;
+    let tied = if config.share_weights { "tied" } else { "untied" };
+    let layers: Vec<String> = config.layers.iter().map(usize::to_string).collect();
+    let (method, act_fn, dropout) = (config.method, config.act_fn, config.dropout);
+    let rows = [
+        ("method", format!("{method} (act_fn {act_fn}, dropout {dropout})")),
+        ("rank", format!("{} of hidden size {d}", config.low_rank_dimension)),
+        ("layers", format!("{} ({})", layers.join(";"), config.component)),
+        ("positions", format!("{}, {tied}, rule {}", config.positions, config.position_rule)),
+        ("interventions", adapter.interventions().len().to_string()),
+    ];
+    rows.map(|(name, value)| (name.to_owned(), value)).to_vec()
+}
+
+/// The method, its options but the layers, which the sites say better, and the sites.
+fn method_rows(summary: &AdapterSummary) -> Rows {
+    let mut rows = vec![("method".to_owned(), summary.method.clone())];
+    let text = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        Value::Array(list) => {
+            let texts = list.iter().map(|one| one.as_str().unwrap_or_default().to_owned());
+            texts.collect::<Vec<_>>().join(", ")
+        }
+        other => other.to_string(),
+    };
+    let shown = summary.options.given().filter(|(option, _)| *option != &LAYERS);
+    let label = |name: &str| name.trim_start_matches("n_").replace('_', " ");
+    rows.extend(shown.map(|(option, value)| (label(option.name), text(value))));
+    if !summary.sites.is_empty() {
+        rows.push(("sites".to_owned(), places(&summary.sites)));
+    }
+    rows
+}
+/// The base model, if it is asked for or at hand.
+fn base_model(summary: &AdapterSummary, asked: Option<&str>) -> Result<Option<ModelDescription>> {
+    if let Some(model) = asked {
+        return Ok(Some(DecoderConfig::open(&resolve_model(model)?)?.describe()));
+    }
+    let at_hand = summary.base_model_name.as_deref().map(Path::new).filter(|path| path.exists());
+    let model = at_hand.and_then(|path| Some(DecoderConfig::open(path).ok()?.describe()));
+    let fits = |model: &ModelDescription| {
+        summary.base_model.as_ref().is_none_or(|base| base.check(model).is_ok())
+    };
+    Ok(model.filter(fits)) // else another model stands there by now
+}
+
+fn base_text(summary: &AdapterSummary) -> String {
+    let name = summary.base_model_name.as_deref().unwrap_or("not named");
+    let Some(BaseModel { model_type, num_hidden_layers, hidden_size, .. }) = &summary.base_model
+    else {
+        return name.to_owned();
+    };
+    let family = model_type.as_deref().unwrap_or("unknown family");
+    let layers = num_hidden_layers.map_or(String::new(), |n| format!(", {n} layers"));
+    format!("{name} ({family}, hidden size {hidden_size}{layers})")
+}

@@ -1,0 +1,102 @@
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use reft_methods::{AdapterFiles, MERGED_ADAPTER, MERGED_BASE_MODEL};
+use reft_models::{DecoderConfig, Weights, load_safetensors_metadata};
+use serde_json::{Value, json};
+
+use crate::model::ModelText;
+use crate::terminal::output::Rows;
+use crate::terminal::{bytes, grouped};
+
+/// What a model is.
+///
+/// # Errors
+/// If it is none, or broken.
+pub fn describe(path: &Path) -> Result<(Rows, Value)> {
+    let config = DecoderConfig::open(path)?;
+    let weights = Weights::open(path)?;
+    let text = ModelText::open(path)?;
+    let has_chat_template = text.chat_template.is_some();
+    let size = weight_bytes(path)?;
+    let (c, parameters) = (&config, config.describe().parameters());
+    let heads = c.num_attention_heads;
+    let head = if c.tie_word_embeddings { "tied to the embeddings" } else { "of its own" };
+    let vocabulary = text.tokenizer.as_ref().map(|tokenizer| tokenizer.vocab_size());
+    let merged = merged(path);
+    let mut rows = vec![
+        ("family", c.model_type.clone()),
+        ("parameters", grouped(parameters)),
+        ("layers", c.num_hidden_layers.to_string()),
+        ("hidden size", c.hidden_size.to_string()),
+        (
+            "attention",
+            format!(
+                "{heads} heads of {}, {} for keys and values",
+                c.head_dim, c.num_key_value_heads
+            ),
+        ),
+        ("MLP", c.intermediate_size.to_string()),
+        ("vocabulary", format!("{}, head {head}", grouped(c.vocab_size))),
+        ("context", format!("{} tokens", grouped(c.max_position_embeddings))),
+        ("weights", format!("{} tensors, {}", listed(&weights.dtypes()), bytes(size))),
+        ("tokenizer", vocabulary.map_or("none".into(), |n| format!("{} tokens", grouped(n)))),
+        ("chat template", if has_chat_template { "yes" } else { "no" }.to_owned()),
+    ];
+    if let Some((adapter, base_model)) = &merged {
+        rows.push(("merged", format!("{adapter} into {base_model}")));
+    }
+    let json = json!({
+        "type": "model",
+        "model_type": c.model_type,
+        "parameters": parameters,
+        "num_hidden_layers": c.num_hidden_layers,
+        "hidden_size": c.hidden_size,
+        "num_attention_heads": c.num_attention_heads,
+        "num_key_value_heads": c.num_key_value_heads,
+        "head_dim": c.head_dim,
+        "intermediate_size": c.intermediate_size,
+        "vocab_size": c.vocab_size,
+        "tie_word_embeddings": c.tie_word_embeddings,
+        "max_position_embeddings": c.max_position_embeddings,
+        "tensors": weights.dtypes(),
+        "tokenizer_size": vocabulary,
+        "chat_template": has_chat_template,
+        "merged": merged.map(|(adapter, base_model)| json!({"adapter": adapter, "base_model": base_model})),
+        "bytes": size,
+    });
+    let rows = rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    Ok((rows, json))
+}
+
+/// Which adapter was merged into a model, and what the model was, if `reft export` wrote it.
+fn merged(path: &Path) -> Option<(String, String)> {
+    let mut metadata =
+        load_safetensors_metadata(&path.join(AdapterFiles::Weights.names()[0])).ok()?;
+    Some((metadata.remove(MERGED_ADAPTER)?, metadata.remove(MERGED_BASE_MODEL)?))
+}
+
+/// `272 F32`, or `211 Q4_1 + 61 F32`.
+fn listed(dtypes: &BTreeMap<String, usize>) -> String {
+    let parts: Vec<String> = dtypes.iter().map(|(dtype, n)| format!("{n} {dtype}")).collect();
+    parts.join(" + ")
+}
+
+/// Size of the weight files in bytes.
+fn weight_bytes(path: &Path) -> Result<u64> {
+    let is_weights = |file: &Path| file.extension().is_some_and(|ending| ending == "safetensors");
+    let sum = || -> std::io::Result<u64> {
+        if path.is_file() {
+            return Ok(fs::metadata(path)?.len());
+        }
+        let mut sum = 0;
+        for entry in fs::read_dir(path)? {
+            let file = entry?.path();
+            sum += if is_weights(&file) { fs::metadata(&file)?.len() } else { 0 };
+        }
+        Ok(sum)
+    };
+    sum().with_context(|| format!("cannot read {}", path.display()))
+}

@@ -1,0 +1,118 @@
+//! NVIDIA's driver: its version, its GPUs and their memory, without libtorch.
+
+use serde::Serialize;
+
+/// The driver of this machine.
+#[derive(Debug)]
+pub struct Driver {
+    /// The newest version of CUDA that it supports, 1000 times the major one and 10 times the minor one.
+    pub supports: i32,
+    /// The GPUs that this process may use.
+    pub gpus: Vec<Gpu>,
+}
+
+/// One GPU.
+#[derive(Debug, Clone, Serialize)]
+pub struct Gpu {
+    /// Its number, as in `cuda:0`.
+    pub index: usize,
+    pub name: String,
+    pub memory_bytes: u64,
+}
+
+const ABSENT: &str = "there is no NVIDIA driver: libcuda.so.1 cannot be loaded";
+
+/// Looks for a driver and what it drives.
+///
+/// # Errors
+/// Why there is none, or what it answers.
+#[cfg(target_os = "linux")]
+pub fn probe() -> Result<Driver, String> {
+    let driver = calls::Calls::open().ok_or(ABSENT)?;
+    let supports = driver.version().ok_or("the NVIDIA driver does not tell its version")?;
+    Ok(Driver { supports, gpus: driver.gpus() })
+}
+
+/// Memory of the GPU that is in use at this moment, by this process and others. None where there is no GPU in use.
+#[cfg(target_os = "linux")]
+pub fn memory_in_use() -> Option<u64> {
+    calls::Calls::open()?.memory_in_use()
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn probe() -> Result<Driver, String> {
+    Err(ABSENT.to_owned())
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn memory_in_use() -> Option<u64> {
+    None
+}
+
+/// The few functions of the driver's C interface (cuda.h) that are called here. All return 0 for success.
+#[cfg(target_os = "linux")]
+mod calls {
+    use std::ffi::{CStr, c_char, c_int, c_uint};
+
+    use libloading::os::unix::{Library, RTLD_LAZY, RTLD_LOCAL};
+
+    use super::Gpu;
+
+    const NAME_BYTES: usize = 128;
+
+    pub struct Calls(Library);
+
+    /// Whether the driver has a function and it succeeds.
+    macro_rules! succeeds {
+        ($calls:ident.$name:ident($($value:expr => $type:ty),+)) => {{
+            type Function = unsafe extern "C" fn($($type),+) -> c_int;
+            // SAFETY: every call here has the types of cuda.h. The functions write no more than one int, one size, or as many characters
+            // as they are told, or fail; any of them may be called at any time, before and after libtorch calls it.
+            #[allow(unsafe_code)]
+            unsafe {
+                $calls.0.get::<Function>(stringify!($name).as_bytes()).is_ok_and(|call| call($($value),+) == 0)
+            }
+        }};
+    }
+
+    impl Calls {
+        pub fn open() -> Option<Self> {
+            // SAFETY: the driver's own library, under the name that every CUDA program loads it by; its initialisers are made for that.
+            #[allow(unsafe_code)]
+            let library = unsafe { Library::open(Some("libcuda.so.1"), RTLD_LAZY | RTLD_LOCAL) };
+            library.ok().map(Self)
+        }
+
+        /// It needs no initialisation.
+        pub fn version(&self) -> Option<i32> {
+            let mut version = 0;
+            succeeds!(self.cuDriverGetVersion(&mut version => *mut c_int)).then_some(version)
+        }
+
+        /// The GPUs; it initialises the driver, which fails if there is no GPU, and if this process may use none.
+        pub fn gpus(&self) -> Vec<Gpu> {
+            let mut count = 0;
+            let is_ready = succeeds!(self.cuInit(0 => c_uint))
+                && succeeds!(self.cuDeviceGetCount(&mut count => *mut c_int));
+            (0..count).filter(|_| is_ready).filter_map(|index| self.gpu(index)).collect()
+        }
+
+        fn gpu(&self, index: c_int) -> Option<Gpu> {
+            let (mut device, mut bytes, mut name) = (0, 0usize, [0u8; NAME_BYTES]);
+            let start = name.as_mut_ptr().cast::<c_char>();
+            let is_told = succeeds!(self.cuDeviceGet(&mut device => *mut c_int, index => c_int))
+                && succeeds!(self.cuDeviceGetName(start => *mut c_char, NAME_BYTES as c_int => c_int, device => c_int))
+                && succeeds!(self.cuDeviceTotalMem_v2(&mut bytes => *mut usize, device => c_int));
+            let name = CStr::from_bytes_until_nul(&name).ok()?.to_string_lossy().into_owned();
+            is_told.then_some(Gpu { index: index as usize, name, memory_bytes: bytes as u64 })
+        }
+
+        /// Of the GPU whose context is the thread's.
+        pub fn memory_in_use(&self) -> Option<u64> {
+            let (mut free, mut total) = (0usize, 0usize);
+            let is_told =
+                succeeds!(self.cuMemGetInfo_v2(&mut free => *mut usize, &mut total => *mut usize));
+            is_told.then_some(total.saturating_sub(free) as u64)
+        }
+    }
+}

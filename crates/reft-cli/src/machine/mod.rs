@@ -1,0 +1,13 @@
+//! Where a command computes, and with which kinds of numbers.
+
+#[cfg(target_os = "linux")]
+pub mod allocator;
+mod cuda;
+mod cuda_driver;
+mod device_choice;
+pub mod devices;
+mod machine_options;
+
+pub use cuda_driver::memory_in_use;
+pub use device_choice::DeviceChoice;
+pub use machine_options::{MachineOptions, Place, place_flags, precision};

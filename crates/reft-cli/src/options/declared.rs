@@ -1,0 +1,156 @@
+use anyhow::{Context, Result, anyhow, bail};
+use clap::Arg;
+use reft_methods::{MethodOption, ValueKind, all_options};
+use reft_train::{DeclaredOptions, OptionKind};
+use serde_json::Value as Json;
+use toml::{Table, Value};
+
+/// An option as its library declares it: what a flag and a field of a file are made of.
+#[derive(Debug, Clone)]
+pub struct Declared {
+    /// Its name in files; the flag is called alike, with `-` for `_`.
+    pub name: &'static str,
+    /// What it does, and what holds without it.
+    pub help: String,
+    /// Under which heading help shows it.
+    pub heading: &'static str,
+    /// An option that cannot be given beside it on a command line.
+    pub excludes: Option<&'static str>,
+    value_name: &'static str,
+    alias: Option<&'static str>,
+    kind: OptionKind,
+    source: Source,
+}
+
+/// Who knows the values of an option.
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    /// A method.
+    Method(&'static MethodOption),
+    /// A struct with a field of the option's name: this reads the field, and writes it again.
+    Field(fn(&str, Value) -> Result<Value>),
+}
+
+impl Declared {
+    /// The fields of a struct.
+    pub fn of<T: DeclaredOptions>() -> Vec<Self> {
+        let defaults = Table::try_from(T::default()).unwrap_or_default();
+        let default = |name| match defaults.get(name)? {
+            Value::String(text) => Some(text.clone()),
+            Value::Float(x) => Some(x.to_string()),
+            other => Some(other.to_string()),
+        };
+        let declared = T::DECLARED.iter().map(|option| Self {
+            name: option.name,
+            help: with_default(option.help, default(option.name)),
+            heading: option.heading,
+            excludes: None,
+            value_name: option.value_name,
+            alias: None,
+            kind: option.kind,
+            source: Source::Field(field::<T>),
+        });
+        declared.collect()
+    }
+
+    /// The options of all methods.
+    pub fn of_methods() -> Vec<Self> {
+        let declared = all_options().into_iter().map(|option| Self {
+            name: option.name,
+            help: with_default(option.help, Some(option.default).filter(|text| !text.is_empty())),
+            heading: option.heading,
+            excludes: None,
+            value_name: option.value_name,
+            alias: option.alias,
+            kind: match option.value {
+                ValueKind::Count => OptionKind::Count,
+                ValueKind::Number => OptionKind::Number,
+                ValueKind::Switch => OptionKind::Switch,
+                _ => OptionKind::Text,
+            },
+            source: Source::Method(option),
+        });
+        declared.collect()
+    }
+
+    /// The flag.
+    pub fn flag(self) -> Arg {
+        let arg = Arg::new(self.name)
+            .long(self.name.replace('_', "-"))
+            .value_name(self.value_name)
+            .help(self.help.clone())
+            .help_heading(self.heading)
+            .visible_aliases(self.alias)
+            .conflicts_with_all(self.excludes);
+        let arg = match self.kind {
+            OptionKind::Count | OptionKind::Number => arg.allow_negative_numbers(true),
+            OptionKind::Switch => {
+                arg.num_args(0..=1).default_missing_value("true").require_equals(true)
+            }
+            OptionKind::Text => arg,
+        };
+        arg.value_parser(move |text: &str| self.parse(text))
+    }
+
+    /// The value that a flag's text means, as files have it.
+    fn parse(&self, text: &str) -> Result<Value> {
+        if let Source::Method(option) = self.source {
+            return in_files(option, option.parse(text)?);
+        }
+        let value = match self.kind {
+            OptionKind::Count => text.parse().ok().map(Value::Integer),
+            OptionKind::Number => text.parse().ok().map(Value::Float),
+            OptionKind::Switch => text.parse().ok().map(Value::Boolean),
+            OptionKind::Text => None,
+        };
+        self.checked(value.unwrap_or_else(|| Value::String(text.to_owned())))
+    }
+
+    /// A value as files keep it, if it is one of the option's.
+    ///
+    /// # Errors
+    /// What was found, and what is expected.
+    pub fn checked(&self, value: Value) -> Result<Value> {
+        let field = match self.source {
+            Source::Method(option) => {
+                return in_files(option, option.checked(serde_json::to_value(value)?)?);
+            }
+            Source::Field(field) => field,
+        };
+        let (is_one, expected) = match self.kind {
+            OptionKind::Count => (value.as_integer().is_some_and(|n| n >= 0), "a whole number"),
+            OptionKind::Number => (value.is_integer() || value.is_float(), "a number"),
+            OptionKind::Switch => (value.is_bool(), "true or false"),
+            OptionKind::Text => (value.is_str(), "a text"),
+        };
+        if !is_one {
+            bail!("{} is {value}, expected {expected}", self.name);
+        }
+        field(self.name, value)
+    }
+}
+
+fn with_default(help: &str, default: Option<impl AsRef<str>>) -> String {
+    let default = default.map(|text| format!(" [default: {}]", text.as_ref()));
+    help.to_owned() + &default.unwrap_or_default()
+}
+
+/// Layers stand in files as in flags, `3;9;18`; everything else as it is.
+fn in_files(option: &MethodOption, value: Json) -> Result<Value> {
+    match (option.value, value) {
+        (ValueKind::Layers, Json::Array(layers)) => {
+            let layers: Vec<String> = layers.iter().map(Json::to_string).collect();
+            Ok(Value::String(layers.join(";")))
+        }
+        (_, value) => Value::try_from(value).with_context(|| format!("cannot use {}", option.name)),
+    }
+}
+
+fn field<T: DeclaredOptions>(name: &str, value: Value) -> Result<Value> {
+    let one = Table::from_iter([(name.to_owned(), value)]);
+    let options: T = one.try_into().map_err(|error: toml::de::Error| {
+        anyhow!("{}", error.message().replace("unknown variant", "unknown name").replace('`', ""))
+    })?;
+    let mut table = Table::try_from(options).with_context(|| format!("cannot use {name}"))?;
+    Ok(table.remove(name).expect("invariant: an option that is given has a value"))
+}

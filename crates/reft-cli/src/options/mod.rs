@@ -1,0 +1,15 @@
+//! Options that are declared in the libraries, as flags and as fields of files.
+
+mod declared;
+mod flags;
+mod in_flags;
+mod list;
+mod method_flags;
+mod text;
+
+pub use declared::Declared;
+pub use flags::{FlagGroup, Flags};
+pub use in_flags::{flag, in_flags};
+pub use list::List;
+pub use method_flags::{MethodFlags, method_name};
+pub use text::Text;

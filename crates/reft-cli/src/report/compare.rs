@@ -1,0 +1,201 @@
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use reft_bench::{
+    Cell, Comparison, ComparisonPlan, ConfigFile, Error, LoadedComparison, LoadedSweep, Report,
+    SweepPlan, SweepReport, TaskConfig, run_cell, run_comparison, run_sweep,
+};
+use serde::Serialize;
+
+use crate::machine::{Place, place_flags};
+use crate::model::open_config;
+use crate::options::Flags;
+use crate::report::command_line::{check_output, command, show};
+use crate::terminal::{INTERRUPTED, TrainProgress, note, stop_flag};
+
+/// Compare fine-tuning methods: same data, budget and seeds, one report
+///
+/// Every method is tried with each of its learning rates; the rate that does best on the validation set is run with every seed and
+/// tested. The report (`report.json`, `report.md`, `report.html`) is written after each method. Ctrl-C stops; the same command goes on
+/// after the runs that are finished. Each run has a process of its own, so its peak memory is its own. With `[sweep.x]` and `[sweep.y]`
+/// in the configuration two values are varied: a comparison is run at each point of their grid, and the report has heat maps.
+#[derive(Debug, Args)]
+#[command(
+    next_help_heading = "Comparison",
+    after_long_help = "Examples:
+  reft compare --config recipes/sst2.toml --model models/SmolLM2-135M-Instruct --data data/sst2 --output runs/sst2
+  reft compare --config recipes/sst2.toml --model models/SmolLM2-135M-Instruct --data data/sst2 --output runs/quick --quick
+  reft compare --config recipes/memorise.toml --model models/SmolLM2-135M-Instruct --data data --output runs/memorise
+  reft compare --report-only runs/sst2"
+)]
+pub struct CompareArgs {
+    /// What is compared: methods with options and learning rates, task, data, budget, seeds
+    #[arg(long, value_name = "FILE.toml", required_unless_present = "report_only")]
+    config: Option<PathBuf>,
+    /// Directory to write: the report, and a directory per run; new, empty, or that of the same comparison
+    #[arg(long, value_name = "DIR", required_unless_present = "report_only")]
+    output: Option<PathBuf>,
+    /// Write the report of this comparison anew, and run nothing
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["config", "output", "model", "data", "quick"])]
+    report_only: Option<PathBuf>,
+    /// Model, in place of the configuration's
+    #[arg(long, value_name = "DIR")]
+    model: Option<String>,
+    /// Directory of the data files, in place of the configuration's
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// A small version: one learning rate, one seed, and the sizes under `[quick]`
+    #[arg(long)]
+    quick: bool,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    place: Flags<Place>,
+}
+
+/// One run of a comparison, in a process of its own.
+#[derive(Debug, Args)]
+pub struct CellArgs {
+    #[arg(long)]
+    output: PathBuf,
+    /// The run in JSON
+    #[arg(long)]
+    cell: String,
+    #[command(flatten)]
+    place: Flags<Place>,
+}
+
+/// Runs the command.
+pub fn run(args: &CompareArgs) -> Result<()> {
+    let (config, output) = match (&args.config, &args.output, &args.report_only) {
+        (_, _, Some(output)) => return report_only(args, output),
+        (Some(config), Some(output), None) => (config, output),
+        _ => bail!("--config and --output are needed"),
+    };
+    let (device, threads) = args.place.0.set_up()?;
+    let machine = place_flags(device, threads);
+    let file = ConfigFile::open(config)?;
+    let comparison = comparison(args, &file)?;
+    let shape = open_config(&comparison.config.model)?.1.describe();
+    file.check_methods(&shape)?;
+    let points = file.points(&comparison, &shape)?;
+    let run_in = |output: &Path, cell: &Cell, stop| run_in_child(cell, output, &machine, stop);
+    let notice = "stopping; finished runs are kept (again: stop at once)";
+    let (command, say) = (command(), &mut |text: &str| note(text));
+    let stopped = "the comparison stopped; finished runs are kept";
+    if points.is_empty() {
+        let loaded = LoadedComparison::new(comparison, &command, output, device)?;
+        check_output(output, ComparisonPlan::FILE_NAME, "comparison")?;
+        let stop = stop_flag(notice)?;
+        let report = run_comparison(&loaded, output, &mut |cell| run_in(output, cell, stop), say);
+        return show_report(args, &report.context(stopped)?, Report::markdown, output);
+    }
+    // a comparison at each point of a grid
+    let loaded = LoadedSweep::new(comparison.config, points, &command, output, device)?;
+    check_output(output, SweepPlan::FILE_NAME, "comparison")?;
+    let stop = stop_flag(notice)?;
+    let report = run_sweep(&loaded, output, &mut |at, cell| run_in(at, cell, stop), say);
+    show_report(args, &report.context(stopped)?, SweepReport::markdown, output)
+}
+
+/// Writes the report of what is there.
+fn report_only(args: &CompareArgs, output: &Path) -> Result<()> {
+    let none = || format!("{} holds no comparison", output.display());
+    if output.join(SweepPlan::FILE_NAME).is_file() {
+        let report = SweepReport::collect(output).with_context(none)?;
+        report.write(output)?;
+        return show_report(args, &report, SweepReport::markdown, output);
+    }
+    let report = Report::collect(output).with_context(none)?;
+    report.write(output)?;
+    show_report(args, &report, Report::markdown, output)
+}
+
+fn show_report<T: Serialize>(
+    args: &CompareArgs,
+    report: &T,
+    markdown: fn(&T) -> String,
+    output: &Path,
+) -> Result<()> {
+    show(args.json, report, &markdown(report), &output.join("report.html"))
+}
+
+/// What is to be compared: the file, and what the command line puts in the place of its fields.
+fn comparison(args: &CompareArgs, file: &ConfigFile) -> Result<Comparison> {
+    let mut config = file.config.clone();
+    if args.quick {
+        config = config.quick();
+    }
+    if let Some(model) = &args.model {
+        config.model.clone_from(model);
+    }
+    if config.model.is_empty() {
+        bail!("no model: give --model, or model in {}", file.path.display());
+    }
+    if args.data.is_some() {
+        config.data.directory.clone_from(&args.data);
+    }
+    config.neutral = config.neutral.map(|neutral| file.beside(&neutral));
+    let task = TaskConfig::open(&file.beside(&config.task))?;
+    let train_task = config.train_task.as_ref().map(|task| TaskConfig::open(&file.beside(task)));
+    Ok(Comparison { train_task: train_task.transpose()?, config, task })
+}
+
+/// How often a run is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Runs a cell in a process of its own. Asked to stop, it is ended: what it has not finished is not there.
+fn run_in_child(
+    cell: &Cell,
+    output: &Path,
+    machine: &[String],
+    stop: &AtomicBool,
+) -> reft_bench::Result<()> {
+    let failed = |reason: String| Error::File { path: output.to_owned(), reason };
+    let start = || -> Result<Child> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("compare-cell").arg("--output").arg(output).args(machine);
+        command.arg("--cell").arg(serde_json::to_string(cell)?);
+        Ok(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?)
+    };
+    let mut child = start().map_err(|error| failed(format!("a run cannot be started: {error}")))?;
+    loop {
+        let status = child.try_wait().map_err(|error| failed(error.to_string()))?;
+        if stop.load(Ordering::Relaxed) {
+            // it may be gone already
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(Error::Interrupted);
+        }
+        match status {
+            Some(status) if status.success() => return Ok(()),
+            Some(status) if status.code() == Some(INTERRUPTED.into()) => {
+                return Err(Error::Interrupted);
+            }
+            Some(status) => return Err(failed(format!("a run failed: {status}"))),
+            None => thread::sleep(LOOK),
+        }
+    }
+}
+
+/// Runs the hidden command.
+pub fn run_one_cell(args: &CellArgs) -> Result<()> {
+    let (device, _) = args.place.0.set_up()?;
+    let cell: Cell = serde_json::from_str(&args.cell).context("--cell is no run")?;
+    let loaded = LoadedComparison::from_plan(&args.output, device)?;
+    let methods = loaded.plan.config.method.len();
+    if let Some(method) = cell.method.filter(|&method| method >= methods) {
+        bail!("method {method} is not there; the comparison has {methods}");
+    }
+    let stop = stop_flag("stopping this run")?;
+    let mut progress = TrainProgress::new();
+    let done = run_cell(&loaded, &cell, &args.output, &mut progress, stop);
+    progress.close();
+    done.with_context(|| format!("cannot run {}", cell.name(&loaded.plan)))
+}

@@ -1,0 +1,143 @@
+use std::error::Error as StdError;
+use std::io;
+use std::panic::{self, AssertUnwindSafe};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use reft_train::is_out_of_memory;
+
+use crate::terminal::output::note;
+
+/// Exit code of a failure; clap's own, for a command line that cannot be read, is 2.
+const FAILED: u8 = 1;
+
+/// Exit code of a run that a signal ended early, as shells have it for Ctrl-C.
+pub const INTERRUPTED: u8 = 130;
+
+/// Turns the text of a panic into one line of ours.
+///
+/// tch panics where libtorch refuses an operation in mid-formula, for instance because memory runs out.
+pub fn report_panics() {
+    panic::set_hook(Box::new(|info| {
+        let said = info.to_string();
+        if !is_out_of_memory(&said) {
+            eprintln!("error: internal: {}", panic_line(&said)); // the other is no fault of ours, and told by who catches it
+        }
+    }));
+}
+
+/// Runs the program and reports how it went.
+pub fn exit_code(run: impl FnOnce() -> Result<()>) -> ExitCode {
+    // A panic has been reported by the hook; unwinding lets temporary files go.
+    match panic::catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(failed)) if is_closed_stdout(&failed) => ExitCode::SUCCESS,
+        Ok(Err(failed)) if is_interruption(&failed) => {
+            note(failed.to_string());
+            ExitCode::from(INTERRUPTED)
+        }
+        Ok(Err(failed)) => {
+            note(message(&failed));
+            ExitCode::from(FAILED)
+        }
+        Err(panic) => {
+            let said = panic.downcast_ref::<String>().map_or("", String::as_str);
+            if is_out_of_memory(said) {
+                let line = panic_line(&format!("\n{said}"));
+                note(format!("error: memory ran out: {line}\n{MEMORY_ADVICE}"));
+            }
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+/// What helps where memory runs out, cheapest first.
+const MEMORY_ADVICE: &str = "  try: --checkpoint-activations (a run can be resumed with it), a smaller --batch-size or --max-length, --kind bf16, --weights int8 or int4, --reuse-memory, another --device";
+
+/// `error: …` and a line `  caused by: …` for everything below.
+fn message(failed: &anyhow::Error) -> String {
+    let line = |(depth, cause): (usize, &(dyn StdError + 'static))| {
+        let label = if depth == 0 { "error" } else { "  caused by" };
+        format!("{label}: {}", without_trace(&cause.to_string()))
+    };
+    let mut lines: Vec<String> = failed.chain().enumerate().map(line).collect();
+    if failed.chain().any(|cause| is_out_of_memory(&cause.to_string())) {
+        lines.push(MEMORY_ADVICE.to_owned());
+    }
+    lines.join("\n")
+}
+
+/// libtorch's messages end with the C++ frames that they came through.
+fn without_trace(message: &str) -> &str {
+    let end = message.find("\nException raised from").unwrap_or(message.len());
+    message[..end].trim_end()
+}
+
+/// The first line of what a panic says, without where in the source it was and without `unwrap`'s wrapping.
+fn panic_line(panic: &str) -> String {
+    let (_place, said) = panic.split_once('\n').unwrap_or(("", panic));
+    let said = said.split_once("Err` value: ").map_or(said, |(_, error)| error);
+    let said = said.trim_start_matches("Torch(\"");
+    let line = said.lines().next().unwrap_or_default(); // `Debug` writes the end of a line as \n
+    line.split("\\n").next().unwrap_or_default().to_owned()
+}
+
+/// Whether a signal has ended a command early and in good order: its error then says what is kept and how to go on.
+fn is_interruption(failed: &anyhow::Error) -> bool {
+    use {reft_bench::Error as OfBench, reft_causal::Error as OfCausal};
+
+    failed.chain().any(|cause| {
+        matches!(cause.downcast_ref(), Some(OfBench::Interrupted))
+            || matches!(cause.downcast_ref(), Some(OfCausal::Interrupted))
+    })
+}
+
+/// Whether whoever read our output has stopped reading, as `head` does: no failure of ours.
+fn is_closed_stdout(failed: &anyhow::Error) -> bool {
+    let closed = |cause: &(dyn StdError + 'static)| {
+        cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+    };
+    failed.chain().any(closed)
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn causes_stand_below_the_error_without_frames_of_libtorch() {
+        let failed =
+            anyhow!("shape [2] is wrong\nException raised from add at add.cpp:3\nframe #0")
+                .context("cannot run adapter");
+        let expected = "error: cannot run adapter\n  caused by: shape [2] is wrong";
+        assert_eq!(message(&failed), expected);
+    }
+
+    #[test]
+    fn panics_of_unwrap_show_what_libtorch_said() {
+        let panic = "panicked at tensor.rs:1:2:\ncalled `Result::unwrap()` on an `Err` value: Torch(\"out of memory\\nException raised from x\")";
+        assert_eq!(panic_line(panic), "out of memory");
+        assert_eq!(panic_line("panicked at main.rs:1:2:\ninvariant: x\nmore"), "invariant: x");
+    }
+
+    #[test]
+    fn where_memory_runs_out_there_is_advice() {
+        let failed =
+            anyhow!("CUDA out of memory. Tried to allocate 2.00 GiB").context("training stopped");
+        let told = message(&failed);
+        assert!(
+            told.contains("2.00 GiB") && told.contains("try: --checkpoint-activations"),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn a_closed_pipe_is_no_failure() {
+        let closed =
+            anyhow::Error::new(io::Error::from(io::ErrorKind::BrokenPipe)).context("stdout");
+        assert!(is_closed_stdout(&closed));
+        assert!(!is_closed_stdout(&anyhow::Error::new(io::Error::from(io::ErrorKind::NotFound))));
+    }
+}

@@ -1,0 +1,35 @@
+use std::process;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result};
+
+use crate::terminal::failure::INTERRUPTED;
+use crate::terminal::output::note;
+
+/// A flag that the first signal sets, saying `notice` on stderr; the second one ends the program.
+///
+/// # Errors
+/// If the system refuses to tell us of signals.
+pub fn stop_flag(notice: &'static str) -> Result<&'static AtomicBool> {
+    static STOP: AtomicBool = AtomicBool::new(false);
+    on_signal(move || {
+        if STOP.swap(true, Ordering::SeqCst) {
+            end_at_once();
+        }
+        note(notice);
+    })?;
+    Ok(&STOP)
+}
+
+/// Calls a function at every signal that asks the program to end.
+///
+/// # Errors
+/// If the system refuses to tell us of signals.
+pub fn on_signal(act: impl FnMut() + Send + 'static) -> Result<()> {
+    ctrlc::set_handler(act).context("cannot listen for signals")
+}
+
+/// Ends the program as a signal does.
+pub fn end_at_once() {
+    process::exit(INTERRUPTED.into());
+}

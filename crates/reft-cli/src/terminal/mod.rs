@@ -1,0 +1,11 @@
+//! What people see: results on stdout, progress and messages on stderr, exit codes.
+
+mod failure;
+mod interrupt;
+pub mod output;
+mod progress;
+
+pub use failure::{INTERRUPTED, exit_code, report_panics};
+pub use interrupt::{end_at_once, on_signal, stop_flag};
+pub use output::{bytes, grouped, note, percent, share};
+pub use progress::{TrainProgress, duration};

@@ -1,0 +1,119 @@
+use std::io::{self, Write};
+
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+pub use reft_report::grouped;
+use serde::Serialize;
+
+/// Prints a line, at once.
+///
+/// # Errors
+/// If stdout is closed or full.
+pub fn line(text: impl AsRef<str>) -> Result<()> {
+    piece(&format!("{}\n", text.as_ref()))
+}
+
+/// Prints a piece of text, at once: a reply as it grows.
+///
+/// # Errors
+/// If stdout is closed or full.
+pub fn piece(text: &str) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    written.context("cannot write to stdout")
+}
+
+/// Prints a result for a script: one JSON document.
+///
+/// # Errors
+/// If stdout is closed or full.
+pub fn json(value: &impl Serialize) -> Result<()> {
+    line(serde_json::to_string_pretty(value).context("cannot write the result as JSON")?)
+}
+
+/// Prints a result, for a script or for people.
+///
+/// # Errors
+/// If stdout is closed or full.
+pub fn result(
+    in_json: bool,
+    value: &impl Serialize,
+    for_people: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    if in_json { json(value) } else { for_people() }
+}
+
+/// Says something on stderr. If nobody listens there, nobody needs to know.
+pub fn note(text: impl AsRef<str>) {
+    let _ = writeln!(io::stderr(), "{}", text.as_ref());
+}
+
+/// A bar of `n` steps on stderr; `template` says what stands beside it.
+pub fn bar(n: usize, template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template);
+    ProgressBar::new(n as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+/// Names beside values.
+pub type Rows = Vec<(String, String)>;
+
+/// Names beside values, the values under each other.
+///
+/// # Errors
+/// If stdout is closed or full.
+pub fn table(rows: &[(impl AsRef<str>, String)]) -> Result<()> {
+    let width = rows.iter().map(|(name, _)| name.as_ref().len()).max().unwrap_or(0);
+    for (name, value) in rows {
+        let value = value.replace('\n', &format!("\n{:width$}  ", ""));
+        line(format!("{:width$}  {value}", name.as_ref()))?;
+    }
+    Ok(())
+}
+
+/// A share in percent, with two digits that mean something: `0.0053 %`.
+pub fn percent(part: i64, whole: i64) -> String {
+    reft_report::percent(100.0 * part as f64 / whole as f64)
+}
+
+/// A part of a model's numbers: `65,552 of 1,235,814,400 (0.0053 %)`.
+pub fn share(part: i64, whole: i64) -> String {
+    format!("{} of {} ({})", grouped(part), grouped(whole), percent(part, whole))
+}
+
+/// A size of files: `18.4 kB`.
+pub fn bytes(n: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
+    let mut size = n as f64;
+    let mut unit = 0;
+    while size >= 999.5 && unit + 1 < UNITS.len() {
+        size /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{n} B") } else { format!("{size:.1} {}", UNITS[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped_by_three_digits() {
+        let numbers = [0, 12, 999, 1_000, 65_552, 1_235_814_400, -1_000];
+        let texts = ["0", "12", "999", "1,000", "65,552", "1,235,814,400", "-1,000"];
+        assert_eq!(numbers.map(grouped), texts);
+    }
+
+    #[test]
+    fn shares_keep_two_digits_that_mean_something() {
+        assert_eq!(percent(65_552, 1_235_814_400), "0.0053 %");
+        assert_eq!(percent(1, 3), "33 %");
+        assert_eq!(percent(1, 1), "100 %");
+        assert_eq!(percent(0, 10), "0 %");
+    }
+
+    #[test]
+    fn sizes_change_their_unit_when_rounding_reaches_it() {
+        let sizes = [999, 1_000, 18_432, 999_999, 97_999_999].map(bytes);
+        assert_eq!(sizes, ["999 B", "1.0 kB", "18.4 kB", "1.0 MB", "98.0 MB"]);
+    }
+}

@@ -1,0 +1,188 @@
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use reft_bench::Error;
+use reft_models::{AdapterStack, Model};
+use reft_train::{Dataset, Encoding, Learner, NextToken, Outcome, Summary, Trainer, read_records};
+use serde_json::json;
+use toml::Table;
+
+use crate::machine::{DeviceChoice, MachineOptions};
+use crate::model::{ModelText, examples, open_config, open_decoder};
+use crate::options::{Flags, Text};
+use crate::terminal::{TrainProgress, bytes, duration, grouped, note, output, share, stop_flag};
+use crate::train::config_file;
+use crate::train::directory::{self, TrainDirectory};
+use crate::train::method::TrainMethod;
+use crate::train::run_options::{RunOptions, TrainFlags, needed, part, resolved};
+
+/// Train an adapter on a frozen model: ReFT, LoRA and the other methods
+///
+/// Writes the adapter (as PEFT reads it, where PEFT has the method), the options in force (`train.toml`, which --config takes again), a
+/// row per step (`metrics.jsonl`) and checkpoints into the output directory. An option that the method does not have is an error. Ctrl-C
+/// finishes the step and saves a checkpoint; --resume goes on as if nothing had been.
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:
+  reft train --model models/SmolLM2-135M-Instruct --data examples/emoji.jsonl --output runs/emoji \\
+      --layers 15 --rank 4 --positions l1 --batch-size 10 --lr 4e-3 --max-steps 100
+  reft train --model models/SmolLM2-135M-Instruct --data examples/emoji.jsonl --output runs/lora \\
+      --method lora --rank 8 --alpha 16 --target-modules q_proj,v_proj --max-steps 100
+  reft train --config recipes/commonsense.toml --model meta-llama/Llama-3.2-1B --data train.json --output runs/commonsense
+  reft train --resume --output runs/commonsense")]
+pub struct TrainArgs {
+    #[command(flatten)]
+    options: Flags<TrainFlags>,
+    /// Options in TOML, named as the flags with _ for -; flags win
+    #[arg(long, value_name = "FILE.toml", help_heading = "Input and output")]
+    config: Option<PathBuf>,
+    /// Go on with the run in the output directory; its options hold
+    #[arg(long, conflicts_with = "overwrite", help_heading = "Input and output")]
+    resume: bool,
+    /// Remove the run in the output directory first
+    #[arg(long, help_heading = "Input and output")]
+    overwrite: bool,
+    /// Print the result as JSON
+    #[arg(long, help_heading = "Input and output")]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &TrainArgs) -> Result<()> {
+    let (given, saved) = options(args)?;
+    let run: RunOptions = part(&given)?;
+    let machine: MachineOptions = part(&given)?;
+    let model = needed(&run.model, "model")?;
+    let (data, output) = (needed(&run.data, "data")?, needed(&run.output, "output")?);
+    let config = run.train_config(&given)?;
+    if directory::holds_run(&output)? && !args.resume && !args.overwrite {
+        let output = output.display();
+        bail!(
+            "{output} holds a training run already; go on with it with --resume, remove it with --overwrite, or name another directory"
+        );
+    }
+    let records = read_records(&data)?;
+    let (path, shape) = open_config(&model)?;
+    let text = ModelText::open(&path)?;
+    let shape = shape.describe();
+    let method = TrainMethod::of(&run, &given, &shape, text.tokenizer.as_ref())?;
+
+    let stop =
+        stop_flag("stopping after this step; a checkpoint will be saved (again: stop at once)")?;
+    let threads = machine.set_up()?;
+    let (_, decoder) = open_decoder(&model, &machine)?;
+    let encoding = Encoding {
+        text: text.encoder(run.template),
+        vocab_size: shape.vocab_size,
+        max_length: config.max_length,
+    };
+    let examples = examples(&records, &data, &encoding, run.drop_too_long)?;
+    let dataset = Dataset::split(examples, config.validation, config.seed)?;
+    let adapters = method.adapters(config.seed, &decoder, &model)?;
+    let learner = Learner::new(&decoder, &AdapterStack::of_boxed(&adapters)?, &NextToken);
+
+    let device = Text(DeviceChoice::of(decoder.device()));
+    let machine = MachineOptions { device, threads: Some(threads), ..machine };
+    let resolved = resolved(&run, &config, &machine, method.resolved(&run)?)?;
+    if let Some(saved) = &saved {
+        directory::check_same(saved, &resolved)?;
+    } else if args.resume {
+        note(format!("nothing to resume in {}: starting anew", output.display()));
+    }
+    let trainer = Trainer::new(&learner, &dataset, config)?.keeping(run.reuse());
+    let notes = [
+        format!("reft {}, tch 0.24, libtorch 2.11", env!("CARGO_PKG_VERSION")),
+        format!("Computed as: {}.", trainer.describe_kinds()),
+        "Use it again with: reft train --config train.toml --output DIR".to_owned(),
+    ];
+    let directory = TrainDirectory::prepare(&output, args.overwrite, &resolved, &notes)?;
+    let mut trainer = match args.resume {
+        true => trainer.resuming_in(&output)?,
+        false => trainer.starting_in(&output)?,
+    };
+    let mut progress = TrainProgress::new();
+    let outcome = trainer.run(&mut progress, stop);
+    progress.close();
+    let outcome = outcome.with_context(|| match directory.is_worth_keeping() {
+        true => format!("training stopped; its newest checkpoint is in {}", output.display()),
+        false => "training failed; nothing was written".to_owned(),
+    })?;
+    report(args, &output, &directory, &progress, &outcome)
+}
+
+/// The options that are given, and those of the run to be resumed, if there is one.
+fn options(args: &TrainArgs) -> Result<(Table, Option<Table>)> {
+    let file = args.config.as_deref().map(config_file::read).transpose()?.unwrap_or_default();
+    let asked = config_file::overlaid(&file, &args.options.0.0);
+    let output = asked.get("output").and_then(toml::Value::as_str).filter(|_| args.resume);
+    let Some(output) = output else { return Ok((asked, None)) };
+    let saved = directory::options_of_run(Path::new(output))?;
+    let below = saved.clone().unwrap_or_default();
+    Ok((config_file::overlaid(&below, &asked), saved))
+}
+
+fn report(
+    args: &TrainArgs,
+    output: &Path,
+    directory: &TrainDirectory,
+    progress: &TrainProgress,
+    outcome: &Outcome,
+) -> Result<()> {
+    let (summary, is_finished) = match outcome {
+        Outcome::Finished(summary) => (summary, true),
+        Outcome::Interrupted(summary) => (summary, false),
+    };
+    let adapter_bytes = if is_finished { Some(directory.adapter_bytes()?) } else { None };
+    let first = directory.first_loss();
+    let json = json!({
+        "output": output,
+        "finished": is_finished,
+        "steps": summary.steps,
+        "loss_first": first,
+        "loss_last": progress.loss,
+        "best": summary.best,
+        "seconds": progress.seconds,
+        "tokens": progress.tokens,
+        "tokens_per_second": progress.tokens_per_second(),
+        "trainable_parameters": progress.plan().map(|plan| plan.trainable),
+        "base_parameters": progress.plan().map(|plan| plan.total),
+        "adapter_bytes": adapter_bytes,
+    });
+    let (steps, output) = (summary.steps, output.display());
+    output::result(args.json, &json, || {
+        let Some(size) = adapter_bytes else { return Ok(()) };
+        let mut rows = rows(first, progress, summary);
+        rows.push(("adapter", format!("{} in {output}", bytes(size))));
+        output::table(&rows)
+    })?;
+    if is_finished {
+        return Ok(());
+    }
+    let said = format!(
+        "interrupted after step {steps}; a checkpoint is saved, go on with: reft train --resume --output {output}"
+    );
+    Err(Error::Interrupted).context(said)
+}
+
+fn rows(
+    first: Option<f64>,
+    progress: &TrainProgress,
+    summary: &Summary,
+) -> Vec<(&'static str, String)> {
+    let mut rows = Vec::new();
+    if let (Some(first), Some(last)) = (first, progress.loss) {
+        rows.push(("loss", format!("{first:.4} → {last:.4} in {} steps", summary.steps)));
+        let speed = grouped(progress.tokens_per_second() as i64);
+        rows.push(("time", format!("{}, {speed} tokens/s", duration(progress.seconds))));
+    } else {
+        rows.push(("loss", format!("all {} steps had been taken", summary.steps)));
+    }
+    if let Some(best) = summary.best {
+        let text = format!("{:.4} after step {}, which is kept", best.validation_loss, best.step);
+        rows.push(("validation", text));
+    }
+    if let Some(plan) = progress.plan() {
+        rows.push(("trainable", share(plan.trainable as i64, plan.total as i64)));
+    }
+    rows
+}

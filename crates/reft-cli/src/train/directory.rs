@@ -1,0 +1,186 @@
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use reft_methods::{adapter_bytes, adapters_in, remove_adapter};
+use reft_models::write_text;
+use toml::{Table, toml};
+
+use crate::train::config_file;
+use crate::train::run_options::in_toml;
+
+/// The options in force, beside what they made.
+const OPTIONS: &str = "train.toml";
+const METRICS: &str = "metrics.jsonl";
+const CHECKPOINTS: &str = "checkpoint";
+
+/// First line of [`OPTIONS`]: by it a directory of ours is known.
+const HEADER: &str = "# The options of a run of `reft train`, with every default filled in.";
+
+/// Options that may change when a run goes on: they change no number, or only how it is rounded.
+const FREE: [&str; 9] = [
+    "output",
+    "threads",
+    "device",
+    "tf32",
+    "checkpoint_every",
+    "checkpoint_activations",
+    "no_reuse",
+    "reuse_memory",
+    "reuse_dir",
+];
+
+/// Options that name files, in whatever spelling.
+const PATHS: [&str; 3] = ["model", "data", "init_adapter"];
+
+/// The options of the run in a directory, if there is one.
+///
+/// # Errors
+/// If they cannot be read.
+pub fn options_of_run(directory: &Path) -> Result<Option<Table>> {
+    if !holds_run(directory)? {
+        return Ok(None);
+    }
+    config_file::read(&directory.join(OPTIONS)).map(Some)
+}
+
+/// Whether a directory holds a run of ours.
+///
+/// # Errors
+/// If it holds something else.
+pub fn holds_run(directory: &Path) -> Result<bool> {
+    let name = directory.display();
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        entries => entries.with_context(|| format!("cannot write into {name}"))?,
+    };
+    if fs::read_to_string(directory.join(OPTIONS)).is_ok_and(|text| text.starts_with(HEADER)) {
+        return Ok(true);
+    }
+    for entry in entries {
+        let file = entry.with_context(|| format!("cannot read {name}"))?.file_name();
+        if !file.to_string_lossy().starts_with(".partial-") {
+            // what a killed program leaves is no other's
+            let file = file.display();
+            bail!(
+                "{name} is not empty and no run of reft train (it holds {file}); name another directory"
+            );
+        }
+    }
+    Ok(false)
+}
+
+/// Checks that a run goes on with the options that it was begun with.
+///
+/// # Errors
+/// The first option that differs.
+pub fn check_same(saved: &Table, now: &Table) -> Result<()> {
+    // what a run was done with whose options were written before there were these
+    let of_earlier_versions = toml! { weights = "dense"
+    rotation_lr_factor = 1.0 };
+    let saved = config_file::overlaid(&of_earlier_versions, saved);
+    let names = saved.keys().chain(now.keys()).filter(|name| !FREE.contains(&name.as_str()));
+    for name in names {
+        if !is_same(name, &saved, now) {
+            let text = |table: &Table| {
+                table.get(name).map_or_else(|| "not set".to_owned(), toml::Value::to_string)
+            };
+            let (field, saved, now) = (name.clone(), text(&saved), text(now));
+            return Err(reft_train::Error::ResumeMismatch { field, saved, now }.into());
+        }
+    }
+    Ok(())
+}
+
+fn is_same(name: &str, saved: &Table, now: &Table) -> bool {
+    let (saved, now) = (saved.get(name), now.get(name));
+    let file = |value: Option<&toml::Value>| fs::canonicalize(value?.as_str()?).ok();
+    saved == now || (PATHS.contains(&name) && file(saved).is_some() && file(saved) == file(now))
+}
+
+/// A directory that a run writes into. Unless a checkpoint or an adapter has got there, nothing is left of it when it is dropped.
+#[derive(Debug)]
+pub struct TrainDirectory {
+    path: PathBuf,
+    /// Directories that were not there before, the innermost first.
+    made: Vec<PathBuf>,
+}
+
+impl TrainDirectory {
+    /// Makes the directory ready, and writes the options in force into it.
+    ///
+    /// # Errors
+    /// If files cannot be removed or written.
+    pub fn prepare(
+        path: &Path,
+        overwrites: bool,
+        options: &Table,
+        notes: &[String],
+    ) -> Result<Self> {
+        if overwrites && holds_run(path)? {
+            remove_run(path)?;
+        }
+        let made = path.ancestors().take_while(|dir| !dir.exists() && *dir != Path::new(""));
+        let directory = Self { path: path.to_owned(), made: made.map(Path::to_owned).collect() };
+        fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))?;
+        let notes: String = notes.iter().map(|note| format!("# {note}\n")).collect();
+        let text = format!("{HEADER}\n{notes}\n{}", in_toml(options));
+        write_text(&path.join(OPTIONS), &text)?;
+        Ok(directory)
+    }
+
+    /// Whether something is there that a later run can use.
+    pub fn is_worth_keeping(&self) -> bool {
+        let checkpoints = fs::read_dir(self.path.join(CHECKPOINTS));
+        let is_whole = |file: fs::DirEntry| file.file_name().to_string_lossy().starts_with("step-");
+        checkpoints.is_ok_and(|files| files.flatten().any(is_whole))
+            || adapters_in(&self.path).is_ok()
+    }
+
+    /// Loss of the run's first step, which another program may have taken.
+    pub fn first_loss(&self) -> Option<f64> {
+        let metrics = fs::read_to_string(self.path.join(METRICS)).ok()?;
+        let rows = metrics.lines().filter_map(|line| serde_json::from_str(line).ok());
+        rows.map(|row: serde_json::Value| row["loss"].as_f64()).find_map(|loss| loss)
+    }
+
+    /// Size of the adapter's files in bytes.
+    ///
+    /// # Errors
+    /// If they are not there.
+    pub fn adapter_bytes(&self) -> Result<u64> {
+        Ok(adapter_bytes(&self.path)?)
+    }
+}
+
+impl Drop for TrainDirectory {
+    fn drop(&mut self) {
+        if self.is_worth_keeping() {
+            return;
+        }
+        // What cannot be removed stays: there is nobody left to tell.
+        let _ = remove_run(&self.path);
+        for directory in &self.made {
+            let _ = fs::remove_dir(directory); // only if it is empty
+        }
+    }
+}
+
+/// Removes the files of a run, and nothing else; [`OPTIONS`] last, so that the directory is known as ours to the end.
+fn remove_run(directory: &Path) -> Result<()> {
+    let removed = |path: &Path, result: std::io::Result<()>| match result {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    };
+    let checkpoints = directory.join(CHECKPOINTS);
+    removed(&checkpoints, fs::remove_dir_all(&checkpoints))?;
+    remove_adapter(directory)?;
+    for name in [METRICS, OPTIONS] {
+        let file = directory.join(name);
+        removed(&file, fs::remove_file(&file))?;
+    }
+    Ok(())
+}

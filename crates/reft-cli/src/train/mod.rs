@@ -1,0 +1,7 @@
+//! `reft train`: an adapter learns from examples.
+
+pub mod command;
+pub mod config_file;
+pub mod directory;
+pub mod method;
+pub mod run_options;

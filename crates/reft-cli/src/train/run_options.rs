@@ -1,0 +1,164 @@
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use bytesize::ByteSize;
+use reft_methods::method_names;
+use reft_train::{DeclaredOptions, ReuseConfig, Shuffle, Template, TrainConfig, declare_options};
+use serde::{Deserialize, Deserializer};
+use toml::Table;
+
+use crate::machine::MachineOptions;
+use crate::options::{Declared, FlagGroup, Text, in_flags, method_name};
+
+declare_options! {
+    /// The options of a run that are neither its method's nor its trainer's.
+    pub struct RunOptions {
+        /// Model: a Hugging Face directory, a GGUF file, or a hub name such as org/name
+        model: Option<String> = None, Text("DIR") in "Input and output";
+        /// Examples: JSONL or a JSON list of rows with prompt and completion, instruction and output, messages, or input_ids
+        data: Option<PathBuf> = None, Text("FILE") in "Input and output";
+        /// Directory to write: adapter, train.toml, metrics.jsonl, checkpoint; new or empty
+        output: Option<PathBuf> = None, Text("DIR") in "Input and output";
+        /// Start from this adapter; what it is (method, layers, rank, …) holds
+        init_adapter: Option<PathBuf> = None, Text("DIR") in "Input and output";
+        /// several at once as loreft+lora
+        #[serde(deserialize_with = "read_method")]
+        method: String = "loreft".to_owned(), Text("METHOD") in "Method";
+        /// Virtual tokens: start from this text, repeated or cut to their number
+        init_text: Option<String> = None, Text("TEXT") in "Method";
+        /// How a row becomes text: auto (as the row's form suggests), chat, alpaca or plain
+        template: Template = Template::Auto, Text("NAME") in "Data";
+        /// Leave out examples that have no label left when they are cut, instead of failing
+        drop_too_long: bool = false, Switch("BOOL") in "Data";
+        /// Take the examples in the order of the file: the same as --shuffle none
+        no_shuffle: bool = false, Switch("BOOL") in "Data";
+        /// Compute the frozen model's part of an example in every step, instead of once
+        no_reuse: bool = false, Switch("BOOL") in "Machine";
+        /// Memory for the frozen model's part of examples, as 4GB or 512MiB [default: half of what is available]
+        reuse_memory: Option<Text<ByteSize>> = None, Text("SIZE") in "Machine";
+        /// Directory for a file with what does not fit into that memory [default: it is computed again]
+        reuse_dir: Option<PathBuf> = None, Text("DIR") in "Machine";
+    }
+}
+
+fn read_method<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    method_name(&text).map_err(serde::de::Error::custom)
+}
+
+/// Options of which only one can hold. A file of before may have said one of the last two and not meant it.
+pub const EXCLUSIVE: [(&str, &str); 2] = [("max_steps", "epochs"), ("no_shuffle", "shuffle")];
+const EXCLUSIVE_FLAGS: [(&str, &str); 2] =
+    [("reuse_memory", "no_reuse"), ("reuse_dir", "no_reuse")];
+
+/// The flags of `reft train` that are given, by their names in files.
+#[derive(Debug, Clone)]
+pub struct TrainFlags(pub Table);
+
+impl FlagGroup for TrainFlags {
+    fn declared() -> Vec<Declared> {
+        declared()
+    }
+
+    fn of(given: Table) -> Result<Self> {
+        Ok(Self(given))
+    }
+}
+
+/// Every option that decides what a run does, in the order that help and files have them in.
+pub fn declared() -> Vec<Declared> {
+    const PLACES: [&str; 5] = ["Input", "Method", "Data", "Training", "Machine"];
+    let of_trainer = Declared::of::<TrainConfig>();
+    let of_trainer = of_trainer.into_iter().filter(|option| option.name != "reuse"); // --no-reuse
+    let mut options = Declared::of::<RunOptions>();
+    options.extend(Declared::of_methods());
+    options.extend(of_trainer.chain(Declared::of::<MachineOptions>()));
+    options.sort_by_key(|option| PLACES.iter().position(|place| option.heading.starts_with(place)));
+    for option in &mut options {
+        let mut exclusive = EXCLUSIVE.iter().chain(&EXCLUSIVE_FLAGS);
+        option.excludes = exclusive.find(|(one, _)| *one == option.name).map(|(_, other)| *other);
+        if option.name == "method" {
+            option.help = format!("{}; {}", method_names().join(", "), option.help);
+        }
+    }
+    options
+}
+
+/// Those of the options that are given which a struct declares, and its defaults for the others.
+///
+/// # Errors
+/// If a value is none of its option's.
+pub fn part<T: DeclaredOptions>(given: &Table) -> Result<T> {
+    let is_own = |name: &str| T::DECLARED.iter().any(|option| option.name == name);
+    let own = given.iter().filter(|(name, _)| is_own(name));
+    let own: Table = own.map(|(name, value)| (name.clone(), value.clone())).collect();
+    own.try_into().context("cannot use the options")
+}
+
+impl RunOptions {
+    /// Where the frozen model's part of the examples is kept.
+    pub fn reuse(&self) -> ReuseConfig {
+        let memory = self.reuse_memory.map(|size| size.0.as_u64());
+        ReuseConfig { memory, directory: self.reuse_dir.clone() }
+    }
+
+    /// The trainer's part of the options that are given.
+    ///
+    /// # Errors
+    /// If a value cannot be; the message names the flag.
+    pub fn train_config(&self, given: &Table) -> Result<TrainConfig> {
+        let mut config: TrainConfig = part(given)?;
+        config.reuse = !self.no_reuse;
+        if self.no_shuffle {
+            config.shuffle = Shuffle::None;
+        }
+        if config.max_steps.is_none() {
+            config.epochs.get_or_insert(DEFAULT_EPOCHS);
+        }
+        config.check().map_err(in_flags)?;
+        Ok(config)
+    }
+}
+
+const DEFAULT_EPOCHS: usize = 3;
+
+/// An input that every run needs.
+///
+/// # Errors
+/// If it is not given.
+pub fn needed<T: Clone>(value: &Option<T>, flag: &str) -> Result<T> {
+    value.clone().with_context(|| {
+        format!("--{flag} is missing; give it as a flag or in the file of --config")
+    })
+}
+
+/// All options in force, none left out.
+///
+/// # Errors
+/// If they have no form in TOML.
+pub fn resolved(
+    run: &RunOptions,
+    config: &TrainConfig,
+    machine: &MachineOptions,
+    method: Table,
+) -> Result<Table> {
+    let mut table = table(run)?;
+    table.extend(self::table(config)?);
+    table.extend(self::table(machine)?);
+    table.extend(method);
+    for other in ["no_shuffle", "reuse"] {
+        table.remove(other); // said by shuffle and no_reuse
+    }
+    Ok(table)
+}
+
+fn table(options: &impl serde::Serialize) -> Result<Table> {
+    Table::try_from(options).context("cannot write the options as TOML")
+}
+
+/// The options as the text of a file.
+pub fn in_toml(options: &Table) -> String {
+    let line =
+        |option: Declared| Some(format!("{} = {}\n", option.name, options.get(option.name)?));
+    declared().into_iter().filter_map(line).collect()
+}

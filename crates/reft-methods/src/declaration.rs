@@ -1,0 +1,144 @@
+use std::fmt::Debug;
+use std::path::Path;
+
+use reft_core::MapKind;
+use reft_models::{Adapter, BaseModel, Model, ModelDescription};
+
+use crate::error::Result;
+use crate::options::{MethodOption, MethodOptions};
+
+/// What the workspace knows of a method: from it come flags, recipes, what `inspect`, `plan`, `bench` and `compare` show, and the
+/// documentation's table.
+#[derive(Debug)]
+pub struct MethodDeclaration {
+    /// Its name in files and on the command line.
+    pub name: &'static str,
+    /// Its name in prose.
+    pub title: &'static str,
+    /// What it computes.
+    pub equation: &'static str,
+    /// The paper that it is from.
+    pub source: &'static str,
+    /// Its options.
+    pub options: &'static [&'static MethodOption],
+    /// What its adapters are on disk.
+    pub files: AdapterFiles,
+    /// Whether it can become part of the weights.
+    pub merging: Merging,
+    /// Whether it changes how generated tokens are computed: given the cache of keys and values that the prompt left, the base model
+    /// would compute something else. Prefixes and soft prompts act through that cache alone.
+    pub acts_on_generated: bool,
+    /// Whether each row of a batch may have an adapter of its own.
+    pub per_row: bool,
+    /// Decides what the options leave open, and checks it against a model: nothing is left to fail when training starts.
+    pub resolve: fn(&str, &MethodOptions, &ModelDescription) -> Result<Box<dyn Method>>,
+    /// Reads the configuration of an adapter directory.
+    pub read: fn(&Path) -> Result<Box<dyn Method>>,
+}
+
+/// What an adapter is on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AdapterFiles {
+    /// `reft_config.json` and `reft_model.safetensors`
+    Reft,
+    /// PEFT's `adapter_config.json` and `adapter_model.safetensors`, with this `peft_type`.
+    Peft(&'static str),
+    /// `baseline_config.json` and `baseline_model.safetensors`: of methods that PEFT does not have.
+    Own,
+    /// `model.safetensors`: all weights.
+    Weights,
+    /// Nothing: there is no adapter to keep.
+    None,
+}
+
+/// Whether a method can become part of the weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Merging {
+    /// It can.
+    IntoWeights,
+    /// It cannot, and why.
+    Never(&'static str),
+}
+
+impl AdapterFiles {
+    /// Names of the files: tensors, then configuration.
+    pub const fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::Reft => &["reft_model.safetensors", "reft_config.json"],
+            Self::Peft(_) => &["adapter_model.safetensors", "adapter_config.json"],
+            Self::Own => &["baseline_model.safetensors", "baseline_config.json"],
+            Self::Weights => &["model.safetensors"],
+            Self::None => &[],
+        }
+    }
+
+    /// Name of the tensors' file.
+    pub(crate) fn tensors(self) -> &'static str {
+        self.names()[0]
+    }
+}
+
+/// A method with everything decided.
+pub trait Method: Debug {
+    /// Its name, as on the command line.
+    fn name(&self) -> &str;
+
+    /// All of its options: the declaration's `resolve` makes the same of them. How virtual tokens started is not kept in files.
+    fn options(&self) -> MethodOptions;
+
+    /// Makes a new adapter. Random numbers come from libtorch's CPU generator ([`tch::manual_seed`]).
+    ///
+    /// `base_model` is the name or directory that the adapter's files will tell their reader.
+    ///
+    /// # Errors
+    /// What the method refuses.
+    fn build(&self, model: &dyn Model, base_model: &str) -> Result<Box<dyn Adapter>>;
+
+    /// Reads the adapter of the directory that this configuration was read from.
+    ///
+    /// # Errors
+    /// Tensors that are missing, unexpected or misshapen, by name; another base model.
+    fn load(&self, dir: &Path, model: &dyn Model) -> Result<Box<dyn Adapter>>;
+
+    /// [`Self::load`], to be trained on.
+    ///
+    /// # Errors
+    /// As [`Self::load`], or what the trainable form refuses.
+    fn load_trainable(&self, dir: &Path, model: &dyn Model) -> Result<Box<dyn Adapter>> {
+        self.load(dir, model)
+    }
+
+    /// Checks, without weights, that the directory's adapter belongs to a model.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    fn check_files(&self, dir: &Path, model: &ModelDescription) -> Result<()>;
+
+    /// What identifies the base model of the directory's adapter, if its files say it.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    fn base_model(&self, dir: &Path) -> Result<Option<BaseModel>>;
+
+    /// Puts the directory's adapter into the model's weights.
+    ///
+    /// # Errors
+    /// As [`Self::load`]; [`crate::Error::NotFinite`]: the model is merged in part then, and should be opened anew.
+    fn merge(&self, dir: &Path, model: &dyn Model) -> Result<()>;
+
+    /// Bytes per token that its own backward keeps in each block, beside what the frozen block's keeps.
+    ///
+    /// A trained matrix keeps its input; a trained vector keeps what it is multiplied with. Edits of a few positions, prefixes and soft
+    /// prompts keep next to nothing beside their columns: the default.
+    ///
+    /// # Errors
+    /// What the method refuses of the model.
+    fn kept_per_token(&self, model: &ModelDescription, _kind_bytes: f64) -> Result<Vec<f64>> {
+        Ok(vec![0.0; model.num_hidden_layers])
+    }
+
+    /// The rotations that it trains, if it trains any: how they are kept orthonormal, and `[n, d, r]`.
+    fn rotations(&self) -> Option<(MapKind, [i64; 3])> {
+        None
+    }
+}

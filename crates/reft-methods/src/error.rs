@@ -1,0 +1,78 @@
+use std::path::PathBuf;
+
+/// Result with this crate's [`enum@Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong when a method is chosen and its adapter is made, read or merged.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A method that does not exist.
+    #[error("unknown method {found:?}; use one of {accepted}, or several joined with +")]
+    UnknownMethod {
+        /// The name found.
+        found: String,
+        /// The names accepted.
+        accepted: String,
+    },
+    /// An option that the method does not have.
+    #[error("method {method} has no option {option}; remove it, the method takes {accepted}")]
+    UnknownOption {
+        /// The method.
+        method: String,
+        /// The option given.
+        option: String,
+        /// The options that the method has.
+        accepted: String,
+    },
+    /// An option with a value that cannot be.
+    #[error("{option} is {found}, expected {expected}")]
+    OptionValue {
+        /// The option.
+        option: &'static str,
+        /// Its value.
+        found: String,
+        /// What it may be.
+        expected: String,
+    },
+    /// A directory that holds no adapter of a kind known here.
+    #[error("{} holds no adapter; expected one of {expected} in it", path.display())]
+    NotAnAdapter {
+        /// The directory.
+        path: PathBuf,
+        /// The files that would make it one.
+        expected: String,
+    },
+    /// An adapter that cannot become part of the weights.
+    #[error(
+        "{} holds {what}, which cannot be merged into the weights: {reason}; {accepted} can",
+        path.display()
+    )]
+    NotMergeable {
+        /// The adapter's directory.
+        path: PathBuf,
+        /// What it is.
+        what: String,
+        /// Why not.
+        reason: &'static str,
+        /// The methods that can.
+        accepted: String,
+    },
+    /// A merged weight that is not a number.
+    #[error(
+        "merging makes {name} infinite or NaN; the adapter is broken, or the kind overflows: try f32"
+    )]
+    NotFinite {
+        /// The weight, by its checkpoint name.
+        name: String,
+    },
+    /// A model, an adapter or a file fails.
+    #[error(transparent)]
+    Model(#[from] reft_models::Error),
+}
+
+impl From<reft_core::Error> for Error {
+    fn from(error: reft_core::Error) -> Self {
+        Self::Model(error.into())
+    }
+}

@@ -1,0 +1,98 @@
+//! The files of adapters: a configuration in JSON, and tensors with the identity of their base model in the metadata.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use reft_models::{
+    BaseModel, Error, ModelDescription, Result, load_safetensors, load_safetensors_metadata,
+    save_safetensors, write_json,
+};
+use serde::Serialize;
+use serde_json::json;
+use tch::Tensor;
+
+use crate::declaration::AdapterFiles;
+
+/// Where in the tensors' file the model's identity stands: PEFT does not look at the metadata, and its configuration has no place for it.
+const BASE_MODEL: &str = "base_model";
+
+/// Names and shapes of the tensors that a file must hold.
+pub(crate) type Shapes = Vec<(String, Vec<i64>)>;
+
+/// Writes an adapter directory's files.
+pub(crate) fn write(
+    files: AdapterFiles,
+    dir: &Path,
+    config: &impl Serialize,
+    tensors: &[(String, Tensor)],
+    base_model: &BaseModel,
+) -> Result<()> {
+    write_tensors(&dir.join(files.tensors()), tensors, base_model)?;
+    let path = dir.join(files.names()[1]);
+    let mut config = serde_json::to_value(config)
+        .map_err(|source| Error::Json { path: path.clone(), source })?;
+    if let AdapterFiles::Peft(_) = files {
+        config["base_model_name_or_path"] = json!(base_model.name);
+    }
+    write_json(&path, &config)
+}
+
+/// Writes tensors with the identity of the model that they belong to.
+pub(crate) fn write_tensors(
+    path: &Path,
+    tensors: &[(String, Tensor)],
+    base_model: &BaseModel,
+) -> Result<()> {
+    let identity = serde_json::to_string(base_model)
+        .map_err(|source| Error::Json { path: path.to_owned(), source })?;
+    let metadata = [("format".to_owned(), "pt".to_owned()), (BASE_MODEL.to_owned(), identity)];
+    let detached: Vec<_> = tensors.iter().map(|(name, t)| (name.clone(), t.detach())).collect();
+    save_safetensors(path, &detached, Some(HashMap::from(metadata)))
+}
+
+/// The model that a tensors' file belongs to, if it says so.
+pub(crate) fn base_model(path: &Path) -> Result<Option<BaseModel>> {
+    let metadata = load_safetensors_metadata(path)?;
+    let parse = |identity: &String| serde_json::from_str(identity);
+    let base_model = metadata.get(BASE_MODEL).map(parse).transpose();
+    base_model.map_err(|source| Error::Json { path: path.to_owned(), source })
+}
+
+/// Reads tensors and checks that they are exactly those expected, and that they belong to the model.
+///
+/// # Errors
+/// [`Error::Adapter`] if the file names another model, [`Error::WeightMismatch`] with every missing, unexpected and misshapen
+/// tensor.
+pub(crate) fn read_tensors(
+    path: &Path,
+    expected: &Shapes,
+    model: &ModelDescription,
+) -> Result<BTreeMap<String, Tensor>> {
+    if let Some(base_model) = base_model(path)? {
+        base_model.check(model)?;
+    }
+    read_exactly(path, expected)
+}
+
+/// Reads tensors and checks that they are exactly those expected.
+///
+/// # Errors
+/// [`Error::WeightMismatch`] with every missing, unexpected and misshapen tensor.
+pub(crate) fn read_exactly(path: &Path, expected: &Shapes) -> Result<BTreeMap<String, Tensor>> {
+    let tensors = load_safetensors(path)?;
+    let (mut missing, mut misshapen) = (Vec::new(), Vec::new());
+    for (name, shape) in expected {
+        match tensors.get(name).map(Tensor::size) {
+            None => missing.push(name.clone()),
+            Some(found) if found == *shape => {}
+            Some(found) => misshapen.push((name.clone(), found, shape.clone())),
+        }
+    }
+    let is_expected = |name: &str| expected.iter().any(|(other, _)| other == name);
+    let unexpected: Vec<String> =
+        tensors.keys().filter(|name| !is_expected(name)).cloned().collect();
+    if missing.is_empty() && unexpected.is_empty() && misshapen.is_empty() {
+        return Ok(tensors);
+    }
+    Err(Error::WeightMismatch { path: path.to_owned(), missing, unexpected, misshapen })
+}

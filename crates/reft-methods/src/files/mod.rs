@@ -1,0 +1,5 @@
+//! The files of adapters: PEFT's, our own, and those that pyreft saves.
+
+pub(crate) mod adapter_file;
+pub(crate) mod own_config;
+pub(crate) mod peft_fields;

@@ -1,0 +1,124 @@
+//! `adapter_config.json` of PEFT: the fields that a method does not use itself.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use reft_models::{Error, Result, read_json};
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::{Value, json};
+
+use crate::declaration::AdapterFiles;
+
+/// `peft_type` of an adapter directory: "LORA", "IA3", ….
+pub(crate) fn peft_type(dir: &Path) -> Result<String> {
+    let path = dir.join(AdapterFiles::Peft("").names()[1]);
+    let config: Value = read_json(&path)?;
+    config["peft_type"]
+        .as_str()
+        .map(str::to_owned)
+        .ok_or_else(|| Error::Adapter { reason: format!("{} says no peft_type", path.display()) })
+}
+
+/// `base_model_name_or_path` of an adapter directory.
+pub(crate) fn base_model_name(dir: &Path) -> Result<Option<String>> {
+    let config: Value = read_json(&dir.join(AdapterFiles::Peft("").names()[1]))?;
+    Ok(config["base_model_name_or_path"].as_str().map(str::to_owned))
+}
+
+/// Fields of `adapter_config.json` that are kept for whoever reads the file next.
+///
+/// A field may be there if it changes nothing here: it is switched off (null, false or empty), or it only tells how the adapter came
+/// to be. Everything else is refused by name, also what newer versions of PEFT add.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct OtherFields(BTreeMap<String, Value>);
+
+/// Fields that say nothing about what the adapter computes.
+const HISTORY: [&str; 17] = [
+    "auto_mapping",
+    "base_model_name_or_path",
+    "eva_config",
+    "inference_mode",
+    "init_ia3_weights",
+    "megatron_core",
+    "peft_version",
+    "prompt_tuning_init",
+    "prompt_tuning_init_text",
+    "qalora_group_size",
+    "random_state",
+    "revision",
+    "runtime_config",
+    "tokenizer_kwargs",
+    "tokenizer_name_or_path",
+    "loftq_config",
+    "corda_config",
+];
+
+/// Starts that leave the base model's weights alone.
+pub(crate) const LORA_INIT: [Value; 2] = [Value::Bool(true), Value::Bool(false)];
+
+impl OtherFields {
+    /// The fields that PEFT writes of every method, and a method's own.
+    pub(crate) fn of(peft_type: &str, own: Value) -> Self {
+        let common = json!({
+            "auto_mapping": null, "inference_mode": true, "peft_type": peft_type, "revision": null,
+            "task_type": "CAUSAL_LM",
+        });
+        let fields = |value: Value| match value {
+            Value::Object(fields) => fields,
+            _ => serde_json::Map::new(),
+        };
+        Self(fields(common).into_iter().chain(fields(own)).collect())
+    }
+
+    /// Refuses fields that would change what the adapter computes; `also`: values accepted of a field.
+    pub(crate) fn check(&self, peft_type: &str, also: &[(&str, &[Value])]) -> Result<()> {
+        for (field, value) in &self.0 {
+            let is_off = match value {
+                Value::Null | Value::Bool(false) => true,
+                Value::String(s) => s.is_empty(),
+                Value::Array(list) => list.is_empty(),
+                Value::Object(map) => map.is_empty(),
+                Value::Bool(true) | Value::Number(_) => false,
+            };
+            let is_accepted = match field.as_str() {
+                "peft_type" => value == peft_type,
+                "task_type" => value == "CAUSAL_LM",
+                "bias" => value == "none",
+                "init_lora_weights" if value == "gaussian" || value == "eva" => true,
+                "num_transformer_submodules" => value == 1,
+                name if HISTORY.contains(&name) => true,
+                name => also.iter().any(|(other, values)| *other == name && values.contains(value)),
+            };
+            if !(is_off || is_accepted) {
+                let reason = format!(
+                    "adapter_config.json: {field} is {value}, which this program does not know how to apply; \
+                     it reads adapters without it"
+                );
+                return Err(Error::Adapter { reason });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Compares fields of a configuration, `(name, found, expected)`, with what the model needs.
+pub(crate) fn check_model(fields: &[(&str, i64, i64)]) -> Result<()> {
+    let Some((field, found, expected)) = fields.iter().find(|(_, found, own)| found != own) else {
+        return Ok(());
+    };
+    let advice = "use the adapter's own base model";
+    let reason =
+        format!("adapter_config.json: {field} is {found}, this model needs {expected}; {advice}");
+    Err(Error::Adapter { reason })
+}
+
+/// Writes 8.0 as 8, as PEFT's users write alpha.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+pub(crate) fn whole_if_it_is<S: Serializer>(x: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    if x.fract() == 0.0 && x.abs() < 2f64.powi(53) {
+        serializer.serialize_i64(*x as i64)
+    } else {
+        serializer.serialize_f64(*x)
+    }
+}

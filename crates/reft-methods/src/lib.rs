@@ -1,0 +1,61 @@
+//! Every method that changes a frozen model, a file each: ReFT, LoRA and its kin, prefix and prompt tuning, (IA)³, RED, bottleneck
+//! adapters and full fine-tuning, with their files in PEFT's and pyreft's formats.
+//!
+//! A method is known to the rest of the workspace by its [`MethodDeclaration`] alone. Adapters work through the public hooks of
+//! `reft-models`, so the one trainer, generator and evaluator serve all of them.
+//!
+//! ```no_run
+//! use std::path::Path;
+//!
+//! use reft_methods::{MethodOptions, RANK, load_adapters, merge_adapter, resolve};
+//! use reft_models::{Decoder, Model};
+//!
+//! # fn main() -> reft_methods::Result<()> {
+//! let model = Decoder::open(Path::new("models/SmolLM2-135M-Instruct"), tch::Kind::Float, tch::Device::Cpu)?;
+//! let options = MethodOptions::default().with(&RANK, 4);
+//! let lora = resolve("lora", &options, model.description())?.build(&model, "SmolLM2-135M-Instruct")?;
+//! // … train it, and:
+//! let directory = Path::new("runs/lora");
+//! lora[0].save(directory)?; // PEFT reads it
+//! let again = load_adapters(directory, &model)?;
+//! merge_adapter(directory, &model)?; // the model computes what model and adapter did
+//! # Ok(())
+//! # }
+//! ```
+
+mod declaration;
+mod error;
+mod options;
+mod registry;
+
+mod reft;
+
+mod methods;
+mod target_modules;
+mod trained;
+
+mod files;
+mod merge;
+mod pyreft;
+mod summary;
+
+pub use declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
+pub use error::{Error, Result};
+pub use merge::{MERGED_ADAPTER, MERGED_BASE_MODEL, export_model};
+pub use methods::steering::SteeringAdapter;
+pub use options::{
+    ACT_FN, ADD_BIAS, ALPHA, BOTTLENECK_SIZE, COMPONENT, COMPONENTS, DROPOUT, ENCODER_HIDDEN_SIZE,
+    FEEDFORWARD_MODULES, INIT, INIT_TOKENS, LAYERS, MethodOption, MethodOptions, N_VIRTUAL_TOKENS,
+    ORTHONORMAL_MAP, POSITION_RULE, POSITIONS, RANK, SHARE_WEIGHTS, TARGET_MODULES, ValueKind,
+};
+pub use pyreft::import::{PyreftImport, import_pyreft};
+pub use pyreft::torch_pickle::load_torch_pickle;
+pub use reft::adapter::{ReftAdapter, ReftHooks};
+pub use reft::config::ReftConfig;
+pub use registry::{
+    METHODS, Methods, adapter_bytes, adapter_files, adapters_in, all_options, check_adapter,
+    check_mergeable, declaration, declarations, load_adapters, load_trainable_adapters,
+    merge_adapter, method_names, numel, options_of, remove_adapter, resolve,
+};
+pub use summary::AdapterSummary;
+pub use target_modules::TargetModules;

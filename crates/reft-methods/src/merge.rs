@@ -1,0 +1,104 @@
+use std::collections::HashMap;
+use std::path::Path;
+
+use reft_models::{Model, Weight, atomic_directory, io_error, save_safetensors};
+use tch::{Tensor, no_grad};
+
+use crate::declaration::AdapterFiles;
+use crate::error::{Error, Result};
+
+/// A model's weights by name, to be changed in place by the adapter that is merged.
+pub(crate) struct MergedWeights(HashMap<String, Tensor>);
+
+impl MergedWeights {
+    pub(crate) fn of(model: &dyn Model) -> Result<Self> {
+        Ok(Self(weight_tensors(model)?.into_iter().collect()))
+    }
+
+    /// Whether the model has a weight of this name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    /// Replaces a weight by what `merged` makes of it, rounded to its kind.
+    pub(crate) fn change(&self, name: &str, merged: impl FnOnce(&Tensor) -> Tensor) -> Result<()> {
+        let Some(weight) = self.0.get(name) else {
+            let reason = format!("the model has no {name} to merge into");
+            return Err(reft_models::Error::Adapter { reason }.into());
+        };
+        no_grad(|| {
+            let merged = merged(weight).to_kind(weight.kind());
+            if !bool::try_from(merged.isfinite().all()).map_err(reft_models::Error::from)? {
+                return Err(Error::NotFinite { name: name.to_owned() });
+            }
+            weight.shallow_clone().copy_(&merged);
+            Ok(())
+        })
+    }
+}
+
+/// The weights of a model, to be changed in place.
+///
+/// # Errors
+/// [`reft_models::Error::Adapter`] if one is quantised.
+pub(crate) fn weight_tensors(model: &dyn Model) -> reft_models::Result<Vec<(String, Tensor)>> {
+    let tensor = |(name, weight): (String, Weight)| match weight {
+        Weight::Dense(tensor) => Ok((name, tensor)),
+        Weight::Quantised(_) => Err(reft_models::Error::Adapter {
+            reason: format!(
+                "{name} is quantised, and its numbers cannot be changed; hold the weights as tensors (dense)"
+            ),
+        }),
+    };
+    model.weights().into_iter().map(tensor).collect()
+}
+
+/// Files of a model directory that are not weights.
+const MODEL_FILES: [&str; 10] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+];
+
+/// In the metadata of an exported model: the method of the adapter that was merged.
+pub const MERGED_ADAPTER: &str = "merged_adapter";
+/// In the metadata of an exported model: the model that an adapter was merged into.
+pub const MERGED_BASE_MODEL: &str = "merged_base_model";
+
+/// Writes the model, merged or trained in full, as a model directory: its weights, and the other files of `base`.
+///
+/// `facts` are kept in the metadata of the weights' file, for instance [`MERGED_ADAPTER`].
+///
+/// # Errors
+/// [`reft_models::Error::OutputExists`] if `output` is there already, or a file cannot be read or written.
+pub fn export_model(
+    model: &dyn Model,
+    base: &Path,
+    output: &Path,
+    facts: &[(&str, String)],
+) -> Result<()> {
+    Ok(atomic_directory(output, |dir| {
+        let weights = model.weights().into_iter();
+        let weights = weights.map(|(name, weight)| (name, weight.dense().detach()));
+        let mut metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        metadata.extend(facts.iter().map(|(name, fact)| ((*name).to_owned(), fact.clone())));
+        let weights: Vec<_> = weights.collect();
+        save_safetensors(&dir.join(AdapterFiles::Weights.tensors()), &weights, Some(metadata))?;
+        for name in MODEL_FILES {
+            let file = base.join(name);
+            if file.is_file() {
+                let content = std::fs::read(&file).map_err(io_error("read", &file))?;
+                let copy = dir.join(name);
+                std::fs::write(&copy, content).map_err(io_error("write", &copy))?;
+            }
+        }
+        Ok::<_, reft_models::Error>(())
+    })?)
+}

@@ -1,0 +1,191 @@
+use reft_core::Activation;
+use reft_models::{
+    BaseModel, Component, Error, Hooks, Layout, Mode, ModelDescription, Result, Site, Span,
+};
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use crate::declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
+use crate::files::own_config::{Branches, FORMAT_VERSION, component_names, tensor_name};
+use crate::options::{ACT_FN, BOTTLENECK_SIZE, COMPONENTS, LAYERS, MethodOptions};
+use crate::trained::{Keeps, Part, Start, Table, TensorMethod, TensorSpec, check_positive, read};
+
+/// Series adapters: a small MLP behind a branch of every block.
+///
+/// ```text
+/// series:    f ← f + U σ(D f + c) + e      f: what attention or the MLP adds to the residual stream, [b, t, d]
+/// parallel:  f ← f + U σ(D x + c) + e      x: what goes into attention or the MLP (normalised), [b, t, d]
+/// ```
+///
+/// with `D` `[m, d]` and `U` `[d, m]`. Series: Houlsby et al. 2019 (arXiv:1902.00751), after both branches or, as Pfeiffer et al. 2020
+/// (arXiv:2005.00247), after the MLP only; parallel: He et al. 2021 (arXiv:2110.04366), with the activation and both biases of
+/// LLM-Adapters (Hu et al. 2023, arXiv:2304.01933). `U` and `e` start at 0, so training begins from the base model.
+pub(crate) const SERIES: MethodDeclaration = MethodDeclaration {
+    name: "series-adapter",
+    title: "series adapter",
+    equation: "f ← f + U σ(D f + c) + e",
+    source: "Houlsby et al. 2019, arXiv:1902.00751",
+    options: &[&LAYERS, &ACT_FN, &COMPONENTS, &BOTTLENECK_SIZE],
+    files: AdapterFiles::Own,
+    merging: Merging::Never("it is an MLP of its own, with an activation inside"),
+    acts_on_generated: true,
+    per_row: true,
+    resolve,
+    read: read::<BottleneckConfig>,
+};
+
+/// Parallel adapters: a small MLP beside a branch of every block.
+pub(crate) const PARALLEL: MethodDeclaration = MethodDeclaration {
+    name: "parallel-adapter",
+    title: "parallel adapter",
+    equation: "f ← f + U σ(D x + c) + e",
+    source: "He et al. 2021, arXiv:2110.04366",
+    ..SERIES
+};
+
+/// `baseline_config.json` of bottleneck adapters. Components are attention_output, mlp_output, or both.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BottleneckConfig {
+    format_version: u32,
+    method: BottleneckKind,
+    layers: Vec<usize>,
+    #[serde(with = "component_names")]
+    components: Vec<Component>,
+    /// Inner size `m`.
+    bottleneck_size: i64,
+    /// `σ`.
+    act_fn: Activation,
+    base_model: BaseModel,
+}
+
+/// Where a bottleneck adapter takes its input: from the branch's output, or from its input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum BottleneckKind {
+    #[serde(rename = "series-adapter")]
+    Series,
+    #[serde(rename = "parallel-adapter")]
+    Parallel,
+}
+
+const ACCEPTED: [Component; 2] = [Component::AttentionOutput, Component::MlpOutput];
+
+fn resolve(
+    name: &str,
+    options: &MethodOptions,
+    model: &ModelDescription,
+) -> crate::Result<Box<dyn Method>> {
+    let is_series = name == SERIES.name;
+    let config = BottleneckConfig {
+        format_version: FORMAT_VERSION,
+        method: if is_series { BottleneckKind::Series } else { BottleneckKind::Parallel },
+        layers: options.layers_of(model.num_hidden_layers),
+        components: options.components()?,
+        bottleneck_size: options.get(&BOTTLENECK_SIZE).unwrap_or(64),
+        act_fn: options.get(&ACT_FN).unwrap_or(Activation::Relu),
+        base_model: BaseModel::of(model, ""),
+    };
+    config.parts(model)?;
+    Ok(Box::new(config))
+}
+
+impl BottleneckConfig {
+    fn branches(&self) -> Branches<'_> {
+        Branches { layers: &self.layers, components: &self.components }
+    }
+}
+
+impl TensorMethod for BottleneckConfig {
+    const FILES: AdapterFiles = SERIES.files;
+    type Constants = ();
+
+    fn name(&self) -> &'static str {
+        match self.method {
+            BottleneckKind::Series => SERIES.name,
+            BottleneckKind::Parallel => PARALLEL.name,
+        }
+    }
+
+    fn options(&self) -> MethodOptions {
+        MethodOptions::default()
+            .with(&LAYERS, &self.layers)
+            .with(&ACT_FN, self.act_fn)
+            .with(&COMPONENTS, self.branches().component_names())
+            .with(&BOTTLENECK_SIZE, self.bottleneck_size)
+    }
+
+    fn base_model(&mut self) -> Option<&mut BaseModel> {
+        Some(&mut self.base_model)
+    }
+
+    fn parts(&self, model: &ModelDescription) -> crate::Result<Vec<Part<()>>> {
+        check_positive("bottleneck_size", self.bottleneck_size)?;
+        let branches = self.branches();
+        branches.check(self.format_version, &ACCEPTED, &self.base_model, model)?;
+        let (m, d) = (self.bottleneck_size, model.hidden_size);
+        let part = |site: Site| {
+            let spec =
+                |name, shape: &[i64], start| TensorSpec::new(tensor_name(site, name), shape, start);
+            let tensors = vec![
+                spec("down.weight", &[m, d], Start::Uniform(d)),
+                spec("down.bias", &[m], Start::Uniform(d)),
+                spec("up.weight", &[d, m], Start::Zeros),
+                spec("up.bias", &[d], Start::Zeros),
+            ];
+            // the input, what goes into the activation, and what comes out of it
+            let keeps = Keeps { input: 0, numbers: d + 2 * m };
+            Part { site: Some(site), constants: (), tensors, keeps }
+        };
+        Ok(branches.sites().map(part).collect())
+    }
+
+    fn hooks<'a>(
+        &'a self,
+        table: &'a Table<()>,
+        _layout: &Layout,
+        _mode: Mode,
+    ) -> Result<Box<dyn Hooks + 'a>> {
+        Ok(Box::new(BottleneckHooks { config: self, table, input: None }))
+    }
+}
+
+/// The adapters in one forward.
+struct BottleneckHooks<'a> {
+    config: &'a BottleneckConfig,
+    table: &'a Table<()>,
+    input: Option<(Site, Tensor)>, // what went into the present branch, of parallel adapters
+}
+
+impl Hooks for BottleneckHooks<'_> {
+    fn projection_input(&mut self, site: Site, x: Tensor, _span: &Span) -> Result<Tensor> {
+        // attention and the MLP begin with these projections
+        let branch = match site.component {
+            Component::Query => Component::AttentionOutput,
+            Component::Gate => Component::MlpOutput,
+            _ => return Ok(x),
+        };
+        let branch = Site { layer: site.layer, component: branch };
+        let is_parallel = self.config.method == BottleneckKind::Parallel;
+        if is_parallel && self.table.at(branch).is_some() {
+            self.input = Some((branch, x.shallow_clone()));
+        }
+        Ok(x)
+    }
+
+    fn visit(&mut self, site: Site, h: Tensor, _span: &Span) -> Result<Tensor> {
+        let Some((_, [down, c, up, e])) = self.table.at(site) else { return Ok(h) };
+        let x = match self.config.method {
+            BottleneckKind::Series => h.shallow_clone(),
+            BottleneckKind::Parallel => match self.input.take() {
+                Some((branch, x)) if branch == site => x,
+                _ => {
+                    let reason = format!("the input of the branch at {site} was not seen");
+                    return Err(Error::Adapter { reason });
+                }
+            },
+        };
+        let inner = x.to_kind(Kind::Float).linear(down, Some(c)); // D x + c [b, t, m]
+        let inner = self.config.act_fn.apply(inner);
+        Ok((&h + inner.linear(up, Some(e))).to_kind(h.kind())) // [b, t, d]
+    }
+}

@@ -1,0 +1,133 @@
+use std::path::Path;
+
+use reft_core::Parameter;
+use reft_models::{
+    Adapter, BaseModel, Component, Hooks, Layout, Mode, Model, ModelDescription, NoHooks, Result,
+};
+use tch::Tensor;
+
+use crate::declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
+use crate::files::adapter_file::{self, Shapes};
+use crate::merge::weight_tensors;
+use crate::options::MethodOptions;
+
+/// Full fine-tuning: every weight of the model is trained.
+///
+/// The model's own tensors are the parameters, so a model that was trained so is no base model any more: other methods must open
+/// it anew. The file is a checkpoint, `model.safetensors` with the base model's names. One-dimensional weights (norms and biases)
+/// are exempt from weight decay, as is usual.
+pub(crate) const FULL: MethodDeclaration = MethodDeclaration {
+    name: "full",
+    title: "full fine-tuning",
+    equation: "every weight is trained",
+    source: "",
+    options: &[],
+    files: AdapterFiles::Weights,
+    merging: Merging::IntoWeights,
+    acts_on_generated: true,
+    per_row: false,
+    resolve: |_, _, _| Ok(Box::new(Full)),
+    read: |_| Ok(Box::new(Full)),
+};
+
+/// Full fine-tuning, which leaves nothing to decide.
+#[derive(Debug)]
+struct Full;
+
+impl Full {
+    /// The file's tensors, which are exactly the model's.
+    fn shapes(model: &ModelDescription) -> Shapes {
+        model.tensors.iter().map(|tensor| (tensor.name.clone(), tensor.shape.clone())).collect()
+    }
+}
+
+impl Method for Full {
+    fn name(&self) -> &str {
+        FULL.name
+    }
+
+    fn options(&self) -> MethodOptions {
+        MethodOptions::default()
+    }
+
+    fn build(&self, model: &dyn Model, base_model: &str) -> crate::Result<Box<dyn Adapter>> {
+        let trainable = |(name, mut tensor): (String, Tensor)| {
+            // row by row, as its gradient is: AdamW then reads both in one order
+            tensor.set_data(&tensor.detach().contiguous());
+            (name, tensor.set_requires_grad(true))
+        };
+        Ok(Box::new(FullAdapter {
+            weights: weight_tensors(model)?.into_iter().map(trainable).collect(),
+            base_model: BaseModel::of(model.description(), base_model),
+        }))
+    }
+
+    fn load(&self, dir: &Path, model: &dyn Model) -> crate::Result<Box<dyn Adapter>> {
+        let (path, shapes) = (dir.join(FULL.files.tensors()), Self::shapes(model.description()));
+        let tensors = adapter_file::read_tensors(&path, &shapes, model.description())?;
+        let name = adapter_file::base_model(&path)?.and_then(|base_model| base_model.name);
+        let full = self.build(model, &name.unwrap_or_default())?;
+        full.load_state(&tensors)?;
+        Ok(full)
+    }
+
+    fn check_files(&self, dir: &Path, model: &ModelDescription) -> crate::Result<()> {
+        let path = dir.join(FULL.files.tensors());
+        adapter_file::read_tensors(&path, &Self::shapes(model), model).map(drop)?;
+        Ok(())
+    }
+
+    fn base_model(&self, dir: &Path) -> crate::Result<Option<BaseModel>> {
+        Ok(adapter_file::base_model(&dir.join(FULL.files.tensors()))?)
+    }
+
+    fn merge(&self, dir: &Path, model: &dyn Model) -> crate::Result<()> {
+        self.load(dir, model).map(drop)
+    }
+
+    fn kept_per_token(&self, model: &ModelDescription, kind_bytes: f64) -> crate::Result<Vec<f64>> {
+        use Component::{Down, Gate, Output, Query};
+        // what the weights of the norms are multiplied with, and one input of each group of projections
+        let mut bytes = vec![2.0 * kind_bytes * model.hidden_size as f64; model.num_hidden_layers];
+        for projection in model.projections() {
+            if [Query, Output, Gate, Down].contains(&projection.site.component) {
+                bytes[projection.site.layer] += kind_bytes * projection.in_features as f64;
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+/// The model's weights, trained.
+#[derive(Debug)]
+struct FullAdapter {
+    base_model: BaseModel,
+    weights: Vec<(String, Tensor)>,
+}
+
+impl Adapter for FullAdapter {
+    fn method(&self) -> &str {
+        FULL.name
+    }
+
+    fn parameters(&self) -> Vec<Parameter> {
+        let parameter = |(name, tensor): &(String, Tensor)| match tensor.dim() {
+            1 => Parameter::without_weight_decay(name.clone(), tensor),
+            _ => Parameter::new(name.clone(), tensor),
+        };
+        self.weights.iter().map(parameter).collect()
+    }
+
+    fn hooks<'a>(&'a self, _layout: &Layout, _mode: Mode) -> Result<Box<dyn Hooks + 'a>> {
+        Ok(Box::new(NoHooks))
+    }
+
+    fn is_in_weights(&self) -> bool {
+        true
+    }
+
+    fn save(&self, dir: &Path) -> Result<()> {
+        let path = dir.join(FULL.files.tensors());
+        adapter_file::write_tensors(&path, &self.weights, &self.base_model)
+    }
+}

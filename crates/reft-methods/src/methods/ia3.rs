@@ -1,0 +1,176 @@
+use reft_models::{
+    Component, Error, Hooks, Layout, Linear, Mode, ModelDescription, Projection, Result, Site, Span,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tch::{Kind, Tensor};
+
+use crate::declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
+use crate::files::peft_fields::OtherFields;
+use crate::merge::MergedWeights;
+use crate::options::{FEEDFORWARD_MODULES, MethodOptions, TARGET_MODULES};
+use crate::target_modules::TargetModules;
+use crate::trained::{Keeps, Part, Start, Table, TablePart, TensorMethod, TensorSpec, read};
+
+/// (IA)³: learned factors for keys, values and the inner state of the MLP.
+///
+/// Liu et al. 2022 (arXiv:2205.05638), section 3.3: `y = l ⊙ (W x + b)`, and `y = W (l ⊙ x) + b` for feed-forward modules. Every `l` starts at
+/// 1, so training begins from the base model.
+pub(crate) const IA3: MethodDeclaration = MethodDeclaration {
+    name: "ia3",
+    title: "(IA)³",
+    equation: "y = l ⊙ (W x + b), or y = W (l ⊙ x) + b",
+    source: "Liu et al. 2022, arXiv:2205.05638",
+    options: &[&TARGET_MODULES, &FEEDFORWARD_MODULES],
+    files: AdapterFiles::Peft("IA3"),
+    merging: Merging::IntoWeights,
+    acts_on_generated: true,
+    per_row: true,
+    resolve,
+    read: read::<Ia3Config>,
+};
+
+/// (IA)³ as `adapter_config.json` says it (`peft_type` IA3).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Ia3Config {
+    target_modules: TargetModules,
+    /// Those of them whose input is rescaled instead of their output.
+    feedforward_modules: TargetModules,
+    #[serde(flatten)]
+    other: OtherFields,
+}
+
+fn resolve(
+    _name: &str,
+    options: &MethodOptions,
+    model: &ModelDescription,
+) -> crate::Result<Box<dyn Method>> {
+    let targets = || TargetModules::of(&[Component::Key, Component::Value, Component::Down]);
+    let config = Ia3Config {
+        target_modules: options.get(&TARGET_MODULES).unwrap_or_else(targets),
+        feedforward_modules: options
+            .get(&FEEDFORWARD_MODULES)
+            .unwrap_or_else(|| TargetModules::of(&[Component::Down])),
+        other: OtherFields::of(
+            "IA3",
+            json!({
+                "exclude_modules": null, "fan_in_fan_out": false, "init_ia3_weights": true,
+                "modules_to_save": null,
+            }),
+        ),
+    };
+    config.parts(model)?;
+    Ok(Box::new(config))
+}
+
+impl Ia3Config {
+    /// The projections rescaled, and whether it is their input.
+    fn projections(&self, model: &ModelDescription) -> Result<Vec<(Projection, bool)>> {
+        let feedforward = match &self.feedforward_modules {
+            TargetModules::Names(names) if names.is_empty() => Vec::new(),
+            modules => modules.select(model, None)?,
+        };
+        let selected = self.target_modules.select(model, None)?;
+        if let Some(p) = feedforward.iter().find(|p| !selected.contains(p)) {
+            let module = &p.module;
+            let reason = format!(
+                "feedforward_modules means {module}, target_modules does not; name it there too"
+            );
+            return Err(Error::Adapter { reason });
+        }
+        let with_side = |p: Projection| {
+            let scales_input = feedforward.contains(&p);
+            (p, scales_input)
+        };
+        Ok(selected.into_iter().map(with_side).collect())
+    }
+}
+
+/// What the factors of a projection are for.
+#[derive(Debug)]
+struct Factors {
+    module: String,
+    scales_input: bool,
+}
+
+impl TensorMethod for Ia3Config {
+    const FILES: AdapterFiles = IA3.files;
+    type Constants = Factors;
+
+    fn name(&self) -> &'static str {
+        IA3.name
+    }
+
+    fn options(&self) -> MethodOptions {
+        MethodOptions::default()
+            .with(&TARGET_MODULES, &self.target_modules)
+            .with(&FEEDFORWARD_MODULES, &self.feedforward_modules)
+    }
+
+    fn check(&self) -> crate::Result<()> {
+        Ok(self.other.check("IA3", &[])?)
+    }
+
+    fn parts(&self, model: &ModelDescription) -> crate::Result<Vec<Part<Factors>>> {
+        TensorMethod::check(self)?;
+        let part = |(p, scales_input): (Projection, bool)| {
+            // PEFT's shapes: they make the factors rows or columns of the weight
+            let shape = if scales_input { [1, p.in_features] } else { [p.out_features, 1] };
+            let name = format!("base_model.model.{}.ia3_l", p.module);
+            let tensors = vec![TensorSpec::new(name, shape, Start::Ones).without_decay()];
+            let constants = Factors { module: p.module, scales_input };
+            let numbers = if scales_input { p.in_features } else { p.out_features };
+            Part { site: Some(p.site), constants, tensors, keeps: Keeps { input: 0, numbers } }
+        };
+        Ok(self.projections(model)?.into_iter().map(part).collect())
+    }
+
+    fn hooks<'a>(
+        &'a self,
+        table: &'a Table<Factors>,
+        _layout: &Layout,
+        _mode: Mode,
+    ) -> Result<Box<dyn Hooks + 'a>> {
+        Ok(Box::new(Ia3Hooks(table)))
+    }
+
+    fn merge(&self, part: &TablePart<Factors>, weights: &MergedWeights) -> crate::Result<()> {
+        let (Factors { module, scales_input }, l) = (&part.constants, &part.tensors[0]);
+        weights.change(&format!("{module}.weight"), |w| w.to_kind(Kind::Float) * l)?;
+        let bias = format!("{module}.bias");
+        if !scales_input && weights.has(&bias) {
+            weights.change(&bias, |bias| bias.to_kind(Kind::Float) * l.flatten(0, 1))?;
+        }
+        Ok(())
+    }
+}
+
+/// The factors in one forward.
+struct Ia3Hooks<'a>(&'a Table<Factors>);
+
+impl Ia3Hooks<'_> {
+    /// `l ⊙ x`, `x` `[b, t, ..]`, if the site has factors for its input (or output).
+    fn scale(&self, site: Site, x: Tensor, is_input: bool) -> Tensor {
+        match self.0.at(site).filter(|(factors, _)| factors.scales_input == is_input) {
+            Some((_, tensors)) => (&x * tensors[0].flatten(0, 1)).to_kind(x.kind()),
+            None => x,
+        }
+    }
+}
+
+impl Hooks for Ia3Hooks<'_> {
+    fn projection_input(&mut self, site: Site, x: Tensor, _span: &Span) -> Result<Tensor> {
+        Ok(self.scale(site, x, true))
+    }
+
+    fn projection_output(
+        &mut self,
+        site: Site,
+        _linear: &Linear,
+        _x: &Tensor,
+        y: Tensor,
+        _span: &Span,
+    ) -> Result<Tensor> {
+        Ok(self.scale(site, y, false))
+    }
+}

@@ -1,0 +1,309 @@
+use reft_models::{
+    Error, Hooks, Layout, Linear, Mode, Model, ModelDescription, Projection, Result, Site, Span,
+    Weight,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use tch::{Kind, Tensor, autocast, no_grad};
+
+use crate::declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
+use crate::files::peft_fields::{LORA_INIT, OtherFields, whole_if_it_is};
+use crate::merge::MergedWeights;
+use crate::options::{ALPHA, DROPOUT, LAYERS, MethodOption, MethodOptions, RANK, TARGET_MODULES};
+use crate::target_modules::{TargetModules, whole_match};
+use crate::trained::{Keeps, Part, Start, Table, TablePart, TensorMethod, TensorSpec, read};
+
+const OPTIONS: &[&MethodOption] = &[&LAYERS, &RANK, &DROPOUT, &ALPHA, &TARGET_MODULES];
+
+/// LoRA: a low-rank update of frozen projections, `y = W x + b + s B A x` with `s = alpha / r`.
+///
+/// Hu et al. 2021 (arXiv:2106.09685), section 4.1. `A` `[r, in]` starts random and `B` `[out, r]` at 0, so training begins from the
+/// base model. Dropout is on the input of `A`.
+pub(crate) const LORA: MethodDeclaration = MethodDeclaration {
+    name: "lora",
+    title: "LoRA",
+    equation: "y = W x + b + (alpha / r) B A x",
+    source: "Hu et al. 2021, arXiv:2106.09685",
+    options: OPTIONS,
+    files: AdapterFiles::Peft("LORA"),
+    merging: Merging::IntoWeights,
+    acts_on_generated: true,
+    per_row: true,
+    resolve,
+    read: read::<LoraConfig>,
+};
+
+/// Rank-stabilised LoRA: `s = alpha / √r` (Kalajdzievski 2023, arXiv:2312.03732).
+pub(crate) const RSLORA: MethodDeclaration = MethodDeclaration {
+    name: "rslora",
+    title: "rsLoRA",
+    equation: "y = W x + b + (alpha / √r) B A x",
+    source: "Kalajdzievski 2023, arXiv:2312.03732",
+    ..LORA
+};
+
+/// DoRA (Liu et al. 2024, arXiv:2402.09353) trains the length of every row of the weight apart from its direction:
+///
+/// ```text
+/// y = b + m ⊙ (W + s B A) x / ‖W + s B A‖,   ‖·‖ the length of each row, taken as a constant in the gradient (section 4.3)
+/// ```
+///
+/// `m` `[out]` starts as `‖W‖`.
+pub(crate) const DORA: MethodDeclaration = MethodDeclaration {
+    name: "dora",
+    title: "DoRA",
+    equation: "y = b + m ⊙ (W + s B A) x / ‖W + s B A‖",
+    source: "Liu et al. 2024, arXiv:2402.09353",
+    ..LORA
+};
+
+/// LoRA and DoRA as `adapter_config.json` says them (`peft_type` LORA).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct LoraConfig {
+    /// Rank `r` of `B A`.
+    r: i64,
+    #[serde(serialize_with = "whole_if_it_is")]
+    lora_alpha: f64,
+    /// Probability that a number of the input of `A` is dropped in training.
+    lora_dropout: f64,
+    target_modules: TargetModules,
+    /// The layers adapted; all if there is none.
+    #[serde(default)]
+    layers_to_transform: Option<Vec<usize>>,
+    /// Ranks of modules that have another one: the end of a module name (a regular expression), then the rank.
+    #[serde(default)]
+    rank_pattern: Map<String, Value>,
+    /// Alphas of modules that have another one, likewise.
+    #[serde(default)]
+    alpha_pattern: Map<String, Value>,
+    #[serde(default)]
+    use_rslora: bool,
+    #[serde(default)]
+    use_dora: bool,
+    #[serde(flatten)]
+    other: OtherFields,
+}
+
+fn resolve(
+    name: &str,
+    options: &MethodOptions,
+    model: &ModelDescription,
+) -> crate::Result<Box<dyn Method>> {
+    let r = options.get(&RANK).unwrap_or(8);
+    let all = || TargetModules::all(model);
+    let layers: Option<Vec<usize>> = options.get(&LAYERS);
+    let config = LoraConfig {
+        r,
+        lora_alpha: options.get(&ALPHA).unwrap_or(2.0 * r as f64),
+        lora_dropout: options.get(&DROPOUT).unwrap_or(0.0),
+        target_modules: options.get(&TARGET_MODULES).unwrap_or_else(all),
+        layers_to_transform: layers.filter(|l| !l.iter().copied().eq(0..model.num_hidden_layers)),
+        rank_pattern: Map::new(),
+        alpha_pattern: Map::new(),
+        use_rslora: name == RSLORA.name,
+        use_dora: name == DORA.name,
+        other: OtherFields::of(
+            "LORA",
+            json!({
+                "bias": "none", "eva_config": null, "exclude_modules": null, "fan_in_fan_out": false,
+                "init_lora_weights": true, "layer_replication": null, "layers_pattern": null,
+                "loftq_config": {}, "lora_bias": false, "megatron_config": null,
+                "megatron_core": "megatron.core", "modules_to_save": null,
+            }),
+        ),
+    };
+    config.parts(model)?;
+    Ok(Box::new(config))
+}
+
+impl LoraConfig {
+    fn check_numbers(&self) -> Result<()> {
+        if !(0.0..1.0).contains(&self.lora_dropout) {
+            return Err(reft_core::Error::Dropout(self.lora_dropout).into());
+        }
+        if !self.lora_alpha.is_finite() {
+            let reason = format!("lora_alpha is {}, expected a finite number", self.lora_alpha);
+            return Err(Error::Adapter { reason });
+        }
+        self.other.check("LORA", &[("init_lora_weights", &LORA_INIT)])
+    }
+
+    /// Rank and scaling of a module.
+    fn rank_and_scaling(&self, module: &str) -> Result<(i64, f64)> {
+        let wrong = |what: &str, value: String| Error::Adapter {
+            reason: format!("{what} of {module} is {value}, expected a positive number"),
+        };
+        let rank = match of_pattern(&self.rank_pattern, module)? {
+            Some(value) => {
+                value.as_i64().ok_or_else(|| wrong("rank_pattern", value.to_string()))?
+            }
+            None => self.r,
+        };
+        let alpha = match of_pattern(&self.alpha_pattern, module)? {
+            Some(value) => {
+                value.as_f64().ok_or_else(|| wrong("alpha_pattern", value.to_string()))?
+            }
+            None => self.lora_alpha,
+        };
+        if rank < 1 {
+            return Err(wrong("r", rank.to_string()));
+        }
+        let divisor = if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
+        Ok((rank, alpha / divisor))
+    }
+
+    fn projections(&self, model: &ModelDescription) -> Result<Vec<Projection>> {
+        self.target_modules.select(model, self.layers_to_transform.as_deref())
+    }
+}
+
+/// The value of the first pattern that matches the end of a module's name.
+fn of_pattern<'a>(patterns: &'a Map<String, Value>, module: &str) -> Result<Option<&'a Value>> {
+    for (pattern, value) in patterns {
+        if whole_match(&format!(r".*\.(?:{pattern})"))?.is_match(module) {
+            return Ok(Some(value));
+        }
+    }
+    Ok(None)
+}
+
+/// What the update of a projection has beside `A` `[r, in]`, `B` `[out, r]`, and DoRA's `m` `[out]`.
+#[derive(Debug)]
+struct Update {
+    module: String,
+    scaling: f64, // s
+}
+
+impl TensorMethod for LoraConfig {
+    const FILES: AdapterFiles = LORA.files;
+    type Constants = Update;
+
+    fn name(&self) -> &'static str {
+        match (self.use_dora, self.use_rslora) {
+            (true, _) => DORA.name,
+            (false, true) => RSLORA.name,
+            (false, false) => LORA.name,
+        }
+    }
+
+    fn options(&self) -> MethodOptions {
+        MethodOptions::default()
+            .with_some(&LAYERS, self.layers_to_transform.as_ref())
+            .with(&RANK, self.r)
+            .with(&DROPOUT, self.lora_dropout)
+            .with(&ALPHA, self.lora_alpha)
+            .with(&TARGET_MODULES, &self.target_modules)
+    }
+
+    fn check(&self) -> crate::Result<()> {
+        Ok(self.check_numbers()?)
+    }
+
+    fn parts(&self, model: &ModelDescription) -> Result<Vec<Part<Update>>, crate::Error> {
+        self.check_numbers()?;
+        let part = |Projection { site, module, in_features, out_features }: Projection| {
+            let (r, scaling) = self.rank_and_scaling(&module)?;
+            let name = |tensor: &str| format!("base_model.model.{module}.{tensor}");
+            let a = Start::Uniform(in_features);
+            let mut tensors = vec![
+                TensorSpec::new(name("lora_A.weight"), [r, in_features], a),
+                TensorSpec::new(name("lora_B.weight"), [out_features, r], Start::Zeros),
+            ];
+            if self.use_dora {
+                let weight = format!("{module}.weight");
+                let norms =
+                    move |model: &dyn Model| Ok(row_norms(&weight_of(model, &weight)?.dense()));
+                let start = Start::FromModel(Box::new(norms));
+                let name = name("lora_magnitude_vector");
+                tensors.push(TensorSpec::new(name, [out_features], start).without_decay());
+            }
+            // DoRA also keeps the frozen product, and the sum that is rescaled
+            let numbers = r + if self.use_dora { 2 * out_features } else { 0 };
+            let keeps = Keeps { input: in_features, numbers };
+            Ok(Part { site: Some(site), constants: Update { module, scaling }, tensors, keeps })
+        };
+        self.projections(model)?.into_iter().map(part).collect()
+    }
+
+    fn hooks<'a>(
+        &'a self,
+        table: &'a Table<Update>,
+        _layout: &Layout,
+        mode: Mode,
+    ) -> Result<Box<dyn Hooks + 'a>> {
+        let dropout = if mode == Mode::Train { self.lora_dropout } else { 0.0 };
+        Ok(Box::new(LoraHooks { table, dropout, norms: BTreeMap::new() }))
+    }
+
+    fn merge(&self, part: &TablePart<Update>, weights: &MergedWeights) -> crate::Result<()> {
+        let Update { module, scaling } = &part.constants;
+        weights.change(&format!("{module}.weight"), |weight| {
+            let updated = updated(weight, &part.tensors, *scaling);
+            match part.tensors.get(2) {
+                Some(m) => (m / row_norms(&updated)).unsqueeze(1) * updated,
+                None => updated,
+            }
+        })
+    }
+}
+
+/// A weight of a model by name.
+fn weight_of(model: &dyn Model, name: &str) -> Result<Weight> {
+    let found = model.weights().into_iter().find(|(own, _)| own == name);
+    found
+        .map(|(_, weight)| weight)
+        .ok_or_else(|| Error::Adapter { reason: format!("the model has no {name}") })
+}
+
+/// `W + s B A` `[out, in]` in f32
+fn updated(weight: &Tensor, tensors: &[Tensor], scaling: f64) -> Tensor {
+    weight.to_kind(Kind::Float) + tensors[1].matmul(&tensors[0]) * scaling
+}
+
+/// Length of every row `[out]` of `[out, in]`, in f32.
+fn row_norms(weight: &Tensor) -> Tensor {
+    weight
+        .to_kind(Kind::Float)
+        .square()
+        .sum_dim_intlist([1i64].as_slice(), false, Kind::Float)
+        .sqrt()
+}
+
+/// The updates in one forward.
+struct LoraHooks<'a> {
+    table: &'a Table<Update>,
+    dropout: f64,                  // 0 but in training
+    norms: BTreeMap<Site, Tensor>, // ‖W + s B A‖ of DoRA: the same in every pass until the next step
+}
+
+impl Hooks for LoraHooks<'_> {
+    fn projection_output(
+        &mut self,
+        site: Site,
+        linear: &Linear,
+        x: &Tensor,
+        y: Tensor,
+        _span: &Span,
+    ) -> Result<Tensor> {
+        let Some((Update { scaling, .. }, tensors)) = self.table.at(site) else { return Ok(y) };
+        let kind = y.kind();
+        let x = x.to_kind(Kind::Float);
+        let dropped = (self.dropout > 0.0).then(|| x.dropout(self.dropout, true));
+        let x = dropped.as_ref().unwrap_or(&x);
+        let scaled = x.linear(&tensors[0], None::<Tensor>) * *scaling; // s A x [b, t, r]
+        let update = scaled.linear(&tensors[1], None::<Tensor>); // s B A x [b, t, out]
+        let Some(magnitude) = tensors.get(2) else { return Ok((y + update).to_kind(kind)) };
+        let norms = self.norms.entry(site).or_insert_with(|| {
+            let weight = linear.weight.dense();
+            no_grad(|| autocast(false, || row_norms(&updated(&weight, tensors, *scaling))))
+        });
+        let factor = magnitude / &*norms; // m / ‖W + s B A‖ [out]
+        let frozen = match (&dropped, &linear.bias) {
+            (Some(x), _) => x.linear(&linear.weight.dense().to_kind(Kind::Float), None::<Tensor>),
+            (None, Some(bias)) => &y - bias,
+            (None, None) => y.shallow_clone(),
+        }; // W x [b, t, out], of the same x as the update
+        Ok((y + (&factor - 1.0) * frozen + factor * update).to_kind(kind))
+    }
+}

@@ -1,0 +1,212 @@
+use reft_models::{Error, Hooks, Layout, Mode, Model, ModelDescription, Result, Span, send};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tch::{Device, Kind, Tensor};
+
+use crate::declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
+use crate::files::peft_fields::{OtherFields, check_model};
+use crate::options::{INIT, INIT_TOKENS, MethodOptions, N_VIRTUAL_TOKENS};
+use crate::trained::{Keeps, Part, Start, Table, TensorMethod, TensorSpec, check_positive, read};
+
+/// Prompt tuning: trained embeddings of virtual tokens before every prompt (Lester et al. 2021, arXiv:2104.08691).
+pub(crate) const PROMPT: MethodDeclaration = MethodDeclaration {
+    name: "prompt",
+    title: "prompt tuning",
+    equation: "embeddings before the prompt's own",
+    source: "Lester et al. 2021, arXiv:2104.08691",
+    options: &[&INIT, &INIT_TOKENS, &N_VIRTUAL_TOKENS],
+    files: AdapterFiles::Peft("PROMPT_TUNING"),
+    merging: Merging::Never("its embeddings stand before the prompt's own"),
+    acts_on_generated: false,
+    per_row: false,
+    resolve,
+    read: read::<PromptConfig>,
+};
+
+/// Prompt tuning as `adapter_config.json` says it (`peft_type` PROMPT_TUNING).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct PromptConfig {
+    num_virtual_tokens: i64,
+    /// Hidden size `d`.
+    token_dim: i64,
+    num_attention_heads: i64,
+    num_layers: usize,
+    #[serde(flatten)]
+    other: OtherFields,
+    #[serde(skip)]
+    start: PromptStart,
+}
+
+/// How a soft prompt starts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+enum PromptStart {
+    /// It is read from a file.
+    #[default]
+    Read,
+    /// Normal numbers of variance 1, as in PEFT.
+    Random,
+    /// The embeddings of random frequent tokens. Vocabularies of byte-pair encodings begin with what was merged first, so these are
+    /// the first 5,000 ids, as Lester et al. sample from the 5,000 most common tokens.
+    Vocabulary,
+    /// The embeddings of a text.
+    Text(Vec<i64>),
+}
+
+/// Name of the embeddings in PEFT's file.
+const TENSOR: &str = "prompt_embeddings";
+
+fn resolve(
+    _name: &str,
+    options: &MethodOptions,
+    model: &ModelDescription,
+) -> crate::Result<Box<dyn Method>> {
+    let n = virtual_tokens(options)?;
+    let (init, text): (Option<String>, _) = (options.get(&INIT), options.get(&INIT_TOKENS));
+    let start = match (init.as_deref(), text) {
+        (None, Some(tokens)) => PromptStart::Text(cycled(tokens, n)?),
+        (None | Some("vocabulary"), None) => PromptStart::Vocabulary,
+        (Some("random"), None) => PromptStart::Random,
+        (Some(found), _) => {
+            return Err(crate::Error::OptionValue {
+                option: INIT.name,
+                found: format!("{found:?}"),
+                expected: "random or vocabulary, or init_tokens alone".into(),
+            });
+        }
+    };
+    let other = json!({
+        "num_transformer_submodules": 1, "prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": null,
+        "tokenizer_kwargs": null, "tokenizer_name_or_path": null,
+    });
+    let config = PromptConfig {
+        num_virtual_tokens: n,
+        token_dim: model.hidden_size,
+        num_attention_heads: model.num_attention_heads,
+        num_layers: model.num_hidden_layers,
+        other: OtherFields::of("PROMPT_TUNING", other),
+        start,
+    };
+    config.parts(model)?;
+    Ok(Box::new(config))
+}
+
+/// Number of virtual tokens.
+pub(crate) fn virtual_tokens(options: &MethodOptions) -> crate::Result<i64> {
+    match options.get(&N_VIRTUAL_TOKENS).unwrap_or(20) {
+        n @ 1.. => Ok(n),
+        n => Err(crate::Error::OptionValue {
+            option: N_VIRTUAL_TOKENS.name,
+            found: n.to_string(),
+            expected: "a positive number".into(),
+        }),
+    }
+}
+
+/// The first `n` of the tokens, repeated if they are fewer.
+pub(crate) fn cycled(tokens: Vec<i64>, n: i64) -> crate::Result<Vec<i64>> {
+    if tokens.is_empty() {
+        let (found, expected) = ("empty".into(), "at least one token".into());
+        return Err(crate::Error::OptionValue { option: INIT_TOKENS.name, found, expected });
+    }
+    Ok(tokens.into_iter().cycle().take(n as usize).collect())
+}
+
+/// The embeddings of tokens, `[n, d]`.
+fn embeddings(model: &dyn Model, ids: &Tensor) -> Result<Tensor> {
+    let name = model.description().embeddings().unwrap_or("embeddings");
+    let found = model.weights().into_iter().find(|(own, _)| own == name);
+    let (_, matrix) = found.ok_or_else(|| Error::Adapter {
+        reason: format!("the model has no {name} to start a soft prompt from"),
+    })?;
+    Ok(matrix.rows_at(&ids.to_device(model.device())))
+}
+
+impl TensorMethod for PromptConfig {
+    const FILES: AdapterFiles = PROMPT.files;
+    type Constants = ();
+
+    fn name(&self) -> &'static str {
+        PROMPT.name
+    }
+
+    fn options(&self) -> MethodOptions {
+        let (init, text) = match &self.start {
+            PromptStart::Read => (None, None),
+            PromptStart::Random => (Some("random"), None),
+            PromptStart::Vocabulary => (Some("vocabulary"), None),
+            PromptStart::Text(tokens) => (None, Some(tokens)),
+        };
+        MethodOptions::default()
+            .with_some(&INIT, init)
+            .with_some(&INIT_TOKENS, text)
+            .with(&N_VIRTUAL_TOKENS, self.num_virtual_tokens)
+    }
+
+    fn parts(&self, model: &ModelDescription) -> crate::Result<Vec<Part<()>>> {
+        self.other.check("PROMPT_TUNING", &[])?;
+        let (n, d) = (self.num_virtual_tokens, self.token_dim);
+        check_positive("num_virtual_tokens", n)?;
+        check_model(&[
+            ("num_layers", self.num_layers as i64, model.num_hidden_layers as i64),
+            ("num_attention_heads", self.num_attention_heads, model.num_attention_heads),
+            ("token_dim", d, model.hidden_size),
+        ])?;
+        let start = match self.start.clone() {
+            PromptStart::Read | PromptStart::Random => Start::Normal,
+            PromptStart::Vocabulary => Start::FromModel(Box::new(move |model| {
+                let frequent = model.description().vocab_size.min(5_000);
+                let ids = Tensor::randint(frequent, [n], (Kind::Int64, Device::Cpu));
+                embeddings(model, &ids)
+            })),
+            PromptStart::Text(tokens) => Start::FromModel(Box::new(move |model| {
+                tokens.iter().try_for_each(|&token| model.check_token(token))?;
+                embeddings(model, &Tensor::from_slice(&tokens))
+            })),
+        };
+        let tensors = vec![TensorSpec::new(TENSOR, [n, d], start)];
+        Ok(vec![Part { site: None, constants: (), tensors, keeps: Keeps::default() }])
+    }
+
+    fn hooks<'a>(
+        &'a self,
+        table: &'a Table<()>,
+        layout: &Layout,
+        _mode: Mode,
+    ) -> Result<Box<dyn Hooks + 'a>> {
+        let (found, expected) = (layout.virtual_tokens(), self.virtual_tokens());
+        if found != expected {
+            let reason =
+                format!("the batch has {found} virtual tokens, the soft prompt has {expected}");
+            return Err(Error::Adapter { reason });
+        }
+        Ok(Box::new(PromptHooks { embeddings: &table.tensors()[0] }))
+    }
+
+    fn virtual_tokens(&self) -> usize {
+        self.num_virtual_tokens as usize
+    }
+}
+
+/// The soft prompt in one forward.
+struct PromptHooks<'a> {
+    embeddings: &'a Tensor, // [n, d]
+}
+
+impl Hooks for PromptHooks<'_> {
+    fn embeddings(&mut self, h: Tensor, span: &Span) -> Result<Tensor> {
+        let (b, t, d) = h.size3()?;
+        let indices = span.virtual_indices();
+        if indices.is_empty() {
+            return Ok(h);
+        }
+        // a pass may hold some of the virtual tokens only: which of them follows from the column
+        let token = |index: &i64| {
+            let (row, column) = (index / t, index % t + span.columns.start as i64);
+            column - span.layout.columns(row as usize).start as i64
+        };
+        let tokens: Vec<i64> = indices.iter().map(token).collect();
+        let on_device = |indices: &[i64]| send(&Tensor::from_slice(indices), h.device());
+        let own = self.embeddings.index_select(0, &on_device(&tokens)).to_kind(h.kind());
+        Ok(h.reshape([b * t, d]).index_copy(0, &on_device(&indices), &own).view([b, t, d]))
+    }
+}

@@ -1,0 +1,126 @@
+use reft_models::{
+    BaseModel, Component, Hooks, Layout, Mode, ModelDescription, Result, Site, Span,
+};
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use crate::declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
+use crate::files::own_config::{Branches, FORMAT_VERSION, component_names, tensor_name};
+use crate::options::{COMPONENTS, LAYERS, MethodOptions};
+use crate::trained::{Keeps, Part, Start, Table, TensorMethod, TensorSpec, read};
+
+/// RED, representation editing: `h ← l ⊙ h + b` at every token.
+///
+/// Wu et al. 2024 (arXiv:2402.15179): one scaling and one bias vector per layer, on what the MLP adds to the residual stream (or on
+/// the block's output). `l` starts at 1 and `b` at 0, so training begins from the base model.
+pub(crate) const RED: MethodDeclaration = MethodDeclaration {
+    name: "red",
+    title: "RED",
+    equation: "h ← l ⊙ h + b",
+    source: "Wu et al. 2024, arXiv:2402.15179",
+    options: &[&LAYERS, &COMPONENTS],
+    files: AdapterFiles::Own,
+    merging: Merging::Never(
+        "it scales and shifts hidden states, and the blocks have no bias for it",
+    ),
+    acts_on_generated: true,
+    per_row: true,
+    resolve,
+    read: read::<RedConfig>,
+};
+
+/// `baseline_config.json` of RED. Components are mlp_output, block_output, or both.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RedConfig {
+    format_version: u32,
+    method: RedName,
+    layers: Vec<usize>,
+    #[serde(with = "component_names")]
+    components: Vec<Component>,
+    base_model: BaseModel,
+}
+
+impl RedConfig {
+    fn branches(&self) -> Branches<'_> {
+        Branches { layers: &self.layers, components: &self.components }
+    }
+}
+
+/// The method's name in its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RedName {
+    Red,
+}
+
+/// Where RED can stand.
+const COMPONENTS_OF_RED: [Component; 2] = [Component::MlpOutput, Component::BlockOutput];
+
+fn resolve(
+    _name: &str,
+    options: &MethodOptions,
+    model: &ModelDescription,
+) -> crate::Result<Box<dyn Method>> {
+    let config = RedConfig {
+        format_version: FORMAT_VERSION,
+        method: RedName::Red,
+        layers: options.layers_of(model.num_hidden_layers),
+        components: options.components()?,
+        base_model: BaseModel::of(model, ""),
+    };
+    config.parts(model)?;
+    Ok(Box::new(config))
+}
+
+impl TensorMethod for RedConfig {
+    const FILES: AdapterFiles = RED.files;
+    type Constants = ();
+
+    fn name(&self) -> &'static str {
+        RED.name
+    }
+
+    fn options(&self) -> MethodOptions {
+        MethodOptions::default()
+            .with(&LAYERS, &self.layers)
+            .with(&COMPONENTS, self.branches().component_names())
+    }
+
+    fn base_model(&mut self) -> Option<&mut BaseModel> {
+        Some(&mut self.base_model)
+    }
+
+    fn parts(&self, model: &ModelDescription) -> crate::Result<Vec<Part<()>>> {
+        let branches = self.branches();
+        branches.check(self.format_version, &COMPONENTS_OF_RED, &self.base_model, model)?;
+        let part = |site: Site| {
+            let d = [model.hidden_size];
+            let scale = TensorSpec::new(tensor_name(site, "scale"), d, Start::Ones);
+            let bias = TensorSpec::new(tensor_name(site, "bias"), d, Start::Zeros);
+            let tensors = vec![scale.without_decay(), bias];
+            let keeps = Keeps { input: 0, numbers: model.hidden_size };
+            Part { site: Some(site), constants: (), tensors, keeps }
+        };
+        Ok(branches.sites().map(part).collect())
+    }
+
+    fn hooks<'a>(
+        &'a self,
+        table: &'a Table<()>,
+        _layout: &Layout,
+        _mode: Mode,
+    ) -> Result<Box<dyn Hooks + 'a>> {
+        Ok(Box::new(RedHooks(table)))
+    }
+}
+
+/// The edits in one forward.
+struct RedHooks<'a>(&'a Table<()>);
+
+impl Hooks for RedHooks<'_> {
+    fn visit(&mut self, site: Site, h: Tensor, _span: &Span) -> Result<Tensor> {
+        let Some((_, [scale, bias])) = self.0.at(site) else { return Ok(h) };
+        Ok((&h * scale + bias).to_kind(h.kind())) // l ⊙ h + b [b, t, d]
+    }
+}

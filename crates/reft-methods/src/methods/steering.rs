@@ -1,0 +1,63 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use reft_core::{ConstantEdit, Intervention, Parameter, Subspace};
+use reft_models::{Adapter, Error, Hooks, Layout, Mode, Result, Site, Span};
+use tch::Tensor;
+
+/// Steering: adds a direction to the hidden states of a site, of every token: those of the prompt and those that are generated.
+///
+/// Nothing is trained and there is no file: a direction is made from texts, or is a subspace that was searched for.
+#[derive(Debug)]
+pub struct SteeringAdapter {
+    site: Site,
+    edit: ConstantEdit,
+}
+
+impl SteeringAdapter {
+    /// Adds `strength` times a direction `[d]`.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] if the strength is no number; what [`ConstantEdit::adding`] refuses.
+    pub fn new(site: Site, direction: &Tensor, strength: f64) -> Result<Self> {
+        if !strength.is_finite() {
+            let reason = format!("strength is {strength}, expected a number");
+            return Err(Error::Adapter { reason });
+        }
+        Ok(Self { site, edit: ConstantEdit::adding(&(direction * strength))? })
+    }
+}
+
+impl Adapter for SteeringAdapter {
+    fn method(&self) -> &str {
+        "steering"
+    }
+
+    fn parameters(&self) -> Vec<Parameter> {
+        Vec::new()
+    }
+
+    fn hooks<'a>(&'a self, _layout: &Layout, _mode: Mode) -> Result<Box<dyn Hooks + 'a>> {
+        Ok(Box::new(SteeringHooks(self)))
+    }
+
+    fn state(&self) -> BTreeMap<String, Tensor> {
+        BTreeMap::new()
+    }
+
+    fn save(&self, _dir: &Path) -> Result<()> {
+        let reason = "steering trains nothing and has nothing to save".to_owned();
+        Err(Error::Adapter { reason })
+    }
+}
+
+struct SteeringHooks<'a>(&'a SteeringAdapter);
+
+impl Hooks for SteeringHooks<'_> {
+    fn visit(&mut self, site: Site, h: Tensor, _span: &Span) -> Result<Tensor> {
+        if site != self.0.site {
+            return Ok(h);
+        }
+        Ok(self.0.edit.intervene(&h, &Subspace::Whole)?)
+    }
+}

@@ -1,0 +1,206 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use reft_core::{
+    Activation, Householder, InterventionConfig, InterventionSet, InterventionTensors, Method,
+    OrthonormalMap, PositionRule, Positions,
+};
+use reft_models::{BaseModel, Error, Result, read_json};
+use serde::Deserialize;
+use serde_json::Value;
+use tch::{Device, Kind, Tensor};
+
+use crate::pyreft::torch_pickle::load_torch_pickle;
+use crate::reft::adapter::ReftAdapter;
+use crate::reft::config::ReftConfig;
+
+/// What a directory saved by pyreft does not say, and whoever imports it must.
+#[derive(Debug, Clone)]
+pub struct PyreftImport {
+    /// Prompt tokens that the adapter was trained to edit.
+    pub positions: Positions,
+    /// Whether one intervention per layer serves all positions.
+    pub share_weights: bool,
+    /// Activation of the learned source.
+    pub act_fn: Activation,
+    /// The base model, if it is at hand; without it only the hidden size is known.
+    pub base_model: Option<BaseModel>,
+}
+
+/// `config.json` as pyreft 0.1 on pyvene writes it; only what is needed here.
+#[derive(Debug, Deserialize)]
+struct SavedConfig {
+    intervention_types: Vec<String>,
+    intervention_dimensions: Vec<i64>,
+    representations: Vec<Vec<Value>>,
+    sorted_keys: Vec<String>,
+}
+
+/// One intervention as saved.
+#[derive(Debug)]
+struct Saved {
+    layer: usize,
+    component: String,
+    nth: usize, // among those of its layer
+    tensors: BTreeMap<String, Tensor>,
+}
+
+/// Reads a directory that pyreft's `ReftModel.save` wrote. Pickles are read as data: nothing in them is run.
+///
+/// Positions follow [`PositionRule::Pyreft`], so the adapter does here what it did there. Untied, pyreft keeps the interventions
+/// of the first tokens before those of the last.
+///
+/// # Errors
+/// If a file is missing or broken, or the directory holds something else than ReFT interventions of one method at one component.
+pub fn import_pyreft(dir: &Path, import: &PyreftImport) -> Result<ReftAdapter> {
+    let path = dir.join("config.json");
+    let refuse = |reason: String| Error::Format { path: path.clone(), reason };
+    let config: SavedConfig = read_json(&path)?;
+    let method = method_of(&config.intervention_types).map_err(refuse)?;
+    let Some(&hidden_size) = config.intervention_dimensions.first() else {
+        return Err(refuse("it names no intervention, expected at least one".into()));
+    };
+    if config.representations.len() != config.sorted_keys.len() {
+        let (found, expected) = (config.sorted_keys.len(), config.representations.len());
+        return Err(refuse(format!("it has {found} keys for {expected} representations")));
+    }
+    let mut saved = Vec::new();
+    for key in &config.sorted_keys {
+        let (layer, component, nth) =
+            parse_key(key).ok_or_else(|| refuse(format!("key {key:?} is not one of pyreft's")))?;
+        let tensors = load_torch_pickle(&dir.join(format!("intkey_{key}.bin")))?;
+        saved.push(Saved { layer, component, nth, tensors });
+    }
+    saved.sort_by_key(|one| (one.nth, one.layer));
+
+    let mut layers: Vec<usize> = saved.iter().map(|one| one.layer).collect();
+    layers.sort_unstable();
+    layers.dedup();
+    let groups = import.positions.groups(import.share_weights).len();
+    if saved.len() != layers.len() * groups {
+        let (found, n) = (saved.len(), layers.len());
+        let advice = if import.share_weights { "leave out" } else { "give" };
+        return Err(refuse(format!(
+            "it holds {found} interventions on {n} layers, positions {} need {groups} on each; {advice} --share-weights or change the positions",
+            import.positions
+        )));
+    }
+    let component = saved[0].component.clone();
+    if let Some(other) = saved.iter().find(|one| one.component != component) {
+        let reason = format!("components {component} and {} are mixed", other.component);
+        return Err(refuse(reason + ", expected one"));
+    }
+
+    let first = &saved[0].tensors;
+    let intervention = InterventionConfig {
+        act_fn: import.act_fn,
+        add_bias: first.contains_key("proj_layer.bias"),
+        ..InterventionConfig::new(method, rank_of(first).map_err(refuse)?)
+    };
+    let base_model = import.base_model.clone().unwrap_or(BaseModel {
+        name: None,
+        model_type: None,
+        hidden_size,
+        num_hidden_layers: None,
+        vocab_size: None,
+    });
+    let config = ReftConfig {
+        component: component.parse()?,
+        position_rule: PositionRule::Pyreft,
+        share_weights: import.share_weights,
+        ..ReftConfig::new(&intervention, layers, import.positions, base_model)
+    };
+    config.check()?;
+    let tensors: Vec<InterventionTensors> =
+        saved.into_iter().map(|one| rename(method, one.tensors)).collect::<Result<_>>()?;
+    let interventions =
+        InterventionSet::from_tensors(intervention, hidden_size, &tensors, Device::Cpu)?;
+    ReftAdapter::from_interventions(config, interventions)
+}
+
+fn method_of(types: &[String]) -> std::result::Result<Method, String> {
+    const CLASSES: [(&str, Method); 6] = [
+        ("LoreftIntervention", Method::Loreft),
+        ("NoreftIntervention", Method::Noreft),
+        ("ConsreftIntervention", Method::Consreft),
+        ("LobireftIntervention", Method::Lobireft),
+        ("NodireftIntervention", Method::Direft),
+        ("DireftIntervention", Method::DireftOrth),
+    ];
+    let first = types.first().ok_or("it names no intervention, expected at least one")?;
+    if let Some(other) = types.iter().find(|t| *t != first) {
+        return Err(format!("interventions of types {first} and {other} are mixed, expected one"));
+    }
+    let class = first.trim_start_matches("<class '").trim_end_matches("'>");
+    let name = class.rsplit('.').next().unwrap_or(class);
+    CLASSES.iter().find(|(class, _)| *class == name).map(|(_, method)| *method).ok_or_else(|| {
+        let known: Vec<_> = CLASSES.iter().map(|(class, _)| *class).collect();
+        format!("intervention type {first} is unknown, expected one of {}", known.join(", "))
+    })
+}
+
+/// `layer_1_comp_block_output_unit_pos_nunit_1#0` → layer 1, `block_output`, the 0th there.
+fn parse_key(key: &str) -> Option<(usize, String, usize)> {
+    let (layer, rest) = key.strip_prefix("layer_")?.split_once("_comp_")?;
+    let (component, rest) = rest.split_once("_unit_")?;
+    let (_, nth) = rest.rsplit_once('#')?;
+    Some((layer.parse().ok()?, component.to_owned(), nth.parse().ok()?))
+}
+
+/// The subspace's dimension, read off a bias or constant source, whose only dimension it is.
+fn rank_of(tensors: &BTreeMap<String, Tensor>) -> std::result::Result<i64, String> {
+    ["bias", "learned_source.bias", "learned_source"]
+        .iter()
+        .find_map(|name| tensors.get(*name))
+        .and_then(|b| b.size().first().copied())
+        .ok_or_else(|| {
+            let names: Vec<_> = tensors.keys().map(String::as_str).collect();
+            format!("the first intervention holds {}, expected a learned source", names.join(", "))
+        })
+}
+
+/// pyreft's tensors of one intervention under our names.
+fn rename(method: Method, mut saved: BTreeMap<String, Tensor>) -> Result<InterventionTensors> {
+    const RAW: &str = "rotate_layer.parametrizations.weight.original";
+    const BASE: &str = "rotate_layer.parametrizations.weight.0.base";
+    for constant in ["embed_dim", "interchange_dim"] {
+        saved.remove(constant);
+    }
+    let mut renamed = InterventionTensors::new();
+    if let (Some(raw), Some(base)) = (saved.remove(RAW), saved.remove(BASE)) {
+        renamed.insert("rotation".into(), effective_rotation(method, &raw, &base)?);
+    }
+    for (name, tensor) in saved {
+        let name = match name.as_str() {
+            "rotate_layer" => "rotation",
+            "weight" => "learned_source.weight",
+            "bias" | "learned_source" => "learned_source.bias",
+            other => other,
+        };
+        renamed.insert(name.to_owned(), tensor.to_kind(Kind::Float));
+    }
+    Ok(renamed)
+}
+
+/// `Rᵀ` of torch's orthogonal parametrisation: `base · H(raw)`, times the whole part of each diagonal entry of `raw`.
+///
+/// That diagonal is −1 at the start. Weight decay takes it to −0.99…, whose whole part is 0: the saved rotation is then 0, which
+/// [`InterventionSet::from_tensors`] refuses as what it is, not a rotation.
+fn effective_rotation(method: Method, raw: &Tensor, base: &Tensor) -> Result<Tensor> {
+    let shape_error = |name: &str, expected: Vec<i64>, got: &Tensor| {
+        let name = format!("{method} {name}");
+        Error::Core(reft_core::Error::Shape { name, expected, got: got.size() })
+    };
+    let Ok((d, r)) = raw.size2() else {
+        return Err(shape_error("rotate_layer", vec![-1, -1], raw));
+    };
+    if base.size() != [d, d] || r > d {
+        return Err(shape_error("rotate_layer base", vec![d, d], base));
+    }
+    let map = Householder::on_base(&base.unsqueeze(0).to_kind(Kind::Float), r);
+    tch::no_grad(|| {
+        map.raw().shallow_clone().copy_(&raw.unsqueeze(0));
+        let signs = -raw.diagonal(0, 0, 1).to_kind(Kind::Float).trunc();
+        Ok(map.columns().squeeze_dim(0) * signs)
+    })
+}

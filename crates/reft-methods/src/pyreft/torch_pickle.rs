@@ -1,0 +1,203 @@
+//! Files that `torch.save` wrote: a zip of one pickle and the tensors' bytes.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::Path;
+
+use reft_models::{Error, Result, io_error};
+use tch::{Device, Kind, Tensor};
+use zip::ZipArchive;
+
+use crate::pyreft::pickle::{ElementType, Node, Pickle, Storage, Value, View};
+
+/// Dictionaries inside dictionaries, at most.
+const MAX_DEPTH: usize = 16;
+/// Bytes of tensors per byte of file, at most: tied tensors share a storage, and each gets memory of its own here.
+const MAX_EXPANSION: u64 = 16;
+
+/// Reads a dictionary of tensors that `torch.save` wrote (since torch 1.6). Nothing in the file is executed.
+///
+/// Names of inner dictionaries are joined by dots. Tensors keep their kind and are contiguous, on the CPU.
+///
+/// # Errors
+/// [`Error::Io`] if the file cannot be read; [`Error::Format`] if it is not such a zip, is damaged, or holds anything but
+/// (dictionaries of) tensors.
+pub fn load_torch_pickle(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let broken = |reason| Error::Format { path: path.to_owned(), reason };
+    let file = File::open(path).map_err(io_error("read", path))?;
+    let len = file.metadata().map_err(io_error("read", path))?.len();
+    let mut archive = Archive::open(BufReader::new(file), len).map_err(broken)?;
+    let bytes = archive.read("data.pkl").map_err(broken)?;
+    let pickle = Pickle::read(bytes.as_slice()).map_err(broken)?;
+    let mut found = Found { pickle: &pickle, views: BTreeMap::new(), seen: HashSet::new() };
+    found.collect(pickle.root(), "", 0).map_err(broken)?;
+    let views = found.views;
+    let total: u64 = views.values().map(|view| n_bytes(view)).fold(0, u64::saturating_add);
+    if total > len.saturating_mul(MAX_EXPANSION) {
+        return Err(broken(format!("its tensors take {total} bytes, the file has {len}")));
+    }
+    let mut tensors = BTreeMap::new();
+    for (name, view) in views {
+        let tensor =
+            archive.tensor(view).map_err(|reason| broken(format!("tensor {name}: {reason}")))?;
+        tensors.insert(name, tensor);
+    }
+    Ok(tensors)
+}
+
+/// The tensors of a pickle, by name.
+struct Found<'a> {
+    pickle: &'a Pickle,
+    views: BTreeMap<String, &'a View>,
+    /// Dictionaries already read: each is read once, so that one inside itself, or shared without end, is an error.
+    seen: HashSet<*const Node>,
+}
+
+impl Found<'_> {
+    /// Finds every tensor below `value`.
+    fn collect(&mut self, value: Value, name: &str, depth: usize) -> Result<(), String> {
+        match self.pickle.node(value) {
+            Some(Node::Tensor(view)) if !name.is_empty() => {
+                match self.views.insert(name.to_owned(), view) {
+                    None => Ok(()),
+                    Some(_) => Err(format!("tensor {name} is given twice")),
+                }
+            }
+            Some(dict @ Node::Dict(items)) => {
+                if depth == MAX_DEPTH {
+                    return Err(format!("dictionaries lie more than {MAX_DEPTH} deep"));
+                }
+                if !self.seen.insert(std::ptr::from_ref(dict)) {
+                    return Err(format!("the dictionary {name:?} stands in two places"));
+                }
+                for &(key, value) in items {
+                    let Some(Node::Text(key)) = self.pickle.node(key) else {
+                        return Err(format!("a key of the dictionary {name:?} is not a string"));
+                    };
+                    let name = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
+                    self.collect(value, &name, depth + 1)?;
+                }
+                Ok(())
+            }
+            _ if name.is_empty() => Err("it holds something other than a dictionary".to_owned()),
+            _ => Err(format!("{name:?} is neither a tensor nor a dictionary of tensors")),
+        }
+    }
+}
+
+/// The zip around a pickle.
+struct Archive {
+    zip: ZipArchive<BufReader<File>>,
+    /// The directory in which everything lies.
+    root: String,
+    len: u64,
+}
+
+impl Archive {
+    fn open(reader: BufReader<File>, len: u64) -> Result<Self, String> {
+        let zip = ZipArchive::new(reader).map_err(|failed| {
+            format!("it is not a zip as torch.save writes it ({failed}); save it again with a torch since 1.6")
+        })?;
+        let mut roots = Vec::new();
+        for name in zip.file_names() {
+            let name = name.map_err(|failed| failed.to_string())?;
+            roots.extend(name.strip_suffix("data.pkl").map(str::to_owned));
+        }
+        let [root] = &roots[..] else {
+            return Err(format!("it holds {} files data.pkl, expected one", roots.len()));
+        };
+        let root = root.clone();
+        let mut archive = Self { zip, root, len };
+        if archive.zip.index_for_name(&format!("{}byteorder", archive.root)).is_some() {
+            let order = archive.read("byteorder")?;
+            if order != b"little" {
+                let order = String::from_utf8_lossy(&order).into_owned();
+                return Err(format!("its byte order is {order:?}, expected \"little\""));
+            }
+        }
+        Ok(archive)
+    }
+
+    /// Reads one file of the zip. They are stored as they are, so none is longer than the zip.
+    fn read(&mut self, name: &str) -> Result<Vec<u8>, String> {
+        let name = format!("{}{name}", self.root);
+        let broken = |failed: &dyn std::fmt::Display| format!("its part {name}: {failed}");
+        let part = self.zip.by_name(&name).map_err(|failed| broken(&failed))?;
+        if part.size() > self.len {
+            return Err(broken(&format!("{} bytes, the file has {}", part.size(), self.len)));
+        }
+        let mut bytes = Vec::new();
+        part.take(self.len).read_to_end(&mut bytes).map_err(|failed| broken(&failed))?;
+        Ok(bytes)
+    }
+
+    fn tensor(&mut self, view: &View) -> Result<Tensor, String> {
+        let Storage { element_type, key, len } = &view.storage;
+        let kind = kind_of(*element_type);
+        let bytes = self.read(&format!("data/{key}"))?;
+        let n_elements = usize::try_from(*len)
+            .ok()
+            .filter(|n| n.checked_mul(kind.elt_size_in_bytes()) == Some(bytes.len()));
+        if n_elements.is_none() {
+            return Err(format!(
+                "its storage has {} bytes, expected {len} elements of {kind:?}",
+                bytes.len()
+            ));
+        }
+        check_extent(view)?;
+        let build = || {
+            let storage = Tensor::f_from_data_size(&bytes, &[*len], kind)?;
+            let view = storage.f_as_strided(&view.size, &view.stride, view.offset)?;
+            let mut tensor = Tensor::f_empty(view.size(), (kind, Device::Cpu))?;
+            tensor.f_copy_(&view)?;
+            Ok(tensor)
+        };
+        build().map_err(|failed: tch::TchError| failed.to_string())
+    }
+}
+
+/// Refuses views that reach outside their storage or repeat its elements.
+fn check_extent(view: &View) -> Result<(), String> {
+    let View { storage, offset, size, stride } = view;
+    let wrong = || {
+        format!(
+            "size {size:?} with strides {stride:?} from {offset} does not fit in {} elements",
+            storage.len
+        )
+    };
+    let not_negative = size.iter().chain(stride).chain([offset]).all(|&n| n >= 0);
+    if size.len() != stride.len() || !not_negative {
+        return Err(wrong());
+    }
+    let n = size.iter().try_fold(1i64, |product, &n| product.checked_mul(n)).ok_or_else(wrong)?;
+    if n == 0 {
+        return Ok(());
+    }
+    let last = size
+        .iter()
+        .zip(stride)
+        .try_fold(*offset, |last, (&n, &step)| last.checked_add((n - 1).checked_mul(step)?))
+        .ok_or_else(wrong)?;
+    if last >= storage.len || n > storage.len { Err(wrong()) } else { Ok(()) }
+}
+
+fn n_bytes(view: &View) -> u64 {
+    let n = view.size.iter().fold(1u64, |product, &n| product.saturating_mul(n.unsigned_abs()));
+    n.saturating_mul(kind_of(view.storage.element_type).elt_size_in_bytes() as u64)
+}
+
+fn kind_of(element_type: ElementType) -> Kind {
+    match element_type {
+        ElementType::Double => Kind::Double,
+        ElementType::Float => Kind::Float,
+        ElementType::Half => Kind::Half,
+        ElementType::BFloat16 => Kind::BFloat16,
+        ElementType::Long => Kind::Int64,
+        ElementType::Int => Kind::Int,
+        ElementType::Short => Kind::Int16,
+        ElementType::Char => Kind::Int8,
+        ElementType::Byte => Kind::Uint8,
+        ElementType::Bool => Kind::Bool,
+    }
+}

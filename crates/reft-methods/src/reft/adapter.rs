@@ -1,0 +1,270 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use reft_core::{
+    Edit, Intervention, InterventionSet, InterventionTensors, Parameter, Subspace, TokenGroup,
+};
+use reft_models::{
+    Adapter, Cut, Error, Hooks, Layout, Mode, Model, Reach, Result, Row, Site, Span,
+    save_safetensors, send, write_json_in_order,
+};
+use tch::{Device, Tensor};
+
+use crate::declaration::AdapterFiles;
+use crate::files::adapter_file::{Shapes, read_exactly};
+use crate::reft::config::ReftConfig;
+
+/// A ReFT adapter: interventions ⟨Φ, P, ℓ⟩ on the prompt's hidden states of a frozen decoder.
+#[derive(Debug)]
+pub struct ReftAdapter {
+    config: ReftConfig,
+    interventions: InterventionSet, // in the order of ReftConfig::sites
+}
+
+impl ReftAdapter {
+    /// Name of the tensors' file in an adapter directory.
+    pub const FILE_NAME: &str = AdapterFiles::Reft.names()[0];
+
+    /// A new adapter for a decoder. Random numbers come from libtorch's CPU generator ([`tch::manual_seed`]).
+    ///
+    /// # Errors
+    /// What [`ReftConfig::check`] refuses.
+    pub fn new(config: ReftConfig, model: &dyn Model) -> Result<Self> {
+        config.check_model(model.description())?;
+        let (n, d) = (config.sites().len() as i64, model.description().hidden_size);
+        let interventions = InterventionSet::new(config.intervention(), n, d, model.device())?;
+        Ok(Self { config, interventions })
+    }
+
+    /// An adapter of given interventions, in the order of [`ReftConfig::sites`].
+    ///
+    /// # Errors
+    /// What [`ReftConfig::check`] refuses; [`Error::Adapter`] if they are of another kind or number.
+    pub fn from_interventions(config: ReftConfig, interventions: InterventionSet) -> Result<Self> {
+        config.check()?;
+        let (expected, found) = (config.sites().len() as i64, interventions.len());
+        if expected != found {
+            let reason =
+                format!("{found} interventions are given, the configuration has {expected}");
+            return Err(Error::Adapter { reason });
+        }
+        Ok(Self { config, interventions })
+    }
+
+    /// Reads an adapter, to be used, and checks that it belongs to the decoder.
+    ///
+    /// Its logits are bit for bit those of the adapter that was saved.
+    ///
+    /// # Errors
+    /// If a file is missing or broken, a tensor is missing, unexpected or misshapen (by name), or the model is another one.
+    pub fn load(dir: &Path, model: &dyn Model) -> Result<Self> {
+        let config = ReftConfig::read(dir)?;
+        config.check_model(model.description())?;
+        Self::load_with(config, dir, model.device())
+    }
+
+    /// Reads an adapter without its model, for instance to look at it.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_alone(dir: &Path) -> Result<Self> {
+        Self::load_with(ReftConfig::read(dir)?, dir, Device::Cpu)
+    }
+
+    fn load_with(config: ReftConfig, dir: &Path, device: Device) -> Result<Self> {
+        let d = config.base_model.hidden_size;
+        let own = config.intervention().tensor_shapes(d);
+        let named = |place| {
+            let name = move |tensor: &str| ReftConfig::tensor_name(place, tensor);
+            own.iter().map(move |(tensor, shape)| (*tensor, name(tensor), shape.clone()))
+        };
+        let all = config.sites().into_iter().flat_map(named);
+        let shapes: Shapes = all.map(|(_, name, shape)| (name, shape)).collect();
+        let tensors = read_exactly(&dir.join(Self::FILE_NAME), &shapes)?;
+        let of_place = |place| -> InterventionTensors {
+            let own = named(place);
+            own.map(|(tensor, name, _)| (tensor.to_owned(), tensors[&name].shallow_clone()))
+                .collect()
+        };
+        let interventions: Vec<InterventionTensors> =
+            config.sites().into_iter().map(of_place).collect();
+        let interventions =
+            InterventionSet::from_tensors(config.intervention(), d, &interventions, device)?;
+        Ok(Self { config, interventions })
+    }
+
+    /// Makes a loaded adapter trainable; see [`InterventionSet::into_trainable`].
+    ///
+    /// # Errors
+    /// If a loaded rotation is not orthonormal.
+    pub fn into_trainable(self) -> Result<Self> {
+        Ok(Self { interventions: self.interventions.into_trainable()?, ..self })
+    }
+
+    /// What the adapter is.
+    pub fn config(&self) -> &ReftConfig {
+        &self.config
+    }
+
+    /// Its interventions, in the order of [`ReftConfig::sites`].
+    pub fn interventions(&self) -> &InterventionSet {
+        &self.interventions
+    }
+
+    /// Its interventions, to be changed.
+    pub fn interventions_mut(&mut self) -> &mut InterventionSet {
+        &mut self.interventions
+    }
+
+    /// Hooks that apply given edits, in the order of [`ReftConfig::sites`], at the adapter's positions.
+    ///
+    /// # Errors
+    /// [`reft_core::Error::Subspace`] if a row names a coordinate that does not exist.
+    pub fn hooks_with(&self, edits: Vec<Edit>, layout: &Layout) -> Result<ReftHooks> {
+        let mut places: BTreeMap<Site, Vec<(TokenGroup, Edit)>> = BTreeMap::new();
+        for ((site, group), edit) in self.config.sites().into_iter().zip(edits) {
+            places.entry(site).or_default().push((group, edit));
+        }
+        let resolved: Vec<_> = layout
+            .rows()
+            .iter()
+            .map(|row| {
+                self.config.positions.in_prompt(row.prompt_length, self.config.position_rule)
+            })
+            .collect();
+        let r = self.config.low_rank_dimension;
+        let groups = self.config.positions.groups(self.config.share_weights).into_iter();
+        let positions = groups.map(|group| {
+            let rows = resolved.iter().enumerate();
+            let tokens = rows.flat_map(|(row, p)| p.group(group).map(move |token| (row, token)));
+            (group, tokens.collect())
+        });
+        let masks = if layout.rows().iter().any(|row| row.subspace.is_some()) {
+            let mask = |row: &Row| match &row.subspace {
+                Some(coordinates) => Subspace::mask_of(coordinates, r),
+                None => Ok(Tensor::ones([r], (tch::Kind::Float, Device::Cpu))),
+            };
+            let masks: Vec<Tensor> =
+                layout.rows().iter().map(mask).collect::<reft_core::Result<_>>()?;
+            Some(Tensor::stack(&masks, 0))
+        } else {
+            None
+        };
+        Ok(ReftHooks { places, positions: positions.collect(), masks, pass: None })
+    }
+}
+
+impl Adapter for ReftAdapter {
+    fn method(&self) -> &str {
+        self.config.method.name()
+    }
+
+    fn parameters(&self) -> Vec<Parameter> {
+        self.interventions.parameters()
+    }
+
+    fn hooks<'a>(&'a self, layout: &Layout, mode: Mode) -> Result<Box<dyn Hooks + 'a>> {
+        let edits = self.interventions.edits(mode == Mode::Train);
+        Ok(Box::new(self.hooks_with(edits, layout)?))
+    }
+
+    fn reach(&self, row: &Row) -> Reach {
+        let positions = self.config.positions;
+        let resolved = positions.in_prompt(row.prompt_length, self.config.position_rule);
+        let first = resolved.group(TokenGroup::FirstAndLast).next();
+        let sites = self.config.sites().into_iter().map(|(site, _)| site);
+        Reach::of_sites(sites, first.unwrap_or(row.input_ids.len()))
+    }
+
+    fn state(&self) -> BTreeMap<String, Tensor> {
+        self.interventions.state()
+    }
+
+    fn load_state(&self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        Ok(self.interventions.load_state(state)?)
+    }
+
+    fn save(&self, dir: &Path) -> Result<()> {
+        let mut tensors = Vec::new();
+        for (place, own) in self.config.sites().into_iter().zip(self.interventions.tensors()) {
+            tensors.extend(
+                own.into_iter().map(|(name, t)| (ReftConfig::tensor_name(place, &name), t)),
+            );
+        }
+        save_safetensors(&dir.join(Self::FILE_NAME), &tensors, None)?;
+        write_json_in_order(&dir.join(ReftConfig::FILE_NAME), &self.config)
+    }
+}
+
+/// The edits of a [`ReftAdapter`] on one batch.
+#[derive(Debug)]
+pub struct ReftHooks {
+    places: BTreeMap<Site, Vec<(TokenGroup, Edit)>>,
+    positions: Vec<(TokenGroup, Vec<(usize, usize)>)>, // (row, prompt token) of each group
+    masks: Option<Tensor>,                             // subspace of each row [b, r]
+    pass: Option<EditedTokens>,
+}
+
+/// Which tokens of the present pass are edited: the same at every layer, so made once.
+#[derive(Debug)]
+struct EditedTokens {
+    columns: std::ops::Range<usize>,
+    groups: Vec<(TokenGroup, Tensor, Subspace)>, // flat indices [m]
+}
+
+impl ReftHooks {
+    fn resolve(&self, span: &Span, device: Device) -> EditedTokens {
+        let group = |(group, tokens): &(TokenGroup, Vec<(usize, usize)>)| {
+            let edited = tokens
+                .iter()
+                .filter_map(|&(row, token)| Some((row as i64, span.flat_index(row, token)?)));
+            let (rows, indices): (Vec<i64>, Vec<i64>) = edited.unzip();
+            let subspace = self.masks.as_ref().map_or(Subspace::Whole, |masks| {
+                Subspace::Masked(send(&masks.index_select(0, &Tensor::from_slice(&rows)), device))
+            });
+            (*group, send(&Tensor::from_slice(&indices), device), subspace)
+        };
+        let groups = self.positions.iter().map(group).collect();
+        EditedTokens { columns: span.columns.clone(), groups }
+    }
+}
+
+impl Hooks for ReftHooks {
+    fn visit(&mut self, site: Site, h: Tensor, span: &Span) -> Result<Tensor> {
+        let Some(edits) = self.places.get(&site) else { return Ok(h) };
+        if self.pass.as_ref().is_none_or(|pass| pass.columns != span.columns) {
+            self.pass = Some(self.resolve(span, h.device()));
+        }
+        let groups = self.pass.as_ref().map_or(&[][..], |pass| &pass.groups);
+        let (b, t, d) = h.size3()?;
+        let mut h = h;
+        for (group, indices, subspace) in groups {
+            let Some((_, edit)) = edits.iter().find(|(g, _)| g == group) else { continue };
+            if indices.numel() == 0 {
+                continue;
+            }
+            let flat = h.reshape([b * t, d]);
+            let edited = edit.intervene(&flat.index_select(0, indices), subspace)?; // [m, d]
+            h = flat.index_copy(0, indices, &edited).view([b, t, d]);
+        }
+        Ok(h)
+    }
+
+    fn keep_rows(&mut self, rows: &[usize]) {
+        let kept = |&(row, token): &(usize, usize)| {
+            Some((rows.iter().position(|kept| *kept == row)?, token))
+        };
+        for (_, tokens) in &mut self.positions {
+            *tokens = tokens.iter().filter_map(kept).collect();
+        }
+        let indices: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
+        let selected = |masks: &Tensor| masks.index_select(0, &Tensor::from_slice(&indices));
+        self.masks = self.masks.as_ref().map(selected);
+        self.pass = None;
+    }
+
+    fn cut(&mut self) -> Vec<Cut> {
+        let edits = self.places.values_mut().flatten();
+        edits.flat_map(|(_, edit)| edit.tensors_mut()).filter_map(Cut::of).collect()
+    }
+}

@@ -1,0 +1,167 @@
+use std::path::Path;
+
+use reft_core::{
+    Activation, Init, InterventionConfig, MapKind, Method, PositionRule, Positions, TokenGroup,
+};
+use reft_models::{BaseModel, Component, Error, ModelDescription, Result, Site, read_json};
+use serde::{Deserialize, Serialize};
+
+use crate::declaration::AdapterFiles;
+
+/// `reft_config.json`: what a ReFT adapter is, apart from its numbers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReftConfig {
+    /// Version of this format: [`ReftConfig::FORMAT_VERSION`].
+    pub format_version: u32,
+    /// The edit.
+    pub method: Method,
+    /// Layers edited, 0-based, each once, in ascending order.
+    pub layers: Vec<usize>,
+    /// Where in each layer: one of the four points of the residual stream.
+    #[serde(with = "component_name")]
+    pub component: Component,
+    /// Prompt tokens edited.
+    pub positions: Positions,
+    /// What happens to prompts shorter than the positions.
+    pub position_rule: PositionRule,
+    /// One intervention per layer for all positions, or one for the first and one for the last tokens.
+    pub share_weights: bool,
+    /// Dimension `r` of the subspace.
+    pub low_rank_dimension: i64,
+    /// How `R` is kept orthonormal while it trains.
+    pub orthonormal_map: MapKind,
+    /// Activation of the learned source.
+    pub act_fn: Activation,
+    /// Dropout on the edit, in training.
+    pub dropout: f64,
+    /// Whether noreft's projection has a bias.
+    pub add_bias: bool,
+    /// The start in force when it was made.
+    pub init: Init,
+    /// The model it belongs to.
+    pub base_model: BaseModel,
+}
+
+impl ReftConfig {
+    /// The version written.
+    pub const FORMAT_VERSION: u32 = 1;
+    /// Name of the file in an adapter directory.
+    pub const FILE_NAME: &str = AdapterFiles::Reft.names()[1];
+
+    /// An adapter of `intervention` at the output of `layers`, on untied `positions`.
+    pub fn new(
+        intervention: &InterventionConfig,
+        layers: Vec<usize>,
+        positions: Positions,
+        base_model: BaseModel,
+    ) -> Self {
+        Self {
+            format_version: Self::FORMAT_VERSION,
+            method: intervention.method,
+            layers,
+            component: Component::BlockOutput,
+            positions,
+            position_rule: PositionRule::default(),
+            share_weights: false,
+            low_rank_dimension: intervention.low_rank_dimension,
+            orthonormal_map: intervention.orthonormal_map,
+            act_fn: intervention.act_fn,
+            dropout: intervention.dropout,
+            add_bias: intervention.add_bias,
+            init: intervention.resolved_init(),
+            base_model,
+        }
+    }
+
+    /// Reads `reft_config.json` of an adapter directory.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Json`] with the line, or what [`Self::check`] refuses.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let config: Self = read_json(&dir.join(Self::FILE_NAME))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks what can be checked without a model.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] or an error of the intervention's own.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |reason: String| Err(Error::Adapter { reason });
+        if self.format_version != Self::FORMAT_VERSION {
+            let (found, expected) = (self.format_version, Self::FORMAT_VERSION);
+            return refuse(format!("format_version is {found}, this program reads {expected}"));
+        }
+        if Component::PROJECTIONS.contains(&self.component) {
+            let accepted = "block_input, attention_output, mlp_output or block_output";
+            return refuse(format!("component is {}, ReFT edits {accepted}", self.component));
+        }
+        if self.layers.is_empty() {
+            return refuse("no layer is named; name at least one".into());
+        }
+        let n = self.base_model.num_hidden_layers.unwrap_or(usize::MAX);
+        if let Some(layer) = self.layers.iter().find(|layer| **layer >= n) {
+            return refuse(format!(
+                "layer {layer} is out of range, the model has {n} layers, counted from 0"
+            ));
+        }
+        if let Some(pair) = self.layers.windows(2).find(|pair| pair[0] >= pair[1]) {
+            let advice = "name each layer once, in ascending order";
+            return refuse(format!("layer {} stands after layer {}; {advice}", pair[1], pair[0]));
+        }
+        Ok(self.intervention().check(self.base_model.hidden_size)?)
+    }
+
+    /// Checks that the adapter can run on a model.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] if it is another model than the adapter's, or has no such layer.
+    pub fn check_model(&self, model: &ModelDescription) -> Result<()> {
+        self.base_model.check(model)?;
+        let name = self.base_model.name.clone().unwrap_or_default();
+        Self { base_model: BaseModel::of(model, name), ..self.clone() }.check()
+    }
+
+    /// The intervention at each site.
+    pub fn intervention(&self) -> InterventionConfig {
+        InterventionConfig {
+            method: self.method,
+            low_rank_dimension: self.low_rank_dimension,
+            orthonormal_map: self.orthonormal_map,
+            act_fn: self.act_fn,
+            dropout: self.dropout,
+            add_bias: self.add_bias,
+            init: Some(self.init),
+        }
+    }
+
+    /// Where each intervention stands: the groups of positions one after the other, the layers within.
+    pub fn sites(&self) -> Vec<(Site, TokenGroup)> {
+        let groups = self.positions.groups(self.share_weights).into_iter();
+        groups
+            .flat_map(|group| self.layers.iter().map(move |layer| (*layer, group)))
+            .map(|(layer, group)| (Site { layer, component: self.component }, group))
+            .collect()
+    }
+
+    /// Name of a tensor in the adapter's file: `layers.15.block_output.tied.rotation`.
+    pub fn tensor_name((site, group): (Site, TokenGroup), tensor: &str) -> String {
+        format!("layers.{}.{}.{group}.{tensor}", site.layer, site.component)
+    }
+}
+
+mod component_name {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use reft_models::Component;
+
+    pub fn serialize<S: Serializer>(component: &Component, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(component)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Component, D::Error> {
+        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+    }
+}

@@ -1,0 +1,411 @@
+//! The methods, and how an adapter directory is told to be of one.
+
+use std::path::{Path, PathBuf};
+
+use reft_core::Parameter;
+use reft_models::{Adapter, AdapterStack, Model, ModelDescription};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
+
+use crate::declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
+use crate::error::{Error, Result};
+use crate::files::{own_config, peft_fields};
+use crate::methods::{bottleneck, full, ia3, lora, prefix, prompt, red};
+use crate::options::{MethodOption, MethodOptions, union};
+use crate::reft::declaration as reft;
+
+/// Every method that can be trained.
+pub static METHODS: &[&MethodDeclaration] = &[
+    &reft::LOREFT,
+    &reft::DIREFT,
+    &reft::DIREFT_ORTH,
+    &reft::NOREFT,
+    &reft::CONSREFT,
+    &reft::LOBIREFT,
+    &lora::LORA,
+    &lora::RSLORA,
+    &lora::DORA,
+    &prefix::PREFIX,
+    &prompt::PROMPT,
+    &ia3::IA3,
+    &red::RED,
+    &bottleneck::SERIES,
+    &bottleneck::PARALLEL,
+    &full::FULL,
+];
+
+/// Their names.
+pub fn method_names() -> Vec<&'static str> {
+    METHODS.iter().map(|method| method.name).collect()
+}
+
+/// A method by name.
+///
+/// # Errors
+/// [`Error::UnknownMethod`].
+pub fn declaration(name: &str) -> Result<&'static MethodDeclaration> {
+    METHODS.iter().find(|method| method.name == name).copied().ok_or_else(|| Error::UnknownMethod {
+        found: name.to_owned(),
+        accepted: method_names().join(", "),
+    })
+}
+
+/// The methods that a name means, which may be several joined with `+`.
+///
+/// # Errors
+/// [`Error::UnknownMethod`].
+pub fn declarations(name: &str) -> Result<Vec<&'static MethodDeclaration>> {
+    name.split('+').map(|one| declaration(one.trim())).collect()
+}
+
+/// The options of a method, or of several joined with `+`.
+///
+/// # Errors
+/// [`Error::UnknownMethod`].
+pub fn options_of(name: &str) -> Result<Vec<&'static MethodOption>> {
+    Ok(union(declarations(name)?.iter().map(|method| method.options)))
+}
+
+/// The options of all methods.
+pub fn all_options() -> Vec<&'static MethodOption> {
+    union(METHODS.iter().map(|method| method.options))
+}
+
+impl MethodOptions {
+    /// Those of the options that a method, or several joined with `+`, has.
+    ///
+    /// # Errors
+    /// [`Error::UnknownMethod`].
+    pub fn of_method(&self, method: &str) -> Result<Self> {
+        Ok(self.only(&options_of(method)?))
+    }
+}
+
+impl<'de> Deserialize<'de> for MethodOptions {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use serde::de::Error as _;
+
+        let (mut options, all) = (Self::default(), all_options());
+        for (name, value) in <Map<String, Value> as Deserialize>::deserialize(deserializer)? {
+            let Some(option) = all.iter().find(|option| option.name == name) else {
+                let names: Vec<&str> = all.iter().map(|option| option.name).collect();
+                let names = names.join(", ");
+                let message = format!("unknown field `{name}`, expected one of {names}");
+                return Err(D::Error::custom(message));
+            };
+            options.set(option, value).map_err(D::Error::custom)?;
+        }
+        Ok(options)
+    }
+}
+
+/// One or several methods with everything decided.
+#[derive(Debug)]
+pub struct Methods(Vec<Box<dyn Method>>);
+
+/// Decides everything that options leave open, and checks it against a model: nothing is left to fail when training starts.
+///
+/// Names joined with `+` are used at once; each takes the options that it has.
+///
+/// # Errors
+/// [`Error::UnknownMethod`], [`Error::UnknownOption`], [`Error::OptionValue`], or what the method itself refuses.
+pub fn resolve(name: &str, options: &MethodOptions, model: &ModelDescription) -> Result<Methods> {
+    let accepted = options_of(name)?;
+    if let Some((option, _)) = options.given().find(|(option, _)| !accepted.contains(option)) {
+        let names: Vec<&str> = accepted.iter().map(|option| option.name).collect();
+        let accepted = if names.is_empty() { "none".into() } else { names.join(", ") };
+        let (method, option) = (name.to_owned(), option.name.to_owned());
+        return Err(Error::UnknownOption { method, option, accepted });
+    }
+    let one = |method: &MethodDeclaration| {
+        (method.resolve)(method.name, &options.of_method(method.name)?, model)
+    };
+    Ok(Methods(declarations(name)?.into_iter().map(one).collect::<Result<_>>()?))
+}
+
+impl Methods {
+    /// The methods in a directory.
+    ///
+    /// # Errors
+    /// [`Error::NotAnAdapter`]; a configuration that is broken.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let read = |(dir, method): (PathBuf, &MethodDeclaration)| (method.read)(&dir);
+        Ok(Self(adapters_in(dir)?.into_iter().map(read).collect::<Result<_>>()?))
+    }
+
+    /// The methods, in the order that they see hidden states.
+    pub fn iter(&self) -> impl Iterator<Item = &dyn Method> {
+        self.0.iter().map(|method| &**method)
+    }
+
+    /// Whether a method is one of them.
+    pub fn has(&self, name: &str) -> bool {
+        self.iter().any(|method| method.name() == name)
+    }
+
+    /// The methods by name, and all of their options: [`resolve`] makes the same of them.
+    ///
+    /// Of several, an option that they have decided differently by their defaults is left open again.
+    pub fn describe(&self) -> (String, MethodOptions) {
+        let names: Vec<&str> = self.iter().map(Method::name).collect();
+        let options = match &self.0[..] {
+            [method] => method.options(),
+            _ => {
+                let part = |method: &dyn Method| {
+                    let own = declaration(method.name()).map_or(&[][..], |d| d.options);
+                    (own, method.options())
+                };
+                MethodOptions::agreed(&self.iter().map(part).collect::<Vec<_>>())
+            }
+        };
+        (names.join("+"), options)
+    }
+
+    /// Makes new adapters; see [`Method::build`].
+    ///
+    /// # Errors
+    /// What a method refuses; [`reft_models::Error::NotCombinable`].
+    pub fn build(&self, model: &dyn Model, base_model: &str) -> Result<Vec<Box<dyn Adapter>>> {
+        combinable(self.iter().map(|method| method.build(model, base_model)).collect())
+    }
+
+    /// Bytes per token that the methods' own backward keeps in each block; see [`Method::kept_per_token`].
+    ///
+    /// # Errors
+    /// What a method refuses of the model.
+    pub fn kept_per_token(&self, model: &ModelDescription, kind_bytes: f64) -> Result<Vec<f64>> {
+        let mut sum = vec![0.0; model.num_hidden_layers];
+        for method in self.iter() {
+            for (sum, own) in sum.iter_mut().zip(method.kept_per_token(model, kind_bytes)?) {
+                *sum += own;
+            }
+        }
+        Ok(sum)
+    }
+}
+
+/// The adapters of a directory: it itself with its method, or those that its `combined.json` names.
+///
+/// # Errors
+/// [`Error::NotAnAdapter`] if a directory holds none, or its configuration is of a method unknown here.
+pub fn adapters_in(dir: &Path) -> Result<Vec<(PathBuf, &'static MethodDeclaration)>> {
+    if !has_own_files(dir) && dir.join(AdapterStack::FILE_NAME).is_file() {
+        let parts = AdapterStack::directories(dir)?.into_iter();
+        return parts.map(|part| Ok((part.clone(), method_in(&part)?))).collect();
+    }
+    Ok(vec![(dir.to_owned(), method_in(dir)?)])
+}
+
+/// Whether there is an adapter that says what it is, and not all weights of a model.
+fn has_own_files(dir: &Path) -> bool {
+    let configs = [AdapterFiles::Reft, AdapterFiles::Peft(""), AdapterFiles::Own];
+    configs.iter().any(|files| dir.join(files.names()[1]).is_file())
+}
+
+/// The method of the adapter that lies in a directory, told by its files.
+fn method_in(dir: &Path) -> Result<&'static MethodDeclaration> {
+    let unknown = |expected: String| Error::NotAnAdapter { path: dir.to_owned(), expected };
+    let has = |files: AdapterFiles| dir.join(files.names()[files.names().len() - 1]).is_file();
+    let find = |is: &dyn Fn(&MethodDeclaration) -> bool| METHODS.iter().find(|m| is(m)).copied();
+    if has(AdapterFiles::Reft) {
+        Ok(find(&|m| m.files == AdapterFiles::Reft).expect("invariant: ReFT is a method"))
+    } else if has(AdapterFiles::Peft("")) {
+        let found = peft_fields::peft_type(dir)?;
+        find(&|m| matches!(m.files, AdapterFiles::Peft(own) if own == found)).ok_or_else(|| {
+            let mut types: Vec<&str> = Vec::new();
+            for method in METHODS {
+                match method.files {
+                    AdapterFiles::Peft(own) if !types.contains(&own) => types.push(own),
+                    _ => {}
+                }
+            }
+            unknown(format!(
+                "peft_type {} in adapter_config.json (it says {found})",
+                types.join(", ")
+            ))
+        })
+    } else if has(AdapterFiles::Own) {
+        let found = own_config::method(dir)?;
+        find(&|m| m.files == AdapterFiles::Own && m.name == found).ok_or_else(|| {
+            let own = METHODS.iter().filter(|m| m.files == AdapterFiles::Own);
+            let names: Vec<&str> = own.map(|m| m.name).collect();
+            let names = names.join(", ");
+            unknown(format!("method {names} in baseline_config.json (it says {found})"))
+        })
+    } else if has(AdapterFiles::Weights) {
+        Ok(find(&|m| m.files == AdapterFiles::Weights).expect("invariant: full is a method"))
+    } else {
+        Err(unknown(config_names().join(", ")))
+    }
+}
+
+/// The files that tell what a directory holds.
+fn config_names() -> Vec<&'static str> {
+    let [reft, peft, own] = [AdapterFiles::Reft, AdapterFiles::Peft(""), AdapterFiles::Own];
+    let [reft, peft, own] = [reft, peft, own].map(|files| files.names()[1]);
+    vec![reft, peft, own, AdapterStack::FILE_NAME, AdapterFiles::Weights.tensors()]
+}
+
+/// Reads the adapters of a directory and checks that they belong to the model. There is one, but for several that were trained at once.
+///
+/// A fully fine-tuned model is read *into* the model.
+///
+/// # Errors
+/// [`Error::NotAnAdapter`], or what the method refuses: fields and tensors by name, another base model.
+pub fn load_adapters(dir: &Path, model: &dyn Model) -> Result<Vec<Box<dyn Adapter>>> {
+    let load =
+        |(dir, method): (PathBuf, &MethodDeclaration)| (method.read)(&dir)?.load(&dir, model);
+    combinable(adapters_in(dir)?.into_iter().map(load).collect())
+}
+
+/// [`load_adapters`], to be trained on.
+///
+/// # Errors
+/// As [`load_adapters`]; a loaded rotation that is not orthonormal.
+pub fn load_trainable_adapters(dir: &Path, model: &dyn Model) -> Result<Vec<Box<dyn Adapter>>> {
+    let load = |(dir, method): (PathBuf, &MethodDeclaration)| {
+        (method.read)(&dir)?.load_trainable(&dir, model)
+    };
+    combinable(adapters_in(dir)?.into_iter().map(load).collect())
+}
+
+fn combinable(adapters: Result<Vec<Box<dyn Adapter>>>) -> Result<Vec<Box<dyn Adapter>>> {
+    let adapters = adapters?;
+    AdapterStack::of_boxed(&adapters)?;
+    Ok(adapters)
+}
+
+/// Checks that the adapter in a directory belongs to a model, tensor by tensor, without loading the model's weights.
+///
+/// # Errors
+/// What loading it refuses: fields and tensors by name, another base model.
+pub fn check_adapter(dir: &Path, model: &ModelDescription) -> Result<()> {
+    let check = |(dir, method): (PathBuf, &MethodDeclaration)| {
+        (method.read)(&dir)?.check_files(&dir, model)
+    };
+    adapters_in(dir)?.into_iter().try_for_each(check)
+}
+
+/// Puts an adapter directory into the model's weights: it computes what model and adapter did, at the model's own cost. Sums are made in
+/// f32 and rounded to the model's kind once.
+///
+/// # Errors
+/// What reading it refuses; [`Error::NotMergeable`] for methods that are no change of weights; [`Error::NotFinite`]: the model is merged in
+/// part then, and should be opened anew.
+pub fn merge_adapter(dir: &Path, model: &dyn Model) -> Result<()> {
+    check_mergeable(dir)?;
+    (method_in(dir)?.read)(dir)?.merge(dir, model)
+}
+
+/// Checks that the adapter in a directory is a change of weights, before a model is loaded for it.
+///
+/// # Errors
+/// [`Error::NotMergeable`]; what reading its configuration refuses.
+pub fn check_mergeable(dir: &Path) -> Result<()> {
+    let adapters = adapters_in(dir)?;
+    let reason = match &adapters[..] {
+        [(_, method)] => match method.merging {
+            Merging::IntoWeights => return Ok(()),
+            Merging::Never(reason) => reason,
+        },
+        _ => "it is several adapters; merge those of its directories that can",
+    };
+    let can = METHODS.iter().filter(|method| method.merging == Merging::IntoWeights);
+    let names: Vec<&str> = can.map(|method| method.name).collect();
+    let accepted = match names.split_last() {
+        Some((last, others)) => format!("{} and {last}", others.join(", ")),
+        None => String::new(),
+    };
+    let (what, path) = (Methods::read(dir)?.describe().0, dir.to_owned());
+    Err(Error::NotMergeable { path, what, reason, accepted })
+}
+
+/// The files of the adapter in a directory; of several, those of each. The tensors' file stands first.
+///
+/// # Errors
+/// If the directory holds no adapter.
+pub fn adapter_files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let adapters = adapters_in(dir)?;
+    let combined =
+        (!adapters.iter().any(|(own, _)| own == dir)).then(|| dir.join(AdapterStack::FILE_NAME));
+    let of_one = |(dir, method): (PathBuf, &MethodDeclaration)| {
+        method.files.names().iter().map(move |name| dir.join(name)).collect::<Vec<_>>()
+    };
+    Ok(combined.into_iter().chain(adapters.into_iter().flat_map(of_one)).collect())
+}
+
+/// Size of the adapter in a directory, in bytes.
+///
+/// # Errors
+/// If the directory holds no adapter, or a file of it is missing.
+pub fn adapter_bytes(dir: &Path) -> Result<u64> {
+    let size = |file: &PathBuf| {
+        let metadata = std::fs::metadata(file).map_err(reft_models::io_error("read", file))?;
+        Ok(metadata.len())
+    };
+    adapter_files(dir)?.iter().map(size).sum()
+}
+
+/// Removes the files of adapters from a directory, whole or not, and nothing else.
+///
+/// # Errors
+/// If a file cannot be removed.
+pub fn remove_adapter(dir: &Path) -> Result<()> {
+    use std::io::ErrorKind::NotFound;
+
+    let formats = METHODS.iter().flat_map(|method| method.files.names());
+    for name in formats.chain([&AdapterStack::FILE_NAME]) {
+        let file = dir.join(name);
+        match std::fs::remove_file(&file) {
+            Err(error) if error.kind() != NotFound => {
+                return Err(reft_models::io_error("remove", &file)(error).into());
+            }
+            _ => {}
+        }
+    }
+    let read = |error| reft_models::io_error("read", dir)(error);
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == NotFound => return Ok(()),
+        entries => entries.map_err(read)?,
+    };
+    for entry in entries {
+        let part = entry.map_err(read)?.path();
+        if part.is_dir() && is_part(&part) {
+            remove_adapter(&part)?;
+            let _ = std::fs::remove_dir(&part); // only if nothing else is in it
+        }
+    }
+    Ok(())
+}
+
+/// Whether a directory is called as one of several adapters: `1-lora`.
+fn is_part(dir: &Path) -> bool {
+    let name = dir.file_name().and_then(|name| name.to_str()).and_then(|name| name.split_once('-'));
+    name.is_some_and(|(number, method)| {
+        number.bytes().all(|digit| digit.is_ascii_digit()) && declaration(method).is_ok()
+    })
+}
+
+/// The number of trained numbers.
+pub fn numel(parameters: &[Parameter]) -> i64 {
+    parameters.iter().map(|parameter| parameter.tensor.numel() as i64).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Files of comparisons are known by these bytes.
+    #[test]
+    fn options_are_written_in_one_order_whatever_order_they_came_in() {
+        let text = r#"{"alpha": 16, "rank": 4, "layers": "3;1", "target_modules": ["q_proj"], "positions": "l1"}"#;
+        let options: MethodOptions = serde_json::from_str(text).expect("options");
+        let written = serde_json::to_string(&options).expect("JSON");
+        let expected = r#"{"layers":[1,3],"rank":4,"positions":"l1","alpha":16.0,"target_modules":["q_proj"]}"#;
+        assert_eq!(written, expected);
+        let unknown = serde_json::from_str::<MethodOptions>(r#"{"rnak": 4}"#);
+        assert!(unknown.is_err_and(|error| error.to_string().contains("unknown field `rnak`")));
+        let wrong = serde_json::from_str::<MethodOptions>(r#"{"rank": "four"}"#);
+        assert!(wrong.is_err_and(|error| error.to_string().contains("rank is \"four\"")));
+    }
+}

@@ -1,0 +1,90 @@
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use reft_models::{BaseModel, Component, Site, load_safetensors};
+
+use crate::declaration::{AdapterFiles, MethodDeclaration};
+use crate::error::Result;
+use crate::files::peft_fields;
+use crate::options::MethodOptions;
+use crate::registry::{Methods, adapter_bytes, adapters_in};
+
+/// What an adapter directory holds, told without its base model's weights.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdapterSummary {
+    /// The method, as on the command line.
+    pub method: String,
+    /// The method's options.
+    pub options: MethodOptions,
+    /// Where it works; empty if that is before all layers (prompt) or in all of them (prefix).
+    pub sites: Vec<Site>,
+    /// Numbers in its file.
+    pub parameters: i64,
+    /// Size of its files.
+    pub bytes: u64,
+    /// Name of its base model, if the files say it.
+    pub base_model_name: Option<String>,
+    /// What identifies its base model, if the files say it.
+    pub base_model: Option<BaseModel>,
+    /// The adapters of a directory that holds several.
+    pub parts: Vec<AdapterSummary>,
+}
+
+impl AdapterSummary {
+    /// Reads a directory.
+    ///
+    /// # Errors
+    /// [`crate::Error::NotAnAdapter`]; a file that is missing or broken.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let adapters = adapters_in(dir)?;
+        if let [(own, declaration)] = &adapters[..]
+            && own == dir
+        {
+            return Self::of_one(dir, declaration);
+        }
+        let (method, options) = Methods::read(dir)?.describe();
+        let parts = adapters.iter().map(|(part, declaration)| Self::of_one(part, declaration));
+        let parts: Vec<Self> = parts.collect::<Result<_>>()?;
+        let sites: BTreeSet<Site> = parts.iter().flat_map(|part| part.sites.clone()).collect();
+        Ok(Self {
+            method,
+            options,
+            sites: sites.into_iter().collect(),
+            parameters: parts.iter().map(|part| part.parameters).sum(),
+            bytes: adapter_bytes(dir)?,
+            base_model_name: parts.iter().find_map(|part| part.base_model_name.clone()),
+            base_model: parts.iter().find_map(|part| part.base_model.clone()),
+            parts,
+        })
+    }
+
+    fn of_one(dir: &Path, declaration: &MethodDeclaration) -> Result<Self> {
+        let method = (declaration.read)(dir)?;
+        let tensors = load_safetensors(&dir.join(declaration.files.tensors()))?;
+        let sites: BTreeSet<Site> = tensors.keys().filter_map(|name| site_of(name)).collect();
+        let base_model = method.base_model(dir)?;
+        let named = base_model.as_ref().and_then(|base_model| base_model.name.clone());
+        let in_config = match declaration.files {
+            AdapterFiles::Peft(_) => peft_fields::base_model_name(dir)?,
+            _ => None,
+        };
+        Ok(Self {
+            method: method.name().to_owned(),
+            options: method.options(),
+            sites: sites.into_iter().collect(),
+            parameters: tensors.values().map(|tensor| tensor.numel() as i64).sum(),
+            bytes: adapter_bytes(dir)?,
+            base_model_name: named.or(in_config).filter(|name| !name.is_empty()),
+            base_model,
+            parts: Vec::new(),
+        })
+    }
+}
+
+/// The site in a tensor's name: `layers.3.mlp_output.scale`, `…layers.2.self_attn.q_proj.lora_A.weight`.
+fn site_of(tensor: &str) -> Option<Site> {
+    let mut parts = tensor.split('.').skip_while(|part| *part != "layers").skip(1);
+    let layer = parts.next()?.parse().ok()?;
+    let component = parts.find_map(|part| part.parse::<Component>().ok())?;
+    Some(Site { layer, component })
+}

@@ -1,0 +1,363 @@
+//! Methods whose adapter is a configuration and a table of trained tensors: the table is made, read, checked, trained, kept and merged
+//! here, once for all of them.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::path::Path;
+
+use reft_core::Parameter;
+use reft_models::{
+    Adapter, BaseModel, Hooks, Layout, Mode, Model, ModelDescription, Reach, Row, Site, read_json,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tch::{Device, Kind, Tensor};
+
+use crate::declaration::{AdapterFiles, Method};
+use crate::error::{Error, Result};
+use crate::files::adapter_file::{self, Shapes};
+use crate::files::peft_fields;
+use crate::merge::MergedWeights;
+use crate::options::MethodOptions;
+use crate::target_modules::share_an_input;
+
+/// A method with everything decided, which is the configuration in its adapters' files too.
+pub(crate) trait TensorMethod: Debug + Clone + Serialize + 'static {
+    /// What its adapters are on disk.
+    const FILES: AdapterFiles;
+
+    /// What a part has beside its tensors: names, scalings.
+    type Constants: Debug;
+
+    /// Its name, as on the command line.
+    fn name(&self) -> &'static str;
+
+    /// All of its options.
+    fn options(&self) -> MethodOptions;
+
+    /// Checks, of a configuration that was read, what can be checked without a model.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// The identity of its base model, if the configuration has a place for it.
+    fn base_model(&mut self) -> Option<&mut BaseModel> {
+        None
+    }
+
+    /// The table of its tensors, in the order that they start in. What the configuration and the model do not agree upon is refused.
+    fn parts(&self, model: &ModelDescription) -> Result<Vec<Part<Self::Constants>>>;
+
+    /// The form in which an adapter that was read goes on: the table of its file.
+    fn into_read(self) -> Self {
+        self
+    }
+
+    /// The tensors of the file, made of those that are trained.
+    fn saved(&self, table: &Table<Self::Constants>) -> Vec<(String, Tensor)> {
+        table.named().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect()
+    }
+
+    /// The hooks for one forward over a batch.
+    fn hooks<'a>(
+        &'a self,
+        table: &'a Table<Self::Constants>,
+        layout: &Layout,
+        mode: Mode,
+    ) -> reft_models::Result<Box<dyn Hooks + 'a>>;
+
+    /// Number of virtual tokens that stand before every prompt.
+    fn virtual_tokens(&self) -> usize {
+        0
+    }
+
+    /// Number of keys and values that stand before every layer's own.
+    fn prefix_length(&self) -> usize {
+        0
+    }
+
+    /// Puts a part into the weights.
+    fn merge(&self, _part: &TablePart<Self::Constants>, _weights: &MergedWeights) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A part of a table to be made: the tensors at a site, or those that belong to none.
+#[derive(Debug)]
+pub(crate) struct Part<C> {
+    pub(crate) site: Option<Site>,
+    pub(crate) constants: C,
+    pub(crate) tensors: Vec<TensorSpec>,
+    pub(crate) keeps: Keeps,
+}
+
+/// What the backward of a part keeps of each token, in f32.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Keeps {
+    /// Size of the projection's input, if it is kept. In f32 projections of one input keep one tensor, in half precision each its own copy.
+    pub(crate) input: i64,
+    /// Other numbers.
+    pub(crate) numbers: i64,
+}
+
+/// A tensor to be made.
+#[derive(Debug)]
+pub(crate) struct TensorSpec {
+    name: String,
+    shape: Vec<i64>,
+    start: Start,
+    decays: bool,
+}
+
+/// Makes the start of a tensor from the model.
+pub(crate) type StartFromModel = Box<dyn Fn(&dyn Model) -> reft_models::Result<Tensor>>;
+
+/// How a tensor starts. Random numbers are drawn on the CPU, so that every device starts alike.
+pub(crate) enum Start {
+    Zeros,
+    Ones,
+    /// Uniform in ±1/√n, as `torch.nn.Linear` starts with n inputs.
+    Uniform(i64),
+    /// Normal with mean 0 and variance 1, as `torch.nn.Embedding` starts.
+    Normal,
+    /// Made from the model.
+    FromModel(StartFromModel),
+}
+
+impl Debug for Start {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Start")
+    }
+}
+
+impl TensorSpec {
+    /// A tensor by the name that it has in the adapter's file.
+    pub(crate) fn new(name: impl Into<String>, shape: impl Into<Vec<i64>>, start: Start) -> Self {
+        Self { name: name.into(), shape: shape.into(), start, decays: true }
+    }
+
+    /// One that weight decay must not touch: it would be pulled to 0, not to the base model.
+    pub(crate) fn without_decay(self) -> Self {
+        Self { decays: false, ..self }
+    }
+
+    fn make(&self, model: &dyn Model) -> reft_models::Result<Tensor> {
+        let (shape, options) = (&self.shape[..], (Kind::Float, Device::Cpu));
+        Ok(match &self.start {
+            Start::Zeros => Tensor::zeros(shape, options),
+            Start::Ones => Tensor::ones(shape, options),
+            Start::Uniform(n) => {
+                let bound = 1.0 / (*n as f64).sqrt();
+                Tensor::empty(shape, options).uniform_(-bound, bound)
+            }
+            Start::Normal => Tensor::randn(shape, options),
+            Start::FromModel(start) => start(model)?,
+        })
+    }
+}
+
+/// The trained tensors of an adapter.
+#[derive(Debug)]
+pub(crate) struct Table<C> {
+    parts: Vec<TablePart<C>>,
+    at: BTreeMap<Site, usize>,
+}
+
+/// A part of a table.
+#[derive(Debug)]
+pub(crate) struct TablePart<C> {
+    pub(crate) constants: C,
+    /// In the order of [`Part::tensors`], in f32 whatever the model's kind: an optimizer's small steps would be rounded away in half.
+    pub(crate) tensors: Vec<Tensor>,
+    names: Vec<(String, bool)>, // and whether it decays
+}
+
+impl<C> Table<C> {
+    fn make(
+        parts: Vec<Part<C>>,
+        device: Device,
+        tensor: &dyn Fn(&TensorSpec) -> reft_models::Result<Tensor>,
+    ) -> Result<Self> {
+        let sites = parts.iter().enumerate().filter_map(|(i, part)| Some((part.site?, i)));
+        let at = sites.collect();
+        let leaf = |spec: &TensorSpec| -> Result<Tensor> {
+            let start = tensor(spec)?.detach().to_kind(Kind::Float).to_device(device);
+            Ok(start.copy().set_requires_grad(true))
+        };
+        let make = |Part { constants, tensors, .. }: Part<C>| -> Result<TablePart<C>> {
+            let leaves = tensors.iter().map(leaf).collect::<Result<_>>()?;
+            let names = tensors.into_iter().map(|spec| (spec.name, spec.decays)).collect();
+            Ok(TablePart { constants, tensors: leaves, names })
+        };
+        Ok(Self { parts: parts.into_iter().map(make).collect::<Result<_>>()?, at })
+    }
+
+    /// Constants and tensors at a site.
+    pub(crate) fn at(&self, site: Site) -> Option<(&C, &[Tensor])> {
+        let part = &self.parts[*self.at.get(&site)?];
+        Some((&part.constants, &part.tensors))
+    }
+
+    /// The tensors of the first part: all, where they belong to no site.
+    pub(crate) fn tensors(&self) -> &[Tensor] {
+        self.parts.first().map_or(&[], |part| &part.tensors)
+    }
+
+    fn named(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        let parts = self.parts.iter();
+        let named = parts.flat_map(|part| part.names.iter().zip(&part.tensors));
+        named.map(|((name, _), tensor)| (name.as_str(), tensor))
+    }
+}
+
+/// An adapter that is a table of trained tensors.
+#[derive(Debug)]
+struct TensorAdapter<M: TensorMethod> {
+    method: M,
+    base_model: BaseModel,
+    table: Table<M::Constants>,
+}
+
+impl<M: TensorMethod> Adapter for TensorAdapter<M> {
+    fn method(&self) -> &str {
+        self.method.name()
+    }
+
+    fn parameters(&self) -> Vec<Parameter> {
+        let parts = self.table.parts.iter();
+        let named = parts.flat_map(|part| part.names.iter().zip(&part.tensors));
+        let parameter = |((name, decays), tensor): (&(String, bool), &Tensor)| match decays {
+            true => Parameter::new(name.clone(), tensor),
+            false => Parameter::without_weight_decay(name.clone(), tensor),
+        };
+        named.map(parameter).collect()
+    }
+
+    fn hooks<'a>(
+        &'a self,
+        layout: &Layout,
+        mode: Mode,
+    ) -> reft_models::Result<Box<dyn Hooks + 'a>> {
+        self.method.hooks(&self.table, layout, mode)
+    }
+
+    fn virtual_tokens(&self) -> usize {
+        self.method.virtual_tokens()
+    }
+
+    fn prefix_length(&self) -> usize {
+        self.method.prefix_length()
+    }
+
+    fn reach(&self, _row: &Row) -> Reach {
+        if self.table.at.is_empty() {
+            return Reach::EVERYTHING;
+        }
+        Reach::of_sites(self.table.at.keys().copied(), 0)
+    }
+
+    fn save(&self, dir: &Path) -> reft_models::Result<()> {
+        let tensors = self.method.saved(&self.table);
+        adapter_file::write(M::FILES, dir, &self.method, &tensors, &self.base_model)
+    }
+}
+
+impl<M: TensorMethod> Method for M {
+    fn name(&self) -> &str {
+        TensorMethod::name(self)
+    }
+
+    fn options(&self) -> MethodOptions {
+        TensorMethod::options(self)
+    }
+
+    fn build(&self, model: &dyn Model, base_model: &str) -> Result<Box<dyn Adapter>> {
+        let base_model = BaseModel::of(model.description(), base_model);
+        let mut method = self.clone();
+        if let Some(own) = TensorMethod::base_model(&mut method) {
+            *own = base_model.clone();
+        }
+        let parts = method.parts(model.description())?;
+        let table = Table::make(parts, model.device(), &|spec| spec.make(model))?;
+        Ok(Box::new(TensorAdapter { method, base_model, table }))
+    }
+
+    fn load(&self, dir: &Path, model: &dyn Model) -> Result<Box<dyn Adapter>> {
+        let method = self.clone().into_read();
+        let table = table_of(&method, dir, model.description(), model.device())?;
+        let base_model = match Method::base_model(self, dir)? {
+            Some(base_model) => base_model,
+            None => {
+                let name = peft_fields::base_model_name(dir)?.unwrap_or_default();
+                BaseModel::of(model.description(), name)
+            }
+        };
+        Ok(Box::new(TensorAdapter { method, base_model, table }))
+    }
+
+    fn check_files(&self, dir: &Path, model: &ModelDescription) -> Result<()> {
+        table_of(&self.clone().into_read(), dir, model, Device::Cpu).map(drop)
+    }
+
+    fn base_model(&self, dir: &Path) -> Result<Option<BaseModel>> {
+        match TensorMethod::base_model(&mut self.clone()) {
+            Some(base_model) => Ok(Some(base_model.clone())),
+            None => Ok(adapter_file::base_model(&dir.join(M::FILES.tensors()))?),
+        }
+    }
+
+    fn merge(&self, dir: &Path, model: &dyn Model) -> Result<()> {
+        let table = table_of(&self.clone().into_read(), dir, model.description(), model.device())?;
+        let weights = MergedWeights::of(model)?;
+        table.parts.iter().try_for_each(|part| TensorMethod::merge(self, part, &weights))
+    }
+
+    fn kept_per_token(&self, model: &ModelDescription, kind_bytes: f64) -> Result<Vec<f64>> {
+        let mut bytes = vec![0.0; model.num_hidden_layers];
+        let mut inputs: Vec<Site> = Vec::new();
+        for Part { site, keeps, .. } in self.parts(model)? {
+            let Some(site) = site else { continue };
+            let is_shared = inputs.iter().any(|other| share_an_input(*other, site));
+            let input = if is_shared && kind_bytes == F32 { 0 } else { keeps.input };
+            bytes[site.layer] += F32 * (input + keeps.numbers) as f64;
+            inputs.push(site);
+        }
+        Ok(bytes)
+    }
+}
+
+/// Bytes of an f32.
+const F32: f64 = 4.0;
+
+/// Reads the configuration of an adapter directory.
+pub(crate) fn read<M: TensorMethod + DeserializeOwned>(dir: &Path) -> Result<Box<dyn Method>> {
+    let method: M = read_json(&dir.join(M::FILES.names()[1]))?;
+    method.check()?;
+    Ok(Box::new(method))
+}
+
+/// The table of a directory's tensors, checked against a model.
+fn table_of<M: TensorMethod>(
+    method: &M,
+    dir: &Path,
+    model: &ModelDescription,
+    device: Device,
+) -> Result<Table<M::Constants>> {
+    if let Some(base_model) = TensorMethod::base_model(&mut method.clone()) {
+        base_model.check(model)?;
+    }
+    let parts = method.parts(model)?;
+    let specs = parts.iter().flat_map(|part| &part.tensors);
+    let shapes: Shapes = specs.map(|spec| (spec.name.clone(), spec.shape.clone())).collect();
+    let tensors = adapter_file::read_tensors(&dir.join(M::FILES.tensors()), &shapes, model)?;
+    Table::make(parts, device, &|spec| Ok(tensors[&spec.name].shallow_clone()))
+}
+
+/// Checks that a size is one.
+pub(crate) fn check_positive(field: &str, found: i64) -> Result<()> {
+    if found > 0 {
+        return Ok(());
+    }
+    let reason = format!("{field} is {found}, expected a positive number");
+    Err(Error::Model(reft_models::Error::Adapter { reason }))
+}

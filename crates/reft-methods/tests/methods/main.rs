@@ -1,0 +1,14 @@
+//! Every method against another implementation, its files, and what can be done with it.
+
+mod composition;
+mod declarations;
+mod equations;
+mod files;
+mod merging;
+mod methods;
+mod oracle;
+mod padding;
+mod peft;
+mod reft_adapter;
+mod torch_pickles;
+mod written_by_0_1;

@@ -1,0 +1,72 @@
+use serde::{Deserialize, Serialize};
+
+use crate::model::description::ModelDescription;
+use crate::{Error, Result};
+
+/// What identifies the base model of an adapter. What an imported adapter does not say is not checked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BaseModel {
+    /// Directory or hub name that it was trained on; for the reader.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Family.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_type: Option<String>,
+    /// Hidden size `d`.
+    pub hidden_size: i64,
+    /// Number of decoder blocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_hidden_layers: Option<usize>,
+    /// Vocabulary.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vocab_size: Option<i64>,
+}
+
+impl BaseModel {
+    /// The identity of a model.
+    pub fn of(model: &ModelDescription, name: impl Into<String>) -> Self {
+        Self {
+            name: Some(name.into()),
+            model_type: Some(model.model_type.clone()),
+            hidden_size: model.hidden_size,
+            num_hidden_layers: Some(model.num_hidden_layers),
+            vocab_size: Some(model.vocab_size),
+        }
+    }
+
+    /// Checks that an adapter made for this model can run on a model with this description.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] with both sides.
+    pub fn check(&self, model: &ModelDescription) -> Result<()> {
+        fn fits<T: PartialEq>(own: &Option<T>, found: &T) -> bool {
+            own.as_ref().is_none_or(|own| own == found)
+        }
+        if self.hidden_size == model.hidden_size
+            && fits(&self.model_type, &model.model_type)
+            && fits(&self.num_hidden_layers, &model.num_hidden_layers)
+            && fits(&self.vocab_size, &model.vocab_size)
+        {
+            return Ok(());
+        }
+        let name = self.name.as_deref().unwrap_or("a model");
+        let (own, found) = (self.describe(), Self::of(model, name).describe());
+        let advice = "use the adapter's own base model";
+        let reason =
+            format!("the adapter was made for {name} ({own}), this model is {found}; {advice}");
+        Err(Error::Adapter { reason })
+    }
+
+    fn describe(&self) -> String {
+        let family = self.model_type.as_deref().unwrap_or("unknown family");
+        let mut text = format!("{family}, hidden size {}", self.hidden_size);
+        if let Some(layers) = self.num_hidden_layers {
+            text += &format!(", {layers} layers");
+        }
+        if let Some(vocab_size) = self.vocab_size {
+            text += &format!(", vocabulary {vocab_size}");
+        }
+        text
+    }
+}

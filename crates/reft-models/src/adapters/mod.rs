@@ -1,0 +1,5 @@
+//! What methods add to a frozen model.
+
+pub(crate) mod adapter;
+pub(crate) mod base_model;
+pub(crate) mod stack;

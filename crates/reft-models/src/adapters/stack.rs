@@ -1,0 +1,270 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use reft_core::Parameter;
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use crate::adapters::adapter::{Adapter, Mode, Reach};
+use crate::files::atomic_file::io_error;
+use crate::files::json::{read_json, write_json};
+use crate::model::hooks::{AtStrength, Hooks, Stacked};
+use crate::model::layout::{Layout, Row};
+use crate::{Error, Result};
+
+/// The adapters that a model is used with, in the order that they see hidden states: none, one or several.
+///
+/// It is the only way to use them: training, evaluation, generation and logits all take one.
+#[derive(Clone, Default)]
+pub struct AdapterStack<'a> {
+    entries: Vec<StackEntry<'a>>,
+}
+
+/// One of the adapters of an [`AdapterStack`].
+#[derive(Clone)]
+pub struct StackEntry<'a> {
+    /// The adapter.
+    pub adapter: &'a dyn Adapter,
+    /// Strength `s`: `base + s · (edited − base)`. 1 is the adapter as it was trained.
+    pub strength: f64,
+    /// Coordinates of the subspace that it may change, in place of those that rows name.
+    pub subspace: Option<Vec<i64>>,
+}
+
+/// `combined.json`: the adapters of a directory, in order, each in a directory of its own.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Combination {
+    format_version: u32,
+    adapters: Vec<String>,
+}
+
+const FORMAT_VERSION: u32 = 1;
+
+impl<'a> From<&'a dyn Adapter> for StackEntry<'a> {
+    fn from(adapter: &'a dyn Adapter) -> Self {
+        Self { adapter, strength: 1.0, subspace: None }
+    }
+}
+
+impl std::fmt::Debug for AdapterStack<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AdapterStack({})", self.method())
+    }
+}
+
+impl<'a> AdapterStack<'a> {
+    /// Name of the file that makes a directory one of several adapters.
+    pub const FILE_NAME: &'static str = "combined.json";
+
+    /// The plain model.
+    pub const EMPTY: AdapterStack<'static> = AdapterStack { entries: Vec::new() };
+
+    /// These adapters, as they were trained.
+    ///
+    /// # Errors
+    /// [`Error::NotCombinable`] if two of them bring virtual tokens, or two a prefix: their order would be anyone's guess.
+    pub fn of(adapters: &[&'a dyn Adapter]) -> Result<Self> {
+        Self::new(adapters.iter().map(|adapter| StackEntry::from(*adapter)).collect())
+    }
+
+    /// [`Self::of`] adapters that are owned.
+    ///
+    /// # Errors
+    /// As [`Self::of`].
+    pub fn of_boxed(adapters: &'a [Box<dyn Adapter>]) -> Result<Self> {
+        Self::new(adapters.iter().map(|adapter| StackEntry::from(&**adapter)).collect())
+    }
+
+    /// These adapters at their strengths.
+    ///
+    /// # Errors
+    /// As [`Self::of`]; [`Error::Adapter`] if a strength is no number, or is not 1 for an adapter that brings virtual tokens or a prefix,
+    /// or is in the weights: there is no base that they could be mixed with.
+    pub fn new(entries: Vec<StackEntry<'a>>) -> Result<Self> {
+        type Length = fn(&dyn Adapter) -> usize;
+        let lengths: [(Length, _); 2] = [
+            (|adapter| adapter.virtual_tokens(), "both bring virtual tokens"),
+            (|adapter| adapter.prefix_length(), "both bring a prefix"),
+        ];
+        for (length, reason) in lengths {
+            let with = entries.iter().filter(|entry| length(entry.adapter) > 0);
+            let mut methods = with.map(|entry| entry.adapter.method().to_owned());
+            if let (Some(first), Some(second)) = (methods.next(), methods.next()) {
+                return Err(Error::NotCombinable { first, second, reason });
+            }
+        }
+        for StackEntry { adapter, strength, .. } in &entries {
+            let method = adapter.method();
+            let refuse = |expected: &str| {
+                let reason = format!("the strength of {method} is {strength}, {expected}");
+                Err(Error::Adapter { reason })
+            };
+            if !strength.is_finite() {
+                return refuse("expected a number");
+            }
+            let has_base = adapter.virtual_tokens() + adapter.prefix_length() == 0;
+            if *strength != 1.0 && (!has_base || adapter.is_in_weights()) {
+                return refuse("it takes 1 only");
+            }
+        }
+        Ok(Self { entries })
+    }
+
+    /// One adapter, as it was trained.
+    pub fn one(adapter: &'a dyn Adapter) -> Self {
+        Self { entries: vec![adapter.into()] }
+    }
+
+    /// The adapters, in order.
+    pub fn entries(&self) -> &[StackEntry<'a>] {
+        &self.entries
+    }
+
+    /// The methods, joined with `+`.
+    pub fn method(&self) -> String {
+        let methods: Vec<&str> = self.entries.iter().map(|e| e.adapter.method()).collect();
+        methods.join("+")
+    }
+
+    /// The leaves of all adapters; those of several are called `0-loreft/…`, `1-lora/…`.
+    pub fn parameters(&self) -> Vec<Parameter> {
+        let of_one = |(prefix, adapter): (String, &dyn Adapter)| {
+            let rename = move |p: Parameter| Parameter { name: prefix.clone() + &p.name, ..p };
+            adapter.parameters().into_iter().map(rename)
+        };
+        self.prefixed().flat_map(of_one).collect()
+    }
+
+    /// A layout with room for the adapters' virtual tokens.
+    pub fn layout(&self, layout: Layout) -> Layout {
+        layout.with_virtual_tokens(self.virtual_tokens())
+    }
+
+    /// Number of virtual tokens before every prompt.
+    pub fn virtual_tokens(&self) -> usize {
+        self.entries.iter().map(|entry| entry.adapter.virtual_tokens()).sum()
+    }
+
+    /// Number of keys and values before every layer's own.
+    pub fn prefix_length(&self) -> usize {
+        self.entries.iter().map(|entry| entry.adapter.prefix_length()).sum()
+    }
+
+    /// The hooks of all adapters for one forward over a batch.
+    ///
+    /// # Errors
+    /// What an adapter refuses.
+    pub fn hooks(&self, layout: &Layout, mode: Mode) -> Result<Stacked<'a>> {
+        self.hooks_at(1.0, layout, mode)
+    }
+
+    /// [`Self::hooks`] with the strengths of all adapters multiplied: 0 is the plain model, −1 turns edits around.
+    ///
+    /// # Errors
+    /// What an adapter refuses; [`Error::Adapter`] for virtual tokens or a prefix at a strength that is neither 0 nor 1, and for an
+    /// adapter in the weights at one that is not 1.
+    pub fn hooks_at(&self, factor: f64, layout: &Layout, mode: Mode) -> Result<Stacked<'a>> {
+        if factor == 0.0 && !self.entries.iter().any(|entry| entry.adapter.is_in_weights()) {
+            return Ok(Stacked::default());
+        }
+        let scaled = |entry: &StackEntry<'a>| StackEntry {
+            strength: entry.strength * factor,
+            ..entry.clone()
+        };
+        let stack = Self::new(self.entries.iter().map(scaled).collect())?;
+        let hooks = stack.entries.iter().map(|entry| entry.hooks(layout, mode));
+        Ok(Stacked(hooks.collect::<Result<_>>()?))
+    }
+
+    /// The lowest point of a row's forward that an adapter touches; [`None`] without adapters.
+    pub fn reach(&self, row: &Row) -> Option<Reach> {
+        self.entries.iter().map(|entry| entry.adapter.reach(row)).reduce(Reach::and)
+    }
+
+    /// Everything a checkpoint needs of all adapters.
+    pub fn state(&self) -> BTreeMap<String, Tensor> {
+        let of_one = |(prefix, adapter): (String, &dyn Adapter)| {
+            adapter.state().into_iter().map(move |(name, tensor)| (prefix.clone() + &name, tensor))
+        };
+        self.prefixed().flat_map(of_one).collect()
+    }
+
+    /// Goes back to a [`Self::state`].
+    ///
+    /// # Errors
+    /// If tensors are missing, unexpected or of another shape, by name.
+    pub fn load_state(&self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        let prefixes: BTreeSet<String> = self.prefixed().map(|(prefix, _)| prefix).collect();
+        let is_known = |name: &&String| prefixes.iter().any(|prefix| name.starts_with(prefix));
+        if let Some(tensor) = state.keys().find(|name| !is_known(name)) {
+            let reason = format!("{tensor} belongs to none of {}", self.method());
+            return Err(Error::Adapter { reason });
+        }
+        self.prefixed().try_for_each(|(prefix, adapter)| {
+            let own = |(name, tensor): (&String, &Tensor)| {
+                Some((name.strip_prefix(&prefix)?.to_owned(), tensor.shallow_clone()))
+            };
+            adapter.load_state(&state.iter().filter_map(own).collect())
+        })
+    }
+
+    /// Writes the adapter's files into a directory that exists; of several, each into its own, and `combined.json` names them.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        if let [entry] = &self.entries[..] {
+            return entry.adapter.save(dir);
+        }
+        let mut adapters = Vec::new();
+        for (prefix, adapter) in self.prefixed() {
+            let name = prefix.trim_end_matches('/').to_owned();
+            let own = dir.join(&name);
+            std::fs::create_dir_all(&own).map_err(io_error("create", &own))?;
+            adapter.save(&own)?;
+            adapters.push(name);
+        }
+        let combination = Combination { format_version: FORMAT_VERSION, adapters };
+        write_json(&dir.join(Self::FILE_NAME), &combination)
+    }
+
+    /// The directories of the adapters that `combined.json` names, in order.
+    ///
+    /// # Errors
+    /// If it cannot be read, is of another version, or names something else than directories beside it.
+    pub fn directories(dir: &Path) -> Result<Vec<std::path::PathBuf>> {
+        let combination: Combination = read_json(&dir.join(Self::FILE_NAME))?;
+        let refuse = |reason: String| Err(Error::Adapter { reason });
+        let found = combination.format_version;
+        if found != FORMAT_VERSION {
+            return refuse(format!("format_version is {found}, expected {FORMAT_VERSION}"));
+        }
+        let is_plain = |name: &&String| Path::new(name).file_name() == Some(name.as_ref());
+        if let Some(name) = combination.adapters.iter().find(|name| !is_plain(name)) {
+            return refuse(format!("combined.json names {name:?}, expected a directory beside it"));
+        }
+        Ok(combination.adapters.iter().map(|name| dir.join(name)).collect())
+    }
+
+    /// Every adapter with what its tensors' names begin with: nothing if it is the only one.
+    fn prefixed(&self) -> impl Iterator<Item = (String, &dyn Adapter)> {
+        let is_alone = self.entries.len() == 1;
+        self.entries.iter().enumerate().map(move |(i, entry)| {
+            let method = entry.adapter.method();
+            let prefix = if is_alone { String::new() } else { format!("{i}-{method}/") };
+            (prefix, entry.adapter)
+        })
+    }
+}
+
+impl<'a> StackEntry<'a> {
+    fn hooks(&self, layout: &Layout, mode: Mode) -> Result<Box<dyn Hooks + 'a>> {
+        let restricted = self.subspace.as_ref().map(|own| layout.with_subspace(own));
+        let hooks = self.adapter.hooks(restricted.as_ref().unwrap_or(layout), mode)?;
+        if self.strength == 1.0 {
+            return Ok(hooks);
+        }
+        Ok(Box::new(AtStrength { hooks, strength: self.strength }))
+    }
+}

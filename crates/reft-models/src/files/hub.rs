@@ -1,0 +1,193 @@
+//! Model names of the Hugging Face hub: found in the local cache, or downloaded into it.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::path::{Path, PathBuf};
+
+use hf_hub::api::sync::ApiBuilder;
+use hf_hub::{Cache, Repo, RepoType};
+
+use crate::error::{Error, Result};
+use crate::gguf::gguf_file::Gguf;
+use crate::weights::checkpoint::read_shard_index;
+
+/// Where models come from when they are named rather than given as a directory.
+#[derive(Debug, Clone)]
+pub struct Hub {
+    cache: PathBuf,
+    endpoint: String,
+    offline: bool,
+}
+
+const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
+const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// Files that a model cannot do without, besides its weights.
+const NEEDED: [&str; 2] = ["config.json", "tokenizer.json"];
+/// Files that are fetched where a model has them.
+const WELCOME: [&str; 3] =
+    ["generation_config.json", "tokenizer_config.json", "chat_template.jinja"];
+
+/// Finds the model that `name_or_path` means, with the hub settings of the environment; see [`Hub::resolve`].
+///
+/// # Errors
+/// Those of [`Hub::from_env`] and [`Hub::resolve`].
+pub fn resolve_model(name_or_path: &str) -> Result<PathBuf> {
+    if let Some(path) = local_model(name_or_path)? {
+        return Ok(path);
+    }
+    Hub::from_env()?.resolve(name_or_path)
+}
+
+impl Hub {
+    /// The hub with its cache in `cache`, downloads allowed.
+    pub fn new(cache: impl Into<PathBuf>) -> Self {
+        Self { cache: cache.into(), endpoint: DEFAULT_ENDPOINT.to_owned(), offline: false }
+    }
+
+    /// Reads `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` as huggingface_hub does.
+    ///
+    /// # Errors
+    /// [`Error::UnknownModel`] if none of them, nor a home directory, says where the cache is.
+    pub fn from_env() -> Result<Self> {
+        let path = |variable: &str| {
+            env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from)
+        };
+        let homeless = "there is no home directory; set HF_HOME to say where the hub's cache is";
+        let cache = path("HF_HUB_CACHE")
+            .or_else(|| Some(path("HF_HOME")?.join("hub")))
+            .or_else(|| Some(path("XDG_CACHE_HOME")?.join("huggingface/hub")))
+            .or_else(|| Some(env::home_dir()?.join(".cache/huggingface/hub")))
+            .ok_or_else(|| unknown("", homeless))?;
+        let mut hub = Self::new(cache);
+        if let Ok(endpoint) = env::var("HF_ENDPOINT") {
+            hub.endpoint = endpoint;
+        }
+        let offline = env::var("HF_HUB_OFFLINE").unwrap_or_default();
+        hub.offline = ["1", "on", "yes", "true"].contains(&offline.to_lowercase().as_str());
+        Ok(hub)
+    }
+
+    /// The same hub at another address.
+    #[must_use]
+    pub fn with_endpoint(self, endpoint: impl Into<String>) -> Self {
+        Self { endpoint: endpoint.into(), ..self }
+    }
+
+    /// The same hub with downloads forbidden or allowed.
+    #[must_use]
+    pub fn with_offline(self, offline: bool) -> Self {
+        Self { offline, ..self }
+    }
+
+    /// Finds the model that `name_or_path` means: an existing directory or `.gguf` file as it is, or `organisation/name` in
+    /// the hub's cache, downloading what is not there.
+    ///
+    /// # Errors
+    /// [`Error::UnknownModel`] if it is neither, or the model cannot be had whole.
+    pub fn resolve(&self, name_or_path: &str) -> Result<PathBuf> {
+        if let Some(path) = local_model(name_or_path)? {
+            return Ok(path);
+        }
+        let refuse = |reason: String| Err(unknown(name_or_path, reason));
+        let none = "there is no such directory";
+        if !is_hub_name(name_or_path) {
+            let form = "it is not of the hub's form organisation/name";
+            return refuse(format!("{none} or .gguf file, and {form}"));
+        }
+        let missing = match self.cached(name_or_path) {
+            Some(snapshot) => match missing_files(&snapshot) {
+                missing if missing.is_empty() => return Ok(snapshot),
+                missing => missing.join(", "),
+            },
+            None => "all of it".to_owned(),
+        };
+        let lacks = format!("the cache {} lacks {missing}", self.cache.display());
+        if self.offline {
+            return refuse(format!("{lacks}, and HF_HUB_OFFLINE forbids downloading"));
+        }
+        let endpoint = &self.endpoint;
+        self.download(name_or_path)
+            .or_else(|failed| refuse(format!("{none}, {lacks}, and {endpoint} gives: {failed}")))
+    }
+
+    /// The snapshot of a model in the cache, whole or not.
+    fn cached(&self, name: &str) -> Option<PathBuf> {
+        let config = Cache::new(self.cache.clone()).repo(repo(name)).get("config.json")?;
+        config.parent().map(Path::to_owned)
+    }
+
+    fn download(&self, name: &str) -> Result<PathBuf, String> {
+        let mut builder = ApiBuilder::from_cache(Cache::new(self.cache.clone()))
+            .with_endpoint(self.endpoint.clone());
+        if let Ok(token) = env::var("HF_TOKEN") {
+            builder = builder.with_token(Some(token));
+        }
+        let api = builder.build().map_err(|failed| failed.to_string())?.repo(repo(name));
+        let info = api.info().map_err(|failed| failed.to_string())?;
+        let offered: BTreeSet<String> =
+            info.siblings.into_iter().map(|file| file.rfilename).collect();
+        let get = |file: &str| api.get(file).map_err(|failed| format!("{file}: {failed}"));
+        for file in
+            NEEDED.into_iter().chain(WELCOME.into_iter().filter(|&file| offered.contains(file)))
+        {
+            get(file)?;
+        }
+        if offered.contains(WEIGHTS) {
+            get(WEIGHTS)?;
+        } else if offered.contains(INDEX) {
+            for shard in shards(&get(INDEX)?).map_err(|failed| failed.to_string())? {
+                get(&shard)?;
+            }
+        } else {
+            let reads = "only safetensors can be read";
+            return Err(format!("the model has neither {WEIGHTS} nor {INDEX}; {reads}"));
+        }
+        self.cached(name).ok_or_else(|| "the download is not in the cache".to_owned())
+    }
+}
+
+/// An existing directory or GGUF file; a file of another kind is an error.
+fn local_model(name: &str) -> Result<Option<PathBuf>> {
+    let path = Path::new(name);
+    if path.is_file() && !Gguf::is_named(path) {
+        return Err(unknown(name, "it is a file; give a model's directory or a .gguf file"));
+    }
+    Ok((path.is_dir() || path.is_file()).then(|| path.to_owned()))
+}
+
+/// `organisation/name`, each of letters, digits, `.`, `_` and `-`, not beginning with a mark.
+fn is_hub_name(name: &str) -> bool {
+    let is_part = |part: &str| {
+        part.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+    };
+    name.split_once('/').is_some_and(|(organisation, name)| is_part(organisation) && is_part(name))
+}
+
+/// What a snapshot lacks to be a whole model.
+fn missing_files(snapshot: &Path) -> Vec<String> {
+    let lacks = |file: &str| !snapshot.join(file).is_file();
+    let mut missing: Vec<String> =
+        NEEDED.iter().filter(|file| lacks(file)).map(|&file| file.to_owned()).collect();
+    if lacks(WEIGHTS) {
+        match shards(&snapshot.join(INDEX)) {
+            Ok(shards) => missing.extend(shards.into_iter().filter(|shard| lacks(shard))),
+            Err(_) => missing.push(WEIGHTS.to_owned()),
+        }
+    }
+    missing
+}
+
+/// The shards that an index names.
+fn shards(index: &Path) -> Result<BTreeSet<String>> {
+    Ok(read_shard_index(index)?.into_values().collect())
+}
+
+fn repo(name: &str) -> Repo {
+    Repo::new(name.to_owned(), RepoType::Model)
+}
+
+fn unknown(name: &str, reason: impl Into<String>) -> Error {
+    Error::UnknownModel { name: name.to_owned(), reason: reason.into() }
+}

@@ -1,0 +1,8 @@
+//! Files and directories: found, read, and written whole or not at all.
+
+pub(crate) mod atomic_file;
+pub(crate) mod hub;
+pub(crate) mod json;
+pub(crate) mod model_dir;
+pub(crate) mod safetensors_file;
+pub(crate) mod text_file;

@@ -1,0 +1,223 @@
+//! One safetensors file: read from a memory map, written whole or not at all.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
+use safetensors::tensor::{Dtype, SafeTensors, View};
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{Error, Result};
+use crate::files::atomic_file::{atomic_write, io_error};
+
+/// A memory-mapped safetensors file whose header has been checked against its length.
+#[derive(Debug)]
+pub(crate) struct SafetensorsFile {
+    path: PathBuf,
+    map: Mmap,
+    tensors: BTreeMap<String, Slot>,
+}
+
+/// Where one tensor lies in the map.
+#[derive(Debug)]
+struct Slot {
+    dtype: Dtype,
+    shape: Vec<i64>,
+    range: Range<usize>,
+}
+
+impl SafetensorsFile {
+    /// Maps `path` and reads its header.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let broken = |source| Error::Safetensors { path: path.to_owned(), source };
+        let file = File::open(path).map_err(io_error("read", path))?;
+        // SAFETY: the map is only read. Checkpoints are replaced by renaming, here and by the tools of the field, so the
+        // mapped file is not written to; a program that truncates it in place while it is mapped ends this process.
+        #[allow(unsafe_code)]
+        let map = unsafe { Mmap::map(&file) }.map_err(io_error("read", path))?;
+        let (header_len, metadata) = SafeTensors::read_metadata(&map).map_err(broken)?;
+        let data_start = size_of::<u64>() + header_len;
+        let mut tensors = BTreeMap::new();
+        for (name, info) in metadata.tensors() {
+            let shape: Result<Vec<i64>, _> =
+                info.shape.iter().map(|&size| i64::try_from(size)).collect();
+            let shape =
+                shape.map_err(|_| broken(safetensors::SafeTensorError::ValidationOverflow))?;
+            let (start, end) = info.data_offsets;
+            let range = data_start + start..data_start + end;
+            tensors.insert(name, Slot { dtype: info.dtype, shape, range });
+        }
+        Ok(Self { path: path.to_owned(), map, tensors })
+    }
+
+    /// The names and shapes, in order of name.
+    pub(crate) fn shapes(&self) -> impl Iterator<Item = (&str, &[i64])> {
+        self.tensors.iter().map(|(name, slot)| (name.as_str(), slot.shape.as_slice()))
+    }
+
+    /// The type of each tensor, by its name in the format.
+    pub(crate) fn dtypes(&self) -> impl Iterator<Item = String> {
+        self.tensors.values().map(|slot| slot.dtype.to_string())
+    }
+
+    /// Copies one tensor out of the map, in its own kind, to the CPU.
+    pub(crate) fn load(&self, name: &str) -> Result<Tensor> {
+        let (slot, kind) = self.slot(name)?;
+        // The header check makes the range exactly as long as shape and dtype say.
+        Ok(Tensor::f_from_data_size(&self.map[slot.range.clone()], &slot.shape, kind)?)
+    }
+
+    /// Copies the rows `first..first + n` of a matrix with this many columns out of the map, in its own kind, to the CPU. The pages that
+    /// they lie in do not stay in this process's memory.
+    pub(crate) fn load_rows(
+        &self,
+        name: &str,
+        (first, n): (i64, i64),
+        columns: i64,
+    ) -> Result<Tensor> {
+        let (slot, kind) = self.slot(name)?;
+        let row = columns as usize * kind.elt_size_in_bytes();
+        let start = slot.range.start + first as usize * row;
+        let range = start..start + n as usize * row;
+        let rows = Tensor::f_from_data_size(&self.map[range.clone()], &[n, columns], kind)?;
+        self.release(range);
+        Ok(rows)
+    }
+
+    /// Lets go of pages that have been read: they are the file's, and would count as memory of ours until the system needs them.
+    fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        {
+            // SAFETY: the map is of a file, private and never written to: a page that is read again is read from the file again.
+            // That it may fail only means that pages stay.
+            #[allow(unsafe_code)]
+            let _stays = unsafe {
+                self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
+            };
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+
+    fn slot(&self, name: &str) -> Result<(&Slot, Kind)> {
+        let slot = self.tensors.get(name).ok_or_else(|| Error::UnknownTensor {
+            path: self.path.clone(),
+            name: name.to_owned(),
+        })?;
+        let kind = DTYPES.iter().find(|(other, _)| *other == slot.dtype);
+        let &(_, kind) = kind.ok_or_else(|| Error::Dtype {
+            name: name.to_owned(),
+            dtype: slot.dtype.to_string(),
+            action: "read",
+        })?;
+        Ok((slot, kind))
+    }
+}
+
+/// Reads every tensor of a small safetensors file, each in its own kind, to the CPU.
+///
+/// # Errors
+/// [`Error::Io`] or [`Error::Safetensors`] if the file is missing or broken, [`Error::Dtype`] if libtorch has no such type.
+pub fn load_safetensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let file = SafetensorsFile::open(path)?;
+    file.tensors.keys().map(|name| Ok((name.clone(), file.load(name)?))).collect()
+}
+
+/// Reads the metadata map of a safetensors file; empty if it has none.
+///
+/// # Errors
+/// [`Error::Io`] or [`Error::Safetensors`] if the file is missing or broken.
+pub fn load_safetensors_metadata(path: &Path) -> Result<BTreeMap<String, String>> {
+    let file = SafetensorsFile::open(path)?;
+    let broken = |source| Error::Safetensors { path: path.to_owned(), source };
+    let (_, metadata) = SafeTensors::read_metadata(&file.map).map_err(broken)?;
+    Ok(metadata.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect())
+}
+
+/// Writes tensors to a safetensors file, which appears whole or not at all.
+///
+/// Tensors may be on any device and of any layout; each is copied to the CPU when its turn comes.
+///
+/// # Errors
+/// [`Error::DuplicateTensor`], [`Error::Dtype`] for kinds that the format lacks, or [`Error::Io`].
+pub fn save_safetensors(
+    path: &Path,
+    tensors: &[(String, Tensor)],
+    metadata: Option<HashMap<String, String>>,
+) -> Result<()> {
+    let mut names = BTreeSet::new();
+    let mut views = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        if !names.insert(name) {
+            return Err(Error::DuplicateTensor { name: name.clone() });
+        }
+        views.push((name, TensorView::new(name, tensor)?));
+    }
+    atomic_write(path, |temporary| {
+        safetensors::serialize_to_file(views, metadata, temporary).map_err(|failed| match failed {
+            safetensors::SafeTensorError::IoError(source) => io_error("write", path)(source),
+            source => Error::Safetensors { path: path.to_owned(), source },
+        })
+    })
+}
+
+/// A tensor as the safetensors writer wants to see it.
+struct TensorView<'a> {
+    tensor: &'a Tensor,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+impl<'a> TensorView<'a> {
+    fn new(name: &str, tensor: &'a Tensor) -> Result<Self> {
+        let kind = tensor.f_kind()?;
+        let dtype = DTYPES.iter().find(|(_, other)| *other == kind);
+        let &(dtype, _) = dtype.ok_or_else(|| Error::Dtype {
+            name: name.to_owned(),
+            dtype: format!("{kind:?}"),
+            action: "written",
+        })?;
+        let shape = tensor.size().iter().map(|&size| size as usize).collect(); // sizes are never negative
+        Ok(Self { tensor, dtype, shape })
+    }
+}
+
+impl View for TensorView<'_> {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let on_cpu = self.tensor.detach().to_device(Device::Cpu).contiguous();
+        let mut bytes = vec![0; self.data_len()];
+        on_cpu.copy_data_u8(&mut bytes, on_cpu.numel());
+        bytes.into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
+    }
+}
+
+/// The element types that safetensors and libtorch share.
+const DTYPES: [(Dtype, Kind); 10] = [
+    (Dtype::F32, Kind::Float),
+    (Dtype::F16, Kind::Half),
+    (Dtype::BF16, Kind::BFloat16),
+    (Dtype::F64, Kind::Double),
+    (Dtype::I64, Kind::Int64),
+    (Dtype::I32, Kind::Int),
+    (Dtype::I16, Kind::Int16),
+    (Dtype::I8, Kind::Int8),
+    (Dtype::U8, Kind::Uint8),
+    (Dtype::BOOL, Kind::Bool),
+];

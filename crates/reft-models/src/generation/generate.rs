@@ -1,0 +1,217 @@
+use std::cmp::Reverse;
+use std::ops::ControlFlow;
+
+use tch::{Device, Tensor};
+
+use crate::adapters::adapter::Mode;
+use crate::adapters::stack::AdapterStack;
+use crate::generation::sampling::{GenerationConfig, Sampler};
+use crate::model::frozen_model::Model;
+use crate::model::hooks::Hooks;
+use crate::model::layout::{Layout, Row, Span};
+use crate::weights::send::send;
+use crate::{Error, Result};
+
+/// A reply to one prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Generated {
+    /// The tokens generated, a stop token included.
+    pub ids: Vec<i64>,
+    /// Why they end where they do.
+    pub finish: Finish,
+}
+
+/// Why a reply ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// Its last token is one of [`GenerationConfig::stop_ids`].
+    Stop,
+    /// It has [`GenerationConfig::max_new_tokens`], or prompt and reply fill the model's context.
+    Length,
+    /// The caller asked for an end.
+    Cancelled,
+}
+
+impl Generated {
+    /// The reply without the stop token.
+    pub fn text_ids(&self) -> &[i64] {
+        let end = self.ids.len() - usize::from(self.finish == Finish::Stop);
+        &self.ids[..end]
+    }
+}
+
+/// Generates replies to the prompts of one batch.
+///
+/// The prompts are computed in one pass, where the hooks of the adapters are active; then one token per row and pass, from a cache
+/// of keys and values. Edits of hidden states are made on the prompt only, so a decoded token costs what it costs the base model.
+/// A row that is finished leaves the batch. Each new token is given to `on_token` with its row's index.
+///
+/// # Errors
+/// Rows without tokens, token ids that are not in the vocabulary, meaningless options, prompts that fill the context, logits that
+/// are NaN, and whatever an adapter refuses.
+pub fn generate(
+    model: &dyn Model,
+    adapters: &AdapterStack,
+    rows: &[Row],
+    config: &GenerationConfig,
+    on_token: &mut dyn FnMut(usize, i64) -> ControlFlow<()>,
+) -> Result<Vec<Generated>> {
+    generate_all(model, adapters, rows, rows.len().max(1), config, on_token)
+}
+
+/// Generates replies to any number of prompts, `batch_size` at a time, prompts of like length together.
+///
+/// The replies are in the order of `rows`, and do not depend on `batch_size` but for rounding. See [`generate`].
+///
+/// # Errors
+/// As [`generate`]; all rows are checked before the first is begun. [`Error::Generation`] if `batch_size` is 0.
+pub fn generate_all(
+    model: &dyn Model,
+    adapters: &AdapterStack,
+    rows: &[Row],
+    batch_size: usize,
+    config: &GenerationConfig,
+    on_token: &mut dyn FnMut(usize, i64) -> ControlFlow<()>,
+) -> Result<Vec<Generated>> {
+    config.check()?;
+    if batch_size == 0 {
+        let (option, found, expected) = ("batch_size", "0".to_owned(), "at least 1");
+        return Err(Error::Generation { option, found, expected });
+    }
+    for id in rows.iter().flat_map(|row| &row.input_ids) {
+        model.check_token(*id)?;
+    }
+    let whole = Layout::new(rows.to_vec(), config.padding)?; // refuses what no batch can be made of
+    let _guard = tch::no_grad_guard();
+    if rows.len() > batch_size {
+        // rows that an adapter cannot edit are refused before the first batch is begun; one batch refuses its own
+        adapters.hooks(&adapters.layout(whole), Mode::Eval)?;
+    }
+    let context = model.description().max_position_embeddings as usize;
+    let mut replies = Vec::with_capacity(rows.len());
+    for (index, row) in rows.iter().enumerate() {
+        let length = adapters.prefix_length() + adapters.virtual_tokens() + row.input_ids.len();
+        if length >= context {
+            return Err(Error::ContextFull { index, length, context });
+        }
+        let limit = config.max_new_tokens.min(context - length);
+        let sampler = Sampler::new(config, &row.input_ids, index);
+        replies.push(Reply { sampler, limit, ids: Vec::new(), finish: None });
+    }
+    let mut by_length: Vec<usize> = (0..rows.len()).collect();
+    by_length.sort_by_key(|&i| Reverse(rows[i].input_ids.len())); // what needs most memory first
+    let mut generation = Generation { model, adapters, config, replies };
+    for indices in by_length.chunks(batch_size) {
+        let rows = indices.iter().map(|&i| rows[i].clone()).collect();
+        let layout = Layout::new(rows, config.padding)?;
+        if generation.run(indices.to_vec(), layout, on_token)?.is_break() {
+            break;
+        }
+    }
+    let generated = |reply: Reply| Generated {
+        ids: reply.ids,
+        finish: reply.finish.unwrap_or(Finish::Cancelled),
+    };
+    Ok(generation.replies.into_iter().map(generated).collect())
+}
+
+/// The replies to all prompts as they grow.
+struct Generation<'a> {
+    model: &'a dyn Model,
+    adapters: &'a AdapterStack<'a>,
+    config: &'a GenerationConfig,
+    replies: Vec<Reply<'a>>,
+}
+
+/// A reply as it grows.
+struct Reply<'a> {
+    sampler: Sampler<'a>,
+    limit: usize, // tokens
+    ids: Vec<i64>,
+    finish: Option<Finish>,
+}
+
+impl Reply<'_> {
+    fn push(&mut self, id: i64, stop_ids: &[i64]) {
+        self.ids.push(id);
+        if stop_ids.contains(&id) {
+            self.finish = Some(Finish::Stop);
+        } else if self.ids.len() == self.limit {
+            self.finish = Some(Finish::Length);
+        }
+    }
+}
+
+impl Generation<'_> {
+    /// Generates the replies `batch` (their indices), the rows of `layout`, until all are finished or the caller breaks off.
+    fn run(
+        &mut self,
+        mut batch: Vec<usize>,
+        layout: Layout,
+        on_token: &mut dyn FnMut(usize, i64) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>> {
+        let Self { model, adapters, config, .. } = *self;
+        let mut layout = adapters.layout(layout);
+        let longest = batch.iter().map(|&i| self.replies[i].limit).max().unwrap_or(0);
+        let capacity = adapters.prefix_length() + layout.width() + longest; // one more than is read
+        let mut cache = model.kv_cache(batch.len() as i64, capacity as i64);
+        let mut columns = 0..layout.width(); // the prompts; then one column at a time
+        let mut input_ids = layout.input_ids(model.device());
+        let mut hooks = adapters.hooks(&layout, Mode::Eval)?;
+        while !batch.is_empty() {
+            let span = Span { layout: &layout, columns: columns.clone() };
+            let h = model.hidden_states(&input_ids, &span, Some(&mut cache), &mut hooks)?;
+            let logits = model.logits(&last_tokens(&h, &span)); // [b, v]
+            let ids = self.choose(&logits, &batch)?;
+            for (&i, &id) in batch.iter().zip(&ids) {
+                self.replies[i].push(id, &config.stop_ids);
+                if on_token(i, id).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+            let unfinished = |&row: &usize| self.replies[batch[row]].finish.is_none();
+            let staying: Vec<usize> = (0..batch.len()).filter(unfinished).collect();
+            let next: Vec<i64> = staying.iter().map(|&row| ids[row]).collect();
+            input_ids = send(&Tensor::from_slice(&next).unsqueeze(1), model.device()); // [b, 1]
+            columns = columns.end..columns.end + 1;
+            if staying.len() < batch.len() && !staying.is_empty() {
+                layout = layout.keep_rows(&staying);
+                hooks.keep_rows(&staying);
+                cache.keep_rows(&staying.iter().map(|&row| row as i64).collect::<Vec<_>>());
+            }
+            batch = staying.iter().map(|&row| batch[row]).collect();
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// The next token of each row of `logits` `[b, v]`.
+    fn choose(&mut self, logits: &Tensor, batch: &[usize]) -> Result<Vec<i64>> {
+        let (best, ids) = logits.max_dim(-1, false); // NaN if one is among them
+        let best: Vec<f32> = best.try_into()?;
+        if let Some(row) = best.iter().position(|x| x.is_nan()) {
+            let index = batch[row];
+            return Err(Error::NanLogits { index, generated: self.replies[index].ids.len() });
+        }
+        if self.config.is_plain_greedy() {
+            return Ok(ids.try_into()?);
+        }
+        let v = logits.size()[1] as usize;
+        let scores: Vec<f32> = logits.flatten(0, 1).to_device(Device::Cpu).try_into()?;
+        let rows = batch.iter().zip(scores.chunks_exact(v));
+        Ok(rows.map(|(&i, scores)| self.replies[i].sampler.choose(scores)).collect())
+    }
+}
+
+/// The hidden state of every row's last token, `[b, d]`, of `h` `[b, t, d]`.
+fn last_tokens(h: &Tensor, span: &Span) -> Tensor {
+    let layout = span.layout;
+    if span.columns.start > 0 {
+        return h.squeeze_dim(1); // [b, 1, d]: a generated token
+    }
+    let last = |row: usize| {
+        let token = layout.rows()[row].input_ids.len() - 1;
+        span.flat_index(row, token).expect("invariant: the first pass holds every token")
+    };
+    let indices: Vec<i64> = (0..layout.batch_size()).map(last).collect();
+    h.flatten(0, 1).index_select(0, &send(&Tensor::from_slice(&indices), h.device()))
+}

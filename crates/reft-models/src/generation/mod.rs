@@ -1,0 +1,4 @@
+//! Replies, token by token.
+
+pub(crate) mod generate;
+pub(crate) mod sampling;

@@ -1,0 +1,406 @@
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::model::layout::PaddingSide;
+use crate::{Error, Result};
+
+/// How tokens are chosen, and when to stop.
+///
+/// The scores of the next token pass, in this order, through the repetition penalty, the ban on repeated n-grams, the temperature,
+/// top-k and top-p, each as in transformers; then a token is drawn, or the best one is taken if the temperature is 0.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerationConfig {
+    /// Most tokens to generate per prompt.
+    pub max_new_tokens: usize,
+    /// Scores are divided by it before a token is drawn; 0: no draw, the best token is taken.
+    pub temperature: f64,
+    /// Draw only from the k best tokens.
+    pub top_k: Option<usize>,
+    /// Draw only from the best tokens that together have this probability; 1: from all.
+    pub top_p: f64,
+    /// Scores of tokens that stand in the prompt or in the reply are divided by it if positive, multiplied if negative; 1: untouched.
+    pub repetition_penalty: f64,
+    /// No n tokens in a row may occur twice in prompt and reply.
+    pub no_repeat_ngram_size: Option<usize>,
+    /// Tokens that end a reply.
+    pub stop_ids: Vec<i64>,
+    /// What the draws follow from, together with the prompt's place in the list.
+    pub seed: u64,
+    /// Where the padding of a batch stands: it costs the same and gives the same text on either side.
+    pub padding: PaddingSide,
+}
+
+impl Default for GenerationConfig {
+    /// Greedy, 256 tokens, no stop token.
+    fn default() -> Self {
+        Self {
+            max_new_tokens: 256,
+            temperature: 0.0,
+            top_k: None,
+            top_p: 1.0,
+            repetition_penalty: 1.0,
+            no_repeat_ngram_size: None,
+            stop_ids: Vec::new(),
+            seed: 0,
+            padding: PaddingSide::Left,
+        }
+    }
+}
+
+impl GenerationConfig {
+    /// Checks that every option has a value that means something.
+    ///
+    /// # Errors
+    /// [`Error::Generation`] names the first one that has not.
+    pub fn check(&self) -> Result<()> {
+        let require = |is_right: bool, option, found: &dyn ToString, expected| match is_right {
+            true => Ok(()),
+            false => Err(Error::Generation { option, found: found.to_string(), expected }),
+        };
+        let Self { temperature, top_p, repetition_penalty: penalty, .. } = *self;
+        require(self.max_new_tokens > 0, "max_new_tokens", &0, "at least 1")?;
+        let expected = "0 (the best token) or a positive number";
+        let is_temperature = temperature >= 0.0 && temperature.is_finite();
+        require(is_temperature, "temperature", &temperature, expected)?;
+        let expected = "at least 1; leave it out to draw from all tokens";
+        require(self.top_k != Some(0), "top_k", &0, expected)?;
+        require(top_p > 0.0 && top_p <= 1.0, "top_p", &top_p, "0 < top_p <= 1")?;
+        let expected = "a positive number; 1 is no penalty";
+        let is_penalty = penalty > 0.0 && penalty.is_finite();
+        require(is_penalty, "repetition_penalty", &penalty, expected)?;
+        let expected = "at least 1; leave it out to allow repetition";
+        require(self.no_repeat_ngram_size != Some(0), "no_repeat_ngram_size", &0, expected)?;
+        let lowest = self.stop_ids.iter().copied().min().unwrap_or(0);
+        require(lowest >= 0, "stop_ids", &lowest, "token ids, which are not negative")?;
+        Ok(())
+    }
+
+    /// Whether the best token of the model's own scores is the answer: nothing else needs to be known of them.
+    pub(crate) fn is_plain_greedy(&self) -> bool {
+        self.temperature == 0.0
+            && self.repetition_penalty == 1.0
+            && self.no_repeat_ngram_size.is_none()
+    }
+}
+
+/// Chooses the tokens of one row.
+#[derive(Debug)]
+pub(crate) struct Sampler<'a> {
+    config: &'a GenerationConfig,
+    history: Vec<i64>, // prompt and reply
+    rng: ChaCha8Rng,
+}
+
+impl<'a> Sampler<'a> {
+    /// For the prompt at place `row` of the caller's list: each has a stream of random numbers of its own.
+    pub(crate) fn new(config: &'a GenerationConfig, prompt: &[i64], row: usize) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
+        rng.set_stream(row as u64);
+        Self { config, history: prompt.to_vec(), rng }
+    }
+
+    /// Chooses the next token by its scores `[v]` and takes it into the history.
+    pub(crate) fn choose(&mut self, logits: &[f32]) -> i64 {
+        let mut scores: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
+        penalize_repetition(&mut scores, &self.history, self.config.repetition_penalty);
+        if let Some(n) = self.config.no_repeat_ngram_size {
+            ban_repeated_ngrams(&mut scores, &self.history, n);
+        }
+        let id = if self.config.temperature == 0.0 {
+            best(&scores)
+        } else {
+            draw(&probabilities(&scores, self.config), self.rng.random())
+        };
+        self.history.push(id as i64);
+        id as i64
+    }
+}
+
+/// Divides the scores of tokens of the history by `penalty` if they are positive, multiplies them if they are negative.
+fn penalize_repetition(scores: &mut [f64], history: &[i64], penalty: f64) {
+    if penalty == 1.0 {
+        return;
+    }
+    let mut seen = vec![false; scores.len()];
+    for &id in history {
+        if !std::mem::replace(&mut seen[id as usize], true) {
+            let score = &mut scores[id as usize];
+            *score = if *score < 0.0 { *score * penalty } else { *score / penalty };
+        }
+    }
+}
+
+/// Bans (−∞) each token that would repeat `n` tokens in a row; if that is every token, none is banned.
+fn ban_repeated_ngrams(scores: &mut [f64], history: &[i64], n: usize) {
+    if history.len() < n {
+        return;
+    }
+    let beginning = &history[history.len() + 1 - n..];
+    let repeats = history.windows(n).filter(|ngram| ngram.starts_with(beginning));
+    let mut banned = scores.to_vec();
+    for ngram in repeats {
+        banned[ngram[n - 1] as usize] = f64::NEG_INFINITY;
+    }
+    if banned.iter().any(|&score| score > f64::NEG_INFINITY) {
+        scores.copy_from_slice(&banned);
+    }
+}
+
+/// Index of the largest score, the first of equal ones.
+fn best(scores: &[f64]) -> usize {
+    let is_better = |i: usize, best: usize| scores[i].total_cmp(&scores[best]).is_gt();
+    (1..scores.len()).fold(0, |best, i| if is_better(i, best) { i } else { best })
+}
+
+/// Probabilities of the tokens after temperature, top-k and top-p: 0 for what is left out.
+fn probabilities(scores: &[f64], config: &GenerationConfig) -> Vec<f64> {
+    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    // Against the best score: a temperature near 0 cannot overflow.
+    let weight = |score: f64| ((score - max) / config.temperature).exp();
+    let mut weights: Vec<f64> =
+        scores.iter().map(|&score| if score == max { 1.0 } else { weight(score) }).collect();
+    if let Some(k) = config.top_k.filter(|&k| k < weights.len()) {
+        let (_, &mut least, _) =
+            scores.to_vec().select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
+        for (weight, &score) in weights.iter_mut().zip(scores) {
+            if score < least {
+                *weight = 0.0; // ties with the k-th best stay
+            }
+        }
+    }
+    normalize(&mut weights);
+    if config.top_p < 1.0 {
+        let left_out = 1.0 - config.top_p;
+        // Tokens that would not fill that even if all were as likely are the worst ones for sure: no need to sort them.
+        let negligible = left_out / weights.len() as f64;
+        let (mut order, mut tail) = (Vec::new(), 0.0);
+        for (i, weight) in weights.iter_mut().enumerate() {
+            if *weight < negligible {
+                tail += std::mem::take(weight);
+            } else {
+                order.push(i);
+            }
+        }
+        // worst first; of equal ones the later, as `best` has it
+        order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]).then(b.cmp(&a)));
+        for &i in &order[..order.len() - 1] {
+            tail += weights[i];
+            if tail > left_out {
+                break;
+            }
+            weights[i] = 0.0;
+        }
+        normalize(&mut weights);
+    }
+    weights
+}
+
+fn normalize(weights: &mut [f64]) {
+    let sum: f64 = weights.iter().sum();
+    weights.iter_mut().for_each(|weight| *weight /= sum);
+}
+
+/// The token in whose share of `[0, 1)` the number `u` falls, shares in the order of the ids.
+fn draw(probabilities: &[f64], u: f64) -> usize {
+    let mut cumulated = 0.0;
+    let mut last = 0;
+    for (i, &p) in probabilities.iter().enumerate().filter(|(_, p)| **p > 0.0) {
+        cumulated += p;
+        last = i;
+        if u < cumulated {
+            break;
+        }
+    }
+    last // the last possible one if the sum is rounded below u
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn greedy() -> GenerationConfig {
+        GenerationConfig::default()
+    }
+
+    fn sampled(temperature: f64) -> GenerationConfig {
+        GenerationConfig { temperature, ..greedy() }
+    }
+
+    /// Equal to the rounding of sums of a few f64.
+    fn assert_close(found: &[f64], expected: &[f64]) {
+        assert_eq!(found.len(), expected.len());
+        for (f, e) in found.iter().zip(expected) {
+            assert!((f - e).abs() < 1e-14, "{found:?}, expected {expected:?}");
+        }
+    }
+
+    #[test]
+    fn penalty_divides_positive_and_multiplies_negative_scores_once_per_token() {
+        let mut scores = [3.0, -3.0, 2.0, -2.0, 0.0];
+        penalize_repetition(&mut scores, &[0, 1, 0, 0, 1, 4], 1.5);
+        assert_eq!(scores, [2.0, -4.5, 2.0, -2.0, 0.0]);
+    }
+
+    #[test]
+    fn repeated_ngrams_are_banned() {
+        const BAN: f64 = f64::NEG_INFINITY;
+        let banned = |history: &[i64], n| {
+            let mut scores = [1.0, 2.0, 3.0, 4.0];
+            ban_repeated_ngrams(&mut scores, history, n);
+            (0..4).filter(|&i| scores[i] == BAN).collect::<Vec<_>>()
+        };
+        assert_eq!(banned(&[0, 1, 2, 0, 1], 3), [2]); // 0 1 → 2 was there
+        assert_eq!(banned(&[0, 1, 2, 0, 1, 3, 0, 1], 3), [2, 3]);
+        assert_eq!(banned(&[0, 1, 2, 0, 1], 4), [0usize; 0]); // 2 0 1 was not
+        assert_eq!(banned(&[1, 1], 2), [1]);
+        assert_eq!(banned(&[2, 0, 2], 1), [0, 2]);
+        assert_eq!(banned(&[0, 1], 3), [0usize; 0]); // too short to repeat anything
+        assert_eq!(banned(&[0, 1, 2, 3], 1), [0usize; 0]); // all of them: none
+    }
+
+    #[test]
+    fn temperature_divides_the_scores() {
+        let scores = [2f64.ln(), 6f64.ln(), 1f64.ln()];
+        assert_close(&probabilities(&scores, &sampled(1.0)), &[2.0 / 9.0, 6.0 / 9.0, 1.0 / 9.0]);
+        assert_close(
+            &probabilities(&scores, &sampled(0.5)), // squares
+            &[4.0 / 41.0, 36.0 / 41.0, 1.0 / 41.0],
+        );
+        assert_close(&probabilities(&scores, &sampled(f64::MIN_POSITIVE)), &[0.0, 1.0, 0.0]);
+    }
+
+    #[test]
+    fn top_k_keeps_the_best_and_what_ties_with_the_last_of_them() {
+        let scores = [1f64.ln(), 4f64.ln(), 3f64.ln(), 1f64.ln()];
+        let top_k =
+            |k| probabilities(&scores, &GenerationConfig { top_k: Some(k), ..sampled(1.0) });
+        assert_close(&top_k(1), &[0.0, 1.0, 0.0, 0.0]);
+        assert_close(&top_k(2), &[0.0, 4.0 / 7.0, 3.0 / 7.0, 0.0]);
+        assert_close(&top_k(3), &[1.0 / 9.0, 4.0 / 9.0, 3.0 / 9.0, 1.0 / 9.0]);
+        assert_close(&top_k(9), &[1.0 / 9.0, 4.0 / 9.0, 3.0 / 9.0, 1.0 / 9.0]);
+    }
+
+    #[test]
+    fn top_p_keeps_the_fewest_best_that_reach_it() {
+        let scores = [0.15f64.ln(), 0.5f64.ln(), 0.05f64.ln(), 0.3f64.ln()];
+        let top_p = |p| probabilities(&scores, &GenerationConfig { top_p: p, ..sampled(1.0) });
+        assert_close(&top_p(0.01), &[0.0, 1.0, 0.0, 0.0]); // one is always left
+        assert_close(&top_p(0.49), &[0.0, 1.0, 0.0, 0.0]);
+        assert_close(&top_p(0.6), &[0.0, 0.625, 0.0, 0.375]);
+        assert_close(&top_p(0.9), &[0.15 / 0.95, 0.5 / 0.95, 0.0, 0.3 / 0.95]);
+        assert_close(&top_p(1.0), &[0.15, 0.5, 0.05, 0.3]);
+    }
+
+    #[test]
+    fn top_p_counts_only_what_top_k_left() {
+        let scores = [0.4f64.ln(), 0.35f64.ln(), 0.25f64.ln()];
+        let config = GenerationConfig { top_k: Some(2), top_p: 0.5, ..sampled(1.0) };
+        // after top-k 0.4 is 0.533 of the rest, which is 0.5 and more: alone it reaches top_p; of all it is 0.4, which does not
+        assert_close(&probabilities(&scores, &config), &[1.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn draws_fall_into_the_shares_of_the_tokens() {
+        let p = [0.25, 0.0, 0.5, 0.25];
+        assert_eq!([0.0, 0.24, 0.25, 0.74, 0.75, 0.999].map(|u| draw(&p, u)), [0, 0, 2, 2, 3, 3]);
+        assert_eq!(draw(&[0.5, 0.499, 0.0], 0.9999), 1); // a sum below 1 by rounding
+    }
+
+    #[test]
+    fn draws_have_the_frequencies_of_the_probabilities() {
+        let config = sampled(1.0);
+        let mut sampler = Sampler::new(&config, &[0], 3);
+        let logits = [0.1f32, 0.6, 0.3].map(f32::ln);
+        let mut counts = [0; 3];
+        for _ in 0..10_000 {
+            counts[sampler.choose(&logits) as usize] += 1;
+        }
+        for (count, p) in counts.into_iter().zip([0.1, 0.6, 0.3]) {
+            // five standard deviations of a binomial count of 10,000, at most 50 each
+            assert!((f64::from(count) - 10_000.0 * p).abs() < 250.0, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn rows_and_seeds_draw_differently_and_repeatably() {
+        let text = |seed, row| {
+            let config = GenerationConfig { seed, ..sampled(1.0) };
+            let mut sampler = Sampler::new(&config, &[0], row);
+            (0..20).map(|_| sampler.choose(&[0.0; 50])).collect::<Vec<_>>()
+        };
+        assert_eq!(text(1, 2), text(1, 2));
+        assert_ne!(text(1, 2), text(1, 3));
+        assert_ne!(text(1, 2), text(2, 2));
+    }
+
+    #[test]
+    fn greedy_with_penalties_takes_the_best_that_is_left() {
+        let config =
+            GenerationConfig { repetition_penalty: 2.0, no_repeat_ngram_size: Some(2), ..greedy() };
+        let mut sampler = Sampler::new(&config, &[1, 2, 1], 0);
+        // 2 after 1 would repeat; 1 is halved to 2.5; 3 is best
+        assert_eq!(sampler.choose(&[0.0, 5.0, 9.0, 3.0]), 3);
+        // now 3 is in the history too: 9 / 2 for 2, 3 / 2 for 3, 5 / 2 for 1
+        assert_eq!(sampler.choose(&[0.0, 5.0, 9.0, 3.0]), 2);
+    }
+
+    #[test]
+    fn meaningless_options_are_refused_by_name() {
+        let bad = [
+            ("max_new_tokens", GenerationConfig { max_new_tokens: 0, ..greedy() }),
+            ("temperature", GenerationConfig { temperature: -0.5, ..greedy() }),
+            ("temperature", GenerationConfig { temperature: f64::NAN, ..greedy() }),
+            ("temperature", GenerationConfig { temperature: f64::INFINITY, ..greedy() }),
+            ("top_k", GenerationConfig { top_k: Some(0), ..greedy() }),
+            ("top_p", GenerationConfig { top_p: 0.0, ..greedy() }),
+            ("top_p", GenerationConfig { top_p: 1.1, ..greedy() }),
+            ("top_p", GenerationConfig { top_p: f64::NAN, ..greedy() }),
+            ("repetition_penalty", GenerationConfig { repetition_penalty: 0.0, ..greedy() }),
+            ("repetition_penalty", GenerationConfig { repetition_penalty: f64::NAN, ..greedy() }),
+            (
+                "no_repeat_ngram_size",
+                GenerationConfig { no_repeat_ngram_size: Some(0), ..greedy() },
+            ),
+            ("stop_ids", GenerationConfig { stop_ids: vec![2, -1], ..greedy() }),
+        ];
+        for (name, config) in bad {
+            let refused = config.check();
+            assert!(
+                matches!(&refused, Err(Error::Generation { option, .. }) if *option == name),
+                "{name}: {refused:?}"
+            );
+        }
+        assert!(greedy().check().is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn any_scores_leave_probabilities(
+            logits in prop::collection::vec(-1e4f32..1e4, 1..40),
+            history in prop::collection::vec(0usize..1000, 0..60),
+            temperature in prop_oneof![Just(f64::MIN_POSITIVE), Just(1e300), 1e-3f64..10.0],
+            top_k in prop::option::of(1usize..50),
+            top_p in prop_oneof![Just(f64::MIN_POSITIVE), Just(1.0), 0.001f64..1.0],
+            repetition_penalty in 0.1f64..10.0,
+            no_repeat_ngram_size in prop::option::of(1usize..5),
+        ) {
+            let v = logits.len();
+            let history: Vec<i64> = history.into_iter().map(|id| (id % v) as i64).collect();
+            let mut scores: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
+            penalize_repetition(&mut scores, &history, repetition_penalty);
+            if let Some(n) = no_repeat_ngram_size {
+                ban_repeated_ngrams(&mut scores, &history, n);
+            }
+            let config = GenerationConfig { top_k, top_p, ..sampled(temperature) };
+            let p = probabilities(&scores, &config);
+            prop_assert!(p.iter().all(|x| (0.0..=1.0).contains(x)), "{:?}", p);
+            prop_assert!((p.iter().sum::<f64>() - 1.0).abs() < 1e-12); // 40 roundings
+            prop_assert!(p[best(&scores)] > 0.0, "the best token was left out");
+            for (score, p) in scores.iter().zip(&p) {
+                prop_assert!(score.is_finite() || *p == 0.0, "a banned token is left");
+            }
+        }
+    }
+}

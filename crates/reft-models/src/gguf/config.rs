@@ -1,0 +1,161 @@
+//! What a GGUF file's metadata says about the model, as a Hugging Face directory would say it.
+
+use serde_json::{Map, Value as Json, json};
+
+use crate::error::Result;
+use crate::gguf::gguf_file::{Gguf, ROPE_FREQUENCIES};
+
+/// llama3's rope scaling, as far as Meta's models fix it; the file stores only the factors that follow from it.
+const LLAMA3_LOW_FREQUENCY_FACTOR: f64 = 1.0;
+const LLAMA3_HIGH_FREQUENCY_FACTOR: f64 = 4.0;
+const LLAMA3_ORIGINAL_LENGTH: i64 = 8192;
+
+impl Gguf {
+    /// What `config.json` would hold.
+    ///
+    /// # Errors
+    /// [`Error::Format`](crate::Error::Format) if metadata is missing or contradicts itself, or asks for
+    /// a rope that the decoder does not have.
+    pub fn config(&self) -> Result<Json> {
+        let sliding_window = self.integer(&self.key("attention.sliding_window"))?;
+        let (class, model_type) = match self.architecture {
+            "qwen2" => ("Qwen2ForCausalLM", "qwen2"),
+            "qwen3" => ("Qwen3ForCausalLM", "qwen3"),
+            _ if sliding_window.is_some() => ("MistralForCausalLM", "mistral"),
+            _ => ("LlamaForCausalLM", "llama"),
+        };
+        let hidden_size = self.size("embedding_length")?;
+        let n_heads = self.size("attention.head_count")?;
+        let head_dim =
+            self.integer(&self.key("attention.key_length"))?.unwrap_or(hidden_size / n_heads);
+        if let Some(rotated) = self.integer(&self.key("rope.dimension_count"))?
+            && rotated != head_dim
+        {
+            return Err(self.broken(format!(
+                "rope turns {rotated} of {head_dim} dimensions of a head; only whole heads can be turned"
+            )));
+        }
+        let rope_theta = self.float(&self.key("rope.freq_base"))?.unwrap_or(10000.0);
+        let epsilon_key = self.key("attention.layer_norm_rms_epsilon");
+        let epsilon = self.required(&epsilon_key, self.float(&epsilon_key)?)?;
+        let mut config = Map::new();
+        let mut set = |key: &str, value: Json| config.insert(key.to_owned(), value);
+        set("architectures", json!([class]));
+        set("model_type", json!(model_type));
+        set("vocab_size", json!(self.vocab_size()?));
+        set("hidden_size", json!(hidden_size));
+        set("intermediate_size", json!(self.size("feed_forward_length")?));
+        set("num_hidden_layers", json!(self.size("block_count")?));
+        set("num_attention_heads", json!(n_heads));
+        set("num_key_value_heads", json!(self.key_value_heads()?));
+        set("head_dim", json!(head_dim));
+        set("hidden_act", json!("silu"));
+        set("max_position_embeddings", json!(self.size("context_length")?));
+        set("rms_norm_eps", json!(shortest(epsilon)));
+        set("rope_theta", json!(shortest(rope_theta)));
+        set("rope_scaling", self.rope_scaling(head_dim, f64::from(rope_theta))?);
+        set("attention_bias", json!(self.holds("model.layers.0.self_attn.q_proj.bias")));
+        set("mlp_bias", json!(self.holds("model.layers.0.mlp.gate_proj.bias")));
+        set("tie_word_embeddings", json!(!self.holds("lm_head.weight")));
+        if let Some(window) = sliding_window {
+            set("sliding_window", json!(window));
+        }
+        set("bos_token_id", json!(self.token_id("bos")?));
+        set("eos_token_id", json!(self.token_id("eos")?));
+        set("pad_token_id", json!(self.token_id("padding")?));
+        set("torch_dtype", json!("float32"));
+        Ok(config.into())
+    }
+
+    /// What `generation_config.json` would hold: every token that ends a reply.
+    ///
+    /// # Errors
+    /// [`Error::Format`](crate::Error::Format) if a token id is not an id of the vocabulary.
+    pub fn generation_config(&self) -> Result<Json> {
+        let mut ends: Vec<i64> = Vec::new();
+        for kind in ["eos", "eot", "eom"] {
+            ends.extend(self.token_id(kind)?.filter(|id| !ends.contains(id)));
+        }
+        Ok(json!({
+            "bos_token_id": self.token_id("bos")?,
+            "eos_token_id": if ends.len() == 1 { json!(ends[0]) } else { json!(ends) },
+            "pad_token_id": self.token_id("padding")?,
+        }))
+    }
+
+    /// `tokenizer.ggml.{kind}_token_id`, if the file has it.
+    pub(crate) fn token_id(&self, kind: &str) -> Result<Option<i64>> {
+        let key = format!("tokenizer.ggml.{kind}_token_id");
+        let vocab_size = self.vocab_size()?;
+        match self.integer(&key)? {
+            Some(id) if !(0..vocab_size).contains(&id) => Err(self
+                .broken(format!("metadata {key} is {id}, the vocabulary has {vocab_size} tokens"))),
+            id => Ok(id),
+        }
+    }
+
+    /// The rows of the embedding.
+    fn vocab_size(&self) -> Result<i64> {
+        self.shapes()
+            .find(|(name, _)| *name == "model.embed_tokens.weight")
+            .and_then(|(_, shape)| shape.first().copied())
+            .ok_or_else(|| self.broken("it holds no tensor token_embd.weight".to_owned()))
+    }
+
+    /// `rope_scaling` of config.json, or null.
+    fn rope_scaling(&self, head_dim: i64, theta: f64) -> Result<Json> {
+        if self.info(ROPE_FREQUENCIES).is_ok() {
+            return self.llama3_scaling(head_dim, theta);
+        }
+        match self.text(&self.key("rope.scaling.type"))? {
+            None | Some("none") => Ok(Json::Null),
+            Some("linear") => {
+                let key = self.key("rope.scaling.factor");
+                let factor = self.required(&key, self.float(&key)?)?;
+                Ok(json!({ "rope_type": "linear", "factor": shortest(factor) }))
+            }
+            Some(other) => {
+                Err(self.broken(format!("rope scaling {other:?}; linear and llama3 can be read")))
+            }
+        }
+    }
+
+    /// Recognises llama3's scaling by the factors that follow from it.
+    ///
+    /// With wavelength λ = 2π θ^(2i/d), a pair's frequency is divided by 1 where λ is below length / high, by the factor
+    /// where it is above length / low, and by an interpolation of the two between.
+    fn llama3_scaling(&self, head_dim: i64, theta: f64) -> Result<Json> {
+        let found = self.dequantise(ROPE_FREQUENCIES, 0, 1)?;
+        let factor = f64::from(found.iter().copied().fold(1.0, f32::max));
+        let (low, high) = (LLAMA3_LOW_FREQUENCY_FACTOR, LLAMA3_HIGH_FREQUENCY_FACTOR);
+        let expected = (0..head_dim / 2).map(|i| {
+            let wavelength = std::f64::consts::TAU * theta.powf(2.0 * i as f64 / head_dim as f64);
+            let share = LLAMA3_ORIGINAL_LENGTH as f64 / wavelength;
+            let smooth = ((share - low) / (high - low)).clamp(0.0, 1.0);
+            1.0 / ((1.0 - smooth) / factor + smooth)
+        });
+        // The file holds f32: 1e-4 is above their rounding and far below the step between two pairs.
+        let same = found.len() as i64 == head_dim / 2
+            && found
+                .iter()
+                .zip(expected)
+                .all(|(&found, expected)| (f64::from(found) / expected - 1.0).abs() < 1e-4);
+        if !same {
+            return Err(self.broken(format!(
+                "the factors of {ROPE_FREQUENCIES} are not those of llama3's rope scaling"
+            )));
+        }
+        Ok(json!({
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low,
+            "high_freq_factor": high,
+            "original_max_position_embeddings": LLAMA3_ORIGINAL_LENGTH,
+        }))
+    }
+}
+
+/// The f64 with the shortest decimal that rounds to this f32: 1e-5, not 9.999999747378752e-6.
+fn shortest(x: f32) -> f64 {
+    x.to_string().parse().unwrap_or(f64::from(x))
+}

@@ -1,0 +1,6 @@
+//! GGUF files: the header, the tensors, and what they say of a model and its tokenizer.
+
+pub(crate) mod config;
+pub(crate) mod gguf_file;
+pub(crate) mod header;
+pub(crate) mod tokenizer;

@@ -1,0 +1,238 @@
+//! The tokenizer in a GGUF file's metadata, as `tokenizer.json` and `tokenizer_config.json` would hold it.
+
+use serde_json::{Map, Value as Json, json};
+
+use crate::error::Result;
+use crate::gguf::gguf_file::Gguf;
+
+/// How a byte-level BPE splits text before merging; `tokenizer.ggml.pre` names it.
+struct PreTokenizer {
+    normalizer: Json,
+    steps: Json,
+    /// Whole words found in the vocabulary are not built up from merges.
+    ignore_merges: bool,
+    /// Whether prompts begin with the bos token where the file does not say.
+    add_bos: bool,
+}
+
+/// The pattern of Llama 3's tokenizer: up to three digits stay together.
+const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// The pattern of Qwen2's tokenizer: as Llama 3's, but digits one by one.
+const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// Values of `tokenizer.ggml.token_type`.
+const UNKNOWN: i64 = 2;
+const CONTROL: i64 = 3;
+const USER_DEFINED: i64 = 4;
+
+/// What to do about a tokenizer that cannot be read.
+const INSTEAD: &str = "use the model's Hugging Face directory";
+
+impl Gguf {
+    /// What `tokenizer.json` would hold, for the byte-level BPE of GPT-2's kind.
+    ///
+    /// # Errors
+    /// [`Error::Format`](crate::Error::Format) if the file has no tokenizer, one of another kind
+    /// (SentencePiece), or an unknown pre-tokenizer.
+    pub fn tokenizer_json(&self) -> Result<Json> {
+        match self.text("tokenizer.ggml.model")? {
+            Some("gpt2") => {}
+            Some(other) => {
+                return Err(self.broken(format!(
+                    "its tokenizer is of kind {other:?}, expected \"gpt2\" (byte-level BPE); {INSTEAD}"
+                )));
+            }
+            None => return Err(self.broken("it holds no tokenizer".to_owned())),
+        }
+        let pre_tokenizer = self.pre_tokenizer()?;
+        let tokens = self.token_texts()?;
+        let added_tokens = self.added_tokens(&tokens)?;
+        let vocab: Map<String, Json> =
+            tokens.iter().enumerate().map(|(id, &token)| (token.to_owned(), json!(id))).collect();
+        if vocab.len() != tokens.len() {
+            return Err(self.broken("tokenizer.ggml.tokens holds a token twice".to_owned()));
+        }
+        Ok(json!({
+            "version": "1.0",
+            "truncation": null,
+            "padding": null,
+            "added_tokens": added_tokens,
+            "normalizer": pre_tokenizer.normalizer,
+            "pre_tokenizer": { "type": "Sequence", "pretokenizers": pre_tokenizer.steps },
+            "post_processor": self.post_processor(&tokens, pre_tokenizer.add_bos)?,
+            "decoder": { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true },
+            "model": {
+                "type": "BPE",
+                "dropout": null,
+                "unk_token": null,
+                "continuing_subword_prefix": null,
+                "end_of_word_suffix": null,
+                "fuse_unk": false,
+                "byte_fallback": false,
+                "ignore_merges": pre_tokenizer.ignore_merges,
+                "vocab": vocab,
+                "merges": self.merges()?,
+            },
+        }))
+    }
+
+    /// What `tokenizer_config.json` would hold: the special tokens' texts and the chat template.
+    ///
+    /// # Errors
+    /// [`Error::Format`](crate::Error::Format) if a token id is not an id of the vocabulary.
+    pub fn tokenizer_config(&self) -> Result<Json> {
+        let tokens = self.token_texts()?;
+        let mut config = Map::new();
+        for (key, kind) in [("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")]
+        {
+            let id = self.token_id(kind)?;
+            config.insert(format!("{key}_token"), json!(id.and_then(|id| tokens.get(id as usize))));
+        }
+        if let Some(template) = self.text("tokenizer.chat_template")? {
+            config.insert("chat_template".to_owned(), json!(template));
+        }
+        config.insert("clean_up_tokenization_spaces".to_owned(), json!(false));
+        config.insert("model_max_length".to_owned(), json!(self.size("context_length")?));
+        config.insert("tokenizer_class".to_owned(), json!("PreTrainedTokenizerFast"));
+        Ok(config.into())
+    }
+
+    fn pre_tokenizer(&self) -> Result<PreTokenizer> {
+        let plain = |steps| PreTokenizer {
+            normalizer: Json::Null,
+            steps,
+            ignore_merges: false,
+            add_bos: false,
+        };
+        match self.text("tokenizer.ggml.pre")? {
+            Some("smollm") => Ok(plain(
+                json!([{ "type": "Digits", "individual_digits": true }, byte_level(true)]),
+            )),
+            Some("gpt-2") => Ok(plain(json!([byte_level(true)]))),
+            Some("llama-bpe") => Ok(PreTokenizer {
+                ignore_merges: true,
+                add_bos: true,
+                ..plain(json!([split(LLAMA3_SPLIT), byte_level(false)]))
+            }),
+            Some("qwen2") => Ok(PreTokenizer {
+                normalizer: json!({ "type": "NFC" }),
+                ..plain(json!([split(QWEN2_SPLIT), byte_level(false)]))
+            }),
+            other => Err(self.broken(format!(
+                "its pre-tokenizer is {}, expected smollm, gpt-2, llama-bpe or qwen2; {INSTEAD}",
+                other.unwrap_or("not named")
+            ))),
+        }
+    }
+
+    fn token_texts(&self) -> Result<Vec<&str>> {
+        self.texts("tokenizer.ggml.tokens")
+    }
+
+    fn merges(&self) -> Result<Vec<Json>> {
+        let pair =
+            |merge: &str| match merge.split_once(' ') {
+                Some((left, right)) if !left.is_empty() && !right.is_empty() => {
+                    Ok(json!([left, right]))
+                }
+                _ => Err(self
+                    .broken(format!("the merge {merge:?} is not two tokens with a space between"))),
+            };
+        self.texts("tokenizer.ggml.merges")?.into_iter().map(pair).collect()
+    }
+
+    /// Control tokens as special ones, user-defined tokens as added ones.
+    fn added_tokens(&self, tokens: &[&str]) -> Result<Vec<Json>> {
+        let key = "tokenizer.ggml.token_type";
+        let types = self.array(key)?;
+        if types.len() != tokens.len() {
+            let (types, tokens) = (types.len(), tokens.len());
+            return Err(self.broken(format!("{types} token types for {tokens} tokens")));
+        }
+        let mut added = Vec::new();
+        for (id, (token, token_type)) in tokens.iter().zip(types).enumerate() {
+            let special = match token_type.as_i64() {
+                Some(UNKNOWN | CONTROL) => true,
+                Some(USER_DEFINED) => false,
+                Some(_) => continue,
+                None => {
+                    let reason = format!("a token type is {token_type}, expected an integer");
+                    return Err(self.broken(reason));
+                }
+            };
+            added.push(json!({
+                "id": id,
+                "content": token,
+                "single_word": false,
+                "lstrip": false,
+                "rstrip": false,
+                "normalized": false,
+                "special": special,
+            }));
+        }
+        Ok(added)
+    }
+
+    /// Puts the bos token before and the eos token after a prompt, where the file asks for it.
+    fn post_processor(&self, tokens: &[&str], add_bos_by_default: bool) -> Result<Json> {
+        let mut special_tokens = Map::new();
+        let mut piece = |kind: &str, wanted: bool| -> Result<Option<Json>> {
+            if !self.flag(&format!("tokenizer.ggml.add_{kind}_token"))?.unwrap_or(wanted) {
+                return Ok(None);
+            }
+            let id = self.token_id(kind)?;
+            let Some(&token) = id.and_then(|id| tokens.get(id as usize)) else {
+                return Err(
+                    self.broken(format!("prompts want a {kind} token, and the file names none"))
+                );
+            };
+            special_tokens
+                .insert(token.to_owned(), json!({ "id": token, "ids": [id], "tokens": [token] }));
+            Ok(Some(json!({ "SpecialToken": { "id": token, "type_id": 0 } })))
+        };
+        let (bos, eos) = (piece("bos", add_bos_by_default)?, piece("eos", false)?);
+        if bos.is_none() && eos.is_none() {
+            return Ok(Json::Null);
+        }
+        let around = |id: &str| {
+            let text = json!({ "Sequence": { "id": id, "type_id": 0 } });
+            bos.clone().into_iter().chain([text]).chain(eos.clone())
+        };
+        let single: Vec<Json> = around("A").collect();
+        let pair: Vec<Json> = around("A").chain(around("B")).collect();
+        Ok(json!({
+            "type": "TemplateProcessing",
+            "single": single,
+            "pair": pair,
+            "special_tokens": special_tokens,
+        }))
+    }
+
+    fn texts<'a>(&'a self, key: &str) -> Result<Vec<&'a str>> {
+        let text = |value: &'a Json| {
+            let wrong = || self.broken(format!("metadata {key} holds {value}, expected strings"));
+            value.as_str().ok_or_else(wrong)
+        };
+        self.array(key)?.iter().map(text).collect()
+    }
+}
+
+/// The step that splits text into words and maps their bytes to printable characters.
+fn byte_level(use_regex: bool) -> Json {
+    json!({
+        "type": "ByteLevel",
+        "add_prefix_space": false,
+        "trim_offsets": true,
+        "use_regex": use_regex,
+    })
+}
+
+/// The step that splits text by a pattern, and keeps the parts between.
+fn split(regex: &str) -> Json {
+    json!({
+        "type": "Split",
+        "pattern": { "Regex": regex },
+        "behavior": "Isolated",
+        "invert": false,
+    })
+}

@@ -1,0 +1,165 @@
+use tch::Tensor;
+
+use crate::model::frozen_model::Model;
+use crate::model::hooks::Hooks;
+use crate::model::layout::{Layout, Span};
+use crate::place::Place;
+use crate::site::Site;
+use crate::weights::linear::Linear;
+use crate::weights::send::send;
+use crate::{Error, Result};
+
+/// A token of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TokenAt {
+    /// The row.
+    pub row: usize,
+    /// The token of the row, 0 for its first.
+    pub token: usize,
+}
+
+impl TokenAt {
+    /// The same token of each of the first `rows` rows.
+    pub fn every_row(rows: usize, token: usize) -> Vec<Self> {
+        (0..rows).map(|row| Self { row, token }).collect()
+    }
+
+    /// Checks that a layout has these tokens.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchToken`].
+    pub fn check(tokens: &[Self], layout: &Layout) -> Result<()> {
+        for &Self { row, token } in tokens {
+            let length = layout.rows().get(row).map(|row| row.input_ids.len());
+            if length.is_none_or(|length| token >= length) {
+                return Err(Error::NoSuchToken { row, token, length: length.unwrap_or(0) });
+            }
+        }
+        Ok(())
+    }
+
+    /// Which of the tokens a pass computes, and their flat indices in it.
+    pub fn in_span(tokens: &[Self], span: &Span) -> (Vec<i64>, Vec<i64>) {
+        let tokens = tokens.iter().enumerate();
+        tokens.filter_map(|(i, at)| Some((i as i64, span.flat_index(at.row, at.token)?))).unzip()
+    }
+}
+
+/// The hooks of a source run: they keep the hidden states of chosen tokens at chosen places, and nothing else of the run.
+#[derive(Debug)]
+pub struct Collect {
+    wanted: Vec<Wanted>,
+}
+
+#[derive(Debug)]
+struct Wanted {
+    place: Place,
+    tokens: Vec<TokenAt>,
+    seen: Vec<(Vec<i64>, Tensor)>, // which of the tokens, and their hidden states [m, d]: one entry per pass
+}
+
+impl Collect {
+    /// Hooks that keep the tokens named at each place, any number per row.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchToken`] if a row does not have the token.
+    pub fn new(wanted: Vec<(Place, Vec<TokenAt>)>, layout: &Layout) -> Result<Self> {
+        for (_, tokens) in &wanted {
+            TokenAt::check(tokens, layout)?;
+        }
+        let wanted = wanted.into_iter();
+        let wanted = wanted.map(|(place, tokens)| Wanted { place, tokens, seen: Vec::new() });
+        Ok(Self { wanted: wanted.collect() })
+    }
+
+    /// The hidden states of each place, `[m, d]`, one row for each of its tokens in the order they were named in.
+    ///
+    /// # Errors
+    /// [`Error::NotReached`] if the run did not come to a place.
+    pub fn finish(self) -> Result<Vec<Tensor>> {
+        self.wanted.into_iter().map(Wanted::finish).collect()
+    }
+
+    fn see(&mut self, site: Site, h: &Tensor, span: &Span) -> Result<()> {
+        for wanted in self.wanted.iter_mut().filter(|wanted| wanted.place.site == site) {
+            let (which, indices) = TokenAt::in_span(&wanted.tokens, span);
+            if !which.is_empty() {
+                let indices = send(&Tensor::from_slice(&indices), h.device());
+                let found = h.flatten(0, 1).index_select(0, &indices);
+                wanted.seen.push((which, wanted.place.read(&found)?));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Wanted {
+    fn finish(self) -> Result<Tensor> {
+        let (which, found): (Vec<Vec<i64>>, Vec<Tensor>) = self.seen.into_iter().unzip();
+        let which = which.concat();
+        if which.len() != self.tokens.len() || which.is_empty() {
+            return Err(Error::NotReached { place: self.place });
+        }
+        let mut order = vec![0i64; which.len()];
+        for (at, &token) in which.iter().enumerate() {
+            order[token as usize] = at as i64;
+        }
+        let found = Tensor::cat(&found, 0);
+        Ok(found.index_select(0, &send(&Tensor::from_slice(&order), found.device())))
+    }
+}
+
+impl Hooks for Collect {
+    fn visit(&mut self, site: Site, h: Tensor, span: &Span) -> Result<Tensor> {
+        self.see(site, &h, span)?;
+        Ok(h)
+    }
+
+    fn projection_input(&mut self, site: Site, x: Tensor, span: &Span) -> Result<Tensor> {
+        if Place::whole(site).is_projection_input() {
+            self.see(site, &x, span)?;
+        }
+        Ok(x)
+    }
+
+    fn projection_output(
+        &mut self,
+        site: Site,
+        _linear: &Linear,
+        _x: &Tensor,
+        y: Tensor,
+        span: &Span,
+    ) -> Result<Tensor> {
+        if !Place::whole(site).is_projection_input() {
+            self.see(site, &y, span)?;
+        }
+        Ok(y)
+    }
+}
+
+/// A source run: hidden states of chosen tokens at chosen places, `[m, d]` each and without gradient.
+///
+/// The model is run no further up than the highest place, and only what is asked for is kept.
+///
+/// # Errors
+/// [`Error::NoSuchLayer`], [`Error::Coordinates`], [`Error::NoSuchToken`], or [`Error::NotReached`] if the model has no such site.
+pub fn collect(
+    model: &dyn Model,
+    layout: &Layout,
+    wanted: Vec<(Place, Vec<TokenAt>)>,
+) -> Result<Vec<Tensor>> {
+    for (place, _) in &wanted {
+        model.description().size_of(place)?;
+    }
+    let layers = model.description().num_hidden_layers;
+    let highest = wanted.iter().map(|(place, _)| place.site.stage()).max().unwrap_or(0);
+    let mut collect = Collect::new(wanted, layout)?;
+    let _guard = tch::no_grad_guard();
+    let forward = model.forward(&layout.whole(), 0);
+    let embeddings = forward.embed(&layout.input_ids(model.device()));
+    let h = forward.run(0..layers.min(highest + 1), embeddings, None, &mut collect)?;
+    if highest == layers {
+        let _normed = forward.finish(h, &mut collect)?;
+    }
+    collect.finish()
+}

@@ -1,0 +1,148 @@
+use crate::place::Place;
+use crate::site::{Component, Site};
+use crate::{Error, Result};
+
+/// What a model is, apart from its numbers: all that methods, trainer, planner and tasks know of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelDescription {
+    /// Family, by its `model_type`.
+    pub model_type: String,
+    /// Number of logits `v`.
+    pub vocab_size: i64,
+    /// Hidden size `d`.
+    pub hidden_size: i64,
+    /// Inner size of the MLP.
+    pub intermediate_size: i64,
+    /// Number of blocks.
+    pub num_hidden_layers: usize,
+    /// Query heads `n_h`.
+    pub num_attention_heads: i64,
+    /// Key and value heads `n_kv`.
+    pub num_key_value_heads: i64,
+    /// Head size `d_h`.
+    pub head_dim: i64,
+    /// Longest context, in tokens.
+    pub max_position_embeddings: i64,
+    /// Whether no token sees a later one: then what is before a method's first token is the frozen model's alone.
+    pub is_causal: bool,
+    /// How many tokens back each layer sees, itself included; `None`: all.
+    pub windows: Vec<Option<i64>>,
+    /// Every tensor of the model, in the order of its checkpoints.
+    pub tensors: Vec<ModelTensor>,
+}
+
+/// A tensor of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelTensor {
+    /// Its name in checkpoints: `model.layers.3.self_attn.q_proj.weight`.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<i64>,
+    /// What it does.
+    pub role: TensorRole,
+}
+
+/// What a tensor does in a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TensorRole {
+    /// The token embeddings `[v, d]`.
+    Embeddings,
+    /// The head `[v, d]`, where it is not the embeddings.
+    Head,
+    /// The matrix `[out, in]` of a projection that methods can name.
+    Projection(Site),
+    /// Everything else: norms and biases.
+    Vector,
+}
+
+/// A linear projection of a model: where it is, its name in checkpoints, and its sizes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Projection {
+    /// Where it is.
+    pub site: Site,
+    /// Its module in checkpoints: `model.layers.3.self_attn.q_proj`.
+    pub module: String,
+    /// Size of its input.
+    pub in_features: i64,
+    /// Size of its output.
+    pub out_features: i64,
+}
+
+impl ModelDescription {
+    /// Every projection that methods can name, in the order that the forward runs through them.
+    pub fn projections(&self) -> Vec<Projection> {
+        let projection = |tensor: &ModelTensor| match (tensor.role, &tensor.shape[..]) {
+            (TensorRole::Projection(site), &[out_features, in_features]) => {
+                let module = tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name).to_owned();
+                Some(Projection { site, module, in_features, out_features })
+            }
+            _ => None,
+        };
+        self.tensors.iter().filter_map(projection).collect()
+    }
+
+    /// Names of the projections of a block, as methods name them: `q_proj`, `down_proj`, ….
+    pub fn projection_names(&self) -> Vec<&'static str> {
+        let mut names: Vec<&str> = Vec::new();
+        for Projection { site, .. } in self.projections() {
+            if !names.contains(&site.component.name()) {
+                names.push(site.component.name());
+            }
+        }
+        names
+    }
+
+    /// Number of coordinates of what hooks see at a site; for `o_proj` and `down_proj` what goes into the projection.
+    pub fn width(&self, component: Component) -> i64 {
+        match component {
+            Component::Query | Component::Output => self.num_attention_heads * self.head_dim,
+            Component::Key | Component::Value => self.num_key_value_heads * self.head_dim,
+            Component::Gate | Component::Up | Component::Down => self.intermediate_size,
+            Component::BlockInput
+            | Component::AttentionOutput
+            | Component::MlpOutput
+            | Component::BlockOutput => self.hidden_size,
+        }
+    }
+
+    /// Number of coordinates of a place.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchLayer`]; [`Error::Coordinates`].
+    pub fn size_of(&self, place: &Place) -> Result<i64> {
+        let (layer, layers) = (place.site.layer, self.num_hidden_layers);
+        if layer >= layers {
+            return Err(Error::NoSuchLayer { layer, layers });
+        }
+        place.size(self.width(place.site.component))
+    }
+
+    /// The name of the token embeddings.
+    pub fn embeddings(&self) -> Option<&str> {
+        let found = self.tensors.iter().find(|tensor| tensor.role == TensorRole::Embeddings);
+        found.map(|tensor| tensor.name.as_str())
+    }
+
+    /// Number of weights.
+    pub fn parameters(&self) -> i64 {
+        self.tensors.iter().map(ModelTensor::numel).sum()
+    }
+}
+
+impl ModelTensor {
+    /// Number of its entries.
+    pub fn numel(&self) -> i64 {
+        self.shape.iter().product()
+    }
+}
+
+impl std::fmt::Display for ModelDescription {
+    /// Family and sizes: a run is resumed only with a model of the same.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { model_type, num_hidden_layers, hidden_size, vocab_size, .. } = self;
+        write!(
+            f,
+            "{model_type} of {num_hidden_layers} layers, hidden size {hidden_size}, vocabulary {vocab_size}"
+        )
+    }
+}

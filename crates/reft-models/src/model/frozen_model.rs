@@ -1,0 +1,160 @@
+use std::ops::Range;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::model::description::ModelDescription;
+use crate::model::hooks::Hooks;
+use crate::model::kv_cache::KvCache;
+use crate::model::layout::Span;
+use crate::model::past::Past;
+use crate::weights::linear::Linear;
+use crate::weights::weight::Weight;
+use crate::{Error, Result};
+
+/// A frozen model: its description, its weights, and a forward through hooks.
+///
+/// Methods, trainer, planner and tasks know models by this trait alone.
+pub trait Model {
+    /// What it is.
+    fn description(&self) -> &ModelDescription;
+
+    /// The kind of the residual stream, of the weights, and of what quantised weights are expanded to.
+    fn kind(&self) -> Kind;
+
+    /// Where the weights are.
+    fn device(&self) -> Device;
+
+    /// Every weight by its checkpoint name; they share storage with the model's.
+    fn weights(&self) -> Vec<(String, Weight)>;
+
+    /// A forward over a span, to be run stage by stage, with the [`Hooks::prefix_length`] of the hooks that it will be run with.
+    fn forward<'a>(&'a self, span: &Span<'a>, prefix_length: usize) -> Box<dyn Forward<'a> + 'a>;
+
+    /// What turns the hidden states that a forward ends with into logits; if it is quantised, it is expanded once for several products.
+    fn head(&self) -> Head;
+
+    /// Whether gradients are wanted of the head's weights, which are the embeddings' if they are tied.
+    fn trains_head(&self) -> bool;
+
+    /// Logits `[.., v]` in f32 of hidden states `[.., d]`.
+    fn logits(&self, h: &Tensor) -> Tensor {
+        self.head().logits(h)
+    }
+
+    /// Bytes that the weights take.
+    fn weight_bytes(&self) -> usize {
+        self.weights().iter().map(|(_, weight)| weight.bytes()).sum()
+    }
+
+    /// Whether some weights are quantised: a forward with autograd then keeps what they are expanded to until its backward, so a
+    /// training that wants to save memory goes block by block.
+    fn is_quantised(&self) -> bool {
+        self.weights().iter().any(|(_, weight)| weight.tensor().is_none())
+    }
+
+    /// An empty cache for generation: `batch_size` rows of up to `capacity` columns, a prefix included.
+    fn kv_cache(&self, batch_size: i64, capacity: i64) -> KvCache {
+        KvCache::new(self.description(), batch_size, capacity, (self.kind(), self.device()))
+    }
+
+    /// Checks that a token id is one of the vocabulary.
+    ///
+    /// # Errors
+    /// [`Error::TokenId`].
+    fn check_token(&self, id: i64) -> Result<()> {
+        let vocab_size = self.description().vocab_size;
+        if (0..vocab_size).contains(&id) {
+            return Ok(());
+        }
+        Err(Error::TokenId { id, vocab_size })
+    }
+
+    /// Hidden states `[b, t, d]` after the last block and the final norm.
+    ///
+    /// `input_ids` `[b, t]` are those of the span's columns. With a cache, its columns are attended to, and the span's are
+    /// appended; a span that does not begin in column 0 needs one.
+    ///
+    /// # Errors
+    /// What a hook refuses, with its site; [`Error::CacheFull`].
+    fn hidden_states(
+        &self,
+        input_ids: &Tensor,
+        span: &Span,
+        mut cache: Option<&mut KvCache>,
+        hooks: &mut dyn Hooks,
+    ) -> Result<Tensor> {
+        let prefix = hooks.prefix_length();
+        let appended =
+            span.width() as i64 + if span.columns.start == 0 { prefix as i64 } else { 0 };
+        if let Some(room) = cache.as_deref().map(KvCache::room).filter(|room| *room < appended) {
+            return Err(Error::CacheFull { room, needed: appended });
+        }
+        let forward = self.forward(span, prefix);
+        let past = cache.as_deref_mut().map(|cache| cache as &mut dyn Past);
+        let blocks = self.description().num_hidden_layers;
+        let h = forward.run(0..blocks, forward.embed(input_ids), past, hooks)?;
+        if let Some(cache) = cache {
+            cache.advance(appended);
+        }
+        forward.finish(h, hooks)
+    }
+}
+
+/// One forward over a span, stage by stage.
+///
+/// Stage `k` shows the hooks what is between two blocks (the embeddings if `k` is 0, else the output of block `k − 1`) and runs block
+/// `k` on what they return. After the stages, [`Self::finish`] shows them the last block's output and applies the final norm. So the
+/// hidden states that go into stage `k` depend on no hook at a site above, and a forward can begin there with ones computed before.
+pub trait Forward<'a> {
+    /// Wants the hidden states of the span's columns from `column` on only: the last block computes no others.
+    ///
+    /// # Panics
+    /// If the span does not have the column.
+    fn want_from(&mut self, column: usize);
+
+    /// The columns whose hidden states [`Self::finish`] returns.
+    fn outputs(&self) -> &Span<'a>;
+
+    /// What goes into stage 0: the embeddings `[b, t, d]` of `input_ids` `[b, t]`, the tokens of the span's columns.
+    fn embed(&self, input_ids: &Tensor) -> Tensor;
+
+    /// Runs stages on the hidden states `[b, t, d]` that go into the first of them, and returns what goes into the next.
+    ///
+    /// # Errors
+    /// What a hook refuses, with its site.
+    fn run(
+        &self,
+        stages: Range<usize>,
+        h: Tensor,
+        past: Option<&mut dyn Past>,
+        hooks: &mut dyn Hooks,
+    ) -> Result<Tensor>;
+
+    /// Ends a forward: hidden states `[b, q, d]` of the wanted columns after the final norm.
+    ///
+    /// # Errors
+    /// What a hook refuses, with its site.
+    fn finish(&self, h: Tensor, hooks: &mut dyn Hooks) -> Result<Tensor>;
+}
+
+/// What turns hidden states into logits.
+#[derive(Debug)]
+pub struct Head(Linear);
+
+impl Head {
+    /// A head `W` `[v, d]`, with a bias or without.
+    pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
+        Self(Linear { weight: Weight::Dense(weight), bias })
+    }
+
+    /// The head of some tokens `[a]` alone, for those who choose between them.
+    pub fn of_tokens(&self, tokens: &Tensor) -> Self {
+        let bias = self.0.bias.as_ref().map(|bias| bias.index_select(0, tokens));
+        Self::new(self.0.weight.dense().index_select(0, tokens), bias)
+    }
+
+    /// Logits `[.., v]` in f32 of hidden states `[.., d]`.
+    pub fn logits(&self, h: &Tensor) -> Tensor {
+        self.0.forward(h).to_kind(Kind::Float)
+    }
+}

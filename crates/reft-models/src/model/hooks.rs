@@ -1,0 +1,205 @@
+use tch::Tensor;
+
+use crate::Result;
+use crate::model::layout::Span;
+use crate::site::Site;
+use crate::weights::linear::Linear;
+
+/// How a method sees and replaces what flows through a frozen forward.
+///
+/// Every method has a default that changes nothing. What is returned goes on through the model; gradients flow through it.
+/// Edits, LoRA, prefix and prompt tuning, interchange interventions and the collection of hidden states need nothing more.
+pub trait Hooks {
+    /// Sees the embeddings `[b, t, d]` of the pass's tokens and may replace them (prompt tuning).
+    ///
+    /// # Errors
+    /// Whatever the method has to refuse.
+    fn embeddings(&mut self, h: Tensor, _span: &Span) -> Result<Tensor> {
+        Ok(h)
+    }
+
+    /// Sees the hidden states `[b, t, d]` at one of the four points of the residual stream and may replace them.
+    ///
+    /// # Errors
+    /// Whatever the method has to refuse.
+    fn visit(&mut self, _site: Site, h: Tensor, _span: &Span) -> Result<Tensor> {
+        Ok(h)
+    }
+
+    /// Sees what goes into a projection, `[b, t, in]`, and may replace it.
+    ///
+    /// # Errors
+    /// Whatever the method has to refuse.
+    fn projection_input(&mut self, _site: Site, x: Tensor, _span: &Span) -> Result<Tensor> {
+        Ok(x)
+    }
+
+    /// Sees what comes out of a projection, `y = W x + b` `[b, t, out]`, and may replace it (LoRA adds to it).
+    ///
+    /// # Errors
+    /// Whatever the method has to refuse.
+    fn projection_output(
+        &mut self,
+        _site: Site,
+        _linear: &Linear,
+        _x: &Tensor,
+        y: Tensor,
+        _span: &Span,
+    ) -> Result<Tensor> {
+        Ok(y)
+    }
+
+    /// Number of [`Self::prefix`] tokens, the same at every layer; the batch's own tokens take the positions after them.
+    fn prefix_length(&self) -> usize {
+        0
+    }
+
+    /// Keys and values that stand before a layer's own, `[b, n_kv, prefix_length, d_h]` each, keys as they are (no RoPE is applied).
+    fn prefix(&mut self, _layer: usize, _span: &Span) -> Option<(Tensor, Tensor)> {
+        None
+    }
+
+    /// Goes on with some of the batch's rows, in the order given, when the others have left it.
+    ///
+    /// Hooks that know nothing of rows have nothing to do.
+    fn keep_rows(&mut self, _rows: &[usize]) {}
+
+    /// Cuts off what was computed from parameters before the forward (an orthonormal map): the forward may then be run and differentiated
+    /// in pieces, each of which hands its gradients to the leaves.
+    ///
+    /// Hooks that compute nothing before the forward have nothing to cut.
+    fn cut(&mut self) -> Vec<Cut> {
+        Vec::new()
+    }
+}
+
+/// A tensor that hooks computed from parameters, and the leaf that stands for it since it was cut off.
+#[derive(Debug)]
+pub struct Cut {
+    /// The tensor, at the end of its graph.
+    pub computed: Tensor,
+    /// The leaf, equal to it, whose gradient is to be handed on to it.
+    pub leaf: Tensor,
+}
+
+impl Cut {
+    /// Puts a leaf in the place of a tensor that was computed from parameters; `None`, and nothing is done, if it was not.
+    pub fn of(tensor: &mut Tensor) -> Option<Self> {
+        if tensor.is_leaf() {
+            return None;
+        }
+        let leaf = tensor.detach().set_requires_grad(true);
+        Some(Self { computed: std::mem::replace(tensor, leaf.shallow_clone()), leaf })
+    }
+}
+
+/// The plain model.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoHooks;
+
+impl Hooks for NoHooks {}
+
+/// Several methods at once, each seeing what the one before it left.
+///
+/// At most one of them may bring a [`Hooks::prefix`]: the first that does is asked.
+#[derive(Default)]
+pub struct Stacked<'a>(pub Vec<Box<dyn Hooks + 'a>>);
+
+impl std::fmt::Debug for Stacked<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Stacked({} hooks)", self.0.len())
+    }
+}
+
+impl Hooks for Stacked<'_> {
+    fn embeddings(&mut self, h: Tensor, span: &Span) -> Result<Tensor> {
+        self.0.iter_mut().try_fold(h, |h, hooks| hooks.embeddings(h, span))
+    }
+
+    fn visit(&mut self, site: Site, h: Tensor, span: &Span) -> Result<Tensor> {
+        self.0.iter_mut().try_fold(h, |h, hooks| hooks.visit(site, h, span))
+    }
+
+    fn projection_input(&mut self, site: Site, x: Tensor, span: &Span) -> Result<Tensor> {
+        self.0.iter_mut().try_fold(x, |x, hooks| hooks.projection_input(site, x, span))
+    }
+
+    fn projection_output(
+        &mut self,
+        site: Site,
+        linear: &Linear,
+        x: &Tensor,
+        y: Tensor,
+        span: &Span,
+    ) -> Result<Tensor> {
+        let mut hooks = self.0.iter_mut();
+        hooks.try_fold(y, |y, hooks| hooks.projection_output(site, linear, x, y, span))
+    }
+
+    fn prefix_length(&self) -> usize {
+        self.0.iter().map(|hooks| hooks.prefix_length()).find(|&n| n > 0).unwrap_or(0)
+    }
+
+    fn prefix(&mut self, layer: usize, span: &Span) -> Option<(Tensor, Tensor)> {
+        self.0.iter_mut().find(|hooks| hooks.prefix_length() > 0)?.prefix(layer, span)
+    }
+
+    fn keep_rows(&mut self, rows: &[usize]) {
+        self.0.iter_mut().for_each(|hooks| hooks.keep_rows(rows));
+    }
+
+    fn cut(&mut self) -> Vec<Cut> {
+        self.0.iter_mut().flat_map(|hooks| hooks.cut()).collect()
+    }
+}
+
+/// A method at a strength: `base + s · (edited − base)` of everything that it replaces. It may bring no prefix.
+pub(crate) struct AtStrength<'a> {
+    pub(crate) hooks: Box<dyn Hooks + 'a>,
+    pub(crate) strength: f64,
+}
+
+impl AtStrength<'_> {
+    fn mix(
+        &mut self,
+        base: Tensor,
+        edit: impl FnOnce(&mut dyn Hooks, Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let edited = edit(&mut *self.hooks, base.shallow_clone())?;
+        let is_edited = edited.data_ptr() != base.data_ptr();
+        Ok(if is_edited { &base + (edited - &base) * self.strength } else { edited })
+    }
+}
+
+impl Hooks for AtStrength<'_> {
+    fn embeddings(&mut self, h: Tensor, span: &Span) -> Result<Tensor> {
+        self.mix(h, |hooks, h| hooks.embeddings(h, span))
+    }
+
+    fn visit(&mut self, site: Site, h: Tensor, span: &Span) -> Result<Tensor> {
+        self.mix(h, |hooks, h| hooks.visit(site, h, span))
+    }
+
+    fn projection_input(&mut self, site: Site, x: Tensor, span: &Span) -> Result<Tensor> {
+        self.mix(x, |hooks, x| hooks.projection_input(site, x, span))
+    }
+
+    fn projection_output(
+        &mut self,
+        site: Site,
+        linear: &Linear,
+        x: &Tensor,
+        y: Tensor,
+        span: &Span,
+    ) -> Result<Tensor> {
+        self.mix(y, |hooks, y| hooks.projection_output(site, linear, x, y, span))
+    }
+
+    fn keep_rows(&mut self, rows: &[usize]) {
+        self.hooks.keep_rows(rows);
+    }
+
+    fn cut(&mut self) -> Vec<Cut> {
+        self.hooks.cut()
+    }
+}

@@ -1,0 +1,74 @@
+use tch::{Kind, Tensor};
+
+use crate::model::description::ModelDescription;
+use crate::model::past::Past;
+
+/// Keys and values of the tokens that a model has seen, per layer, in buffers made once for the longest text to come.
+///
+/// For inference: what is in it carries no gradient.
+#[derive(Debug)]
+pub struct KvCache {
+    layers: Vec<(Tensor, Tensor)>, // [b, n_kv, capacity, d_h]
+    len: i64,
+}
+
+impl KvCache {
+    /// An empty cache for `batch_size` rows of up to `capacity` columns (a prefix counts).
+    pub fn new(
+        model: &ModelDescription,
+        batch_size: i64,
+        capacity: i64,
+        options: (Kind, tch::Device),
+    ) -> Self {
+        let shape = [batch_size, model.num_key_value_heads, capacity, model.head_dim];
+        let buffer = || Tensor::empty(shape, options);
+        let layers = (0..model.num_hidden_layers).map(|_| (buffer(), buffer())).collect();
+        Self { layers, len: 0 }
+    }
+
+    /// Number of columns in it.
+    pub fn len(&self) -> i64 {
+        self.len
+    }
+
+    /// Whether nothing is in it.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// What is in it for a layer: keys (rotated to their positions) and values, `[b, n_kv, len, d_h]` each.
+    pub fn keys_and_values(&self, layer: usize) -> (Tensor, Tensor) {
+        let (keys, values) = &self.layers[layer];
+        (keys.narrow(2, 0, self.len), values.narrow(2, 0, self.len))
+    }
+
+    /// Keeps some rows, in the order given.
+    pub fn keep_rows(&mut self, rows: &[i64]) {
+        let Some((first, _)) = self.layers.first() else { return };
+        let rows = Tensor::from_slice(rows).to_device(first.device());
+        for (keys, values) in &mut self.layers {
+            *keys = keys.index_select(0, &rows);
+            *values = values.index_select(0, &rows);
+        }
+    }
+
+    /// Columns that still fit.
+    pub(crate) fn room(&self) -> i64 {
+        self.layers.first().map_or(0, |(keys, _)| keys.size()[2]) - self.len
+    }
+
+    pub(crate) fn advance(&mut self, t: i64) {
+        self.len += t;
+    }
+}
+
+impl Past for KvCache {
+    /// Appends them after [`KvCache::len`] columns.
+    fn extend(&mut self, layer: usize, key: Tensor, value: Tensor) -> (Tensor, Tensor) {
+        let (keys, values) = &self.layers[layer];
+        let t = key.size()[2];
+        keys.narrow(2, self.len, t).copy_(&key.detach());
+        values.narrow(2, self.len, t).copy_(&value.detach());
+        (keys.narrow(2, 0, self.len + t), values.narrow(2, 0, self.len + t))
+    }
+}

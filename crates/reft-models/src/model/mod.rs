@@ -1,0 +1,9 @@
+//! What every model shows: its description, a forward through hooks, tokens in columns.
+
+pub(crate) mod collect;
+pub(crate) mod description;
+pub(crate) mod frozen_model;
+pub(crate) mod hooks;
+pub(crate) mod kv_cache;
+pub(crate) mod layout;
+pub(crate) mod past;

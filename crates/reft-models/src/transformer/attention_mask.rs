@@ -1,0 +1,73 @@
+use tch::{Device, Kind, Tensor};
+
+use crate::model::layout::Span;
+use crate::weights::send::send;
+
+/// Which keys each query of a pass sees.
+#[derive(Debug)]
+pub(crate) enum AttentionMask {
+    /// Query and key columns are the same, and each query sees the keys up to its own.
+    Causal,
+    /// Every query sees every key: one new token after tokens without padding.
+    Full,
+    /// 0 where a query sees a key and −∞ elsewhere, to be added to the scores, once for every query head of a group:
+    /// `[b, 1, groups · queries, keys]`.
+    Explicit(Tensor),
+}
+
+impl AttentionMask {
+    /// The mask of a pass whose keys are `prefix` extra ones, then all columns of the batch up to the last of the pass.
+    ///
+    /// A query sees the prefix and the tokens of its row that are not after it, `window` of them at most. Padding sees itself
+    /// alone, so that no softmax is empty; nobody reads what comes of it.
+    pub(crate) fn new(
+        span: &Span,
+        prefix: usize,
+        window: Option<i64>,
+        groups: i64,
+        (kind, device): (Kind, Device),
+    ) -> Self {
+        let keys = span.columns.end;
+        let reach = window.map_or(usize::MAX, |window| window as usize);
+        if span.layout.is_left_aligned() && keys <= reach {
+            // Padding stands after every token of its row, so what is causal does not see it.
+            if prefix == 0 && span.columns.start == 0 {
+                return Self::Causal;
+            }
+            if span.width() == 1 && keys <= span.layout.width() {
+                return Self::Full;
+            }
+        }
+        if span.width() == 1 && keys <= reach && span.layout.is_unpadded() {
+            return Self::Full;
+        }
+        let rows = span.layout.batch_size();
+        let mut mask = vec![0u8; rows * span.width() * (prefix + keys)];
+        let mut queries = mask.chunks_exact_mut(prefix + keys);
+        for row in 0..rows {
+            let tokens = span.layout.columns(row);
+            for (query, seen) in span.columns.clone().zip(&mut queries) {
+                let is_token =
+                    |column: usize| tokens.contains(&column) || column >= span.layout.width();
+                if !is_token(query) {
+                    seen[prefix + query] = 1;
+                    continue;
+                }
+                seen[..prefix].fill(1);
+                // A window counts tokens: right padding between prompt and generated tokens is none.
+                let mut left = reach;
+                for key in (0..=query).rev().filter(|&key| is_token(key)) {
+                    if left == 0 {
+                        break;
+                    }
+                    seen[prefix + key] = 1;
+                    left -= 1;
+                }
+            }
+        }
+        let shape = [rows as i64, 1, span.width() as i64, (prefix + keys) as i64];
+        let is_hidden = send(&Tensor::from_slice(&mask).view(shape), device).eq(0);
+        let mask = Tensor::zeros(shape, (kind, device)).masked_fill_(&is_hidden, f64::NEG_INFINITY);
+        Self::Explicit(mask.repeat([1, 1, groups, 1]))
+    }
+}

@@ -1,0 +1,76 @@
+use std::ops::Range;
+
+use tch::Tensor;
+
+use crate::Result;
+use crate::model::frozen_model::Forward;
+use crate::model::hooks::Hooks;
+use crate::model::layout::Span;
+use crate::model::past::Past;
+use crate::site::Component::BlockOutput;
+use crate::transformer::decoder::Decoder;
+use crate::transformer::pass::Pass;
+
+/// A forward of a [`Decoder`].
+#[derive(Debug)]
+pub(crate) struct DecoderForward<'a> {
+    decoder: &'a Decoder,
+    pass: Pass<'a>,
+    prefix: usize,
+    /// The last columns of the span, if only theirs are wanted of the last block.
+    wanted: Option<Pass<'a>>,
+}
+
+impl<'a> DecoderForward<'a> {
+    pub(crate) fn new(decoder: &'a Decoder, span: &Span<'a>, prefix: usize) -> Self {
+        Self { decoder, pass: decoder.pass(span.clone(), prefix), prefix, wanted: None }
+    }
+}
+
+impl<'a> Forward<'a> for DecoderForward<'a> {
+    fn want_from(&mut self, column: usize) {
+        let span = &self.pass.span;
+        assert!(span.columns.contains(&column), "column {column} is not of {:?}", span.columns);
+        let columns = column..span.columns.end;
+        self.wanted = (column > span.columns.start)
+            .then(|| self.decoder.pass(Span { layout: span.layout, columns }, self.prefix));
+    }
+
+    fn outputs(&self) -> &Span<'a> {
+        &self.wanted.as_ref().unwrap_or(&self.pass).span
+    }
+
+    fn embed(&self, input_ids: &Tensor) -> Tensor {
+        self.decoder.embed_tokens.rows_at(input_ids)
+    }
+
+    fn run(
+        &self,
+        stages: Range<usize>,
+        mut h: Tensor,
+        mut past: Option<&mut dyn Past>,
+        hooks: &mut dyn Hooks,
+    ) -> Result<Tensor> {
+        let blocks = &self.decoder.blocks;
+        for stage in stages {
+            h = match stage.checked_sub(1) {
+                None => hooks.embeddings(h, &self.pass.span)?,
+                Some(below) => blocks[below].visit(BlockOutput, h, &self.pass, hooks)?,
+            };
+            let is_last = stage + 1 == blocks.len();
+            let queries = self.wanted.as_ref().filter(|_| is_last).unwrap_or(&self.pass);
+            let past = past.as_mut().map(|past| &mut **past as &mut dyn Past);
+            h = blocks[stage].forward(h, &self.pass, queries, past, hooks)?;
+        }
+        Ok(h)
+    }
+
+    fn finish(&self, h: Tensor, hooks: &mut dyn Hooks) -> Result<Tensor> {
+        let pass = self.wanted.as_ref().unwrap_or(&self.pass);
+        let h = match self.decoder.blocks.last() {
+            Some(block) => block.visit(BlockOutput, pass.last_columns(&h), pass, hooks)?,
+            None => h,
+        };
+        Ok(self.decoder.norm.forward(&h))
+    }
+}

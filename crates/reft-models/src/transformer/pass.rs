@@ -1,0 +1,82 @@
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::Result;
+use crate::model::hooks::Hooks;
+use crate::model::layout::Span;
+use crate::site::{Component, Site};
+use crate::transformer::attention_mask::AttentionMask;
+use crate::transformer::config::DecoderConfig;
+use crate::transformer::rope::{Angles, Rope};
+use crate::weights::linear::Linear;
+
+/// What is the same for every block of one forward: rotary angles and attention masks.
+#[derive(Debug)]
+pub(crate) struct Pass<'a> {
+    pub(crate) span: Span<'a>,
+    pub(crate) angles: Angles,
+    prefix: usize,
+    windows: &'a [Option<i64>],
+    masks: BTreeMap<Option<i64>, OnceCell<AttentionMask>>,
+    groups: i64,
+    options: (Kind, Device),
+}
+
+impl<'a> Pass<'a> {
+    pub(crate) fn new(
+        span: Span<'a>,
+        config: &'a DecoderConfig,
+        rope: &Rope,
+        prefix: usize,
+        options: (Kind, Device),
+    ) -> Self {
+        let (kind, device) = options;
+        let position_ids = span.position_ids(device) + prefix as i64;
+        let masks = config.windows.iter().map(|window| (*window, OnceCell::new())).collect();
+        Self {
+            angles: rope.angles(&position_ids, kind),
+            span,
+            prefix,
+            windows: &config.windows,
+            masks,
+            groups: config.num_attention_heads / config.num_key_value_heads,
+            options,
+        }
+    }
+
+    /// Whether a prefix is put before the keys: in the first pass, from which on it stands in the cache.
+    pub(crate) fn begins_with_prefix(&self) -> bool {
+        self.prefix > 0 && self.span.columns.start == 0
+    }
+
+    /// The mask of a layer; layers that see equally far share one.
+    pub(crate) fn mask(&self, layer: usize) -> &AttentionMask {
+        let window = self.windows[layer];
+        self.masks[&window].get_or_init(|| {
+            AttentionMask::new(&self.span, self.prefix, window, self.groups, self.options)
+        })
+    }
+
+    /// The columns of this pass of `x` `[b, t, ..]`, which holds those of a wider pass with the same end.
+    pub(crate) fn last_columns(&self, x: &Tensor) -> Tensor {
+        let (width, t) = (self.span.width() as i64, x.size()[1]);
+        if width == t { x.shallow_clone() } else { x.narrow(1, t - width, width) }
+    }
+
+    /// A projection between its hooks.
+    pub(crate) fn project(
+        &self,
+        layer: usize,
+        component: Component,
+        linear: &Linear,
+        x: &Tensor,
+        hooks: &mut dyn Hooks,
+    ) -> Result<Tensor> {
+        let site = Site { layer, component };
+        let x = hooks.projection_input(site, x.shallow_clone(), &self.span)?;
+        let y = linear.forward(&x);
+        hooks.projection_output(site, linear, &x, y, &self.span)
+    }
+}

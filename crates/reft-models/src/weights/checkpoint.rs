@@ -1,0 +1,376 @@
+//! The tensors of a checkpoint, by name, read when they are asked for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{Error, Result};
+use crate::files::atomic_file::io_error;
+use crate::files::json::read_json;
+use crate::files::safetensors_file::SafetensorsFile;
+use crate::gguf::gguf_file::Gguf;
+use crate::model::description::ModelTensor;
+use crate::weights::quantised::{BlockFormat, Quantised, row_chunks};
+use crate::weights::weight::Weight;
+use crate::weights::weight_storage::WeightStorage;
+
+/// Named tensors of a checkpoint: a safetensors file, a sharded set of them, a GGUF file, or none at all ([`Weights::random`],
+/// [`Weights::shapes_only`]).
+///
+/// Opening reads headers only. [`Weights::load`] brings one tensor to the device, a few rows at a time, out of the memory map (GGUF:
+/// dequantises it; random: draws it). So no second copy of a model is ever held, of the files' own pages neither.
+#[derive(Debug)]
+pub struct Weights {
+    path: PathBuf,
+    source: Source,
+    storage: WeightStorage,
+    tensors: BTreeMap<String, Entry>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Safetensors(Vec<SafetensorsFile>),
+    Gguf(Box<Gguf>),
+    Random,
+    ShapesOnly,
+}
+
+/// Standard deviation of random matrices: what Hugging Face models start from.
+const RANDOM_DEVIATION: f64 = 0.02;
+
+/// What a matrix does in a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Usage {
+    /// It is multiplied with hidden states.
+    Product,
+    /// Its rows are looked up, and that is all.
+    Lookup,
+}
+
+impl Usage {
+    /// A tensor to be filled.
+    ///
+    /// A tall f32 matrix of products on a CPU is laid out column by column. libtorch's product with one or two vectors, as there are
+    /// while a text is generated, reads it 1.7 to 2 times as fast so, and products with many are as fast as row by row.
+    fn empty(self, shape: &[i64], options: (Kind, Device)) -> Result<Tensor> {
+        let by_columns = self == Self::Product && options == (Kind::Float, Device::Cpu);
+        Ok(match *shape {
+            // not a transposed view, which would hold its base's memory when the data are set anew
+            [rows, columns] if by_columns && rows > columns => {
+                Tensor::f_empty_strided([rows, columns], [1, rows], options)?
+            }
+            _ => Tensor::f_empty(shape, options)?,
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    file: usize,
+    shape: Vec<i64>,
+}
+
+/// `model.safetensors.index.json`.
+#[derive(Deserialize)]
+struct ShardIndex {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// Reads which shard holds each tensor from `model.safetensors.index.json`. Shards are plain file names.
+pub(crate) fn read_shard_index(path: &Path) -> Result<BTreeMap<String, String>> {
+    let ShardIndex { weight_map } = read_json(path)?;
+    for shard in weight_map.values() {
+        if Path::new(shard).file_name() != Some(shard.as_ref()) {
+            let reason =
+                format!("shard {shard:?} is not a plain file name; shards lie beside the index");
+            return Err(Error::Format { path: path.to_owned(), reason });
+        }
+    }
+    Ok(weight_map)
+}
+
+impl Weights {
+    /// Opens the checkpoint in a Hugging Face directory: `model.safetensors`, or the shards that
+    /// `model.safetensors.index.json` names; a path to a single file is opened as by [`Weights::open_file`].
+    ///
+    /// # Errors
+    /// [`Error::Io`] if there is no such place; [`Error::NoWeights`] if neither is in it; [`Error::Format`] if a shard is
+    /// missing, or lacks a tensor that the index places in it; the errors of [`Weights::open_file`].
+    pub fn open(path: &Path) -> Result<Self> {
+        if fs::metadata(path).map_err(io_error("read", path))?.is_file() {
+            return Self::open_file(path);
+        }
+        let single = path.join("model.safetensors");
+        let index = path.join("model.safetensors.index.json");
+        if single.is_file() {
+            Self::open_file(&single)
+        } else if index.is_file() {
+            Self::open_shards(path, &index)
+        } else {
+            Err(Error::NoWeights { path: path.to_owned() })
+        }
+    }
+
+    /// Opens one file: GGUF if its name ends so, safetensors otherwise.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read, [`Error::Safetensors`] or [`Error::Format`] if it is not what its name says.
+    pub fn open_file(path: &Path) -> Result<Self> {
+        if Gguf::is_named(path) {
+            return Ok(Self::from_gguf(Gguf::open(path)?));
+        }
+        let file = SafetensorsFile::open(path)?;
+        let tensors = file.shapes().map(|(name, shape)| entry(0, name, shape)).collect();
+        Ok(Self::of(path, Source::Safetensors(vec![file]), tensors))
+    }
+
+    /// The tensors of an open GGUF file, under their Hugging Face names.
+    pub fn from_gguf(gguf: Gguf) -> Self {
+        let tensors = gguf.shapes().map(|(name, shape)| entry(0, name, shape)).collect();
+        Self::of(gguf.path().to_owned(), Source::Gguf(Box::new(gguf)), tensors)
+    }
+
+    /// Weights that no file holds, for a model that is timed and not asked anything: matrices normal with standard deviation 0.02,
+    /// biases 0, norms 1.
+    ///
+    /// Each is made when it is loaded, in the kind and on the device asked for, so there is never a second copy. Numbers come from
+    /// libtorch's generator of that device ([`tch::manual_seed`]).
+    pub fn random(tensors: &[ModelTensor]) -> Self {
+        Self::without_file("random weights", Source::Random, tensors)
+    }
+
+    /// Weights that take no memory, for a model that is looked at and never run: each tensor is one zero, seen in its whole shape.
+    pub fn shapes_only(tensors: &[ModelTensor]) -> Self {
+        Self::without_file("shapes", Source::ShapesOnly, tensors)
+    }
+
+    fn without_file(path: &str, source: Source, tensors: &[ModelTensor]) -> Self {
+        let tensors = tensors.iter().map(|tensor| entry(0, &tensor.name, &tensor.shape)).collect();
+        Self::of(path, source, tensors)
+    }
+
+    fn of(path: impl Into<PathBuf>, source: Source, tensors: BTreeMap<String, Entry>) -> Self {
+        Self { path: path.into(), source, storage: WeightStorage::Dense, tensors }
+    }
+
+    fn open_shards(directory: &Path, index: &Path) -> Result<Self> {
+        let broken = |reason| Error::Format { path: index.to_owned(), reason };
+        let weight_map = read_shard_index(index)?;
+        let shards: BTreeSet<&String> = weight_map.values().collect();
+        let (mut files, mut tensors) = (Vec::new(), BTreeMap::new());
+        for (number, shard) in shards.into_iter().enumerate() {
+            let path = directory.join(shard);
+            if !path.is_file() {
+                return Err(broken(format!(
+                    "shard {shard} is not beside the index; fetch the missing file"
+                )));
+            }
+            let file = SafetensorsFile::open(&path)?;
+            // Tensors outside the index are kept: `check` then reports them as unexpected.
+            let is_own = |name: &str| weight_map.get(name).is_none_or(|own| own == shard);
+            let own = file.shapes().filter(|(name, _)| is_own(name));
+            tensors.extend(own.map(|(name, shape)| entry(number, name, shape)));
+            files.push(file);
+        }
+        if let Some((name, shard)) =
+            weight_map.iter().find(|(name, _)| !tensors.contains_key(*name))
+        {
+            return Err(broken(format!("shard {shard} holds no tensor {name}")));
+        }
+        Ok(Self::of(directory, Source::Safetensors(files), tensors))
+    }
+
+    /// Where the tensors come from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The tensors' names, in alphabetical order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The shape of one tensor, if it is there.
+    pub fn shape(&self, name: &str) -> Option<&[i64]> {
+        self.tensors.get(name).map(|entry| entry.shape.as_slice())
+    }
+
+    /// Number of tensors of each stored type, by the format's name for it: `F32`, `BF16`, `Q4_1`. Random weights are not stored.
+    pub fn dtypes(&self) -> BTreeMap<String, usize> {
+        let dtypes: Vec<String> = match &self.source {
+            Source::Safetensors(files) => files.iter().flat_map(SafetensorsFile::dtypes).collect(),
+            Source::Gguf(gguf) => gguf.dtypes().collect(),
+            Source::Random | Source::ShapesOnly => Vec::new(),
+        };
+        let mut counts = BTreeMap::new();
+        for dtype in dtypes {
+            *counts.entry(dtype).or_default() += 1;
+        }
+        counts
+    }
+
+    /// Compares names and shapes with those that a model needs. Names for which `ignore` is true may be there or not.
+    ///
+    /// # Errors
+    /// [`Error::WeightMismatch`] with every missing, unexpected and misshapen tensor.
+    pub fn check(&self, expected: &[ModelTensor], ignore: &dyn Fn(&str) -> bool) -> Result<()> {
+        let expected: BTreeMap<&str, &[i64]> =
+            expected.iter().map(|tensor| (&*tensor.name, &*tensor.shape)).collect();
+        let (mut missing, mut misshapen) = (Vec::new(), Vec::new());
+        for (&name, &shape) in &expected {
+            match self.shape(name) {
+                None if ignore(name) => {}
+                None => missing.push(name.to_owned()),
+                Some(found) if found == shape => {}
+                Some(found) => misshapen.push((name.to_owned(), found.to_vec(), shape.to_vec())),
+            }
+        }
+        let is_unexpected = |name: &&str| !expected.contains_key(name) && !ignore(name);
+        let unexpected: Vec<String> =
+            self.names().filter(is_unexpected).map(str::to_owned).collect();
+        if missing.is_empty() && unexpected.is_empty() && misshapen.is_empty() {
+            return Ok(());
+        }
+        Err(Error::WeightMismatch { path: self.path.clone(), missing, unexpected, misshapen })
+    }
+
+    /// Says how [`Decoder::from_weights`](crate::Decoder::from_weights) is to hold the matrices of these weights.
+    pub fn held_as(self, storage: WeightStorage) -> Self {
+        Self { storage, ..self }
+    }
+
+    /// Reads one tensor as `kind` on `device`.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTensor`] if it is not there, [`Error::Dtype`] if libtorch has no such type, [`Error::Format`] if its
+    /// quantised data cannot be read.
+    pub fn load(&self, name: &str, kind: Kind, device: Device) -> Result<Tensor> {
+        let whole = Tensor::f_empty(self.entry(name)?.shape.as_slice(), (kind, device))?;
+        self.load_into(whole, name)
+    }
+
+    /// Reads one tensor into one of its shape, whatever strides that has.
+    fn load_into(&self, whole: Tensor, name: &str) -> Result<Tensor> {
+        let entry = self.entry(name)?;
+        let options = (whole.kind(), whole.device());
+        match self.source {
+            Source::ShapesOnly => return shape_only(&entry.shape, options),
+            Source::Random => return fill_randomly(whole, name),
+            Source::Safetensors(_) | Source::Gguf(_) => {}
+        }
+        let (rows, columns) = as_matrix(&entry.shape);
+        let matrix = if whole.dim() == 2 { &whole } else { &whole.f_view([rows, columns])? };
+        for (first, n) in row_chunks(rows, columns, options.1) {
+            let read = self.load_rows(name, entry, (first, n), options)?;
+            matrix.f_narrow(0, first, n)?.f_copy_(&read)?;
+        }
+        match self.row_order(name)? {
+            Some(order) => Ok(whole.f_index_select(0, &order.f_to_device(options.1)?)?),
+            None => Ok(whole),
+        }
+    }
+
+    /// Reads one weight as it is to be held, to be computed with in `kind` on `device`.
+    pub(crate) fn load_weight(
+        &self,
+        name: &str,
+        usage: Usage,
+        options: (Kind, Device),
+    ) -> Result<Weight> {
+        let entry = self.entry(name)?;
+        let blocks = match entry.shape[..] {
+            [rows, columns] => self.load_blocks(name, (rows, columns), options)?,
+            _ => None,
+        };
+        let Some(blocks) = blocks else {
+            let whole = usage.empty(&entry.shape, options)?;
+            return Ok(Weight::Dense(self.load_into(whole, name)?));
+        };
+        Ok(Weight::Quantised(match self.row_order(name)? {
+            Some(order) => blocks.permuted(&order)?,
+            None => blocks,
+        }))
+    }
+
+    /// A matrix in blocks, its rows in the file's order; none if it is to be held as a tensor.
+    fn load_blocks(
+        &self,
+        name: &str,
+        shape: (i64, i64),
+        options: (Kind, Device),
+    ) -> Result<Option<Quantised>> {
+        let is_of_tokens = name.ends_with("embed_tokens.weight") || name == "lm_head.weight";
+        let format = match (self.storage, &self.source) {
+            (WeightStorage::AsStored, Source::Gguf(gguf)) => {
+                return gguf.load_blocks(name, shape, options);
+            }
+            (WeightStorage::Dense | WeightStorage::AsStored, _) => return Ok(None),
+            (WeightStorage::Int4, _) if !is_of_tokens => BlockFormat::Q4_0,
+            (WeightStorage::Int4 | WeightStorage::Int8, _) => BlockFormat::Q8_0,
+        };
+        if shape.1 % format.block() != 0 {
+            return Ok(None);
+        }
+        let entry = self.entry(name)?;
+        let parts = |first, n| {
+            let rows = self.load_rows(name, entry, (first, n), options)?;
+            Ok(format.quantise(&rows.f_to_device(options.1)?.f_to_kind(Kind::Float)?))
+        };
+        Quantised::gather(format, shape, options, parts).map(Some)
+    }
+
+    /// Rows of a matrix as the source has them: in its order, of any kind, on any device. Anything else is a matrix of one row.
+    fn load_rows(
+        &self,
+        name: &str,
+        entry: &Entry,
+        (first, n): (i64, i64),
+        options: (Kind, Device),
+    ) -> Result<Tensor> {
+        let (_, columns) = as_matrix(&entry.shape);
+        match &self.source {
+            Source::Safetensors(files) => files[entry.file].load_rows(name, (first, n), columns),
+            Source::Gguf(gguf) => gguf.load_rows(name, first, n),
+            Source::Random => fill_randomly(Tensor::f_empty([n, columns], options)?, name),
+            Source::ShapesOnly => shape_only(&[n, columns], options),
+        }
+    }
+
+    fn row_order(&self, name: &str) -> Result<Option<Tensor>> {
+        if let Source::Gguf(gguf) = &self.source { gguf.row_order(name) } else { Ok(None) }
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry> {
+        self.tensors
+            .get(name)
+            .ok_or_else(|| Error::UnknownTensor { path: self.path.clone(), name: name.to_owned() })
+    }
+}
+
+fn as_matrix(shape: &[i64]) -> (i64, i64) {
+    match *shape {
+        [rows, columns] => (rows, columns),
+        _ => (1, shape.iter().product()),
+    }
+}
+
+/// Numbers that no file holds.
+fn fill_randomly(mut tensor: Tensor, name: &str) -> Result<Tensor> {
+    Ok(match tensor.dim() {
+        1 if name.ends_with(".bias") => tensor.f_zero_()?,
+        1 => tensor.f_fill_(1.0)?,
+        _ => tensor.f_normal_(0.0, RANDOM_DEVIATION)?,
+    })
+}
+
+/// One zero, seen in a whole shape.
+fn shape_only(shape: &[i64], options: (Kind, Device)) -> Result<Tensor> {
+    Ok(Tensor::f_zeros([1], options)?.f_expand(shape, false)?)
+}
+
+fn entry(file: usize, name: &str, shape: &[i64]) -> (String, Entry) {
+    (name.to_owned(), Entry { file, shape: shape.to_vec() })
+}

@@ -1,0 +1,43 @@
+//! Pages that need nothing else: plots, heat maps and tables as HTML and SVG in one file, in light and dark, on narrow screens and on paper.
+//!
+//! It draws numbers and names, and knows neither models nor tensors.
+//!
+//! ```
+//! use reft_report::{Curve, Names, curves, figure, page};
+//!
+//! let facts = ["Model tiny", "Task sums", "Command: `reft train`"].map(str::to_owned);
+//! let html = page("Two methods", facts.into(), "The loss is that before each step.", |out| {
+//!     let loreft = Curve { label: "LoReFT".to_owned(), colour: 0, values: vec![2.3, 1.2, 0.9] };
+//!     let lora = Curve { label: "LoRA".to_owned(), colour: 1, values: vec![2.3, 1.4, 1.0] };
+//!     let drawn = [loreft, lora];
+//!     let plot = curves(&drawn, &Names { x: "step", y: "training loss" });
+//!     figure(out, "Training loss", "In nats.", &plot, &drawn)
+//! });
+//! assert!(html.starts_with("<!doctype html>"));
+//! assert!(html.contains("<h1>Two methods</h1>") && html.contains("<svg"));
+//! ```
+
+mod escape;
+mod page;
+
+mod figure;
+mod table;
+
+mod axis;
+mod heat_map;
+mod plots;
+
+mod numbers;
+mod running_mean;
+mod spread;
+
+pub use axis::Axis;
+pub use escape::escape;
+pub use figure::{figure, svg_file};
+pub use heat_map::{Heat, HeatMap, heat_map};
+pub use numbers::{bytes, grouped, percent, seconds, short, short_share, spread};
+pub use page::{COLOURS, page};
+pub use plots::{Bar, Curve, Names, Point, bars, curves, scatter};
+pub use running_mean::{running_mean, running_mean_steps};
+pub use spread::Spread;
+pub use table::{column_head, table_row};

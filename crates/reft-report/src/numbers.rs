@@ -1,0 +1,93 @@
+//! Numbers as people read them.
+
+use crate::spread::Spread;
+
+/// Mean ± standard deviation with a number of decimals.
+pub fn spread(spread: &Spread, decimals: usize) -> String {
+    match spread.sd {
+        Some(sd) => format!("{:.decimals$} ± {sd:.decimals$}", spread.mean),
+        None => format!("{:.decimals$}", spread.mean),
+    }
+}
+
+/// A whole number with commas: `1,235,814,400`.
+pub fn grouped(n: i64) -> String {
+    let digits = n.unsigned_abs().to_string();
+    let mut text = String::from(if n < 0 { "-" } else { "" });
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A large number in short: `1.2 M`.
+pub fn short(n: f64) -> String {
+    let (value, unit) = match n.abs() {
+        x if x >= 1e9 => (n / 1e9, " G"),
+        x if x >= 1e6 => (n / 1e6, " M"),
+        x if x >= 1e3 => (n / 1e3, " k"),
+        _ => (n, ""),
+    };
+    let text = if value.abs() >= 100.0 { format!("{value:.0}") } else { format!("{value:.1}") };
+    format!("{}{unit}", text.strip_suffix(".0").unwrap_or(&text))
+}
+
+/// A size of files or memory.
+pub fn bytes(n: u64) -> String {
+    let text = short(n as f64);
+    if text.contains(' ') { format!("{text}B") } else { format!("{text} B") }
+}
+
+/// A percentage with two digits that mean something.
+pub fn percent(percent: f64) -> String {
+    let digits = if percent > 0.0 { (1.0 - percent.log10().floor()).clamp(0.0, 12.0) } else { 0.0 };
+    format!("{percent:.0$} %", digits as usize)
+}
+
+/// A share in percent in at most four characters, rounded as everywhere but never up to the whole.
+pub fn short_share(value: f64) -> String {
+    let percent = if value < 1.0 { (100.0 * value).min(99.9) } else { 100.0 * value };
+    let text = format!("{percent:.1}");
+    text.strip_suffix(".0").unwrap_or(&text).to_owned()
+}
+
+/// Seconds.
+pub fn seconds(s: f64) -> String {
+    match s {
+        s if s < 60.0 => format!("{s:.1} s"),
+        s if s < 3600.0 => format!("{:.0} min {:02.0} s", (s / 60.0).floor(), (s % 60.0).floor()),
+        s => format!("{:.0} h {:02.0} min", (s / 3600.0).floor(), (s % 3600.0 / 60.0).floor()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_short_and_keep_what_means_something() {
+        assert_eq!(short(276_720.0), "277 k");
+        assert_eq!(short(12_345_678.0), "12.3 M");
+        assert_eq!(short(40.0), "40");
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(1_500_000), "1.5 MB");
+        assert_eq!(percent(0.0312), "0.031 %");
+        assert_eq!(percent(100.0), "100 %");
+        assert_eq!(seconds(185.0), "3 min 05 s");
+        let two = Spread::of([0.9, 0.92]).expect("values");
+        assert_eq!(spread(&two, 2), "0.91 ± 0.01");
+    }
+
+    #[test]
+    fn what_is_not_whole_does_not_read_100() {
+        assert_eq!(short_share(1.0), "100");
+        assert_eq!(short_share(0.9999), "99.9");
+        assert_eq!(short_share(0.3125), "31.2");
+        assert_eq!(short_share(0.96875), "96.9");
+        assert_eq!(short_share(0.29), "29");
+        assert_eq!(short_share(0.0), "0");
+    }
+}

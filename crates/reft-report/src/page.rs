@@ -1,0 +1,61 @@
+use std::fmt::Write;
+
+use crate::escape::{escape, inline};
+
+/// Colours that the page's style has.
+pub const COLOURS: usize = 10;
+
+/// The page's style: light and dark, and narrow screens.
+pub(crate) const STYLE: &str = include_str!("page.css");
+
+/// Sorts the table by a column when its head is pressed, and shows of some sections the one that a slider names: without it all are shown.
+const SCRIPT: &str = include_str!("page.js");
+
+/// A page that needs nothing else: facts stand around what `body` writes, and `legend` explains its words at the end.
+///
+/// A fact is a line of Markdown, of which only code in backticks is read. Those that begin with `**` are warnings and stand first;
+/// the first two of the others open the page, and all others are listed below it.
+pub fn page(
+    title: &str,
+    facts: Vec<String>,
+    legend: &str,
+    body: impl FnOnce(&mut String) -> std::fmt::Result,
+) -> String {
+    let mut page = String::new();
+    write_page(&mut page, &escape(title), facts, legend, body)
+        .expect("invariant: writing to a string cannot fail");
+    page
+}
+
+fn write_page(
+    out: &mut String,
+    title: &str,
+    summary: Vec<String>,
+    legend: &str,
+    body: impl FnOnce(&mut String) -> std::fmt::Result,
+) -> std::fmt::Result {
+    writeln!(
+        out,
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>"
+    )?;
+    writeln!(out, "<h1>{title}</h1>")?;
+    let (warnings, facts): (Vec<String>, Vec<String>) =
+        summary.into_iter().partition(|line| line.starts_with("**"));
+    for warning in warnings {
+        let text = escape(&warning).replacen("**", "<b>", 1).replacen("**", "</b>", 1);
+        writeln!(out, "<p class=\"warn\">{text}</p>")?;
+    }
+    if let Some(fact) = facts.get(1) {
+        writeln!(out, "<p class=\"soft\">{}. {}.</p>", inline(&facts[0]), inline(fact))?;
+    }
+    body(out)?;
+    writeln!(out, "<h2>How it was done</h2>\n<ul>")?;
+    for fact in facts {
+        writeln!(out, "<li>{}</li>", inline(&fact))?;
+    }
+    writeln!(out, "</ul>")?;
+    writeln!(out, "<p class=\"soft\">{}</p>", escape(legend))?;
+    writeln!(out, "</main>\n<script>{SCRIPT}</script>\n</body>\n</html>")
+}

@@ -1,0 +1,161 @@
+use std::ops::Range;
+
+use reft_models::{Layout, PaddingSide, Span};
+
+use crate::Result;
+use crate::data::example::{Example, IGNORE_INDEX, Sequence};
+use crate::data::needed::Needed;
+
+/// Examples that are computed together: one forward and backward.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Batch {
+    /// Where the tokens of all sequences stand. Tokens that no wanted hidden state depends on are left out.
+    pub layout: Layout,
+    /// The labels of each sequence, one per token; [`IGNORE_INDEX`] where there is none.
+    pub labels: Vec<Vec<i64>>,
+    /// The id of each example.
+    pub ids: Vec<String>,
+    /// The value of each example.
+    pub values: Vec<Option<f64>>,
+    /// The sequences of each example, as rows of the layout.
+    pub rows: Vec<Range<usize>>,
+    /// The first token of each sequence whose final hidden state is read; its length if there is none.
+    first_wanted: Vec<usize>,
+}
+
+impl Batch {
+    /// Pads sequences to the longest, on the right, behind `virtual_tokens` placeholders; `needed` says what is needed of each.
+    ///
+    /// # Errors
+    /// [`reft_models::Error::EmptyBatch`] or [`reft_models::Error::PromptLength`].
+    pub(crate) fn collate<'a>(
+        examples: impl IntoIterator<Item = &'a Example>,
+        needed: impl Fn(&'a Sequence) -> Needed<'a>,
+        virtual_tokens: usize,
+    ) -> Result<Self> {
+        let (mut sequences, mut labels, mut first_wanted) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut ids, mut values, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+        for example in examples {
+            rows.push(sequences.len()..sequences.len() + example.sequences.len());
+            ids.push(example.id.clone());
+            values.push(example.value);
+            for sequence in &example.sequences {
+                let needed = needed(sequence);
+                sequences.push(needed.row());
+                labels.push(sequence.labels.clone());
+                first_wanted.push(needed.first_wanted);
+            }
+        }
+        let layout =
+            Layout::new(sequences, PaddingSide::Right)?.with_virtual_tokens(virtual_tokens);
+        Ok(Self { layout, labels, ids, values, rows, first_wanted })
+    }
+
+    /// What is to be predicted: for every label, the place in the span's `[b·t]` of the token before it, and the label. The span is of
+    /// the batch's layout, or of one with the same rows in other columns.
+    ///
+    /// The first token of a row has a token before it only behind virtual tokens.
+    ///
+    /// # Panics
+    /// If the span does not hold the token before a label.
+    pub fn targets(&self, span: &Span) -> (Vec<i64>, Vec<i64>) {
+        let place = |(row, column, label)| {
+            let place = span.flat_column(row, column).expect("a span that holds every target");
+            (place, label)
+        };
+        self.target_columns(span.layout).map(place).unzip()
+    }
+
+    /// The first column of a layout of the batch's rows whose final hidden states are read.
+    pub(crate) fn first_wanted_column(&self, layout: &Layout) -> usize {
+        let targets = self.target_columns(layout).map(|(_, column, _)| column);
+        let rows = layout.rows().iter().zip(&self.first_wanted).enumerate();
+        let wanted = rows.filter(|(_, (row, first))| **first < row.input_ids.len());
+        let wanted = wanted.map(|(i, (_, first))| layout.column(i, *first));
+        targets.chain(wanted).min().unwrap_or(0)
+    }
+
+    /// The first token of each sequence whose final hidden state is read; its length if there is none.
+    pub(crate) fn first_wanted(&self) -> &[usize] {
+        &self.first_wanted
+    }
+
+    /// Row, column of the token before, and label of every target.
+    fn target_columns(&self, layout: &Layout) -> impl Iterator<Item = (usize, usize, i64)> {
+        let first = usize::from(layout.virtual_tokens() == 0);
+        self.labels.iter().enumerate().flat_map(move |(row, labels)| {
+            let targets = labels.iter().enumerate().skip(first);
+            let targets = targets.filter(|&(_, &label)| label != IGNORE_INDEX);
+            targets.map(move |(token, &label)| (row, layout.column(row, token) - 1, label))
+        })
+    }
+
+    /// Number of tokens that count in the loss.
+    pub fn n_targets(&self) -> i64 {
+        self.target_columns(&self.layout).count() as i64
+    }
+
+    /// Number of tokens of the examples, padding and virtual ones not among them.
+    pub fn n_tokens(&self) -> usize {
+        self.labels.iter().map(Vec::len).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reft_models::Row;
+
+    fn example(length: usize, prompt_length: usize) -> Example {
+        let input_ids: Vec<i64> = (10..10 + length as i64).collect();
+        let mut labels = vec![IGNORE_INDEX; prompt_length];
+        labels.extend(&input_ids[prompt_length..]);
+        let row = Row { input_ids, prompt_length, ..Row::default() };
+        Example::of(format!("{length}"), row, labels)
+    }
+
+    fn collate(examples: &[Example], virtual_tokens: usize) -> Result<Batch> {
+        let needed = |sequence| Needed::new(sequence, 0..0, true);
+        Batch::collate(examples, needed, virtual_tokens)
+    }
+
+    #[test]
+    fn targets_are_the_labels_seen_from_the_token_before() -> Result<()> {
+        let examples = [example(5, 3), example(3, 1)];
+        let batch = collate(&examples, 0)?;
+        assert_eq!(batch.targets(&batch.layout.whole()), (vec![2, 3, 4, 5], vec![13, 14, 11, 12]));
+        assert_eq!((batch.n_targets(), batch.n_tokens()), (4, 8));
+        assert_eq!(batch.layout.width(), 4); // nothing is predicted from a last token
+        assert_eq!(batch.first_wanted_column(&batch.layout), 0);
+        let virtual_tokens = collate(&examples, 2)?; // width 6
+        assert_eq!(
+            virtual_tokens.targets(&virtual_tokens.layout.whole()),
+            (vec![4, 5, 8, 9], vec![13, 14, 11, 12])
+        );
+        assert_eq!(virtual_tokens.first_wanted_column(&virtual_tokens.layout), 2);
+        Ok(())
+    }
+
+    #[test]
+    fn the_first_token_is_a_target_only_behind_virtual_tokens() -> Result<()> {
+        let examples = [example(2, 0)];
+        let targets = |virtual_tokens| -> Result<_> {
+            let batch = collate(&examples, virtual_tokens)?;
+            Ok((batch.targets(&batch.layout.whole()), batch.first_wanted_column(&batch.layout)))
+        };
+        assert_eq!(targets(0)?, ((vec![0], vec![11]), 0));
+        assert_eq!(targets(1)?, ((vec![0, 1], vec![10, 11]), 0));
+        Ok(())
+    }
+
+    #[test]
+    fn the_sequences_of_an_example_are_neighbours() -> Result<()> {
+        let mut pair = example(5, 3);
+        pair.sequences.extend(example(4, 3).sequences);
+        let batch = collate(&[example(3, 2), pair, example(6, 4)], 0)?;
+        assert_eq!(batch.rows, [0..1, 1..3, 3..4]);
+        assert_eq!((batch.ids.len(), batch.labels.len(), batch.layout.batch_size()), (3, 4, 4));
+        assert_eq!(batch.first_wanted(), [1, 2, 2, 3]);
+        Ok(())
+    }
+}

@@ -1,0 +1,179 @@
+use rayon::prelude::*;
+use reft_models::Row;
+
+use crate::data::example::{Example, IGNORE_INDEX, Sequence};
+use crate::data::record::{Content, Record};
+use crate::data::template::TextEncoder;
+use crate::{Error, Result};
+
+/// How rows become tokens.
+#[derive(Debug, Clone, Copy)]
+pub struct Encoding<'a> {
+    /// The model's tokenizer and template. It may be left out if every row holds tokens.
+    pub text: Option<TextEncoder<'a>>,
+    /// Number of tokens of the vocabulary.
+    pub vocab_size: i64,
+    /// Longest sequence in tokens: a longer one is cut at its end.
+    pub max_length: usize,
+}
+
+impl Encoding<'_> {
+    /// Examples of one sequence each, in parallel.
+    ///
+    /// # Errors
+    /// The first of the rows that fails, with its id: as [`Self::sequence`], or [`Error::NoTarget`] if no label is left after the cut.
+    pub fn examples(&self, records: &[Record]) -> Result<Vec<Example>> {
+        let examples: Vec<Result<Example>> =
+            records.par_iter().map(|record| self.example(record)).collect();
+        examples.into_iter().collect() // the first error in the file's order, whatever thread found one first
+    }
+
+    fn example(&self, record: &Record) -> Result<Example> {
+        let (Sequence { row, labels }, length) = self.encode(record)?;
+        // The first token has none before it that it could be predicted from.
+        if labels.iter().skip(1).all(|&label| label == IGNORE_INDEX) {
+            let (id, max_length) = (record.id.clone(), self.max_length);
+            return Err(Error::NoTarget { id, length, max_length });
+        }
+        Ok(Example::of(record.id.clone(), row, labels))
+    }
+
+    /// The tokens and labels of a row.
+    ///
+    /// # Errors
+    /// [`Error::Template`], [`Error::Example`], [`Error::TokenId`], [`Error::PromptLength`], or [`Error::LabelCount`].
+    pub fn sequence(&self, record: &Record) -> Result<Sequence> {
+        Ok(self.encode(record)?.0)
+    }
+
+    /// The sequence of a row, and its length before the cut.
+    fn encode(&self, record: &Record) -> Result<(Sequence, usize)> {
+        let id = || record.id.clone();
+        let (mut input_ids, prompt_length, labels) = match (&record.content, &self.text) {
+            (Content::Tokens { input_ids, prompt_length, labels }, _) => {
+                (input_ids.clone(), *prompt_length, labels.clone())
+            }
+            (_, Some(text)) => {
+                let (prompt, completion) = text.encode(record)?;
+                let prompt_length = prompt.len();
+                ([prompt, completion].concat(), prompt_length, None)
+            }
+            (_, None) => {
+                let reason =
+                    "the row holds text and the model has no tokenizer; give input_ids".into();
+                return Err(Error::Template { id: id(), reason });
+            }
+        };
+        let (length, vocab_size) = (input_ids.len(), self.vocab_size);
+        if prompt_length > length {
+            return Err(Error::PromptLength { id: id(), prompt_length, length });
+        }
+        let mut labels = labels.unwrap_or_else(|| {
+            let prompt = std::iter::repeat_n(IGNORE_INDEX, prompt_length);
+            prompt.chain(input_ids[prompt_length..].iter().copied()).collect()
+        });
+        if labels.len() != length {
+            return Err(Error::LabelCount { id: id(), labels: labels.len(), tokens: length });
+        }
+        let targets = labels.iter().filter(|&&label| label != IGNORE_INDEX);
+        let mut tokens = input_ids.iter().chain(targets);
+        if let Some(&token) = tokens.find(|token| !(0..vocab_size).contains(*token)) {
+            return Err(Error::TokenId { id: id(), token, vocab_size });
+        }
+        input_ids.truncate(self.max_length);
+        labels.truncate(self.max_length);
+        let prompt_length = prompt_length.min(input_ids.len());
+        let row = Row { input_ids, prompt_length, subspace: record.subspace.clone() };
+        Ok((Sequence { row, labels }, length))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokens(input_ids: &[i64], prompt_length: usize, labels: Option<&[i64]>) -> Record {
+        let content = Content::Tokens {
+            input_ids: input_ids.to_vec(),
+            prompt_length,
+            labels: labels.map(<[_]>::to_vec),
+        };
+        Record { id: "it".to_owned(), content, subspace: Some(vec![1]) }
+    }
+
+    fn one(record: Record, max_length: usize) -> Result<Example> {
+        let encoding = Encoding { text: None, vocab_size: 100, max_length };
+        Ok(encoding.examples(&[record])?.remove(0))
+    }
+
+    #[test]
+    fn tokens_are_taken_as_they_are() -> Result<()> {
+        let example = one(tokens(&[5, 6, 7, 8], 2, None), 512)?;
+        assert_eq!(example.labels(), [-100, -100, 7, 8]);
+        let row = Row { input_ids: vec![5, 6, 7, 8], prompt_length: 2, subspace: Some(vec![1]) };
+        assert_eq!((example.id.as_str(), example.row()), ("it", &row));
+        let example = one(tokens(&[5, 6, 7, 8], 2, Some(&[-100, -100, -100, 3])), 512)?;
+        assert_eq!(example.labels(), [-100, -100, -100, 3]);
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_too_long_is_cut_at_its_end() -> Result<()> {
+        let example = one(tokens(&[5, 6, 7, 8], 2, None), 3)?;
+        assert_eq!(example.row().input_ids, [5, 6, 7]);
+        assert_eq!(example.labels(), [-100, -100, 7]);
+        Ok(())
+    }
+
+    #[test]
+    fn impossible_examples_are_refused_by_id() {
+        let no_target = |record, max_length| {
+            let refused = one(record, max_length);
+            assert!(
+                matches!(&refused, Err(Error::NoTarget { id, length: 4, .. }) if id == "it"),
+                "{refused:?}"
+            );
+        };
+        no_target(tokens(&[5, 6, 7, 8], 2, None), 2);
+        no_target(tokens(&[5, 6, 7, 8], 4, None), 512);
+        no_target(tokens(&[5, 6, 7, 8], 0, Some(&[5, -100, -100, -100])), 512);
+        assert!(matches!(
+            one(tokens(&[5, 100, 7], 1, None), 512),
+            Err(Error::TokenId { token: 100, vocab_size: 100, .. })
+        ));
+        assert!(matches!(
+            one(tokens(&[5, 6, 7], 1, Some(&[-100, -1, 7])), 512),
+            Err(Error::TokenId { token: -1, .. })
+        ));
+        assert!(matches!(
+            one(tokens(&[5, 6], 3, None), 512),
+            Err(Error::PromptLength { prompt_length: 3, length: 2, .. })
+        ));
+        assert!(matches!(
+            one(tokens(&[5, 6, 7], 1, Some(&[-100, 6])), 512),
+            Err(Error::LabelCount { labels: 2, tokens: 3, .. })
+        ));
+        let text = Content::Completion { prompt: "a".into(), completion: "b".into() };
+        let text = Record { id: "it".into(), content: text, subspace: None };
+        assert!(matches!(one(text, 512), Err(Error::Template { id, .. }) if id == "it"));
+    }
+
+    #[test]
+    fn a_sequence_needs_no_label() -> Result<()> {
+        let encoding = Encoding { text: None, vocab_size: 100, max_length: 3 };
+        let sequence = encoding.sequence(&tokens(&[5, 6, 7, 8], 4, None))?;
+        assert_eq!((sequence.row.input_ids, sequence.labels), (vec![5, 6, 7], vec![-100; 3]));
+        Ok(())
+    }
+
+    #[test]
+    fn the_first_bad_row_is_the_one_reported() {
+        let mut records = vec![tokens(&[5, 6, 7], 1, None); 500];
+        for i in [499, 137, 300] {
+            records[i] = tokens(&[5, 6, 100 + i as i64], 1, None);
+        }
+        let encoding = Encoding { text: None, vocab_size: 100, max_length: 512 };
+        let refused = encoding.examples(&records);
+        assert!(matches!(refused, Err(Error::TokenId { token: 237, .. })));
+    }
+}

@@ -1,0 +1,393 @@
+use std::path::Path;
+
+use reft_models::{Message, io_error};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
+use crate::{Error, Result};
+
+/// One row of a data file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Its `id`, or "row 3" for the third row of the file.
+    pub id: String,
+    /// What is to be learned.
+    pub content: Content,
+    /// `subspace`: coordinates of the subspace that edits of this row may change; `None`: all of them.
+    pub subspace: Option<Vec<i64>>,
+}
+
+/// The forms that a row may have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// `{"prompt", "completion"}`: texts that are used as they are.
+    Completion {
+        /// What is given.
+        prompt: String,
+        /// What is to be learned.
+        completion: String,
+    },
+    /// `{"instruction", "input", "output"}`, as Alpaca has it, with an optional `"answer"` that is scored, not trained on.
+    Instruction {
+        /// The task.
+        instruction: String,
+        /// What the task is about; may be empty.
+        input: String,
+        /// The response to be learned.
+        output: String,
+        /// The right answer.
+        answer: Option<String>,
+    },
+    /// `{"messages": […]}`: a conversation.
+    Chat(Vec<Message>),
+    /// `{"input_ids", "prompt_length"}` with optional `"labels"`: tokens that are used as they are.
+    Tokens {
+        /// The prompt and what is to be learned.
+        input_ids: Vec<i64>,
+        /// How many of them are the prompt.
+        prompt_length: usize,
+        /// One per token, −100 where nothing is to be learned; without them everything after the prompt is.
+        labels: Option<Vec<i64>>,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CompletionRow {
+    prompt: String,
+    completion: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct InstructionRow {
+    instruction: String,
+    #[serde(default)]
+    input: String,
+    output: String,
+    #[serde(default)]
+    answer: Option<Scalar>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ChatRow {
+    messages: Vec<Message>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TokensRow {
+    input_ids: Vec<i64>,
+    prompt_length: usize,
+    #[serde(default)]
+    labels: Option<Vec<i64>>,
+}
+
+/// Ids and answers are texts or numbers.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Scalar {
+    Text(String),
+    Number(serde_json::Number),
+}
+
+impl Scalar {
+    fn into_text(self) -> String {
+        match self {
+            Self::Text(text) => text,
+            Self::Number(number) => number.to_string(),
+        }
+    }
+}
+
+/// Reads a data file: a JSON list of rows, or JSONL with a row per line. Rows of several forms may be mixed.
+///
+/// # Errors
+/// If the file cannot be read; [`Error::Json`] with line and column; [`Error::Row`] for a row that has none of the forms or an unknown
+/// field; [`Error::NoExamples`].
+pub fn read_records(path: &Path) -> Result<Vec<Record>> {
+    read_rows(path, |_| ())
+}
+
+/// Reads a file of prompts: rows as [`read_records`] takes them, in which what would be learned may be missing.
+///
+/// # Errors
+/// As [`read_records`].
+pub fn read_prompts(path: &Path) -> Result<Vec<Record>> {
+    read_rows(path, add_empty_response)
+}
+
+fn read_rows(path: &Path, prepare: fn(&mut Map<String, Value>)) -> Result<Vec<Record>> {
+    let text = std::fs::read(path).map_err(io_error("read", path))?;
+    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text); // a byte order mark is no part of the text
+    let records = parse_records(text, path, prepare)?;
+    if records.is_empty() {
+        return Err(Error::NoExamples { path: path.to_owned() });
+    }
+    Ok(records)
+}
+
+/// Gives a row that is a prompt alone the empty response that makes it a training row.
+fn add_empty_response(fields: &mut Map<String, Value>) {
+    let nothing = || Value::String(String::new());
+    if let Some(input_ids) = fields.get("input_ids").and_then(Value::as_array) {
+        let prompt_length = input_ids.len();
+        fields.entry("prompt_length").or_insert_with(|| prompt_length.into());
+    } else if let Some(Value::Array(messages)) = fields.get_mut("messages") {
+        let is_reply = |message: &Value| message["role"] == "assistant";
+        if !messages.last().is_some_and(is_reply) {
+            messages.push(json!({ "role": "assistant", "content": "" }));
+        }
+    } else if fields.contains_key("instruction") {
+        fields.entry("output").or_insert_with(nothing);
+    } else if fields.contains_key("prompt") {
+        fields.entry("completion").or_insert_with(nothing);
+    }
+}
+
+fn parse_records(
+    text: &[u8],
+    path: &Path,
+    prepare: fn(&mut Map<String, Value>),
+) -> Result<Vec<Record>> {
+    let broken = |first_line: usize, error: &serde_json::Error| Error::Json {
+        path: path.to_owned(),
+        line: first_line + error.line().saturating_sub(1),
+        column: error.column(),
+        reason: reason_of(error),
+    };
+    let is_list = text.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
+    let mut records = Vec::new();
+    let mut add = |value: Value, place: String| -> Result<()> {
+        let id = format!("row {}", records.len() + 1);
+        let record = record(value, id, prepare).map_err(|reason| Error::Row {
+            path: path.to_owned(),
+            place,
+            reason,
+        })?;
+        records.push(record);
+        Ok(())
+    };
+    if is_list {
+        let rows: Vec<Value> = serde_json::from_slice(text).map_err(|error| broken(1, &error))?;
+        for (i, row) in rows.into_iter().enumerate() {
+            add(row, format!("row {}", i + 1))?;
+        }
+    } else {
+        for (i, line) in text.split(|&byte| byte == b'\n').enumerate() {
+            if line.iter().all(u8::is_ascii_whitespace) {
+                continue;
+            }
+            let row = serde_json::from_slice(line).map_err(|error| broken(i + 1, &error))?;
+            add(row, format!("line {}", i + 1))?;
+        }
+    }
+    Ok(records)
+}
+
+/// The parser's words without its own line and column, which are relative to the line parsed.
+fn reason_of(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" at line ") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}
+
+fn record(
+    value: Value,
+    default_id: String,
+    prepare: fn(&mut Map<String, Value>),
+) -> Result<Record, String> {
+    let Value::Object(mut fields) = value else {
+        return Err("the row is no JSON object".to_owned());
+    };
+    prepare(&mut fields);
+    let id = match fields.remove("id") {
+        None | Some(Value::Null) => default_id,
+        Some(id) => {
+            parse::<Scalar>(id).map_err(|_| "id is neither a text nor a number")?.into_text()
+        }
+    };
+    let subspace = match fields.remove("subspace") {
+        None => None,
+        Some(subspace) => parse(subspace).map_err(|reason| format!("subspace: {reason}"))?,
+    };
+    let form = ["input_ids", "messages", "instruction", "prompt"]
+        .into_iter()
+        .find(|&field| fields.contains_key(field));
+    let value = Value::Object(fields);
+    let content = match form {
+        Some("input_ids") => {
+            let TokensRow { input_ids, prompt_length, labels } = parse(value)?;
+            Content::Tokens { input_ids, prompt_length, labels }
+        }
+        Some("messages") => Content::Chat(parse::<ChatRow>(value)?.messages),
+        Some("instruction") => {
+            let InstructionRow { instruction, input, output, answer } = parse(value)?;
+            let answer = answer.map(Scalar::into_text);
+            Content::Instruction { instruction, input, output, answer }
+        }
+        Some(_) => {
+            let CompletionRow { prompt, completion } = parse(value)?;
+            Content::Completion { prompt, completion }
+        }
+        None => {
+            return Err(
+                "the row has none of prompt, instruction, messages and input_ids; give one"
+                    .to_owned(),
+            );
+        }
+    };
+    Ok(Record { id, content, subspace })
+}
+
+fn parse<T: DeserializeOwned>(value: Value) -> Result<T, String> {
+    serde_json::from_value(value).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse_text(text: &str) -> Result<Vec<Record>> {
+        parse_records(text.as_bytes(), Path::new("data.jsonl"), |_| ())
+    }
+
+    #[test]
+    fn a_prompt_alone_is_a_row_with_an_empty_response() -> Result<()> {
+        let prompts = [
+            (r#"{"prompt":"a"}"#, r#"{"prompt":"a","completion":""}"#),
+            (r#"{"prompt":"a","completion":"b"}"#, r#"{"prompt":"a","completion":"b"}"#),
+            (r#"{"instruction":"do"}"#, r#"{"instruction":"do","output":""}"#),
+            (
+                r#"{"messages":[{"role":"user","content":"hi"}]}"#,
+                r#"{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":""}]}"#,
+            ),
+            (ROWS[3], ROWS[3]),
+            (r#"{"input_ids":[5,6]}"#, r#"{"input_ids":[5,6],"prompt_length":2}"#),
+        ];
+        for (prompt, row) in prompts {
+            let path = Path::new("prompts.jsonl");
+            let read = parse_records(prompt.as_bytes(), path, add_empty_response)?;
+            assert_eq!(read, parse_text(row)?, "{prompt}");
+        }
+        Ok(())
+    }
+
+    const ROWS: [&str; 5] = [
+        r#"{"prompt":"a","completion":"b","id":7}"#,
+        r#"{"instruction":"do","input":"x","output":"y","answer":1.5}"#,
+        r#"{"instruction":"do","output":"y","id":"named"}"#,
+        r#"{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"yo"}]}"#,
+        r#"{"input_ids":[5,6,7],"prompt_length":2,"labels":[-100,-100,7],"subspace":[0,2]}"#,
+    ];
+
+    #[test]
+    fn lines_and_lists_of_mixed_rows_are_read_alike() -> Result<()> {
+        let lines = parse_text(&format!("\n{}\r\n  \n", ROWS.join("\n")))?;
+        let list = parse_text(&format!(" [\n{}\n]", ROWS.join(",\n")))?;
+        assert_eq!(lines, list);
+        let ids: Vec<&str> = lines.iter().map(|record| record.id.as_str()).collect();
+        assert_eq!(ids, ["7", "row 2", "named", "row 4", "row 5"]);
+        let text = |s: &str| s.to_owned();
+        let instruction = |input: &str, answer: Option<&str>| Content::Instruction {
+            instruction: text("do"),
+            input: text(input),
+            output: text("y"),
+            answer: answer.map(text),
+        };
+        let expected = [
+            Content::Completion { prompt: text("a"), completion: text("b") },
+            instruction("x", Some("1.5")),
+            instruction("", None),
+            Content::Chat(vec![Message::new("user", "hi"), Message::new("assistant", "yo")]),
+            Content::Tokens {
+                input_ids: vec![5, 6, 7],
+                prompt_length: 2,
+                labels: Some(vec![-100, -100, 7]),
+            },
+        ];
+        for (record, expected) in lines.iter().zip(expected) {
+            assert_eq!(record.content, expected);
+        }
+        assert_eq!(lines[4].subspace, Some(vec![0, 2]));
+        assert_eq!(lines[3].subspace, None);
+        Ok(())
+    }
+
+    #[test]
+    fn broken_json_is_reported_with_its_line_and_column() {
+        let place = |text: &str| match parse_text(text) {
+            Err(Error::Json { line, column, .. }) => (line, column),
+            other => panic!("{text:?} gave {other:?}"),
+        };
+        assert_eq!(place("{\"prompt\":\"a\",\"completion\":\"b\"}\n\n{\"prompt\":}"), (3, 11));
+        assert_eq!(place("[{\"prompt\":\"a\",\"completion\":\"b\"},\n {\"prompt\" 3}]"), (2, 12));
+        assert_eq!(place("{\"prompt\":\"a\",\"completion\":"), (1, 27));
+        assert_eq!(place("[1,"), (1, 3));
+    }
+
+    #[test]
+    fn rows_of_no_form_are_refused_with_their_place() {
+        let good = ROWS[0];
+        for (bad, word) in [
+            (r#"{"promt":"a","completion":"b"}"#, "none of"),
+            (r#"{"prompt":"a"}"#, "completion"),
+            (r#"{"prompt":"a","completion":"b","extra":1}"#, "extra"),
+            (r#"{"prompt":"a","completion":"b","instruction":"c"}"#, "prompt"),
+            (r#"{"prompt":1,"completion":"b"}"#, "string"),
+            (r#"{"messages":[{"role":"user","content":"a","name":"b"}]}"#, "name"),
+            (r#"{"input_ids":[1.5],"prompt_length":0}"#, "1.5"),
+            (r#"{"input_ids":[1],"prompt_length":-1}"#, "-1"),
+            (r#"{"input_ids":[1]}"#, "prompt_length"),
+            (r#"{"prompt":"a","completion":"b","subspace":"all"}"#, "subspace"),
+            (r#"{"prompt":"a","completion":"b","id":[1]}"#, "id"),
+            ("3", "object"),
+        ] {
+            let refused = parse_text(&format!("{good}\n{bad}"));
+            assert!(
+                matches!(&refused, Err(Error::Row { place, reason, .. }) if place == "line 2" && reason.contains(word)),
+                "{bad} gave {refused:?}"
+            );
+            let refused = parse_text(&format!("[{good},{bad}]"));
+            assert!(
+                matches!(&refused, Err(Error::Row { place, .. }) if place == "row 2"),
+                "{bad} gave {refused:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn files_without_a_row_are_refused() -> std::io::Result<()> {
+        let directory = tempfile::tempdir()?;
+        let path = directory.path().join("empty.jsonl");
+        for text in ["", "\n \n", "[]", "\u{feff}"] {
+            std::fs::write(&path, text)?;
+            assert!(matches!(read_records(&path), Err(Error::NoExamples { .. })), "{text:?}");
+        }
+        let missing = directory.path().join("missing.jsonl");
+        assert!(
+            matches!(read_records(&missing), Err(Error::Model(reft_models::Error::Io { action: "read", path, .. })) if path == missing)
+        );
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _outcome = parse_records(&bytes, Path::new("data.jsonl"), add_empty_response);
+        }
+
+        #[test]
+        fn rows_with_a_byte_changed_are_read_or_refused(row in 0usize..5, at: prop::sample::Index, byte: u8) {
+            let mut bytes = ROWS[row].as_bytes().to_vec();
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            let _outcome = parse_records(&bytes, Path::new("data.jsonl"), add_empty_response);
+        }
+    }
+}

@@ -1,0 +1,145 @@
+use std::collections::BTreeMap;
+
+/// A text with `{column}` where a row's text goes; `{{` and `}}` are braces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TextTemplate(Vec<Part>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Text(String),
+    Column(String),
+}
+
+impl TextTemplate {
+    /// Reads a template.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words.
+    pub fn parse(source: &str) -> Result<Self, String> {
+        let mut parts = Vec::new();
+        let mut text = String::new();
+        let mut chars = source.chars().peekable();
+        while let Some(c) = chars.next() {
+            match c {
+                '{' | '}' if chars.peek() == Some(&c) => {
+                    chars.next();
+                    text.push(c);
+                }
+                '{' => {
+                    let mut name = String::new();
+                    loop {
+                        match chars.next() {
+                            Some('}') => break,
+                            Some(c) => name.push(c),
+                            None => {
+                                return Err(format!("{{{name} has no }}; write {{{{ for a brace"));
+                            }
+                        }
+                    }
+                    if name.is_empty() {
+                        return Err("{} names no column; write {{}} for braces".to_owned());
+                    }
+                    if !text.is_empty() {
+                        parts.push(Part::Text(std::mem::take(&mut text)));
+                    }
+                    parts.push(Part::Column(name));
+                }
+                '}' => return Err("a } has no {; write }} for a brace".to_owned()),
+                c => text.push(c),
+            }
+        }
+        if !text.is_empty() {
+            parts.push(Part::Text(text));
+        }
+        Ok(Self(parts))
+    }
+
+    /// The columns that it names.
+    pub fn columns(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter_map(|part| match part {
+            Part::Column(name) => Some(name.as_str()),
+            Part::Text(_) => None,
+        })
+    }
+
+    /// The text of a row.
+    ///
+    /// # Errors
+    /// The column that the row does not have, and those that it has.
+    pub fn render(&self, fields: &BTreeMap<String, String>) -> Result<String, String> {
+        let mut text = String::new();
+        for part in &self.0 {
+            match part {
+                Part::Text(part) => text.push_str(part),
+                Part::Column(name) => text.push_str(column(fields, name)?),
+            }
+        }
+        Ok(text)
+    }
+}
+
+impl TextTemplate {
+    /// The text of a row, and where in it each column's own text ends.
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub fn render_with_ends(
+        &self,
+        fields: &BTreeMap<String, String>,
+    ) -> Result<Rendered<'_>, String> {
+        let (mut text, mut ends) = (String::new(), Vec::new());
+        for part in &self.0 {
+            match part {
+                Part::Text(part) => text.push_str(part),
+                Part::Column(name) => {
+                    text.push_str(column(fields, name)?);
+                    ends.push((name.as_str(), text.len()));
+                }
+            }
+        }
+        Ok(Rendered { text, ends })
+    }
+}
+
+/// A row's text, and the bytes of it behind which each column's own text ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rendered<'a> {
+    /// The text.
+    pub text: String,
+    /// Each column, and the byte behind its text.
+    pub ends: Vec<(&'a str, usize)>,
+}
+
+/// A column of a row.
+///
+/// # Errors
+/// The column that the row does not have, and those that it has.
+pub fn column<'a>(fields: &'a BTreeMap<String, String>, name: &str) -> Result<&'a str, String> {
+    fields.get(name).map(String::as_str).ok_or_else(|| {
+        let columns: Vec<&str> = fields.keys().map(String::as_str).collect();
+        format!("the row has no column {name:?}; it has {}", columns.join(", "))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_take_the_place_of_their_names() -> Result<(), String> {
+        let template = TextTemplate::parse("{{{a}}} of {b b}.")?;
+        let fields = [("a", "1"), ("b b", "{c}")].map(|(name, text)| (name.into(), text.into()));
+        assert_eq!(template.render(&fields.into())?, "{1} of {c}.");
+        assert_eq!(template.columns().collect::<Vec<_>>(), ["a", "b b"]);
+        let refused = template.render(&[("a".to_owned(), "1".to_owned())].into());
+        assert_eq!(refused, Err("the row has no column \"b b\"; it has a".to_owned()));
+        Ok(())
+    }
+
+    #[test]
+    fn braces_that_do_not_match_are_refused() {
+        for wrong in ["{a", "a}", "{}", "{{a}"] {
+            assert!(TextTemplate::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}

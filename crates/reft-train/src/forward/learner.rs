@@ -1,0 +1,241 @@
+use std::collections::BTreeMap;
+
+use reft_core::Parameter;
+use reft_models::{AdapterStack, Mode, Model, Reach, Row};
+use serde::Serialize;
+use tch::Tensor;
+
+use crate::Result;
+use crate::data::batch::Batch;
+use crate::data::example::{Example, Sequence};
+use crate::data::needed::Needed;
+use crate::forward::checkpointed_pass::CheckpointedPass;
+use crate::forward::outputs::Forwards;
+use crate::forward::pass::Pass;
+use crate::forward::ready_batch::ReadyBatch;
+use crate::objectives::objective::Objective;
+use crate::reuse::frozen_store::FrozenStore;
+
+/// A frozen model, the adapters it is used with, and what they are to learn: what is trained and evaluated.
+#[derive(Clone)]
+pub struct Learner<'a> {
+    /// The model.
+    pub model: &'a dyn Model,
+    /// The adapters.
+    pub stack: AdapterStack<'a>,
+    /// What is learned.
+    pub objective: &'a dyn Objective,
+}
+
+/// How well a model does on some examples.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct LossReport {
+    /// The objective's loss; of next tokens the mean of `−log p(target)` over the target tokens.
+    pub loss: f64,
+    /// `e^loss`.
+    pub perplexity: f64,
+    /// Number of target tokens.
+    pub target_tokens: i64,
+}
+
+impl<'a> Learner<'a> {
+    /// Adapters of a model, to learn by an objective.
+    pub fn new(
+        model: &'a dyn Model,
+        stack: &AdapterStack<'a>,
+        objective: &'a dyn Objective,
+    ) -> Self {
+        Self { model, stack: stack.clone(), objective }
+    }
+
+    /// Examples to be computed together.
+    ///
+    /// # Errors
+    /// [`reft_models::Error::EmptyBatch`] or [`reft_models::Error::PromptLength`].
+    pub fn batch<'e>(&self, examples: impl IntoIterator<Item = &'e Example>) -> Result<Batch> {
+        let needed = |sequence| self.needed(sequence);
+        Batch::collate(examples, needed, self.stack.virtual_tokens())
+    }
+
+    /// Each term's sum over a batch: scalars, differentiable in the [parameters](Self::parameters). With `frozen`, what lies before the
+    /// adapters' [`Reach`] is taken from there, and only the rest is computed; the numbers are the same to rounding.
+    ///
+    /// # Errors
+    /// What the model, an adapter or the objective refuses.
+    pub fn sums(
+        &self,
+        batch: &Batch,
+        mode: Mode,
+        frozen: Option<&mut FrozenStore>,
+    ) -> Result<Vec<Tensor>> {
+        Ok(self.sums_of(batch, &self.ready(batch, frozen)?, mode, None)?.0)
+    }
+
+    /// The loss on examples; longest first, so that memory runs out at once if it does. With `frozen`, what the frozen model alone
+    /// decides is taken from there.
+    ///
+    /// # Errors
+    /// What the model, an adapter or the objective refuses.
+    pub fn evaluate(
+        &self,
+        examples: &[Example],
+        batch_size: usize,
+        mut frozen: Option<&mut FrozenStore>,
+    ) -> Result<LossReport> {
+        let mut sorted: Vec<&Example> = examples.iter().collect();
+        sorted.sort_by_key(|example| std::cmp::Reverse(example.length()));
+        let terms = self.objective.terms().len();
+        let (mut sums, mut counts, mut target_tokens) = (vec![0.0; terms], vec![0.0; terms], 0);
+        let _guard = tch::no_grad_guard();
+        for examples in sorted.chunks(batch_size.max(1)) {
+            let batch = self.batch(examples.iter().copied())?;
+            let found = self.sums(&batch, Mode::Eval, frozen.as_deref_mut())?;
+            for (sum, found) in sums.iter_mut().zip(found) {
+                *sum += found.double_value(&[]); // sync
+            }
+            add(&mut counts, &self.objective.counts(&batch));
+            target_tokens += batch.n_targets();
+        }
+        let loss: f64 = sums.iter().zip(self.divisors(&counts)).map(|(sum, n)| sum / n).sum();
+        Ok(LossReport { loss, perplexity: loss.exp(), target_tokens })
+    }
+
+    /// What is trained: the parameters of the adapters, and those of the objective, which are called `last-token/…` after it.
+    pub fn parameters(&self) -> Vec<Parameter> {
+        let mut parameters = self.stack.parameters();
+        let own = self.objective.parameters().into_iter();
+        parameters.extend(own.map(|p| Parameter { name: self.own_name(&p.name), ..p }));
+        parameters
+    }
+
+    /// Everything a checkpoint needs of what is trained.
+    pub(crate) fn state(&self) -> BTreeMap<String, Tensor> {
+        let mut state = self.stack.state();
+        let own = self.objective.parameters().into_iter();
+        state.extend(own.map(|p| (self.own_name(&p.name), p.tensor.detach().copy())));
+        state
+    }
+
+    /// Goes back to a [`Self::state`].
+    ///
+    /// # Errors
+    /// If tensors are missing, unexpected or of another shape, by name.
+    pub(crate) fn load_state(&self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        let mut of_adapters: BTreeMap<String, Tensor> =
+            state.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
+        for Parameter { name, tensor, .. } in self.objective.parameters() {
+            let name = self.own_name(&name);
+            let saved = of_adapters.remove(&name).filter(|saved| saved.size() == tensor.size());
+            let saved = saved.ok_or_else(|| {
+                let reason = format!("{name} is missing, or not of shape {:?}", tensor.size());
+                reft_models::Error::Adapter { reason }
+            })?;
+            tch::no_grad(|| tensor.shallow_clone().copy_(&saved));
+        }
+        Ok(self.stack.load_state(&of_adapters)?)
+    }
+
+    /// What the objective's name is put before.
+    fn own_name(&self, name: &str) -> String {
+        format!("{}/{name}", self.objective.name())
+    }
+
+    /// What each term's sum is to be divided by, so that the loss is the sum of all: its count over its weight. A term that nothing is
+    /// counted for is left out, unless there is no other.
+    pub(crate) fn divisors(&self, counts: &[f64]) -> Vec<f64> {
+        let is_empty = counts.iter().all(|n| *n == 0.0);
+        let terms = self.objective.terms().iter().zip(counts);
+        let divisor = |n: f64, weight| if n > 0.0 || is_empty { n / weight } else { f64::INFINITY };
+        terms.map(|(term, n)| divisor(*n, term.weight)).collect()
+    }
+
+    /// Makes a batch ready for all forwards that the objective wants of it.
+    pub(crate) fn ready(
+        &self,
+        batch: &Batch,
+        mut frozen: Option<&mut FrozenStore>,
+    ) -> Result<Vec<ReadyBatch>> {
+        let ready = |strength: &f64| ReadyBatch::new(self, *strength, batch, frozen.as_deref_mut());
+        self.objective.strengths().iter().map(ready).collect()
+    }
+
+    /// Whether a batch can be made ready without the device computing anything for it.
+    pub(crate) fn is_cached(&self, batch: &Batch, frozen: Option<&FrozenStore>) -> bool {
+        let is_cached = |strength: &f64| ReadyBatch::is_cached(self, *strength, batch, frozen);
+        self.objective.strengths().iter().all(is_cached)
+    }
+
+    /// Adds the gradient of `Σ factor · sum` over the terms to those of the parameters; returns the sums, without gradient.
+    ///
+    /// With `by_block`, activations are computed again where they are needed, for less memory.
+    ///
+    /// # Errors
+    /// What the model, an adapter or the objective refuses.
+    pub(crate) fn backward(
+        &self,
+        batch: &Batch,
+        ready: &[ReadyBatch],
+        factors: &[f64],
+        seed: u64,
+        by_block: bool,
+    ) -> Result<Vec<Tensor>> {
+        tch::manual_seed(seed as i64); // dropout
+        let (sums, passes) = self.sums_of(batch, ready, Mode::Train, by_block.then_some(seed))?;
+        let detached = sums.iter().map(Tensor::detach).collect();
+        let scaled = sums.into_iter().zip(factors).map(|(sum, factor)| sum * *factor);
+        // no gradient: of these examples, nothing that is read follows what is trained
+        if let Some(loss) = scaled.filter(Tensor::requires_grad).reduce(|a, b| a + b) {
+            loss.backward();
+        }
+        passes.into_iter().rev().try_for_each(CheckpointedPass::backward)?;
+        Ok(detached)
+    }
+
+    /// The sums of a batch, and the forwards that are still to be differentiated: those of a training block by block, with the seed of
+    /// their dropout.
+    fn sums_of<'p>(
+        &'p self,
+        batch: &'p Batch,
+        ready: &'p [ReadyBatch],
+        mode: Mode,
+        by_block: Option<u64>,
+    ) -> Result<(Vec<Tensor>, Vec<CheckpointedPass<'p>>)> {
+        let (mut outputs, mut passes) = (Vec::with_capacity(ready.len()), Vec::new());
+        for (i, ready) in ready.iter().enumerate() {
+            let pass = Pass::new(self, ready, mode)?;
+            match by_block.filter(|_| ready.strength != 0.0) {
+                None => outputs.push(pass.outputs()?),
+                Some(seed) => {
+                    let seed = seed.wrapping_add(i as u64); // another dropout for each forward
+                    let (pass, own) = CheckpointedPass::forward(pass, seed)?;
+                    passes.push(pass);
+                    outputs.push(own);
+                }
+            }
+        }
+        let sums = self.objective.sums(&Forwards { model: self.model, mode, batch, outputs })?;
+        Ok((sums, passes))
+    }
+
+    /// What the adapters at a strength leave of a row to the frozen model, if `first_wanted` is the first of its tokens whose final
+    /// hidden state is read.
+    pub(crate) fn reach(&self, strength: f64, row: &Row, first_wanted: usize) -> Reach {
+        let description = self.model.description();
+        let untouched = Reach { stage: description.num_hidden_layers, token: first_wanted };
+        let touched = Some(row).filter(|_| strength != 0.0).and_then(|row| self.stack.reach(row));
+        let reach = touched.map_or(untouched, |touched| untouched.and(touched));
+        // a token of a model that is not causal sees those that are touched, wherever it is
+        if description.is_causal { reach } else { Reach { token: 0, ..reach } }
+    }
+
+    /// What is needed of a sequence.
+    pub(crate) fn needed<'d>(&self, sequence: &'d Sequence) -> Needed<'d> {
+        let wanted = self.objective.wanted(sequence);
+        Needed::new(sequence, wanted, self.model.description().is_causal)
+    }
+}
+
+/// Adds numbers to others, in place.
+pub(crate) fn add(sums: &mut [f64], numbers: &[f64]) {
+    sums.iter_mut().zip(numbers).for_each(|(sum, number)| *sum += number);
+}

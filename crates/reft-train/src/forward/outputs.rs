@@ -1,0 +1,57 @@
+use reft_models::{Mode, Model, Span, TokenAt, send};
+use tch::Tensor;
+
+use crate::data::batch::Batch;
+use crate::forward::cross_entropy::cross_entropy;
+
+/// The forwards of one batch that an objective has asked for.
+pub struct Forwards<'p> {
+    /// The model.
+    pub model: &'p dyn Model,
+    /// Whether this is training.
+    pub mode: Mode,
+    /// The batch.
+    pub batch: &'p Batch,
+    /// What each forward ended with, in the order of [`Objective::strengths`](crate::Objective::strengths).
+    pub outputs: Vec<Outputs<'p>>,
+}
+
+/// The hidden states that a forward ended with, from the first wanted column on.
+pub struct Outputs<'p> {
+    pub(crate) model: &'p dyn Model,
+    /// The columns that they are of.
+    pub(crate) span: Span<'p>,
+    pub(crate) targets: &'p Targets,
+    /// After the final norm: `[b, q, d]`.
+    pub(crate) hidden_states: Tensor,
+}
+
+/// What is to be predicted from the hidden states that a forward ends with.
+#[derive(Debug)]
+pub(crate) struct Targets {
+    pub(crate) places: Tensor, // [m], in [b·q]
+    pub(crate) labels: Tensor, // [m]
+}
+
+impl Outputs<'_> {
+    /// `−log p(label)` of every labelled token, `[m]` in f32: row by row, as they stand in [`Batch::labels`]. The label of a first token
+    /// counts only behind virtual tokens.
+    ///
+    /// Logits are computed only where a label is predicted, and no more of them at once than fit into some memory.
+    pub fn target_losses(&self) -> Tensor {
+        let Targets { places, labels } = self.targets;
+        let h = self.hidden_states.flatten(0, 1).index_select(0, places);
+        cross_entropy(self.model, &h, labels)
+    }
+
+    /// The hidden states of some tokens, `[m, d]`.
+    ///
+    /// # Panics
+    /// If a token stands before those that the objective [wants](crate::Objective::wanted).
+    pub fn at(&self, tokens: &[TokenAt]) -> Tensor {
+        let place = |at: &TokenAt| self.span.flat_index(at.row, at.token).expect("a wanted token");
+        let places: Vec<i64> = tokens.iter().map(place).collect();
+        let places = send(&Tensor::from_slice(&places), self.hidden_states.device());
+        self.hidden_states.flatten(0, 1).index_select(0, &places)
+    }
+}

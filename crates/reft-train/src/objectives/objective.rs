@@ -1,0 +1,73 @@
+use std::ops::Range;
+
+use reft_core::Parameter;
+use tch::Tensor;
+
+use crate::Result;
+use crate::data::batch::Batch;
+use crate::data::encoding::Encoding;
+use crate::data::example::{Example, Sequence};
+use crate::data::record::Record;
+use crate::forward::outputs::Forwards;
+
+/// What is learned: which examples rows become, and the loss of a batch of them.
+///
+/// The loss of a step is `Σ weight · Σ sums / Σ counts` over its [terms](Self::terms), with sums and counts over all micro-batches of the
+/// step and all processes of the run: cutting it into other micro-batches changes nothing but memory.
+pub trait Objective {
+    /// Its name, as metrics, checkpoints and messages say it.
+    fn name(&self) -> &'static str;
+
+    /// The examples of some rows: one for each, unless the objective says otherwise.
+    ///
+    /// # Errors
+    /// The first of the rows that cannot be used, with its id.
+    fn examples(&self, records: &[Record], encoding: &Encoding) -> Result<Vec<Example>> {
+        encoding.examples(records)
+    }
+
+    /// Parameters of its own (a head), which are trained, clipped and saved in checkpoints with the adapters'.
+    fn parameters(&self) -> Vec<Parameter> {
+        Vec::new()
+    }
+
+    /// Is told before each step which share of the training is done, 0 at the start: for what follows a schedule.
+    fn progress(&self, _share: f64) {}
+
+    /// A part of a step's loss that is no sum over examples. It is added once, and is no part of the loss that is reported.
+    fn penalty(&self) -> Option<Tensor> {
+        None
+    }
+
+    /// Tokens of a sequence whose final hidden states are read, beside those that labels are predicted from; an empty range for none.
+    fn wanted(&self, _sequence: &Sequence) -> Range<usize> {
+        0..0
+    }
+
+    /// The strengths of the adapters in each forward that is wanted of a batch: 1 is the trained model, 0 the plain one, which is run
+    /// without gradient, and −1 turns edits around. An objective that runs its own forward wants none.
+    fn strengths(&self) -> &[f64] {
+        &[1.0]
+    }
+
+    /// The parts of the loss.
+    fn terms(&self) -> &[Term];
+
+    /// How much of a batch each term is the mean over: target tokens, sequences, pairs.
+    fn counts(&self, batch: &Batch) -> Vec<f64>;
+
+    /// Each term's sum over a batch: scalars, differentiable in the parameters of adapters and objective.
+    ///
+    /// # Errors
+    /// What the objective refuses.
+    fn sums(&self, forwards: &Forwards) -> Result<Vec<Tensor>>;
+}
+
+/// A part of a loss.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Term {
+    /// What it is called in metrics.
+    pub name: &'static str,
+    /// Its weight in the loss.
+    pub weight: f64,
+}

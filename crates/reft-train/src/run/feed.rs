@@ -1,0 +1,76 @@
+use crate::Result;
+use crate::data::batch::Batch;
+use crate::data::example::Example;
+use crate::data::order::epoch_batches;
+use crate::forward::learner::Learner;
+use crate::reuse::frozen_store::FrozenStore;
+use crate::run::share::Share;
+use crate::run::train_config::TrainConfig;
+
+/// The examples as a run is fed with them: which micro-batches each step takes. A function of the examples, the options and the share.
+#[derive(Debug)]
+pub(crate) struct Feed<'a> {
+    examples: &'a [Example],
+    config: TrainConfig,
+    share: Share,
+    /// The micro-batches of one epoch, those of all processes, as indices.
+    order: (usize, Vec<Vec<usize>>),
+}
+
+/// Epochs of a run that names neither epochs nor steps.
+const DEFAULT_EPOCHS: usize = 3;
+
+impl<'a> Feed<'a> {
+    /// All of the examples.
+    pub(crate) fn new(examples: &'a [Example], config: &TrainConfig) -> Self {
+        let order = (0, order_of(examples, config, 0));
+        Self { examples, config: config.clone(), share: Share::WHOLE, order }
+    }
+
+    /// One process's share of them.
+    pub(crate) fn sharing(self, share: Share) -> Self {
+        Self { share, ..self }
+    }
+
+    /// Has a store compute the rows of each micro-batch of the first epoch in one forward.
+    pub(crate) fn grouped(&self, learner: &Learner, store: FrozenStore<'a>) -> FrozenStore<'a> {
+        let needed = |batch: Vec<usize>| {
+            let sequences = batch.into_iter().flat_map(|i| &self.examples[i].sequences);
+            sequences.map(|sequence| learner.needed(sequence)).collect()
+        };
+        store.grouped(order_of(self.examples, &self.config, 0).into_iter().map(needed))
+    }
+
+    /// Optimizer steps of the whole run.
+    pub(crate) fn total_steps(&self) -> usize {
+        let epochs = self.config.epochs.unwrap_or(DEFAULT_EPOCHS);
+        self.config.max_steps.unwrap_or_else(|| epochs * self.steps_per_epoch())
+    }
+
+    /// Optimizer steps of an epoch.
+    pub(crate) fn steps_per_epoch(&self) -> usize {
+        self.share.steps(self.order.1.len(), self.config.grad_accum)
+    }
+
+    /// The process's batches of a step, counted from 0, one after the other.
+    ///
+    /// # Errors
+    /// What [`Learner::batch`] refuses.
+    pub(crate) fn batches(
+        &mut self,
+        step: usize,
+        learner: &Learner,
+    ) -> impl Iterator<Item = Result<Batch>> {
+        let (epoch, index) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
+        if self.order.0 != epoch {
+            self.order = (epoch, order_of(self.examples, &self.config, epoch));
+        }
+        let order = &self.order.1;
+        let places = self.share.places(index, self.config.grad_accum, order.len());
+        places.map(|place| learner.batch(order[place].iter().map(|&i| &self.examples[i])))
+    }
+}
+
+fn order_of(examples: &[Example], config: &TrainConfig, epoch: usize) -> Vec<Vec<usize>> {
+    epoch_batches(examples, config.batch_size, config.shuffle, config.seed, epoch)
+}

@@ -1,0 +1,55 @@
+use std::path::{Path, PathBuf};
+
+use reft_models::io_error;
+use serde_json::{Map, Value};
+
+use crate::run::checkpoint::{CHECKPOINTS, Checkpoint};
+use crate::run::metrics::MetricsFile;
+use crate::{Error, Result};
+
+/// Where a run keeps what it writes: checkpoints, `metrics.jsonl`, and at its end the adapter.
+#[derive(Debug)]
+pub(crate) struct RunDirectory {
+    pub(crate) path: PathBuf,
+    pub(crate) metrics: MetricsFile,
+    /// Step of the newest checkpoint.
+    pub(crate) saved: Option<usize>,
+    /// What the run's numbers depend on.
+    pub(crate) identity: Map<String, Value>,
+}
+
+impl RunDirectory {
+    /// A directory for a new run. It is created if it is not there.
+    ///
+    /// # Errors
+    /// [`Error::RunExists`] if a run has left something there.
+    pub(crate) fn create(path: &Path, identity: Map<String, Value>) -> Result<Self> {
+        for found in [CHECKPOINTS, MetricsFile::NAME] {
+            if path.join(found).exists() {
+                return Err(Error::RunExists { path: path.to_owned(), found });
+            }
+        }
+        std::fs::create_dir_all(path).map_err(io_error("create", path))?;
+        let metrics = MetricsFile::open_after(path, 0)?;
+        Ok(Self { path: path.to_owned(), metrics, saved: None, identity })
+    }
+
+    /// The directory of a run that goes on after its newest checkpoint, of step `saved`, or begins anew.
+    pub(crate) fn reopen(
+        path: &Path,
+        saved: Option<usize>,
+        identity: Map<String, Value>,
+    ) -> Result<Self> {
+        std::fs::create_dir_all(path).map_err(io_error("create", path))?;
+        let metrics = MetricsFile::open_after(path, saved.unwrap_or(0))?;
+        Ok(Self { path: path.to_owned(), metrics, saved, identity })
+    }
+
+    /// Writes a checkpoint; returns its directory.
+    pub(crate) fn save(&mut self, checkpoint: &Checkpoint) -> Result<PathBuf> {
+        self.metrics.sync()?;
+        let path = checkpoint.save(&self.path)?;
+        self.saved = Some(checkpoint.state.step);
+        Ok(path)
+    }
+}

@@ -1,0 +1,266 @@
+use std::fmt::Display;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::data::order::Shuffle;
+use crate::optimizer::schedule::ScheduleKind;
+use crate::{Error, Result};
+
+/// Declares options, each in one place: its help, type, default, and where it has one, its rule.
+///
+/// From the list come a struct with its defaults, its form in files, and the [`OptionDeclaration`]s that flags are made of. `[recipe]` marks
+/// an option that a comparison's `[train]` table has as well.
+#[macro_export]
+macro_rules! declare_options {
+    (
+        $(#[$meta:meta])*
+        pub struct $Options:ident {
+            $(
+                $(#[doc = $help:literal])+
+                $(#[serde($($serde:tt)+)])?
+                $name:ident: $type:ty = $default:expr, $kind:ident($value_name:literal) in $heading:literal
+                    $([$recipe:ident])? $(if $rule:expr, $expected:expr)?;
+            )+
+        }
+    ) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, PartialEq, ::serde::Serialize, ::serde::Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $Options {
+            $(
+                $(#[doc = $help])+
+                $(#[serde($($serde)+)])?
+                pub $name: $type,
+            )+
+        }
+
+        impl Default for $Options {
+            fn default() -> Self {
+                Self { $($name: $default),+ }
+            }
+        }
+
+        impl $crate::DeclaredOptions for $Options {
+            const DECLARED: &'static [$crate::OptionDeclaration] = &[
+                $($crate::OptionDeclaration {
+                    name: stringify!($name),
+                    kind: $crate::OptionKind::$kind,
+                    value_name: $value_name,
+                    heading: $heading,
+                    help: concat!($($help),+).trim_ascii_start(),
+                    is_in_recipes: !concat!($(stringify!($recipe))?).is_empty(),
+                }),+
+            ];
+
+            fn check_each(&self) -> $crate::Result<()> {
+                $($($crate::OptionDeclaration::require(stringify!($name), self.$name, $rule, $expected)?;)?)+
+                Ok(())
+            }
+        }
+    };
+}
+
+/// What is known of an option beside its type and its default, which are those of its field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OptionDeclaration {
+    /// Its name in files; the flag is called alike, with `-` for `_`.
+    pub name: &'static str,
+    /// What a value looks like.
+    pub kind: OptionKind,
+    /// How help calls a value.
+    pub value_name: &'static str,
+    /// Under which heading help shows it.
+    pub heading: &'static str,
+    /// What it does.
+    pub help: &'static str,
+    /// Whether the `[train]` table of a comparison has it.
+    pub is_in_recipes: bool,
+}
+
+/// What a value of an option looks like in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OptionKind {
+    /// A whole number of at least 0.
+    Count,
+    /// A number.
+    Number,
+    /// Yes or no.
+    Switch,
+    /// A name, or any text.
+    Text,
+}
+
+/// A struct whose fields [`declare_options`](crate::declare_options) has declared as options.
+pub trait DeclaredOptions: Serialize + DeserializeOwned + Default {
+    /// The options, in the order of the fields.
+    const DECLARED: &'static [OptionDeclaration];
+
+    /// Refuses a value that its option's rule does not hold for.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the option's name.
+    fn check_each(&self) -> Result<()>;
+}
+
+impl OptionDeclaration {
+    /// Refuses a value, if there is one, that `holds` is false for.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub fn require<T: Copy + Display>(
+        field: &'static str,
+        value: impl Into<Option<T>>,
+        holds: impl Fn(T) -> bool,
+        expected: &'static str,
+    ) -> Result<()> {
+        match value.into().filter(|value| !holds(*value)) {
+            Some(found) => Err(Error::Config { field, found: found.to_string(), expected }),
+            None => Ok(()),
+        }
+    }
+}
+
+const AT_LEAST_ONE: &str = "a whole number of at least 1";
+const ABOVE_ZERO: &str = "a number above 0";
+const NOT_BELOW_ZERO: &str = "0 or a number above 0";
+
+declare_options! {
+    /// The options of a training run that do not concern the method.
+    ///
+    /// The kind that the frozen model computes in is not among them: it is the [`Model`](reft_models::Model)'s.
+    pub struct TrainConfig {
+        /// Passes over the data; without it and without max_steps: 3
+        #[serde(skip_serializing_if = "Option::is_none")]
+        epochs: Option<usize> = None, Count("N") in "Training" [recipe] if |n: usize| n >= 1, AT_LEAST_ONE;
+        /// Optimizer steps, whatever number of epochs they are; excludes epochs
+        #[serde(skip_serializing_if = "Option::is_none")]
+        max_steps: Option<usize> = None, Count("N") in "Training" [recipe] if |n: usize| n >= 1, AT_LEAST_ONE;
+        /// Examples of a micro-batch
+        batch_size: usize = 8, Count("N") in "Training" [recipe] if |n: usize| n >= 1, AT_LEAST_ONE;
+        /// Micro-batches of an optimizer step
+        grad_accum: usize = 1, Count("N") in "Training" [recipe] if |n: usize| n >= 1, AT_LEAST_ONE;
+        /// Highest learning rate of AdamW
+        lr: f64 = 1e-3, Number("X") in "Training" if |x: f64| x.is_finite() && x > 0.0, ABOVE_ZERO;
+        /// Learning rate of ReFT's rotations, as a multiple of that of other parameters
+        rotation_lr_factor: f64 = 1.0, Number("X") in "Training" if |x: f64| x.is_finite() && x > 0.0, ABOVE_ZERO;
+        /// How the learning rate changes after the warm-up: linear, cosine or constant
+        schedule: ScheduleKind = ScheduleKind::Linear, Text("NAME") in "Training" [recipe];
+        /// Share of the steps in which the learning rate rises from 0, 0 to 1
+        warmup_ratio: f64 = 0.0, Number("X") in "Training" [recipe] if |x: f64| (0.0..=1.0).contains(&x), "a share from 0 to 1";
+        /// Decoupled weight decay; rotations are exempt
+        weight_decay: f64 = 0.0, Number("X") in "Training" [recipe] if |x: f64| x.is_finite() && x >= 0.0, NOT_BELOW_ZERO;
+        /// Largest norm of all gradients together; 0 = not clipped
+        max_grad_norm: f64 = 1.0, Number("X") in "Training" [recipe] if |x: f64| x.is_finite() && x >= 0.0, NOT_BELOW_ZERO;
+        /// Longest example in tokens; what is longer is cut at its end
+        max_length: usize = 512, Count("N") in "Data" [recipe] if |n: usize| n >= 2, "at least 2 tokens";
+        /// Seed of everything random: start, order, split, dropout
+        seed: u64 = 0, Count("N") in "Training";
+        /// Order of the examples: length (shuffled, like lengths together), plain or none
+        shuffle: Shuffle = Shuffle::Length, Text("ORDER") in "Data" [recipe];
+        /// Examples held out to choose the best adapter by: a share below 1, or a number
+        validation: f64 = 0.0, Number("X") in "Data"
+            if |x: f64| (0.0..1.0).contains(&x) || (x.is_finite() && x.fract() == 0.0 && x >= 1.0),
+            "a share from 0 to below 1, or a whole number of examples";
+        /// Steps between validations; 0 = after every epoch
+        eval_every: usize = 0, Count("N") in "Training";
+        /// Keep only what goes into each block and compute its activations again in the backward: less memory
+        checkpoint_activations: bool = false, Switch("BOOL") in "Machine";
+        /// Compute the frozen model's part of each example once and keep it
+        reuse: bool = true, Switch("BOOL") in "Machine";
+        /// Steps between checkpoints; 0 = only at the end or when interrupted
+        checkpoint_every: usize = 100, Count("N") in "Training";
+    }
+}
+
+impl TrainConfig {
+    /// Refuses values that cannot be.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the field's name.
+    pub fn check(&self) -> Result<()> {
+        self.check_each()?;
+        if let (Some(epochs), Some(max_steps)) = (self.epochs, self.max_steps) {
+            let found = format!("{max_steps} beside epochs = {epochs}");
+            return Err(Error::Config { field: "max_steps", found, expected: "one of the two" });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(config: TrainConfig) -> &'static str {
+        match config.check() {
+            Err(Error::Config { field, .. }) => field,
+            other => panic!("{config:?} gave {other:?}"),
+        }
+    }
+
+    #[test]
+    fn impossible_values_are_refused_by_name() {
+        let ok = TrainConfig::default;
+        assert!(ok().check().is_ok());
+        for bad in [f64::NAN, 0.0, -1e-3, f64::INFINITY] {
+            assert_eq!(refused(TrainConfig { lr: bad, ..ok() }), "lr");
+        }
+        for bad in [f64::NAN, -0.1, 1.1] {
+            assert_eq!(refused(TrainConfig { warmup_ratio: bad, ..ok() }), "warmup_ratio");
+        }
+        for bad in [f64::NAN, -1.0, f64::INFINITY] {
+            assert_eq!(refused(TrainConfig { weight_decay: bad, ..ok() }), "weight_decay");
+            assert_eq!(refused(TrainConfig { max_grad_norm: bad, ..ok() }), "max_grad_norm");
+        }
+        for bad in [f64::NAN, -0.5, 1.5, f64::INFINITY] {
+            assert_eq!(refused(TrainConfig { validation: bad, ..ok() }), "validation");
+        }
+        assert_eq!(refused(TrainConfig { epochs: Some(0), ..ok() }), "epochs");
+        assert_eq!(refused(TrainConfig { max_steps: Some(0), ..ok() }), "max_steps");
+        assert_eq!(
+            refused(TrainConfig { epochs: Some(1), max_steps: Some(1), ..ok() }),
+            "max_steps"
+        );
+        assert_eq!(refused(TrainConfig { batch_size: 0, ..ok() }), "batch_size");
+        assert_eq!(refused(TrainConfig { grad_accum: 0, ..ok() }), "grad_accum");
+        assert_eq!(refused(TrainConfig { max_length: 1, ..ok() }), "max_length");
+    }
+
+    #[test]
+    fn a_file_holds_any_of_the_fields_and_no_other() -> std::result::Result<(), toml::de::Error> {
+        let config: TrainConfig = toml::from_str("max_steps = 7\nshuffle = \"none\"\nlr = 4e-3")?;
+        let expected = TrainConfig {
+            max_steps: Some(7),
+            shuffle: Shuffle::None,
+            lr: 4e-3,
+            ..TrainConfig::default()
+        };
+        assert_eq!(config, expected);
+        let unknown = toml::from_str::<TrainConfig>("learning_rate = 1e-3");
+        assert!(unknown.is_err_and(|error| error.message().contains("learning_rate")));
+        Ok(())
+    }
+
+    /// Identities of comparisons are these fields in this order.
+    #[test]
+    fn the_options_of_recipes_are_marked_in_the_order_of_files() {
+        let recipe = TrainConfig::DECLARED.iter().filter(|option| option.is_in_recipes);
+        let names: Vec<&str> = recipe.map(|option| option.name).collect();
+        let expected = [
+            "epochs",
+            "max_steps",
+            "batch_size",
+            "grad_accum",
+            "schedule",
+            "warmup_ratio",
+            "weight_decay",
+            "max_grad_norm",
+            "max_length",
+            "shuffle",
+        ];
+        assert_eq!(names, expected);
+        let lr = TrainConfig::DECLARED.iter().find(|option| option.name == "lr");
+        assert_eq!(lr.map(|option| option.help), Some("Highest learning rate of AdamW"));
+    }
+}

@@ -1,0 +1,408 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use serde_json::{Map, Value, json};
+use tch::{Kind, Tensor, autocast};
+
+use crate::data::batch::Batch;
+use crate::data::dataset::Dataset;
+use crate::forward::learner::Learner;
+use crate::forward::ready_batch::ReadyBatch;
+use crate::objectives::next_token::NextToken;
+use crate::objectives::objective::Objective;
+use crate::optimizer::adamw::AdamW;
+use crate::optimizer::loss_scaler::LossScaler;
+use crate::optimizer::schedule::Schedule;
+use crate::reuse::frozen_store::{FrozenStore, ReuseConfig};
+use crate::run::checkpoint::{Best, Checkpoint, FORMAT_VERSION, RunState};
+use crate::run::feed::Feed;
+use crate::run::metrics::ValidationStats;
+use crate::run::outcome::{Outcome, Summary};
+use crate::run::progress::{Plan, Progress};
+use crate::run::run_directory::RunDirectory;
+use crate::run::share::{Alone, Processes, Reduce, Share};
+use crate::run::train_config::TrainConfig;
+use crate::{Error, Result};
+
+/// Trains adapters of any method on a frozen model, by any objective.
+pub struct Trainer<'a> {
+    pub(super) learner: Learner<'a>,
+    dataset: &'a Dataset,
+    pub(super) config: TrainConfig,
+    pub(super) optimizer: AdamW,
+    pub(super) scaler: LossScaler,
+    /// Steps taken. The place in the data and all random numbers follow from it.
+    pub(super) step: usize,
+    best: Option<(Best, State)>,
+    directory: Option<RunDirectory>,
+    /// The frozen model's part of the examples, if it is cached.
+    pub(super) frozen: Option<FrozenStore<'a>>,
+    /// Whether activations are computed again in the backward; blocks that are expanded for one forward of all layers would be held until
+    /// then.
+    pub(super) by_block: bool,
+    /// What the caller says the run depends on, beside options, data and model.
+    facts: Map<String, Value>,
+    stop_at_loss: Option<f64>,
+    pub(super) processes: Processes<'a>,
+    pub(super) feed: Feed<'a>,
+    /// The batch that comes next, on its way to the device.
+    pub(super) ready: Option<(Batch, Vec<ReadyBatch>)>,
+}
+
+/// Trained tensors by name.
+type State = BTreeMap<String, Tensor>;
+
+impl<'a> Trainer<'a> {
+    /// A trainer before its first step, which writes no files.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for an option that cannot be; [`Error::TooFewExamples`] without examples; [`Error::NothingToTrain`];
+    /// [`Error::NotFrozen`] if a weight of the model wants a gradient and is no parameter of an adapter; [`Error::NoPlainModel`].
+    pub fn new(learner: &Learner<'a>, dataset: &'a Dataset, config: TrainConfig) -> Result<Self> {
+        config.check()?;
+        if dataset.train.is_empty() {
+            let validation = dataset.validation.len();
+            return Err(Error::TooFewExamples { train: 0, validation });
+        }
+        check_trainable(learner)?;
+        let optimizer = AdamW::new(learner.parameters(), config.weight_decay)
+            .with_rotation_lr_factor(config.rotation_lr_factor);
+        let scaler = match learner.model.kind() {
+            Kind::Half => LossScaler::new(),
+            _ => LossScaler::disabled(),
+        };
+        let feed = Feed::new(&dataset.train, &config);
+        let store = || feed.grouped(learner, FrozenStore::new(ReuseConfig::default()));
+        let frozen = config.reuse.then(store);
+        let processes = Processes { share: Share::WHOLE, reduction: &Alone };
+        let by_block = config.checkpoint_activations || learner.model.is_quantised();
+        Ok(Self {
+            learner: learner.clone(),
+            dataset,
+            config,
+            optimizer,
+            by_block,
+            scaler,
+            step: 0,
+            best: None,
+            directory: None,
+            frozen,
+            facts: Map::new(),
+            stop_at_loss: None,
+            processes,
+            feed,
+            ready: None,
+        })
+    }
+
+    /// Says where the frozen model's part of the examples is cached, if [`TrainConfig::reuse`] has it cached. It changes no number.
+    pub fn keeping(mut self, reuse: ReuseConfig) -> Self {
+        let store = || self.feed.grouped(&self.learner, FrozenStore::new(reuse));
+        self.frozen = self.config.reuse.then(store);
+        self
+    }
+
+    /// Adds what else the numbers of the run depend on, above all the adapter's options: a run is resumed only with the same.
+    /// To be called before [`Self::starting_in`] or [`Self::resuming_in`].
+    pub fn with_facts(mut self, facts: Map<String, Value>) -> Self {
+        self.facts.extend(facts);
+        self
+    }
+
+    /// Makes the trainer that of one process among several, each with the same model, data, options and adapters at the start. The examples
+    /// held out are evaluated by each of them; files are written by the first only, and read by all. To be called before
+    /// [`Self::starting_in`] or [`Self::resuming_in`].
+    ///
+    /// A process's loss is divided by the counts of all processes, so the sum of their gradients is that of one process with the
+    /// micro-batches of all.
+    pub fn sharing(mut self, share: Share, reduction: &'a dyn Reduce) -> Self {
+        self.processes = Processes { share, reduction };
+        self.feed = self.feed.sharing(share);
+        self
+    }
+
+    /// Ends training early, after the first step whose loss is no more than this.
+    pub fn stopping_at(mut self, loss: f64) -> Self {
+        self.stop_at_loss = Some(loss);
+        self
+    }
+
+    /// Writes `metrics.jsonl`, checkpoints and, at the end, the adapter into a directory, which is made if it is not there.
+    ///
+    /// # Errors
+    /// [`Error::RunExists`] if a run has been there; what the file system refuses.
+    pub fn starting_in(mut self, directory: &Path) -> Result<Self> {
+        if self.processes.share.is_first() {
+            self.directory = Some(RunDirectory::create(directory, self.identity())?);
+        }
+        Ok(self)
+    }
+
+    /// Goes on after the newest checkpoint of a directory, bit for bit as if nothing had been; without one it begins anew.
+    ///
+    /// # Errors
+    /// [`Error::ResumeMismatch`] if options, data or model are not those of that run; [`Error::Checkpoint`]; what the file
+    /// system refuses.
+    pub fn resuming_in(mut self, directory: &Path) -> Result<Self> {
+        let identity = self.identity();
+        let mut saved = None;
+        if let Some(checkpoint) = Checkpoint::load_newest(directory)? {
+            let Checkpoint { state, adapter, optimizer, best } = checkpoint;
+            state.check_identity(&identity)?;
+            self.learner.load_state(&adapter)?;
+            self.optimizer.load_state(&optimizer)?;
+            self.scaler = state.scaler;
+            if let Some(frozen) = &mut self.frozen {
+                frozen.set_in_groups(state.rows_side_by_side);
+            }
+            self.step = state.step;
+            saved = Some(state.step);
+            self.best = state.best.zip(best);
+        }
+        if self.processes.share.is_first() {
+            self.directory = Some(RunDirectory::reopen(directory, saved, identity)?);
+        }
+        Ok(self)
+    }
+
+    /// What the run is going to do.
+    pub fn plan(&self) -> Plan {
+        Plan {
+            steps: self.total_steps(),
+            done: self.step,
+            steps_per_epoch: self.steps_per_epoch(),
+            examples: self.dataset.train.len(),
+            validation_examples: self.dataset.validation.len(),
+            trainable: self.learner.parameters().iter().map(|p| p.tensor.numel()).sum(),
+            total: self.learner.model.weights().iter().map(|(_, weight)| weight.numel()).sum(),
+            kinds: self.describe_kinds(),
+        }
+    }
+
+    /// Which kind computes what.
+    pub fn describe_kinds(&self) -> String {
+        let name = match self.learner.model.kind() {
+            Kind::Float => "f32",
+            Kind::BFloat16 => "bf16",
+            Kind::Half => "f16",
+            Kind::Double => "f64",
+            _ => "an unusual kind",
+        };
+        let scaling = match (self.learner.model.kind(), self.uses_autocast()) {
+            (Kind::Half, true) => ", under autocast with a dynamic loss scale",
+            (Kind::Half, false) => ", with a dynamic loss scale",
+            _ => "",
+        };
+        let is_quantised = self.learner.model.is_quantised();
+        let held = if is_quantised { ", its weights in blocks of integers" } else { "" };
+        format!(
+            "frozen model and hidden states in {name}{scaling}{held}; edits, logits and loss, trained tensors and AdamW in f32"
+        )
+    }
+
+    /// Trains to the end, or until `stop` is set: then the step that is under way is finished and a checkpoint written.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] if loss or gradient is no number, [`Error::Overflow`], [`Error::OutOfMemory`] (with a checkpoint), and what the
+    /// model, an adapter, the objective or the file system refuses. The newest checkpoint stays as it is.
+    pub fn run(&mut self, progress: &mut dyn Progress, stop: &AtomicBool) -> Result<Outcome> {
+        progress.started(&self.plan());
+        if self.step == 0 {
+            self.validate(progress)?;
+        }
+        let mut loss = None;
+        while self.step < self.total_steps() {
+            if stop.load(Ordering::Relaxed) {
+                self.save_checkpoint(progress)?;
+                return Ok(Outcome::Interrupted(self.summary(loss)));
+            }
+            let micro_batches = self.micro_batches(self.step)?;
+            let stats = match self.take_step(&micro_batches, progress) {
+                Err(error @ Error::OutOfMemory { .. }) => {
+                    self.optimizer.zero_grad();
+                    if self.step > 0 {
+                        self.save_checkpoint(progress)?;
+                    }
+                    return Err(error);
+                }
+                stats => stats?,
+            };
+            loss = Some(stats.loss);
+            if let Some(directory) = &mut self.directory {
+                directory.metrics.write(&stats)?;
+            }
+            for warning in self.frozen.iter_mut().flat_map(FrozenStore::take_warnings) {
+                progress.warned(&warning);
+            }
+            progress.step(&stats);
+            if self.is_due(self.config.eval_every, self.steps_per_epoch()) {
+                self.validate(progress)?;
+            }
+            if self.is_due(self.config.checkpoint_every, self.total_steps()) {
+                self.save_checkpoint(progress)?;
+            }
+            if self.stop_at_loss.is_some_and(|enough| stats.loss <= enough) {
+                break;
+            }
+        }
+        self.save_checkpoint(progress)?;
+        if let Some((_, best)) = &self.best {
+            self.learner.load_state(best)?;
+        }
+        if let Some(directory) = &self.directory {
+            self.learner.stack.save(&directory.path)?;
+        }
+        Ok(Outcome::Finished(self.summary(loss)))
+    }
+
+    /// This process's batches of a step, counted from 0. The last step of an epoch may have fewer or smaller ones, or none for some of
+    /// several processes.
+    ///
+    /// # Errors
+    /// What [`Learner::batch`] refuses.
+    pub fn micro_batches(&mut self, step: usize) -> Result<Vec<Batch>> {
+        self.feed.batches(step, &self.learner).collect()
+    }
+
+    /// Optimizer steps of the whole run.
+    pub fn total_steps(&self) -> usize {
+        self.feed.total_steps()
+    }
+
+    /// Optimizer steps of an epoch.
+    pub fn steps_per_epoch(&self) -> usize {
+        self.feed.steps_per_epoch()
+    }
+
+    /// The learning rate of the present step.
+    pub(super) fn lr(&self) -> f64 {
+        let TrainConfig { schedule, lr, warmup_ratio, .. } = self.config;
+        Schedule::new(schedule, lr, warmup_ratio, self.total_steps()).lr(self.step)
+    }
+
+    /// Whether something is to happen after the present step: every `every` steps, or if that is 0 every `default` steps; and
+    /// after the last step.
+    fn is_due(&self, every: usize, default: usize) -> bool {
+        self.step.is_multiple_of(if every > 0 { every } else { default })
+            || self.step == self.total_steps()
+    }
+
+    /// Evaluates the examples held out, and keeps the adapter if it is the best so far. The start is measured, not kept.
+    fn validate(&mut self, progress: &mut dyn Progress) -> Result<()> {
+        if self.dataset.validation.is_empty() {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let (batch_size, step) = (self.config.batch_size, self.step);
+        let report = autocast(self.uses_autocast(), || {
+            let frozen = self.frozen.as_mut();
+            self.learner.evaluate(&self.dataset.validation, batch_size, frozen)
+        })?;
+        let lowest = self.best.as_ref().map_or(f64::INFINITY, |(best, _)| best.validation_loss);
+        if step > 0 && report.loss < lowest {
+            let best = Best { step, validation_loss: report.loss };
+            self.best = Some((best, self.learner.state()));
+        }
+        let stats = ValidationStats {
+            step,
+            validation_loss: report.loss,
+            target_tokens: report.target_tokens,
+            seconds: started.elapsed().as_secs_f64(),
+        };
+        if let Some(directory) = &mut self.directory {
+            directory.metrics.write(&stats)?;
+        }
+        progress.validated(&stats);
+        Ok(())
+    }
+
+    fn save_checkpoint(&mut self, progress: &mut dyn Progress) -> Result<()> {
+        let Some(directory) = &mut self.directory else { return Ok(()) };
+        if directory.saved == Some(self.step) {
+            return Ok(());
+        }
+        let copy = |state: &State| {
+            state.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+        };
+        let checkpoint = Checkpoint {
+            state: RunState {
+                format_version: FORMAT_VERSION,
+                step: self.step,
+                scaler: self.scaler.clone(),
+                rows_side_by_side: self.frozen.as_ref().and_then(FrozenStore::in_groups),
+                best: self.best.as_ref().map(|(best, _)| *best),
+                identity: directory.identity.clone(),
+            },
+            adapter: self.learner.state(),
+            optimizer: self.optimizer.state(),
+            best: self.best.as_ref().map(|(_, state)| copy(state)),
+        };
+        let path = directory.save(&checkpoint)?;
+        progress.checkpoint_saved(self.step, &path);
+        Ok(())
+    }
+
+    /// Everything that the numbers of a run depend on, and that must be the same when it is resumed.
+    fn identity(&self) -> Map<String, Value> {
+        let mut identity = match serde_json::to_value(&self.config) {
+            Ok(Value::Object(fields)) => fields,
+            other => panic!("invariant: options are an object of texts and numbers, got {other:?}"),
+        };
+        for changes_no_number in ["checkpoint_every", "checkpoint_activations", "reuse"] {
+            identity.remove(changes_no_number); // but for rounding
+        }
+        let model = self.learner.model;
+        identity.insert("model".into(), json!(model.description().to_string()));
+        identity.insert("kind".into(), json!(format!("{:?}", model.kind())));
+        if model.is_quantised() {
+            // eight bits a number or four, some of the matrices or all
+            let bytes = model.weight_bytes();
+            identity.insert("weights".into(), json!(format!("quantised, {bytes} bytes")));
+        }
+        if self.processes.share.world() > 1 {
+            identity.insert("world".into(), json!(self.processes.share.world()));
+        }
+        identity.insert("method".into(), json!(self.learner.stack.method()));
+        let objective = self.learner.objective.name();
+        if objective != NextToken.name() {
+            identity.insert("objective".into(), json!(objective));
+        }
+        identity.insert("data".into(), json!(self.dataset.digest()));
+        identity.extend(self.facts.clone());
+        identity
+    }
+
+    fn summary(&self, loss: Option<f64>) -> Summary {
+        Summary { steps: self.step, loss, best: self.best.as_ref().map(|(best, _)| *best) }
+    }
+
+    /// tch's autocast is f16 on CUDA.
+    pub(super) fn uses_autocast(&self) -> bool {
+        self.learner.model.kind() == Kind::Half && self.learner.model.device().is_cuda()
+    }
+}
+
+/// Checks that there are parameters, and that nothing else wants gradients.
+fn check_trainable(learner: &Learner) -> Result<()> {
+    let parameters = learner.parameters();
+    let method = learner.stack.method();
+    if parameters.iter().all(|parameter| parameter.tensor.numel() == 0) {
+        return Err(Error::NothingToTrain { method });
+    }
+    let is_parameter =
+        |weight: &Tensor| parameters.iter().any(|p| p.tensor.data_ptr() == weight.data_ptr());
+    for (name, weight) in learner.model.weights() {
+        let Some(weight) = weight.tensor().filter(|weight| weight.requires_grad()) else {
+            continue;
+        };
+        if !is_parameter(weight) {
+            return Err(Error::NotFrozen { name });
+        }
+        if learner.objective.strengths().iter().any(|strength| *strength != 1.0) {
+            return Err(Error::NoPlainModel { objective: learner.objective.name(), method });
+        }
+    }
+    Ok(())
+}
