@@ -42,6 +42,7 @@ mod summary;
 pub use declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
 pub use error::{Error, Result};
 pub use merge::{MERGED_ADAPTER, MERGED_BASE_MODEL, export_model};
+pub use methods::METHODS;
 pub use methods::steering::SteeringAdapter;
 pub use options::{
     ACT_FN, ADD_BIAS, ALPHA, BOTTLENECK_SIZE, COMPONENT, COMPONENTS, DROPOUT, ENCODER_HIDDEN_SIZE,
@@ -53,7 +54,7 @@ pub use pyreft::torch_pickle::load_torch_pickle;
 pub use reft::adapter::{ReftAdapter, ReftHooks};
 pub use reft::config::ReftConfig;
 pub use registry::{
-    METHODS, Methods, adapter_bytes, adapter_files, adapters_in, all_options, check_adapter,
+    Methods, adapter_bytes, adapter_files, adapters_in, all_options, check_adapter,
     check_mergeable, declaration, declarations, load_adapters, load_trainable_adapters,
     merge_adapter, method_names, numel, options_of, remove_adapter, resolve,
 };

@@ -10,29 +10,8 @@ use serde_json::{Map, Value};
 use crate::declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
 use crate::error::{Error, Result};
 use crate::files::{own_config, peft_fields};
-use crate::methods::{bottleneck, full, ia3, lora, prefix, prompt, red};
+use crate::methods::METHODS;
 use crate::options::{MethodOption, MethodOptions, union};
-use crate::reft::declaration as reft;
-
-/// Every method that can be trained.
-pub static METHODS: &[&MethodDeclaration] = &[
-    &reft::LOREFT,
-    &reft::DIREFT,
-    &reft::DIREFT_ORTH,
-    &reft::NOREFT,
-    &reft::CONSREFT,
-    &reft::LOBIREFT,
-    &lora::LORA,
-    &lora::RSLORA,
-    &lora::DORA,
-    &prefix::PREFIX,
-    &prompt::PROMPT,
-    &ia3::IA3,
-    &red::RED,
-    &bottleneck::SERIES,
-    &bottleneck::PARALLEL,
-    &full::FULL,
-];
 
 /// Their names.
 pub fn method_names() -> Vec<&'static str> {

@@ -1,4 +1,4 @@
-//! The methods beside ReFT, a file each.
+//! The methods: those beside ReFT, a file each, and the list of all. A new one is a file here, and a line in each of the two lists.
 
 pub(crate) mod bottleneck;
 pub(crate) mod full;
@@ -8,3 +8,26 @@ pub(crate) mod prefix;
 pub(crate) mod prompt;
 pub(crate) mod red;
 pub(crate) mod steering;
+
+use crate::declaration::MethodDeclaration;
+use crate::reft::declaration as reft;
+
+/// Every method that can be trained.
+pub static METHODS: &[&MethodDeclaration] = &[
+    &reft::LOREFT,
+    &reft::DIREFT,
+    &reft::DIREFT_ORTH,
+    &reft::NOREFT,
+    &reft::CONSREFT,
+    &reft::LOBIREFT,
+    &lora::LORA,
+    &lora::RSLORA,
+    &lora::DORA,
+    &prefix::PREFIX,
+    &prompt::PROMPT,
+    &ia3::IA3,
+    &red::RED,
+    &bottleneck::SERIES,
+    &bottleneck::PARALLEL,
+    &full::FULL,
+];
