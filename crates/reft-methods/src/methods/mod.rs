@@ -7,6 +7,7 @@ pub(crate) mod lora;
 pub(crate) mod prefix;
 pub(crate) mod prompt;
 pub(crate) mod red;
+pub(crate) mod road;
 pub(crate) mod steering;
 
 use crate::declaration::MethodDeclaration;
@@ -26,6 +27,7 @@ pub static METHODS: &[&MethodDeclaration] = &[
     &prefix::PREFIX,
     &prompt::PROMPT,
     &ia3::IA3,
+    &road::ROAD,
     &red::RED,
     &bottleneck::SERIES,
     &bottleneck::PARALLEL,

@@ -1,0 +1,214 @@
+use reft_models::{
+    Error, Hooks, Layout, Linear, Mode, ModelDescription, Projection, Result, Site, Span,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tch::{Kind, Tensor};
+
+use crate::declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
+use crate::files::peft_fields::OtherFields;
+use crate::merge::MergedWeights;
+use crate::options::{MethodOption, MethodOptions, TARGET_MODULES, ValueKind};
+use crate::target_modules::TargetModules;
+use crate::trained::{Keeps, Part, Start, Table, TablePart, TensorMethod, TensorSpec, read};
+
+/// RoAd: the outputs of projections are rotated and scaled in planes.
+///
+/// Liao and Monz 2024 (arXiv:2409.00119). A group of `G` coordinates has `G/2` planes; coordinate `j` turns with coordinate `j + G/2`:
+///
+/// ```text
+/// y = W x + b,   [y₁; y₂] ← [c₁ ⊙ y₁ − s₁ ⊙ y₂; s₂ ⊙ y₁ + c₂ ⊙ y₂],   c = α cos θ,   s = α sin θ
+/// ```
+///
+/// road_1 has one `θ` and one `α` for a plane, road_2 one for each of its two coordinates, road_4 one for each of its four numbers.
+/// `θ` starts at 0 and `α` at 1, so training begins from the base model.
+pub(crate) const ROAD: MethodDeclaration = MethodDeclaration {
+    name: "road",
+    title: "RoAd",
+    equation: "y = R(θ, α) (W x + b), R of rotations in planes",
+    source: "Liao and Monz 2024, arXiv:2409.00119",
+    options: &[&TARGET_MODULES, &VARIANT, &GROUP_SIZE],
+    files: AdapterFiles::Peft("ROAD"),
+    merging: Merging::IntoWeights,
+    acts_on_generated: true,
+    per_row: true,
+    resolve,
+    read: read::<RoadConfig>,
+};
+
+const HEADING: &str = "Method: RoAd";
+
+static VARIANT: MethodOption = MethodOption {
+    name: "variant",
+    value: ValueKind::Name(&["road_1", "road_2", "road_4"]),
+    value_name: "NAME",
+    heading: HEADING,
+    help: "Trained numbers of a plane: road_1 = 2, road_2 = 4, road_4 = 8",
+    default: "road_1",
+    alias: None,
+};
+
+static GROUP_SIZE: MethodOption = MethodOption {
+    name: "group_size",
+    value: ValueKind::Count,
+    value_name: "G",
+    heading: HEADING,
+    help: "Coordinates of a group: each turns with the one half a group further",
+    default: "64, or the largest power of two below it that divides every output",
+    alias: None,
+};
+
+/// How many angles and scales a plane has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Variant {
+    #[serde(rename = "road_1")]
+    Road1,
+    #[serde(rename = "road_2")]
+    Road2,
+    #[serde(rename = "road_4")]
+    Road4,
+}
+
+/// RoAd as `adapter_config.json` says it (`peft_type` ROAD).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct RoadConfig {
+    variant: Variant,
+    group_size: i64,
+    target_modules: TargetModules,
+    #[serde(flatten)]
+    other: OtherFields,
+}
+
+fn resolve(
+    _name: &str,
+    options: &MethodOptions,
+    model: &ModelDescription,
+) -> crate::Result<Box<dyn Method>> {
+    let all = || TargetModules::all(model);
+    let target_modules: TargetModules = options.get(&TARGET_MODULES).unwrap_or_else(all);
+    let outputs = target_modules.select(model, None)?.into_iter().map(|p| p.out_features);
+    let shift = outputs.map(i64::trailing_zeros).min().unwrap_or(0).min(6);
+    let config = RoadConfig {
+        variant: options.get(&VARIANT).unwrap_or(Variant::Road1),
+        group_size: options.get(&GROUP_SIZE).unwrap_or(1 << shift),
+        target_modules,
+        other: OtherFields::of("ROAD", json!({ "init_weights": true, "modules_to_save": null })),
+    };
+    config.parts(model)?;
+    Ok(Box::new(config))
+}
+
+impl RoadConfig {
+    /// `c` and `s` of `θ` and `α`, `[d/G, 1 or 2, G/2]` each.
+    fn cosines_and_sines(&self, tensors: &[Tensor]) -> (Tensor, Tensor) {
+        let half = self.group_size / 2;
+        let (theta, alpha) = (&tensors[0], &tensors[1]);
+        match self.variant {
+            Variant::Road1 | Variant::Road2 => {
+                let halves = if self.variant == Variant::Road1 { 1 } else { 2 };
+                let shaped = |x: Tensor| x.view([-1, halves, half]);
+                (shaped(theta.cos() * alpha), shaped(theta.sin() * alpha))
+            }
+            Variant::Road4 => {
+                let shaped = |x: &Tensor| x.view([-1, 2, 2, half]); // [d/G, c or s, half, G/2]
+                let (theta, alpha) = (shaped(theta), shaped(alpha));
+                let cosines = theta.select(1, 0).cos() * alpha.select(1, 0);
+                (cosines, theta.select(1, 1).sin() * alpha.select(1, 1))
+            }
+        }
+    }
+
+    /// Rotates and scales the last dimension of `y` `[.., d]`, in f32.
+    fn rotated(&self, y: &Tensor, tensors: &[Tensor]) -> Tensor {
+        let (cosines, sines) = self.cosines_and_sines(tensors);
+        let mut shape = y.size();
+        shape.pop();
+        shape.extend([-1, 2, self.group_size / 2]);
+        let halves = y.to_kind(Kind::Float).reshape(&shape); // [.., d/G, 2, G/2]
+        let (first, second) = (halves.select(-2, 0), halves.select(-2, 1));
+        let turned = Tensor::stack(&[second.neg(), first], -2);
+        (halves * cosines + turned * sines).reshape(y.size())
+    }
+}
+
+impl TensorMethod for RoadConfig {
+    const FILES: AdapterFiles = ROAD.files;
+    type Constants = String; // the module
+
+    fn name(&self) -> &'static str {
+        ROAD.name
+    }
+
+    fn options(&self) -> MethodOptions {
+        MethodOptions::default()
+            .with(&TARGET_MODULES, &self.target_modules)
+            .with(&VARIANT, self.variant)
+            .with(&GROUP_SIZE, self.group_size)
+    }
+
+    fn parts(&self, model: &ModelDescription) -> crate::Result<Vec<Part<String>>> {
+        self.other.check("ROAD", &[("init_weights", &[true.into(), false.into()])])?;
+        let group = self.group_size;
+        let part = |Projection { site, module, out_features: d, .. }: Projection| {
+            if group < 2 || group % 2 != 0 || d % group != 0 {
+                let reason = format!(
+                    "group_size is {group}, expected an even size that divides {d}, the outputs of {module}"
+                );
+                return Err(Error::Adapter { reason }.into());
+            }
+            let n = match self.variant {
+                Variant::Road1 => d / 2,
+                Variant::Road2 => d,
+                Variant::Road4 => 2 * d,
+            };
+            let name = |tensor: &str| format!("base_model.model.{module}.{tensor}");
+            let theta = TensorSpec::new(name("road_theta"), [n], Start::Zeros);
+            let alpha = TensorSpec::new(name("road_alpha"), [n], Start::Ones).without_decay();
+            // what cosines and sines are multiplied with
+            let keeps = Keeps { input: 0, numbers: 2 * d };
+            Ok(Part { site: Some(site), constants: module, tensors: vec![theta, alpha], keeps })
+        };
+        self.target_modules.select(model, None)?.into_iter().map(part).collect()
+    }
+
+    fn hooks<'a>(
+        &'a self,
+        table: &'a Table<String>,
+        _layout: &Layout,
+        _mode: Mode,
+    ) -> Result<Box<dyn Hooks + 'a>> {
+        Ok(Box::new(RoadHooks { config: self, table }))
+    }
+
+    fn merge(&self, part: &TablePart<String>, weights: &MergedWeights) -> crate::Result<()> {
+        let module = &part.constants;
+        // the columns of W are turned as outputs are
+        let turned = |w: &Tensor| self.rotated(&w.tr(), &part.tensors).tr();
+        weights.change(&format!("{module}.weight"), turned)?;
+        let bias = format!("{module}.bias");
+        if weights.has(&bias) {
+            weights.change(&bias, |bias| self.rotated(bias, &part.tensors))?;
+        }
+        Ok(())
+    }
+}
+
+/// The rotations in one forward.
+struct RoadHooks<'a> {
+    config: &'a RoadConfig,
+    table: &'a Table<String>,
+}
+
+impl Hooks for RoadHooks<'_> {
+    fn projection_output(
+        &mut self,
+        site: Site,
+        _linear: &Linear,
+        _x: &Tensor,
+        y: Tensor,
+        _span: &Span,
+    ) -> Result<Tensor> {
+        let Some((_, tensors)) = self.table.at(site) else { return Ok(y) };
+        Ok(self.config.rotated(&y, tensors).to_kind(y.kind()))
+    }
+}
