@@ -14,6 +14,7 @@
 #     SIZE    the config.json of the timed shape          [recipes/sizes/llama-3-8b.json; on a CPU the tiny model's]
 #     BUDGET  seconds for everything                      [510]
 #     JOBS    small runs that share the device            [4]
+#     CHECKS  the checks to run, of those listed last     [all]
 #     PYTHON  the Python that is asked for pyreft         [python3]
 set -u -o pipefail
 cd "$(dirname "$0")/.." || exit 2
@@ -277,6 +278,76 @@ check_kinds() {
     fi
 }
 
+# Greedy replies of the model with a trained adapter are those of the CPU
+check_replies() {
+    if [ ! -e "$WORK/demo-f32-dense" ]; then
+        report "greedy replies as on the CPU" skip "there is no adapter of the demo model"
+        return
+    fi
+    local side device
+    printf 'Name a fruit.\nWhat is the capital of France?\nI feel tired today.\n' >"$WORK/prompts.txt"
+    for side in cpu there; do
+        device=cpu
+        [ $side = there ] && device=$DEVICE
+        if ! timed 90 "$REFT" generate --model "$MODEL" --adapter "$WORK/demo-f32-dense" --input "$WORK/prompts.txt" --kind f32 --max-new-tokens 24 \
+            --json --device "$device"; then
+            report "greedy replies as on the CPU" fail "$device: $(why $?)"
+            return
+        fi
+        cp "$WORK/out" "$WORK/replies-$side"
+    done
+    if python3 -c 'import json, sys; a, b = ([(r["text"], r["ids"]) for r in json.load(open(f))["rows"]] for f in sys.argv[1:]); sys.exit(a != b or not a)' \
+        "$WORK/replies-cpu" "$WORK/replies-there" 2>"$WORK/err"; then
+        report "greedy replies as on the CPU" pass "$(wc -l <"$WORK/prompts.txt") prompts, tokens alike"
+    else
+        report "greedy replies as on the CPU" fail "$(why 1) $(diff "$WORK/replies-cpu" "$WORK/replies-there" | head -n 4 | tr '\n' ' ')"
+    fi
+}
+
+# A search of one layer finds the accuracies that it finds on the CPU
+check_search() {
+    if [ ! -e "$MODEL" ]; then
+        report "alignment search as on the CPU" skip "there is no $MODEL"
+        return
+    fi
+    local side device
+    for side in cpu there; do
+        device=cpu
+        [ $side = there ] && device=$DEVICE
+        if ! timed 90 "$REFT" das --task recipes/das/pronoun.toml --model "$MODEL" --output "$WORK/das-$side" --layers "5;20" --positions person,last \
+            --rank 1 --no-untrained-model --kind f32 --device "$device"; then
+            report "alignment search as on the CPU" fail "$device: $(why $?)"
+            return
+        fi
+    done
+    # of 96 counterfactuals two may fall on the other side by rounding
+    local told
+    if told=$(python3 - "$WORK/das-cpu/das.json" "$WORK/das-there/das.json" 2>"$WORK/err" <<'PYTHON'
+import json, sys
+
+def accuracies(value, path=""):
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from accuracies(inner, f"{path}/{key}")
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from accuracies(inner, f"{path}/{i}")
+    elif path.endswith("/iia"):
+        yield path, value
+
+cpu, there = (dict(accuracies(json.load(open(path)))) for path in sys.argv[1:])
+assert cpu and cpu.keys() == there.keys(), f"{len(cpu)} and {len(there)} accuracies"
+worst = max(abs(cpu[path] - there[path]) for path in cpu)
+assert worst <= 2.5 / 96, f"accuracies are off by {worst:.3f}"
+print(f"{len(cpu)} accuracies, off by {worst:.3f} at most")
+PYTHON
+    ); then
+        report "alignment search as on the CPU" pass "$told"
+    else
+        report "alignment search as on the CPU" fail "$(why 1)"
+    fi
+}
+
 check_sanitizer() {
     if [ "$DEVICE" = cpu ] || ! command -v compute-sanitizer >/dev/null; then
         report "compute-sanitizer" skip "it is not installed, or there is no GPU"
@@ -406,14 +477,7 @@ check_memory_message() {
 }
 
 input $ORACLE/tiny_io.safetensors "$WORK/tiny.json" || exit 2
-check_devices
-check_oracles
-check_trajectories
-check_kinds
-check_steps
-check_memory_message
-check_sanitizer
-check_rival
+for check in ${CHECKS:-devices oracles trajectories kinds replies search steps memory_message sanitizer rival}; do "check_$check"; done
 
 printf '\n%-34s %-5s %s\n' check result what
 for i in "${!NAMES[@]}"; do
