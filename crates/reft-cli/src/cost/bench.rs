@@ -26,15 +26,12 @@ use crate::terminal::{note, output};
   reft bench --model models/SmolLM2-135M-Instruct --methods floor,loreft --batch-size 1 --steps 1 --generate 64"
 )]
 pub struct BenchArgs {
-    #[command(flatten)]
-    step: StepArgs,
     /// Make up the weights of --model-config; time does not depend on them
     #[arg(long, help_heading = "Model", requires = "model_config", conflicts_with = "model")]
     random_weights: bool,
     /// floor, and any methods of `reft train`; several at once as loreft+lora
     #[arg(long, value_delimiter = ',', value_parser = timed, default_value = "floor,loreft")]
     methods: Vec<String>,
-
     /// Steps of each method whose time counts, beside those that warm up
     #[arg(long, value_name = "N", default_value_t = 6)]
     steps: usize,
@@ -47,6 +44,8 @@ pub struct BenchArgs {
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    step: StepArgs,
 }
 
 /// One method's turn, in a process of its own: the case comes on stdin, what was measured goes to stdout.

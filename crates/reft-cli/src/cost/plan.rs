@@ -16,32 +16,33 @@ use crate::terminal::{grouped, output};
 /// of matrix products on this device, which is measured for a moment, or over --tflops for another machine. Where it does not fit, the flags
 /// that make it fit are named.
 #[derive(Debug, Args)]
-#[command(after_long_help = "Examples:
+#[command(
+    next_help_heading = "Run",
+    after_long_help = "Examples:
   reft plan --model models/SmolLM2-135M-Instruct --method loreft --positions l1 --batch-size 8
-  reft plan --model-config recipes/sizes/llama-3-8b.json --method loreft --rank 4 --positions l1 --kind bf16 --memory 24GB --tflops 80")]
+  reft plan --model-config recipes/sizes/llama-3-8b.json --method loreft --rank 4 --positions l1 --kind bf16 --memory 24GB --tflops 80"
+)]
 pub struct PlanArgs {
-    #[command(flatten)]
-    step: StepArgs,
-
     /// Method, or several at once as loreft+lora
-    #[arg(long, value_name = "METHOD", value_parser = method_name, default_value = "loreft", help_heading = "Method")]
+    #[arg(long, value_parser = method_name, default_value = "loreft")]
     method: String,
-
     /// Memory that there is, as 24GB [default: all of this machine's]
-    #[arg(long, value_name = "SIZE", help_heading = "Run")]
+    #[arg(long, value_name = "SIZE")]
     memory: Option<ByteSize>,
     /// Examples of the training set
-    #[arg(long, value_name = "N", default_value_t = 1000, help_heading = "Run")]
+    #[arg(long, value_name = "N", default_value_t = 1000)]
     examples: usize,
     /// Times that each is trained on
-    #[arg(long, value_name = "N", default_value_t = 3, help_heading = "Run")]
+    #[arg(long, value_name = "N", default_value_t = 3)]
     epochs: usize,
     /// Rate of matrix products of another machine, in 10¹² operations a second [default: measured on this one]
-    #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Run")]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
     tflops: Option<f64>,
     /// Print the plan as JSON
-    #[arg(long, help_heading = "Run")]
+    #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    step: StepArgs,
 }
 
 /// Runs the command.

@@ -5,9 +5,8 @@ use anyhow::{Context, Result};
 use clap::Args;
 use reft_models::{ChatTemplate, Message, Row, Tokenizer};
 
-use crate::generation::reply_text::ReplyText;
+use crate::generation::reply_text::{ReplyText, stream};
 use crate::generation::sampling_args::SamplingArgs;
-use crate::generation::stream::stream;
 use crate::model::ModelArgs;
 use crate::terminal::{end_at_once, note, on_signal, output};
 
@@ -66,7 +65,7 @@ pub fn run(args: &ChatArgs) -> Result<()> {
         }
         let prompt = template.render(&messages, true)?;
         let row = Row::prompt(tokenizer.encode(&prompt, false)?);
-        let reply = ReplyText::new(&tokenizer, &config.stop_ids, args.sampling.stop());
+        let reply = ReplyText::new(&tokenizer, &config.stop_ids, &args.sampling.stop);
         IS_CUT_SHORT.store(false, Ordering::SeqCst);
         IS_REPLYING.store(true, Ordering::SeqCst);
         let is_cut = || IS_CUT_SHORT.load(Ordering::SeqCst);

@@ -11,9 +11,8 @@ use serde_json::{Value, json};
 
 use crate::generation::coordinates::Coordinates;
 use crate::generation::prompts::{lines, prompt_record};
-use crate::generation::reply_text::ReplyText;
+use crate::generation::reply_text::{ReplyText, stream};
 use crate::generation::sampling_args::SamplingArgs;
-use crate::generation::stream::stream;
 use crate::model::{Model, ModelArgs, ModelText};
 use crate::terminal::output;
 
@@ -75,7 +74,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let config = args.sampling.config(tokenizer)?;
     let rows = rows(args, &records, &model, &text)?;
     if let ([row], Some(tokenizer), false) = (&rows[..], tokenizer, args.json) {
-        let reply = ReplyText::new(tokenizer, &config.stop_ids, args.sampling.stop());
+        let reply = ReplyText::new(tokenizer, &config.stop_ids, &args.sampling.stop);
         stream(&model, row, &config, reply, &|| false)?;
         return output::piece("\n");
     }
@@ -206,7 +205,7 @@ fn said(
         Finish::Cancelled => "cancelled",
     };
     let Some(tokenizer) = tokenizer else { return Ok((None, finish)) };
-    let mut reply = ReplyText::new(tokenizer, &config.stop_ids, args.sampling.stop());
+    let mut reply = ReplyText::new(tokenizer, &config.stop_ids, &args.sampling.stop);
     let pieces = generated.ids.iter().map(|&id| reply.push(id));
     let text = pieces.collect::<reft_models::Result<String>>()?;
     let finish = if reply.is_over() { "stop" } else { finish };

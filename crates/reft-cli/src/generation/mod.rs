@@ -7,4 +7,3 @@ pub mod prompts;
 pub mod reply_text;
 pub mod sampling_args;
 pub mod steer;
-pub mod stream;

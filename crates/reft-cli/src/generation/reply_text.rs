@@ -1,4 +1,10 @@
-use reft_models::{DecodeStream, Result, Tokenizer};
+use std::ops::ControlFlow;
+use std::slice;
+
+use reft_models::{DecodeStream, GenerationConfig, Result, Row, Tokenizer, generate_all};
+
+use crate::model::Model;
+use crate::terminal::output;
 
 /// Gives out the text of a reply piece by piece, up to a text that ends it.
 #[derive(Debug)]
@@ -71,6 +77,39 @@ impl StopText<'_> {
         let certain = starts.into_iter().find(may_begin).unwrap_or(self.held.len());
         self.held.drain(..certain).collect()
     }
+}
+
+/// Generates a reply to one prompt and prints it as it grows, until `is_cancelled` says so; returns its text.
+///
+/// # Errors
+/// If generation fails, or stdout is closed.
+pub fn stream(
+    model: &Model,
+    row: &Row,
+    config: &GenerationConfig,
+    mut reply: ReplyText,
+    is_cancelled: &dyn Fn() -> bool,
+) -> anyhow::Result<String> {
+    let mut whole = String::new();
+    let mut failed = None;
+    let on_token = &mut |_row: usize, id: i64| {
+        let printed = reply.push(id).map_err(anyhow::Error::from).and_then(|piece| {
+            whole += &piece;
+            output::piece(&piece)
+        });
+        failed = printed.err();
+        if failed.is_some() || reply.is_over() || is_cancelled() {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    };
+    generate_all(&model.decoder, &model.stack()?, slice::from_ref(row), 1, config, on_token)?;
+    if let Some(failed) = failed {
+        return Err(failed);
+    }
+    let rest = reply.finish()?;
+    output::piece(&rest)?;
+    Ok(whole + &rest)
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ pub struct SamplingArgs {
     no_repeat_ngram_size: Option<usize>,
     /// Text that ends a reply and is not part of it; give it several times for several
     #[arg(long, value_name = "TEXT")]
-    stop: Vec<String>,
+    pub stop: Vec<String>,
     /// Seed of the draws
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -50,10 +50,5 @@ impl SamplingArgs {
         };
         config.check()?;
         Ok(config)
-    }
-
-    /// Texts that end a reply.
-    pub fn stop(&self) -> &[String] {
-        &self.stop
     }
 }

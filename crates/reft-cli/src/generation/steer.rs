@@ -8,9 +8,8 @@ use reft_models::{Component, Model, Row, Site, Tokenizer};
 use reft_train::Template;
 
 use crate::generation::prompts::{lines, prompt_record};
-use crate::generation::reply_text::ReplyText;
+use crate::generation::reply_text::{ReplyText, stream};
 use crate::generation::sampling_args::SamplingArgs;
-use crate::generation::stream::stream;
 use crate::model::{ModelArgs, ModelText};
 use crate::terminal::output;
 
@@ -107,7 +106,7 @@ pub fn run(args: &SteerArgs) -> Result<()> {
     };
     let steering = SteeringAdapter::new(site, direction.vector(), args.strength)?;
     model.adapters.push(Box::new(steering));
-    let reply = ReplyText::new(tokenizer, &config.stop_ids, args.sampling.stop());
+    let reply = ReplyText::new(tokenizer, &config.stop_ids, &args.sampling.stop);
     stream(&model, &row, &config, reply, &|| false)?;
     output::piece("\n")
 }

@@ -3,13 +3,9 @@
 mod declared;
 mod flags;
 mod in_flags;
-mod list;
-mod method_flags;
 mod text;
 
 pub use declared::Declared;
-pub use flags::{FlagGroup, Flags};
+pub use flags::{FlagGroup, Flags, MethodFlags, method_name};
 pub use in_flags::{flag, in_flags};
-pub use list::List;
-pub use method_flags::{MethodFlags, method_name};
-pub use text::Text;
+pub use text::{List, Text};

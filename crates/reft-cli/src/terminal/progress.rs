@@ -11,7 +11,8 @@ use crate::terminal::output::{bar, grouped, note, share};
 #[derive(Debug)]
 pub struct TrainProgress {
     bar: Option<ProgressBar>,
-    plan: Option<Plan>,
+    /// What the run was going to do.
+    pub plan: Option<Plan>,
     /// Loss of the last step.
     pub loss: Option<f64>,
     /// Tokens of these steps.
@@ -30,11 +31,6 @@ impl TrainProgress {
     pub fn new() -> Self {
         let line = (Instant::now(), 0);
         Self { bar: None, plan: None, loss: None, tokens: 0, seconds: 0.0, line }
-    }
-
-    /// What the run was going to do.
-    pub fn plan(&self) -> Option<&Plan> {
-        self.plan.as_ref()
     }
 
     /// Tokens per second of training, padding and validation not counted.

@@ -15,7 +15,7 @@ use crate::terminal::{TrainProgress, bytes, duration, grouped, note, output, sha
 use crate::train::config_file;
 use crate::train::directory::{self, TrainDirectory};
 use crate::train::method::TrainMethod;
-use crate::train::run_options::{RunOptions, TrainFlags, needed, part, resolved};
+use crate::train::run_options::{RunOptions, TrainFlags, needed, part, table};
 
 /// Train an adapter on a frozen model: ReFT, LoRA and the other methods
 ///
@@ -83,7 +83,9 @@ pub fn run(args: &TrainArgs) -> Result<()> {
 
     let device = Text(DeviceChoice::of(decoder.device()));
     let machine = MachineOptions { device, threads: Some(threads), ..machine };
-    let resolved = resolved(&run, &config, &machine, method.resolved(&run)?)?;
+    let parts = [table(&run)?, table(&config)?, table(&machine)?, method.resolved(&run)?];
+    let mut resolved: Table = parts.into_iter().flatten().collect();
+    resolved.retain(|name, _| !["no_shuffle", "reuse"].contains(&name)); // said by others
     if let Some(saved) = &saved {
         directory::check_same(saved, &resolved)?;
     } else if args.resume {
@@ -133,7 +135,7 @@ fn report(
         Outcome::Interrupted(summary) => (summary, false),
     };
     let adapter_bytes = if is_finished { Some(directory.adapter_bytes()?) } else { None };
-    let first = directory.first_loss();
+    let (first, plan) = (directory.first_loss(), progress.plan.as_ref());
     let json = json!({
         "output": output,
         "finished": is_finished,
@@ -144,8 +146,8 @@ fn report(
         "seconds": progress.seconds,
         "tokens": progress.tokens,
         "tokens_per_second": progress.tokens_per_second(),
-        "trainable_parameters": progress.plan().map(|plan| plan.trainable),
-        "base_parameters": progress.plan().map(|plan| plan.total),
+        "trainable_parameters": plan.map(|plan| plan.trainable),
+        "base_parameters": plan.map(|plan| plan.total),
         "adapter_bytes": adapter_bytes,
     });
     let (steps, output) = (summary.steps, output.display());
@@ -181,7 +183,7 @@ fn rows(
         let text = format!("{:.4} after step {}, which is kept", best.validation_loss, best.step);
         rows.push(("validation", text));
     }
-    if let Some(plan) = progress.plan() {
+    if let Some(plan) = &progress.plan {
         rows.push(("trainable", share(plan.trainable as i64, plan.total as i64)));
     }
     rows

@@ -12,7 +12,7 @@ use toml::Table;
 use crate::model::check_adapter_directory;
 use crate::options::{flag, in_flags};
 use crate::train::config_file;
-use crate::train::run_options::RunOptions;
+use crate::train::run_options::{RunOptions, table};
 
 /// What a run trains, decided and checked before the model's weights are read.
 #[derive(Debug)]
@@ -96,7 +96,7 @@ impl TrainMethod {
     /// # Errors
     /// If it has no form in TOML.
     pub fn resolved(&self, run: &RunOptions) -> Result<Table> {
-        let mut table = Table::try_from(&self.options).context("cannot write the options")?;
+        let mut table = table(&self.options)?;
         table.insert("method".to_owned(), self.name.clone().into());
         if run.init_text.is_some() {
             table.remove(INIT_TOKENS.name); // said by init_text

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use bytesize::ByteSize;
 use reft_methods::method_names;
 use reft_train::{DeclaredOptions, ReuseConfig, Shuffle, Template, TrainConfig, declare_options};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use toml::Table;
 
 use crate::machine::MachineOptions;
@@ -132,27 +132,11 @@ pub fn needed<T: Clone>(value: &Option<T>, flag: &str) -> Result<T> {
     })
 }
 
-/// All options in force, none left out.
+/// The options of a part by name.
 ///
 /// # Errors
 /// If they have no form in TOML.
-pub fn resolved(
-    run: &RunOptions,
-    config: &TrainConfig,
-    machine: &MachineOptions,
-    method: Table,
-) -> Result<Table> {
-    let mut table = table(run)?;
-    table.extend(self::table(config)?);
-    table.extend(self::table(machine)?);
-    table.extend(method);
-    for other in ["no_shuffle", "reuse"] {
-        table.remove(other); // said by shuffle and no_reuse
-    }
-    Ok(table)
-}
-
-fn table(options: &impl serde::Serialize) -> Result<Table> {
+pub fn table(options: &impl Serialize) -> Result<Table> {
     Table::try_from(options).context("cannot write the options as TOML")
 }
 
