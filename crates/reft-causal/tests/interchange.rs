@@ -10,8 +10,8 @@ use reft_core::{
     boundary_gate, random_columns, sigmoid_gate,
 };
 use reft_models::{
-    Collect, Component, Decoder, Error, Hooks, Layout, Linear, Model, NoHooks, PaddingSide, Place,
-    Row, Site, Span, TokenAt, collect,
+    Collect, Component, Decoder, Error, HookPoint, Hooks, Layout, Linear, Model, NoHooks,
+    PaddingSide, Place, Row, Site, Span, TokenAt, collect,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -317,8 +317,9 @@ struct HeadsOf {
 }
 
 impl Hooks for HeadsOf {
-    fn projection_input(&mut self, site: Site, x: Tensor, _: &Span) -> reft_models::Result<Tensor> {
-        if site == (Site { layer: self.layer, component: Component::Output }) {
+    fn visit(&mut self, point: HookPoint, x: Tensor, _: &Span) -> reft_models::Result<Tensor> {
+        let heads = Site { layer: self.layer, component: Component::Output };
+        if matches!(point, HookPoint::Input(site) if site == heads) {
             self.seen = Some(x.shallow_clone());
         }
         Ok(x)
@@ -356,14 +357,14 @@ fn swapping_one_head_leaves_the_other_heads_and_tokens_as_they_are() -> Outcome 
     // what the swap made of the heads, seen by hooks that come after it
     struct Then<'a>(InterchangeHooks<'a>, HeadsOf);
     impl Hooks for Then<'_> {
-        fn projection_input(
+        fn visit(
             &mut self,
-            site: Site,
+            point: HookPoint,
             x: Tensor,
             span: &Span,
         ) -> reft_models::Result<Tensor> {
-            let x = self.0.projection_input(site, x, span)?;
-            self.1.projection_input(site, x, span)
+            let x = self.0.visit(point, x, span)?;
+            self.1.visit(point, x, span)
         }
     }
     let swap = Swap {
@@ -404,9 +405,14 @@ fn two_sources_bring_their_own_coordinates_of_one_subspace() -> Outcome {
         let hooks = InterchangeHooks::new(swaps.into(), &layout)?;
         struct See<'a>(InterchangeHooks<'a>, Collect);
         impl Hooks for See<'_> {
-            fn visit(&mut self, site: Site, h: Tensor, span: &Span) -> reft_models::Result<Tensor> {
-                let h = self.0.visit(site, h, span)?;
-                self.1.visit(site, h, span)
+            fn visit(
+                &mut self,
+                point: HookPoint,
+                h: Tensor,
+                span: &Span,
+            ) -> reft_models::Result<Tensor> {
+                let h = self.0.visit(point, h, span)?;
+                self.1.visit(point, h, span)
             }
         }
         let mut see = See(hooks, Collect::new(vec![(block_output(2), tokens.clone())], &layout)?);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use reft_models::{
-    Component, Decoder, Hooks, Layout, Mode, Model, PaddingSide, Row, Site, Span, read_text,
+    Component, Decoder, HookPoint, Hooks, Layout, Mode, Model, PaddingSide, Row, Span, read_text,
     save_safetensors,
 };
 use reft_train::IGNORE_INDEX;
@@ -155,14 +155,13 @@ fn in_callers_order(tensor: &Tensor, layout: &Layout) -> Tensor {
 struct Collect<'a>(&'a mut Vec<Tensor>);
 
 impl Hooks for Collect<'_> {
-    fn embeddings(&mut self, h: Tensor, _span: &Span) -> reft_models::Result<Tensor> {
-        self.0.push(h.shallow_clone());
-        Ok(h)
-    }
-
-    fn visit(&mut self, site: Site, h: Tensor, _span: &Span) -> reft_models::Result<Tensor> {
-        if site.component == Component::BlockOutput {
-            self.0.push(h.shallow_clone());
+    fn visit(&mut self, point: HookPoint, h: Tensor, _: &Span) -> reft_models::Result<Tensor> {
+        match point {
+            HookPoint::Embeddings => self.0.push(h.shallow_clone()),
+            HookPoint::Residual(site) if site.component == Component::BlockOutput => {
+                self.0.push(h.shallow_clone());
+            }
+            _ => {}
         }
         Ok(h)
     }

@@ -30,11 +30,6 @@ impl Place {
         Self { site, coordinates: Some(head * head_dim..(head + 1) * head_dim) }
     }
 
-    /// Whether hooks see it at the projection's input.
-    pub fn is_projection_input(&self) -> bool {
-        matches!(self.site.component, Component::Output | Component::Down)
-    }
-
     /// Number of coordinates, if the site has `width` of them.
     ///
     /// # Errors

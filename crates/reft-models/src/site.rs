@@ -57,6 +57,11 @@ pub struct Site {
 }
 
 impl Site {
+    /// Whether its hidden states, as a [`Place`](crate::Place) means them, go into a projection.
+    pub(crate) fn is_projection_input(self) -> bool {
+        matches!(self.component, Component::Output | Component::Down)
+    }
+
     /// The stage of a [`Forward`](crate::Forward) in which hooks see the site: a block's output is seen where the next block begins.
     pub fn stage(self) -> usize {
         self.layer + usize::from(self.component == Component::BlockOutput)

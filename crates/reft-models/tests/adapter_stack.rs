@@ -10,8 +10,8 @@ use std::path::Path;
 use oracle::{base_logits, tensors, tiny_llama};
 use reft_core::Parameter;
 use reft_models::{
-    Adapter, AdapterStack, Component, Error, GenerationConfig, Hooks, Layout, Linear, Mode, Model,
-    PaddingSide, Reach, Result, Row, Site, Span, StackEntry, generate, generate_all,
+    Adapter, AdapterStack, Component, Error, GenerationConfig, HookPoint, Hooks, Layout, Mode,
+    Model, PaddingSide, Reach, Result, Row, Site, Span, StackEntry, generate,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -112,38 +112,19 @@ struct ScaleHooks<'a> {
     factors: Vec<f64>, // of each row
 }
 
-impl ScaleHooks<'_> {
-    fn scaled(&self, x: Tensor, point: Point) -> Tensor {
+impl Hooks for ScaleHooks<'_> {
+    fn visit(&mut self, point: HookPoint, x: Tensor, _span: &Span) -> Result<Tensor> {
+        let point = match point {
+            HookPoint::Embeddings => Point::Embeddings,
+            HookPoint::Residual(site) => Point::Visit(site),
+            HookPoint::Input(site) => Point::Input(site),
+            HookPoint::Output(site, ..) => Point::Output(site),
+        };
         if point != self.adapter.point {
-            return x;
+            return Ok(x);
         }
         let factors = Tensor::from_slice(&self.factors).to_kind(Kind::Float);
-        &x * factors.view([-1, 1, 1]) + self.adapter.shift // [b, t, ..]
-    }
-}
-
-impl Hooks for ScaleHooks<'_> {
-    fn embeddings(&mut self, h: Tensor, _span: &Span) -> Result<Tensor> {
-        Ok(self.scaled(h, Point::Embeddings))
-    }
-
-    fn visit(&mut self, site: Site, h: Tensor, _span: &Span) -> Result<Tensor> {
-        Ok(self.scaled(h, Point::Visit(site)))
-    }
-
-    fn projection_input(&mut self, site: Site, x: Tensor, _span: &Span) -> Result<Tensor> {
-        Ok(self.scaled(x, Point::Input(site)))
-    }
-
-    fn projection_output(
-        &mut self,
-        site: Site,
-        _linear: &Linear,
-        _x: &Tensor,
-        y: Tensor,
-        _span: &Span,
-    ) -> Result<Tensor> {
-        Ok(self.scaled(y, Point::Output(site)))
+        Ok(&x * factors.view([-1, 1, 1]) + self.adapter.shift) // [b, t, ..]
     }
 
     fn prefix_length(&self) -> usize {
@@ -474,8 +455,10 @@ fn rows_of_later_batches_are_refused_before_the_first_is_begun() -> Outcome {
     rows[2].subspace = Some(vec![0]);
     for batch_size in [1, 3] {
         let (stack, mut tokens) = (AdapterStack::one(&Picky), 0);
-        let config = GenerationConfig { max_new_tokens: 2, ..GenerationConfig::default() };
-        let refused = generate_all(&model, &stack, &rows, batch_size, &config, &mut |_, _| {
+        let batch_size = Some(batch_size);
+        let config =
+            GenerationConfig { max_new_tokens: 2, batch_size, ..GenerationConfig::default() };
+        let refused = generate(&model, &stack, &rows, &config, &mut |_, _| {
             tokens += 1;
             ControlFlow::Continue(())
         });

@@ -8,8 +8,8 @@ use oracle::{assert_close, tensors, tiny_llama};
 use reft_core::{Init, InterventionConfig, Method, Parameter};
 use reft_methods::{ReftAdapter, ReftConfig};
 use reft_models::{
-    Adapter, AdapterStack, BaseModel, Decoder, Error, Finish, Generated, GenerationConfig, Hooks,
-    Layout, Mode, Model, NoHooks, PaddingSide, Result, Row, Span, generate, generate_all,
+    Adapter, AdapterStack, BaseModel, Decoder, Error, Finish, Generated, GenerationConfig,
+    HookPoint, Hooks, Layout, Mode, Model, NoHooks, PaddingSide, Result, Row, Span, generate,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -123,10 +123,10 @@ impl Adapter for VirtualTokens {
 }
 
 impl Hooks for VirtualHooks<'_> {
-    fn embeddings(&mut self, h: Tensor, span: &Span) -> Result<Tensor> {
+    fn visit(&mut self, point: HookPoint, h: Tensor, span: &Span) -> Result<Tensor> {
         let indices = span.virtual_indices();
         let n = self.0.embeddings.size()[0];
-        if n == 0 || indices.is_empty() {
+        if !matches!(point, HookPoint::Embeddings) || n == 0 || indices.is_empty() {
             return Ok(h);
         }
         let rows = indices.len() as i64 / n;
@@ -195,11 +195,8 @@ fn cached_and_batched_equals_recomputed_row_by_row() -> Outcome {
             let config = GenerationConfig { padding, ..greedy(n) };
             let found = ids(&run(&decoder, &[], &rows, &config)?);
             assert_eq!(found, expected, "{} {padding:?}", decoder.description().model_type);
-            let two =
-                generate_all(&decoder, &AdapterStack::EMPTY, &rows, 2, &config, &mut |_, _| {
-                    ControlFlow::Continue(())
-                })?;
-            assert_eq!(ids(&two), expected, "two at a time");
+            let two = GenerationConfig { batch_size: Some(2), ..config };
+            assert_eq!(ids(&run(&decoder, &[], &rows, &two)?), expected, "two at a time");
         }
     }
     Ok(())
@@ -330,10 +327,10 @@ fn samples_follow_from_the_seed_and_not_from_the_batch() -> Outcome {
             top_p: 0.98,
             seed,
             padding,
+            batch_size: Some(batch_size),
             ..greedy(20)
         };
-        let go_on = &mut |_, _| ControlFlow::Continue(());
-        Ok(ids(&generate_all(&decoder, &AdapterStack::EMPTY, &rows, batch_size, &config, go_on)?))
+        Ok(ids(&run(&decoder, &[], &rows, &config)?))
     };
     let expected = sampled(5, 4, PaddingSide::Left)?;
     for batch_size in 1..4 {
@@ -404,11 +401,11 @@ fn the_caller_can_break_off() -> Outcome {
     let decoder = tiny_llama()?;
     let rows = tiny_prompts()?;
     let mut n = 0;
-    let replies =
-        generate_all(&decoder, &AdapterStack::EMPTY, &rows, 2, &greedy(12), &mut |_, _| {
-            n += 1;
-            if n == 5 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })?;
+    let config = GenerationConfig { batch_size: Some(2), ..greedy(12) };
+    let replies = generate(&decoder, &AdapterStack::EMPTY, &rows, &config, &mut |_, _| {
+        n += 1;
+        if n == 5 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
     assert_eq!(replies.iter().map(|reply| reply.ids.len()).collect::<Vec<_>>(), [3, 2, 0]);
     assert!(replies.iter().all(|reply| reply.finish == Finish::Cancelled));
     Ok(())
@@ -447,10 +444,11 @@ fn impossible_requests_are_refused() -> Outcome {
         run(&decoder, &[], &rows, &greedy(0)),
         Err(Error::Generation { option: "max_new_tokens", .. })
     ));
-    let none = generate_all(&decoder, &AdapterStack::EMPTY, &rows, 0, &greedy(2), &mut |_, _| {
-        ControlFlow::Continue(())
-    });
-    assert!(matches!(none, Err(Error::Generation { option: "batch_size", .. })));
+    let none = GenerationConfig { batch_size: Some(0), ..greedy(2) };
+    assert!(matches!(
+        run(&decoder, &[], &rows, &none),
+        Err(Error::Generation { option: "batch_size", .. })
+    ));
     Ok(())
 }
 

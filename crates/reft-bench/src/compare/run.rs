@@ -3,7 +3,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use reft_methods::{adapter_bytes, load_adapters, numel};
-use reft_models::{AdapterStack, GenerationConfig, Row, atomic_directory, generate_all, io_error};
+use reft_models::{AdapterStack, GenerationConfig, Row, atomic_directory, generate, io_error};
 use reft_train::{
     Learner, NextToken, Outcome, Plan as TrainPlan, Progress, StepStats, TrainConfig, Trainer,
 };
@@ -238,7 +238,7 @@ fn generation_speed(questions: &[EncodedQuestion], learner: &Learner) -> Result<
     let mut go_on = |_: usize, _: i64| std::ops::ControlFlow::Continue(());
     let started = Instant::now();
     let (model, stack) = (learner.model, &learner.stack);
-    let replies = generate_all(model, stack, &rows, SPEED.0, &config, &mut go_on)?;
+    let replies = generate(model, stack, &rows, &config, &mut go_on)?;
     let tokens: usize = replies.iter().map(|reply| reply.ids.len()).sum();
     Ok(Some(tokens as f64 / started.elapsed().as_secs_f64()))
 }

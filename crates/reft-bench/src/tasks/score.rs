@@ -2,7 +2,7 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use reft_models::{Generated, GenerationConfig, Row, Tokenizer, generate_all};
+use reft_models::{Generated, GenerationConfig, Row, Tokenizer, generate};
 use reft_train::{Example, Learner};
 use serde::{Deserialize, Serialize};
 
@@ -146,7 +146,7 @@ impl Scorer<'_> {
         });
         let stop_ids = tokenizer.eos_ids().to_vec();
         let config = GenerationConfig { max_new_tokens, stop_ids, ..GenerationConfig::default() };
-        let replies = self.replies(learner, questions, &config)?;
+        let replies = self.replies(learner, questions, config)?;
         let (mut right, mut answers) = (0, Vec::with_capacity(questions.len()));
         for (reply, question) in replies.iter().zip(questions) {
             let (answer, is_right) = judge(&tokenizer.decode(reply.text_ids(), true)?, question);
@@ -167,7 +167,7 @@ impl Scorer<'_> {
             };
             let max_new_tokens = expected.len().max(1);
             let config = GenerationConfig { max_new_tokens, ..GenerationConfig::default() };
-            let replies = self.replies(learner, std::slice::from_ref(question), &config)?;
+            let replies = self.replies(learner, std::slice::from_ref(question), config)?;
             let pairs = replies[0].ids.iter().zip(expected);
             recalled += pairs.take_while(|(found, right)| found == right).count();
             all += expected.len();
@@ -179,16 +179,17 @@ impl Scorer<'_> {
         &self,
         learner: &Learner,
         questions: &[EncodedQuestion],
-        config: &GenerationConfig,
+        config: GenerationConfig,
     ) -> Result<Vec<Generated>> {
         let is_stopped = || self.stop.load(Ordering::Relaxed);
         let mut go_on = |_: usize, _: i64| match is_stopped() {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         };
+        let config = GenerationConfig { batch_size: Some(self.batch_size), ..config };
         let rows: Vec<Row> = questions.iter().map(EncodedQuestion::prompt).collect();
         let (model, stack) = (learner.model, &learner.stack);
-        let replies = generate_all(model, stack, &rows, self.batch_size, config, &mut go_on)?;
+        let replies = generate(model, stack, &rows, &config, &mut go_on)?;
         if is_stopped() { Err(Error::Interrupted) } else { Ok(replies) }
     }
 }

@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use reft_core::Parameter;
-use reft_models::{Adapter, Error, Hooks, Layout, Mode, Result, Span};
+use reft_models::{Adapter, Error, HookPoint, Hooks, Layout, Mode, Result, Span};
 use tch::{Device, Kind, Tensor};
 
 use crate::timing::case::FLOOR;
@@ -47,7 +47,10 @@ impl Adapter for FloorAdapter {
 struct FloorHooks;
 
 impl Hooks for FloorHooks {
-    fn embeddings(&mut self, h: Tensor, _span: &Span) -> Result<Tensor> {
-        Ok(h.detach().set_requires_grad(true))
+    fn visit(&mut self, point: HookPoint, h: Tensor, _span: &Span) -> Result<Tensor> {
+        match point {
+            HookPoint::Embeddings => Ok(h.detach().set_requires_grad(true)),
+            _ => Ok(h),
+        }
     }
 }

@@ -116,11 +116,12 @@ struct Replace<'a>(&'a Parrot);
 impl reft_models::Hooks for Replace<'_> {
     fn visit(
         &mut self,
-        site: reft_models::Site,
+        point: reft_models::HookPoint,
         h: tch::Tensor,
         _span: &reft_models::Span,
     ) -> reft_models::Result<tch::Tensor> {
-        if site.layer != 3 || site.component != reft_models::Component::BlockOutput {
+        let last = reft_models::Site { layer: 3, component: reft_models::Component::BlockOutput };
+        if !matches!(point, reft_models::HookPoint::Residual(site) if site == last) {
             return Ok(h);
         }
         let weights = self.0.1.weights();

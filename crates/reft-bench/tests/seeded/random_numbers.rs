@@ -1,7 +1,9 @@
 //! Random starts and dropout follow the seed.
 
 use reft_methods::{DROPOUT, MethodOptions, TARGET_MODULES, method_names};
-use reft_models::{Component, Hooks, Layout, Linear, Mode, Model, PaddingSide, Row, Site, Weight};
+use reft_models::{
+    Component, HookPoint, Hooks, Layout, Linear, Mode, Model, PaddingSide, Row, Site, Weight,
+};
 use tch::{Kind, Tensor};
 
 use crate::alone;
@@ -76,7 +78,7 @@ fn lora_dropout_keeps_the_mean_of_the_update() -> Outcome {
     let x = Tensor::randn([1, 500, 64], (Kind::Float, decoder.device())) + 5.0;
     let update = |hooks: &mut dyn Hooks, x: &Tensor| -> Outcome<Tensor> {
         let y = linear.forward(x);
-        let update = hooks.projection_output(site, &linear, x, y, &layout.whole())?;
+        let update = hooks.visit(HookPoint::Output(site, &linear, x), y, &layout.whole())?;
         Ok(update.detach())
     };
     let exact = update(&mut adapter.hooks(&layout, Mode::Eval)?, &x)?;

@@ -1,5 +1,5 @@
 use reft_core::Interchange;
-use reft_models::{Cut, Error, Hooks, Layout, Linear, Place, Result, Site, Span, TokenAt, send};
+use reft_models::{Cut, Error, HookPoint, Hooks, Layout, Place, Result, Span, TokenAt, send};
 use tch::Tensor;
 
 /// Hidden states of source runs that are put into a base run at one place.
@@ -40,10 +40,11 @@ impl<'a> InterchangeHooks<'a> {
         }
         Ok(Self { swaps })
     }
+}
 
-    fn swap(&self, site: Site, h: Tensor, span: &Span) -> Result<Tensor> {
-        let mut h = h;
-        for swap in self.swaps.iter().filter(|swap| swap.place.site == site) {
+impl Hooks for InterchangeHooks<'_> {
+    fn visit(&mut self, point: HookPoint, mut h: Tensor, span: &Span) -> Result<Tensor> {
+        for swap in self.swaps.iter().filter(|swap| Some(swap.place.site) == point.place()) {
             let (which, indices) = TokenAt::in_span(&swap.tokens, span);
             if which.is_empty() {
                 continue;
@@ -59,27 +60,6 @@ impl<'a> InterchangeHooks<'a> {
             h = rows.index_copy(0, &indices, &edited).view_as(&h);
         }
         Ok(h)
-    }
-}
-
-impl Hooks for InterchangeHooks<'_> {
-    fn visit(&mut self, site: Site, h: Tensor, span: &Span) -> Result<Tensor> {
-        self.swap(site, h, span)
-    }
-
-    fn projection_input(&mut self, site: Site, x: Tensor, span: &Span) -> Result<Tensor> {
-        if Place::whole(site).is_projection_input() { self.swap(site, x, span) } else { Ok(x) }
-    }
-
-    fn projection_output(
-        &mut self,
-        site: Site,
-        _linear: &Linear,
-        _x: &Tensor,
-        y: Tensor,
-        span: &Span,
-    ) -> Result<Tensor> {
-        if Place::whole(site).is_projection_input() { Ok(y) } else { self.swap(site, y, span) }
     }
 
     fn keep_rows(&mut self, rows: &[usize]) {

@@ -1,8 +1,8 @@
 use std::ops::Range;
 
 use reft_models::{
-    Component, Error as ModelError, Forward, Head, Hooks, Linear, Model, ModelDescription,
-    ModelTensor, Past, Site, Span, TensorRole, Weight,
+    Component, Forward, Head, HookPoint, Hooks, Linear, Model, ModelDescription, ModelTensor, Past,
+    Span, TensorRole, Weight,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -168,10 +168,12 @@ impl<'a> Forward<'a> for FeedForwardPass<'a> {
     ) -> reft_models::Result<Tensor> {
         for layer in stages {
             h = match layer.checked_sub(1) {
-                None => hooks.embeddings(h, &self.span)?,
-                Some(below) => visit(below, Component::BlockOutput, h, &self.span, hooks)?,
+                None => hooks.visit(HookPoint::Embeddings, h, &self.span)?,
+                Some(below) => {
+                    hooks.visit_residual(below, Component::BlockOutput, h, &self.span)?
+                }
             };
-            h = visit(layer, Component::BlockInput, h, &self.span, hooks)?;
+            h = hooks.visit_residual(layer, Component::BlockInput, h, &self.span)?;
             h = self.network.layers[layer].forward(&h).relu();
         }
         Ok(h)
@@ -181,20 +183,8 @@ impl<'a> Forward<'a> for FeedForwardPass<'a> {
         let wanted = self.wanted.width() as i64;
         let h = h.narrow(1, h.size()[1] - wanted, wanted);
         match self.network.layers.len().checked_sub(1) {
-            Some(last) => visit(last, Component::BlockOutput, h, &self.wanted, hooks),
+            Some(last) => hooks.visit_residual(last, Component::BlockOutput, h, &self.wanted),
             None => Ok(h),
         }
     }
-}
-
-fn visit(
-    layer: usize,
-    component: Component,
-    h: Tensor,
-    span: &Span,
-    hooks: &mut dyn Hooks,
-) -> reft_models::Result<Tensor> {
-    let site = Site { layer, component };
-    let visited = hooks.visit(site, h, span);
-    visited.map_err(|source| ModelError::At { site, source: Box::new(source) })
 }

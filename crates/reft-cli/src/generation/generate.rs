@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use reft_methods::{AdapterFiles, MethodDeclaration, declaration};
-use reft_models::{Finish, Generated, GenerationConfig, Message, Row, Tokenizer, generate_all};
+use reft_models::{Finish, Generated, GenerationConfig, Message, Row, Tokenizer};
 use reft_train::{Content, Record, Template, read_prompts};
 use serde_json::{Value, json};
 
@@ -71,7 +71,8 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let model = args.model.open()?;
     let text = ModelText::open(&model.path)?;
     let tokenizer = text.tokenizer.as_ref();
-    let config = args.sampling.config(tokenizer)?;
+    let batch_size = Some(args.batch_size);
+    let config = GenerationConfig { batch_size, ..args.sampling.config(tokenizer)? };
     let rows = rows(args, &records, &model, &text)?;
     if let ([row], Some(tokenizer), false) = (&rows[..], tokenizer, args.json) {
         let reply = ReplyText::new(tokenizer, &config.stop_ids, &args.sampling.stop);
@@ -79,7 +80,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         return output::piece("\n");
     }
     let started = Instant::now();
-    let generated = generate(args, &model, &rows, &config)?;
+    let generated = generate(&model, &rows, &config)?;
     let seconds = started.elapsed().as_secs_f64();
     let tokens: usize = generated.iter().map(|generated| generated.ids.len()).sum();
     let reply = |((record, row), generated): ((&Record, &Row), &Generated)| -> Result<Value> {
@@ -167,12 +168,7 @@ fn with_system(record: &Record, system: Option<&str>) -> Record {
 }
 
 /// Generates for all prompts, with a bar.
-fn generate(
-    args: &GenerateArgs,
-    model: &Model,
-    rows: &[Row],
-    config: &GenerationConfig,
-) -> Result<Vec<Generated>> {
+fn generate(model: &Model, rows: &[Row], config: &GenerationConfig) -> Result<Vec<Generated>> {
     let bar = output::bar(rows.len(), "{bar:30} {pos}/{len} prompts  {msg}  {eta} left");
     let started = Instant::now();
     let (mut tokens, mut lengths) = (0, vec![0; rows.len()]);
@@ -187,7 +183,7 @@ fn generate(
         ControlFlow::Continue(())
     };
     let stack = model.stack()?;
-    let generated = generate_all(&model.decoder, &stack, rows, args.batch_size, config, on_token);
+    let generated = reft_models::generate(&model.decoder, &stack, rows, config, on_token);
     bar.finish_and_clear();
     Ok(generated?)
 }

@@ -1,7 +1,7 @@
 use std::ops::ControlFlow;
 use std::slice;
 
-use reft_models::{DecodeStream, GenerationConfig, Result, Row, Tokenizer, generate_all};
+use reft_models::{DecodeStream, GenerationConfig, Result, Row, Tokenizer, generate};
 
 use crate::model::Model;
 use crate::terminal::output;
@@ -103,7 +103,7 @@ pub fn stream(
         }
         ControlFlow::Continue(())
     };
-    generate_all(&model.decoder, &model.stack()?, slice::from_ref(row), 1, config, on_token)?;
+    generate(&model.decoder, &model.stack()?, slice::from_ref(row), config, on_token)?;
     if let Some(failed) = failed {
         return Err(failed);
     }

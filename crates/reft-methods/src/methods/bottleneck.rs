@@ -1,6 +1,7 @@
 use reft_core::Activation;
 use reft_models::{
-    BaseModel, Component, Error, Hooks, Layout, Mode, ModelDescription, Result, Site, Span,
+    BaseModel, Component, Error, HookPoint, Hooks, Layout, Mode, ModelDescription, Result, Site,
+    Span,
 };
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -156,23 +157,33 @@ struct BottleneckHooks<'a> {
     input: Option<(Site, Tensor)>, // what went into the present branch, of parallel adapters
 }
 
-impl Hooks for BottleneckHooks<'_> {
-    fn projection_input(&mut self, site: Site, x: Tensor, _span: &Span) -> Result<Tensor> {
+impl BottleneckHooks<'_> {
+    /// Remembers what goes into a branch that has a parallel adapter.
+    fn see_input(&mut self, site: Site, x: &Tensor) {
         // attention and the MLP begin with these projections
-        let branch = match site.component {
+        let component = match site.component {
             Component::Query => Component::AttentionOutput,
             Component::Gate => Component::MlpOutput,
-            _ => return Ok(x),
+            _ => return,
         };
-        let branch = Site { layer: site.layer, component: branch };
+        let branch = Site { layer: site.layer, component };
         let is_parallel = self.config.method == BottleneckKind::Parallel;
         if is_parallel && self.table.at(branch).is_some() {
             self.input = Some((branch, x.shallow_clone()));
         }
-        Ok(x)
     }
+}
 
-    fn visit(&mut self, site: Site, h: Tensor, _span: &Span) -> Result<Tensor> {
+impl Hooks for BottleneckHooks<'_> {
+    fn visit(&mut self, point: HookPoint, h: Tensor, _span: &Span) -> Result<Tensor> {
+        let site = match point {
+            HookPoint::Residual(site) => site,
+            HookPoint::Input(site) => {
+                self.see_input(site, &h);
+                return Ok(h);
+            }
+            _ => return Ok(h),
+        };
         let Some((_, [down, c, up, e])) = self.table.at(site) else { return Ok(h) };
         let x = match self.config.method {
             BottleneckKind::Series => h.shallow_clone(),

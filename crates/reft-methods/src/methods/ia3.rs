@@ -1,5 +1,5 @@
 use reft_models::{
-    Component, Error, Hooks, Layout, Linear, Mode, ModelDescription, Projection, Result, Site, Span,
+    Component, Error, HookPoint, Hooks, Layout, Mode, ModelDescription, Projection, Result, Span,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -148,29 +148,15 @@ impl TensorMethod for Ia3Config {
 /// The factors in one forward.
 struct Ia3Hooks<'a>(&'a Table<Factors>);
 
-impl Ia3Hooks<'_> {
-    /// `l ⊙ x`, `x` `[b, t, ..]`, if the site has factors for its input (or output).
-    fn scale(&self, site: Site, x: Tensor, is_input: bool) -> Tensor {
-        match self.0.at(site).filter(|(factors, _)| factors.scales_input == is_input) {
-            Some((_, tensors)) => (&x * tensors[0].flatten(0, 1)).to_kind(x.kind()),
-            None => x,
-        }
-    }
-}
-
 impl Hooks for Ia3Hooks<'_> {
-    fn projection_input(&mut self, site: Site, x: Tensor, _span: &Span) -> Result<Tensor> {
-        Ok(self.scale(site, x, true))
-    }
-
-    fn projection_output(
-        &mut self,
-        site: Site,
-        _linear: &Linear,
-        _x: &Tensor,
-        y: Tensor,
-        _span: &Span,
-    ) -> Result<Tensor> {
-        Ok(self.scale(site, y, false))
+    fn visit(&mut self, point: HookPoint, x: Tensor, _span: &Span) -> Result<Tensor> {
+        let (site, is_input) = match point {
+            HookPoint::Input(site) => (site, true),
+            HookPoint::Output(site, ..) => (site, false),
+            _ => return Ok(x),
+        };
+        let own = self.0.at(site).filter(|(factors, _)| factors.scales_input == is_input);
+        let Some((_, tensors)) = own else { return Ok(x) };
+        Ok((&x * tensors[0].flatten(0, 1)).to_kind(x.kind())) // l ⊙ x [b, t, ..]
     }
 }

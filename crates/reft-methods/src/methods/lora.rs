@@ -1,5 +1,5 @@
 use reft_models::{
-    Error, Hooks, Layout, Linear, Mode, Model, ModelDescription, Projection, Result, Site, Span,
+    Error, HookPoint, Hooks, Layout, Mode, Model, ModelDescription, Projection, Result, Site, Span,
     Weight,
 };
 use serde::{Deserialize, Serialize};
@@ -278,14 +278,8 @@ struct LoraHooks<'a> {
 }
 
 impl Hooks for LoraHooks<'_> {
-    fn projection_output(
-        &mut self,
-        site: Site,
-        linear: &Linear,
-        x: &Tensor,
-        y: Tensor,
-        _span: &Span,
-    ) -> Result<Tensor> {
+    fn visit(&mut self, point: HookPoint, y: Tensor, _span: &Span) -> Result<Tensor> {
+        let HookPoint::Output(site, linear, x) = point else { return Ok(y) };
         let Some((Update { scaling, .. }, tensors)) = self.table.at(site) else { return Ok(y) };
         let kind = y.kind();
         let x = x.to_kind(Kind::Float);

@@ -1,4 +1,6 @@
-use reft_models::{Error, Hooks, Layout, Mode, Model, ModelDescription, Result, Span, send};
+use reft_models::{
+    Error, HookPoint, Hooks, Layout, Mode, Model, ModelDescription, Result, Span, send,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
@@ -193,10 +195,10 @@ struct PromptHooks<'a> {
 }
 
 impl Hooks for PromptHooks<'_> {
-    fn embeddings(&mut self, h: Tensor, span: &Span) -> Result<Tensor> {
+    fn visit(&mut self, point: HookPoint, h: Tensor, span: &Span) -> Result<Tensor> {
         let (b, t, d) = h.size3()?;
         let indices = span.virtual_indices();
-        if indices.is_empty() {
+        if !matches!(point, HookPoint::Embeddings) || indices.is_empty() {
             return Ok(h);
         }
         // a pass may hold some of the virtual tokens only: which of them follows from the column

@@ -1,5 +1,5 @@
 use reft_models::{
-    BaseModel, Component, Hooks, Layout, Mode, ModelDescription, Result, Site, Span,
+    BaseModel, Component, HookPoint, Hooks, Layout, Mode, ModelDescription, Result, Site, Span,
 };
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -119,7 +119,8 @@ impl TensorMethod for RedConfig {
 struct RedHooks<'a>(&'a Table<()>);
 
 impl Hooks for RedHooks<'_> {
-    fn visit(&mut self, site: Site, h: Tensor, _span: &Span) -> Result<Tensor> {
+    fn visit(&mut self, point: HookPoint, h: Tensor, _span: &Span) -> Result<Tensor> {
+        let HookPoint::Residual(site) = point else { return Ok(h) };
         let Some((_, [scale, bias])) = self.0.at(site) else { return Ok(h) };
         Ok((&h * scale + bias).to_kind(h.kind())) // l ⊙ h + b [b, t, d]
     }

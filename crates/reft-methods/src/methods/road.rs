@@ -1,5 +1,5 @@
 use reft_models::{
-    Error, Hooks, Layout, Linear, Mode, ModelDescription, Projection, Result, Site, Span,
+    Error, HookPoint, Hooks, Layout, Mode, ModelDescription, Projection, Result, Span,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -200,14 +200,8 @@ struct RoadHooks<'a> {
 }
 
 impl Hooks for RoadHooks<'_> {
-    fn projection_output(
-        &mut self,
-        site: Site,
-        _linear: &Linear,
-        _x: &Tensor,
-        y: Tensor,
-        _span: &Span,
-    ) -> Result<Tensor> {
+    fn visit(&mut self, point: HookPoint, y: Tensor, _span: &Span) -> Result<Tensor> {
+        let HookPoint::Output(site, ..) = point else { return Ok(y) };
         let Some((_, tensors)) = self.table.at(site) else { return Ok(y) };
         Ok(self.config.rotated(&y, tensors).to_kind(y.kind()))
     }

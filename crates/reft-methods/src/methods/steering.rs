@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use reft_core::{ConstantEdit, Intervention, Parameter, Subspace};
-use reft_models::{Adapter, Error, Hooks, Layout, Mode, Result, Site, Span};
+use reft_models::{Adapter, Error, HookPoint, Hooks, Layout, Mode, Result, Site, Span};
 use tch::Tensor;
 
 /// Steering: adds a direction to the hidden states of a site, of every token: those of the prompt and those that are generated.
@@ -54,10 +54,12 @@ impl Adapter for SteeringAdapter {
 struct SteeringHooks<'a>(&'a SteeringAdapter);
 
 impl Hooks for SteeringHooks<'_> {
-    fn visit(&mut self, site: Site, h: Tensor, _span: &Span) -> Result<Tensor> {
-        if site != self.0.site {
-            return Ok(h);
+    fn visit(&mut self, point: HookPoint, h: Tensor, _span: &Span) -> Result<Tensor> {
+        match point {
+            HookPoint::Residual(site) if site == self.0.site => {
+                Ok(self.0.edit.intervene(&h, &Subspace::Whole)?)
+            }
+            _ => Ok(h),
         }
-        Ok(self.0.edit.intervene(&h, &Subspace::Whole)?)
     }
 }

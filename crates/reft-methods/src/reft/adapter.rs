@@ -5,7 +5,7 @@ use reft_core::{
     Edit, Intervention, InterventionSet, InterventionTensors, Parameter, Subspace, TokenGroup,
 };
 use reft_models::{
-    Adapter, Cut, Error, Hooks, Layout, Mode, Model, Reach, Result, Row, Site, Span,
+    Adapter, Cut, Error, HookPoint, Hooks, Layout, Mode, Model, Reach, Result, Row, Site, Span,
     save_safetensors, send, write_json_in_order,
 };
 use tch::{Device, Tensor};
@@ -230,7 +230,8 @@ impl ReftHooks {
 }
 
 impl Hooks for ReftHooks {
-    fn visit(&mut self, site: Site, h: Tensor, span: &Span) -> Result<Tensor> {
+    fn visit(&mut self, point: HookPoint, h: Tensor, span: &Span) -> Result<Tensor> {
+        let HookPoint::Residual(site) = point else { return Ok(h) };
         let Some(edits) = self.places.get(&site) else { return Ok(h) };
         if self.pass.as_ref().is_none_or(|pass| pass.columns != span.columns) {
             self.pass = Some(self.resolve(span, h.device()));

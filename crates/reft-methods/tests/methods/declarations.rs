@@ -10,8 +10,8 @@ use reft_methods::{
     check_mergeable, load_trainable_adapters, merge_adapter, numel, resolve,
 };
 use reft_models::{
-    AdapterStack, Component, Decoder, DecoderConfig, Hooks, Layout, Mode, Model, ModelDescription,
-    PaddingSide, Row, Site, Span, StackEntry, load_safetensors,
+    AdapterStack, Component, Decoder, DecoderConfig, HookPoint, Hooks, Layout, Mode, Model,
+    ModelDescription, PaddingSide, Row, Site, Span, StackEntry, load_safetensors,
 };
 use serde_json::json;
 use tch::{Device, Tensor};
@@ -287,8 +287,8 @@ fn hooks_go_on_with_some_rows_of_a_batch() -> Outcome {
 struct Record<'a>(Site, &'a RefCell<Option<Tensor>>);
 
 impl Hooks for Record<'_> {
-    fn visit(&mut self, site: Site, h: Tensor, _: &Span) -> reft_models::Result<Tensor> {
-        if site == self.0 {
+    fn visit(&mut self, point: HookPoint, h: Tensor, _: &Span) -> reft_models::Result<Tensor> {
+        if matches!(point, HookPoint::Residual(site) if site == self.0) {
             self.1.replace(Some(h.shallow_clone()));
         }
         Ok(h)

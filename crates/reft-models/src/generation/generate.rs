@@ -40,15 +40,17 @@ impl Generated {
     }
 }
 
-/// Generates replies to the prompts of one batch.
+/// Generates replies to prompts, [`GenerationConfig::batch_size`] of them at a time, prompts of like length together.
 ///
 /// The prompts are computed in one pass, where the hooks of the adapters are active; then one token per row and pass, from a cache
 /// of keys and values. Edits of hidden states are made on the prompt only, so a decoded token costs what it costs the base model.
 /// A row that is finished leaves the batch. Each new token is given to `on_token` with its row's index.
 ///
+/// The replies are in the order of `rows`, and do not depend on the batch size but for rounding.
+///
 /// # Errors
 /// Rows without tokens, token ids that are not in the vocabulary, meaningless options, prompts that fill the context, logits that
-/// are NaN, and whatever an adapter refuses.
+/// are NaN, and whatever an adapter refuses; all rows are checked before the first is begun.
 pub fn generate(
     model: &dyn Model,
     adapters: &AdapterStack,
@@ -56,28 +58,8 @@ pub fn generate(
     config: &GenerationConfig,
     on_token: &mut dyn FnMut(usize, i64) -> ControlFlow<()>,
 ) -> Result<Vec<Generated>> {
-    generate_all(model, adapters, rows, rows.len().max(1), config, on_token)
-}
-
-/// Generates replies to any number of prompts, `batch_size` at a time, prompts of like length together.
-///
-/// The replies are in the order of `rows`, and do not depend on `batch_size` but for rounding. See [`generate`].
-///
-/// # Errors
-/// As [`generate`]; all rows are checked before the first is begun. [`Error::Generation`] if `batch_size` is 0.
-pub fn generate_all(
-    model: &dyn Model,
-    adapters: &AdapterStack,
-    rows: &[Row],
-    batch_size: usize,
-    config: &GenerationConfig,
-    on_token: &mut dyn FnMut(usize, i64) -> ControlFlow<()>,
-) -> Result<Vec<Generated>> {
     config.check()?;
-    if batch_size == 0 {
-        let (option, found, expected) = ("batch_size", "0".to_owned(), "at least 1");
-        return Err(Error::Generation { option, found, expected });
-    }
+    let batch_size = config.batch_size.unwrap_or(rows.len());
     for id in rows.iter().flat_map(|row| &row.input_ids) {
         model.check_token(*id)?;
     }

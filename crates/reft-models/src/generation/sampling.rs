@@ -26,6 +26,8 @@ pub struct GenerationConfig {
     pub stop_ids: Vec<i64>,
     /// What the draws follow from, together with the prompt's place in the list.
     pub seed: u64,
+    /// Prompts generated for at once; `None`: all.
+    pub batch_size: Option<usize>,
     /// Where the padding of a batch stands: it costs the same and gives the same text on either side.
     pub padding: PaddingSide,
 }
@@ -42,6 +44,7 @@ impl Default for GenerationConfig {
             no_repeat_ngram_size: None,
             stop_ids: Vec::new(),
             seed: 0,
+            batch_size: None,
             padding: PaddingSide::Left,
         }
     }
@@ -70,6 +73,7 @@ impl GenerationConfig {
         require(is_penalty, "repetition_penalty", &penalty, expected)?;
         let expected = "at least 1; leave it out to allow repetition";
         require(self.no_repeat_ngram_size != Some(0), "no_repeat_ngram_size", &0, expected)?;
+        require(self.batch_size != Some(0), "batch_size", &0, "at least 1")?;
         let lowest = self.stop_ids.iter().copied().min().unwrap_or(0);
         require(lowest >= 0, "stop_ids", &lowest, "token ids, which are not negative")?;
         Ok(())

@@ -1,11 +1,9 @@
 use tch::Tensor;
 
 use crate::model::frozen_model::Model;
-use crate::model::hooks::Hooks;
+use crate::model::hooks::{HookPoint, Hooks};
 use crate::model::layout::{Layout, Span};
 use crate::place::Place;
-use crate::site::Site;
-use crate::weights::linear::Linear;
 use crate::weights::send::send;
 use crate::{Error, Result};
 
@@ -79,18 +77,6 @@ impl Collect {
     pub fn finish(self) -> Result<Vec<Tensor>> {
         self.wanted.into_iter().map(Wanted::finish).collect()
     }
-
-    fn see(&mut self, site: Site, h: &Tensor, span: &Span) -> Result<()> {
-        for wanted in self.wanted.iter_mut().filter(|wanted| wanted.place.site == site) {
-            let (which, indices) = TokenAt::in_span(&wanted.tokens, span);
-            if !which.is_empty() {
-                let indices = send(&Tensor::from_slice(&indices), h.device());
-                let found = h.flatten(0, 1).index_select(0, &indices);
-                wanted.seen.push((which, wanted.place.read(&found)?));
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Wanted {
@@ -110,30 +96,16 @@ impl Wanted {
 }
 
 impl Hooks for Collect {
-    fn visit(&mut self, site: Site, h: Tensor, span: &Span) -> Result<Tensor> {
-        self.see(site, &h, span)?;
+    fn visit(&mut self, point: HookPoint, h: Tensor, span: &Span) -> Result<Tensor> {
+        for wanted in self.wanted.iter_mut().filter(|w| Some(w.place.site) == point.place()) {
+            let (which, indices) = TokenAt::in_span(&wanted.tokens, span);
+            if !which.is_empty() {
+                let indices = send(&Tensor::from_slice(&indices), h.device());
+                let found = h.flatten(0, 1).index_select(0, &indices);
+                wanted.seen.push((which, wanted.place.read(&found)?));
+            }
+        }
         Ok(h)
-    }
-
-    fn projection_input(&mut self, site: Site, x: Tensor, span: &Span) -> Result<Tensor> {
-        if Place::whole(site).is_projection_input() {
-            self.see(site, &x, span)?;
-        }
-        Ok(x)
-    }
-
-    fn projection_output(
-        &mut self,
-        site: Site,
-        _linear: &Linear,
-        _x: &Tensor,
-        y: Tensor,
-        span: &Span,
-    ) -> Result<Tensor> {
-        if !Place::whole(site).is_projection_input() {
-            self.see(site, &y, span)?;
-        }
-        Ok(y)
     }
 }
 

@@ -1,52 +1,46 @@
 use tch::Tensor;
 
-use crate::Result;
 use crate::model::layout::Span;
-use crate::site::Site;
+use crate::site::{Component, Site};
 use crate::weights::linear::Linear;
+use crate::{Error, Result};
+
+/// Where in a forward hooks are shown something.
+#[derive(Debug, Clone, Copy)]
+pub enum HookPoint<'a> {
+    /// The embeddings `[b, t, d]` of the pass's tokens (prompt tuning).
+    Embeddings,
+    /// The hidden states `[b, t, d]` at one of the four points of the residual stream.
+    Residual(Site),
+    /// What goes into a projection, `[b, t, in]`.
+    Input(Site),
+    /// What comes out of a projection, `y = W x + b` `[b, t, out]`, with the projection and its input `x` (LoRA adds to it).
+    Output(Site, &'a Linear, &'a Tensor),
+}
+
+impl HookPoint<'_> {
+    /// The site whose hidden states, as a [`Place`](crate::Place) means them, are shown here.
+    pub fn place(self) -> Option<Site> {
+        match self {
+            Self::Residual(site) => Some(site),
+            Self::Input(site) => Some(site).filter(|site| site.is_projection_input()),
+            Self::Output(site, ..) => Some(site).filter(|site| !site.is_projection_input()),
+            Self::Embeddings => None,
+        }
+    }
+}
 
 /// How a method sees and replaces what flows through a frozen forward.
 ///
 /// Every method has a default that changes nothing. What is returned goes on through the model; gradients flow through it.
 /// Edits, LoRA, prefix and prompt tuning, interchange interventions and the collection of hidden states need nothing more.
 pub trait Hooks {
-    /// Sees the embeddings `[b, t, d]` of the pass's tokens and may replace them (prompt tuning).
+    /// Sees what a forward shows at a point, `[b, t, ..]`, and may replace it.
     ///
     /// # Errors
     /// Whatever the method has to refuse.
-    fn embeddings(&mut self, h: Tensor, _span: &Span) -> Result<Tensor> {
+    fn visit(&mut self, _point: HookPoint, h: Tensor, _span: &Span) -> Result<Tensor> {
         Ok(h)
-    }
-
-    /// Sees the hidden states `[b, t, d]` at one of the four points of the residual stream and may replace them.
-    ///
-    /// # Errors
-    /// Whatever the method has to refuse.
-    fn visit(&mut self, _site: Site, h: Tensor, _span: &Span) -> Result<Tensor> {
-        Ok(h)
-    }
-
-    /// Sees what goes into a projection, `[b, t, in]`, and may replace it.
-    ///
-    /// # Errors
-    /// Whatever the method has to refuse.
-    fn projection_input(&mut self, _site: Site, x: Tensor, _span: &Span) -> Result<Tensor> {
-        Ok(x)
-    }
-
-    /// Sees what comes out of a projection, `y = W x + b` `[b, t, out]`, and may replace it (LoRA adds to it).
-    ///
-    /// # Errors
-    /// Whatever the method has to refuse.
-    fn projection_output(
-        &mut self,
-        _site: Site,
-        _linear: &Linear,
-        _x: &Tensor,
-        y: Tensor,
-        _span: &Span,
-    ) -> Result<Tensor> {
-        Ok(y)
     }
 
     /// Number of [`Self::prefix`] tokens, the same at every layer; the batch's own tokens take the positions after them.
@@ -70,6 +64,24 @@ pub trait Hooks {
     /// Hooks that compute nothing before the forward have nothing to cut.
     fn cut(&mut self) -> Vec<Cut> {
         Vec::new()
+    }
+}
+
+impl dyn Hooks + '_ {
+    /// Shows the hidden states at a point of the residual stream.
+    ///
+    /// # Errors
+    /// [`Error::At`]: what is refused, with the site.
+    pub fn visit_residual(
+        &mut self,
+        layer: usize,
+        component: Component,
+        h: Tensor,
+        span: &Span,
+    ) -> Result<Tensor> {
+        let site = Site { layer, component };
+        let visited = self.visit(HookPoint::Residual(site), h, span);
+        visited.map_err(|source| Error::At { site, source: Box::new(source) })
     }
 }
 
@@ -112,28 +124,8 @@ impl std::fmt::Debug for Stacked<'_> {
 }
 
 impl Hooks for Stacked<'_> {
-    fn embeddings(&mut self, h: Tensor, span: &Span) -> Result<Tensor> {
-        self.0.iter_mut().try_fold(h, |h, hooks| hooks.embeddings(h, span))
-    }
-
-    fn visit(&mut self, site: Site, h: Tensor, span: &Span) -> Result<Tensor> {
-        self.0.iter_mut().try_fold(h, |h, hooks| hooks.visit(site, h, span))
-    }
-
-    fn projection_input(&mut self, site: Site, x: Tensor, span: &Span) -> Result<Tensor> {
-        self.0.iter_mut().try_fold(x, |x, hooks| hooks.projection_input(site, x, span))
-    }
-
-    fn projection_output(
-        &mut self,
-        site: Site,
-        linear: &Linear,
-        x: &Tensor,
-        y: Tensor,
-        span: &Span,
-    ) -> Result<Tensor> {
-        let mut hooks = self.0.iter_mut();
-        hooks.try_fold(y, |y, hooks| hooks.projection_output(site, linear, x, y, span))
+    fn visit(&mut self, point: HookPoint, h: Tensor, span: &Span) -> Result<Tensor> {
+        self.0.iter_mut().try_fold(h, |h, hooks| hooks.visit(point, h, span))
     }
 
     fn prefix_length(&self) -> usize {
@@ -159,40 +151,11 @@ pub(crate) struct AtStrength<'a> {
     pub(crate) strength: f64,
 }
 
-impl AtStrength<'_> {
-    fn mix(
-        &mut self,
-        base: Tensor,
-        edit: impl FnOnce(&mut dyn Hooks, Tensor) -> Result<Tensor>,
-    ) -> Result<Tensor> {
-        let edited = edit(&mut *self.hooks, base.shallow_clone())?;
+impl Hooks for AtStrength<'_> {
+    fn visit(&mut self, point: HookPoint, base: Tensor, span: &Span) -> Result<Tensor> {
+        let edited = self.hooks.visit(point, base.shallow_clone(), span)?;
         let is_edited = edited.data_ptr() != base.data_ptr();
         Ok(if is_edited { &base + (edited - &base) * self.strength } else { edited })
-    }
-}
-
-impl Hooks for AtStrength<'_> {
-    fn embeddings(&mut self, h: Tensor, span: &Span) -> Result<Tensor> {
-        self.mix(h, |hooks, h| hooks.embeddings(h, span))
-    }
-
-    fn visit(&mut self, site: Site, h: Tensor, span: &Span) -> Result<Tensor> {
-        self.mix(h, |hooks, h| hooks.visit(site, h, span))
-    }
-
-    fn projection_input(&mut self, site: Site, x: Tensor, span: &Span) -> Result<Tensor> {
-        self.mix(x, |hooks, x| hooks.projection_input(site, x, span))
-    }
-
-    fn projection_output(
-        &mut self,
-        site: Site,
-        linear: &Linear,
-        x: &Tensor,
-        y: Tensor,
-        span: &Span,
-    ) -> Result<Tensor> {
-        self.mix(y, |hooks, y| hooks.projection_output(site, linear, x, y, span))
     }
 
     fn keep_rows(&mut self, rows: &[usize]) {

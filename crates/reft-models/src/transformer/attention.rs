@@ -5,7 +5,7 @@ use crate::model::hooks::Hooks;
 use crate::model::past::Past;
 use crate::site::Component::{Key, Output, Query, Value};
 use crate::transformer::attention_mask::AttentionMask;
-use crate::transformer::pass::Pass;
+use crate::transformer::pass::BlockColumns;
 use crate::transformer::rms_norm::RmsNorm;
 use crate::weights::linear::Linear;
 
@@ -23,13 +23,12 @@ pub(crate) struct Attention {
 }
 
 impl Attention {
-    /// `x` `[b, t, d]` to `[b, q, d]`: the last `q` columns ask, all are seen. What is in the past comes before them.
+    /// `x` `[b, t, d]` to `[b, q, d]`: the `q` computed columns ask, all are seen. What is in the past comes before them.
     pub(crate) fn forward(
         &self,
         layer: usize,
         x: &Tensor,
-        pass: &Pass,
-        queries: &Pass,
+        BlockColumns { seen: pass, computed: queries }: BlockColumns,
         past: Option<&mut dyn Past>,
         hooks: &mut dyn Hooks,
     ) -> Result<Tensor> {

@@ -1,14 +1,13 @@
 use tch::Tensor;
 
+use crate::Result;
 use crate::model::hooks::Hooks;
 use crate::model::past::Past;
-use crate::site::Component::{self, AttentionOutput, BlockInput, MlpOutput};
-use crate::site::Site;
+use crate::site::Component::{AttentionOutput, BlockInput, MlpOutput};
 use crate::transformer::attention::Attention;
 use crate::transformer::mlp::Mlp;
-use crate::transformer::pass::Pass;
+use crate::transformer::pass::BlockColumns;
 use crate::transformer::rms_norm::RmsNorm;
-use crate::{Error, Result};
 
 /// Pre-norm decoder block: `m = x + Attention(norm₁(x))`, `y = m + MLP(norm₂(m))`.
 #[derive(Debug)]
@@ -21,33 +20,21 @@ pub(crate) struct DecoderBlock {
 }
 
 impl DecoderBlock {
-    /// `x` `[b, t, d]` to `y` `[b, q, d]`, whose columns are the last `q`. `hooks` sees x and both branch outputs, and may replace each.
+    /// `x` `[b, t, d]` to `y` `[b, q, d]`, whose columns are the `q` computed ones. `hooks` sees x and both branch outputs, and may replace each.
     pub(crate) fn forward(
         &self,
         x: Tensor,
-        pass: &Pass,
-        queries: &Pass,
+        columns: BlockColumns,
         past: Option<&mut dyn Past>,
         hooks: &mut dyn Hooks,
     ) -> Result<Tensor> {
-        let x = self.visit(BlockInput, x, pass, hooks)?;
+        let BlockColumns { seen, computed } = columns;
+        let x = hooks.visit_residual(self.layer, BlockInput, x, &seen.span)?;
         let normed = self.attention_norm.forward(&x);
-        let a = self.attention.forward(self.layer, &normed, pass, queries, past, hooks)?;
-        let m = queries.last_columns(&x) + self.visit(AttentionOutput, a, queries, hooks)?;
-        let f = self.mlp.forward(self.layer, &self.mlp_norm.forward(&m), queries, hooks)?;
-        Ok(m + self.visit(MlpOutput, f, queries, hooks)?)
-    }
-
-    /// Shows `hooks` the hidden states of a component.
-    pub(crate) fn visit(
-        &self,
-        component: Component,
-        h: Tensor,
-        pass: &Pass,
-        hooks: &mut dyn Hooks,
-    ) -> Result<Tensor> {
-        let site = Site { layer: self.layer, component };
-        let visited = hooks.visit(site, h, &pass.span);
-        visited.map_err(|source| Error::At { site, source: Box::new(source) })
+        let a = self.attention.forward(self.layer, &normed, columns, past, hooks)?;
+        let a = hooks.visit_residual(self.layer, AttentionOutput, a, &computed.span)?;
+        let m = computed.last_columns(&x) + a;
+        let f = self.mlp.forward(self.layer, &self.mlp_norm.forward(&m), computed, hooks)?;
+        Ok(m + hooks.visit_residual(self.layer, MlpOutput, f, &computed.span)?)
     }
 }

@@ -4,12 +4,12 @@ use tch::Tensor;
 
 use crate::Result;
 use crate::model::frozen_model::Forward;
-use crate::model::hooks::Hooks;
+use crate::model::hooks::{HookPoint, Hooks};
 use crate::model::layout::Span;
 use crate::model::past::Past;
 use crate::site::Component::BlockOutput;
 use crate::transformer::decoder::Decoder;
-use crate::transformer::pass::Pass;
+use crate::transformer::pass::{BlockColumns, Pass};
 
 /// A forward of a [`Decoder`].
 #[derive(Debug)]
@@ -54,21 +54,24 @@ impl<'a> Forward<'a> for DecoderForward<'a> {
         let blocks = &self.decoder.blocks;
         for stage in stages {
             h = match stage.checked_sub(1) {
-                None => hooks.embeddings(h, &self.pass.span)?,
-                Some(below) => blocks[below].visit(BlockOutput, h, &self.pass, hooks)?,
+                None => hooks.visit(HookPoint::Embeddings, h, &self.pass.span)?,
+                Some(below) => hooks.visit_residual(below, BlockOutput, h, &self.pass.span)?,
             };
             let is_last = stage + 1 == blocks.len();
             let queries = self.wanted.as_ref().filter(|_| is_last).unwrap_or(&self.pass);
             let past = past.as_mut().map(|past| &mut **past as &mut dyn Past);
-            h = blocks[stage].forward(h, &self.pass, queries, past, hooks)?;
+            let columns = BlockColumns { seen: &self.pass, computed: queries };
+            h = blocks[stage].forward(h, columns, past, hooks)?;
         }
         Ok(h)
     }
 
     fn finish(&self, h: Tensor, hooks: &mut dyn Hooks) -> Result<Tensor> {
         let pass = self.wanted.as_ref().unwrap_or(&self.pass);
-        let h = match self.decoder.blocks.last() {
-            Some(block) => block.visit(BlockOutput, pass.last_columns(&h), pass, hooks)?,
+        let h = match self.decoder.blocks.len().checked_sub(1) {
+            Some(last) => {
+                hooks.visit_residual(last, BlockOutput, pass.last_columns(&h), &pass.span)?
+            }
             None => h,
         };
         Ok(self.decoder.norm.forward(&h))

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
 use crate::Result;
-use crate::model::hooks::Hooks;
+use crate::model::hooks::{HookPoint, Hooks};
 use crate::model::layout::Span;
 use crate::site::{Component, Site};
 use crate::transformer::attention_mask::AttentionMask;
@@ -22,6 +22,13 @@ pub(crate) struct Pass<'a> {
     masks: BTreeMap<Option<i64>, OnceCell<AttentionMask>>,
     groups: i64,
     options: (Kind, Device),
+}
+
+/// The columns that a block sees, and the last of them, whose hidden states it computes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BlockColumns<'a> {
+    pub(crate) seen: &'a Pass<'a>,
+    pub(crate) computed: &'a Pass<'a>,
 }
 
 impl<'a> Pass<'a> {
@@ -75,8 +82,8 @@ impl<'a> Pass<'a> {
         hooks: &mut dyn Hooks,
     ) -> Result<Tensor> {
         let site = Site { layer, component };
-        let x = hooks.projection_input(site, x.shallow_clone(), &self.span)?;
+        let x = hooks.visit(HookPoint::Input(site), x.shallow_clone(), &self.span)?;
         let y = linear.forward(&x);
-        hooks.projection_output(site, linear, &x, y, &self.span)
+        hooks.visit(HookPoint::Output(site, linear, &x), y, &self.span)
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use reft_models::{
-    Component, Decoder, Hooks, Layout, Model, NoHooks, PaddingSide, Result, Row, Site, Span,
+    Component, Decoder, HookPoint, Hooks, Layout, Model, NoHooks, PaddingSide, Result, Row, Span,
     load_safetensors,
 };
 use tch::{Device, Kind, Tensor};
@@ -84,15 +84,14 @@ pub struct Collect {
 }
 
 impl Hooks for Collect {
-    fn embeddings(&mut self, h: Tensor, _span: &Span) -> Result<Tensor> {
-        self.embeddings = Some(h.shallow_clone());
-        Ok(h)
-    }
-
-    fn visit(&mut self, site: Site, h: Tensor, _span: &Span) -> Result<Tensor> {
-        if site.component == Component::BlockOutput {
-            assert_eq!(site.layer, self.block_outputs.len());
-            self.block_outputs.push(h.shallow_clone());
+    fn visit(&mut self, point: HookPoint, h: Tensor, _span: &Span) -> Result<Tensor> {
+        match point {
+            HookPoint::Embeddings => self.embeddings = Some(h.shallow_clone()),
+            HookPoint::Residual(site) if site.component == Component::BlockOutput => {
+                assert_eq!(site.layer, self.block_outputs.len());
+                self.block_outputs.push(h.shallow_clone());
+            }
+            _ => {}
         }
         Ok(h)
     }

@@ -5,8 +5,8 @@ use std::sync::atomic::AtomicBool;
 use reft_core::{InterventionConfig, Method};
 use reft_methods::{ReftAdapter, ReftConfig};
 use reft_models::{
-    Adapter, BaseModel, Component, Decoder, Hooks, Layout, Mode, Model, NoHooks, PaddingSide, Site,
-    Span, Stacked,
+    Adapter, BaseModel, Component, Decoder, HookPoint, Hooks, Layout, Mode, Model, NoHooks,
+    PaddingSide, Site, Span, Stacked,
 };
 use reft_train::{Dataset, Example, ScheduleKind, Silent, TrainConfig, Trainer};
 use tch::{Kind, Tensor};
@@ -99,8 +99,8 @@ struct Seen<'a> {
 }
 
 impl Hooks for Seen<'_> {
-    fn visit(&mut self, site: Site, h: Tensor, _span: &Span) -> reft_models::Result<Tensor> {
-        if site == self.site {
+    fn visit(&mut self, point: HookPoint, h: Tensor, _span: &Span) -> reft_models::Result<Tensor> {
+        if matches!(point, HookPoint::Residual(site) if site == self.site) {
             *self.h = Some(h.shallow_clone());
         }
         Ok(h)
