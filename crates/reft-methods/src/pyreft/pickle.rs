@@ -5,16 +5,16 @@
 //! without end) costs no more than its own length.
 
 use std::collections::HashMap;
-use std::io::{BufRead, Read};
+
+use tch::Kind;
 
 type Parsed<T> = std::result::Result<T, String>;
 
 /// A value; what is not a plain number lies in the arena.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Value {
-    /// `None`, a float, or a list: written in such files, and never needed to read a tensor.
+    /// `None`, a truth value, a float, or a list: written in such files, and never needed to read a tensor.
     Unused,
-    Bool(bool),
     Int(i64),
     Global(Global),
     Node(usize),
@@ -36,28 +36,13 @@ pub(crate) enum Global {
     OrderedDict,
     RebuildTensor,
     RebuildParameter,
-    Storage(ElementType),
-}
-
-/// Element types of torch's storages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ElementType {
-    Double,
-    Float,
-    Half,
-    BFloat16,
-    Long,
-    Int,
-    Short,
-    Char,
-    Byte,
-    Bool,
+    Storage(Kind),
 }
 
 /// A run of elements in a file of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Storage {
-    pub(crate) element_type: ElementType,
+    pub(crate) kind: Kind,
     pub(crate) key: String,
     pub(crate) len: i64,
 }
@@ -75,26 +60,16 @@ pub(crate) struct View {
 #[derive(Debug)]
 pub(crate) struct Pickle {
     nodes: Vec<Node>,
-    root: Value,
+    /// The outermost value.
+    pub(crate) root: Value,
 }
 
 impl Pickle {
     /// Reads a pickle up to its end mark.
-    pub(crate) fn read(reader: impl BufRead) -> Parsed<Self> {
-        let mut machine = Machine {
-            reader,
-            nodes: Vec::new(),
-            stack: Vec::new(),
-            marks: Vec::new(),
-            memo: HashMap::new(),
-        };
-        let root = machine.run()?;
-        Ok(Self { nodes: machine.nodes, root })
-    }
-
-    /// The outermost value.
-    pub(crate) fn root(&self) -> Value {
-        self.root
+    pub(crate) fn read(bytes: &[u8]) -> Parsed<Self> {
+        let pickle = Self { nodes: Vec::new(), root: Value::Unused };
+        let (stack, marks, memo) = (Vec::new(), Vec::new(), HashMap::new());
+        Machine { bytes, pickle, stack, marks, memo }.run()
     }
 
     /// What a value refers to, if it is not a plain one.
@@ -107,42 +82,34 @@ impl Pickle {
 }
 
 /// The stack machine that a pickle is a program for.
-struct Machine<R> {
-    reader: R,
-    nodes: Vec<Node>,
+struct Machine<'a> {
+    /// What is not read yet.
+    bytes: &'a [u8],
+    pickle: Pickle,
     stack: Vec<Value>,
     /// Heights of the stack at the open marks.
     marks: Vec<usize>,
-    memo: HashMap<u32, Value>,
+    memo: HashMap<u64, Value>,
 }
 
-impl<R: BufRead> Machine<R> {
-    fn run(&mut self) -> Parsed<Value> {
+impl<'a> Machine<'a> {
+    fn run(mut self) -> Parsed<Pickle> {
         loop {
-            let [code] = self.bytes()?;
+            let code = self.take(1)?[0];
             match code {
-                0x80 => drop(self.bytes::<1>()?), // PROTO
-                b'.' => return self.pop(),
+                0x80 => drop(self.take(1)?), // PROTO
+                b'.' => {
+                    self.pickle.root = self.pop()?;
+                    return Ok(self.pickle);
+                }
                 b'c' => {
-                    let (module, name) = (self.line()?, self.line()?);
-                    self.stack.push(Value::Global(Global::from_name(&module, &name)?));
+                    let global = Global::from_name(self.line()?, self.line()?)?;
+                    self.stack.push(Value::Global(global));
                 }
-                b'q' => {
-                    let [slot] = self.bytes()?;
-                    self.memoise(slot.into())?;
-                }
-                b'r' => {
-                    let slot = u32::from_le_bytes(self.bytes()?);
-                    self.memoise(slot)?;
-                }
-                b'h' => {
-                    let [slot] = self.bytes()?;
-                    self.recall(slot.into())?;
-                }
-                b'j' => {
-                    let slot = u32::from_le_bytes(self.bytes()?);
-                    self.recall(slot)?;
-                }
+                b'q' => self.memoise(1)?,
+                b'r' => self.memoise(4)?,
+                b'h' => self.recall(1)?,
+                b'j' => self.recall(4)?,
                 b'(' => self.marks.push(self.stack.len()),
                 b')' => self.push_node(Node::Tuple(Vec::new())),
                 0x85..=0x87 => self.tuple(usize::from(code - 0x84))?, // TUPLE1 to TUPLE3
@@ -156,32 +123,29 @@ impl<R: BufRead> Machine<R> {
                     self.dict()?.push((key, value));
                 }
                 b'u' => self.set_items()?,
-                b']' | b'N' => self.stack.push(Value::Unused),
+                b']' | b'N' | 0x88 | 0x89 => self.stack.push(Value::Unused),
                 b'a' => drop(self.pop()?), // APPEND to a list, which nothing reads
                 b'e' => drop(self.pop_to_mark()?),
                 b'G' => {
-                    self.bytes::<8>()?;
+                    self.take(8)?;
                     self.stack.push(Value::Unused);
                 }
-                0x88 => self.stack.push(Value::Bool(true)),
-                0x89 => self.stack.push(Value::Bool(false)),
-                b'K' => {
-                    let [n] = self.bytes()?;
-                    self.stack.push(Value::Int(n.into()));
+                b'K' | b'M' => {
+                    let n = self.unsigned(if code == b'K' { 1 } else { 2 })?;
+                    self.stack.push(Value::Int(n as i64));
                 }
-                b'M' => {
-                    let n = u16::from_le_bytes(self.bytes()?);
-                    self.stack.push(Value::Int(n.into()));
+                b'J' | 0x8a => {
+                    let n_bytes = if code == b'J' { 4 } else { self.take(1)?[0] };
+                    let n = self.signed(n_bytes.into())?;
+                    self.stack.push(Value::Int(n));
                 }
-                b'J' => {
-                    let n = i32::from_le_bytes(self.bytes()?);
-                    self.stack.push(Value::Int(n.into()));
-                }
-                0x8a => self.long()?,
                 b'X' => self.text()?,
                 b'Q' => self.persistent_id()?,
                 b'R' => self.reduce()?,
-                b'b' => self.build()?,
+                b'b' => {
+                    self.pop()?; // the state of a dictionary (torch's `_metadata`) is read over
+                    self.dict()?;
+                }
                 other => {
                     return Err(format!(
                         "pickle code {other:#04x} does not belong to a dictionary of tensors"
@@ -193,78 +157,51 @@ impl<R: BufRead> Machine<R> {
 
     fn persistent_id(&mut self) -> Parsed<()> {
         let id = self.pop_tuple("a storage's id")?;
-        let [kind, Value::Global(Global::Storage(element_type)), key, _location, Value::Int(len)] =
+        if let [name, Value::Global(Global::Storage(kind)), key, _location, Value::Int(len)] =
             id[..]
-        else {
-            return Err(
-                "a storage's id is not (\"storage\", type, key, location, length)".to_owned()
-            );
-        };
-        match (self.text_of(kind), self.text_of(key)) {
-            (Some("storage"), Some(key)) => {
-                let storage = Storage { element_type, key: key.to_owned(), len };
-                self.push_node(Node::Storage(storage));
-                Ok(())
-            }
-            _ => Err("a storage's id is not (\"storage\", type, key, location, length)".to_owned()),
+            && let (Some("storage"), Some(key)) = (self.text_of(name), self.text_of(key))
+        {
+            let storage = Storage { kind, key: key.to_owned(), len };
+            self.push_node(Node::Storage(storage));
+            return Ok(());
         }
+        Err("a storage's id is not (\"storage\", type, key, location, length)".to_owned())
     }
 
     /// What Python would do by calling; here the three calls are recognised.
     fn reduce(&mut self) -> Parsed<()> {
         let arguments = self.pop_tuple("a call's arguments")?;
-        match self.pop()? {
-            Value::Global(Global::OrderedDict) if arguments.is_empty() => {
-                self.push_node(Node::Dict(Vec::new()));
-                Ok(())
-            }
-            Value::Global(Global::RebuildTensor) => {
-                let view = self.view(&arguments)?;
+        match (self.pop()?, &arguments[..]) {
+            (Value::Global(Global::OrderedDict), []) => self.push_node(Node::Dict(Vec::new())),
+            (Value::Global(Global::RebuildTensor), arguments) => {
+                let malformed = "a tensor is not (storage, offset, size, stride, …)";
+                let view = self.view(arguments).ok_or(malformed)?;
                 self.push_node(Node::Tensor(view));
-                Ok(())
             }
-            Value::Global(Global::RebuildParameter) => match arguments.first() {
-                Some(&value @ Value::Node(index))
-                    if matches!(self.nodes[index], Node::Tensor(_)) =>
-                {
-                    self.stack.push(value);
-                    Ok(())
-                }
-                _ => Err("a parameter is not made of a tensor".to_owned()),
-            },
-            other => {
-                Err(format!("{other:?} is called, which is not part of a dictionary of tensors"))
+            (Value::Global(Global::RebuildParameter), &[tensor, ..])
+                if matches!(self.pickle.node(tensor), Some(Node::Tensor(_))) =>
+            {
+                self.stack.push(tensor);
+            }
+            (called, _) => {
+                return Err(format!(
+                    "{called:?} is called as it is not in a dictionary of tensors"
+                ));
             }
         }
+        Ok(())
     }
 
-    fn view(&self, arguments: &[Value]) -> Parsed<View> {
-        let malformed = || "a tensor is not (storage, offset, size, stride, …)".to_owned();
-        let [Value::Node(storage), Value::Int(offset), size, stride, ..] = *arguments else {
-            return Err(malformed());
-        };
-        let Node::Storage(storage) = &self.nodes[storage] else {
-            return Err(malformed());
-        };
-        let integers = |value: Value| match value {
-            Value::Node(index) => match &self.nodes[index] {
-                Node::Tuple(items) => items
-                    .iter()
-                    .map(|item| if let Value::Int(n) = item { Some(*n) } else { None })
-                    .collect(),
-                _ => None,
-            },
+    fn view(&self, arguments: &[Value]) -> Option<View> {
+        let [storage, Value::Int(offset), size, stride, ..] = *arguments else { return None };
+        let Some(Node::Storage(storage)) = self.pickle.node(storage) else { return None };
+        let integer = |value: &Value| if let Value::Int(n) = value { Some(*n) } else { None };
+        let integers = |tuple: Value| match self.pickle.node(tuple)? {
+            Node::Tuple(items) => items.iter().map(integer).collect(),
             _ => None,
         };
-        let size: Vec<i64> = integers(size).ok_or_else(malformed)?;
-        let stride: Vec<i64> = integers(stride).ok_or_else(malformed)?;
-        Ok(View { storage: storage.clone(), offset, size, stride })
-    }
-
-    /// The state that is set on a dictionary (torch's `_metadata`) is read over.
-    fn build(&mut self) -> Parsed<()> {
-        let _state = self.pop()?;
-        self.dict().map(drop)
+        let (size, stride) = (integers(size)?, integers(stride)?);
+        Some(View { storage: storage.clone(), offset, size, stride })
     }
 
     fn set_items(&mut self) -> Parsed<()> {
@@ -279,13 +216,13 @@ impl<R: BufRead> Machine<R> {
 
     /// The dictionary on top of the stack.
     fn dict(&mut self) -> Parsed<&mut Vec<(Value, Value)>> {
-        match self.stack.last() {
-            Some(&Value::Node(index)) => match &mut self.nodes[index] {
-                Node::Dict(items) => Ok(items),
-                other => Err(format!("{other:?} stands where a dictionary is expected")),
-            },
-            other => Err(format!("{other:?} stands where a dictionary is expected")),
+        let top = self.stack.last();
+        if let Some(&Value::Node(index)) = top
+            && let Node::Dict(items) = &mut self.pickle.nodes[index]
+        {
+            return Ok(items);
         }
+        Err(format!("{top:?} stands where a dictionary is expected"))
     }
 
     fn tuple(&mut self, n: usize) -> Parsed<()> {
@@ -296,36 +233,29 @@ impl<R: BufRead> Machine<R> {
     }
 
     fn pop_tuple(&mut self, what: &str) -> Parsed<Vec<Value>> {
-        match self.pop()? {
-            Value::Node(index) => match &self.nodes[index] {
-                Node::Tuple(items) => Ok(items.clone()),
-                _ => Err(format!("{what} is not a tuple")),
-            },
+        let value = self.pop()?;
+        match self.pickle.node(value) {
+            Some(Node::Tuple(items)) => Ok(items.clone()),
             _ => Err(format!("{what} is not a tuple")),
         }
     }
 
     fn text_of(&self, value: Value) -> Option<&str> {
-        match value {
-            Value::Node(index) => match &self.nodes[index] {
-                Node::Text(text) => Some(text),
-                _ => None,
-            },
+        match self.pickle.node(value)? {
+            Node::Text(text) => Some(text),
             _ => None,
         }
     }
 
     fn push_node(&mut self, node: Node) {
-        self.stack.push(Value::Node(self.nodes.len()));
-        self.nodes.push(node);
+        self.stack.push(Value::Node(self.pickle.nodes.len()));
+        self.pickle.nodes.push(node);
     }
 
     fn pop(&mut self) -> Parsed<Value> {
         let floor = self.marks.last().copied().unwrap_or(0);
-        if self.stack.len() <= floor {
-            return Err("the pickle takes a value that it has not made".to_owned());
-        }
-        self.stack.pop().ok_or_else(|| "the pickle takes a value that it has not made".to_owned())
+        let top = if self.stack.len() > floor { self.stack.pop() } else { None };
+        top.ok_or_else(|| "the pickle takes a value that it has not made".to_owned())
     }
 
     fn pop_to_mark(&mut self) -> Parsed<Vec<Value>> {
@@ -333,95 +263,79 @@ impl<R: BufRead> Machine<R> {
         Ok(self.stack.split_off(mark))
     }
 
-    fn memoise(&mut self, slot: u32) -> Parsed<()> {
+    fn memoise(&mut self, slot_bytes: usize) -> Parsed<()> {
+        let slot = self.unsigned(slot_bytes)?;
         let &value =
             self.stack.last().ok_or("the pickle remembers a value that it has not made")?;
         self.memo.insert(slot, value);
         Ok(())
     }
 
-    fn recall(&mut self, slot: u32) -> Parsed<()> {
+    fn recall(&mut self, slot_bytes: usize) -> Parsed<()> {
+        let slot = self.unsigned(slot_bytes)?;
         let &value =
             self.memo.get(&slot).ok_or("the pickle recalls a value that it has not stored")?;
         self.stack.push(value);
         Ok(())
     }
 
-    /// A little-endian integer of up to eight bytes.
-    fn long(&mut self) -> Parsed<()> {
-        let [n] = self.bytes()?;
-        if n > 8 {
-            return Err(format!("an integer of {n} bytes; at most 8 can be read"));
-        }
+    /// A little-endian number of at most 8 bytes.
+    fn unsigned(&mut self, n_bytes: usize) -> Parsed<u64> {
         let mut bytes = [0; 8];
-        self.fill(&mut bytes[..n.into()])?;
-        let negative = n > 0 && bytes[usize::from(n) - 1] >= 0x80;
-        if negative {
-            bytes[n.into()..].fill(0xff);
+        bytes[..n_bytes].copy_from_slice(self.take(n_bytes)?);
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// The same in two's complement, of a length that the pickle says.
+    fn signed(&mut self, n_bytes: usize) -> Parsed<i64> {
+        if n_bytes > 8 {
+            return Err(format!("an integer of {n_bytes} bytes; at most 8 can be read"));
         }
-        self.stack.push(Value::Int(i64::from_le_bytes(bytes)));
-        Ok(())
+        let taken = self.take(n_bytes)?;
+        let is_negative = taken.last().is_some_and(|byte| *byte >= 0x80);
+        let mut bytes = [if is_negative { 0xff } else { 0 }; 8];
+        bytes[..n_bytes].copy_from_slice(taken);
+        Ok(i64::from_le_bytes(bytes))
     }
 
     fn text(&mut self) -> Parsed<()> {
-        let len = u32::from_le_bytes(self.bytes()?);
-        let mut text = String::new();
-        // `take` and not a buffer of `len`: the length may be a lie.
-        let n = self
-            .reader
-            .by_ref()
-            .take(len.into())
-            .read_to_string(&mut text)
-            .map_err(|failed| failed.to_string())?;
-        if n as u64 != u64::from(len) {
-            return Err(cut_short());
-        }
-        self.push_node(Node::Text(text));
+        let n_bytes = self.unsigned(4)? as usize;
+        let text = std::str::from_utf8(self.take(n_bytes)?).map_err(|failed| failed.to_string())?;
+        self.push_node(Node::Text(text.to_owned()));
         Ok(())
     }
 
-    fn line(&mut self) -> Parsed<String> {
-        const LONGEST: u64 = 1024;
-        let mut line = Vec::new();
-        self.reader
-            .by_ref()
-            .take(LONGEST)
-            .read_until(b'\n', &mut line)
-            .map_err(|failed| failed.to_string())?;
-        if line.pop() != Some(b'\n') {
-            return Err(cut_short());
-        }
-        String::from_utf8(line).map_err(|_| "a name that is not UTF-8".to_owned())
+    fn line(&mut self) -> Parsed<&'a str> {
+        const LONGEST: usize = 1024;
+        let end = self.bytes.iter().take(LONGEST).position(|byte| *byte == b'\n');
+        let line = self.take(end.ok_or_else(cut_short)?)?;
+        self.take(1)?;
+        std::str::from_utf8(line).map_err(|_| "a name that is not UTF-8".to_owned())
     }
 
-    fn bytes<const N: usize>(&mut self) -> Parsed<[u8; N]> {
-        let mut bytes = [0; N];
-        self.fill(&mut bytes)?;
-        Ok(bytes)
-    }
-
-    fn fill(&mut self, bytes: &mut [u8]) -> Parsed<()> {
-        self.reader.read_exact(bytes).map_err(|_| cut_short())
+    fn take(&mut self, n_bytes: usize) -> Parsed<&'a [u8]> {
+        let (taken, rest) = self.bytes.split_at_checked(n_bytes).ok_or_else(cut_short)?;
+        self.bytes = rest;
+        Ok(taken)
     }
 }
 
 impl Global {
     fn from_name(module: &str, name: &str) -> Parsed<Self> {
-        use ElementType::{BFloat16, Bool, Byte, Char, Double, Float, Half, Int, Long, Short};
         Ok(match (module, name) {
             ("collections", "OrderedDict") => Self::OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2") => Self::RebuildTensor,
             ("torch._utils", "_rebuild_parameter") => Self::RebuildParameter,
-            ("torch", "DoubleStorage") => Self::Storage(Double),
-            ("torch", "FloatStorage") => Self::Storage(Float),
-            ("torch", "HalfStorage") => Self::Storage(Half),
-            ("torch", "BFloat16Storage") => Self::Storage(BFloat16),
-            ("torch", "LongStorage") => Self::Storage(Long),
-            ("torch", "IntStorage") => Self::Storage(Int),
-            ("torch", "ShortStorage") => Self::Storage(Short),
-            ("torch", "CharStorage") => Self::Storage(Char),
-            ("torch", "ByteStorage") => Self::Storage(Byte),
-            ("torch", "BoolStorage") => Self::Storage(Bool),
+            ("torch", "DoubleStorage") => Self::Storage(Kind::Double),
+            ("torch", "FloatStorage") => Self::Storage(Kind::Float),
+            ("torch", "HalfStorage") => Self::Storage(Kind::Half),
+            ("torch", "BFloat16Storage") => Self::Storage(Kind::BFloat16),
+            ("torch", "LongStorage") => Self::Storage(Kind::Int64),
+            ("torch", "IntStorage") => Self::Storage(Kind::Int),
+            ("torch", "ShortStorage") => Self::Storage(Kind::Int16),
+            ("torch", "CharStorage") => Self::Storage(Kind::Int8),
+            ("torch", "ByteStorage") => Self::Storage(Kind::Uint8),
+            ("torch", "BoolStorage") => Self::Storage(Kind::Bool),
             _ => {
                 return Err(format!(
                     "it names {module}.{name}, which is not part of a dictionary of tensors; nothing was run"

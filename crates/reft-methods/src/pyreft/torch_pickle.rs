@@ -6,10 +6,10 @@ use std::io::{BufReader, Read};
 use std::path::Path;
 
 use reft_models::{Error, Result, io_error};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 use zip::ZipArchive;
 
-use crate::pyreft::pickle::{ElementType, Node, Pickle, Storage, Value, View};
+use crate::pyreft::pickle::{Node, Pickle, Storage, Value, View};
 
 /// Dictionaries inside dictionaries, at most.
 const MAX_DEPTH: usize = 16;
@@ -29,9 +29,9 @@ pub fn load_torch_pickle(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let len = file.metadata().map_err(io_error("read", path))?.len();
     let mut archive = Archive::open(BufReader::new(file), len).map_err(broken)?;
     let bytes = archive.read("data.pkl").map_err(broken)?;
-    let pickle = Pickle::read(bytes.as_slice()).map_err(broken)?;
+    let pickle = Pickle::read(&bytes).map_err(broken)?;
     let mut found = Found { pickle: &pickle, views: BTreeMap::new(), seen: HashSet::new() };
-    found.collect(pickle.root(), "", 0).map_err(broken)?;
+    found.collect(pickle.root, "", 0).map_err(broken)?;
     let views = found.views;
     let total: u64 = views.values().map(|view| n_bytes(view)).fold(0, u64::saturating_add);
     if total > len.saturating_mul(MAX_EXPANSION) {
@@ -133,23 +133,25 @@ impl Archive {
     }
 
     fn tensor(&mut self, view: &View) -> Result<Tensor, String> {
-        let Storage { element_type, key, len } = &view.storage;
-        let kind = kind_of(*element_type);
+        let Storage { kind, key, len } = &view.storage;
         let bytes = self.read(&format!("data/{key}"))?;
-        let n_elements = usize::try_from(*len)
-            .ok()
-            .filter(|n| n.checked_mul(kind.elt_size_in_bytes()) == Some(bytes.len()));
-        if n_elements.is_none() {
+        let n_bytes = len.checked_mul(kind.elt_size_in_bytes() as i64);
+        if n_bytes != i64::try_from(bytes.len()).ok() {
             return Err(format!(
                 "its storage has {} bytes, expected {len} elements of {kind:?}",
                 bytes.len()
             ));
         }
-        check_extent(view)?;
+        if !fits(view).unwrap_or(false) {
+            let View { offset, size, stride, .. } = view;
+            return Err(format!(
+                "size {size:?} with strides {stride:?} from {offset} does not fit in {len} elements"
+            ));
+        }
         let build = || {
-            let storage = Tensor::f_from_data_size(&bytes, &[*len], kind)?;
+            let storage = Tensor::f_from_data_size(&bytes, &[*len], *kind)?;
             let view = storage.f_as_strided(&view.size, &view.stride, view.offset)?;
-            let mut tensor = Tensor::f_empty(view.size(), (kind, Device::Cpu))?;
+            let mut tensor = Tensor::f_empty(view.size(), (*kind, Device::Cpu))?;
             tensor.f_copy_(&view)?;
             Ok(tensor)
         };
@@ -157,47 +159,23 @@ impl Archive {
     }
 }
 
-/// Refuses views that reach outside their storage or repeat its elements.
-fn check_extent(view: &View) -> Result<(), String> {
+/// Whether a view lies in its storage and repeats none of its elements; `None` if its sizes are past all numbers.
+fn fits(view: &View) -> Option<bool> {
     let View { storage, offset, size, stride } = view;
-    let wrong = || {
-        format!(
-            "size {size:?} with strides {stride:?} from {offset} does not fit in {} elements",
-            storage.len
-        )
-    };
     let not_negative = size.iter().chain(stride).chain([offset]).all(|&n| n >= 0);
     if size.len() != stride.len() || !not_negative {
-        return Err(wrong());
+        return Some(false);
     }
-    let n = size.iter().try_fold(1i64, |product, &n| product.checked_mul(n)).ok_or_else(wrong)?;
+    let n = size.iter().try_fold(1i64, |product, &n| product.checked_mul(n))?;
     if n == 0 {
-        return Ok(());
+        return Some(true);
     }
-    let last = size
-        .iter()
-        .zip(stride)
-        .try_fold(*offset, |last, (&n, &step)| last.checked_add((n - 1).checked_mul(step)?))
-        .ok_or_else(wrong)?;
-    if last >= storage.len || n > storage.len { Err(wrong()) } else { Ok(()) }
+    let reach = |last: i64, (&n, &step): (&i64, &i64)| last.checked_add((n - 1).checked_mul(step)?);
+    let last = size.iter().zip(stride).try_fold(*offset, reach)?;
+    Some(last < storage.len && n <= storage.len)
 }
 
 fn n_bytes(view: &View) -> u64 {
     let n = view.size.iter().fold(1u64, |product, &n| product.saturating_mul(n.unsigned_abs()));
-    n.saturating_mul(kind_of(view.storage.element_type).elt_size_in_bytes() as u64)
-}
-
-fn kind_of(element_type: ElementType) -> Kind {
-    match element_type {
-        ElementType::Double => Kind::Double,
-        ElementType::Float => Kind::Float,
-        ElementType::Half => Kind::Half,
-        ElementType::BFloat16 => Kind::BFloat16,
-        ElementType::Long => Kind::Int64,
-        ElementType::Int => Kind::Int,
-        ElementType::Short => Kind::Int16,
-        ElementType::Char => Kind::Int8,
-        ElementType::Byte => Kind::Uint8,
-        ElementType::Bool => Kind::Bool,
-    }
+    n.saturating_mul(view.storage.kind.elt_size_in_bytes() as u64)
 }
