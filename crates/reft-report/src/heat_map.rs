@@ -1,8 +1,7 @@
 //! A heat map: a value at every point of a grid, as SVG that takes its colours from the page.
 
-use std::fmt::Write;
-
 use crate::escape::escape;
+use crate::svg::Svg;
 
 const WIDTH: f64 = 460.0;
 const TOP: f64 = 24.0;
@@ -42,113 +41,71 @@ pub struct Heat {
 
 /// The map, with its values written into it and its scale below.
 pub fn heat_map(title: &str, map: &HeatMap) -> String {
-    let mut svg = String::new();
-    write_svg(&mut svg, title, map).expect("invariant: writing to a string cannot fail");
-    svg
-}
-
-fn write_svg(out: &mut String, title: &str, map: &HeatMap) -> std::fmt::Result {
-    let longest = map.y.1.iter().map(|name| name.chars().count()).max().unwrap_or(0);
-    let left = (8.0 * longest.max(map.y.0.chars().count()) as f64 + 14.0).min(150.0);
-    let columns = map.x.1.len().max(1) as f64;
+    let ((x_name, x_names), (y_name, y_names)) = (map.x, map.y);
+    let longest = y_names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
+    let left = (8.0 * longest.max(y_name.chars().count()) as f64 + 14.0).min(150.0);
+    let columns = x_names.len().max(1) as f64;
     let column = ((WIDTH - left - RIGHT) / columns).max(NARROWEST);
     let right = left + column * columns;
-    let (width, bottom) = (right + RIGHT, TOP + ROW * map.y.1.len() as f64);
-    let title = escape(title);
-    write!(
-        out,
-        "<div class=\"wide\"><svg class=\"map\" viewBox=\"0 0 {width:.0} {:.0}\" style=\"min-width:{:.0}px\" role=\"img\" aria-label=\"{title}\"><title>{title}</title>",
-        bottom + BELOW,
-        (0.62 * width).max(width - 150.0)
-    )?;
-    let y_name = escape(map.y.0);
-    write!(
-        out,
-        "<text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{y_name}</text>",
-        left - 8.0,
-        TOP - 9.0
-    )?;
-    for (i, name) in map.y.1.iter().enumerate() {
-        let (x, y) = (left - 8.0, TOP + ROW * (i as f64 + 0.5) + 4.0);
-        let name = escape(name);
-        write!(
-            out,
-            "<text class=\"name\" x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"end\">{name}</text>"
-        )?;
+    let (width, bottom) = (right + RIGHT, TOP + ROW * y_names.len() as f64);
+    let (height, narrowest) = (bottom + BELOW, (0.62 * width).max(width - 150.0));
+    let size =
+        format!("viewBox=\"0 0 {width:.0} {height:.0}\" style=\"min-width:{narrowest:.0}px\"");
+    let mut svg = Svg::new(&format!("class=\"map\" {size}"), title);
+    svg.text("tick", (left - 8.0, TOP - 9.0), "end", y_name);
+    for (i, name) in y_names.iter().enumerate() {
+        svg.text("name", (left - 8.0, TOP + ROW * (i as f64 + 0.5) + 4.0), "end", name);
     }
-    for (i, name) in map.x.1.iter().enumerate() {
-        let (x, y) = (left + column * (i as f64 + 0.5), bottom + 17.0);
-        let name = escape(name);
-        write!(
-            out,
-            "<text class=\"name\" x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"middle\">{name}</text>"
-        )?;
+    for (i, name) in x_names.iter().enumerate() {
+        svg.text("name", (left + column * (i as f64 + 0.5), bottom + 17.0), "middle", name);
     }
-    let middle = (left + right) / 2.0;
-    let x_name = escape(map.x.0);
-    write!(
-        out,
-        "<text class=\"tick\" x=\"{middle:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{x_name}</text>",
-        bottom + 36.0
-    )?;
+    svg.text("tick", ((left + right) / 2.0, bottom + 36.0), "middle", x_name);
     for (row, cells) in map.cells.iter().enumerate() {
         for (i, cell) in cells.iter().enumerate() {
             let (x, y) = (left + column * i as f64 + 1.0, TOP + ROW * row as f64 + 1.0);
-            write_cell(out, cell.as_ref(), map.range, (x, y, column - 2.0, ROW - 2.0))?;
+            add_cell(&mut svg, cell.as_ref(), map.range, (x, y, column - 2.0, ROW - 2.0));
         }
     }
-    write_scale(out, map, (left, right, bottom + 52.0))?;
-    write!(out, "</svg></div>")
+    add_scale(&mut svg, map, (left, right, bottom + 52.0));
+    format!("<div class=\"wide\">{}</div>", svg.finish())
 }
 
-fn write_cell(
-    out: &mut String,
+fn add_cell(
+    svg: &mut Svg,
     cell: Option<&Heat>,
     range: (f64, f64),
     (x, y, width, height): (f64, f64, f64, f64),
-) -> std::fmt::Result {
+) {
     let place =
         format!("x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\" rx=\"3\"");
-    let Some(cell) = cell else { return write!(out, "<rect class=\"empty\" {place}/>") };
+    let Some(cell) = cell else { return svg.add(format_args!("<rect class=\"empty\" {place}/>")) };
     let shade = shade(cell.value, range);
     let class = match shade {
-        shade if shade < 0.6 => "on-low",
-        shade if shade < 0.8 => "on-mid", // dark letters in both colour schemes
-        _ => "on-high",
+        shade if shade < 0.6 => "value on-low",
+        shade if shade < 0.8 => "value on-mid", // dark letters in both colour schemes
+        _ => "value on-high",
     };
-    write!(
-        out,
-        "<g><title>{}</title><rect class=\"empty\" {place}/><rect class=\"heat\" fill-opacity=\"{shade:.3}\" {place}/>\
-         <text class=\"value {class}\" x=\"{:.1}\" y=\"{:.1}\">{}</text></g>",
-        escape(&cell.title),
-        x + width / 2.0,
-        y + height / 2.0 + 4.0,
-        escape(&cell.text)
-    )
+    svg.add(format_args!(
+        "<g><title>{}</title><rect class=\"empty\" {place}/><rect class=\"heat\" fill-opacity=\"{shade:.3}\" {place}/>",
+        escape(&cell.title)
+    ));
+    svg.text(class, (x + width / 2.0, y + height / 2.0 + 4.0), "middle", &cell.text);
+    svg.add(format_args!("</g>"));
 }
 
 /// Colours from the palest to the strongest, between the two values that they stand for.
-fn write_scale(
-    out: &mut String,
-    map: &HeatMap,
-    (left, right, top): (f64, f64, f64),
-) -> std::fmt::Result {
+fn add_scale(svg: &mut Svg, map: &HeatMap, (left, right, top): (f64, f64, f64)) {
     let width = (right - left) / STEPS as f64;
     for i in 0..STEPS {
         let (x, shade) = (left + width * i as f64, (i as f64 + 0.5) / STEPS as f64);
-        write!(
-            out,
+        svg.add(format_args!(
             "<rect class=\"heat\" fill-opacity=\"{shade:.3}\" x=\"{x:.2}\" y=\"{top:.1}\" width=\"{width:.2}\" height=\"8\" shape-rendering=\"crispEdges\"/>"
-        )?;
+        ));
     }
-    let (low, high, unit) = (escape(&map.ends.0), escape(&map.ends.1), escape(map.unit));
-    let (middle, text) = ((left + right) / 2.0, top + 23.0);
-    write!(
-        out,
-        "<text class=\"tick\" x=\"{left:.1}\" y=\"{text:.1}\">{low}</text>\
-         <text class=\"tick\" x=\"{middle:.1}\" y=\"{text:.1}\" text-anchor=\"middle\">{unit}</text>\
-         <text class=\"tick\" x=\"{right:.1}\" y=\"{text:.1}\" text-anchor=\"end\">{high}</text>"
-    )
+    let text = top + 23.0;
+    svg.text("tick", (left, text), "start", &map.ends.0);
+    svg.text("tick", ((left + right) / 2.0, text), "middle", map.unit);
+    svg.text("tick", (right, text), "end", &map.ends.1);
 }
 
 /// Where a value lies in a range, from 0 to 1.

@@ -26,6 +26,7 @@ mod table;
 mod axis;
 mod heat_map;
 mod plots;
+mod svg;
 
 mod numbers;
 mod running_mean;

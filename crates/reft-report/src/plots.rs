@@ -1,9 +1,8 @@
 //! The plots, as SVG that takes its colours from the page.
 
-use std::fmt::Write;
-
 use crate::axis::Axis;
 use crate::escape::escape;
+use crate::svg::Svg;
 
 const WIDTH: f64 = 460.0;
 const HEIGHT: f64 = 320.0;
@@ -75,76 +74,40 @@ pub fn scatter(
         points.iter().flat_map(reach).chain(line.map(|(_, value)| value)),
         (BOTTOM, TOP),
     );
-    let mut svg = open(&format!("{} against {}", names.y, names.x), HEIGHT);
+    let mut svg = drawing(&format!("{} against {}", names.y, names.x), HEIGHT);
     frame(&mut svg, (&x, &y), names, percent, x_tick);
     let mut taken: Vec<Area> = Vec::new();
     if let Some((_, value)) = line {
-        let at = y.place(value);
-        add(
-            &mut svg,
-            format!(
-                "<line class=\"base\" x1=\"{LEFT}\" x2=\"{RIGHT}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>"
-            ),
-        );
-    }
-    for point in points {
-        let (px, py) = (x.place(point.x), y.place(point.y));
-        taken.push(Area { left: px - 7.0, right: px + 7.0, top: py - 7.0, bottom: py + 7.0 });
-        let sd = point.sd.unwrap_or(0.0);
-        let (top, bottom) = (y.place(point.y + sd), y.place(point.y - sd));
-        taken.push(Area { left: px - 4.0, right: px + 4.0, top, bottom });
+        svg.line("base", (LEFT, y.place(value)), (RIGHT, y.place(value)));
     }
     for point in points {
         let (px, py, colour) = (x.place(point.x), y.place(point.y), point.colour);
-        if let Some(sd) = point.sd.filter(|sd| *sd > 0.0) {
-            let (top, bottom) = (y.place(point.y + sd), y.place(point.y - sd));
-            add(
-                &mut svg,
-                format!(
-                    "<path class=\"c{colour} sd\" d=\"M{px:.1} {top:.1}V{bottom:.1}M{:.1} {top:.1}h8M{:.1} {bottom:.1}h8\"/>",
-                    px - 4.0,
-                    px - 4.0
-                ),
-            );
+        let [bottom, top] = reach(point).map(|end| y.place(end));
+        let (left, right) = (px - 4.0, px + 4.0);
+        taken.push(Area { left: px - 7.0, right: px + 7.0, top: py - 7.0, bottom: py + 7.0 });
+        taken.push(Area { left, right, top, bottom });
+        if point.sd.is_some_and(|sd| sd > 0.0) {
+            svg.add(format_args!(
+                "<path class=\"c{colour} sd\" d=\"M{px:.1} {top:.1}V{bottom:.1}M{left:.1} {top:.1}h8M{left:.1} {bottom:.1}h8\"/>"
+            ));
         }
-        add(
-            &mut svg,
-            format!(
-                "<circle class=\"c{colour}\" cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"5.5\"><title>{}</title></circle>",
-                escape(&point.title)
-            ),
-        );
+        svg.add(format_args!(
+            "<circle class=\"c{colour}\" cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"5.5\"><title>{}</title></circle>",
+            escape(&point.title)
+        ));
     }
     if let Some((label, value)) = line {
         let below = y.place(value) + 14.0;
-        let ends = [(RIGHT - 4.0, "end", 1.0), (LEFT + 4.0, "start", 0.0)];
-        let covered = |&(x, _, anchor): &(f64, &str, f64)| {
-            let own = Area::text(x, below, label, anchor);
-            taken.iter().map(|other| own.overlap(other)).sum::<f64>()
-        };
-        let free = ends.iter().position(|end| covered(end) == 0.0).unwrap_or(0);
-        let (x, name, anchor) = ends[free];
-        add(
-            &mut svg,
-            format!(
-                "<text class=\"note\" x=\"{x:.1}\" y=\"{below:.1}\" text-anchor=\"{name}\">{}</text>",
-                escape(label)
-            ),
-        );
-        taken.push(Area::text(x, below, label, anchor));
+        let ends = [(RIGHT - 4.0, below, "end"), (LEFT + 4.0, below, "start")];
+        let (x, y, anchor) = free_place(&ends, label, &mut taken);
+        svg.text("note", (x, y), anchor, label);
     }
     for point in points {
-        let (px, py) = (x.place(point.x), y.place(point.y));
-        let (tx, ty, anchor) = free_place(px, py, &point.label, &mut taken);
-        add(
-            &mut svg,
-            format!(
-                "<text class=\"name\" x=\"{tx:.1}\" y=\"{ty:.1}\" text-anchor=\"{anchor}\">{}</text>",
-                escape(&point.label)
-            ),
-        );
+        let places = places_beside(x.place(point.x), y.place(point.y));
+        let (tx, ty, anchor) = free_place(&places, &point.label, &mut taken);
+        svg.text("name", (tx, ty), anchor, &point.label);
     }
-    close(svg)
+    svg.finish()
 }
 
 /// Curves over the steps of a run.
@@ -153,25 +116,22 @@ pub fn curves(curves: &[Curve], names: &Names) -> String {
     let x = Axis::between(1.0, steps as f64, (LEFT, RIGHT));
     let y =
         Axis::linear(curves.iter().flat_map(|curve| curve.values.iter().copied()), (BOTTOM, TOP));
-    let mut svg = open(&format!("{} over {}", names.y, names.x), HEIGHT);
+    let mut svg = drawing(&format!("{} over {}", names.y, names.x), HEIGHT);
     frame(&mut svg, (&x, &y), names, false, |tick| format!("{tick:.0}"));
     for curve in curves {
-        let mut path = String::new();
-        for (i, value) in curve.values.iter().enumerate().filter(|(_, value)| value.is_finite()) {
-            let command = if path.is_empty() { 'M' } else { 'L' };
-            let (px, py) = (x.place(i as f64 + 1.0), y.place(*value));
-            add(&mut path, format!("{command}{px:.1} {py:.1}"));
-        }
-        add(
-            &mut svg,
-            format!(
-                "<path class=\"c{} curve\" d=\"{path}\"><title>{}</title></path>",
-                curve.colour,
-                escape(&curve.label)
-            ),
-        );
+        let finite = curve.values.iter().enumerate().filter(|(_, value)| value.is_finite());
+        let place = |(i, value): (usize, &f64)| {
+            format!("{:.1} {:.1}", x.place(i as f64 + 1.0), y.place(*value))
+        };
+        let path = finite.map(place).collect::<Vec<_>>().join("L");
+        let start = if path.is_empty() { "" } else { "M" };
+        svg.add(format_args!(
+            "<path class=\"c{} curve\" d=\"{start}{path}\"><title>{}</title></path>",
+            curve.colour,
+            escape(&curve.label)
+        ));
     }
-    close(svg)
+    svg.finish()
 }
 
 /// Bars under each other, the value behind each.
@@ -182,47 +142,28 @@ pub fn bars(title: &str, bars: &[Bar]) -> String {
     let longest = bars.iter().map(|bar| bar.label.chars().count()).max().unwrap_or(0);
     let left = (longest as f64 * 7.0 + 14.0).min(180.0);
     let room = WIDTH - left - 92.0; // the value's text
-    let mut svg = open(title, height);
+    let mut svg = drawing(title, height);
     for (i, bar) in bars.iter().enumerate() {
         let top = 5.0 + ROW * i as f64;
         let width = (bar.value / widest * room).max(1.0);
         let middle = top + 14.0;
-        add(
-            &mut svg,
-            format!(
-                "<text class=\"name\" x=\"{:.1}\" y=\"{middle:.1}\" text-anchor=\"end\">{}</text>\
-             <rect class=\"c{}\" x=\"{left:.1}\" y=\"{top:.1}\" width=\"{width:.1}\" height=\"19\" rx=\"3\"/>\
-             <text class=\"note\" x=\"{:.1}\" y=\"{middle:.1}\">{}</text>",
-                left - 8.0,
-                escape(&bar.label),
-                bar.colour,
-                left + width + 6.0,
-                escape(&bar.text)
-            ),
-        );
+        svg.text("name", (left - 8.0, middle), "end", &bar.label);
+        svg.add(format_args!(
+            "<rect class=\"c{}\" x=\"{left:.1}\" y=\"{top:.1}\" width=\"{width:.1}\" height=\"19\" rx=\"3\"/>",
+            bar.colour
+        ));
+        svg.text("note", (left + width + 6.0, middle), "start", &bar.text);
     }
-    close(svg)
+    svg.finish()
 }
 
-fn open(title: &str, height: f64) -> String {
-    let title = escape(title);
-    format!(
-        "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{title}\"><title>{title}</title>"
-    )
-}
-
-fn close(mut svg: String) -> String {
-    svg.push_str("</svg>");
-    svg
-}
-
-fn add(svg: &mut String, piece: String) {
-    svg.push_str(&piece);
+fn drawing(title: &str, height: f64) -> Svg {
+    Svg::new(&format!("viewBox=\"0 0 {WIDTH} {height}\""), title)
 }
 
 /// Grid, ticks and names of the axes.
 fn frame(
-    svg: &mut String,
+    svg: &mut Svg,
     (x, y): (&Axis, &Axis),
     names: &Names,
     percent: bool,
@@ -230,36 +171,18 @@ fn frame(
 ) {
     let (factor, unit) = if percent { (100.0, " %") } else { (1.0, "") };
     let decimals = y.decimals(factor);
-    let mut piece = String::new();
     for tick in y.ticks() {
         let at = y.place(tick);
-        let _infallible = write!(
-            piece,
-            "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{RIGHT}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
-             <text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{:.decimals$}{unit}</text>",
-            LEFT - 6.0,
-            at + 4.0,
-            tick * factor
-        );
+        svg.line("grid", (LEFT, at), (RIGHT, at));
+        let text = format!("{:.decimals$}{unit}", tick * factor);
+        svg.text("tick", (LEFT - 6.0, at + 4.0), "end", &text);
     }
     for tick in x.ticks() {
         let at = x.place(tick);
-        let _infallible = write!(
-            piece,
-            "<line class=\"grid\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{TOP}\" y2=\"{BOTTOM}\"/>\
-             <text class=\"tick\" x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
-            BOTTOM + 17.0,
-            escape(&x_tick(tick))
-        );
+        svg.line("grid", (at, TOP), (at, BOTTOM));
+        svg.text("tick", (at, BOTTOM + 17.0), "middle", &x_tick(tick));
     }
-    let _infallible = write!(
-        piece,
-        "<text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
-        (LEFT + RIGHT) / 2.0,
-        HEIGHT - 8.0,
-        escape(names.x)
-    );
-    svg.push_str(&piece);
+    svg.text("tick", ((LEFT + RIGHT) / 2.0, HEIGHT - 8.0), "middle", names.x);
 }
 
 /// A place that is taken.
@@ -271,15 +194,15 @@ struct Area {
 }
 
 impl Area {
-    /// A text's box; `anchor` is the share of its width that lies before `x`.
-    fn text(x: f64, y: f64, text: &str, anchor: f64) -> Self {
+    /// The box of a text that begins, has its middle or ends at `x`.
+    fn text((x, y, anchor): Place, text: &str) -> Self {
         let width = 7.6 * text.chars().count() as f64;
-        Self {
-            left: x - anchor * width,
-            right: x + (1.0 - anchor) * width,
-            top: y - 11.0,
-            bottom: y + 3.0,
-        }
+        let left = match anchor {
+            "start" => x,
+            "middle" => x - 0.5 * width,
+            _ => x - width,
+        };
+        Self { left, right: left + width, top: y - 11.0, bottom: y + 3.0 }
     }
 
     fn overlap(&self, other: &Self) -> f64 {
@@ -296,25 +219,31 @@ impl Area {
     }
 }
 
-/// Where a point's name covers least of what is there already.
-fn free_place(px: f64, py: f64, text: &str, taken: &mut Vec<Area>) -> (f64, f64, &'static str) {
-    let mut places = vec![(px + 10.0, py + 4.0, "start", 0.0), (px - 10.0, py + 4.0, "end", 1.0)];
+/// Where a text stands, and which part of it there: its start, middle or end.
+type Place = (f64, f64, &'static str);
+
+/// Where a point's name may stand, the best places first.
+fn places_beside(px: f64, py: f64) -> Vec<Place> {
+    let mut places = vec![(px + 10.0, py + 4.0, "start"), (px - 10.0, py + 4.0, "end")];
     for distance in [14.0, 26.0, 38.0] {
-        for dy in [-distance + 2.0, distance + 6.0] {
-            places.push((px, py + dy, "middle", 0.5));
-            places.push((px + 8.0, py + dy, "start", 0.0));
-            places.push((px - 8.0, py + dy, "end", 1.0));
+        for y in [py - distance + 2.0, py + distance + 6.0] {
+            places.extend([(px, y, "middle"), (px + 8.0, y, "start"), (px - 8.0, y, "end")]);
         }
     }
-    let cost = |&(x, y, _, anchor): &(f64, f64, &str, f64)| {
-        let own = Area::text(x, y, text, anchor);
+    places
+}
+
+/// The first of the places where a text covers least of what is there already.
+fn free_place(places: &[Place], text: &str, taken: &mut Vec<Area>) -> Place {
+    let cost = |place: Place| {
+        let own = Area::text(place, text);
         own.outside() * 100.0 + taken.iter().map(|other| own.overlap(other)).sum::<f64>()
     };
-    let costs: Vec<f64> = places.iter().map(cost).collect();
-    let best = (0..places.len()).min_by(|&a, &b| costs[a].total_cmp(&costs[b])).unwrap_or(0);
-    let (x, y, name, anchor) = places[best];
-    taken.push(Area::text(x, y, text, anchor));
-    (x, y, name)
+    let costs = places.iter().map(|&place| (cost(place), place));
+    let best = costs.min_by(|(a, _), (b, _)| a.total_cmp(b));
+    let (_, place) = best.expect("invariant: there are places to choose from");
+    taken.push(Area::text(place, text));
+    place
 }
 
 #[cfg(test)]
@@ -342,8 +271,8 @@ mod tests {
     #[test]
     fn names_of_near_points_do_not_cover_each_other() {
         let mut taken = Vec::new();
-        let first = free_place(200.0, 100.0, "LoReFT", &mut taken);
-        let second = free_place(202.0, 101.0, "DiReFT", &mut taken);
+        let first = free_place(&places_beside(200.0, 100.0), "LoReFT", &mut taken);
+        let second = free_place(&places_beside(202.0, 101.0), "DiReFT", &mut taken);
         assert_ne!(first, second);
         assert_eq!(taken[0].overlap(&taken[1]), 0.0);
     }
