@@ -76,6 +76,11 @@ impl AdapterFiles {
     pub(crate) fn tensors(self) -> &'static str {
         self.names()[0]
     }
+
+    /// Name of the file that tells what the adapter is.
+    pub(crate) fn configuration(self) -> &'static str {
+        self.names()[self.names().len() - 1]
+    }
 }
 
 /// A method with everything decided.

@@ -15,11 +15,6 @@ impl MergedWeights {
         Ok(Self(weight_tensors(model)?.into_iter().collect()))
     }
 
-    /// Whether the model has a weight of this name.
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.0.contains_key(name)
-    }
-
     /// Replaces a weight by what `merged` makes of it, rounded to its kind.
     pub(crate) fn change(&self, name: &str, merged: impl FnOnce(&Tensor) -> Tensor) -> Result<()> {
         let Some(weight) = self.0.get(name) else {
@@ -34,6 +29,16 @@ impl MergedWeights {
             weight.shallow_clone().copy_(&merged);
             Ok(())
         })
+    }
+
+    /// [`Self::change`] of a module's bias, if it has one.
+    pub(crate) fn change_bias(
+        &self,
+        module: &str,
+        merged: impl FnOnce(&Tensor) -> Tensor,
+    ) -> Result<()> {
+        let bias = format!("{module}.bias");
+        if self.0.contains_key(&bias) { self.change(&bias, merged) } else { Ok(()) }
     }
 }
 

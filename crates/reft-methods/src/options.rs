@@ -147,27 +147,22 @@ impl MethodOption {
     /// [`Error::OptionValue`].
     pub fn parse(&self, text: &str) -> Result<Value> {
         let text = text.trim();
-        let list = || text.split([',', ';']).map(|part| part.trim().to_owned()).collect::<Vec<_>>();
-        let quoted = || json!(text);
+        let list = || text.split([',', ';']).map(str::trim);
         let value = match self.value {
-            ValueKind::Count => text.parse::<i64>().map_or_else(|_| quoted(), |n| json!(n)),
-            ValueKind::Number => match text.parse::<f64>() {
-                Ok(x) if x.is_finite() => json!(x),
-                _ => quoted(),
-            },
-            ValueKind::Switch => text.parse::<bool>().map_or_else(|_| quoted(), |yes| json!(yes)),
+            ValueKind::Count => text.parse::<i64>().ok().map(|n| json!(n)),
+            ValueKind::Number => {
+                text.parse::<f64>().ok().filter(|x| x.is_finite()).map(|x| json!(x))
+            }
+            ValueKind::Switch => text.parse::<bool>().ok().map(|yes| json!(yes)),
             ValueKind::Tokens => {
-                let ids: Option<Vec<i64>> = list().iter().map(|part| part.parse().ok()).collect();
-                ids.map_or_else(quoted, |ids| json!(ids))
+                let ids: Option<Vec<i64>> = list().map(|part| part.parse().ok()).collect();
+                ids.map(|ids| json!(ids))
             }
-            ValueKind::Components => json!(list()),
-            ValueKind::Modules => {
-                let Ok(modules) = text.parse::<TargetModules>();
-                json!(modules)
-            }
-            ValueKind::Layers | ValueKind::Name(_) | ValueKind::Positions => quoted(),
+            ValueKind::Components => Some(json!(list().collect::<Vec<_>>())),
+            ValueKind::Modules => Some(json!(TargetModules::from(text))),
+            ValueKind::Layers | ValueKind::Name(_) | ValueKind::Positions => None,
         };
-        self.checked(value)
+        self.checked(value.unwrap_or_else(|| json!(text)))
     }
 
     /// A value of a file as it is kept: layers as a list, numbers as numbers of their kind.
@@ -175,51 +170,48 @@ impl MethodOption {
     /// # Errors
     /// [`Error::OptionValue`].
     pub fn checked(&self, value: Value) -> Result<Value> {
-        let refuse = |expected: &str| Error::OptionValue {
+        let one_of;
+        let (kept, expected) = match self.value {
+            ValueKind::Count => (read_as::<i64>(&value), "a whole number"),
+            ValueKind::Number => (read_as::<f64>(&value), "a number"),
+            ValueKind::Switch => (read_as::<bool>(&value), "true or false"),
+            ValueKind::Name(names) => {
+                one_of = format!("one of {}", names.join(", "));
+                let is_one = |name: &Value| names.iter().any(|own| name == own);
+                (Some(value.clone()).filter(is_one), &*one_of)
+            }
+            ValueKind::Positions => {
+                let positions = value.as_str().map(str::parse::<Positions>).transpose()?;
+                (positions.map(|positions| json!(positions)), "positions such as f7+l7")
+            }
+            ValueKind::Components => {
+                let names: Option<Vec<String>> = serde_json::from_value(value.clone()).ok();
+                let parse = |name: &String| name.parse::<Component>();
+                let known =
+                    names.map(|names| names.iter().map(parse).collect::<Result<Vec<_>, _>>());
+                (known.transpose()?.map(|known| json!(known)), "a list of components")
+            }
+            ValueKind::Modules => {
+                (read_as::<TargetModules>(&value), "a list of modules, or a pattern")
+            }
+            ValueKind::Tokens => (read_as::<Vec<i64>>(&value), "a list of token ids"),
+            ValueKind::Layers => (
+                layers(&value),
+                "all, one layer such as 15, or several such as 3;9;18 (counted from 0), each once",
+            ),
+        };
+        kept.ok_or_else(|| Error::OptionValue {
             option: self.name,
             found: value.as_str().map_or_else(|| value.to_string(), |text| format!("{text:?}")),
             expected: expected.to_owned(),
-        };
-        let texts =
-            || -> Option<Vec<&str>> { value.as_array()?.iter().map(Value::as_str).collect() };
-        match self.value {
-            ValueKind::Count => match value.as_i64() {
-                Some(_) => Ok(value),
-                None => Err(refuse("a whole number")),
-            },
-            ValueKind::Number => match value.as_f64() {
-                Some(x) if x.is_finite() => Ok(json!(x)),
-                _ => Err(refuse("a number")),
-            },
-            ValueKind::Switch if value.is_boolean() => Ok(value),
-            ValueKind::Switch => Err(refuse("true or false")),
-            ValueKind::Name(names) => match value.as_str() {
-                Some(name) if names.contains(&name) => Ok(value),
-                _ => Err(refuse(&format!("one of {}", names.join(", ")))),
-            },
-            ValueKind::Positions => match value.as_str().map(str::parse::<Positions>) {
-                Some(Ok(positions)) => Ok(json!(positions)),
-                Some(Err(error)) => Err(error.into()),
-                None => Err(refuse("positions such as f7+l7")),
-            },
-            ValueKind::Components => {
-                let names = texts().ok_or_else(|| refuse("a list of components"))?;
-                let known = names.iter().map(|name| name.parse::<Component>());
-                known.collect::<reft_models::Result<Vec<_>>>()?;
-                Ok(value)
-            }
-            ValueKind::Modules => match serde_json::from_value::<TargetModules>(value.clone()) {
-                Ok(_) => Ok(value),
-                Err(_) => Err(refuse("a list of modules, or a pattern")),
-            },
-            ValueKind::Tokens => match serde_json::from_value::<Vec<i64>>(value.clone()) {
-                Ok(_) => Ok(value),
-                Err(_) => Err(refuse("a list of token ids")),
-            },
-            ValueKind::Layers => layers(&value)
-                .ok_or_else(|| refuse("all, one layer such as 15, or several such as 3;9;18 (counted from 0), each once")),
-        }
+        })
     }
+}
+
+/// A value in the form of its type, if it is of that.
+fn read_as<T: DeserializeOwned + Serialize>(value: &Value) -> Option<Value> {
+    let value: T = serde_json::from_value(value.clone()).ok()?;
+    serde_json::to_value(value).ok()
 }
 
 /// Layers as a sorted list, or "all".
@@ -315,11 +307,8 @@ impl MethodOptions {
     }
 
     /// The components asked for.
-    pub(crate) fn components(&self) -> Result<Vec<Component>> {
-        let Some(names) = self.get::<Vec<String>>(&COMPONENTS) else {
-            return Ok(vec![Component::MlpOutput]);
-        };
-        Ok(names.iter().map(|name| name.parse()).collect::<reft_models::Result<_>>()?)
+    pub(crate) fn components(&self) -> Vec<Component> {
+        self.get(&COMPONENTS).unwrap_or_else(|| vec![Component::MlpOutput])
     }
 }
 

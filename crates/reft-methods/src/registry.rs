@@ -1,5 +1,6 @@
 //! The methods, and how an adapter directory is told to be of one.
 
+use std::mem::discriminant;
 use std::path::{Path, PathBuf};
 
 use reft_core::Parameter;
@@ -9,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
 use crate::error::{Error, Result};
-use crate::files::{own_config, peft_fields};
+use crate::files::adapter_file;
 use crate::methods::METHODS;
 use crate::options::{MethodOption, MethodOptions, union};
 
@@ -108,8 +109,7 @@ impl Methods {
     /// # Errors
     /// [`Error::NotAnAdapter`]; a configuration that is broken.
     pub fn read(dir: &Path) -> Result<Self> {
-        let read = |(dir, method): (PathBuf, &MethodDeclaration)| (method.read)(&dir);
-        Ok(Self(adapters_in(dir)?.into_iter().map(read).collect::<Result<_>>()?))
+        each_in(dir, |method, _| Ok(method)).map(Self)
     }
 
     /// The methods, in the order that they see hidden states.
@@ -145,7 +145,9 @@ impl Methods {
     /// # Errors
     /// What a method refuses; [`reft_models::Error::NotCombinable`].
     pub fn build(&self, model: &dyn Model, base_model: &str) -> Result<Vec<Box<dyn Adapter>>> {
-        combinable(self.iter().map(|method| method.build(model, base_model)).collect())
+        combinable(
+            self.iter().map(|method| method.build(model, base_model)).collect::<Result<_>>()?,
+        )
     }
 
     /// Bytes per token that the methods' own backward keeps in each block; see [`Method::kept_per_token`].
@@ -175,54 +177,55 @@ pub fn adapters_in(dir: &Path) -> Result<Vec<(PathBuf, &'static MethodDeclaratio
     Ok(vec![(dir.to_owned(), method_in(dir)?)])
 }
 
+/// The kinds of adapters that a configuration tells.
+const CONFIGURED: [AdapterFiles; 3] =
+    [AdapterFiles::Reft, AdapterFiles::Peft(""), AdapterFiles::Own];
+
 /// Whether there is an adapter that says what it is, and not all weights of a model.
 fn has_own_files(dir: &Path) -> bool {
-    let configs = [AdapterFiles::Reft, AdapterFiles::Peft(""), AdapterFiles::Own];
-    configs.iter().any(|files| dir.join(files.names()[1]).is_file())
+    CONFIGURED.iter().any(|files| dir.join(files.configuration()).is_file())
 }
 
 /// The method of the adapter that lies in a directory, told by its files.
 fn method_in(dir: &Path) -> Result<&'static MethodDeclaration> {
     let unknown = |expected: String| Error::NotAnAdapter { path: dir.to_owned(), expected };
-    let has = |files: AdapterFiles| dir.join(files.names()[files.names().len() - 1]).is_file();
-    let find = |is: &dyn Fn(&MethodDeclaration) -> bool| METHODS.iter().find(|m| is(m)).copied();
-    if has(AdapterFiles::Reft) {
-        Ok(find(&|m| m.files == AdapterFiles::Reft).expect("invariant: ReFT is a method"))
-    } else if has(AdapterFiles::Peft("")) {
-        let found = peft_fields::peft_type(dir)?;
-        find(&|m| matches!(m.files, AdapterFiles::Peft(own) if own == found)).ok_or_else(|| {
-            let mut types: Vec<&str> = Vec::new();
-            for method in METHODS {
-                match method.files {
-                    AdapterFiles::Peft(own) if !types.contains(&own) => types.push(own),
-                    _ => {}
-                }
-            }
-            unknown(format!(
-                "peft_type {} in adapter_config.json (it says {found})",
-                types.join(", ")
-            ))
-        })
-    } else if has(AdapterFiles::Own) {
-        let found = own_config::method(dir)?;
-        find(&|m| m.files == AdapterFiles::Own && m.name == found).ok_or_else(|| {
-            let own = METHODS.iter().filter(|m| m.files == AdapterFiles::Own);
-            let names: Vec<&str> = own.map(|m| m.name).collect();
-            let names = names.join(", ");
-            unknown(format!("method {names} in baseline_config.json (it says {found})"))
-        })
-    } else if has(AdapterFiles::Weights) {
-        Ok(find(&|m| m.files == AdapterFiles::Weights).expect("invariant: full is a method"))
-    } else {
-        Err(unknown(config_names().join(", ")))
-    }
+    let mut kinds = CONFIGURED.into_iter().chain([AdapterFiles::Weights]);
+    let Some(kind) = kinds.find(|files| dir.join(files.configuration()).is_file()) else {
+        let [reft, peft, own] = CONFIGURED.map(AdapterFiles::configuration);
+        let names = [reft, peft, own, AdapterStack::FILE_NAME, AdapterFiles::Weights.tensors()];
+        return Err(unknown(names.join(", ")));
+    };
+    // the field that tells methods of this kind apart, and what it is for one of them
+    let (field, value): (_, fn(&MethodDeclaration) -> &'static str) = match kind {
+        AdapterFiles::Peft(_) => ("peft_type", |method| match method.files {
+            AdapterFiles::Peft(peft_type) => peft_type,
+            _ => "",
+        }),
+        AdapterFiles::Own => ("method", |method| method.name),
+        _ => ("", |_| ""),
+    };
+    let of_kind =
+        || METHODS.iter().copied().filter(|m| discriminant(&m.files) == discriminant(&kind));
+    let found = match field {
+        "" => String::new(),
+        _ => adapter_file::text_in(kind, dir, field)?.ok_or_else(|| {
+            let path = dir.join(kind.configuration());
+            let reason = format!("{} says no {field}", path.display());
+            reft_models::Error::Adapter { reason }
+        })?,
+    };
+    of_kind().find(|method| value(method) == found).ok_or_else(|| {
+        let mut accepted: Vec<&str> = of_kind().map(value).collect();
+        accepted.dedup();
+        let (accepted, file) = (accepted.join(", "), kind.configuration());
+        unknown(format!("{field} {accepted} in {file} (it says {found})"))
+    })
 }
 
-/// The files that tell what a directory holds.
-fn config_names() -> Vec<&'static str> {
-    let [reft, peft, own] = [AdapterFiles::Reft, AdapterFiles::Peft(""), AdapterFiles::Own];
-    let [reft, peft, own] = [reft, peft, own].map(|files| files.names()[1]);
-    vec![reft, peft, own, AdapterStack::FILE_NAME, AdapterFiles::Weights.tensors()]
+/// Reads the configuration of each adapter of a directory, and goes on from it.
+fn each_in<T>(dir: &Path, go_on: impl Fn(Box<dyn Method>, &Path) -> Result<T>) -> Result<Vec<T>> {
+    let of_one = |(dir, method): (PathBuf, &MethodDeclaration)| go_on((method.read)(&dir)?, &dir);
+    adapters_in(dir)?.into_iter().map(of_one).collect()
 }
 
 /// Reads the adapters of a directory and checks that they belong to the model. There is one, but for several that were trained at once.
@@ -232,9 +235,7 @@ fn config_names() -> Vec<&'static str> {
 /// # Errors
 /// [`Error::NotAnAdapter`], or what the method refuses: fields and tensors by name, another base model.
 pub fn load_adapters(dir: &Path, model: &dyn Model) -> Result<Vec<Box<dyn Adapter>>> {
-    let load =
-        |(dir, method): (PathBuf, &MethodDeclaration)| (method.read)(&dir)?.load(&dir, model);
-    combinable(adapters_in(dir)?.into_iter().map(load).collect())
+    combinable(each_in(dir, |method, dir| method.load(dir, model))?)
 }
 
 /// [`load_adapters`], to be trained on.
@@ -242,14 +243,10 @@ pub fn load_adapters(dir: &Path, model: &dyn Model) -> Result<Vec<Box<dyn Adapte
 /// # Errors
 /// As [`load_adapters`]; a loaded rotation that is not orthonormal.
 pub fn load_trainable_adapters(dir: &Path, model: &dyn Model) -> Result<Vec<Box<dyn Adapter>>> {
-    let load = |(dir, method): (PathBuf, &MethodDeclaration)| {
-        (method.read)(&dir)?.load_trainable(&dir, model)
-    };
-    combinable(adapters_in(dir)?.into_iter().map(load).collect())
+    combinable(each_in(dir, |method, dir| method.load_trainable(dir, model))?)
 }
 
-fn combinable(adapters: Result<Vec<Box<dyn Adapter>>>) -> Result<Vec<Box<dyn Adapter>>> {
-    let adapters = adapters?;
+fn combinable(adapters: Vec<Box<dyn Adapter>>) -> Result<Vec<Box<dyn Adapter>>> {
     AdapterStack::of_boxed(&adapters)?;
     Ok(adapters)
 }
@@ -259,10 +256,7 @@ fn combinable(adapters: Result<Vec<Box<dyn Adapter>>>) -> Result<Vec<Box<dyn Ada
 /// # Errors
 /// What loading it refuses: fields and tensors by name, another base model.
 pub fn check_adapter(dir: &Path, model: &ModelDescription) -> Result<()> {
-    let check = |(dir, method): (PathBuf, &MethodDeclaration)| {
-        (method.read)(&dir)?.check_files(&dir, model)
-    };
-    adapters_in(dir)?.into_iter().try_for_each(check)
+    each_in(dir, |method, dir| method.check_files(dir, model)).map(drop)
 }
 
 /// Puts an adapter directory into the model's weights: it computes what model and adapter did, at the model's own cost. Sums are made in

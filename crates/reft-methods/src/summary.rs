@@ -5,7 +5,7 @@ use reft_models::{BaseModel, Component, Site, load_safetensors};
 
 use crate::declaration::{AdapterFiles, MethodDeclaration};
 use crate::error::Result;
-use crate::files::peft_fields;
+use crate::files::adapter_file;
 use crate::options::MethodOptions;
 use crate::registry::{Methods, adapter_bytes, adapters_in};
 
@@ -65,7 +65,7 @@ impl AdapterSummary {
         let base_model = method.base_model(dir)?;
         let named = base_model.as_ref().and_then(|base_model| base_model.name.clone());
         let in_config = match declaration.files {
-            AdapterFiles::Peft(_) => peft_fields::base_model_name(dir)?,
+            AdapterFiles::Peft(_) => adapter_file::peft_base_model_name(dir)?,
             _ => None,
         };
         Ok(Self {

@@ -1,6 +1,3 @@
-use std::convert::Infallible;
-use std::str::FromStr;
-
 use reft_models::{Component, Error, ModelDescription, Projection, Result, Site};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
@@ -73,16 +70,14 @@ impl TargetModules {
     }
 }
 
-impl FromStr for TargetModules {
-    type Err = Infallible;
-
+impl From<&str> for TargetModules {
     /// Names with commas or semicolons between them; `all-linear`, or anything that is no name, is a pattern.
-    fn from_str(text: &str) -> std::result::Result<Self, Infallible> {
+    fn from(text: &str) -> Self {
         let is_name = |c: char| c.is_ascii_alphanumeric() || "_. ,;".contains(c);
         if !text.chars().all(is_name) {
-            return Ok(Self::Pattern(text.to_owned()));
+            return Self::Pattern(text.to_owned());
         }
-        Ok(Self::Names(text.split([',', ';']).map(|name| name.trim().to_owned()).collect()))
+        Self::Names(text.split([',', ';']).map(|name| name.trim().to_owned()).collect())
     }
 }
 

@@ -13,24 +13,30 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tch::{Device, Kind, Tensor};
 
-use crate::declaration::{AdapterFiles, Method};
+use crate::declaration::{Method, MethodDeclaration};
 use crate::error::{Error, Result};
 use crate::files::adapter_file::{self, Shapes};
-use crate::files::peft_fields;
 use crate::merge::MergedWeights;
 use crate::options::MethodOptions;
 use crate::target_modules::share_an_input;
 
 /// A method with everything decided, which is the configuration in its adapters' files too.
-pub(crate) trait TensorMethod: Debug + Clone + Serialize + 'static {
-    /// What its adapters are on disk.
-    const FILES: AdapterFiles;
+pub(crate) trait TensorMethod:
+    Debug + Clone + Serialize + DeserializeOwned + 'static
+{
+    /// Its declaration; of several that share a configuration, the first.
+    const DECLARATION: &'static MethodDeclaration;
 
     /// What a part has beside its tensors: names, scalings.
     type Constants: Debug;
 
     /// Its name, as on the command line.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &'static str {
+        Self::DECLARATION.name
+    }
+
+    /// Decides what the options of the method of this name leave open; [`Self::parts`] checks it.
+    fn decide(name: &str, options: &MethodOptions, model: &ModelDescription) -> Result<Self>;
 
     /// All of its options.
     fn options(&self) -> MethodOptions;
@@ -55,7 +61,7 @@ pub(crate) trait TensorMethod: Debug + Clone + Serialize + 'static {
 
     /// The tensors of the file, made of those that are trained.
     fn saved(&self, table: &Table<Self::Constants>) -> Vec<(String, Tensor)> {
-        table.named().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect()
+        table.parameters.iter().map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect()
     }
 
     /// The hooks for one forward over a batch.
@@ -64,7 +70,7 @@ pub(crate) trait TensorMethod: Debug + Clone + Serialize + 'static {
         table: &'a Table<Self::Constants>,
         layout: &Layout,
         mode: Mode,
-    ) -> reft_models::Result<Box<dyn Hooks + 'a>>;
+    ) -> MadeHooks<'a>;
 
     /// Number of virtual tokens that stand before every prompt.
     fn virtual_tokens(&self) -> usize {
@@ -77,10 +83,13 @@ pub(crate) trait TensorMethod: Debug + Clone + Serialize + 'static {
     }
 
     /// Puts a part into the weights.
-    fn merge(&self, _part: &TablePart<Self::Constants>, _weights: &MergedWeights) -> Result<()> {
+    fn merge(&self, _: &Self::Constants, _: &[Tensor], _: &MergedWeights) -> Result<()> {
         Ok(())
     }
 }
+
+/// Hooks, or why there are none for a batch.
+pub(crate) type MadeHooks<'a> = reft_models::Result<Box<dyn Hooks + 'a>>;
 
 /// A part of a table to be made: the tensors at a site, or those that belong to none.
 #[derive(Debug)]
@@ -156,20 +165,12 @@ impl TensorSpec {
     }
 }
 
-/// The trained tensors of an adapter.
+/// The trained tensors of an adapter, in f32 whatever the model's kind: an optimizer's small steps would be rounded away in half.
 #[derive(Debug)]
 pub(crate) struct Table<C> {
-    parts: Vec<TablePart<C>>,
-    at: BTreeMap<Site, usize>,
-}
-
-/// A part of a table.
-#[derive(Debug)]
-pub(crate) struct TablePart<C> {
-    pub(crate) constants: C,
-    /// In the order of [`Part::tensors`], in f32 whatever the model's kind: an optimizer's small steps would be rounded away in half.
-    pub(crate) tensors: Vec<Tensor>,
-    names: Vec<(String, bool)>, // and whether it decays
+    /// By site; the tensors of each in the order of [`Part::tensors`].
+    parts: BTreeMap<Option<Site>, (C, Vec<Tensor>)>,
+    parameters: Vec<Parameter>,
 }
 
 impl<C> Table<C> {
@@ -178,35 +179,29 @@ impl<C> Table<C> {
         device: Device,
         tensor: &dyn Fn(&TensorSpec) -> reft_models::Result<Tensor>,
     ) -> Result<Self> {
-        let sites = parts.iter().enumerate().filter_map(|(i, part)| Some((part.site?, i)));
-        let at = sites.collect();
-        let leaf = |spec: &TensorSpec| -> Result<Tensor> {
-            let start = tensor(spec)?.detach().to_kind(Kind::Float).to_device(device);
-            Ok(start.copy().set_requires_grad(true))
-        };
-        let make = |Part { constants, tensors, .. }: Part<C>| -> Result<TablePart<C>> {
-            let leaves = tensors.iter().map(leaf).collect::<Result<_>>()?;
-            let names = tensors.into_iter().map(|spec| (spec.name, spec.decays)).collect();
-            Ok(TablePart { constants, tensors: leaves, names })
-        };
-        Ok(Self { parts: parts.into_iter().map(make).collect::<Result<_>>()?, at })
+        let mut table = Self { parts: BTreeMap::new(), parameters: Vec::new() };
+        for Part { site, constants, tensors, .. } in parts {
+            let mut leaves = Vec::new();
+            for spec in tensors {
+                let start = tensor(&spec)?.detach().to_kind(Kind::Float).to_device(device);
+                let leaf = start.copy().set_requires_grad(true);
+                let parameter = Parameter::new(spec.name, &leaf);
+                table.parameters.push(Parameter { weight_decay: spec.decays, ..parameter });
+                leaves.push(leaf);
+            }
+            table.parts.insert(site, (constants, leaves));
+        }
+        Ok(table)
     }
 
     /// Constants and tensors at a site.
     pub(crate) fn at(&self, site: Site) -> Option<(&C, &[Tensor])> {
-        let part = &self.parts[*self.at.get(&site)?];
-        Some((&part.constants, &part.tensors))
+        self.parts.get(&Some(site)).map(|(constants, tensors)| (constants, &tensors[..]))
     }
 
-    /// The tensors of the first part: all, where they belong to no site.
+    /// The tensors that belong to no site.
     pub(crate) fn tensors(&self) -> &[Tensor] {
-        self.parts.first().map_or(&[], |part| &part.tensors)
-    }
-
-    fn named(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        let parts = self.parts.iter();
-        let named = parts.flat_map(|part| part.names.iter().zip(&part.tensors));
-        named.map(|((name, _), tensor)| (name.as_str(), tensor))
+        self.parts.get(&None).map_or(&[], |(_, tensors)| tensors)
     }
 }
 
@@ -224,20 +219,14 @@ impl<M: TensorMethod> Adapter for TensorAdapter<M> {
     }
 
     fn parameters(&self) -> Vec<Parameter> {
-        let parts = self.table.parts.iter();
-        let named = parts.flat_map(|part| part.names.iter().zip(&part.tensors));
-        let parameter = |((name, decays), tensor): (&(String, bool), &Tensor)| match decays {
-            true => Parameter::new(name.clone(), tensor),
-            false => Parameter::without_weight_decay(name.clone(), tensor),
+        let again = |p: &Parameter| Parameter {
+            weight_decay: p.weight_decay,
+            ..Parameter::new(p.name.clone(), &p.tensor)
         };
-        named.map(parameter).collect()
+        self.table.parameters.iter().map(again).collect()
     }
 
-    fn hooks<'a>(
-        &'a self,
-        layout: &Layout,
-        mode: Mode,
-    ) -> reft_models::Result<Box<dyn Hooks + 'a>> {
+    fn hooks<'a>(&'a self, layout: &Layout, mode: Mode) -> MadeHooks<'a> {
         self.method.hooks(&self.table, layout, mode)
     }
 
@@ -250,15 +239,15 @@ impl<M: TensorMethod> Adapter for TensorAdapter<M> {
     }
 
     fn reach(&self, _row: &Row) -> Reach {
-        if self.table.at.is_empty() {
+        if self.table.parts.contains_key(&None) {
             return Reach::EVERYTHING;
         }
-        Reach::of_sites(self.table.at.keys().copied(), 0)
+        Reach::of_sites(self.table.parts.keys().flatten().copied(), 0)
     }
 
     fn save(&self, dir: &Path) -> reft_models::Result<()> {
         let tensors = self.method.saved(&self.table);
-        adapter_file::write(M::FILES, dir, &self.method, &tensors, &self.base_model)
+        adapter_file::write(M::DECLARATION.files, dir, &self.method, &tensors, &self.base_model)
     }
 }
 
@@ -288,7 +277,7 @@ impl<M: TensorMethod> Method for M {
         let base_model = match Method::base_model(self, dir)? {
             Some(base_model) => base_model,
             None => {
-                let name = peft_fields::base_model_name(dir)?.unwrap_or_default();
+                let name = adapter_file::peft_base_model_name(dir)?.unwrap_or_default();
                 BaseModel::of(model.description(), name)
             }
         };
@@ -302,14 +291,15 @@ impl<M: TensorMethod> Method for M {
     fn base_model(&self, dir: &Path) -> Result<Option<BaseModel>> {
         match TensorMethod::base_model(&mut self.clone()) {
             Some(base_model) => Ok(Some(base_model.clone())),
-            None => Ok(adapter_file::base_model(&dir.join(M::FILES.tensors()))?),
+            None => Ok(adapter_file::base_model(&dir.join(M::DECLARATION.files.tensors()))?),
         }
     }
 
     fn merge(&self, dir: &Path, model: &dyn Model) -> Result<()> {
         let table = table_of(&self.clone().into_read(), dir, model.description(), model.device())?;
         let weights = MergedWeights::of(model)?;
-        table.parts.iter().try_for_each(|part| TensorMethod::merge(self, part, &weights))
+        let mut parts = table.parts.values();
+        parts.try_for_each(|(constants, own)| TensorMethod::merge(self, constants, own, &weights))
     }
 
     fn kept_per_token(&self, model: &ModelDescription, kind_bytes: f64) -> Result<Vec<f64>> {
@@ -329,9 +319,20 @@ impl<M: TensorMethod> Method for M {
 /// Bytes of an f32.
 const F32: f64 = 4.0;
 
+/// Decides what the options leave open, and checks it against a model.
+pub(crate) fn resolve<M: TensorMethod>(
+    name: &str,
+    options: &MethodOptions,
+    model: &ModelDescription,
+) -> Result<Box<dyn Method>> {
+    let method = M::decide(name, options, model)?;
+    method.parts(model)?;
+    Ok(Box::new(method))
+}
+
 /// Reads the configuration of an adapter directory.
-pub(crate) fn read<M: TensorMethod + DeserializeOwned>(dir: &Path) -> Result<Box<dyn Method>> {
-    let method: M = read_json(&dir.join(M::FILES.names()[1]))?;
+pub(crate) fn read<M: TensorMethod>(dir: &Path) -> Result<Box<dyn Method>> {
+    let method: M = read_json(&dir.join(M::DECLARATION.files.configuration()))?;
     method.check()?;
     Ok(Box::new(method))
 }
@@ -343,13 +344,11 @@ fn table_of<M: TensorMethod>(
     model: &ModelDescription,
     device: Device,
 ) -> Result<Table<M::Constants>> {
-    if let Some(base_model) = TensorMethod::base_model(&mut method.clone()) {
-        base_model.check(model)?;
-    }
     let parts = method.parts(model)?;
     let specs = parts.iter().flat_map(|part| &part.tensors);
     let shapes: Shapes = specs.map(|spec| (spec.name.clone(), spec.shape.clone())).collect();
-    let tensors = adapter_file::read_tensors(&dir.join(M::FILES.tensors()), &shapes, model)?;
+    let tensors =
+        adapter_file::read_tensors(&dir.join(M::DECLARATION.files.tensors()), &shapes, model)?;
     Table::make(parts, device, &|spec| Ok(tensors[&spec.name].shallow_clone()))
 }
 

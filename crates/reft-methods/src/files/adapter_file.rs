@@ -5,16 +5,19 @@ use std::path::Path;
 
 use reft_models::{
     BaseModel, Error, ModelDescription, Result, load_safetensors, load_safetensors_metadata,
-    save_safetensors, write_json,
+    read_json, save_safetensors, write_json,
 };
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tch::Tensor;
 
 use crate::declaration::AdapterFiles;
 
 /// Where in the tensors' file the model's identity stands: PEFT does not look at the metadata, and its configuration has no place for it.
 const BASE_MODEL: &str = "base_model";
+
+/// Where in PEFT's configuration the model's name stands.
+const BASE_MODEL_NAME: &str = "base_model_name_or_path";
 
 /// Names and shapes of the tensors that a file must hold.
 pub(crate) type Shapes = Vec<(String, Vec<i64>)>;
@@ -28,11 +31,11 @@ pub(crate) fn write(
     base_model: &BaseModel,
 ) -> Result<()> {
     write_tensors(&dir.join(files.tensors()), tensors, base_model)?;
-    let path = dir.join(files.names()[1]);
+    let path = dir.join(files.configuration());
     let mut config = serde_json::to_value(config)
         .map_err(|source| Error::Json { path: path.clone(), source })?;
     if let AdapterFiles::Peft(_) = files {
-        config["base_model_name_or_path"] = json!(base_model.name);
+        config[BASE_MODEL_NAME] = json!(base_model.name);
     }
     write_json(&path, &config)
 }
@@ -48,6 +51,17 @@ pub(crate) fn write_tensors(
     let metadata = [("format".to_owned(), "pt".to_owned()), (BASE_MODEL.to_owned(), identity)];
     let detached: Vec<_> = tensors.iter().map(|(name, t)| (name.clone(), t.detach())).collect();
     save_safetensors(path, &detached, Some(HashMap::from(metadata)))
+}
+
+/// A text in the configuration of an adapter directory.
+pub(crate) fn text_in(files: AdapterFiles, dir: &Path, field: &str) -> Result<Option<String>> {
+    let config: Value = read_json(&dir.join(files.configuration()))?;
+    Ok(config[field].as_str().map(str::to_owned))
+}
+
+/// The name of the base model in PEFT's configuration.
+pub(crate) fn peft_base_model_name(dir: &Path) -> Result<Option<String>> {
+    text_in(AdapterFiles::Peft(""), dir, BASE_MODEL_NAME)
 }
 
 /// The model that a tensors' file belongs to, if it says so.

@@ -1,24 +1,9 @@
 //! `baseline_config.json`: configurations of the methods that PEFT does not have.
 
-use std::path::Path;
-
-use reft_models::{BaseModel, Component, Error, ModelDescription, Result, Site, read_json};
-use serde_json::Value;
-
-use crate::declaration::AdapterFiles;
+use reft_models::{BaseModel, Component, Error, ModelDescription, Result, Site};
 
 /// The version of the format that is written and read.
 pub(crate) const FORMAT_VERSION: u32 = 1;
-
-/// `method` of an adapter directory.
-pub(crate) fn method(dir: &Path) -> Result<String> {
-    let path = dir.join(AdapterFiles::Own.names()[1]);
-    let config: Value = read_json(&path)?;
-    config["method"]
-        .as_str()
-        .map(str::to_owned)
-        .ok_or_else(|| Error::Adapter { reason: format!("{} names no method", path.display()) })
-}
 
 /// Where an edit stands: components of layers.
 #[derive(Debug, Clone, Copy)]
@@ -36,11 +21,6 @@ impl<'a> Branches<'a> {
             self.components.iter().map(move |&component| Site { layer, component })
         };
         self.layers.iter().flat_map(of_layer)
-    }
-
-    /// Components by name.
-    pub(crate) fn component_names(self) -> Vec<&'static str> {
-        self.components.iter().map(|component| component.name()).collect()
     }
 
     /// Checks them, and the rest of what every such configuration holds.
@@ -78,26 +58,6 @@ impl<'a> Branches<'a> {
             return refuse(format!("name each component once, in this order: {}", names()));
         }
         Ok(())
-    }
-}
-
-/// Components by name, in a JSON list.
-pub(crate) mod component_names {
-    use reft_models::Component;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub(crate) fn serialize<S: Serializer>(
-        components: &[Component],
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(components.iter().map(|component| component.name()))
-    }
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Vec<Component>, D::Error> {
-        let names = Vec::<String>::deserialize(deserializer)?;
-        names.iter().map(|name| name.parse().map_err(serde::de::Error::custom)).collect()
     }
 }
 

@@ -1,29 +1,10 @@
 //! `adapter_config.json` of PEFT: the fields that a method does not use itself.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use reft_models::{Error, Result, read_json};
+use reft_models::{Error, Result};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Value, json};
-
-use crate::declaration::AdapterFiles;
-
-/// `peft_type` of an adapter directory: "LORA", "IA3", ….
-pub(crate) fn peft_type(dir: &Path) -> Result<String> {
-    let path = dir.join(AdapterFiles::Peft("").names()[1]);
-    let config: Value = read_json(&path)?;
-    config["peft_type"]
-        .as_str()
-        .map(str::to_owned)
-        .ok_or_else(|| Error::Adapter { reason: format!("{} says no peft_type", path.display()) })
-}
-
-/// `base_model_name_or_path` of an adapter directory.
-pub(crate) fn base_model_name(dir: &Path) -> Result<Option<String>> {
-    let config: Value = read_json(&dir.join(AdapterFiles::Peft("").names()[1]))?;
-    Ok(config["base_model_name_or_path"].as_str().map(str::to_owned))
-}
 
 /// Fields of `adapter_config.json` that are kept for whoever reads the file next.
 ///

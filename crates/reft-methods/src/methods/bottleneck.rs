@@ -6,10 +6,12 @@ use reft_models::{
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
-use crate::files::own_config::{Branches, FORMAT_VERSION, component_names, tensor_name};
+use crate::declaration::{AdapterFiles, Merging, MethodDeclaration};
+use crate::files::own_config::{Branches, FORMAT_VERSION, tensor_name};
 use crate::options::{ACT_FN, BOTTLENECK_SIZE, COMPONENTS, LAYERS, MethodOptions};
-use crate::trained::{Keeps, Part, Start, Table, TensorMethod, TensorSpec, check_positive, read};
+use crate::trained::{
+    Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, check_positive, read, resolve,
+};
 
 /// Series adapters: a small MLP behind a branch of every block.
 ///
@@ -31,7 +33,7 @@ pub(crate) const SERIES: MethodDeclaration = MethodDeclaration {
     merging: Merging::Never("it is an MLP of its own, with an activation inside"),
     acts_on_generated: true,
     per_row: true,
-    resolve,
+    resolve: resolve::<BottleneckConfig>,
     read: read::<BottleneckConfig>,
 };
 
@@ -51,7 +53,6 @@ struct BottleneckConfig {
     format_version: u32,
     method: BottleneckKind,
     layers: Vec<usize>,
-    #[serde(with = "component_names")]
     components: Vec<Component>,
     /// Inner size `m`.
     bottleneck_size: i64,
@@ -71,25 +72,6 @@ enum BottleneckKind {
 
 const ACCEPTED: [Component; 2] = [Component::AttentionOutput, Component::MlpOutput];
 
-fn resolve(
-    name: &str,
-    options: &MethodOptions,
-    model: &ModelDescription,
-) -> crate::Result<Box<dyn Method>> {
-    let is_series = name == SERIES.name;
-    let config = BottleneckConfig {
-        format_version: FORMAT_VERSION,
-        method: if is_series { BottleneckKind::Series } else { BottleneckKind::Parallel },
-        layers: options.layers_of(model.num_hidden_layers),
-        components: options.components()?,
-        bottleneck_size: options.get(&BOTTLENECK_SIZE).unwrap_or(64),
-        act_fn: options.get(&ACT_FN).unwrap_or(Activation::Relu),
-        base_model: BaseModel::of(model, ""),
-    };
-    config.parts(model)?;
-    Ok(Box::new(config))
-}
-
 impl BottleneckConfig {
     fn branches(&self) -> Branches<'_> {
         Branches { layers: &self.layers, components: &self.components }
@@ -97,7 +79,7 @@ impl BottleneckConfig {
 }
 
 impl TensorMethod for BottleneckConfig {
-    const FILES: AdapterFiles = SERIES.files;
+    const DECLARATION: &'static MethodDeclaration = &SERIES;
     type Constants = ();
 
     fn name(&self) -> &'static str {
@@ -107,11 +89,28 @@ impl TensorMethod for BottleneckConfig {
         }
     }
 
+    fn decide(
+        name: &str,
+        options: &MethodOptions,
+        model: &ModelDescription,
+    ) -> crate::Result<Self> {
+        let is_series = name == SERIES.name;
+        Ok(Self {
+            format_version: FORMAT_VERSION,
+            method: if is_series { BottleneckKind::Series } else { BottleneckKind::Parallel },
+            layers: options.layers_of(model.num_hidden_layers),
+            components: options.components(),
+            bottleneck_size: options.get(&BOTTLENECK_SIZE).unwrap_or(64),
+            act_fn: options.get(&ACT_FN).unwrap_or(Activation::Relu),
+            base_model: BaseModel::of(model, ""),
+        })
+    }
+
     fn options(&self) -> MethodOptions {
         MethodOptions::default()
             .with(&LAYERS, &self.layers)
             .with(&ACT_FN, self.act_fn)
-            .with(&COMPONENTS, self.branches().component_names())
+            .with(&COMPONENTS, &self.components)
             .with(&BOTTLENECK_SIZE, self.bottleneck_size)
     }
 
@@ -140,12 +139,7 @@ impl TensorMethod for BottleneckConfig {
         Ok(branches.sites().map(part).collect())
     }
 
-    fn hooks<'a>(
-        &'a self,
-        table: &'a Table<()>,
-        _layout: &Layout,
-        _mode: Mode,
-    ) -> Result<Box<dyn Hooks + 'a>> {
+    fn hooks<'a>(&'a self, table: &'a Table<()>, _: &Layout, _: Mode) -> MadeHooks<'a> {
         Ok(Box::new(BottleneckHooks { config: self, table, input: None }))
     }
 }

@@ -5,12 +5,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Kind, Tensor};
 
-use crate::declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
+use crate::declaration::{AdapterFiles, Merging, MethodDeclaration};
 use crate::files::peft_fields::OtherFields;
 use crate::merge::MergedWeights;
 use crate::options::{FEEDFORWARD_MODULES, MethodOptions, TARGET_MODULES};
 use crate::target_modules::TargetModules;
-use crate::trained::{Keeps, Part, Start, Table, TablePart, TensorMethod, TensorSpec, read};
+use crate::trained::{
+    Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, read, resolve,
+};
 
 /// (IA)³: learned factors for keys, values and the inner state of the MLP.
 ///
@@ -26,7 +28,7 @@ pub(crate) const IA3: MethodDeclaration = MethodDeclaration {
     merging: Merging::IntoWeights,
     acts_on_generated: true,
     per_row: true,
-    resolve,
+    resolve: resolve::<Ia3Config>,
     read: read::<Ia3Config>,
 };
 
@@ -38,29 +40,6 @@ struct Ia3Config {
     feedforward_modules: TargetModules,
     #[serde(flatten)]
     other: OtherFields,
-}
-
-fn resolve(
-    _name: &str,
-    options: &MethodOptions,
-    model: &ModelDescription,
-) -> crate::Result<Box<dyn Method>> {
-    let targets = || TargetModules::of(&[Component::Key, Component::Value, Component::Down]);
-    let config = Ia3Config {
-        target_modules: options.get(&TARGET_MODULES).unwrap_or_else(targets),
-        feedforward_modules: options
-            .get(&FEEDFORWARD_MODULES)
-            .unwrap_or_else(|| TargetModules::of(&[Component::Down])),
-        other: OtherFields::of(
-            "IA3",
-            json!({
-                "exclude_modules": null, "fan_in_fan_out": false, "init_ia3_weights": true,
-                "modules_to_save": null,
-            }),
-        ),
-    };
-    config.parts(model)?;
-    Ok(Box::new(config))
 }
 
 impl Ia3Config {
@@ -94,11 +73,24 @@ struct Factors {
 }
 
 impl TensorMethod for Ia3Config {
-    const FILES: AdapterFiles = IA3.files;
+    const DECLARATION: &'static MethodDeclaration = &IA3;
     type Constants = Factors;
 
-    fn name(&self) -> &'static str {
-        IA3.name
+    fn decide(_: &str, options: &MethodOptions, _: &ModelDescription) -> crate::Result<Self> {
+        let targets = || TargetModules::of(&[Component::Key, Component::Value, Component::Down]);
+        Ok(Self {
+            target_modules: options.get(&TARGET_MODULES).unwrap_or_else(targets),
+            feedforward_modules: options
+                .get(&FEEDFORWARD_MODULES)
+                .unwrap_or_else(|| TargetModules::of(&[Component::Down])),
+            other: OtherFields::of(
+                "IA3",
+                json!({
+                    "exclude_modules": null, "fan_in_fan_out": false, "init_ia3_weights": true,
+                    "modules_to_save": null,
+                }),
+            ),
+        })
     }
 
     fn options(&self) -> MethodOptions {
@@ -125,23 +117,22 @@ impl TensorMethod for Ia3Config {
         Ok(self.projections(model)?.into_iter().map(part).collect())
     }
 
-    fn hooks<'a>(
-        &'a self,
-        table: &'a Table<Factors>,
-        _layout: &Layout,
-        _mode: Mode,
-    ) -> Result<Box<dyn Hooks + 'a>> {
+    fn hooks<'a>(&'a self, table: &'a Table<Factors>, _: &Layout, _: Mode) -> MadeHooks<'a> {
         Ok(Box::new(Ia3Hooks(table)))
     }
 
-    fn merge(&self, part: &TablePart<Factors>, weights: &MergedWeights) -> crate::Result<()> {
-        let (Factors { module, scales_input }, l) = (&part.constants, &part.tensors[0]);
+    fn merge(
+        &self,
+        constants: &Factors,
+        tensors: &[Tensor],
+        weights: &MergedWeights,
+    ) -> crate::Result<()> {
+        let (Factors { module, scales_input }, l) = (constants, &tensors[0]);
         weights.change(&format!("{module}.weight"), |w| w.to_kind(Kind::Float) * l)?;
-        let bias = format!("{module}.bias");
-        if !scales_input && weights.has(&bias) {
-            weights.change(&bias, |bias| bias.to_kind(Kind::Float) * l.flatten(0, 1))?;
+        if *scales_input {
+            return Ok(());
         }
-        Ok(())
+        weights.change_bias(module, |bias| bias.to_kind(Kind::Float) * l.flatten(0, 1))
     }
 }
 

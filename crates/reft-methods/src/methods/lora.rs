@@ -7,12 +7,14 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor, autocast, no_grad};
 
-use crate::declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
+use crate::declaration::{AdapterFiles, Merging, MethodDeclaration};
 use crate::files::peft_fields::{LORA_INIT, OtherFields, whole_if_it_is};
 use crate::merge::MergedWeights;
 use crate::options::{ALPHA, DROPOUT, LAYERS, MethodOption, MethodOptions, RANK, TARGET_MODULES};
 use crate::target_modules::{TargetModules, whole_match};
-use crate::trained::{Keeps, Part, Start, Table, TablePart, TensorMethod, TensorSpec, read};
+use crate::trained::{
+    Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, read, resolve,
+};
 
 const OPTIONS: &[&MethodOption] = &[&LAYERS, &RANK, &DROPOUT, &ALPHA, &TARGET_MODULES];
 
@@ -30,7 +32,7 @@ pub(crate) const LORA: MethodDeclaration = MethodDeclaration {
     merging: Merging::IntoWeights,
     acts_on_generated: true,
     per_row: true,
-    resolve,
+    resolve: resolve::<LoraConfig>,
     read: read::<LoraConfig>,
 };
 
@@ -83,38 +85,6 @@ struct LoraConfig {
     use_dora: bool,
     #[serde(flatten)]
     other: OtherFields,
-}
-
-fn resolve(
-    name: &str,
-    options: &MethodOptions,
-    model: &ModelDescription,
-) -> crate::Result<Box<dyn Method>> {
-    let r = options.get(&RANK).unwrap_or(8);
-    let all = || TargetModules::all(model);
-    let layers: Option<Vec<usize>> = options.get(&LAYERS);
-    let config = LoraConfig {
-        r,
-        lora_alpha: options.get(&ALPHA).unwrap_or(2.0 * r as f64),
-        lora_dropout: options.get(&DROPOUT).unwrap_or(0.0),
-        target_modules: options.get(&TARGET_MODULES).unwrap_or_else(all),
-        layers_to_transform: layers.filter(|l| !l.iter().copied().eq(0..model.num_hidden_layers)),
-        rank_pattern: Map::new(),
-        alpha_pattern: Map::new(),
-        use_rslora: name == RSLORA.name,
-        use_dora: name == DORA.name,
-        other: OtherFields::of(
-            "LORA",
-            json!({
-                "bias": "none", "eva_config": null, "exclude_modules": null, "fan_in_fan_out": false,
-                "init_lora_weights": true, "layer_replication": null, "layers_pattern": null,
-                "loftq_config": {}, "lora_bias": false, "megatron_config": null,
-                "megatron_core": "megatron.core", "modules_to_save": null,
-            }),
-        ),
-    };
-    config.parts(model)?;
-    Ok(Box::new(config))
 }
 
 impl LoraConfig {
@@ -176,7 +146,7 @@ struct Update {
 }
 
 impl TensorMethod for LoraConfig {
-    const FILES: AdapterFiles = LORA.files;
+    const DECLARATION: &'static MethodDeclaration = &LORA;
     type Constants = Update;
 
     fn name(&self) -> &'static str {
@@ -185,6 +155,37 @@ impl TensorMethod for LoraConfig {
             (false, true) => RSLORA.name,
             (false, false) => LORA.name,
         }
+    }
+
+    fn decide(
+        name: &str,
+        options: &MethodOptions,
+        model: &ModelDescription,
+    ) -> crate::Result<Self> {
+        let r = options.get(&RANK).unwrap_or(8);
+        let all = || TargetModules::all(model);
+        let layers: Option<Vec<usize>> = options.get(&LAYERS);
+        Ok(Self {
+            r,
+            lora_alpha: options.get(&ALPHA).unwrap_or(2.0 * r as f64),
+            lora_dropout: options.get(&DROPOUT).unwrap_or(0.0),
+            target_modules: options.get(&TARGET_MODULES).unwrap_or_else(all),
+            layers_to_transform: layers
+                .filter(|l| !l.iter().copied().eq(0..model.num_hidden_layers)),
+            rank_pattern: Map::new(),
+            alpha_pattern: Map::new(),
+            use_rslora: name == RSLORA.name,
+            use_dora: name == DORA.name,
+            other: OtherFields::of(
+                "LORA",
+                json!({
+                    "bias": "none", "eva_config": null, "exclude_modules": null, "fan_in_fan_out": false,
+                    "init_lora_weights": true, "layer_replication": null, "layers_pattern": null,
+                    "loftq_config": {}, "lora_bias": false, "megatron_config": null,
+                    "megatron_core": "megatron.core", "modules_to_save": null,
+                }),
+            ),
+        })
     }
 
     fn options(&self) -> MethodOptions {
@@ -226,21 +227,21 @@ impl TensorMethod for LoraConfig {
         self.projections(model)?.into_iter().map(part).collect()
     }
 
-    fn hooks<'a>(
-        &'a self,
-        table: &'a Table<Update>,
-        _layout: &Layout,
-        mode: Mode,
-    ) -> Result<Box<dyn Hooks + 'a>> {
+    fn hooks<'a>(&'a self, table: &'a Table<Update>, _: &Layout, mode: Mode) -> MadeHooks<'a> {
         let dropout = if mode == Mode::Train { self.lora_dropout } else { 0.0 };
         Ok(Box::new(LoraHooks { table, dropout, norms: BTreeMap::new() }))
     }
 
-    fn merge(&self, part: &TablePart<Update>, weights: &MergedWeights) -> crate::Result<()> {
-        let Update { module, scaling } = &part.constants;
+    fn merge(
+        &self,
+        constants: &Update,
+        tensors: &[Tensor],
+        weights: &MergedWeights,
+    ) -> crate::Result<()> {
+        let Update { module, scaling } = constants;
         weights.change(&format!("{module}.weight"), |weight| {
-            let updated = updated(weight, &part.tensors, *scaling);
-            match part.tensors.get(2) {
+            let updated = updated(weight, tensors, *scaling);
+            match tensors.get(2) {
                 Some(m) => (m / row_norms(&updated)).unsqueeze(1) * updated,
                 None => updated,
             }

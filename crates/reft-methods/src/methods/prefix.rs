@@ -5,11 +5,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Device, Tensor, no_grad};
 
-use crate::declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
+use crate::declaration::{AdapterFiles, Merging, MethodDeclaration};
 use crate::files::peft_fields::{OtherFields, check_model};
 use crate::methods::prompt::{cycled, virtual_tokens};
 use crate::options::{ENCODER_HIDDEN_SIZE, INIT_TOKENS, MethodOptions, N_VIRTUAL_TOKENS};
-use crate::trained::{Keeps, Part, Start, Table, TensorMethod, TensorSpec, check_positive, read};
+use crate::trained::{
+    Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, check_positive, read, resolve,
+};
 
 /// Prefix tuning: trained keys and values before every layer's own.
 ///
@@ -29,7 +31,7 @@ pub(crate) const PREFIX: MethodDeclaration = MethodDeclaration {
     merging: Merging::Never("its keys and values stand before those that the weights make"),
     acts_on_generated: false,
     per_row: false,
-    resolve,
+    resolve: resolve::<PrefixConfig>,
     read: read::<PrefixConfig>,
 };
 
@@ -57,37 +59,6 @@ struct PrefixConfig {
 
 /// Name of the prefix in PEFT's file.
 const TENSOR: &str = "prompt_embeddings";
-
-fn resolve(
-    _name: &str,
-    options: &MethodOptions,
-    model: &ModelDescription,
-) -> crate::Result<Box<dyn Method>> {
-    let n = virtual_tokens(options)?;
-    let encoder: Option<i64> = options.get(&ENCODER_HIDDEN_SIZE);
-    let text: Option<Vec<i64>> = options.get(&INIT_TOKENS);
-    if text.is_some() && encoder.is_some() {
-        return Err(crate::Error::OptionValue {
-            option: INIT_TOKENS.name,
-            found: "given with encoder_hidden_size".into(),
-            expected: "one of the two".into(),
-        });
-    }
-    let token_dim = model.num_key_value_heads * model.head_dim;
-    let config = PrefixConfig {
-        num_virtual_tokens: n,
-        token_dim,
-        num_attention_heads: model.num_key_value_heads,
-        num_layers: model.num_hidden_layers,
-        encoder_hidden_size: encoder.unwrap_or(token_dim),
-        prefix_projection: encoder.is_some(),
-        other: OtherFields::of("PREFIX_TUNING", json!({ "num_transformer_submodules": 1 })),
-        text: text.map(|text| cycled(text, n)).transpose()?,
-        is_read: false,
-    };
-    config.parts(model)?;
-    Ok(Box::new(config))
-}
 
 impl PrefixConfig {
     fn check(&self, model: &ModelDescription) -> crate::Result<()> {
@@ -127,11 +98,32 @@ fn of_text(model: &dyn Model, tokens: &[i64]) -> Result<Tensor> {
 }
 
 impl TensorMethod for PrefixConfig {
-    const FILES: AdapterFiles = PREFIX.files;
+    const DECLARATION: &'static MethodDeclaration = &PREFIX;
     type Constants = ();
 
-    fn name(&self) -> &'static str {
-        PREFIX.name
+    fn decide(_: &str, options: &MethodOptions, model: &ModelDescription) -> crate::Result<Self> {
+        let n = virtual_tokens(options)?;
+        let encoder: Option<i64> = options.get(&ENCODER_HIDDEN_SIZE);
+        let text: Option<Vec<i64>> = options.get(&INIT_TOKENS);
+        if text.is_some() && encoder.is_some() {
+            return Err(crate::Error::OptionValue {
+                option: INIT_TOKENS.name,
+                found: "given with encoder_hidden_size".into(),
+                expected: "one of the two".into(),
+            });
+        }
+        let token_dim = model.num_key_value_heads * model.head_dim;
+        Ok(Self {
+            num_virtual_tokens: n,
+            token_dim,
+            num_attention_heads: model.num_key_value_heads,
+            num_layers: model.num_hidden_layers,
+            encoder_hidden_size: encoder.unwrap_or(token_dim),
+            prefix_projection: encoder.is_some(),
+            other: OtherFields::of("PREFIX_TUNING", json!({ "num_transformer_submodules": 1 })),
+            text: text.map(|text| cycled(text, n)).transpose()?,
+            is_read: false,
+        })
     }
 
     fn options(&self) -> MethodOptions {
@@ -173,12 +165,7 @@ impl TensorMethod for PrefixConfig {
         vec![(TENSOR.to_owned(), self.prefix(table).detach().to_device(Device::Cpu))]
     }
 
-    fn hooks<'a>(
-        &'a self,
-        table: &'a Table<()>,
-        _layout: &Layout,
-        _mode: Mode,
-    ) -> Result<Box<dyn Hooks + 'a>> {
+    fn hooks<'a>(&'a self, table: &'a Table<()>, _: &Layout, _: Mode) -> MadeHooks<'a> {
         let (n, heads) = (self.num_virtual_tokens, self.num_attention_heads);
         let shape = [n, self.num_layers as i64, 2, heads, self.token_dim / heads];
         let prefix = self.prefix(table).view(shape).permute([1, 2, 3, 0, 4]); // [layers, 2, n_kv, n, d_h]

@@ -5,10 +5,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
-use crate::declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
+use crate::declaration::{AdapterFiles, Merging, MethodDeclaration};
 use crate::files::peft_fields::{OtherFields, check_model};
 use crate::options::{INIT, INIT_TOKENS, MethodOptions, N_VIRTUAL_TOKENS};
-use crate::trained::{Keeps, Part, Start, Table, TensorMethod, TensorSpec, check_positive, read};
+use crate::trained::{
+    Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, check_positive, read, resolve,
+};
 
 /// Prompt tuning: trained embeddings of virtual tokens before every prompt (Lester et al. 2021, arXiv:2104.08691).
 pub(crate) const PROMPT: MethodDeclaration = MethodDeclaration {
@@ -21,7 +23,7 @@ pub(crate) const PROMPT: MethodDeclaration = MethodDeclaration {
     merging: Merging::Never("its embeddings stand before the prompt's own"),
     acts_on_generated: false,
     per_row: false,
-    resolve,
+    resolve: resolve::<PromptConfig>,
     read: read::<PromptConfig>,
 };
 
@@ -57,41 +59,6 @@ enum PromptStart {
 /// Name of the embeddings in PEFT's file.
 const TENSOR: &str = "prompt_embeddings";
 
-fn resolve(
-    _name: &str,
-    options: &MethodOptions,
-    model: &ModelDescription,
-) -> crate::Result<Box<dyn Method>> {
-    let n = virtual_tokens(options)?;
-    let (init, text): (Option<String>, _) = (options.get(&INIT), options.get(&INIT_TOKENS));
-    let start = match (init.as_deref(), text) {
-        (None, Some(tokens)) => PromptStart::Text(cycled(tokens, n)?),
-        (None | Some("vocabulary"), None) => PromptStart::Vocabulary,
-        (Some("random"), None) => PromptStart::Random,
-        (Some(found), _) => {
-            return Err(crate::Error::OptionValue {
-                option: INIT.name,
-                found: format!("{found:?}"),
-                expected: "random or vocabulary, or init_tokens alone".into(),
-            });
-        }
-    };
-    let other = json!({
-        "num_transformer_submodules": 1, "prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": null,
-        "tokenizer_kwargs": null, "tokenizer_name_or_path": null,
-    });
-    let config = PromptConfig {
-        num_virtual_tokens: n,
-        token_dim: model.hidden_size,
-        num_attention_heads: model.num_attention_heads,
-        num_layers: model.num_hidden_layers,
-        other: OtherFields::of("PROMPT_TUNING", other),
-        start,
-    };
-    config.parts(model)?;
-    Ok(Box::new(config))
-}
-
 /// Number of virtual tokens.
 pub(crate) fn virtual_tokens(options: &MethodOptions) -> crate::Result<i64> {
     match options.get(&N_VIRTUAL_TOKENS).unwrap_or(20) {
@@ -124,11 +91,36 @@ fn embeddings(model: &dyn Model, ids: &Tensor) -> Result<Tensor> {
 }
 
 impl TensorMethod for PromptConfig {
-    const FILES: AdapterFiles = PROMPT.files;
+    const DECLARATION: &'static MethodDeclaration = &PROMPT;
     type Constants = ();
 
-    fn name(&self) -> &'static str {
-        PROMPT.name
+    fn decide(_: &str, options: &MethodOptions, model: &ModelDescription) -> crate::Result<Self> {
+        let n = virtual_tokens(options)?;
+        let (init, text): (Option<String>, _) = (options.get(&INIT), options.get(&INIT_TOKENS));
+        let start = match (init.as_deref(), text) {
+            (None, Some(tokens)) => PromptStart::Text(cycled(tokens, n)?),
+            (None | Some("vocabulary"), None) => PromptStart::Vocabulary,
+            (Some("random"), None) => PromptStart::Random,
+            (Some(found), _) => {
+                return Err(crate::Error::OptionValue {
+                    option: INIT.name,
+                    found: format!("{found:?}"),
+                    expected: "random or vocabulary, or init_tokens alone".into(),
+                });
+            }
+        };
+        let other = json!({
+            "num_transformer_submodules": 1, "prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": null,
+            "tokenizer_kwargs": null, "tokenizer_name_or_path": null,
+        });
+        Ok(Self {
+            num_virtual_tokens: n,
+            token_dim: model.hidden_size,
+            num_attention_heads: model.num_attention_heads,
+            num_layers: model.num_hidden_layers,
+            other: OtherFields::of("PROMPT_TUNING", other),
+            start,
+        })
     }
 
     fn options(&self) -> MethodOptions {
@@ -169,12 +161,7 @@ impl TensorMethod for PromptConfig {
         Ok(vec![Part { site: None, constants: (), tensors, keeps: Keeps::default() }])
     }
 
-    fn hooks<'a>(
-        &'a self,
-        table: &'a Table<()>,
-        layout: &Layout,
-        _mode: Mode,
-    ) -> Result<Box<dyn Hooks + 'a>> {
+    fn hooks<'a>(&'a self, table: &'a Table<()>, layout: &Layout, _: Mode) -> MadeHooks<'a> {
         let (found, expected) = (layout.virtual_tokens(), self.virtual_tokens());
         if found != expected {
             let reason =

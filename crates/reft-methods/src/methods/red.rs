@@ -4,10 +4,12 @@ use reft_models::{
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
-use crate::files::own_config::{Branches, FORMAT_VERSION, component_names, tensor_name};
+use crate::declaration::{AdapterFiles, Merging, MethodDeclaration};
+use crate::files::own_config::{Branches, FORMAT_VERSION, tensor_name};
 use crate::options::{COMPONENTS, LAYERS, MethodOptions};
-use crate::trained::{Keeps, Part, Start, Table, TensorMethod, TensorSpec, read};
+use crate::trained::{
+    Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, read, resolve,
+};
 
 /// RED, representation editing: `h ← l ⊙ h + b` at every token.
 ///
@@ -25,7 +27,7 @@ pub(crate) const RED: MethodDeclaration = MethodDeclaration {
     ),
     acts_on_generated: true,
     per_row: true,
-    resolve,
+    resolve: resolve::<RedConfig>,
     read: read::<RedConfig>,
 };
 
@@ -36,7 +38,6 @@ struct RedConfig {
     format_version: u32,
     method: RedName,
     layers: Vec<usize>,
-    #[serde(with = "component_names")]
     components: Vec<Component>,
     base_model: BaseModel,
 }
@@ -57,34 +58,22 @@ enum RedName {
 /// Where RED can stand.
 const COMPONENTS_OF_RED: [Component; 2] = [Component::MlpOutput, Component::BlockOutput];
 
-fn resolve(
-    _name: &str,
-    options: &MethodOptions,
-    model: &ModelDescription,
-) -> crate::Result<Box<dyn Method>> {
-    let config = RedConfig {
-        format_version: FORMAT_VERSION,
-        method: RedName::Red,
-        layers: options.layers_of(model.num_hidden_layers),
-        components: options.components()?,
-        base_model: BaseModel::of(model, ""),
-    };
-    config.parts(model)?;
-    Ok(Box::new(config))
-}
-
 impl TensorMethod for RedConfig {
-    const FILES: AdapterFiles = RED.files;
+    const DECLARATION: &'static MethodDeclaration = &RED;
     type Constants = ();
 
-    fn name(&self) -> &'static str {
-        RED.name
+    fn decide(_: &str, options: &MethodOptions, model: &ModelDescription) -> crate::Result<Self> {
+        Ok(Self {
+            format_version: FORMAT_VERSION,
+            method: RedName::Red,
+            layers: options.layers_of(model.num_hidden_layers),
+            components: options.components(),
+            base_model: BaseModel::of(model, ""),
+        })
     }
 
     fn options(&self) -> MethodOptions {
-        MethodOptions::default()
-            .with(&LAYERS, &self.layers)
-            .with(&COMPONENTS, self.branches().component_names())
+        MethodOptions::default().with(&LAYERS, &self.layers).with(&COMPONENTS, &self.components)
     }
 
     fn base_model(&mut self) -> Option<&mut BaseModel> {
@@ -105,12 +94,7 @@ impl TensorMethod for RedConfig {
         Ok(branches.sites().map(part).collect())
     }
 
-    fn hooks<'a>(
-        &'a self,
-        table: &'a Table<()>,
-        _layout: &Layout,
-        _mode: Mode,
-    ) -> Result<Box<dyn Hooks + 'a>> {
+    fn hooks<'a>(&'a self, table: &'a Table<()>, _: &Layout, _: Mode) -> MadeHooks<'a> {
         Ok(Box::new(RedHooks(table)))
     }
 }

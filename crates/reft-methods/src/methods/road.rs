@@ -5,12 +5,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Kind, Tensor};
 
-use crate::declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
+use crate::declaration::{AdapterFiles, Merging, MethodDeclaration};
 use crate::files::peft_fields::OtherFields;
 use crate::merge::MergedWeights;
 use crate::options::{MethodOption, MethodOptions, TARGET_MODULES, ValueKind};
 use crate::target_modules::TargetModules;
-use crate::trained::{Keeps, Part, Start, Table, TablePart, TensorMethod, TensorSpec, read};
+use crate::trained::{
+    Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, read, resolve,
+};
 
 /// RoAd: the outputs of projections are rotated and scaled in planes.
 ///
@@ -32,7 +34,7 @@ pub(crate) const ROAD: MethodDeclaration = MethodDeclaration {
     merging: Merging::IntoWeights,
     acts_on_generated: true,
     per_row: true,
-    resolve,
+    resolve: resolve::<RoadConfig>,
     read: read::<RoadConfig>,
 };
 
@@ -79,25 +81,6 @@ struct RoadConfig {
     other: OtherFields,
 }
 
-fn resolve(
-    _name: &str,
-    options: &MethodOptions,
-    model: &ModelDescription,
-) -> crate::Result<Box<dyn Method>> {
-    let all = || TargetModules::all(model);
-    let target_modules: TargetModules = options.get(&TARGET_MODULES).unwrap_or_else(all);
-    let outputs = target_modules.select(model, None)?.into_iter().map(|p| p.out_features);
-    let shift = outputs.map(i64::trailing_zeros).min().unwrap_or(0).min(6);
-    let config = RoadConfig {
-        variant: options.get(&VARIANT).unwrap_or(Variant::Road1),
-        group_size: options.get(&GROUP_SIZE).unwrap_or(1 << shift),
-        target_modules,
-        other: OtherFields::of("ROAD", json!({ "init_weights": true, "modules_to_save": null })),
-    };
-    config.parts(model)?;
-    Ok(Box::new(config))
-}
-
 impl RoadConfig {
     /// `c` and `s` of `θ` and `α`, `[d/G, 1 or 2, G/2]` each.
     fn cosines_and_sines(&self, tensors: &[Tensor]) -> (Tensor, Tensor) {
@@ -132,11 +115,23 @@ impl RoadConfig {
 }
 
 impl TensorMethod for RoadConfig {
-    const FILES: AdapterFiles = ROAD.files;
+    const DECLARATION: &'static MethodDeclaration = &ROAD;
     type Constants = String; // the module
 
-    fn name(&self) -> &'static str {
-        ROAD.name
+    fn decide(_: &str, options: &MethodOptions, model: &ModelDescription) -> crate::Result<Self> {
+        let all = || TargetModules::all(model);
+        let target_modules: TargetModules = options.get(&TARGET_MODULES).unwrap_or_else(all);
+        let outputs = target_modules.select(model, None)?.into_iter().map(|p| p.out_features);
+        let shift = outputs.map(i64::trailing_zeros).min().unwrap_or(0).min(6);
+        Ok(Self {
+            variant: options.get(&VARIANT).unwrap_or(Variant::Road1),
+            group_size: options.get(&GROUP_SIZE).unwrap_or(1 << shift),
+            target_modules,
+            other: OtherFields::of(
+                "ROAD",
+                json!({ "init_weights": true, "modules_to_save": null }),
+            ),
+        })
     }
 
     fn options(&self) -> MethodOptions {
@@ -171,25 +166,20 @@ impl TensorMethod for RoadConfig {
         self.target_modules.select(model, None)?.into_iter().map(part).collect()
     }
 
-    fn hooks<'a>(
-        &'a self,
-        table: &'a Table<String>,
-        _layout: &Layout,
-        _mode: Mode,
-    ) -> Result<Box<dyn Hooks + 'a>> {
+    fn hooks<'a>(&'a self, table: &'a Table<String>, _: &Layout, _: Mode) -> MadeHooks<'a> {
         Ok(Box::new(RoadHooks { config: self, table }))
     }
 
-    fn merge(&self, part: &TablePart<String>, weights: &MergedWeights) -> crate::Result<()> {
-        let module = &part.constants;
+    fn merge(
+        &self,
+        module: &String,
+        tensors: &[Tensor],
+        weights: &MergedWeights,
+    ) -> crate::Result<()> {
         // the columns of W are turned as outputs are
-        let turned = |w: &Tensor| self.rotated(&w.tr(), &part.tensors).tr();
+        let turned = |w: &Tensor| self.rotated(&w.tr(), tensors).tr();
         weights.change(&format!("{module}.weight"), turned)?;
-        let bias = format!("{module}.bias");
-        if weights.has(&bias) {
-            weights.change(&bias, |bias| self.rotated(bias, &part.tensors))?;
-        }
-        Ok(())
+        weights.change_bias(module, |bias| self.rotated(bias, tensors))
     }
 }
 

@@ -19,7 +19,6 @@ pub struct ReftConfig {
     /// Layers edited, 0-based, each once, in ascending order.
     pub layers: Vec<usize>,
     /// Where in each layer: one of the four points of the residual stream.
-    #[serde(with = "component_name")]
     pub component: Component,
     /// Prompt tokens edited.
     pub positions: Positions,
@@ -149,19 +148,5 @@ impl ReftConfig {
     /// Name of a tensor in the adapter's file: `layers.15.block_output.tied.rotation`.
     pub fn tensor_name((site, group): (Site, TokenGroup), tensor: &str) -> String {
         format!("layers.{}.{}.{group}.{tensor}", site.layer, site.component)
-    }
-}
-
-mod component_name {
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    use reft_models::Component;
-
-    pub fn serialize<S: Serializer>(component: &Component, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(component)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Component, D::Error> {
-        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
     }
 }

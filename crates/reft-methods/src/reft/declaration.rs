@@ -101,9 +101,8 @@ fn resolve(
         None => "f7+l7".parse()?,
     };
     let layers = options.layers_of(model.num_hidden_layers);
-    let component = options.get::<String>(&COMPONENT).map(|name| name.parse()).transpose()?;
     let config = ReftConfig {
-        component: component.unwrap_or(Component::BlockOutput),
+        component: options.get(&COMPONENT).unwrap_or(Component::BlockOutput),
         position_rule: options.get(&POSITION_RULE).unwrap_or_default(),
         share_weights: options.get(&SHARE_WEIGHTS).unwrap_or(false),
         ..ReftConfig::new(&intervention, layers, positions, BaseModel::of(model, ""))
@@ -122,7 +121,7 @@ impl Method for ReftConfig {
             .with(&LAYERS, &self.layers)
             .with(&RANK, self.low_rank_dimension)
             .with(&DROPOUT, self.dropout)
-            .with(&COMPONENT, self.component.name())
+            .with(&COMPONENT, self.component)
             .with(&POSITIONS, self.positions)
             .with(&POSITION_RULE, self.position_rule)
             .with(&SHARE_WEIGHTS, self.share_weights)
