@@ -2,7 +2,7 @@
 
 /// A scale from values to places.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Axis {
+pub(crate) struct Axis {
     low: f64,
     high: f64,
     is_log: bool,
@@ -12,7 +12,7 @@ pub struct Axis {
 
 impl Axis {
     /// A linear axis over some values with a margin, ends on ticks.
-    pub fn linear(values: impl IntoIterator<Item = f64>, ends: (f64, f64)) -> Self {
+    pub(crate) fn linear(values: impl IntoIterator<Item = f64>, ends: (f64, f64)) -> Self {
         let (low, high) = range(values);
         let margin = if high > low { 0.08 * (high - low) } else { 0.05 * high.abs().max(1e-6) };
         let step = step_of(high - low + 2.0 * margin);
@@ -23,12 +23,12 @@ impl Axis {
     }
 
     /// A linear axis between two values.
-    pub fn between(low: f64, high: f64, ends: (f64, f64)) -> Self {
+    pub(crate) fn between(low: f64, high: f64, ends: (f64, f64)) -> Self {
         Self { low, high, is_log: false, ends }
     }
 
     /// A logarithmic axis over positive values, ends a little past them.
-    pub fn log(values: impl IntoIterator<Item = f64>, ends: (f64, f64)) -> Self {
+    pub(crate) fn log(values: impl IntoIterator<Item = f64>, ends: (f64, f64)) -> Self {
         let (low, high) = range(values);
         let (low, high) = (low.max(1e-12).log10(), high.max(1e-12).log10());
         let margin = (0.12 * (high - low)).max(0.35);
@@ -36,14 +36,14 @@ impl Axis {
     }
 
     /// The place of a value.
-    pub fn place(&self, value: f64) -> f64 {
+    pub(crate) fn place(&self, value: f64) -> f64 {
         let value = if self.is_log { value.max(1e-12).log10() } else { value };
         let share = (value - self.low) / (self.high - self.low);
         self.ends.0 + share * (self.ends.1 - self.ends.0)
     }
 
     /// The values that ticks stand at.
-    pub fn ticks(&self) -> Vec<f64> {
+    pub(crate) fn ticks(&self) -> Vec<f64> {
         if self.is_log {
             let decades = self.low.ceil() as i32..=self.high.floor() as i32;
             return decades.map(|exponent| 10f64.powi(exponent)).collect();
@@ -55,7 +55,7 @@ impl Axis {
     }
 
     /// Decimals that tell ticks apart, of values multiplied by `factor`.
-    pub fn decimals(&self, factor: f64) -> usize {
+    pub(crate) fn decimals(&self, factor: f64) -> usize {
         let step = step_of(self.high - self.low) * factor;
         (-(step + 1e-12).log10().floor()).clamp(0.0, 9.0) as usize
     }

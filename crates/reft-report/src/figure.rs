@@ -21,17 +21,13 @@ pub fn figure(
         escape(title),
         escape(note)
     )?;
+    let name = |Curve { label, colour, .. }: &Curve| {
+        let dot = format!("<span class=\"dot\" style=\"background:var(--c{colour})\"></span>");
+        format!("<span>{dot}{}</span>", escape(label))
+    };
     if !legend.is_empty() {
-        write!(out, "<div class=\"legend\">")?;
-        for curve in legend {
-            write!(
-                out,
-                "<span><span class=\"dot\" style=\"background:var(--c{})\"></span>{}</span>",
-                curve.colour,
-                escape(&curve.label)
-            )?;
-        }
-        write!(out, "</div>")?;
+        let names: String = legend.iter().map(name).collect();
+        write!(out, "<div class=\"legend\">{names}</div>")?;
     }
     writeln!(out, "</figure>")
 }

@@ -21,7 +21,6 @@ mod escape;
 mod page;
 
 mod figure;
-mod table;
 
 mod axis;
 mod heat_map;
@@ -32,7 +31,6 @@ mod numbers;
 mod running_mean;
 mod spread;
 
-pub use axis::Axis;
 pub use escape::escape;
 pub use figure::{figure, svg_file};
 pub use heat_map::{Heat, HeatMap, heat_map};
@@ -41,4 +39,3 @@ pub use page::{COLOURS, page};
 pub use plots::{Bar, Curve, Names, Point, bars, curves, scatter};
 pub use running_mean::{running_mean, running_mean_steps};
 pub use spread::Spread;
-pub use table::{column_head, table_row};

@@ -21,41 +21,34 @@ pub fn page(
     legend: &str,
     body: impl FnOnce(&mut String) -> std::fmt::Result,
 ) -> String {
+    let title = escape(title);
+    let write = |out: &mut String| {
+        writeln!(
+            out,
+            "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+             <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n\
+             <meta name=\"color-scheme\" content=\"light dark\">\n<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>"
+        )?;
+        writeln!(out, "<h1>{title}</h1>")?;
+        let (warnings, facts): (Vec<String>, Vec<String>) =
+            facts.into_iter().partition(|line| line.starts_with("**"));
+        for warning in warnings {
+            let text = escape(&warning).replacen("**", "<b>", 1).replacen("**", "</b>", 1);
+            writeln!(out, "<p class=\"warn\">{text}</p>")?;
+        }
+        if let Some(fact) = facts.get(1) {
+            writeln!(out, "<p class=\"soft\">{}. {}.</p>", inline(&facts[0]), inline(fact))?;
+        }
+        body(out)?;
+        writeln!(out, "<h2>How it was done</h2>\n<ul>")?;
+        for fact in facts {
+            writeln!(out, "<li>{}</li>", inline(&fact))?;
+        }
+        writeln!(out, "</ul>")?;
+        writeln!(out, "<p class=\"soft\">{}</p>", escape(legend))?;
+        writeln!(out, "</main>\n<script>{SCRIPT}</script>\n</body>\n</html>")
+    };
     let mut page = String::new();
-    write_page(&mut page, &escape(title), facts, legend, body)
-        .expect("invariant: writing to a string cannot fail");
+    write(&mut page).expect("invariant: writing to a string cannot fail");
     page
-}
-
-fn write_page(
-    out: &mut String,
-    title: &str,
-    summary: Vec<String>,
-    legend: &str,
-    body: impl FnOnce(&mut String) -> std::fmt::Result,
-) -> std::fmt::Result {
-    writeln!(
-        out,
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n\
-         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>"
-    )?;
-    writeln!(out, "<h1>{title}</h1>")?;
-    let (warnings, facts): (Vec<String>, Vec<String>) =
-        summary.into_iter().partition(|line| line.starts_with("**"));
-    for warning in warnings {
-        let text = escape(&warning).replacen("**", "<b>", 1).replacen("**", "</b>", 1);
-        writeln!(out, "<p class=\"warn\">{text}</p>")?;
-    }
-    if let Some(fact) = facts.get(1) {
-        writeln!(out, "<p class=\"soft\">{}. {}.</p>", inline(&facts[0]), inline(fact))?;
-    }
-    body(out)?;
-    writeln!(out, "<h2>How it was done</h2>\n<ul>")?;
-    for fact in facts {
-        writeln!(out, "<li>{}</li>", inline(&fact))?;
-    }
-    writeln!(out, "</ul>")?;
-    writeln!(out, "<p class=\"soft\">{}</p>", escape(legend))?;
-    writeln!(out, "</main>\n<script>{SCRIPT}</script>\n</body>\n</html>")
 }

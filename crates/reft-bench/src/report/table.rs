@@ -1,6 +1,6 @@
 use std::fmt::{Result, Write};
 
-use reft_report::{Bar, column_head, table_row};
+use reft_report::{Bar, escape};
 
 /// A table of a report: the same cells in Markdown and on its page.
 pub(super) struct Table {
@@ -48,12 +48,27 @@ impl Table {
     pub(super) fn html(&self, out: &mut String) -> Result {
         writeln!(out, "<div class=\"scroll\"><table class=\"sortable\">\n<thead><tr>")?;
         for head in &self.heads {
-            write!(out, "{}", column_head(head))?;
+            let head = escape(head);
+            write!(out, "<th scope=\"col\"><button type=\"button\">{head}</button></th>")?;
         }
         writeln!(out, "</tr></thead>\n<tbody>")?;
         for row in &self.rows {
-            table_row(out, &row.cells, row.colour, row.is_best)?;
+            row.html(out)?;
         }
         writeln!(out, "</tbody></table></div>\n<p class=\"soft\">Press a head to sort.</p>")
+    }
+}
+
+impl Row {
+    fn html(&self, out: &mut String) -> Result {
+        let dot = self.colour.map_or("--soft".to_owned(), |colour| format!("--c{colour}"));
+        let dot = format!("<span class=\"dot\" style=\"background:var({dot})\"></span>");
+        write!(out, "<tr><td>{dot}{}</td>", escape(&self.cells[0].0))?;
+        for (i, (text, value)) in self.cells.iter().enumerate().skip(1) {
+            let class = if i == 1 && self.is_best { " class=\"best\"" } else { "" };
+            let value = value.map_or(String::new(), |value| value.to_string());
+            write!(out, "<td{class} data-value=\"{value}\">{}</td>", escape(text))?;
+        }
+        writeln!(out, "</tr>")
     }
 }
