@@ -2,7 +2,7 @@ use std::fmt::Debug;
 use std::path::Path;
 
 use reft_core::MapKind;
-use reft_models::{Adapter, BaseModel, Model, ModelDescription};
+use reft_models::{Adapter, Model, ModelDescription};
 
 use crate::error::Result;
 use crate::options::{MethodOption, MethodOptions};
@@ -28,8 +28,6 @@ pub struct MethodDeclaration {
     /// Whether it changes how generated tokens are computed: given the cache of keys and values that the prompt left, the base model
     /// would compute something else. Prefixes and soft prompts act through that cache alone.
     pub acts_on_generated: bool,
-    /// Whether each row of a batch may have an adapter of its own.
-    pub per_row: bool,
     /// Decides what the options leave open, and checks it against a model: nothing is left to fail when training starts.
     pub resolve: fn(&str, &MethodOptions, &ModelDescription) -> Result<Box<dyn Method>>,
     /// Reads the configuration of an adapter directory.
@@ -118,12 +116,6 @@ pub trait Method: Debug {
     /// # Errors
     /// As [`Self::load`].
     fn check_files(&self, dir: &Path, model: &ModelDescription) -> Result<()>;
-
-    /// What identifies the base model of the directory's adapter, if its files say it.
-    ///
-    /// # Errors
-    /// If they cannot be read.
-    fn base_model(&self, dir: &Path) -> Result<Option<BaseModel>>;
 
     /// Puts the directory's adapter into the model's weights.
     ///

@@ -119,6 +119,15 @@ method_options! {
         "Bottleneck adapters: inner size";
 }
 
+/// Options and the fields of adapters' configurations, PEFT's and ReFT's, that have another name.
+const FIELDS: [(&str, &str); 5] = [
+    ("layers", "layers_to_transform"),
+    ("rank", "r"),
+    ("rank", "low_rank_dimension"),
+    ("dropout", "lora_dropout"),
+    ("alpha", "lora_alpha"),
+];
+
 /// Where an option stands among others: in the order above, and those of single methods by name.
 fn order(option: &MethodOption) -> (usize, &'static str) {
     let place = SHARED.iter().position(|shared| *shared == option);
@@ -267,6 +276,18 @@ impl MethodOptions {
             self.0.sort_by_key(|(own, _)| order(own));
         }
         Ok(())
+    }
+
+    /// Those of the options that a configuration has fields for, by their own names or as [`FIELDS`] says.
+    pub(crate) fn of_config(options: &[&'static MethodOption], config: &impl Serialize) -> Self {
+        let config = json!(config);
+        let given = |option: &MethodOption| {
+            let other =
+                FIELDS.iter().filter(|(name, _)| *name == option.name).map(|(_, field)| *field);
+            let mut values = other.chain([option.name]).filter_map(|field| config.get(field));
+            values.find(|value| !value.is_null()).cloned()
+        };
+        options.iter().fold(Self::default(), |all, option| all.with_some(option, given(option)))
     }
 
     /// The value of an option, if it is given.

@@ -127,17 +127,11 @@ impl Methods {
     /// Of several, an option that they have decided differently by their defaults is left open again.
     pub fn describe(&self) -> (String, MethodOptions) {
         let names: Vec<&str> = self.iter().map(Method::name).collect();
-        let options = match &self.0[..] {
-            [method] => method.options(),
-            _ => {
-                let part = |method: &dyn Method| {
-                    let own = declaration(method.name()).map_or(&[][..], |d| d.options);
-                    (own, method.options())
-                };
-                MethodOptions::agreed(&self.iter().map(part).collect::<Vec<_>>())
-            }
+        let part = |method: &dyn Method| {
+            let own = declaration(method.name()).map_or(&[][..], |d| d.options);
+            (own, method.options())
         };
-        (names.join("+"), options)
+        (names.join("+"), MethodOptions::agreed(&self.iter().map(part).collect::<Vec<_>>()))
     }
 
     /// Makes new adapters; see [`Method::build`].
@@ -313,8 +307,7 @@ pub fn adapter_files(dir: &Path) -> Result<Vec<PathBuf>> {
 /// If the directory holds no adapter, or a file of it is missing.
 pub fn adapter_bytes(dir: &Path) -> Result<u64> {
     let size = |file: &PathBuf| {
-        let metadata = std::fs::metadata(file).map_err(reft_models::io_error("read", file))?;
-        Ok(metadata.len())
+        Ok(std::fs::metadata(file).map_err(reft_models::io_error("read", file))?.len())
     };
     adapter_files(dir)?.iter().map(size).sum()
 }

@@ -7,6 +7,7 @@ use crate::declaration::{AdapterFiles, MethodDeclaration};
 use crate::error::Result;
 use crate::files::adapter_file;
 use crate::options::MethodOptions;
+use crate::reft::config::ReftConfig;
 use crate::registry::{Methods, adapter_bytes, adapters_in};
 
 /// What an adapter directory holds, told without its base model's weights.
@@ -37,14 +38,12 @@ impl AdapterSummary {
     /// [`crate::Error::NotAnAdapter`]; a file that is missing or broken.
     pub fn read(dir: &Path) -> Result<Self> {
         let adapters = adapters_in(dir)?;
-        if let [(own, declaration)] = &adapters[..]
-            && own == dir
-        {
-            return Self::of_one(dir, declaration);
+        let parts = adapters.iter().map(|(part, declaration)| Self::of_one(part, declaration));
+        let mut parts: Vec<Self> = parts.collect::<Result<_>>()?;
+        if adapters[0].0 == dir {
+            return Ok(parts.remove(0));
         }
         let (method, options) = Methods::read(dir)?.describe();
-        let parts = adapters.iter().map(|(part, declaration)| Self::of_one(part, declaration));
-        let parts: Vec<Self> = parts.collect::<Result<_>>()?;
         let sites: BTreeSet<Site> = parts.iter().flat_map(|part| part.sites.clone()).collect();
         Ok(Self {
             method,
@@ -59,13 +58,16 @@ impl AdapterSummary {
     }
 
     fn of_one(dir: &Path, declaration: &MethodDeclaration) -> Result<Self> {
-        let method = (declaration.read)(dir)?;
-        let tensors = load_safetensors(&dir.join(declaration.files.tensors()))?;
+        let (method, files) = ((declaration.read)(dir)?, declaration.files);
+        let tensors = load_safetensors(&dir.join(files.tensors()))?;
         let sites: BTreeSet<Site> = tensors.keys().filter_map(|name| site_of(name)).collect();
-        let base_model = method.base_model(dir)?;
+        let base_model = match files {
+            AdapterFiles::Reft => Some(ReftConfig::read(dir)?.base_model),
+            _ => adapter_file::base_model(files, dir)?,
+        };
         let named = base_model.as_ref().and_then(|base_model| base_model.name.clone());
-        let in_config = match declaration.files {
-            AdapterFiles::Peft(_) => adapter_file::peft_base_model_name(dir)?,
+        let in_config = match files {
+            AdapterFiles::Peft(_) => adapter_file::base_model_name(files, dir)?,
             _ => None,
         };
         Ok(Self {

@@ -7,7 +7,8 @@ use std::path::Path;
 
 use reft_core::Parameter;
 use reft_models::{
-    Adapter, BaseModel, Hooks, Layout, Mode, Model, ModelDescription, Reach, Row, Site, read_json,
+    Adapter, BaseModel, Hooks, Layout, Mode, Model, ModelDescription, Reach, Row, Site, Weight,
+    read_json,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -39,9 +40,11 @@ pub(crate) trait TensorMethod:
     fn decide(name: &str, options: &MethodOptions, model: &ModelDescription) -> Result<Self>;
 
     /// All of its options.
-    fn options(&self) -> MethodOptions;
+    fn options(&self) -> MethodOptions {
+        MethodOptions::of_config(Self::DECLARATION.options, self)
+    }
 
-    /// Checks, of a configuration that was read, what can be checked without a model.
+    /// Checks what can be checked without a model.
     fn check(&self) -> Result<()> {
         Ok(())
     }
@@ -92,7 +95,6 @@ pub(crate) trait TensorMethod:
 pub(crate) type MadeHooks<'a> = reft_models::Result<Box<dyn Hooks + 'a>>;
 
 /// A part of a table to be made: the tensors at a site, or those that belong to none.
-#[derive(Debug)]
 pub(crate) struct Part<C> {
     pub(crate) site: Option<Site>,
     pub(crate) constants: C,
@@ -110,16 +112,12 @@ pub(crate) struct Keeps {
 }
 
 /// A tensor to be made.
-#[derive(Debug)]
 pub(crate) struct TensorSpec {
     name: String,
     shape: Vec<i64>,
     start: Start,
     decays: bool,
 }
-
-/// Makes the start of a tensor from the model.
-pub(crate) type StartFromModel = Box<dyn Fn(&dyn Model) -> reft_models::Result<Tensor>>;
 
 /// How a tensor starts. Random numbers are drawn on the CPU, so that every device starts alike.
 pub(crate) enum Start {
@@ -130,13 +128,7 @@ pub(crate) enum Start {
     /// Normal with mean 0 and variance 1, as `torch.nn.Embedding` starts.
     Normal,
     /// Made from the model.
-    FromModel(StartFromModel),
-}
-
-impl Debug for Start {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Start")
-    }
+    FromModel(Box<dyn Fn(&dyn Model) -> reft_models::Result<Tensor>>),
 }
 
 impl TensorSpec {
@@ -274,11 +266,11 @@ impl<M: TensorMethod> Method for M {
     fn load(&self, dir: &Path, model: &dyn Model) -> Result<Box<dyn Adapter>> {
         let method = self.clone().into_read();
         let table = table_of(&method, dir, model.description(), model.device())?;
-        let base_model = match Method::base_model(self, dir)? {
+        let base_model = match adapter_file::base_model(M::DECLARATION.files, dir)? {
             Some(base_model) => base_model,
             None => {
-                let name = adapter_file::peft_base_model_name(dir)?.unwrap_or_default();
-                BaseModel::of(model.description(), name)
+                let name = adapter_file::base_model_name(M::DECLARATION.files, dir)?;
+                BaseModel::of(model.description(), name.unwrap_or_default())
             }
         };
         Ok(Box::new(TensorAdapter { method, base_model, table }))
@@ -286,13 +278,6 @@ impl<M: TensorMethod> Method for M {
 
     fn check_files(&self, dir: &Path, model: &ModelDescription) -> Result<()> {
         table_of(&self.clone().into_read(), dir, model, Device::Cpu).map(drop)
-    }
-
-    fn base_model(&self, dir: &Path) -> Result<Option<BaseModel>> {
-        match TensorMethod::base_model(&mut self.clone()) {
-            Some(base_model) => Ok(Some(base_model.clone())),
-            None => Ok(adapter_file::base_model(&dir.join(M::DECLARATION.files.tensors()))?),
-        }
     }
 
     fn merge(&self, dir: &Path, model: &dyn Model) -> Result<()> {
@@ -326,6 +311,7 @@ pub(crate) fn resolve<M: TensorMethod>(
     model: &ModelDescription,
 ) -> Result<Box<dyn Method>> {
     let method = M::decide(name, options, model)?;
+    method.check()?;
     method.parts(model)?;
     Ok(Box::new(method))
 }
@@ -347,9 +333,16 @@ fn table_of<M: TensorMethod>(
     let parts = method.parts(model)?;
     let specs = parts.iter().flat_map(|part| &part.tensors);
     let shapes: Shapes = specs.map(|spec| (spec.name.clone(), spec.shape.clone())).collect();
-    let tensors =
-        adapter_file::read_tensors(&dir.join(M::DECLARATION.files.tensors()), &shapes, model)?;
+    let tensors = adapter_file::read_tensors(M::DECLARATION.files, dir, &shapes, model)?;
     Table::make(parts, device, &|spec| Ok(tensors[&spec.name].shallow_clone()))
+}
+
+/// A weight of a model by name.
+pub(crate) fn weight_of(model: &dyn Model, name: &str) -> reft_models::Result<Weight> {
+    let found = model.weights().into_iter().find(|(own, _)| own == name);
+    found.map(|(_, weight)| weight).ok_or_else(|| reft_models::Error::Adapter {
+        reason: format!("the model has no {name} to start from"),
+    })
 }
 
 /// Checks that a size is one.

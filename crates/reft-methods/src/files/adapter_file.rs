@@ -60,16 +60,17 @@ pub(crate) fn text_in(files: AdapterFiles, dir: &Path, field: &str) -> Result<Op
 }
 
 /// The name of the base model in PEFT's configuration.
-pub(crate) fn peft_base_model_name(dir: &Path) -> Result<Option<String>> {
-    text_in(AdapterFiles::Peft(""), dir, BASE_MODEL_NAME)
+pub(crate) fn base_model_name(files: AdapterFiles, dir: &Path) -> Result<Option<String>> {
+    text_in(files, dir, BASE_MODEL_NAME)
 }
 
-/// The model that a tensors' file belongs to, if it says so.
-pub(crate) fn base_model(path: &Path) -> Result<Option<BaseModel>> {
-    let metadata = load_safetensors_metadata(path)?;
+/// What identifies the base model of a directory's adapter, if its files say it.
+pub(crate) fn base_model(files: AdapterFiles, dir: &Path) -> Result<Option<BaseModel>> {
+    let path = dir.join(files.tensors());
+    let metadata = load_safetensors_metadata(&path)?;
     let parse = |identity: &String| serde_json::from_str(identity);
     let base_model = metadata.get(BASE_MODEL).map(parse).transpose();
-    base_model.map_err(|source| Error::Json { path: path.to_owned(), source })
+    base_model.map_err(|source| Error::Json { path, source })
 }
 
 /// Reads tensors and checks that they are exactly those expected, and that they belong to the model.
@@ -78,14 +79,15 @@ pub(crate) fn base_model(path: &Path) -> Result<Option<BaseModel>> {
 /// [`Error::Adapter`] if the file names another model, [`Error::WeightMismatch`] with every missing, unexpected and misshapen
 /// tensor.
 pub(crate) fn read_tensors(
-    path: &Path,
+    files: AdapterFiles,
+    dir: &Path,
     expected: &Shapes,
     model: &ModelDescription,
 ) -> Result<BTreeMap<String, Tensor>> {
-    if let Some(base_model) = base_model(path)? {
+    if let Some(base_model) = base_model(files, dir)? {
         base_model.check(model)?;
     }
-    read_exactly(path, expected)
+    read_exactly(&dir.join(files.tensors()), expected)
 }
 
 /// Reads tensors and checks that they are exactly those expected.

@@ -1,4 +1,4 @@
-//! `baseline_config.json`: configurations of the methods that PEFT does not have.
+//! `baseline_config.json`: configurations of the methods that PEFT does not have; what ReFT's has as well.
 
 use reft_models::{BaseModel, Component, Error, ModelDescription, Result, Site};
 
@@ -33,23 +33,9 @@ impl<'a> Branches<'a> {
     ) -> Result<()> {
         let Self { layers, components } = self;
         let refuse = |reason: String| Err(Error::Adapter { reason });
-        if format_version != FORMAT_VERSION {
-            return refuse(format!(
-                "format_version is {format_version}, this program reads {FORMAT_VERSION}"
-            ));
-        }
+        check_version(format_version)?;
         base_model.check(model)?;
-        let n = model.num_hidden_layers;
-        if let Some(layer) = layers.iter().find(|layer| **layer >= n) {
-            return refuse(format!(
-                "layer {layer} is out of range, the model has {n} layers, counted from 0"
-            ));
-        }
-        if layers.is_empty() || layers.windows(2).any(|pair| pair[0] >= pair[1]) {
-            return refuse(format!(
-                "layers are {layers:?}; name each layer once, in ascending order, and at least one"
-            ));
-        }
+        check_layers(layers, model.num_hidden_layers)?;
         let names = || accepted.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         if let Some(component) = components.iter().find(|component| !accepted.contains(component)) {
             return refuse(format!("component is {component}, the method takes {}", names()));
@@ -59,6 +45,27 @@ impl<'a> Branches<'a> {
         }
         Ok(())
     }
+}
+
+/// Refuses a format that is not known.
+pub(crate) fn check_version(found: u32) -> Result<()> {
+    if found == FORMAT_VERSION {
+        return Ok(());
+    }
+    let reason = format!("format_version is {found}, this program reads {FORMAT_VERSION}");
+    Err(Error::Adapter { reason })
+}
+
+/// Checks that layers are some of `n`, each named once and in ascending order.
+pub(crate) fn check_layers(layers: &[usize], n: usize) -> Result<()> {
+    let reason = if let Some(layer) = layers.iter().find(|layer| **layer >= n) {
+        format!("layer {layer} is out of range, the model has {n} layers, counted from 0")
+    } else if layers.is_empty() || layers.windows(2).any(|pair| pair[0] >= pair[1]) {
+        format!("layers are {layers:?}; name each layer once, in ascending order, and at least one")
+    } else {
+        return Ok(());
+    };
+    Err(Error::Adapter { reason })
 }
 
 /// `layers.3.mlp_output.scale`

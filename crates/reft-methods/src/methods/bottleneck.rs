@@ -1,4 +1,4 @@
-use reft_core::Activation;
+use reft_core::{Activation, names};
 use reft_models::{
     BaseModel, Component, Error, HookPoint, Hooks, Layout, Mode, ModelDescription, Result, Site,
     Span,
@@ -32,7 +32,6 @@ pub(crate) const SERIES: MethodDeclaration = MethodDeclaration {
     files: AdapterFiles::Own,
     merging: Merging::Never("it is an MLP of its own, with an activation inside"),
     acts_on_generated: true,
-    per_row: true,
     resolve: resolve::<BottleneckConfig>,
     read: read::<BottleneckConfig>,
 };
@@ -62,31 +61,25 @@ struct BottleneckConfig {
 }
 
 /// Where a bottleneck adapter takes its input: from the branch's output, or from its input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum BottleneckKind {
-    #[serde(rename = "series-adapter")]
     Series,
-    #[serde(rename = "parallel-adapter")]
     Parallel,
 }
 
-const ACCEPTED: [Component; 2] = [Component::AttentionOutput, Component::MlpOutput];
+names!(BottleneckKind, "bottleneck adapter", reft_core::Error, {
+    Series => "series-adapter",
+    Parallel => "parallel-adapter",
+});
 
-impl BottleneckConfig {
-    fn branches(&self) -> Branches<'_> {
-        Branches { layers: &self.layers, components: &self.components }
-    }
-}
+const ACCEPTED: [Component; 2] = [Component::AttentionOutput, Component::MlpOutput];
 
 impl TensorMethod for BottleneckConfig {
     const DECLARATION: &'static MethodDeclaration = &SERIES;
     type Constants = ();
 
     fn name(&self) -> &'static str {
-        match self.method {
-            BottleneckKind::Series => SERIES.name,
-            BottleneckKind::Parallel => PARALLEL.name,
-        }
+        self.method.name()
     }
 
     fn decide(
@@ -94,10 +87,9 @@ impl TensorMethod for BottleneckConfig {
         options: &MethodOptions,
         model: &ModelDescription,
     ) -> crate::Result<Self> {
-        let is_series = name == SERIES.name;
         Ok(Self {
             format_version: FORMAT_VERSION,
-            method: if is_series { BottleneckKind::Series } else { BottleneckKind::Parallel },
+            method: name.parse()?,
             layers: options.layers_of(model.num_hidden_layers),
             components: options.components(),
             bottleneck_size: options.get(&BOTTLENECK_SIZE).unwrap_or(64),
@@ -106,21 +98,13 @@ impl TensorMethod for BottleneckConfig {
         })
     }
 
-    fn options(&self) -> MethodOptions {
-        MethodOptions::default()
-            .with(&LAYERS, &self.layers)
-            .with(&ACT_FN, self.act_fn)
-            .with(&COMPONENTS, &self.components)
-            .with(&BOTTLENECK_SIZE, self.bottleneck_size)
-    }
-
     fn base_model(&mut self) -> Option<&mut BaseModel> {
         Some(&mut self.base_model)
     }
 
     fn parts(&self, model: &ModelDescription) -> crate::Result<Vec<Part<()>>> {
         check_positive("bottleneck_size", self.bottleneck_size)?;
-        let branches = self.branches();
+        let branches = Branches { layers: &self.layers, components: &self.components };
         branches.check(self.format_version, &ACCEPTED, &self.base_model, model)?;
         let (m, d) = (self.bottleneck_size, model.hidden_size);
         let part = |site: Site| {

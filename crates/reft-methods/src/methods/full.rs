@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use reft_core::Parameter;
@@ -25,7 +26,6 @@ pub(crate) const FULL: MethodDeclaration = MethodDeclaration {
     files: AdapterFiles::Weights,
     merging: Merging::IntoWeights,
     acts_on_generated: true,
-    per_row: false,
     resolve: |_, _, _| Ok(Box::new(Full)),
     read: |_| Ok(Box::new(Full)),
 };
@@ -36,8 +36,10 @@ struct Full;
 
 impl Full {
     /// The file's tensors, which are exactly the model's.
-    fn shapes(model: &ModelDescription) -> Shapes {
-        model.tensors.iter().map(|tensor| (tensor.name.clone(), tensor.shape.clone())).collect()
+    fn read(dir: &Path, model: &ModelDescription) -> crate::Result<BTreeMap<String, Tensor>> {
+        let tensors = model.tensors.iter();
+        let shapes: Shapes = tensors.map(|t| (t.name.clone(), t.shape.clone())).collect();
+        Ok(adapter_file::read_tensors(FULL.files, dir, &shapes, model)?)
     }
 }
 
@@ -63,22 +65,15 @@ impl Method for Full {
     }
 
     fn load(&self, dir: &Path, model: &dyn Model) -> crate::Result<Box<dyn Adapter>> {
-        let (path, shapes) = (dir.join(FULL.files.tensors()), Self::shapes(model.description()));
-        let tensors = adapter_file::read_tensors(&path, &shapes, model.description())?;
-        let name = adapter_file::base_model(&path)?.and_then(|base_model| base_model.name);
+        let tensors = Self::read(dir, model.description())?;
+        let name = adapter_file::base_model(FULL.files, dir)?.and_then(|model| model.name);
         let full = self.build(model, &name.unwrap_or_default())?;
         full.load_state(&tensors)?;
         Ok(full)
     }
 
     fn check_files(&self, dir: &Path, model: &ModelDescription) -> crate::Result<()> {
-        let path = dir.join(FULL.files.tensors());
-        adapter_file::read_tensors(&path, &Self::shapes(model), model).map(drop)?;
-        Ok(())
-    }
-
-    fn base_model(&self, dir: &Path) -> crate::Result<Option<BaseModel>> {
-        Ok(adapter_file::base_model(&dir.join(FULL.files.tensors()))?)
+        Self::read(dir, model).map(drop)
     }
 
     fn merge(&self, dir: &Path, model: &dyn Model) -> crate::Result<()> {

@@ -27,7 +27,6 @@ pub(crate) const IA3: MethodDeclaration = MethodDeclaration {
     files: AdapterFiles::Peft("IA3"),
     merging: Merging::IntoWeights,
     acts_on_generated: true,
-    per_row: true,
     resolve: resolve::<Ia3Config>,
     read: read::<Ia3Config>,
 };
@@ -93,18 +92,11 @@ impl TensorMethod for Ia3Config {
         })
     }
 
-    fn options(&self) -> MethodOptions {
-        MethodOptions::default()
-            .with(&TARGET_MODULES, &self.target_modules)
-            .with(&FEEDFORWARD_MODULES, &self.feedforward_modules)
-    }
-
     fn check(&self) -> crate::Result<()> {
         Ok(self.other.check("IA3", &[])?)
     }
 
     fn parts(&self, model: &ModelDescription) -> crate::Result<Vec<Part<Factors>>> {
-        TensorMethod::check(self)?;
         let part = |(p, scales_input): (Projection, bool)| {
             // PEFT's shapes: they make the factors rows or columns of the weight
             let shape = if scales_input { [1, p.in_features] } else { [p.out_features, 1] };

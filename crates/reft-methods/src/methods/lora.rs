@@ -1,10 +1,11 @@
 use reft_models::{
     Error, HookPoint, Hooks, Layout, Mode, Model, ModelDescription, Projection, Result, Site, Span,
-    Weight,
 };
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use tch::{Kind, Tensor, autocast, no_grad};
 
 use crate::declaration::{AdapterFiles, Merging, MethodDeclaration};
@@ -13,7 +14,7 @@ use crate::merge::MergedWeights;
 use crate::options::{ALPHA, DROPOUT, LAYERS, MethodOption, MethodOptions, RANK, TARGET_MODULES};
 use crate::target_modules::{TargetModules, whole_match};
 use crate::trained::{
-    Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, read, resolve,
+    Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, read, resolve, weight_of,
 };
 
 const OPTIONS: &[&MethodOption] = &[&LAYERS, &RANK, &DROPOUT, &ALPHA, &TARGET_MODULES];
@@ -31,7 +32,6 @@ pub(crate) const LORA: MethodDeclaration = MethodDeclaration {
     files: AdapterFiles::Peft("LORA"),
     merging: Merging::IntoWeights,
     acts_on_generated: true,
-    per_row: true,
     resolve: resolve::<LoraConfig>,
     read: read::<LoraConfig>,
 };
@@ -88,36 +88,12 @@ struct LoraConfig {
 }
 
 impl LoraConfig {
-    fn check_numbers(&self) -> Result<()> {
-        if !(0.0..1.0).contains(&self.lora_dropout) {
-            return Err(reft_core::Error::Dropout(self.lora_dropout).into());
-        }
-        if !self.lora_alpha.is_finite() {
-            let reason = format!("lora_alpha is {}, expected a finite number", self.lora_alpha);
-            return Err(Error::Adapter { reason });
-        }
-        self.other.check("LORA", &[("init_lora_weights", &LORA_INIT)])
-    }
-
     /// Rank and scaling of a module.
     fn rank_and_scaling(&self, module: &str) -> Result<(i64, f64)> {
-        let wrong = |what: &str, value: String| Error::Adapter {
-            reason: format!("{what} of {module} is {value}, expected a positive number"),
-        };
-        let rank = match of_pattern(&self.rank_pattern, module)? {
-            Some(value) => {
-                value.as_i64().ok_or_else(|| wrong("rank_pattern", value.to_string()))?
-            }
-            None => self.r,
-        };
-        let alpha = match of_pattern(&self.alpha_pattern, module)? {
-            Some(value) => {
-                value.as_f64().ok_or_else(|| wrong("alpha_pattern", value.to_string()))?
-            }
-            None => self.lora_alpha,
-        };
+        let rank = of_pattern(&self.rank_pattern, module, self.r)?;
+        let alpha = of_pattern(&self.alpha_pattern, module, self.lora_alpha)?;
         if rank < 1 {
-            return Err(wrong("r", rank.to_string()));
+            return Err(not_positive(module, &rank));
         }
         let divisor = if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
         Ok((rank, alpha / divisor))
@@ -128,14 +104,23 @@ impl LoraConfig {
     }
 }
 
-/// The value of the first pattern that matches the end of a module's name.
-fn of_pattern<'a>(patterns: &'a Map<String, Value>, module: &str) -> Result<Option<&'a Value>> {
+/// What the first pattern says that matches the end of a module's name; without one what holds for all modules.
+fn of_pattern<T: DeserializeOwned>(
+    patterns: &Map<String, Value>,
+    module: &str,
+    of_all: T,
+) -> Result<T> {
     for (pattern, value) in patterns {
         if whole_match(&format!(r".*\.(?:{pattern})"))?.is_match(module) {
-            return Ok(Some(value));
+            return serde_json::from_value(value.clone()).map_err(|_| not_positive(module, value));
         }
     }
-    Ok(None)
+    Ok(of_all)
+}
+
+fn not_positive(module: &str, found: &dyn Display) -> Error {
+    let reason = format!("alpha or r of {module} is {found}, expected a positive number");
+    Error::Adapter { reason }
 }
 
 /// What the update of a projection has beside `A` `[r, in]`, `B` `[out, r]`, and DoRA's `m` `[out]`.
@@ -188,21 +173,18 @@ impl TensorMethod for LoraConfig {
         })
     }
 
-    fn options(&self) -> MethodOptions {
-        MethodOptions::default()
-            .with_some(&LAYERS, self.layers_to_transform.as_ref())
-            .with(&RANK, self.r)
-            .with(&DROPOUT, self.lora_dropout)
-            .with(&ALPHA, self.lora_alpha)
-            .with(&TARGET_MODULES, &self.target_modules)
-    }
-
     fn check(&self) -> crate::Result<()> {
-        Ok(self.check_numbers()?)
+        if !(0.0..1.0).contains(&self.lora_dropout) {
+            return Err(reft_core::Error::Dropout(self.lora_dropout).into());
+        }
+        if !self.lora_alpha.is_finite() {
+            let reason = format!("lora_alpha is {}, expected a finite number", self.lora_alpha);
+            return Err(Error::Adapter { reason }.into());
+        }
+        Ok(self.other.check("LORA", &[("init_lora_weights", &LORA_INIT)])?)
     }
 
     fn parts(&self, model: &ModelDescription) -> Result<Vec<Part<Update>>, crate::Error> {
-        self.check_numbers()?;
         let part = |Projection { site, module, in_features, out_features }: Projection| {
             let (r, scaling) = self.rank_and_scaling(&module)?;
             let name = |tensor: &str| format!("base_model.model.{module}.{tensor}");
@@ -247,14 +229,6 @@ impl TensorMethod for LoraConfig {
             }
         })
     }
-}
-
-/// A weight of a model by name.
-fn weight_of(model: &dyn Model, name: &str) -> Result<Weight> {
-    let found = model.weights().into_iter().find(|(own, _)| own == name);
-    found
-        .map(|(_, weight)| weight)
-        .ok_or_else(|| Error::Adapter { reason: format!("the model has no {name}") })
 }
 
 /// `W + s B A` `[out, in]` in f32

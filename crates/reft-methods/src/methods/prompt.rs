@@ -10,6 +10,7 @@ use crate::files::peft_fields::{OtherFields, check_model};
 use crate::options::{INIT, INIT_TOKENS, MethodOptions, N_VIRTUAL_TOKENS};
 use crate::trained::{
     Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, check_positive, read, resolve,
+    weight_of,
 };
 
 /// Prompt tuning: trained embeddings of virtual tokens before every prompt (Lester et al. 2021, arXiv:2104.08691).
@@ -22,7 +23,6 @@ pub(crate) const PROMPT: MethodDeclaration = MethodDeclaration {
     files: AdapterFiles::Peft("PROMPT_TUNING"),
     merging: Merging::Never("its embeddings stand before the prompt's own"),
     acts_on_generated: false,
-    per_row: false,
     resolve: resolve::<PromptConfig>,
     read: read::<PromptConfig>,
 };
@@ -37,23 +37,12 @@ struct PromptConfig {
     num_layers: usize,
     #[serde(flatten)]
     other: OtherFields,
+    /// What it starts as, `random` or `vocabulary`, if it is neither read from a file nor a text.
     #[serde(skip)]
-    start: PromptStart,
-}
-
-/// How a soft prompt starts.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-enum PromptStart {
-    /// It is read from a file.
-    #[default]
-    Read,
-    /// Normal numbers of variance 1, as in PEFT.
-    Random,
-    /// The embeddings of random frequent tokens. Vocabularies of byte-pair encodings begin with what was merged first, so these are
-    /// the first 5,000 ids, as Lester et al. sample from the 5,000 most common tokens.
-    Vocabulary,
-    /// The embeddings of a text.
-    Text(Vec<i64>),
+    init: Option<&'static str>,
+    /// A text that it starts as.
+    #[serde(skip)]
+    text: Option<Vec<i64>>,
 }
 
 /// Name of the embeddings in PEFT's file.
@@ -83,11 +72,7 @@ pub(crate) fn cycled(tokens: Vec<i64>, n: i64) -> crate::Result<Vec<i64>> {
 /// The embeddings of tokens, `[n, d]`.
 fn embeddings(model: &dyn Model, ids: &Tensor) -> Result<Tensor> {
     let name = model.description().embeddings().unwrap_or("embeddings");
-    let found = model.weights().into_iter().find(|(own, _)| own == name);
-    let (_, matrix) = found.ok_or_else(|| Error::Adapter {
-        reason: format!("the model has no {name} to start a soft prompt from"),
-    })?;
-    Ok(matrix.rows_at(&ids.to_device(model.device())))
+    Ok(weight_of(model, name)?.rows_at(&ids.to_device(model.device())))
 }
 
 impl TensorMethod for PromptConfig {
@@ -97,10 +82,10 @@ impl TensorMethod for PromptConfig {
     fn decide(_: &str, options: &MethodOptions, model: &ModelDescription) -> crate::Result<Self> {
         let n = virtual_tokens(options)?;
         let (init, text): (Option<String>, _) = (options.get(&INIT), options.get(&INIT_TOKENS));
-        let start = match (init.as_deref(), text) {
-            (None, Some(tokens)) => PromptStart::Text(cycled(tokens, n)?),
-            (None | Some("vocabulary"), None) => PromptStart::Vocabulary,
-            (Some("random"), None) => PromptStart::Random,
+        let (init, text) = match (init.as_deref(), text) {
+            (None, Some(tokens)) => (None, Some(cycled(tokens, n)?)),
+            (None | Some("vocabulary"), None) => (Some("vocabulary"), None),
+            (Some("random"), None) => (Some("random"), None),
             (Some(found), _) => {
                 return Err(crate::Error::OptionValue {
                     option: INIT.name,
@@ -119,20 +104,15 @@ impl TensorMethod for PromptConfig {
             num_attention_heads: model.num_attention_heads,
             num_layers: model.num_hidden_layers,
             other: OtherFields::of("PROMPT_TUNING", other),
-            start,
+            init,
+            text,
         })
     }
 
     fn options(&self) -> MethodOptions {
-        let (init, text) = match &self.start {
-            PromptStart::Read => (None, None),
-            PromptStart::Random => (Some("random"), None),
-            PromptStart::Vocabulary => (Some("vocabulary"), None),
-            PromptStart::Text(tokens) => (None, Some(tokens)),
-        };
         MethodOptions::default()
-            .with_some(&INIT, init)
-            .with_some(&INIT_TOKENS, text)
+            .with_some(&INIT, self.init)
+            .with_some(&INIT_TOKENS, self.text.as_ref())
             .with(&N_VIRTUAL_TOKENS, self.num_virtual_tokens)
     }
 
@@ -145,17 +125,19 @@ impl TensorMethod for PromptConfig {
             ("num_attention_heads", self.num_attention_heads, model.num_attention_heads),
             ("token_dim", d, model.hidden_size),
         ])?;
-        let start = match self.start.clone() {
-            PromptStart::Read | PromptStart::Random => Start::Normal,
-            PromptStart::Vocabulary => Start::FromModel(Box::new(move |model| {
+        let start = match (self.init, self.text.clone()) {
+            (_, Some(tokens)) => Start::FromModel(Box::new(move |model| {
+                tokens.iter().try_for_each(|&token| model.check_token(token))?;
+                embeddings(model, &Tensor::from_slice(&tokens))
+            })),
+            // Vocabularies of byte-pair encodings begin with what was merged first, so the first 5,000 ids are frequent tokens,
+            // as Lester et al. sample from the 5,000 most common ones.
+            (Some("vocabulary"), None) => Start::FromModel(Box::new(move |model| {
                 let frequent = model.description().vocab_size.min(5_000);
                 let ids = Tensor::randint(frequent, [n], (Kind::Int64, Device::Cpu));
                 embeddings(model, &ids)
             })),
-            PromptStart::Text(tokens) => Start::FromModel(Box::new(move |model| {
-                tokens.iter().try_for_each(|&token| model.check_token(token))?;
-                embeddings(model, &Tensor::from_slice(&tokens))
-            })),
+            _ => Start::Normal, // as in PEFT
         };
         let tensors = vec![TensorSpec::new(TENSOR, [n, d], start)];
         Ok(vec![Part { site: None, constants: (), tensors, keeps: Keeps::default() }])

@@ -26,7 +26,6 @@ pub(crate) const RED: MethodDeclaration = MethodDeclaration {
         "it scales and shifts hidden states, and the blocks have no bias for it",
     ),
     acts_on_generated: true,
-    per_row: true,
     resolve: resolve::<RedConfig>,
     read: read::<RedConfig>,
 };
@@ -36,23 +35,10 @@ pub(crate) const RED: MethodDeclaration = MethodDeclaration {
 #[serde(deny_unknown_fields)]
 struct RedConfig {
     format_version: u32,
-    method: RedName,
+    method: String,
     layers: Vec<usize>,
     components: Vec<Component>,
     base_model: BaseModel,
-}
-
-impl RedConfig {
-    fn branches(&self) -> Branches<'_> {
-        Branches { layers: &self.layers, components: &self.components }
-    }
-}
-
-/// The method's name in its file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum RedName {
-    Red,
 }
 
 /// Where RED can stand.
@@ -65,15 +51,11 @@ impl TensorMethod for RedConfig {
     fn decide(_: &str, options: &MethodOptions, model: &ModelDescription) -> crate::Result<Self> {
         Ok(Self {
             format_version: FORMAT_VERSION,
-            method: RedName::Red,
+            method: RED.name.to_owned(),
             layers: options.layers_of(model.num_hidden_layers),
             components: options.components(),
             base_model: BaseModel::of(model, ""),
         })
-    }
-
-    fn options(&self) -> MethodOptions {
-        MethodOptions::default().with(&LAYERS, &self.layers).with(&COMPONENTS, &self.components)
     }
 
     fn base_model(&mut self) -> Option<&mut BaseModel> {
@@ -81,7 +63,7 @@ impl TensorMethod for RedConfig {
     }
 
     fn parts(&self, model: &ModelDescription) -> crate::Result<Vec<Part<()>>> {
-        let branches = self.branches();
+        let branches = Branches { layers: &self.layers, components: &self.components };
         branches.check(self.format_version, &COMPONENTS_OF_RED, &self.base_model, model)?;
         let part = |site: Site| {
             let d = [model.hidden_size];

@@ -33,7 +33,6 @@ pub(crate) const ROAD: MethodDeclaration = MethodDeclaration {
     files: AdapterFiles::Peft("ROAD"),
     merging: Merging::IntoWeights,
     acts_on_generated: true,
-    per_row: true,
     resolve: resolve::<RoadConfig>,
     read: read::<RoadConfig>,
 };
@@ -132,13 +131,6 @@ impl TensorMethod for RoadConfig {
                 json!({ "init_weights": true, "modules_to_save": null }),
             ),
         })
-    }
-
-    fn options(&self) -> MethodOptions {
-        MethodOptions::default()
-            .with(&TARGET_MODULES, &self.target_modules)
-            .with(&VARIANT, self.variant)
-            .with(&GROUP_SIZE, self.group_size)
     }
 
     fn parts(&self, model: &ModelDescription) -> crate::Result<Vec<Part<String>>> {

@@ -1,4 +1,3 @@
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use reft_core::{ConstantEdit, Intervention, Parameter, Subspace};
@@ -39,10 +38,6 @@ impl Adapter for SteeringAdapter {
 
     fn hooks<'a>(&'a self, _layout: &Layout, _mode: Mode) -> Result<Box<dyn Hooks + 'a>> {
         Ok(Box::new(SteeringHooks(self)))
-    }
-
-    fn state(&self) -> BTreeMap<String, Tensor> {
-        BTreeMap::new()
     }
 
     fn save(&self, _dir: &Path) -> Result<()> {

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use reft_core::{
@@ -36,15 +36,6 @@ struct SavedConfig {
     sorted_keys: Vec<String>,
 }
 
-/// One intervention as saved.
-#[derive(Debug)]
-struct Saved {
-    layer: usize,
-    component: String,
-    nth: usize, // among those of its layer
-    tensors: BTreeMap<String, Tensor>,
-}
-
 /// Reads a directory that pyreft's `ReftModel.save` wrote. Pickles are read as data: nothing in them is run.
 ///
 /// Positions follow [`PositionRule::Pyreft`], so the adapter does here what it did there. Untied, pyreft keeps the interventions
@@ -66,16 +57,14 @@ pub fn import_pyreft(dir: &Path, import: &PyreftImport) -> Result<ReftAdapter> {
     }
     let mut saved = Vec::new();
     for key in &config.sorted_keys {
-        let (layer, component, nth) =
+        let place =
             parse_key(key).ok_or_else(|| refuse(format!("key {key:?} is not one of pyreft's")))?;
-        let tensors = load_torch_pickle(&dir.join(format!("intkey_{key}.bin")))?;
-        saved.push(Saved { layer, component, nth, tensors });
+        saved.push((place, load_torch_pickle(&dir.join(format!("intkey_{key}.bin")))?));
     }
-    saved.sort_by_key(|one| (one.nth, one.layer));
+    saved.sort_by(|(a, _), (b, _)| a.cmp(b));
 
-    let mut layers: Vec<usize> = saved.iter().map(|one| one.layer).collect();
-    layers.sort_unstable();
-    layers.dedup();
+    let layers: BTreeSet<usize> = saved.iter().map(|((_, layer, _), _)| *layer).collect();
+    let layers = Vec::from_iter(layers);
     let groups = import.positions.groups(import.share_weights).len();
     if saved.len() != layers.len() * groups {
         let (found, n) = (saved.len(), layers.len());
@@ -85,13 +74,14 @@ pub fn import_pyreft(dir: &Path, import: &PyreftImport) -> Result<ReftAdapter> {
             import.positions
         )));
     }
-    let component = saved[0].component.clone();
-    if let Some(other) = saved.iter().find(|one| one.component != component) {
-        let reason = format!("components {component} and {} are mixed", other.component);
-        return Err(refuse(reason + ", expected one"));
+    let Some(((_, _, component), first)) = saved.first() else {
+        return Err(refuse("it has no keys, expected at least one".into()));
+    };
+    if let Some(((_, _, other), _)) = saved.iter().find(|((_, _, other), _)| other != component) {
+        let reason = format!("components {component} and {other} are mixed, expected one");
+        return Err(refuse(reason));
     }
 
-    let first = &saved[0].tensors;
     let intervention = InterventionConfig {
         act_fn: import.act_fn,
         add_bias: first.contains_key("proj_layer.bias"),
@@ -112,7 +102,7 @@ pub fn import_pyreft(dir: &Path, import: &PyreftImport) -> Result<ReftAdapter> {
     };
     config.check()?;
     let tensors: Vec<InterventionTensors> =
-        saved.into_iter().map(|one| rename(method, one.tensors)).collect::<Result<_>>()?;
+        saved.into_iter().map(|(_, own)| rename(method, own)).collect::<Result<_>>()?;
     let interventions =
         InterventionSet::from_tensors(intervention, hidden_size, &tensors, Device::Cpu)?;
     ReftAdapter::from_interventions(config, interventions)
@@ -139,12 +129,12 @@ fn method_of(types: &[String]) -> std::result::Result<Method, String> {
     })
 }
 
-/// `layer_1_comp_block_output_unit_pos_nunit_1#0` → layer 1, `block_output`, the 0th there.
-fn parse_key(key: &str) -> Option<(usize, String, usize)> {
+/// `layer_1_comp_block_output_unit_pos_nunit_1#0`, the 0th of layer 1 at `block_output` → number, layer, component.
+fn parse_key(key: &str) -> Option<(usize, usize, String)> {
     let (layer, rest) = key.strip_prefix("layer_")?.split_once("_comp_")?;
     let (component, rest) = rest.split_once("_unit_")?;
     let (_, nth) = rest.rsplit_once('#')?;
-    Some((layer.parse().ok()?, component.to_owned(), nth.parse().ok()?))
+    Some((nth.parse().ok()?, layer.parse().ok()?, component.to_owned()))
 }
 
 /// The subspace's dimension, read off a bias or constant source, whose only dimension it is.

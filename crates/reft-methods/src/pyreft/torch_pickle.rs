@@ -24,26 +24,26 @@ const MAX_EXPANSION: u64 = 16;
 /// [`Error::Io`] if the file cannot be read; [`Error::Format`] if it is not such a zip, is damaged, or holds anything but
 /// (dictionaries of) tensors.
 pub fn load_torch_pickle(path: &Path) -> Result<BTreeMap<String, Tensor>> {
-    let broken = |reason| Error::Format { path: path.to_owned(), reason };
     let file = File::open(path).map_err(io_error("read", path))?;
     let len = file.metadata().map_err(io_error("read", path))?.len();
-    let mut archive = Archive::open(BufReader::new(file), len).map_err(broken)?;
-    let bytes = archive.read("data.pkl").map_err(broken)?;
-    let pickle = Pickle::read(&bytes).map_err(broken)?;
+    let tensors = tensors_of(BufReader::new(file), len);
+    tensors.map_err(|reason| Error::Format { path: path.to_owned(), reason })
+}
+
+fn tensors_of(file: BufReader<File>, len: u64) -> Result<BTreeMap<String, Tensor>, String> {
+    let mut archive = Archive::open(file, len)?;
+    let pickle = Pickle::read(&archive.read("data.pkl")?)?;
     let mut found = Found { pickle: &pickle, views: BTreeMap::new(), seen: HashSet::new() };
-    found.collect(pickle.root, "", 0).map_err(broken)?;
-    let views = found.views;
-    let total: u64 = views.values().map(|view| n_bytes(view)).fold(0, u64::saturating_add);
+    found.collect(pickle.root, "", 0)?;
+    let total: u64 = found.views.values().map(|view| n_bytes(view)).fold(0, u64::saturating_add);
     if total > len.saturating_mul(MAX_EXPANSION) {
-        return Err(broken(format!("its tensors take {total} bytes, the file has {len}")));
+        return Err(format!("its tensors take {total} bytes, the file has {len}"));
     }
-    let mut tensors = BTreeMap::new();
-    for (name, view) in views {
-        let tensor =
-            archive.tensor(view).map_err(|reason| broken(format!("tensor {name}: {reason}")))?;
-        tensors.insert(name, tensor);
-    }
-    Ok(tensors)
+    let tensor = |(name, view): (String, &View)| match archive.tensor(view) {
+        Ok(tensor) => Ok((name, tensor)),
+        Err(reason) => Err(format!("tensor {name}: {reason}")),
+    };
+    found.views.into_iter().map(tensor).collect()
 }
 
 /// The tensors of a pickle, by name.
@@ -107,12 +107,11 @@ impl Archive {
         let [root] = &roots[..] else {
             return Err(format!("it holds {} files data.pkl, expected one", roots.len()));
         };
-        let root = root.clone();
-        let mut archive = Self { zip, root, len };
+        let mut archive = Self { root: root.clone(), zip, len };
         if archive.zip.index_for_name(&format!("{}byteorder", archive.root)).is_some() {
             let order = archive.read("byteorder")?;
             if order != b"little" {
-                let order = String::from_utf8_lossy(&order).into_owned();
+                let order = String::from_utf8_lossy(&order);
                 return Err(format!("its byte order is {order:?}, expected \"little\""));
             }
         }

@@ -2,7 +2,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use reft_core::{
-    Edit, Intervention, InterventionSet, InterventionTensors, Parameter, Subspace, TokenGroup,
+    Edit, Intervention, InterventionSet, InterventionTensors, Parameter, PromptPositions, Subspace,
+    TokenGroup,
 };
 use reft_models::{
     Adapter, Cut, Error, HookPoint, Hooks, Layout, Mode, Model, Reach, Result, Row, Site, Span,
@@ -111,11 +112,6 @@ impl ReftAdapter {
         &self.interventions
     }
 
-    /// Its interventions, to be changed.
-    pub fn interventions_mut(&mut self) -> &mut InterventionSet {
-        &mut self.interventions
-    }
-
     /// Hooks that apply given edits, in the order of [`ReftConfig::sites`], at the adapter's positions.
     ///
     /// # Errors
@@ -125,13 +121,7 @@ impl ReftAdapter {
         for ((site, group), edit) in self.config.sites().into_iter().zip(edits) {
             places.entry(site).or_default().push((group, edit));
         }
-        let resolved: Vec<_> = layout
-            .rows()
-            .iter()
-            .map(|row| {
-                self.config.positions.in_prompt(row.prompt_length, self.config.position_rule)
-            })
-            .collect();
+        let resolved: Vec<_> = layout.rows().iter().map(|row| self.positions(row)).collect();
         let r = self.config.low_rank_dimension;
         let groups = self.config.positions.groups(self.config.share_weights).into_iter();
         let positions = groups.map(|group| {
@@ -139,18 +129,20 @@ impl ReftAdapter {
             let tokens = rows.flat_map(|(row, p)| p.group(group).map(move |token| (row, token)));
             (group, tokens.collect())
         });
-        let masks = if layout.rows().iter().any(|row| row.subspace.is_some()) {
-            let mask = |row: &Row| match &row.subspace {
-                Some(coordinates) => Subspace::mask_of(coordinates, r),
-                None => Ok(Tensor::ones([r], (tch::Kind::Float, Device::Cpu))),
-            };
-            let masks: Vec<Tensor> =
-                layout.rows().iter().map(mask).collect::<reft_core::Result<_>>()?;
-            Some(Tensor::stack(&masks, 0))
-        } else {
-            None
+        let mask = |row: &Row| match &row.subspace {
+            Some(coordinates) => Subspace::mask_of(coordinates, r),
+            None => Ok(Tensor::ones([r], (tch::Kind::Float, Device::Cpu))),
         };
+        let mut masks = None;
+        if layout.rows().iter().any(|row| row.subspace.is_some()) {
+            let of_rows: reft_core::Result<Vec<Tensor>> = layout.rows().iter().map(mask).collect();
+            masks = Some(Tensor::stack(&of_rows?, 0));
+        }
         Ok(ReftHooks { places, positions: positions.collect(), masks, pass: None })
+    }
+
+    fn positions(&self, row: &Row) -> PromptPositions {
+        self.config.positions.in_prompt(row.prompt_length, self.config.position_rule)
     }
 }
 
@@ -169,9 +161,7 @@ impl Adapter for ReftAdapter {
     }
 
     fn reach(&self, row: &Row) -> Reach {
-        let positions = self.config.positions;
-        let resolved = positions.in_prompt(row.prompt_length, self.config.position_rule);
-        let first = resolved.group(TokenGroup::FirstAndLast).next();
+        let first = self.positions(row).group(TokenGroup::FirstAndLast).next();
         let sites = self.config.sites().into_iter().map(|(site, _)| site);
         Reach::of_sites(sites, first.unwrap_or(row.input_ids.len()))
     }

@@ -7,6 +7,7 @@ use reft_models::{BaseModel, Component, Error, ModelDescription, Result, Site, r
 use serde::{Deserialize, Serialize};
 
 use crate::declaration::AdapterFiles;
+use crate::files::own_config::{self, check_layers, check_version};
 
 /// `reft_config.json`: what a ReFT adapter is, apart from its numbers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,7 +45,7 @@ pub struct ReftConfig {
 
 impl ReftConfig {
     /// The version written.
-    pub const FORMAT_VERSION: u32 = 1;
+    pub const FORMAT_VERSION: u32 = own_config::FORMAT_VERSION;
     /// Name of the file in an adapter directory.
     pub const FILE_NAME: &str = AdapterFiles::Reft.names()[1];
 
@@ -88,28 +89,13 @@ impl ReftConfig {
     /// # Errors
     /// [`Error::Adapter`] or an error of the intervention's own.
     pub fn check(&self) -> Result<()> {
-        let refuse = |reason: String| Err(Error::Adapter { reason });
-        if self.format_version != Self::FORMAT_VERSION {
-            let (found, expected) = (self.format_version, Self::FORMAT_VERSION);
-            return refuse(format!("format_version is {found}, this program reads {expected}"));
-        }
+        check_version(self.format_version)?;
         if Component::PROJECTIONS.contains(&self.component) {
             let accepted = "block_input, attention_output, mlp_output or block_output";
-            return refuse(format!("component is {}, ReFT edits {accepted}", self.component));
+            let reason = format!("component is {}, ReFT edits {accepted}", self.component);
+            return Err(Error::Adapter { reason });
         }
-        if self.layers.is_empty() {
-            return refuse("no layer is named; name at least one".into());
-        }
-        let n = self.base_model.num_hidden_layers.unwrap_or(usize::MAX);
-        if let Some(layer) = self.layers.iter().find(|layer| **layer >= n) {
-            return refuse(format!(
-                "layer {layer} is out of range, the model has {n} layers, counted from 0"
-            ));
-        }
-        if let Some(pair) = self.layers.windows(2).find(|pair| pair[0] >= pair[1]) {
-            let advice = "name each layer once, in ascending order";
-            return refuse(format!("layer {} stands after layer {}; {advice}", pair[1], pair[0]));
-        }
+        check_layers(&self.layers, self.base_model.num_hidden_layers.unwrap_or(usize::MAX))?;
         Ok(self.intervention().check(self.base_model.hidden_size)?)
     }
 

@@ -34,7 +34,6 @@ pub(crate) const LOREFT: MethodDeclaration = MethodDeclaration {
     files: AdapterFiles::Reft,
     merging: Merging::Never("it edits hidden states of the prompt and leaves those of the reply"),
     acts_on_generated: false,
-    per_row: true,
     resolve,
     read: |dir| Ok(Box::new(ReftConfig::read(dir)?)),
 };
@@ -117,18 +116,7 @@ impl Method for ReftConfig {
     }
 
     fn options(&self) -> MethodOptions {
-        MethodOptions::default()
-            .with(&LAYERS, &self.layers)
-            .with(&RANK, self.low_rank_dimension)
-            .with(&DROPOUT, self.dropout)
-            .with(&COMPONENT, self.component)
-            .with(&POSITIONS, self.positions)
-            .with(&POSITION_RULE, self.position_rule)
-            .with(&SHARE_WEIGHTS, self.share_weights)
-            .with(&ORTHONORMAL_MAP, self.orthonormal_map)
-            .with(&ACT_FN, self.act_fn)
-            .with(&ADD_BIAS, self.add_bias)
-            .with(&INIT, self.init)
+        MethodOptions::of_config(LOREFT.options, self)
     }
 
     fn build(&self, model: &dyn Model, base_model: &str) -> Result<Box<dyn Adapter>> {
@@ -147,10 +135,6 @@ impl Method for ReftConfig {
     fn check_files(&self, dir: &Path, model: &ModelDescription) -> Result<()> {
         self.check_model(model)?;
         Ok(ReftAdapter::load_alone(dir).map(drop)?)
-    }
-
-    fn base_model(&self, _dir: &Path) -> Result<Option<BaseModel>> {
-        Ok(Some(self.base_model.clone()))
     }
 
     fn merge(&self, _dir: &Path, _model: &dyn Model) -> Result<()> {
