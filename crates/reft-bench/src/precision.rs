@@ -1,9 +1,7 @@
-use serde::{Deserialize, Serialize};
 use tch::Kind;
 
 /// Kind of the frozen model's numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
     /// 32 bits.
     #[default]
@@ -14,19 +12,11 @@ pub enum Precision {
     F16,
 }
 
+reft_core::names!(Precision, "kind", reft_models::Error, {
+    F32 => "f32", Bf16 => "bf16", F16 => "f16",
+});
+
 impl Precision {
-    /// Every kind.
-    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::F16];
-
-    /// Its name in files and on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::F16 => "f16",
-        }
-    }
-
     /// tch's word for it.
     pub fn kind(self) -> Kind {
         match self {

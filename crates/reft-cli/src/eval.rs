@@ -54,7 +54,7 @@ pub struct EvalArgs {
 
 /// A task's name or file, checked as far as that goes without reading it.
 fn task_name(name: &str) -> Result<PathBuf, String> {
-    let names = TaskKind::BUILT_IN.map(|(name, _)| name);
+    let names = TaskKind::BUILT_IN.map(TaskKind::name);
     if names.contains(&name) || name.ends_with(".toml") {
         return Ok(PathBuf::from(name));
     }

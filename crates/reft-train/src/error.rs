@@ -35,9 +35,9 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// An example that the template cannot turn into text.
+    /// A row that no example can be made of.
     #[error("example {id}: {reason}")]
-    Template {
+    Refused {
         /// The example.
         id: String,
         /// What was found and what was expected.
@@ -50,39 +50,6 @@ pub enum Error {
         id: String,
         /// What failed.
         source: Box<reft_models::Error>,
-    },
-    /// A token that the vocabulary does not have.
-    #[error(
-        "example {id}: token id {token} is not in the vocabulary of {vocab_size} (ids 0..={})",
-        vocab_size - 1
-    )]
-    TokenId {
-        /// The example.
-        id: String,
-        /// The token id.
-        token: i64,
-        /// Size of the vocabulary.
-        vocab_size: i64,
-    },
-    /// A prompt is longer than the example that it is part of.
-    #[error("example {id}: prompt_length {prompt_length} is past its {length} tokens")]
-    PromptLength {
-        /// The example.
-        id: String,
-        /// The prompt's length.
-        prompt_length: usize,
-        /// The example's length.
-        length: usize,
-    },
-    /// Labels and tokens of an example do not pair up.
-    #[error("example {id} has {labels} labels for {tokens} input_ids; give one each")]
-    LabelCount {
-        /// The example.
-        id: String,
-        /// Number of labels.
-        labels: usize,
-        /// Number of tokens.
-        tokens: usize,
     },
     /// Nothing of an example counts in the loss.
     #[error(
@@ -115,16 +82,6 @@ pub enum Error {
         found: String,
         /// What it may be.
         expected: &'static str,
-    },
-    /// A name that is none of the accepted ones.
-    #[error("unknown {what} {found:?}; use one of {accepted}")]
-    UnknownName {
-        /// What the name stands for.
-        what: &'static str,
-        /// The name found.
-        found: String,
-        /// The names accepted.
-        accepted: &'static str,
     },
     /// The directory holds a run already.
     #[error(

@@ -37,7 +37,6 @@
 //! ```
 
 mod error;
-mod name;
 mod seed;
 
 mod data;

@@ -46,7 +46,7 @@ fn key(question: &Question) -> String {
         Content::Completion { prompt, completion } if prompt.is_empty() => words(completion),
         Content::Completion { prompt, .. } => words(prompt),
         Content::Instruction { instruction, input, .. } => words(&format!("{instruction} {input}")),
-        Content::Chat(messages) => {
+        Content::Chat { messages } => {
             let asked = messages.iter().filter(|message| message.role != "assistant");
             words(&asked.map(|message| message.content.as_str()).collect::<Vec<_>>().join(" "))
         }

@@ -234,7 +234,7 @@ fn cut_completion(example: &mut Example, length: usize) -> Result<()> {
         let reason = format!(
             "the completion has {found} tokens with its end token, length is {length}; lower length"
         );
-        return Err(reft_train::Error::Template { id: example.id.clone(), reason }.into());
+        return Err(reft_train::Error::Refused { id: example.id.clone(), reason }.into());
     }
     cut(example, prompt_length + length);
     Ok(())
@@ -261,7 +261,7 @@ fn check(
     context: usize,
 ) -> Result<()> {
     let refuse = |reason: String| {
-        Err(reft_train::Error::Template { id: encoded.example.id.clone(), reason }.into())
+        Err(reft_train::Error::Refused { id: encoded.example.id.clone(), reason }.into())
     };
     let longest = encoded.choices.iter().map(|(_, tokens)| tokens.len()).max().unwrap_or(0);
     let prompt_length = encoded.example.row().prompt_length;

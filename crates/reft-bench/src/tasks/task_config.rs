@@ -49,8 +49,7 @@ pub struct TaskConfig {
 }
 
 /// What a task measures.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TaskKind {
     /// Accuracy: one of a few label words after a prompt.
     Choice,
@@ -65,8 +64,7 @@ pub enum TaskKind {
 }
 
 /// How a choice is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Scoring {
     /// An answer is generated and must be the right one to the letter.
     #[default]
@@ -77,9 +75,12 @@ pub enum Scoring {
     NextToken,
 }
 
+reft_core::names!(Scoring, "scoring", reft_models::Error, {
+    ExactMatch => "exact_match", LogProbability => "log_probability", NextToken => "next_token",
+});
+
 /// The number that a task comes to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Metric {
     /// Share of right answers.
     Accuracy,
@@ -89,30 +90,25 @@ pub enum Metric {
     Recall,
 }
 
+reft_core::names!(Metric, "metric", reft_models::Error, {
+    Accuracy => "accuracy", Loss => "loss", Recall => "recall",
+});
+
 impl Metric {
     /// Whether more is better.
     pub fn higher_is_better(self) -> bool {
         self != Self::Loss
     }
-
-    /// Name in reports.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Accuracy => "accuracy",
-            Self::Loss => "loss",
-            Self::Recall => "recall",
-        }
-    }
 }
+
+reft_core::names!(TaskKind, "type of task", reft_models::Error, {
+    Choice => "choice", Commonsense => "commonsense", Arithmetic => "arithmetic", Lm => "lm",
+    Memorise => "memorise",
+});
 
 impl TaskKind {
     /// The tasks that need no file of their own.
-    pub const BUILT_IN: [(&str, Self); 4] = [
-        ("commonsense", Self::Commonsense),
-        ("arithmetic", Self::Arithmetic),
-        ("lm", Self::Lm),
-        ("memorise", Self::Memorise),
-    ];
+    pub const BUILT_IN: [Self; 4] = [Self::Commonsense, Self::Arithmetic, Self::Lm, Self::Memorise];
 
     /// The number that the task comes to.
     pub fn metric(self) -> Metric {
@@ -127,7 +123,7 @@ impl TaskKind {
 impl TaskConfig {
     /// A built-in task by name.
     pub fn built_in(name: &str) -> Option<Self> {
-        let (name, _) = TaskKind::BUILT_IN.into_iter().find(|(known, _)| *known == name)?;
+        TaskKind::BUILT_IN.iter().find(|known| known.name() == name)?;
         let task = format!("name = \"{name}\"\ntype = \"{name}\"");
         Some(toml::from_str(&task).expect("invariant: a task's type is its name"))
     }
@@ -141,7 +137,7 @@ impl TaskConfig {
             return Ok(task);
         }
         if name_or_file.extension().is_none_or(|ending| ending != "toml") {
-            let names = TaskKind::BUILT_IN.map(|(name, _)| name).join(", ");
+            let names = TaskKind::BUILT_IN.map(TaskKind::name).join(", ");
             let reason = format!("unknown task; use {names}, or a TOML file that describes one");
             return Err(Error::File { path: name_or_file.to_owned(), reason });
         }

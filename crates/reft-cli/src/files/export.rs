@@ -11,7 +11,7 @@ use reft_methods::{
 use reft_models::Weights;
 use serde_json::json;
 
-use crate::machine::{DeviceChoice, MachineOptions, precision};
+use crate::machine::{DeviceChoice, MachineOptions};
 use crate::model::{check_adapter_directory, open_config, open_decoder};
 use crate::options::Text;
 use crate::terminal::{grouped, output};
@@ -38,7 +38,7 @@ pub struct ExportArgs {
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
     /// Kind of the weights written: f32, bf16 or f16; sums are f32 and rounded once [default: the model's own]
-    #[arg(long, value_name = "KIND", value_parser = precision)]
+    #[arg(long, value_name = "KIND")]
     kind: Option<Precision>,
     /// CPU threads to compute with [default: one per core]
     #[arg(long, value_name = "N")]

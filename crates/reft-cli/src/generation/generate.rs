@@ -156,14 +156,14 @@ fn with_system(record: &Record, system: Option<&str>) -> Record {
         Content::Instruction { instruction, input, output, .. } => {
             (format!("{instruction}\n\n{input}"), output)
         }
-        Content::Chat(messages) => {
-            record.content = Content::Chat([vec![system], messages].concat());
+        Content::Chat { messages } => {
+            record.content = Content::Chat { messages: [vec![system], messages].concat() };
             return record;
         }
         Content::Tokens { .. } => return record,
     };
     let said = [Message::new("user", user), Message::new("assistant", reply)];
-    record.content = Content::Chat([vec![system], said.to_vec()].concat());
+    record.content = Content::Chat { messages: [vec![system], said.to_vec()].concat() };
     record
 }
 

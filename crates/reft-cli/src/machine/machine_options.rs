@@ -1,4 +1,4 @@
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, bail};
 use reft_bench::Precision;
 use reft_models::WeightStorage;
 use reft_train::{DeclaredOptions, declare_options};
@@ -82,14 +82,4 @@ impl FlagGroup for Place {
     fn of(given: Table) -> Result<Self> {
         MachineOptions::of(given).map(Self)
     }
-}
-
-/// A kind of number by name.
-///
-/// # Errors
-/// If there is none of this name.
-pub fn precision(name: &str) -> Result<Precision> {
-    let kind = Precision::ALL.into_iter().find(|kind| kind.name() == name);
-    let names = Precision::ALL.map(Precision::name).join(", ");
-    kind.ok_or_else(|| anyhow!("unknown kind {name:?}; use one of {names}"))
 }

@@ -10,4 +10,4 @@ mod machine_options;
 
 pub use cuda_driver::memory_in_use;
 pub use device_choice::DeviceChoice;
-pub use machine_options::{MachineOptions, Place, place_flags, precision};
+pub use machine_options::{MachineOptions, Place, place_flags};

@@ -9,7 +9,7 @@ use reft_methods::LAYERS;
 use reft_models::Model;
 use serde_json::Value;
 
-use crate::machine::{MachineOptions, Place, precision};
+use crate::machine::{MachineOptions, Place};
 use crate::model::{ModelText, open_decoder};
 use crate::options::{Flags, List};
 use crate::report::command_line::{check_output, command, show};
@@ -68,7 +68,7 @@ pub struct DasArgs {
     #[arg(long)]
     json: bool,
     /// Kind of the model's numbers: f32, bf16 or f16
-    #[arg(long, value_name = "KIND", default_value = "f32", value_parser = precision)]
+    #[arg(long, value_name = "KIND", default_value = "f32")]
     kind: Precision,
     #[command(flatten)]
     place: Flags<Place>,

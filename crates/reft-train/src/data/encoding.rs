@@ -41,14 +41,13 @@ impl Encoding<'_> {
     /// The tokens and labels of a row.
     ///
     /// # Errors
-    /// [`Error::Template`], [`Error::Example`], [`Error::TokenId`], [`Error::PromptLength`], or [`Error::LabelCount`].
+    /// [`Error::Refused`] or [`Error::Example`].
     pub fn sequence(&self, record: &Record) -> Result<Sequence> {
         Ok(self.encode(record)?.0)
     }
 
     /// The sequence of a row, and its length before the cut.
     fn encode(&self, record: &Record) -> Result<(Sequence, usize)> {
-        let id = || record.id.clone();
         let (mut input_ids, prompt_length, labels) = match (&record.content, &self.text) {
             (Content::Tokens { input_ids, prompt_length, labels }, _) => {
                 (input_ids.clone(), *prompt_length, labels.clone())
@@ -59,26 +58,31 @@ impl Encoding<'_> {
                 ([prompt, completion].concat(), prompt_length, None)
             }
             (_, None) => {
-                let reason =
-                    "the row holds text and the model has no tokenizer; give input_ids".into();
-                return Err(Error::Template { id: id(), reason });
+                let reason = "the row holds text and the model has no tokenizer; give input_ids";
+                return Err(record.refused(reason));
             }
         };
         let (length, vocab_size) = (input_ids.len(), self.vocab_size);
         if prompt_length > length {
-            return Err(Error::PromptLength { id: id(), prompt_length, length });
+            let reason = format!("prompt_length {prompt_length} is past its {length} tokens");
+            return Err(record.refused(reason));
         }
         let mut labels = labels.unwrap_or_else(|| {
             let prompt = std::iter::repeat_n(IGNORE_INDEX, prompt_length);
             prompt.chain(input_ids[prompt_length..].iter().copied()).collect()
         });
         if labels.len() != length {
-            return Err(Error::LabelCount { id: id(), labels: labels.len(), tokens: length });
+            let found = labels.len();
+            let reason = format!("it has {found} labels for {length} input_ids; give one each");
+            return Err(record.refused(reason));
         }
         let targets = labels.iter().filter(|&&label| label != IGNORE_INDEX);
         let mut tokens = input_ids.iter().chain(targets);
         if let Some(&token) = tokens.find(|token| !(0..vocab_size).contains(*token)) {
-            return Err(Error::TokenId { id: id(), token, vocab_size });
+            let last = vocab_size - 1;
+            return Err(record.refused(format!(
+                "token id {token} is not in the vocabulary of {vocab_size} (ids 0..={last})"
+            )));
         }
         input_ids.truncate(self.max_length);
         labels.truncate(self.max_length);
@@ -137,25 +141,21 @@ mod tests {
         no_target(tokens(&[5, 6, 7, 8], 2, None), 2);
         no_target(tokens(&[5, 6, 7, 8], 4, None), 512);
         no_target(tokens(&[5, 6, 7, 8], 0, Some(&[5, -100, -100, -100])), 512);
-        assert!(matches!(
-            one(tokens(&[5, 100, 7], 1, None), 512),
-            Err(Error::TokenId { token: 100, vocab_size: 100, .. })
-        ));
-        assert!(matches!(
-            one(tokens(&[5, 6, 7], 1, Some(&[-100, -1, 7])), 512),
-            Err(Error::TokenId { token: -1, .. })
-        ));
-        assert!(matches!(
-            one(tokens(&[5, 6], 3, None), 512),
-            Err(Error::PromptLength { prompt_length: 3, length: 2, .. })
-        ));
-        assert!(matches!(
-            one(tokens(&[5, 6, 7], 1, Some(&[-100, 6])), 512),
-            Err(Error::LabelCount { labels: 2, tokens: 3, .. })
-        ));
         let text = Content::Completion { prompt: "a".into(), completion: "b".into() };
         let text = Record { id: "it".into(), content: text, subspace: None };
-        assert!(matches!(one(text, 512), Err(Error::Template { id, .. }) if id == "it"));
+        for (record, words) in [
+            (tokens(&[5, 100, 7], 1, None), "token id 100 is not in the vocabulary of 100"),
+            (tokens(&[5, 6, 7], 1, Some(&[-100, -1, 7])), "token id -1"),
+            (tokens(&[5, 6], 3, None), "prompt_length 3 is past its 2 tokens"),
+            (tokens(&[5, 6, 7], 1, Some(&[-100, 6])), "2 labels for 3 input_ids"),
+            (text, "no tokenizer"),
+        ] {
+            let refused = one(record, 512);
+            assert!(
+                matches!(&refused, Err(Error::Refused { id, reason }) if id == "it" && reason.contains(words)),
+                "{refused:?}"
+            );
+        }
     }
 
     #[test]
@@ -174,6 +174,9 @@ mod tests {
         }
         let encoding = Encoding { text: None, vocab_size: 100, max_length: 512 };
         let refused = encoding.examples(&records);
-        assert!(matches!(refused, Err(Error::TokenId { token: 237, .. })));
+        assert!(
+            matches!(&refused, Err(Error::Refused { reason, .. }) if reason.contains("token id 237")),
+            "{refused:?}"
+        );
     }
 }

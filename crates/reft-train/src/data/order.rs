@@ -1,18 +1,12 @@
-use std::str::FromStr;
-
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use serde::{Deserialize, Serialize};
 
 use crate::data::example::Example;
-use crate::name::named;
 use crate::seed::seed_of;
-use crate::{Error, Result};
 
 /// Order in which examples are trained on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Shuffle {
     /// Shuffled, but examples of a micro-batch are of like length, so that little is padding.
     #[default]
@@ -23,13 +17,9 @@ pub enum Shuffle {
     None,
 }
 
-impl FromStr for Shuffle {
-    type Err = Error;
-
-    fn from_str(s: &str) -> Result<Self> {
-        named("shuffle", s, "length, plain, none")
-    }
-}
+reft_core::names!(Shuffle, "shuffle", reft_models::Error, {
+    Length => "length", Plain => "plain", None => "none",
+});
 
 /// Micro-batches whose examples are sorted by length together.
 const BUCKET: usize = 32;

@@ -1,8 +1,8 @@
 use std::path::Path;
 
 use reft_models::{Message, io_error};
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
 use crate::{Error, Result};
@@ -18,30 +18,12 @@ pub struct Record {
     pub subspace: Option<Vec<i64>>,
 }
 
-/// The forms that a row may have.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The forms that a row may have, each known by its first field.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub enum Content {
-    /// `{"prompt", "completion"}`: texts that are used as they are.
-    Completion {
-        /// What is given.
-        prompt: String,
-        /// What is to be learned.
-        completion: String,
-    },
-    /// `{"instruction", "input", "output"}`, as Alpaca has it, with an optional `"answer"` that is scored, not trained on.
-    Instruction {
-        /// The task.
-        instruction: String,
-        /// What the task is about; may be empty.
-        input: String,
-        /// The response to be learned.
-        output: String,
-        /// The right answer.
-        answer: Option<String>,
-    },
-    /// `{"messages": […]}`: a conversation.
-    Chat(Vec<Message>),
     /// `{"input_ids", "prompt_length"}` with optional `"labels"`: tokens that are used as they are.
+    #[serde(rename = "input_ids")]
     Tokens {
         /// The prompt and what is to be learned.
         input_ids: Vec<i64>,
@@ -50,55 +32,58 @@ pub enum Content {
         /// One per token, −100 where nothing is to be learned; without them everything after the prompt is.
         labels: Option<Vec<i64>>,
     },
+    /// `{"messages": […]}`: a conversation.
+    #[serde(rename = "messages")]
+    Chat {
+        /// What is said, turn by turn.
+        messages: Vec<Message>,
+    },
+    /// `{"instruction", "input", "output"}`, as Alpaca has it, with an optional `"answer"` that is scored, not trained on.
+    #[serde(rename = "instruction")]
+    Instruction {
+        /// The task.
+        instruction: String,
+        /// What the task is about; may be empty.
+        #[serde(default)]
+        input: String,
+        /// The response to be learned.
+        output: String,
+        /// The right answer.
+        #[serde(default, deserialize_with = "text_or_number")]
+        answer: Option<String>,
+    },
+    /// `{"prompt", "completion"}`: texts that are used as they are.
+    #[serde(rename = "prompt")]
+    Completion {
+        /// What is given.
+        prompt: String,
+        /// What is to be learned.
+        completion: String,
+    },
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CompletionRow {
-    prompt: String,
-    completion: String,
+impl Record {
+    /// Why no example can be made of it.
+    pub(crate) fn refused(&self, reason: impl Into<String>) -> Error {
+        Error::Refused { id: self.id.clone(), reason: reason.into() }
+    }
+
+    /// What the tokenizer or the chat template says to it.
+    pub(crate) fn failed(&self, source: reft_models::Error) -> Error {
+        Error::Example { id: self.id.clone(), source: Box::new(source) }
+    }
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct InstructionRow {
-    instruction: String,
-    #[serde(default)]
-    input: String,
-    output: String,
-    #[serde(default)]
-    answer: Option<Scalar>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ChatRow {
-    messages: Vec<Message>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TokensRow {
-    input_ids: Vec<i64>,
-    prompt_length: usize,
-    #[serde(default)]
-    labels: Option<Vec<i64>>,
-}
+/// The first fields of the [`Content`] that they are the names of. Of a row with several, the first of these says its form.
+const FORMS: [&str; 4] = ["input_ids", "messages", "instruction", "prompt"];
 
 /// Ids and answers are texts or numbers.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Scalar {
-    Text(String),
-    Number(serde_json::Number),
-}
-
-impl Scalar {
-    fn into_text(self) -> String {
-        match self {
-            Self::Text(text) => text,
-            Self::Number(number) => number.to_string(),
-        }
+fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::Null => Ok(None),
+        Value::String(text) => Ok(Some(text)),
+        Value::Number(number) => Ok(Some(number.to_string())),
+        _ => Err(D::Error::custom("expected a text or a number")),
     }
 }
 
@@ -205,47 +190,17 @@ fn record(
         return Err("the row is no JSON object".to_owned());
     };
     prepare(&mut fields);
-    let id = match fields.remove("id") {
-        None | Some(Value::Null) => default_id,
-        Some(id) => {
-            parse::<Scalar>(id).map_err(|_| "id is neither a text nor a number")?.into_text()
-        }
-    };
-    let subspace = match fields.remove("subspace") {
-        None => None,
-        Some(subspace) => parse(subspace).map_err(|reason| format!("subspace: {reason}"))?,
-    };
-    let form = ["input_ids", "messages", "instruction", "prompt"]
-        .into_iter()
-        .find(|&field| fields.contains_key(field));
-    let value = Value::Object(fields);
-    let content = match form {
-        Some("input_ids") => {
-            let TokensRow { input_ids, prompt_length, labels } = parse(value)?;
-            Content::Tokens { input_ids, prompt_length, labels }
-        }
-        Some("messages") => Content::Chat(parse::<ChatRow>(value)?.messages),
-        Some("instruction") => {
-            let InstructionRow { instruction, input, output, answer } = parse(value)?;
-            let answer = answer.map(Scalar::into_text);
-            Content::Instruction { instruction, input, output, answer }
-        }
-        Some(_) => {
-            let CompletionRow { prompt, completion } = parse(value)?;
-            Content::Completion { prompt, completion }
-        }
-        None => {
-            return Err(
-                "the row has none of prompt, instruction, messages and input_ids; give one"
-                    .to_owned(),
-            );
-        }
-    };
-    Ok(Record { id, content, subspace })
-}
-
-fn parse<T: DeserializeOwned>(value: Value) -> Result<T, String> {
-    serde_json::from_value(value).map_err(|error| error.to_string())
+    let id = fields.remove("id").unwrap_or_default();
+    let id = text_or_number(id).map_err(|_| "id is neither a text nor a number")?;
+    let subspace = fields.remove("subspace").unwrap_or_default();
+    let subspace =
+        serde_json::from_value(subspace).map_err(|error| format!("subspace: {error}"))?;
+    let form = FORMS.into_iter().find(|&form| fields.contains_key(form));
+    let form =
+        form.ok_or("the row has none of prompt, instruction, messages and input_ids; give one")?;
+    let content =
+        serde_json::from_value(json!({ form: fields })).map_err(|error| error.to_string())?;
+    Ok(Record { id: id.unwrap_or(default_id), content, subspace })
 }
 
 #[cfg(test)]
@@ -304,7 +259,9 @@ mod tests {
             Content::Completion { prompt: text("a"), completion: text("b") },
             instruction("x", Some("1.5")),
             instruction("", None),
-            Content::Chat(vec![Message::new("user", "hi"), Message::new("assistant", "yo")]),
+            Content::Chat {
+                messages: vec![Message::new("user", "hi"), Message::new("assistant", "yo")],
+            },
             Content::Tokens {
                 input_ids: vec![5, 6, 7],
                 prompt_length: 2,

@@ -1,15 +1,10 @@
-use std::str::FromStr;
-
 use reft_models::{ChatTemplate, Message, Tokenizer};
-use serde::{Deserialize, Serialize};
 
+use crate::Result;
 use crate::data::record::{Content, Record};
-use crate::name::named;
-use crate::{Error, Result};
 
 /// How a row becomes the text of a prompt and of a completion.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Template {
     /// Conversations and instructions by the model's chat template, instructions by [`Self::Alpaca`] if it has none;
     /// prompt and completion as they are.
@@ -23,13 +18,9 @@ pub enum Template {
     Plain,
 }
 
-impl FromStr for Template {
-    type Err = Error;
-
-    fn from_str(s: &str) -> Result<Self> {
-        named("template", s, "auto, chat, alpaca, plain")
-    }
-}
+reft_core::names!(Template, "template", reft_models::Error, {
+    Auto => "auto", Chat => "chat", Alpaca => "alpaca", Plain => "plain",
+});
 
 /// Turns rows into tokens, in training as in inference.
 ///
@@ -56,29 +47,25 @@ impl TextEncoder<'_> {
     /// Tokens of a row's prompt, and of its completion with the end token.
     ///
     /// # Errors
-    /// [`Error::Template`] if the template has no place for such a row, or the tokenizer no end token; [`Error::Example`] if
+    /// [`Error::Refused`] if the template has no place for such a row, or the tokenizer no end token; [`Error::Example`] if
     /// the chat template or the tokenizer refuses.
     pub fn encode(&self, record: &Record) -> Result<(Vec<i64>, Vec<i64>)> {
-        let failed = |source| Error::Example { id: record.id.clone(), source: Box::new(source) };
-        let refused =
-            |reason: &str| Error::Template { id: record.id.clone(), reason: reason.into() };
         if let Content::Tokens { input_ids, prompt_length, .. } = &record.content {
             let (prompt, completion) = input_ids
                 .split_at_checked(*prompt_length)
-                .ok_or_else(|| refused("prompt_length is past the end of input_ids"))?;
+                .ok_or_else(|| record.refused("prompt_length is past the end of input_ids"))?;
             return Ok((prompt.to_vec(), completion.to_vec()));
         }
-        let texts = match self.texts(&record.content) {
-            Ok(texts) => texts,
-            Err(TextsError::Refused(reason)) => return Err(refused(reason)),
-            Err(TextsError::Chat(source)) => return Err(failed(source)),
+        let texts = self.texts(record)?;
+        let encode = |text: &str, add_special_tokens| {
+            let tokens = self.tokenizer.encode(text, add_special_tokens);
+            tokens.map_err(|error| record.failed(error))
         };
-        let prompt =
-            self.tokenizer.encode(&texts.prompt, texts.add_special_tokens).map_err(failed)?;
-        let mut completion = self.tokenizer.encode(&texts.completion, false).map_err(failed)?;
+        let prompt = encode(&texts.prompt, texts.add_special_tokens)?;
+        let mut completion = encode(&texts.completion, false)?;
         let end = self.tokenizer.eos_id();
         completion.push(end.ok_or_else(|| {
-            refused(
+            record.refused(
                 "the tokenizer has no end token; name one as eos_token in tokenizer_config.json",
             )
         })?);
@@ -100,21 +87,21 @@ impl TextEncoder<'_> {
         Ok(self.encode(&record)?.0)
     }
 
-    fn texts(&self, content: &Content) -> std::result::Result<Texts, TextsError> {
+    fn texts(&self, record: &Record) -> Result<Texts> {
         let plain = |prompt: String, completion: &str| Texts {
             prompt,
             completion: completion.to_owned(),
             add_special_tokens: true,
         };
-        let (instruction, input, output) = match content {
-            Content::Chat(messages) => return self.conversation(messages),
+        let (instruction, input, output) = match &record.content {
+            Content::Chat { messages } => return self.conversation(record, messages),
             Content::Completion { prompt, completion } => (prompt, "", completion),
             Content::Instruction { instruction, input, output, .. } => {
                 (instruction, input.as_str(), output)
             }
-            Content::Tokens { .. } => return Err(TextsError::Refused("tokens have no template")),
+            Content::Tokens { .. } => return Err(record.refused("tokens have no template")),
         };
-        let is_verbatim = matches!(content, Content::Completion { .. });
+        let is_verbatim = matches!(record.content, Content::Completion { .. });
         match self.template {
             Template::Auto if is_verbatim => Ok(plain(instruction.clone(), output)),
             Template::Auto if self.chat_template.is_none() => {
@@ -122,41 +109,35 @@ impl TextEncoder<'_> {
             }
             Template::Alpaca => Ok(plain(alpaca(instruction, input), output)),
             Template::Plain => Ok(plain(joined(instruction, input), output)),
-            Template::Auto | Template::Chat => self.conversation(&[
-                Message::new("user", joined(instruction, input)),
-                Message::new("assistant", output.as_str()),
-            ]),
+            Template::Auto | Template::Chat => {
+                let asked = Message::new("user", joined(instruction, input));
+                self.conversation(record, &[asked, Message::new("assistant", output.as_str())])
+            }
         }
     }
 
     /// The last message is the completion, the others are the prompt.
-    fn conversation(&self, messages: &[Message]) -> std::result::Result<Texts, TextsError> {
+    fn conversation(&self, record: &Record, messages: &[Message]) -> Result<Texts> {
         if !matches!(self.template, Template::Auto | Template::Chat) {
-            return Err(TextsError::Refused(
+            return Err(record.refused(
                 "a conversation needs template chat; alpaca and plain have no place for it",
             ));
         }
-        let chat_template = self.chat_template.ok_or(TextsError::Refused(
-            "the tokenizer has no chat template; use template alpaca or plain, and rows without messages",
-        ))?;
-        let (last, prompt) = match messages.split_last() {
-            Some((last, prompt)) if last.role == "assistant" && !prompt.is_empty() => {
-                (last, prompt)
-            }
-            _ => {
-                return Err(TextsError::Refused(
-                    "the last of the messages must be the assistant's, after at least one other",
-                ));
-            }
-        };
-        let prompt = chat_template.render(prompt, true).map_err(TextsError::Chat)?;
-        Ok(Texts { prompt, completion: last.content.clone(), add_special_tokens: false })
+        let chat_template = self.chat_template.ok_or_else(|| {
+            record.refused(
+                "the tokenizer has no chat template; use template alpaca or plain, and rows without messages",
+            )
+        })?;
+        let last = messages.split_last();
+        let last = last.filter(|(reply, prompt)| reply.role == "assistant" && !prompt.is_empty());
+        let (reply, prompt) = last.ok_or_else(|| {
+            record.refused(
+                "the last of the messages must be the assistant's, after at least one other",
+            )
+        })?;
+        let prompt = chat_template.render(prompt, true).map_err(|error| record.failed(error))?;
+        Ok(Texts { prompt, completion: reply.content.clone(), add_special_tokens: false })
     }
-}
-
-enum TextsError {
-    Refused(&'static str),
-    Chat(reft_models::Error),
 }
 
 fn joined(instruction: &str, input: &str) -> String {
@@ -181,6 +162,7 @@ fn alpaca(instruction: &str, input: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Error;
 
     type TestResult = std::result::Result<(), Box<dyn std::error::Error>>;
 
@@ -271,13 +253,14 @@ mod tests {
     #[test]
     fn auto_frames_each_form_as_it_is_meant() -> TestResult {
         let chat = ChatTemplate::new(CHAT, Vec::new())?;
-        let conversation = Content::Chat(vec![
+        let messages = vec![
             Message::new("system", "be"),
             Message::new("user", "hi"),
             Message::new("assistant", "yo"),
             Message::new("user", "so"),
             Message::new("assistant", "c"),
-        ]);
+        ];
+        let conversation = Content::Chat { messages };
         let end = |s: &str| format!("{s}</s>");
         let both = |prompt: &str, completion: &str| (prompt.to_owned(), end(completion));
         assert_eq!(
@@ -333,7 +316,8 @@ mod tests {
         let chat = ChatTemplate::new(CHAT, Vec::new())?;
         let (tokenizer, endless) = (tokenizer(true)?, tokenizer(false)?);
         let turns = |roles: &[&str]| {
-            Content::Chat(roles.iter().map(|role| Message::new(*role, "a")).collect())
+            let messages = roles.iter().map(|role| Message::new(*role, "a")).collect();
+            Content::Chat { messages }
         };
         let whole = turns(&["user", "assistant"]);
         for (content, template, chat_template, tokenizer, word) in [
@@ -354,7 +338,7 @@ mod tests {
             let encoder = TextEncoder { tokenizer, chat_template, template };
             let refused = encoder.encode(&record(content));
             assert!(
-                matches!(&refused, Err(Error::Template { id, reason }) if id == "it" && reason.contains(word)),
+                matches!(&refused, Err(Error::Refused { id, reason }) if id == "it" && reason.contains(word)),
                 "{refused:?}"
             );
         }
@@ -364,9 +348,8 @@ mod tests {
     #[test]
     fn an_unknown_template_is_refused() {
         assert!(matches!("alpaca".parse(), Ok(Template::Alpaca)));
-        assert!(matches!(
-            "llama".parse::<Template>(),
-            Err(Error::UnknownName { what: "template", found, .. }) if found == "llama"
-        ));
+        let refused = "llama".parse::<Template>().map_err(|error| error.to_string());
+        let words = "unknown template \"llama\"; use one of auto, chat, alpaca, plain";
+        assert_eq!(refused, Err(words.to_owned()));
     }
 }

@@ -2,12 +2,11 @@ use std::collections::BTreeMap;
 
 /// A text with `{column}` where a row's text goes; `{{` and `}}` are braces.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TextTemplate(Vec<Part>);
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Part {
-    Text(String),
-    Column(String),
+pub struct TextTemplate {
+    /// Each column, and the text before it.
+    columns: Vec<(String, String)>,
+    /// The text behind the last of them.
+    end: String,
 }
 
 impl TextTemplate {
@@ -16,50 +15,31 @@ impl TextTemplate {
     /// # Errors
     /// What is wrong with it, in words.
     pub fn parse(source: &str) -> Result<Self, String> {
-        let mut parts = Vec::new();
-        let mut text = String::new();
-        let mut chars = source.chars().peekable();
-        while let Some(c) = chars.next() {
-            match c {
-                '{' | '}' if chars.peek() == Some(&c) => {
-                    chars.next();
-                    text.push(c);
+        let (mut columns, mut text, mut rest) = (Vec::new(), String::new(), source);
+        while let Some(at) = rest.find(['{', '}']) {
+            text += &rest[..at];
+            let (brace, after) = rest[at..].split_at(1);
+            rest = if let Some(after) = after.strip_prefix(brace) {
+                text += brace;
+                after
+            } else if brace == "}" {
+                return Err("a } has no {; write }} for a brace".to_owned());
+            } else {
+                let no_end = || format!("{{{after} has no }}; write {{{{ for a brace");
+                let (name, after) = after.split_once('}').ok_or_else(no_end)?;
+                if name.is_empty() {
+                    return Err("{} names no column; write {{}} for braces".to_owned());
                 }
-                '{' => {
-                    let mut name = String::new();
-                    loop {
-                        match chars.next() {
-                            Some('}') => break,
-                            Some(c) => name.push(c),
-                            None => {
-                                return Err(format!("{{{name} has no }}; write {{{{ for a brace"));
-                            }
-                        }
-                    }
-                    if name.is_empty() {
-                        return Err("{} names no column; write {{}} for braces".to_owned());
-                    }
-                    if !text.is_empty() {
-                        parts.push(Part::Text(std::mem::take(&mut text)));
-                    }
-                    parts.push(Part::Column(name));
-                }
-                '}' => return Err("a } has no {; write }} for a brace".to_owned()),
-                c => text.push(c),
-            }
+                columns.push((name.to_owned(), std::mem::take(&mut text)));
+                after
+            };
         }
-        if !text.is_empty() {
-            parts.push(Part::Text(text));
-        }
-        Ok(Self(parts))
+        Ok(Self { columns, end: text + rest })
     }
 
     /// The columns that it names.
     pub fn columns(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().filter_map(|part| match part {
-            Part::Column(name) => Some(name.as_str()),
-            Part::Text(_) => None,
-        })
+        self.columns.iter().map(|(name, _)| name.as_str())
     }
 
     /// The text of a row.
@@ -67,18 +47,9 @@ impl TextTemplate {
     /// # Errors
     /// The column that the row does not have, and those that it has.
     pub fn render(&self, fields: &BTreeMap<String, String>) -> Result<String, String> {
-        let mut text = String::new();
-        for part in &self.0 {
-            match part {
-                Part::Text(part) => text.push_str(part),
-                Part::Column(name) => text.push_str(column(fields, name)?),
-            }
-        }
-        Ok(text)
+        Ok(self.render_with_ends(fields)?.text)
     }
-}
 
-impl TextTemplate {
     /// The text of a row, and where in it each column's own text ends.
     ///
     /// # Errors
@@ -88,16 +59,12 @@ impl TextTemplate {
         fields: &BTreeMap<String, String>,
     ) -> Result<Rendered<'_>, String> {
         let (mut text, mut ends) = (String::new(), Vec::new());
-        for part in &self.0 {
-            match part {
-                Part::Text(part) => text.push_str(part),
-                Part::Column(name) => {
-                    text.push_str(column(fields, name)?);
-                    ends.push((name.as_str(), text.len()));
-                }
-            }
+        for (name, before) in &self.columns {
+            text += before;
+            text += column(fields, name)?;
+            ends.push((name.as_str(), text.len()));
         }
-        Ok(Rendered { text, ends })
+        Ok(Rendered { text: text + &self.end, ends })
     }
 }
 

@@ -1,14 +1,7 @@
 use std::f64::consts::PI;
-use std::str::FromStr;
-
-use serde::{Deserialize, Serialize};
-
-use crate::name::named;
-use crate::{Error, Result};
 
 /// How the learning rate changes after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ScheduleKind {
     /// It stays.
     Constant,
@@ -19,13 +12,9 @@ pub enum ScheduleKind {
     Cosine,
 }
 
-impl FromStr for ScheduleKind {
-    type Err = Error;
-
-    fn from_str(s: &str) -> Result<Self> {
-        named("schedule", s, "constant, linear, cosine")
-    }
-}
+reft_core::names!(ScheduleKind, "schedule", reft_models::Error, {
+    Constant => "constant", Linear => "linear", Cosine => "cosine",
+});
 
 /// The learning rate of every step.
 ///
@@ -103,9 +92,8 @@ mod tests {
     #[test]
     fn an_unknown_schedule_is_refused() {
         assert!(matches!("cosine".parse(), Ok(ScheduleKind::Cosine)));
-        assert!(matches!(
-            "Linear".parse::<ScheduleKind>(),
-            Err(Error::UnknownName { what: "schedule", found, .. }) if found == "Linear"
-        ));
+        let refused = "Linear".parse::<ScheduleKind>().map_err(|error| error.to_string());
+        let words = "unknown schedule \"Linear\"; use one of constant, linear, cosine";
+        assert_eq!(refused, Err(words.to_owned()));
     }
 }
