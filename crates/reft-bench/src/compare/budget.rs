@@ -6,22 +6,18 @@ use serde_json::Value;
 use crate::compare::config::MethodEntry;
 use crate::fields::{read_fields, with_field};
 
-/// How long and how every method is trained: the options of training that recipes have, and one of its own.
+/// How long and how every method is trained: in files the options of training that are marked as recipes'.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Budget {
-    /// The trainer's options. In files are those that are marked as recipes'.
+    /// The trainer's options.
     pub options: TrainConfig,
-    /// Training ends early, after the first step whose loss is no more than this; by default all steps are taken.
-    pub stop_at_loss: Option<f64>,
 }
-
-const STOP_AT_LOSS: &str = "stop_at_loss";
 
 impl Budget {
     /// The names of the options, in the order of files.
     fn names() -> impl Iterator<Item = &'static str> {
         let of_recipes = TrainConfig::DECLARED.iter().filter(|option| option.is_in_recipes);
-        of_recipes.map(|option| option.name).chain([STOP_AT_LOSS])
+        of_recipes.map(|option| option.name)
     }
 
     /// Sets an option, or says why it cannot be.
@@ -30,11 +26,7 @@ impl Budget {
             let names = Self::names().map(|known| format!("`{known}`")).collect::<Vec<_>>();
             return Err(format!("unknown field `{name}`, expected one of {}", names.join(", ")));
         }
-        if name == STOP_AT_LOSS {
-            self.stop_at_loss = Some(f64::deserialize(value).map_err(|error| error.to_string())?);
-        } else {
-            self.options = with_field(&self.options, name, value)?;
-        }
+        self.options = with_field(&self.options, name, value)?;
         Ok(())
     }
 
@@ -51,12 +43,6 @@ impl Budget {
         method: &MethodEntry,
         lr: f64,
     ) -> Result<(), (&'static str, String)> {
-        if let Some(loss) = self.stop_at_loss.filter(|loss| *loss <= 0.0) {
-            return Err((
-                STOP_AT_LOSS,
-                format!("{STOP_AT_LOSS} is {loss}, expected a number above 0"),
-            ));
-        }
         self.train_config(method, lr, 0).check().map_err(|error| match error {
             reft_train::Error::Config { field, .. } => (field, error.to_string()),
             error => ("", error.to_string()),
@@ -69,7 +55,6 @@ impl Serialize for Budget {
         let mut fields = serde_json::to_value(&self.options).map_err(S::Error::custom)?;
         if let Some(fields) = fields.as_object_mut() {
             fields.retain(|name, _| Self::names().any(|known| known == name));
-            fields.extend(self.stop_at_loss.map(|loss| (STOP_AT_LOSS.to_owned(), loss.into())));
         }
         fields.serialize(serializer)
     }

@@ -196,9 +196,6 @@ fn train(
     stop: &AtomicBool,
 ) -> Result<()> {
     let mut trainer = Trainer::new(learner, &loaded.dataset, config)?;
-    if let Some(loss) = loaded.plan.config.train.stop_at_loss {
-        trainer = trainer.stopping_at(loss);
-    }
     match trainer.run(&mut recorder, stop) {
         Ok(Outcome::Finished(_)) => {}
         Ok(Outcome::Interrupted(_)) => return Err(Error::Interrupted),

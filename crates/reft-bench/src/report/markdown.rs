@@ -49,7 +49,7 @@ pub(crate) fn summary(report: &Report) -> Vec<String> {
         (Some(steps), _) => format!("{steps} steps"),
         (None, epochs) => format!("{} epochs", epochs.unwrap_or(3)),
     };
-    if let Some(loss) = plan.config.train.stop_at_loss {
+    if let Some(loss) = train.stop_at_loss {
         length += &format!(" at most, fewer once the training loss is {loss}");
     }
     let tests: usize = data.test.iter().map(|part| part.used).sum();

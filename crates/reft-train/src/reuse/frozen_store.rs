@@ -33,15 +33,15 @@ pub struct ReuseConfig {
 #[derive(Debug)]
 pub struct FrozenStore<'d> {
     groups: Groups<'d>,
-    /// Whether rows are computed in groups; `None` while none was asked for.
-    in_groups: Option<bool>,
+    /// Whether rows are computed in groups; `None` while none was asked for. A store that goes on as an earlier one did is given its.
+    pub(crate) in_groups: Option<bool>,
     /// Bytes that rows to come of the groups will take.
     reserved: u64,
     rows: HashMap<Key, Cached>,
+    /// Its memory is set by the first look at the machine's; without a directory no more is put into a file.
     config: ReuseConfig,
-    budget: Option<u64>,
     bytes: u64,
-    file: Spill,
+    file: Option<SpillFile>,
     insertions: u64,
     warnings: Vec<String>,
 }
@@ -55,13 +55,6 @@ enum Cached {
     File(Vec<Extent>), // of its tensors
 }
 
-#[derive(Debug)]
-enum Spill {
-    NotYet,
-    Open(SpillFile),
-    Closed,
-}
-
 /// Share of the machine's memory that is left free.
 const RESERVE: f64 = 0.08;
 
@@ -71,16 +64,14 @@ const LOOK_EVERY: u64 = 16;
 impl<'d> FrozenStore<'d> {
     /// An empty store.
     pub fn new(config: ReuseConfig) -> Self {
-        let file = if config.directory.is_some() { Spill::NotYet } else { Spill::Closed };
         Self {
             groups: Groups::default(),
             in_groups: None,
             reserved: 0,
             rows: HashMap::new(),
-            budget: config.memory,
             config,
             bytes: 0,
-            file,
+            file: None,
             insertions: 0,
             warnings: Vec::new(),
         }
@@ -109,16 +100,6 @@ impl<'d> FrozenStore<'d> {
     /// Computes the sequences of these micro-batches in one forward each.
     pub(crate) fn grouped(self, batches: impl IntoIterator<Item = Vec<Needed<'d>>>) -> Self {
         Self { groups: Groups::new(batches), ..self }
-    }
-
-    /// Whether rows are computed in groups; `None` while none was asked for.
-    pub(crate) fn in_groups(&self) -> Option<bool> {
-        self.in_groups
-    }
-
-    /// Goes on as an earlier store did.
-    pub(crate) fn set_in_groups(&mut self, in_groups: Option<bool>) {
-        self.in_groups = in_groups;
     }
 
     /// The frozen part of a row: from the store, or computed and cached. `token_of` says where a row is reached, given the first of its
@@ -208,10 +189,10 @@ impl<'d> FrozenStore<'d> {
 
     /// Whether rows of so many bytes can be cached, in memory or in the file.
     fn has_room(&mut self, bytes: u64) -> bool {
-        if self.budget.is_none() {
+        if self.config.memory.is_none() {
             self.look_at_memory();
         }
-        self.bytes + bytes <= self.budget.unwrap_or(0) || !matches!(self.file, Spill::Closed)
+        self.bytes + bytes <= self.config.memory.unwrap_or(0) || self.config.directory.is_some()
     }
 
     /// Caches a row if there is room.
@@ -222,7 +203,7 @@ impl<'d> FrozenStore<'d> {
             self.look_at_memory();
         }
         self.insertions += 1;
-        if self.bytes + self.reserved + bytes <= self.budget.unwrap_or(0) {
+        if self.bytes + self.reserved + bytes <= self.config.memory.unwrap_or(0) {
             self.bytes += bytes;
             self.rows.insert(key, Cached::Memory(row.clone()));
         } else if let Some(file) = self.open_file() {
@@ -237,7 +218,7 @@ impl<'d> FrozenStore<'d> {
     /// Sets the budget at first, and lets rows go when the machine runs short.
     fn look_at_memory(&mut self) {
         let (available, total) = available_memory();
-        let budget = *self.budget.get_or_insert(available / 2);
+        let budget = *self.config.memory.get_or_insert(available / 2);
         if (available as f64) < RESERVE * total as f64 && self.bytes > 0 {
             let target = self.bytes / 2;
             let bytes = &mut self.bytes;
@@ -248,7 +229,7 @@ impl<'d> FrozenStore<'d> {
                 }
                 _ => true,
             });
-            self.budget = Some(budget.min(self.bytes));
+            self.config.memory = Some(budget.min(self.bytes));
             self.warnings.push(format!(
                 "memory runs short ({} MiB available): cached activations are reduced to {} MiB",
                 available >> 20,
@@ -258,22 +239,17 @@ impl<'d> FrozenStore<'d> {
     }
 
     fn open_file(&mut self) -> Option<&mut SpillFile> {
-        if let (Spill::NotYet, Some(directory)) = (&self.file, &self.config.directory) {
+        if let (None, Some(directory)) = (&self.file, &self.config.directory) {
             match SpillFile::create(directory) {
-                Ok(file) => self.file = Spill::Open(file),
+                Ok(file) => self.file = Some(file),
                 Err(error) => self.close_file("create", &error),
             }
         }
-        match &mut self.file {
-            Spill::Open(file) => Some(file),
-            _ => None,
-        }
+        self.file.as_mut()
     }
 
     fn read(&self, extents: &[Extent]) -> std::io::Result<FrozenRow> {
-        let Spill::Open(file) = &self.file else {
-            return Err(std::io::ErrorKind::NotFound.into());
-        };
+        let file = self.file.as_ref().ok_or(std::io::ErrorKind::NotFound)?;
         let tensors: Vec<Tensor> =
             extents.iter().map(|extent| file.read(extent)).collect::<std::io::Result<_>>()?;
         Ok(FrozenRow::from_tensors(tensors))
@@ -281,12 +257,12 @@ impl<'d> FrozenStore<'d> {
 
     /// Goes on without the file: what was in it is computed again.
     fn close_file(&mut self, action: &str, error: &std::io::Error) {
-        let directory = self.config.directory.clone().unwrap_or_default();
+        let directory = self.config.directory.take().unwrap_or_default();
         self.warnings.push(format!(
             "cannot {action} the file of cached activations in {}: {error}; what does not fit into memory is computed again",
             directory.display()
         ));
-        self.file = Spill::Closed;
+        self.file = None;
         self.rows.retain(|_, cached| matches!(cached, Cached::Memory(_)));
     }
 }
@@ -328,7 +304,7 @@ mod tests {
         assert_eq!(tensors(&mut store)?, computed);
         assert!(store.len() == 2 && store.take_warnings().is_empty());
 
-        store.file = Spill::Open(SpillFile::create(directory.path())?); // an empty one
+        store.file = Some(SpillFile::create(directory.path())?); // an empty one
         assert!(store.cached_row(&rows[0], reach).is_none()); // as it is read ahead of its turn
         assert_eq!(tensors(&mut store)?, computed);
         let warnings = store.take_warnings();

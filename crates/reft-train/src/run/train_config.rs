@@ -158,6 +158,9 @@ declare_options! {
         seed: u64 = 0, Count("N") in "Training";
         /// Order of the examples: length (shuffled, like lengths together), plain or none
         shuffle: Shuffle = Shuffle::Length, Text("ORDER") in "Data" [recipe];
+        /// Training ends after the first step whose loss is no more than this; without it all steps are taken
+        #[serde(skip_serializing_if = "Option::is_none")]
+        stop_at_loss: Option<f64> = None, Number("X") in "Training" [recipe] if |x: f64| x.is_finite() && x > 0.0, ABOVE_ZERO;
         /// Examples held out to choose the best adapter by: a share below 1, or a number
         validation: f64 = 0.0, Number("X") in "Data"
             if |x: f64| (0.0..1.0).contains(&x) || (x.is_finite() && x.fract() == 0.0 && x >= 1.0),
@@ -258,6 +261,7 @@ mod tests {
             "max_grad_norm",
             "max_length",
             "shuffle",
+            "stop_at_loss",
         ];
         assert_eq!(names, expected);
         let lr = TrainConfig::DECLARED.iter().find(|option| option.name == "lr");

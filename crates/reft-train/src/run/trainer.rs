@@ -44,7 +44,6 @@ pub struct Trainer<'a> {
     pub(super) by_block: bool,
     /// What the caller says the run depends on, beside options, data and model.
     facts: Map<String, Value>,
-    stop_at_loss: Option<f64>,
     pub(super) processes: Processes<'a>,
     pub(super) feed: Feed<'a>,
     /// The batch that comes next, on its way to the device.
@@ -90,7 +89,6 @@ impl<'a> Trainer<'a> {
             directory: None,
             frozen,
             facts: Map::new(),
-            stop_at_loss: None,
             processes,
             feed,
             ready: None,
@@ -123,12 +121,6 @@ impl<'a> Trainer<'a> {
         self
     }
 
-    /// Ends training early, after the first step whose loss is no more than this.
-    pub fn stopping_at(mut self, loss: f64) -> Self {
-        self.stop_at_loss = Some(loss);
-        self
-    }
-
     /// Writes `metrics.jsonl`, checkpoints and, at the end, the adapter into a directory, which is made if it is not there.
     ///
     /// # Errors
@@ -155,7 +147,7 @@ impl<'a> Trainer<'a> {
             self.optimizer.load_state(&optimizer)?;
             self.scaler = state.scaler;
             if let Some(frozen) = &mut self.frozen {
-                frozen.set_in_groups(state.rows_side_by_side);
+                frozen.in_groups = state.rows_side_by_side;
             }
             self.step = state.step;
             saved = Some(state.step);
@@ -243,7 +235,7 @@ impl<'a> Trainer<'a> {
             if self.is_due(self.config.checkpoint_every, self.total_steps()) {
                 self.save_checkpoint(progress)?;
             }
-            if self.stop_at_loss.is_some_and(|enough| stats.loss <= enough) {
+            if self.config.stop_at_loss.is_some_and(|enough| stats.loss <= enough) {
                 break;
             }
         }
@@ -331,7 +323,7 @@ impl<'a> Trainer<'a> {
                 format_version: FORMAT_VERSION,
                 step: self.step,
                 scaler: self.scaler.clone(),
-                rows_side_by_side: self.frozen.as_ref().and_then(FrozenStore::in_groups),
+                rows_side_by_side: self.frozen.as_ref().and_then(|frozen| frozen.in_groups),
                 best: self.best.as_ref().map(|(best, _)| *best),
                 identity: directory.identity.clone(),
             },

@@ -167,11 +167,8 @@ fn a_run_ends_after_the_first_step_whose_loss_is_low_enough() -> TestResult {
     let dataset = Dataset { train: examples(6), validation: Vec::new() };
     let run = |enough: Option<f64>| -> Result<Vec<f64>, Error> {
         let adapter = adapter(&decoder, MapKind::Householder, 0.0, 1)?;
-        let options = TrainConfig { max_steps: Some(8), ..options() };
+        let options = TrainConfig { max_steps: Some(8), stop_at_loss: enough, ..options() };
         let mut trainer = Trainer::new(&learner(&decoder, &adapter), &dataset, options)?;
-        if let Some(enough) = enough {
-            trainer = trainer.stopping_at(enough);
-        }
         let mut losses = Losses(Vec::new());
         let outcome = trainer.run(&mut losses, &AtomicBool::new(false))?;
         assert!(matches!(outcome, Outcome::Finished(summary) if summary.steps == losses.0.len()));
