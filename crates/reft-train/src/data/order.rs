@@ -3,6 +3,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
 use crate::data::example::Example;
+use crate::run::train_config::TrainConfig;
 use crate::seed::seed_of;
 
 /// Order in which examples are trained on.
@@ -29,11 +30,10 @@ const BUCKET: usize = 32;
 /// Every example is in one of them. Only the last may be smaller than `batch_size`.
 pub(crate) fn epoch_batches(
     examples: &[Example],
-    batch_size: usize,
-    shuffle: Shuffle,
-    seed: u64,
+    config: &TrainConfig,
     epoch: usize,
 ) -> Vec<Vec<usize>> {
+    let TrainConfig { batch_size, shuffle, seed, .. } = *config;
     let mut rng = StdRng::seed_from_u64(seed_of(&[seed, epoch as u64]));
     let mut order: Vec<usize> = (0..examples.len()).collect();
     if shuffle != Shuffle::None {
@@ -67,7 +67,8 @@ mod tests {
         let examples: Vec<_> = (0..200).map(|i| example(2 + (i * 37) % 100)).collect();
         let columns = |shuffle| -> usize {
             let longest = |batch: &Vec<usize>| batch.iter().map(|&i| examples[i].length()).max();
-            let batches = epoch_batches(&examples, 4, shuffle, 1, 0);
+            let config = TrainConfig { batch_size: 4, shuffle, seed: 1, ..TrainConfig::default() };
+            let batches = epoch_batches(&examples, &config, 0);
             batches.iter().map(|batch| batch.len() * longest(batch).unwrap_or(0)).sum()
         };
         let tokens: usize = examples.iter().map(Example::length).sum();
@@ -78,14 +79,17 @@ mod tests {
     #[test]
     fn epochs_and_seeds_have_orders_of_their_own() {
         let examples: Vec<_> = (0..50).map(|i| example(2 + i % 7)).collect();
+        let order_of = |shuffle, seed, epoch| {
+            let config = TrainConfig { batch_size: 3, shuffle, seed, ..TrainConfig::default() };
+            epoch_batches(&examples, &config, epoch)
+        };
         for shuffle in [Shuffle::Length, Shuffle::Plain] {
-            let order = |seed, epoch| epoch_batches(&examples, 3, shuffle, seed, epoch);
+            let order = |seed, epoch| order_of(shuffle, seed, epoch);
             assert_eq!(order(5, 2), order(5, 2));
             assert_ne!(order(5, 2), order(5, 3));
             assert_ne!(order(5, 2), order(6, 2));
         }
-        let as_is: Vec<usize> =
-            epoch_batches(&examples, 3, Shuffle::None, 5, 2).into_iter().flatten().collect();
+        let as_is: Vec<usize> = order_of(Shuffle::None, 5, 2).into_iter().flatten().collect();
         assert_eq!(as_is, (0..50).collect::<Vec<_>>());
     }
 
@@ -94,7 +98,8 @@ mod tests {
         fn every_example_is_in_one_batch(n in 0usize..90, batch_size in 1usize..9, kind in 0usize..3, seed: u64) {
             let examples: Vec<_> = (0..n).map(|i| example(2 + (i * 7) % 11)).collect();
             let shuffle = [Shuffle::Length, Shuffle::Plain, Shuffle::None][kind];
-            let batches = epoch_batches(&examples, batch_size, shuffle, seed, 3);
+            let config = TrainConfig { batch_size, shuffle, seed, ..TrainConfig::default() };
+            let batches = epoch_batches(&examples, &config, 3);
             prop_assert_eq!(batches.len(), n.div_ceil(batch_size));
             for batch in batches.iter().rev().skip(1) {
                 prop_assert_eq!(batch.len(), batch_size);

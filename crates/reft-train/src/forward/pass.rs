@@ -6,7 +6,7 @@ use tch::Tensor;
 use crate::Result;
 use crate::forward::learner::Learner;
 use crate::forward::outputs::Outputs;
-use crate::forward::ready_batch::{ReadyBatch, Start};
+use crate::forward::ready_batch::ReadyBatch;
 
 /// One forward of a batch, stage by stage.
 pub(crate) struct Pass<'p> {
@@ -36,27 +36,20 @@ impl<'p> Pass<'p> {
 
     /// The stages that are to be run.
     pub(crate) fn stages(&self) -> Range<usize> {
-        let first = match &self.ready.start {
-            Start::Tokens(_) => 0,
-            Start::Frozen { stage, .. } => *stage,
-        };
-        first..self.model.description().num_hidden_layers
+        self.ready.stage..self.model.description().num_hidden_layers
     }
 
     /// What goes into the first of them.
     pub(crate) fn input(&self) -> Tensor {
-        match &self.ready.start {
-            Start::Tokens(input_ids) => self.forward.embed(input_ids),
-            Start::Frozen { hidden_states, .. } => hidden_states.shallow_clone(),
+        match self.ready.past {
+            None => self.forward.embed(&self.ready.input),
+            Some(_) => self.ready.input.shallow_clone(),
         }
     }
 
     /// Runs stages on what goes into the first of them.
     pub(crate) fn run(&mut self, stages: Range<usize>, h: Tensor) -> Result<Tensor> {
-        let mut past = match &self.ready.start {
-            Start::Tokens(_) => None,
-            Start::Frozen { past, .. } => Some(past),
-        };
+        let mut past = self.ready.past.as_ref();
         let past = past.as_mut().map(|past| past as &mut dyn Past);
         Ok(self.forward.run(stages, h, past, &mut self.hooks)?)
     }

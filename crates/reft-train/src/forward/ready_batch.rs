@@ -23,17 +23,13 @@ pub(crate) struct ReadyBatch {
     pub(crate) first_column: usize,
     /// The first column whose final hidden states are read.
     pub(crate) first_wanted: usize,
-    pub(crate) start: Start,
+    /// The first stage that is run.
+    pub(crate) stage: usize,
+    /// Token ids `[b, t]`, or behind a past what the frozen model has made of them: what goes into the stage, `[b, t, d]`.
+    pub(crate) input: Tensor,
+    /// What the frozen model has made of the columns before.
+    pub(crate) past: Option<FrozenPast>,
     pub(crate) targets: Targets,
-}
-
-/// What a forward begins with.
-#[derive(Debug)]
-pub(crate) enum Start {
-    /// Token ids `[b, t]`.
-    Tokens(Tensor),
-    /// What the frozen model has made of them: what goes into a stage, `[b, t, d]`, and all that stands before it.
-    Frozen { stage: usize, hidden_states: Tensor, past: FrozenPast },
 }
 
 impl ReadyBatch {
@@ -44,32 +40,35 @@ impl ReadyBatch {
         batch: &Batch,
         frozen: Option<&mut FrozenStore>,
     ) -> Result<Self> {
-        let rows = batch.layout.rows();
-        let Some((store, reaches)) = frozen.zip(reaches(learner, strength, batch)) else {
-            let layout = match strength {
+        let model = learner.model;
+        let (layout, first_column, stage, input, past);
+        if let Some((store, reaches)) = frozen.zip(reaches(learner, strength, batch)) {
+            let rows = batch.layout.rows();
+            let token_of = |row: &Row, first| learner.reach(strength, row, first).token;
+            let of_row = |(row, reach): (&Row, &Reach)| store.row(model, row, *reach, &token_of);
+            let frozen_rows = rows.iter().zip(&reaches).map(of_row);
+            let frozen_rows: Vec<Rc<FrozenRow>> = frozen_rows.collect::<Result<_>>()?;
+            let tokens: Vec<usize> = reaches.iter().map(|reach| reach.token).collect();
+            layout = Layout::aligned(rows.to_vec(), &tokens)?;
+            first_column = tokens.into_iter().max().unwrap_or(0);
+            stage = reaches[0].stage;
+            let (width, options) = (layout.width() - first_column, (model.kind(), model.device()));
+            input = FrozenRow::batch(&frozen_rows, width as i64, options);
+            past = Some(FrozenPast::of_rows(&frozen_rows, stage, first_column as i64, options));
+        } else {
+            layout = match strength {
                 0.0 => batch.layout.clone().with_virtual_tokens(0), // the plain model has none
                 _ => batch.layout.clone(),
             };
-            let start = Start::Tokens(layout.input_ids(learner.model.device()));
-            return Ok(Self::starting(learner, strength, batch, (layout, 0), start));
-        };
-        let token_of = |row: &Row, first| learner.reach(strength, row, first).token;
-        let frozen_rows: Vec<Rc<FrozenRow>> = rows
-            .iter()
-            .zip(&reaches)
-            .map(|(row, reach)| store.row(learner.model, row, *reach, &token_of))
-            .collect::<Result<_>>()?;
-
-        let tokens: Vec<usize> = reaches.iter().map(|reach| reach.token).collect();
-        let aligned = Layout::aligned(rows.to_vec(), &tokens)?;
-        let column = tokens.into_iter().max().unwrap_or(0);
-        let width = (aligned.width() - column) as i64;
-        let options = (learner.model.kind(), learner.model.device());
-        let stage = reaches[0].stage;
-        let past = FrozenPast::of_rows(&frozen_rows, stage, column as i64, options);
-        let hidden_states = FrozenRow::batch(&frozen_rows, width, options);
-        let start = Start::Frozen { stage, hidden_states, past };
-        Ok(Self::starting(learner, strength, batch, (aligned, column), start))
+            input = layout.input_ids(model.device());
+            (first_column, stage, past) = (0, 0, None);
+        }
+        let first_wanted = batch.first_wanted_column(&layout);
+        let columns = first_wanted..layout.width();
+        let (places, labels) = batch.targets(&Span { layout: &layout, columns });
+        let on_device = |numbers: &[i64]| send(&Tensor::from_slice(numbers), model.device());
+        let targets = Targets { places: on_device(&places), labels: on_device(&labels) };
+        Ok(Self { strength, layout, first_column, first_wanted, stage, input, past, targets })
     }
 
     /// Whether a batch can be made ready without the device computing anything for it.
@@ -83,22 +82,6 @@ impl ReadyBatch {
             return true;
         };
         batch.layout.rows().iter().zip(reaches).all(|(row, reach)| store.has(row, reach))
-    }
-
-    fn starting(
-        learner: &Learner,
-        strength: f64,
-        batch: &Batch,
-        (layout, first_column): (Layout, usize),
-        start: Start,
-    ) -> Self {
-        let first_wanted = batch.first_wanted_column(&layout);
-        let columns = first_wanted..layout.width();
-        let (places, labels) = batch.targets(&Span { layout: &layout, columns });
-        let on_device =
-            |numbers: &[i64]| send(&Tensor::from_slice(numbers), learner.model.device());
-        let targets = Targets { places: on_device(&places), labels: on_device(&labels) };
-        Self { strength, layout, first_column, first_wanted, start, targets }
     }
 }
 

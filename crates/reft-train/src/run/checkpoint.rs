@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use reft_models::{atomic_directory, io_error, load_safetensors, save_safetensors};
 use serde::{Deserialize, Serialize};
@@ -20,7 +21,7 @@ pub(crate) struct Checkpoint {
     pub(crate) adapter: BTreeMap<String, Tensor>,
     pub(crate) optimizer: BTreeMap<String, Tensor>,
     /// The adapter with the lowest validation loss so far.
-    pub(crate) best: Option<BTreeMap<String, Tensor>>,
+    pub(crate) best: Option<Rc<BTreeMap<String, Tensor>>>,
 }
 
 /// The part of a checkpoint that is not tensors. Order of the examples and random numbers follow from seed and step.
@@ -112,11 +113,11 @@ impl Checkpoint {
             let found = state.step;
             return Err(broken(format!("step is {found}, the directory's name says {step}")));
         }
-        let best = state.best.is_some().then(|| load_safetensors(&path.join(BEST))).transpose()?;
+        let best = state.best.map(|_| load_safetensors(&path.join(BEST))).transpose()?;
         Ok(Self {
             adapter: load_safetensors(&path.join(ADAPTER))?,
             optimizer: load_safetensors(&path.join(OPTIMIZER))?,
-            best,
+            best: best.map(Rc::new),
             state,
         })
     }
@@ -190,7 +191,7 @@ mod tests {
             best,
             identity,
         };
-        let best = Some(tensors(-0.5));
+        let best = Some(Rc::new(tensors(-0.5)));
         Checkpoint { state, adapter: tensors(step as f64), optimizer: tensors(0.25), best }
     }
 

@@ -23,7 +23,7 @@ const DEFAULT_EPOCHS: usize = 3;
 impl<'a> Feed<'a> {
     /// All of the examples.
     pub(crate) fn new(examples: &'a [Example], config: &TrainConfig) -> Self {
-        let order = (0, order_of(examples, config, 0));
+        let order = (0, epoch_batches(examples, config, 0));
         Self { examples, config: config.clone(), share: Share::WHOLE, order }
     }
 
@@ -38,7 +38,7 @@ impl<'a> Feed<'a> {
             let sequences = batch.into_iter().flat_map(|i| &self.examples[i].sequences);
             sequences.map(|sequence| learner.needed(sequence)).collect()
         };
-        store.grouped(order_of(self.examples, &self.config, 0).into_iter().map(needed))
+        store.grouped(epoch_batches(self.examples, &self.config, 0).into_iter().map(needed))
     }
 
     /// Optimizer steps of the whole run.
@@ -63,14 +63,10 @@ impl<'a> Feed<'a> {
     ) -> impl Iterator<Item = Result<Batch>> {
         let (epoch, index) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
         if self.order.0 != epoch {
-            self.order = (epoch, order_of(self.examples, &self.config, epoch));
+            self.order = (epoch, epoch_batches(self.examples, &self.config, epoch));
         }
         let order = &self.order.1;
         let places = self.share.places(index, self.config.grad_accum, order.len());
         places.map(|place| learner.batch(order[place].iter().map(|&i| &self.examples[i])))
     }
-}
-
-fn order_of(examples: &[Example], config: &TrainConfig, epoch: usize) -> Vec<Vec<usize>> {
-    epoch_batches(examples, config.batch_size, config.shuffle, config.seed, epoch)
 }

@@ -19,23 +19,19 @@ pub(crate) struct RunDirectory {
 }
 
 impl RunDirectory {
-    /// A directory for a new run. It is created if it is not there.
+    /// Checks that no run has left something in a directory.
     ///
     /// # Errors
-    /// [`Error::RunExists`] if a run has left something there.
-    pub(crate) fn create(path: &Path, identity: Map<String, Value>) -> Result<Self> {
-        for found in [CHECKPOINTS, MetricsFile::NAME] {
-            if path.join(found).exists() {
-                return Err(Error::RunExists { path: path.to_owned(), found });
-            }
+    /// [`Error::RunExists`].
+    pub(crate) fn check_unused(path: &Path) -> Result<()> {
+        match [CHECKPOINTS, MetricsFile::NAME].into_iter().find(|name| path.join(name).exists()) {
+            Some(found) => Err(Error::RunExists { path: path.to_owned(), found }),
+            None => Ok(()),
         }
-        std::fs::create_dir_all(path).map_err(io_error("create", path))?;
-        let metrics = MetricsFile::open_after(path, 0)?;
-        Ok(Self { path: path.to_owned(), metrics, saved: None, identity })
     }
 
-    /// The directory of a run that goes on after its newest checkpoint, of step `saved`, or begins anew.
-    pub(crate) fn reopen(
+    /// The directory, made if it is not there, of a run that goes on after its newest checkpoint, of step `saved`, or begins anew.
+    pub(crate) fn open(
         path: &Path,
         saved: Option<usize>,
         identity: Map<String, Value>,

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -35,7 +36,7 @@ pub struct Trainer<'a> {
     pub(super) scaler: LossScaler,
     /// Steps taken. The place in the data and all random numbers follow from it.
     pub(super) step: usize,
-    best: Option<(Best, State)>,
+    best: Option<(Best, Rc<BTreeMap<String, Tensor>>)>,
     directory: Option<RunDirectory>,
     /// The frozen model's part of the examples, if it is cached.
     pub(super) frozen: Option<FrozenStore<'a>>,
@@ -49,9 +50,6 @@ pub struct Trainer<'a> {
     /// The batch that comes next, on its way to the device.
     pub(super) ready: Option<(Batch, Vec<ReadyBatch>)>,
 }
-
-/// Trained tensors by name.
-type State = BTreeMap<String, Tensor>;
 
 impl<'a> Trainer<'a> {
     /// A trainer before its first step, which writes no files.
@@ -127,7 +125,8 @@ impl<'a> Trainer<'a> {
     /// [`Error::RunExists`] if a run has been there; what the file system refuses.
     pub fn starting_in(mut self, directory: &Path) -> Result<Self> {
         if self.processes.share.is_first() {
-            self.directory = Some(RunDirectory::create(directory, self.identity())?);
+            RunDirectory::check_unused(directory)?;
+            self.directory = Some(RunDirectory::open(directory, None, self.identity())?);
         }
         Ok(self)
     }
@@ -154,7 +153,7 @@ impl<'a> Trainer<'a> {
             self.best = state.best.zip(best);
         }
         if self.processes.share.is_first() {
-            self.directory = Some(RunDirectory::reopen(directory, saved, identity)?);
+            self.directory = Some(RunDirectory::open(directory, saved, identity)?);
         }
         Ok(self)
     }
@@ -295,7 +294,7 @@ impl<'a> Trainer<'a> {
         let lowest = self.best.as_ref().map_or(f64::INFINITY, |(best, _)| best.validation_loss);
         if step > 0 && report.loss < lowest {
             let best = Best { step, validation_loss: report.loss };
-            self.best = Some((best, self.learner.state()));
+            self.best = Some((best, Rc::new(self.learner.state())));
         }
         let stats = ValidationStats {
             step,
@@ -315,9 +314,6 @@ impl<'a> Trainer<'a> {
         if directory.saved == Some(self.step) {
             return Ok(());
         }
-        let copy = |state: &State| {
-            state.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
-        };
         let checkpoint = Checkpoint {
             state: RunState {
                 format_version: FORMAT_VERSION,
@@ -329,7 +325,7 @@ impl<'a> Trainer<'a> {
             },
             adapter: self.learner.state(),
             optimizer: self.optimizer.state(),
-            best: self.best.as_ref().map(|(_, state)| copy(state)),
+            best: self.best.as_ref().map(|(_, state)| state.clone()),
         };
         let path = directory.save(&checkpoint)?;
         progress.checkpoint_saved(self.step, &path);
