@@ -41,7 +41,7 @@ mod seed;
 
 mod data;
 
-mod objectives;
+mod objective;
 
 mod forward;
 mod reuse;
@@ -62,8 +62,7 @@ pub use error::{Error, Result};
 pub use forward::cross_entropy::cross_entropy;
 pub use forward::learner::{Learner, LossReport};
 pub use forward::outputs::{Forwards, Outputs};
-pub use objectives::next_token::NextToken;
-pub use objectives::objective::{Objective, Term};
+pub use objective::{NextToken, Objective, Term};
 pub use optimizer::adamw::AdamW;
 pub use optimizer::loss_scaler::{Grads, LossScaler};
 pub use optimizer::schedule::ScheduleKind;
@@ -71,8 +70,7 @@ pub use reuse::frozen_store::{FrozenStore, ReuseConfig};
 pub use run::checkpoint::Best;
 pub use run::metrics::{StepStats, ValidationStats};
 pub use run::out_of_memory::is_out_of_memory;
-pub use run::outcome::{Outcome, Step, Summary};
-pub use run::progress::{Plan, Progress, Silent};
+pub use run::progress::{Outcome, Plan, Progress, Silent, Step, Summary};
 pub use run::share::{Alone, Reduce, Share};
 pub use run::train_config::{DeclaredOptions, OptionDeclaration, OptionKind, TrainConfig};
 pub use run::trainer::Trainer;

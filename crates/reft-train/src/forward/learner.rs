@@ -13,7 +13,7 @@ use crate::forward::checkpointed_pass::CheckpointedPass;
 use crate::forward::outputs::Forwards;
 use crate::forward::pass::Pass;
 use crate::forward::ready_batch::ReadyBatch;
-use crate::objectives::objective::Objective;
+use crate::objective::Objective;
 use crate::reuse::frozen_store::FrozenStore;
 
 /// A frozen model, the adapters it is used with, and what they are to learn: what is trained and evaluated.

@@ -9,7 +9,6 @@ pub(crate) mod out_of_memory;
 mod step;
 pub(crate) mod trainer;
 
-pub(crate) mod outcome;
 pub(crate) mod progress;
 
 pub(crate) mod checkpoint;

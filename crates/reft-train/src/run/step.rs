@@ -8,8 +8,7 @@ use crate::optimizer::clip::clip_grad_norm;
 use crate::optimizer::loss_scaler::Grads;
 use crate::run::metrics::StepStats;
 use crate::run::out_of_memory;
-use crate::run::outcome::Step;
-use crate::run::progress::Progress;
+use crate::run::progress::{Progress, Step};
 use crate::run::trainer::Trainer;
 use crate::seed::seed_of;
 use crate::{Error, Result};
@@ -182,7 +181,7 @@ mod tests {
     use crate::data::example::{Example, IGNORE_INDEX};
     use crate::data::order::Shuffle;
     use crate::forward::learner::Learner;
-    use crate::objectives::next_token::NextToken;
+    use crate::objective::NextToken;
     use crate::reuse::frozen_store::ReuseConfig;
     use crate::run::train_config::TrainConfig;
     use reft_core::{InterventionConfig, Method};

@@ -11,8 +11,8 @@ use crate::data::batch::Batch;
 use crate::data::dataset::Dataset;
 use crate::forward::learner::Learner;
 use crate::forward::ready_batch::ReadyBatch;
-use crate::objectives::next_token::NextToken;
-use crate::objectives::objective::Objective;
+use crate::objective::NextToken;
+use crate::objective::Objective;
 use crate::optimizer::adamw::AdamW;
 use crate::optimizer::loss_scaler::LossScaler;
 use crate::optimizer::schedule::Schedule;
@@ -20,8 +20,7 @@ use crate::reuse::frozen_store::{FrozenStore, ReuseConfig};
 use crate::run::checkpoint::{Best, Checkpoint, FORMAT_VERSION, RunState};
 use crate::run::feed::Feed;
 use crate::run::metrics::ValidationStats;
-use crate::run::outcome::{Outcome, Summary};
-use crate::run::progress::{Plan, Progress};
+use crate::run::progress::{Outcome, Plan, Progress, Summary};
 use crate::run::run_directory::RunDirectory;
 use crate::run::share::{Alone, Processes, Reduce, Share};
 use crate::run::train_config::TrainConfig;
@@ -222,7 +221,7 @@ impl<'a> Trainer<'a> {
             };
             loss = Some(stats.loss);
             if let Some(directory) = &mut self.directory {
-                directory.metrics.write(&stats)?;
+                directory.write(&stats)?;
             }
             for warning in self.frozen.iter_mut().flat_map(FrozenStore::take_warnings) {
                 progress.warned(&warning);
@@ -303,7 +302,7 @@ impl<'a> Trainer<'a> {
             seconds: started.elapsed().as_secs_f64(),
         };
         if let Some(directory) = &mut self.directory {
-            directory.metrics.write(&stats)?;
+            directory.write(&stats)?;
         }
         progress.validated(&stats);
         Ok(())

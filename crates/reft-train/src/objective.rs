@@ -1,7 +1,7 @@
 use std::ops::Range;
 
 use reft_core::Parameter;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::Result;
 use crate::data::batch::Batch;
@@ -70,4 +70,26 @@ pub struct Term {
     pub name: &'static str,
     /// Its weight in the loss.
     pub weight: f64,
+}
+
+/// Predicting every labelled token from those before it: the mean of `−log p(target)` over the target tokens.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NextToken;
+
+impl Objective for NextToken {
+    fn name(&self) -> &'static str {
+        "next-token"
+    }
+
+    fn terms(&self) -> &[Term] {
+        &[Term { name: "loss", weight: 1.0 }]
+    }
+
+    fn counts(&self, batch: &Batch) -> Vec<f64> {
+        vec![batch.n_targets() as f64]
+    }
+
+    fn sums(&self, forwards: &Forwards) -> Result<Vec<Tensor>> {
+        Ok(vec![forwards.outputs[0].target_losses().sum(Kind::Float)])
+    }
 }
