@@ -25,41 +25,36 @@ pub(crate) fn read_fields<'de, T: Default, D: Deserializer<'de>>(
     set: fn(&mut T, &str, &Value) -> Result<(), String>,
 ) -> Result<T, D::Error> {
     let mut config = T::default();
-    deserializer.deserialize_map(Fields { config: &mut config, set })?;
+    let set = |name: &str, value: &Value| set(&mut config, name, value);
+    deserializer.deserialize_map(Fields(set))?;
     Ok(config)
 }
 
-struct Fields<'c, T> {
-    config: &'c mut T,
-    set: fn(&mut T, &str, &Value) -> Result<(), String>,
-}
+/// Visits a table: its function is given each field.
+struct Fields<F>(F);
 
-impl<'de, T> Visitor<'de> for Fields<'_, T> {
+impl<'de, F: FnMut(&str, &Value) -> Result<(), String>> Visitor<'de> for Fields<F> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str("a table")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
         while let Some(name) = map.next_key::<String>()? {
-            let fields = Fields { config: &mut *self.config, set: self.set };
-            map.next_value_seed(Field { fields, name })?;
+            map.next_value_seed(Field(|value: &Value| (self.0)(&name, value)))?;
         }
         Ok(())
     }
 }
 
-struct Field<'c, T> {
-    fields: Fields<'c, T>,
-    name: String,
-}
+/// Reads a value: its function is given it.
+struct Field<F>(F);
 
-impl<'de, T> DeserializeSeed<'de> for Field<'_, T> {
+impl<'de, F: FnOnce(&Value) -> Result<(), String>> DeserializeSeed<'de> for Field<F> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        let Self { fields: Fields { config, set }, name } = self;
-        set(config, &name, &Value::deserialize(deserializer)?).map_err(D::Error::custom)
+        (self.0)(&Value::deserialize(deserializer)?).map_err(D::Error::custom)
     }
 }

@@ -47,22 +47,31 @@ mod timing;
 
 mod planner;
 
-pub use compare::{
-    Budget, Cell, CellResult, CompareConfig, Comparison, ComparisonPlan, ConfigFile, DataConfig,
-    DataFacts, Leakage, LoadedComparison, LoadedSweep, MethodEntry, PartFacts, PointPlan,
-    QuickConfig, SweepAxis, SweepConfig, SweepPlan, SweepPoint, TestResult, run_cell,
-    run_comparison, run_sweep,
-};
+pub use compare::budget::Budget;
+pub use compare::cell::{Cell, CellResult, TestResult};
+pub use compare::config::{CompareConfig, ConfigFile, DataConfig, MethodEntry, QuickConfig};
+pub use compare::facts::{DataFacts, PartFacts};
+pub use compare::leakage::Leakage;
+pub use compare::loaded_comparison::{Comparison, LoadedComparison};
+pub use compare::plan::ComparisonPlan;
+pub use compare::run::{run_cell, run_comparison};
+pub use compare::sweep::{PointPlan, SweepAxis, SweepConfig, SweepPlan, SweepPoint};
+pub use compare::sweep_run::{LoadedSweep, run_sweep};
 pub use error::{Error, Result};
 pub use machine::{Machine, resident_memory};
-pub use planner::{EFFICIENCY, MemoryPlan, StepPlan, Way, Work, plan_step, product_rate, ways};
+pub use planner::memory::MemoryPlan;
+pub use planner::rate::{EFFICIENCY, product_rate};
+pub use planner::step::{StepPlan, Work, plan_step};
+pub use planner::ways::{Way, ways};
 pub use precision::Precision;
-pub use report::{BaseReport, MethodReport, PointReport, RateReport, Report, SweepReport};
-pub use tasks::{
-    Choice, EncodedQuestion, Metric, Question, Score, Scorer, Scoring, TaskConfig, TaskKind,
-    encode_questions, read_questions,
-};
-pub use timing::{
-    FLOOR, FloorAdapter, GenerationSeconds, GenerationTiming, Measured, StepSeconds, TimingCase,
-    TimingReport, TimingRow, TimingRun, measure, run_timing,
+pub use report::results::{BaseReport, MethodReport, RateReport, Report};
+pub use report::sweep::{PointReport, SweepReport};
+pub use tasks::question::{Choice, EncodedQuestion, Question, encode_questions, read_questions};
+pub use tasks::score::{Score, Scorer};
+pub use tasks::task_config::{Metric, Scoring, TaskConfig, TaskKind};
+pub use timing::case::{FLOOR, TimingCase};
+pub use timing::floor::FloorAdapter;
+pub use timing::measure::{GenerationSeconds, Measured, measure};
+pub use timing::report::{
+    GenerationTiming, StepSeconds, TimingReport, TimingRow, TimingRun, run_timing,
 };

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::compare::config::slug;
 use crate::compare::plan::ComparisonPlan;
 use crate::error::Result;
-use crate::tasks::Score;
+use crate::tasks::score::Score;
 
 /// One run of the comparison: a method with a learning rate and a seed, or the base model.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

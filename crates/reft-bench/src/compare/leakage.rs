@@ -3,7 +3,7 @@ use std::collections::HashSet;
 use reft_train::Content;
 use serde::{Deserialize, Serialize};
 
-use crate::tasks::Question;
+use crate::tasks::question::Question;
 
 /// Rows of one part of the data that stand in another: equal but for case, blanks and punctuation.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -17,7 +17,8 @@ use crate::compare::leakage::Leakage;
 use crate::compare::plan::{ComparisonPlan, version_in};
 use crate::error::{Error, Result};
 use crate::machine::Machine;
-use crate::tasks::{EncodedQuestion, Question, TaskConfig, cut, encode_questions, read_questions};
+use crate::tasks::question::{EncodedQuestion, Question, cut, encode_questions, read_questions};
+use crate::tasks::task_config::TaskConfig;
 
 /// A comparison as it is asked for.
 #[derive(Debug, Clone, PartialEq)]

@@ -10,7 +10,7 @@ use crate::compare::config::CompareConfig;
 use crate::compare::facts::{DataFacts, hex};
 use crate::error::{Error, Result};
 use crate::machine::Machine;
-use crate::tasks::TaskConfig;
+use crate::tasks::task_config::TaskConfig;
 
 /// Everything that a comparison is, with every file read and every default filled in: its `plan.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -133,7 +133,8 @@ pub fn choose_rate(results: &[CellResult], higher_is_better: bool) -> Option<f64
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tasks::{Metric, Score};
+    use crate::tasks::score::Score;
+    use crate::tasks::task_config::Metric;
 
     fn result(lr: f64, value: f64, loss: f64) -> CellResult {
         CellResult {

@@ -14,8 +14,9 @@ use crate::compare::loaded_comparison::LoadedComparison;
 use crate::compare::plan::choose_rate;
 use crate::error::{Error, Result};
 use crate::machine::peak_memory;
-use crate::report::Report;
-use crate::tasks::{EncodedQuestion, Scorer, examples};
+use crate::report::results::Report;
+use crate::tasks::question::EncodedQuestion;
+use crate::tasks::score::{Scorer, examples};
 
 /// Runs every cell that is not finished, and writes the report after each method: `report.json`, `report.md`, `report.html`.
 ///

@@ -10,7 +10,7 @@ use crate::compare::loaded_comparison::Comparison;
 use crate::compare::plan::version_in;
 use crate::error::{Error, Result};
 use crate::fields::with_field;
-use crate::tasks::Metric;
+use crate::tasks::task_config::Metric;
 
 /// A grid of two values: the comparison is run once at each of its points.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -235,7 +235,7 @@ mod tests {
 
     use super::*;
     use crate::error::line_refused;
-    use crate::tasks::TaskConfig;
+    use crate::tasks::task_config::TaskConfig;
 
     const TEXT: &str = r#"model = "m"
 task = "memorise"

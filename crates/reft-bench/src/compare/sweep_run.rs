@@ -10,7 +10,7 @@ use crate::compare::plan::{ComparisonPlan, version_in};
 use crate::compare::run::run_comparison;
 use crate::compare::sweep::{SweepPlan, SweepPoint};
 use crate::error::{Error, Result};
-use crate::report::SweepReport;
+use crate::report::sweep::SweepReport;
 
 /// A sweep with everything of all its points read, tokenised and checked.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::error::Result;
 use crate::planner::step::Shape;
-use crate::timing::TimingCase;
+use crate::timing::case::TimingCase;
 
 /// Bytes that a training step holds at its peak, by what they are for.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]

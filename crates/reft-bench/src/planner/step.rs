@@ -5,7 +5,7 @@ use tch::Device;
 
 use crate::error::Result;
 use crate::planner::memory::{self, MemoryPlan};
-use crate::timing::TimingCase;
+use crate::timing::case::TimingCase;
 
 /// What a step of training takes.
 #[derive(Debug, Clone, PartialEq, Serialize)]

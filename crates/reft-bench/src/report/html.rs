@@ -7,12 +7,12 @@ use reft_report::{
 
 use crate::report::markdown::summary;
 use crate::report::results::{MethodReport, Report};
-use crate::report::scores::score_spread;
-use crate::tasks::Metric;
+use crate::report::table::score_spread;
+use crate::tasks::task_config::Metric;
 
 /// The report as one page that needs nothing else.
 pub(crate) fn html(report: &Report) -> String {
-    document(&report.plan.config.name, summary(report), |out| {
+    page(&report.plan.config.name, summary(report), LEGEND, |out| {
         writeln!(out, "<h2>Results</h2>")?;
         report.results().html(out)?;
         plots(out, report)?;
@@ -24,16 +24,8 @@ pub(crate) fn html(report: &Report) -> String {
     })
 }
 
-/// A page that needs nothing else: the facts of a comparison stand around what `body` writes.
-pub(super) fn document(
-    title: &str,
-    summary: Vec<String>,
-    body: impl FnOnce(&mut String) -> std::fmt::Result,
-) -> String {
-    page(title, summary, LEGEND, body)
-}
-
-const LEGEND: &str = "± is the standard deviation over seeds. Forgetting is the loss on a neutral text minus the base model's. \
+/// The words of the pages.
+pub(super) const LEGEND: &str = "± is the standard deviation over seeds. Forgetting is the loss on a neutral text minus the base model's. \
     generated/s is new tokens per second, eight prompts at once. Peak memory is that of a run's own process, the loading of the model included. Parameters are those trained, in percent of the base model's.";
 
 /// The plot of scores against trainable parameters, as in the ReFT paper's figure 1; `None` if no method is finished.

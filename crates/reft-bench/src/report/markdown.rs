@@ -3,16 +3,10 @@ use std::fmt::Write;
 use reft_report::{bytes, grouped};
 
 use crate::report::results::Report;
-use crate::tasks::TaskKind;
+use crate::tasks::task_config::TaskKind;
 
-/// The report as Markdown.
-pub(crate) fn markdown(report: &Report) -> String {
-    let mut text = String::new();
-    write_markdown(&mut text, report).expect("invariant: writing to a string cannot fail");
-    text
-}
-
-fn write_markdown(out: &mut String, report: &Report) -> std::fmt::Result {
+/// Writes the report as Markdown.
+pub(super) fn write_markdown(out: &mut String, report: &Report) -> std::fmt::Result {
     writeln!(out, "# {}\n", report.plan.config.name)?;
     for line in summary(report) {
         writeln!(out, "- {line}")?;

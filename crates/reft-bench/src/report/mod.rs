@@ -1,17 +1,11 @@
 //! The report of a comparison: what the cells come to, as JSON, Markdown and one HTML page.
 
-mod results;
-mod sweep;
+pub(crate) mod results;
+pub(crate) mod sweep;
 
-mod scores;
-mod table;
-mod tables;
+pub(crate) mod table;
+pub(crate) mod tables;
 
-mod markdown;
-mod sweep_markdown;
+pub(crate) mod markdown;
 
-mod html;
-mod sweep_page;
-
-pub use results::{BaseReport, MethodReport, RateReport, Report};
-pub use sweep::{PointReport, SweepReport};
+pub(crate) mod html;

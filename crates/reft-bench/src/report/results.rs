@@ -5,11 +5,12 @@ use reft_models::{write_json_in_order, write_text};
 use reft_report::{Spread, svg_file};
 use serde::{Deserialize, Serialize};
 
-use crate::compare::{Cell, CellResult, ComparisonPlan, TestResult, choose_rate};
+use crate::compare::cell::{Cell, CellResult, TestResult};
+use crate::compare::plan::{ComparisonPlan, choose_rate};
 use crate::error::Result;
 use crate::report::html::{html, score_plot};
-use crate::report::markdown::markdown;
-use crate::tasks::Metric;
+use crate::report::markdown::write_markdown;
+use crate::tasks::task_config::Metric;
 
 /// What a comparison has come to: `report.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -139,7 +140,7 @@ impl Report {
     /// If a file cannot be written.
     pub fn write(&self, output: &Path) -> Result<()> {
         write_json_in_order(&output.join("report.json"), self)?;
-        write_text(&output.join("report.md"), &markdown(self))?;
+        write_text(&output.join("report.md"), &self.markdown())?;
         if let Some(plot) = score_plot(self) {
             write_text(&output.join("report.svg"), &svg_file(&plot))?;
         }
@@ -148,7 +149,9 @@ impl Report {
 
     /// The report as Markdown.
     pub fn markdown(&self) -> String {
-        markdown(self)
+        let mut text = String::new();
+        write_markdown(&mut text, self).expect("invariant: writing to a string cannot fail");
+        text
     }
 }
 

@@ -1,8 +1,7 @@
 use reft_report::{COLOURS, Spread, bytes, grouped, percent, seconds, spread};
 
 use crate::report::results::{MethodReport, RateReport, Report};
-use crate::report::scores::{score, score_spread};
-use crate::report::table::{Cell, Row, Table, nothing};
+use crate::report::table::{Cell, Row, Table, nothing, score, score_spread};
 
 const HEADS: [&str; 11] = [
     "method",

@@ -1,14 +1,8 @@
 //! Tasks: questions from data files, and how a model's answers are scored.
 
-mod answer;
-mod likelihood;
-mod question;
-mod score;
-mod table;
-mod task_config;
-
-pub(crate) use question::cut;
-pub use question::{Choice, EncodedQuestion, Question, encode_questions, read_questions};
-pub(crate) use score::examples;
-pub use score::{Score, Scorer};
-pub use task_config::{Metric, Scoring, TaskConfig, TaskKind};
+pub(crate) mod answer;
+pub(crate) mod likelihood;
+pub(crate) mod question;
+pub(crate) mod score;
+pub(crate) mod table;
+pub(crate) mod task_config;

@@ -1,16 +1,16 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use reft_methods::numel;
+use reft_core::random_columns;
+use reft_methods::{Method, Methods, numel};
 use reft_models::{AdapterStack, GenerationConfig, Model, Row, generate};
 use reft_train::{Dataset, Example, Learner, NextToken, Shuffle, Step, TrainConfig, Trainer};
 use serde::{Deserialize, Serialize};
-use tch::Device;
+use tch::{Cuda, Device, Kind};
 
 use crate::error::Result;
 use crate::machine::peak_memory;
 use crate::timing::case::{TimingCase, refused};
-use crate::timing::map_seconds::{map_seconds, synchronize};
 
 /// What one process measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,6 +44,9 @@ pub struct GenerationSeconds {
 
 /// Generations that are timed, after one that is not.
 const GENERATIONS: usize = 3;
+
+/// Times of the orthonormal map that count, after one that does not.
+const MAPS: usize = 9;
 
 /// Small enough that nothing trained moves, whatever the weights.
 const LR: f64 = 1e-6;
@@ -152,4 +155,55 @@ fn generation_seconds(
     };
     let seconds: Result<Vec<_>> = (0..=GENERATIONS).map(|_| once()).collect();
     Ok(seconds?.split_off(1))
+}
+
+/// Seconds of the methods' orthonormal map, forward and backward, as every step has it once for all interventions; `None` without one.
+///
+/// # Errors
+/// What the map refuses.
+fn map_seconds(methods: &Methods, device: Device) -> Result<Option<Vec<f64>>> {
+    let Some((kind, [n, d, r])) = methods.iter().find_map(Method::rotations) else {
+        return Ok(None);
+    };
+    let start = random_columns(n, d, r, device);
+    let map = kind.starting_at(&start).map_err(reft_models::Error::from)?;
+    let once = || {
+        synchronize(device);
+        let started = Instant::now();
+        map.columns().sum(Kind::Float).backward();
+        synchronize(device);
+        started.elapsed().as_secs_f64()
+    };
+    Ok(Some((0..=MAPS).map(|_| once()).skip(1).collect()))
+}
+
+/// Waits for what a device is to do.
+fn synchronize(device: Device) {
+    if let Device::Cuda(index) = device {
+        Cuda::synchronize(index as i64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use reft_methods::{MethodOptions, resolve};
+    use reft_models::DecoderConfig;
+
+    use super::*;
+
+    #[test]
+    fn only_a_method_with_a_rotation_has_a_map()
+    -> std::result::Result<(), Box<dyn std::error::Error>> {
+        let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/oracle/tiny_llama");
+        let model = DecoderConfig::open(model.as_ref())?.describe();
+        for (method, has_map) in
+            [("loreft", true), ("noreft", false), ("direft", false), ("lora", false)]
+        {
+            let methods = resolve(method, &MethodOptions::default(), &model)?;
+            let seconds = map_seconds(&methods, Device::Cpu)?;
+            assert_eq!(seconds.is_some(), has_map, "{method}");
+            assert!(seconds.is_none_or(|s| s.len() == MAPS && s.iter().all(|&s| s > 0.0)));
+        }
+        Ok(())
+    }
 }

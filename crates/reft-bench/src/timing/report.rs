@@ -157,14 +157,12 @@ pub fn run_timing(
 
 impl TimingRow {
     fn new(case: &TimingCase, rounds: &[Measured]) -> Self {
-        let first: Vec<f64> = rounds.iter().flat_map(|one| one.first_epoch.clone()).collect();
-        let later: Vec<f64> =
-            rounds.iter().flat_map(|one| one.later_epochs.clone().unwrap_or_default()).collect();
+        let all = |of: fn(&Measured) -> Vec<f64>| rounds.iter().flat_map(of).collect::<Vec<f64>>();
+        let first = StepSeconds::new(all(|one| one.first_epoch.clone()));
+        let later = all(|one| one.later_epochs.clone().unwrap_or_default());
+        let map = all(|one| one.map_seconds.clone().unwrap_or_default());
         let generations: Vec<GenerationSeconds> =
             rounds.iter().flat_map(|one| one.generation.clone()).collect();
-        let map: Vec<f64> =
-            rounds.iter().flat_map(|one| one.map_seconds.iter().flatten().copied()).collect();
-        let first = StepSeconds::new(first);
         let (steps, first_epoch) = match later.is_empty() {
             true => (first, None),
             false => (StepSeconds::new(later), Some(first)),
