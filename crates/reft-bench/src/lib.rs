@@ -50,8 +50,7 @@ mod planner;
 pub use compare::budget::Budget;
 pub use compare::cell::{Cell, CellResult, TestResult};
 pub use compare::config::{CompareConfig, ConfigFile, DataConfig, MethodEntry, QuickConfig};
-pub use compare::facts::{DataFacts, PartFacts};
-pub use compare::leakage::Leakage;
+pub use compare::facts::{DataFacts, Leakage, PartFacts};
 pub use compare::loaded_comparison::{Comparison, LoadedComparison};
 pub use compare::plan::ComparisonPlan;
 pub use compare::run::{run_cell, run_comparison};
@@ -60,8 +59,7 @@ pub use compare::sweep_run::{LoadedSweep, run_sweep};
 pub use error::{Error, Result};
 pub use machine::{Machine, resident_memory};
 pub use planner::memory::MemoryPlan;
-pub use planner::rate::{EFFICIENCY, product_rate};
-pub use planner::step::{StepPlan, Work, plan_step};
+pub use planner::step::{EFFICIENCY, StepPlan, Work, plan_step, product_rate};
 pub use planner::ways::{Way, ways};
 pub use precision::Precision;
 pub use report::results::{BaseReport, MethodReport, RateReport, Report};
@@ -72,6 +70,4 @@ pub use tasks::task_config::{Metric, Scoring, TaskConfig, TaskKind};
 pub use timing::case::{FLOOR, TimingCase};
 pub use timing::floor::FloorAdapter;
 pub use timing::measure::{GenerationSeconds, Measured, measure};
-pub use timing::report::{
-    GenerationTiming, StepSeconds, TimingReport, TimingRow, TimingRun, run_timing,
-};
+pub use timing::report::{GenerationTiming, StepSeconds, TimingReport, TimingRow, run_timing};

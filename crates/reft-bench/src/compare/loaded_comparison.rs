@@ -12,8 +12,7 @@ use reft_train::{Dataset, Encoding, Example, IGNORE_INDEX, TextEncoder};
 use tch::Device;
 
 use crate::compare::config::{CompareConfig, MethodEntry};
-use crate::compare::facts::{DataFacts, PartFacts};
-use crate::compare::leakage::Leakage;
+use crate::compare::facts::{DataFacts, Leakage, PartFacts};
 use crate::compare::plan::{ComparisonPlan, version_in};
 use crate::error::{Error, Result};
 use crate::machine::Machine;

@@ -5,7 +5,6 @@ pub(crate) mod config;
 pub(crate) mod sweep;
 
 pub(crate) mod facts;
-pub(crate) mod leakage;
 pub(crate) mod plan;
 
 pub(crate) mod loaded_comparison;

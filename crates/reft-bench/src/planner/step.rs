@@ -1,7 +1,10 @@
+use std::time::{Duration, Instant};
+
 use reft_methods::numel;
 use reft_models::{AdapterStack, Decoder, ModelDescription, WeightStorage, Weights};
+use reft_train::{Learner, NextToken};
 use serde::Serialize;
-use tch::Device;
+use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
 use crate::planner::memory::{self, MemoryPlan};
@@ -56,10 +59,10 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    fn new(case: &TimingCase, model: &ModelDescription, stack: &AdapterStack) -> Self {
-        let (reach, keeps) = case.reach(model, stack);
+    fn new(case: &TimingCase, learner: &Learner) -> Self {
+        let (model, (reach, keeps)) = (learner.model.description(), case.reach(learner));
         let (first_block, kept) = if keeps { (reach.stage, reach.token) } else { (0, 0) };
-        let width = stack.virtual_tokens() + case.prompt_length + case.response_length - 1;
+        let width = learner.stack.virtual_tokens() + case.prompt_length + case.response_length - 1;
         Self {
             rows: case.batch_size as f64,
             columns: (width - kept) as f64,
@@ -99,7 +102,7 @@ pub fn plan_step(case: &TimingCase, program: u64) -> Result<StepPlan> {
     let decoder = Decoder::from_weights(config, &weights, case.kind.kind(), Device::Cpu)?;
     let adapters = case.adapters(&decoder)?;
     let stack = AdapterStack::of_boxed(&adapters)?;
-    let shape = Shape::new(case, &model, &stack);
+    let shape = Shape::new(case, &Learner::new(&decoder, &stack, &NextToken));
     let methods = case.methods(&model)?;
     let kept = methods.as_ref().map(|methods| methods.kept_per_token(&model, shape.kind_bytes));
     let kept = kept.transpose()?.unwrap_or_else(|| vec![0.0; model.num_hidden_layers]);
@@ -160,4 +163,30 @@ fn work(model: &ModelDescription, shape: &Shape, is_full: bool) -> Work {
         0.0
     };
     Work { first_epoch: later_epochs + frozen, later_epochs }
+}
+
+/// Share of the rate of bare matrix products that a whole step reaches: measured, see docs/performance.md.
+pub const EFFICIENCY: f64 = 0.7;
+
+/// Products that are timed last at least this long together.
+const LONG_ENOUGH: Duration = Duration::from_millis(300);
+
+/// Floating-point operations per second of the products that a step is made of: `[tokens, d] × [d, f]`, the median of several.
+pub fn product_rate(tokens: i64, d: i64, f: i64, kind: Kind, device: Device) -> f64 {
+    let _guard = tch::no_grad_guard();
+    let (x, w) = (Tensor::ones([tokens, d], (kind, device)), Tensor::ones([f, d], (kind, device)));
+    let once = || {
+        let started = Instant::now();
+        // reading a number waits for the device
+        let _last = x.linear(&w, None::<Tensor>).double_value(&[0, 0]);
+        started.elapsed()
+    };
+    let _warm_up = (once(), once());
+    let started = Instant::now();
+    let mut seconds = Vec::new();
+    while started.elapsed() < LONG_ENOUGH || seconds.len() < 5 {
+        seconds.push(once().as_secs_f64());
+    }
+    seconds.sort_by(f64::total_cmp);
+    (2 * tokens * d * f) as f64 / seconds[seconds.len() / 2]
 }

@@ -180,6 +180,11 @@ impl EncodedQuestion {
         &row.input_ids[row.prompt_length..]
     }
 
+    /// Number of tokens of the longest choice; 0 without choices.
+    pub(crate) fn longest_choice(&self) -> usize {
+        self.choices.iter().map(|(_, tokens)| tokens.len()).max().unwrap_or(0)
+    }
+
     /// The prompt followed by another completion.
     pub fn with_completion(&self, completion: &[i64]) -> Row {
         let row = self.example.row();
@@ -263,9 +268,8 @@ fn check(
     let refuse = |reason: String| {
         Err(reft_train::Error::Refused { id: encoded.example.id.clone(), reason }.into())
     };
-    let longest = encoded.choices.iter().map(|(_, tokens)| tokens.len()).max().unwrap_or(0);
     let prompt_length = encoded.example.row().prompt_length;
-    let length = prompt_length + longest.max(encoded.completion().len());
+    let length = prompt_length + encoded.longest_choice().max(encoded.completion().len());
     if length > context {
         return refuse(format!(
             "prompt and completion have {length} tokens, the model's context is {context}; drop the row"

@@ -142,7 +142,7 @@ impl Scorer<'_> {
         let max_new_tokens = self.task.max_new_tokens.unwrap_or(match self.task.kind {
             TaskKind::Commonsense => 32,
             TaskKind::Arithmetic => 512,
-            _ => longest_choice(questions),
+            _ => questions.iter().map(EncodedQuestion::longest_choice).max().unwrap_or(1),
         });
         let stop_ids = tokenizer.eos_ids().to_vec();
         let config = GenerationConfig { max_new_tokens, stop_ids, ..GenerationConfig::default() };
@@ -197,9 +197,4 @@ impl Scorer<'_> {
 /// The questions as what is trained on.
 pub(crate) fn examples(questions: &[EncodedQuestion]) -> Vec<Example> {
     questions.iter().map(|question| question.example.clone()).collect()
-}
-
-fn longest_choice(questions: &[EncodedQuestion]) -> usize {
-    let lengths = questions.iter().flat_map(|q| q.choices.iter().map(|(_, tokens)| tokens.len()));
-    lengths.max().unwrap_or(1)
 }

@@ -2,10 +2,10 @@ use std::path::PathBuf;
 
 use reft_methods::{Error as MethodError, MethodOptions, Methods, resolve};
 use reft_models::{
-    Adapter, AdapterStack, Decoder, DecoderConfig, Model, ModelDescription, Reach, Row,
-    WeightStorage, Weights, read_json,
+    Adapter, Decoder, DecoderConfig, Model, ModelDescription, Reach, Row, WeightStorage, Weights,
+    read_json,
 };
-use reft_train::{Example, IGNORE_INDEX};
+use reft_train::{Example, IGNORE_INDEX, Learner};
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
@@ -109,14 +109,11 @@ impl TimingCase {
     }
 
     /// The lowest point of a row's forward that the method touches or a label is predicted from, and whether what is before it is kept.
-    pub(crate) fn reach(&self, model: &ModelDescription, stack: &AdapterStack) -> (Reach, bool) {
-        let row = self.examples(1, model.vocab_size).swap_remove(0);
-        let untouched = Reach { stage: model.num_hidden_layers, token: self.prompt_length - 1 };
-        let reach = stack.reach(row.row()).map_or(untouched, |touched| untouched.and(touched));
-        // a token of a model that is not causal sees those that are touched, wherever it is
-        let reach = if model.is_causal { reach } else { Reach { token: 0, ..reach } };
+    pub(crate) fn reach(&self, learner: &Learner) -> (Reach, bool) {
+        let row = self.examples(1, learner.model.description().vocab_size).swap_remove(0);
+        let reach = learner.reach(1.0, row.row(), self.prompt_length - 1);
         let is_any = reach.stage > 0 || reach.token > 0;
-        (reach, self.reuse && stack.virtual_tokens() == 0 && is_any)
+        (reach, self.reuse && learner.stack.virtual_tokens() == 0 && is_any)
     }
 
     /// The rows of some batches, the same for every method: all tokens differ from row to row and none is padding.

@@ -70,7 +70,6 @@ pub fn measure(case: &TimingCase, device: Device) -> Result<Measured> {
     let decoder = case.decoder(config, device)?;
     let adapters = case.adapters(&decoder)?;
     let stack = AdapterStack::of_boxed(&adapters)?;
-    let (_, keeps) = case.reach(&model, &stack);
     let dataset = Dataset { train, validation: Vec::new() };
     let config = TrainConfig {
         epochs: Some(2),
@@ -82,6 +81,7 @@ pub fn measure(case: &TimingCase, device: Device) -> Result<Measured> {
         ..TrainConfig::default()
     };
     let learner = Learner::new(&decoder, &stack, &NextToken);
+    let (_, keeps) = case.reach(&learner);
     let mut trainer = Trainer::new(&learner, &dataset, config)?;
     let first_epoch = epoch_seconds(&mut trainer, 0, device)?;
     let later_epochs = keeps.then(|| epoch_seconds(&mut trainer, 1, device)).transpose()?;

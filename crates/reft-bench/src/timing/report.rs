@@ -12,15 +12,6 @@ use crate::precision::Precision;
 use crate::timing::case::{FLOOR, TimingCase};
 use crate::timing::measure::{GenerationSeconds, Measured};
 
-/// Methods to time beside each other, and how often.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TimingRun {
-    /// One case per method: all of the same model and shape.
-    pub cases: Vec<TimingCase>,
-    /// Times that every method has its turn; [`TimingCase::steps`] are those of one turn.
-    pub rounds: usize,
-}
-
 /// What was measured, method by method.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TimingReport {
@@ -109,8 +100,8 @@ pub struct GenerationTiming {
     pub decode_seconds_per_token: Vec<f64>,
 }
 
-/// Times every case, in turns: each round runs all methods one after the other, so that a machine that becomes slower or faster
-/// does so for all of them.
+/// Times cases of one model and shape, one per method, in turns: each round runs all methods one after the other, so that a machine that
+/// becomes slower or faster does so for all of them. [`TimingCase::steps`] are those of one turn.
 ///
 /// `run_one` is to run [`measure`](crate::measure) in a process of its own; `say` is told of each result.
 ///
@@ -120,22 +111,23 @@ pub struct GenerationTiming {
 /// # Panics
 /// If there is no case or no round.
 pub fn run_timing(
-    run: &TimingRun,
+    cases: &[TimingCase],
+    rounds: usize,
     device: Device,
     run_one: &mut dyn FnMut(&TimingCase) -> Result<Measured>,
     say: &mut dyn FnMut(&str),
 ) -> Result<TimingReport> {
-    let mut measured: Vec<Vec<Measured>> = vec![Vec::new(); run.cases.len()];
-    for round in 1..=run.rounds {
-        for (case, measured) in run.cases.iter().zip(&mut measured) {
+    let mut measured: Vec<Vec<Measured>> = vec![Vec::new(); cases.len()];
+    for round in 1..=rounds {
+        for (case, measured) in cases.iter().zip(&mut measured) {
             let one = run_one(case)?;
             let seconds = median(one.later_epochs.as_ref().unwrap_or(&one.first_epoch));
-            say(&format!("round {round} of {}: {} {seconds:.3} s/step", run.rounds, case.method));
+            say(&format!("round {round} of {rounds}: {} {seconds:.3} s/step", case.method));
             measured.push(one);
         }
     }
-    let rows = run.cases.iter().zip(&measured);
-    let case = &run.cases[0];
+    let rows = cases.iter().zip(&measured);
+    let case = &cases[0];
     Ok(TimingReport {
         rows: rows.map(|(case, measured)| TimingRow::new(case, measured)).collect(),
         model: case.model.clone(),
@@ -149,7 +141,7 @@ pub fn run_timing(
         weights_mb: measured[0][0].weight_bytes as f64 / 1e6,
         checkpoint_activations: case.checkpoint_activations,
         reuse: case.reuse,
-        rounds: run.rounds,
+        rounds,
         steps_per_round: case.steps,
         machine: Machine::here(device),
     })
@@ -319,12 +311,12 @@ mod tests {
         ]
         .into_iter();
         let mut order = Vec::new();
-        let run = TimingRun { cases: vec![case(FLOOR), case("loreft")], rounds: 2 };
+        let cases = [case(FLOOR), case("loreft")];
         let mut run_one = |case: &TimingCase| {
             order.push(case.method.clone());
             Ok(results.next().expect("invariant: two methods in two rounds"))
         };
-        let report = run_timing(&run, Device::Cpu, &mut run_one, &mut |_| {})?;
+        let report = run_timing(&cases, 2, Device::Cpu, &mut run_one, &mut |_| {})?;
         Ok((report, order))
     }
 

@@ -3,7 +3,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
-use reft_bench::{Error, FLOOR, Measured, TimingCase, TimingRun, measure, run_timing};
+use reft_bench::{Error, FLOOR, Measured, TimingCase, measure, run_timing};
 
 use crate::cost::step_args::StepArgs;
 use crate::machine::{MachineOptions, memory_in_use, place_flags};
@@ -65,18 +65,18 @@ fn timed(text: &str) -> Result<String> {
 
 /// Runs the command.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    let run = plan(args)?;
+    let (cases, rounds) = plan(args)?;
     let machine = &args.step.machine.0;
     let device = machine.device.0.resolve()?;
     let mut flags = place_flags(device, machine.set_up()?).to_vec();
     flags.extend(machine.tf32.then(|| "--tf32".to_owned()));
     let mut run_one = |case: &TimingCase| run_in_child(case, &flags);
-    let report = run_timing(&run, device, &mut run_one, &mut |text| note(text))?;
+    let report = run_timing(&cases, rounds, device, &mut run_one, &mut |text| note(text))?;
     output::result(args.json, &report, || output::piece(&report.table()))
 }
 
-/// Puts together what is timed, and checks all of it before the first weight is read.
-fn plan(args: &BenchArgs) -> Result<TimingRun> {
+/// Puts together what is timed and in how many rounds, and checks all of it before the first weight is read.
+fn plan(args: &BenchArgs) -> Result<(Vec<TimingCase>, usize)> {
     for (flag, value) in [("--rounds", args.rounds), ("--steps", args.steps)] {
         if value == 0 {
             bail!("{flag} is 0, expected at least 1");
@@ -99,7 +99,7 @@ fn plan(args: &BenchArgs) -> Result<TimingRun> {
         Ok(case)
     };
     let cases = args.methods.iter().map(of_method).collect::<Result<_>>()?;
-    Ok(TimingRun { cases, rounds })
+    Ok((cases, rounds))
 }
 
 /// Times a case in a process of its own, which ends with this one when both are interrupted.

@@ -20,7 +20,7 @@ pub struct Batch {
     /// The sequences of each example, as rows of the layout.
     pub rows: Vec<Range<usize>>,
     /// The first token of each sequence whose final hidden state is read; its length if there is none.
-    first_wanted: Vec<usize>,
+    pub(crate) first_wanted: Vec<usize>,
 }
 
 impl Batch {
@@ -73,11 +73,6 @@ impl Batch {
         let wanted = rows.filter(|(_, (row, first))| **first < row.input_ids.len());
         let wanted = wanted.map(|(i, (_, first))| layout.column(i, *first));
         targets.chain(wanted).min().unwrap_or(0)
-    }
-
-    /// The first token of each sequence whose final hidden state is read; its length if there is none.
-    pub(crate) fn first_wanted(&self) -> &[usize] {
-        &self.first_wanted
     }
 
     /// Row, column of the token before, and label of every target.
@@ -155,7 +150,7 @@ mod tests {
         let batch = collate(&[example(3, 2), pair, example(6, 4)], 0)?;
         assert_eq!(batch.rows, [0..1, 1..3, 3..4]);
         assert_eq!((batch.ids.len(), batch.labels.len(), batch.layout.batch_size()), (3, 4, 4));
-        assert_eq!(batch.first_wanted(), [1, 2, 2, 3]);
+        assert_eq!(batch.first_wanted, [1, 2, 2, 3]);
         Ok(())
     }
 }

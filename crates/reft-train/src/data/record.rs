@@ -137,48 +137,33 @@ fn parse_records(
     path: &Path,
     prepare: fn(&mut Map<String, Value>),
 ) -> Result<Vec<Record>> {
-    let broken = |first_line: usize, error: &serde_json::Error| Error::Json {
-        path: path.to_owned(),
-        line: first_line + error.line().saturating_sub(1),
-        column: error.column(),
-        reason: reason_of(error),
+    let broken = |first_line: usize| {
+        move |error: serde_json::Error| {
+            let text = error.to_string();
+            // the parser's words without its own line and column, which are relative to the line parsed
+            let reason = text.rsplit_once(" at line ").map_or(&*text, |(reason, _)| reason);
+            let (path, reason) = (path.to_owned(), reason.to_owned());
+            let line = first_line + error.line().saturating_sub(1);
+            Error::Json { path, line, column: error.column(), reason }
+        }
     };
     let is_list = text.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
-    let mut records = Vec::new();
-    let mut add = |value: Value, place: String| -> Result<()> {
-        let id = format!("row {}", records.len() + 1);
-        let record = record(value, id, prepare).map_err(|reason| Error::Row {
-            path: path.to_owned(),
-            place,
-            reason,
-        })?;
-        records.push(record);
-        Ok(())
-    };
-    if is_list {
-        let rows: Vec<Value> = serde_json::from_slice(text).map_err(|error| broken(1, &error))?;
-        for (i, row) in rows.into_iter().enumerate() {
-            add(row, format!("row {}", i + 1))?;
-        }
+    let rows: Box<dyn Iterator<Item = Result<(String, Value)>>> = if is_list {
+        let rows: Vec<Value> = serde_json::from_slice(text).map_err(broken(1))?;
+        Box::new(rows.into_iter().zip(1..).map(|(row, i)| Ok((format!("row {i}"), row))))
     } else {
-        for (i, line) in text.split(|&byte| byte == b'\n').enumerate() {
-            if line.iter().all(u8::is_ascii_whitespace) {
-                continue;
-            }
-            let row = serde_json::from_slice(line).map_err(|error| broken(i + 1, &error))?;
-            add(row, format!("line {}", i + 1))?;
-        }
-    }
-    Ok(records)
-}
-
-/// The parser's words without its own line and column, which are relative to the line parsed.
-fn reason_of(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    match text.rfind(" at line ") {
-        Some(end) => text[..end].to_owned(),
-        None => text,
-    }
+        let lines = text.split(|&byte| byte == b'\n').zip(1..);
+        let lines = lines.filter(|(line, _)| !line.iter().all(u8::is_ascii_whitespace));
+        Box::new(lines.map(move |(line, i)| {
+            Ok((format!("line {i}"), serde_json::from_slice(line).map_err(broken(i))?))
+        }))
+    };
+    let record = |(row, i): (Result<(String, Value)>, usize)| {
+        let (place, row) = row?;
+        let row = record(row, format!("row {i}"), prepare);
+        row.map_err(|reason| Error::Row { path: path.to_owned(), place, reason })
+    };
+    rows.zip(1..).map(record).collect()
 }
 
 fn record(

@@ -88,11 +88,6 @@ impl TextEncoder<'_> {
     }
 
     fn texts(&self, record: &Record) -> Result<Texts> {
-        let plain = |prompt: String, completion: &str| Texts {
-            prompt,
-            completion: completion.to_owned(),
-            add_special_tokens: true,
-        };
         let (instruction, input, output) = match &record.content {
             Content::Chat { messages } => return self.conversation(record, messages),
             Content::Completion { prompt, completion } => (prompt, "", completion),
@@ -102,18 +97,18 @@ impl TextEncoder<'_> {
             Content::Tokens { .. } => return Err(record.refused("tokens have no template")),
         };
         let is_verbatim = matches!(record.content, Content::Completion { .. });
-        match self.template {
-            Template::Auto if is_verbatim => Ok(plain(instruction.clone(), output)),
-            Template::Auto if self.chat_template.is_none() => {
-                Ok(plain(alpaca(instruction, input), output))
-            }
-            Template::Alpaca => Ok(plain(alpaca(instruction, input), output)),
-            Template::Plain => Ok(plain(joined(instruction, input), output)),
+        let prompt = match self.template {
+            Template::Auto if is_verbatim => instruction.clone(),
+            Template::Auto if self.chat_template.is_none() => alpaca(instruction, input),
+            Template::Alpaca => alpaca(instruction, input),
+            Template::Plain => joined(instruction, input),
             Template::Auto | Template::Chat => {
                 let asked = Message::new("user", joined(instruction, input));
-                self.conversation(record, &[asked, Message::new("assistant", output.as_str())])
+                let reply = Message::new("assistant", output.as_str());
+                return self.conversation(record, &[asked, reply]);
             }
-        }
+        };
+        Ok(Texts { prompt, completion: output.clone(), add_special_tokens: true })
     }
 
     /// The last message is the completion, the others are the prompt.

@@ -219,7 +219,7 @@ impl<'a> Learner<'a> {
 
     /// What the adapters at a strength leave of a row to the frozen model, if `first_wanted` is the first of its tokens whose final
     /// hidden state is read.
-    pub(crate) fn reach(&self, strength: f64, row: &Row, first_wanted: usize) -> Reach {
+    pub fn reach(&self, strength: f64, row: &Row, first_wanted: usize) -> Reach {
         let description = self.model.description();
         let untouched = Reach { stage: description.num_hidden_layers, token: first_wanted };
         let touched = Some(row).filter(|_| strength != 0.0).and_then(|row| self.stack.reach(row));

@@ -90,7 +90,7 @@ fn reaches(learner: &Learner, strength: f64, batch: &Batch) -> Option<Vec<Reach>
     if strength != 0.0 && batch.layout.virtual_tokens() > 0 {
         return None; // what stands before every token is not frozen
     }
-    let rows = batch.layout.rows().iter().zip(batch.first_wanted());
+    let rows = batch.layout.rows().iter().zip(&batch.first_wanted);
     let mut reaches: Vec<Reach> =
         rows.map(|(row, first)| learner.reach(strength, row, *first)).collect();
     let stage = reaches.iter().map(|reach| reach.stage).min()?;

@@ -28,11 +28,6 @@ const BACKOFF_FACTOR: f64 = 0.5;
 const GROWTH_INTERVAL: u32 = 2000;
 
 impl LossScaler {
-    /// A scaler at its initial scale of 65536.
-    pub fn new() -> Self {
-        Self { enabled: true, scale: INITIAL_SCALE, good_steps: 0 }
-    }
-
     /// A scaler that leaves losses and gradients alone: f32 and bf16 have the range.
     pub fn disabled() -> Self {
         Self { enabled: false, scale: 1.0, good_steps: 0 }
@@ -78,8 +73,9 @@ impl LossScaler {
 }
 
 impl Default for LossScaler {
+    /// A scaler at its initial scale of 65536.
     fn default() -> Self {
-        Self::new()
+        Self { enabled: true, scale: INITIAL_SCALE, good_steps: 0 }
     }
 }
 
@@ -91,7 +87,7 @@ mod tests {
     #[test]
     fn a_scaled_loss_gives_unscaled_gradients() {
         let x = Tensor::from_slice(&[1.5f32, -2.0]).set_requires_grad(true);
-        let scaler = LossScaler::new();
+        let scaler = LossScaler::default();
         (x.square().sum(Kind::Float) * scaler.scale()).backward();
         assert_eq!(x.grad().double_value(&[0]), 3.0 * 65536.0);
         assert_eq!(scaler.unscale(&[x.grad()]), Grads::Finite);
@@ -100,7 +96,7 @@ mod tests {
 
     #[test]
     fn one_infinite_or_nan_entry_is_an_overflow() {
-        let scaler = LossScaler::new();
+        let scaler = LossScaler::default();
         let good = Tensor::from_slice(&[1f32, 2.0]);
         for bad in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
             let bad = Tensor::from_slice(&[0f32, bad, 1.0]);
@@ -111,7 +107,7 @@ mod tests {
 
     #[test]
     fn overflow_halves_and_two_thousand_good_steps_double() {
-        let mut scaler = LossScaler::new();
+        let mut scaler = LossScaler::default();
         scaler.back_off();
         assert_eq!(scaler.scale(), 32768.0);
         for _ in 0..1999 {

@@ -15,7 +15,6 @@ use crate::objective::NextToken;
 use crate::objective::Objective;
 use crate::optimizer::adamw::AdamW;
 use crate::optimizer::loss_scaler::LossScaler;
-use crate::optimizer::schedule::Schedule;
 use crate::reuse::frozen_store::{FrozenStore, ReuseConfig};
 use crate::run::checkpoint::{Best, Checkpoint, FORMAT_VERSION, RunState};
 use crate::run::feed::Feed;
@@ -66,15 +65,13 @@ impl<'a> Trainer<'a> {
         let optimizer = AdamW::new(learner.parameters(), config.weight_decay)
             .with_rotation_lr_factor(config.rotation_lr_factor);
         let scaler = match learner.model.kind() {
-            Kind::Half => LossScaler::new(),
+            Kind::Half => LossScaler::default(),
             _ => LossScaler::disabled(),
         };
         let feed = Feed::new(&dataset.train, &config);
-        let store = || feed.grouped(learner, FrozenStore::new(ReuseConfig::default()));
-        let frozen = config.reuse.then(store);
         let processes = Processes { share: Share::WHOLE, reduction: &Alone };
         let by_block = config.checkpoint_activations || learner.model.is_quantised();
-        Ok(Self {
+        let trainer = Self {
             learner: learner.clone(),
             dataset,
             config,
@@ -84,12 +81,13 @@ impl<'a> Trainer<'a> {
             step: 0,
             best: None,
             directory: None,
-            frozen,
+            frozen: None,
             facts: Map::new(),
             processes,
             feed,
             ready: None,
-        })
+        };
+        Ok(trainer.keeping(ReuseConfig::default()))
     }
 
     /// Says where the frozen model's part of the examples is cached, if [`TrainConfig::reuse`] has it cached. It changes no number.
@@ -269,7 +267,7 @@ impl<'a> Trainer<'a> {
     /// The learning rate of the present step.
     pub(super) fn lr(&self) -> f64 {
         let TrainConfig { schedule, lr, warmup_ratio, .. } = self.config;
-        Schedule::new(schedule, lr, warmup_ratio, self.total_steps()).lr(self.step)
+        schedule.lr(lr, warmup_ratio, self.step, self.total_steps())
     }
 
     /// Whether something is to happen after the present step: every `every` steps, or if that is 0 every `default` steps; and

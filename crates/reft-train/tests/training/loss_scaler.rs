@@ -21,7 +21,7 @@ fn decide(scaler: &mut LossScaler, gradients: &[Tensor]) -> bool {
 fn scales_gradients_and_skipped_steps_are_those_of_grad_scaler() -> TestResult {
     let tensors = oracle_tensors("loss_scaler/gradients")?;
     let record = oracle_json("loss_scaler/steps")?;
-    let mut scaler = LossScaler::new();
+    let mut scaler = LossScaler::default();
     let steps = record["steps"].as_array().ok_or("no steps")?;
     let mut skips = 0;
     for (i, step) in steps.iter().enumerate() {
@@ -47,7 +47,7 @@ fn scales_gradients_and_skipped_steps_are_those_of_grad_scaler() -> TestResult {
 #[test]
 fn the_scale_grows_and_falls_when_grad_scalers_does() -> TestResult {
     let record = oracle_json("loss_scaler/steps")?;
-    let mut scaler = LossScaler::new();
+    let mut scaler = LossScaler::default();
     for step in record["steps"].as_array().ok_or("no steps")? {
         decide(&mut scaler, &[gradient(step["skipped"].as_bool() == Some(true))]);
     }
