@@ -34,6 +34,17 @@ pub struct MethodDeclaration {
     pub read: fn(&Path) -> Result<Box<dyn Method>>,
 }
 
+impl MethodDeclaration {
+    /// The field of its adapters' configuration that tells it from other methods of the same files, and what stands there.
+    pub(crate) fn mark(&self) -> Option<(&'static str, &'static str)> {
+        match self.files {
+            AdapterFiles::Peft(peft_type) => Some(("peft_type", peft_type)),
+            AdapterFiles::Own => Some(("method", self.name)),
+            AdapterFiles::Reft | AdapterFiles::Weights => None,
+        }
+    }
+}
+
 /// What an adapter is on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AdapterFiles {
@@ -45,8 +56,6 @@ pub enum AdapterFiles {
     Own,
     /// `model.safetensors`: all weights.
     Weights,
-    /// Nothing: there is no adapter to keep.
-    None,
 }
 
 /// Whether a method can become part of the weights.
@@ -66,7 +75,6 @@ impl AdapterFiles {
             Self::Peft(_) => &["adapter_model.safetensors", "adapter_config.json"],
             Self::Own => &["baseline_model.safetensors", "baseline_config.json"],
             Self::Weights => &["model.safetensors"],
-            Self::None => &[],
         }
     }
 

@@ -209,11 +209,17 @@ impl MethodOption {
                 "all, one layer such as 15, or several such as 3;9;18 (counted from 0), each once",
             ),
         };
-        kept.ok_or_else(|| Error::OptionValue {
-            option: self.name,
-            found: value.as_str().map_or_else(|| value.to_string(), |text| format!("{text:?}")),
-            expected: expected.to_owned(),
+        kept.ok_or_else(|| {
+            let found =
+                value.as_str().map_or_else(|| value.to_string(), |text| format!("{text:?}"));
+            self.refuse(found, expected)
         })
+    }
+
+    /// Why a value cannot be.
+    pub(crate) fn refuse(&self, found: impl ToString, expected: &str) -> Error {
+        let (found, expected) = (found.to_string(), expected.to_owned());
+        Error::OptionValue { option: self.name, found, expected }
     }
 }
 

@@ -1,6 +1,5 @@
 //! The methods, and how an adapter directory is told to be of one.
 
-use std::mem::discriminant;
 use std::path::{Path, PathBuf};
 
 use reft_core::Parameter;
@@ -189,30 +188,16 @@ fn method_in(dir: &Path) -> Result<&'static MethodDeclaration> {
         let names = [reft, peft, own, AdapterStack::FILE_NAME, AdapterFiles::Weights.tensors()];
         return Err(unknown(names.join(", ")));
     };
-    // the field that tells methods of this kind apart, and what it is for one of them
-    let (field, value): (_, fn(&MethodDeclaration) -> &'static str) = match kind {
-        AdapterFiles::Peft(_) => ("peft_type", |method| match method.files {
-            AdapterFiles::Peft(peft_type) => peft_type,
-            _ => "",
-        }),
-        AdapterFiles::Own => ("method", |method| method.name),
-        _ => ("", |_| ""),
-    };
-    let of_kind =
-        || METHODS.iter().copied().filter(|m| discriminant(&m.files) == discriminant(&kind));
-    let found = match field {
-        "" => String::new(),
-        _ => adapter_file::text_in(kind, dir, field)?.ok_or_else(|| {
-            let path = dir.join(kind.configuration());
-            let reason = format!("{} says no {field}", path.display());
-            reft_models::Error::Adapter { reason }
-        })?,
-    };
-    of_kind().find(|method| value(method) == found).ok_or_else(|| {
-        let mut accepted: Vec<&str> = of_kind().map(value).collect();
+    let file = kind.configuration();
+    let of_kind = || METHODS.iter().copied().filter(|m| m.files.configuration() == file);
+    let first = of_kind().next().expect("invariant: there is a method of each kind");
+    let Some((field, _)) = first.mark() else { return Ok(first) };
+    let found = adapter_file::text_in(kind, dir, field)?.unwrap_or_else(|| "nothing".to_owned());
+    of_kind().find(|method| method.mark() == Some((field, &found))).ok_or_else(|| {
+        let mut accepted: Vec<&str> =
+            of_kind().filter_map(|method| Some(method.mark()?.1)).collect();
         accepted.dedup();
-        let (accepted, file) = (accepted.join(", "), kind.configuration());
-        unknown(format!("{field} {accepted} in {file} (it says {found})"))
+        unknown(format!("{field} {} in {file} (it says {found})", accepted.join(", ")))
     })
 }
 

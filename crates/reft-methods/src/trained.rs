@@ -119,6 +119,9 @@ pub(crate) struct TensorSpec {
     decays: bool,
 }
 
+/// Makes the start of a tensor from the model.
+pub(crate) type StartFromModel = Box<dyn Fn(&dyn Model) -> reft_models::Result<Tensor>>;
+
 /// How a tensor starts. Random numbers are drawn on the CPU, so that every device starts alike.
 pub(crate) enum Start {
     Zeros,
@@ -128,7 +131,7 @@ pub(crate) enum Start {
     /// Normal with mean 0 and variance 1, as `torch.nn.Embedding` starts.
     Normal,
     /// Made from the model.
-    FromModel(Box<dyn Fn(&dyn Model) -> reft_models::Result<Tensor>>),
+    FromModel(StartFromModel),
 }
 
 impl TensorSpec {

@@ -13,14 +13,9 @@ pub fn spread(spread: &Spread, decimals: usize) -> String {
 /// A whole number with commas: `1,235,814,400`.
 pub fn grouped(n: i64) -> String {
     let digits = n.unsigned_abs().to_string();
-    let mut text = String::from(if n < 0 { "-" } else { "" });
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+    let groups = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy);
+    let sign = if n < 0 { "-" } else { "" };
+    sign.to_owned() + &groups.collect::<Vec<_>>().join(",")
 }
 
 /// A large number in short: `1.2 M`.

@@ -35,9 +35,6 @@ const HISTORY: [&str; 17] = [
     "corda_config",
 ];
 
-/// Starts that leave the base model's weights alone.
-pub(crate) const LORA_INIT: [Value; 2] = [Value::Bool(true), Value::Bool(false)];
-
 impl OtherFields {
     /// The fields that PEFT writes of every method, and a method's own.
     pub(crate) fn of(peft_type: &str, own: Value) -> Self {
@@ -45,15 +42,12 @@ impl OtherFields {
             "auto_mapping": null, "inference_mode": true, "peft_type": peft_type, "revision": null,
             "task_type": "CAUSAL_LM",
         });
-        let fields = |value: Value| match value {
-            Value::Object(fields) => fields,
-            _ => serde_json::Map::new(),
-        };
-        Self(fields(common).into_iter().chain(fields(own)).collect())
+        let fields = [common, own].map(serde_json::from_value::<BTreeMap<String, Value>>);
+        Self(fields.into_iter().flat_map(|own| own.expect("invariant: fields by name")).collect())
     }
 
-    /// Refuses fields that would change what the adapter computes; `also`: values accepted of a field.
-    pub(crate) fn check(&self, peft_type: &str, also: &[(&str, &[Value])]) -> Result<()> {
+    /// Refuses fields that would change what the adapter computes.
+    pub(crate) fn check(&self, peft_type: &str) -> Result<()> {
         for (field, value) in &self.0 {
             let is_off = match value {
                 Value::Null | Value::Bool(false) => true,
@@ -66,10 +60,13 @@ impl OtherFields {
                 "peft_type" => value == peft_type,
                 "task_type" => value == "CAUSAL_LM",
                 "bias" => value == "none",
-                "init_lora_weights" if value == "gaussian" || value == "eva" => true,
+                // starts that leave the base model's weights alone
+                "init_weights" if peft_type == "ROAD" => value.is_boolean(),
+                "init_lora_weights" if peft_type == "LORA" => {
+                    value.is_boolean() || value == "gaussian" || value == "eva"
+                }
                 "num_transformer_submodules" => value == 1,
-                name if HISTORY.contains(&name) => true,
-                name => also.iter().any(|(other, values)| *other == name && values.contains(value)),
+                name => HISTORY.contains(&name),
             };
             if !(is_off || is_accepted) {
                 let reason = format!(

@@ -41,29 +41,6 @@ struct Ia3Config {
     other: OtherFields,
 }
 
-impl Ia3Config {
-    /// The projections rescaled, and whether it is their input.
-    fn projections(&self, model: &ModelDescription) -> Result<Vec<(Projection, bool)>> {
-        let feedforward = match &self.feedforward_modules {
-            TargetModules::Names(names) if names.is_empty() => Vec::new(),
-            modules => modules.select(model, None)?,
-        };
-        let selected = self.target_modules.select(model, None)?;
-        if let Some(p) = feedforward.iter().find(|p| !selected.contains(p)) {
-            let module = &p.module;
-            let reason = format!(
-                "feedforward_modules means {module}, target_modules does not; name it there too"
-            );
-            return Err(Error::Adapter { reason });
-        }
-        let with_side = |p: Projection| {
-            let scales_input = feedforward.contains(&p);
-            (p, scales_input)
-        };
-        Ok(selected.into_iter().map(with_side).collect())
-    }
-}
-
 /// What the factors of a projection are for.
 #[derive(Debug)]
 struct Factors {
@@ -93,11 +70,24 @@ impl TensorMethod for Ia3Config {
     }
 
     fn check(&self) -> crate::Result<()> {
-        Ok(self.other.check("IA3", &[])?)
+        Ok(self.other.check("IA3")?)
     }
 
     fn parts(&self, model: &ModelDescription) -> crate::Result<Vec<Part<Factors>>> {
-        let part = |(p, scales_input): (Projection, bool)| {
+        let feedforward = match &self.feedforward_modules {
+            TargetModules::Names(names) if names.is_empty() => Vec::new(),
+            modules => modules.select(model, None)?,
+        };
+        let selected = self.target_modules.select(model, None)?;
+        if let Some(p) = feedforward.iter().find(|p| !selected.contains(p)) {
+            let module = &p.module;
+            let reason = format!(
+                "feedforward_modules means {module}, target_modules does not; name it there too"
+            );
+            return Err(Error::Adapter { reason }.into());
+        }
+        let part = |p: Projection| {
+            let scales_input = feedforward.contains(&p);
             // PEFT's shapes: they make the factors rows or columns of the weight
             let shape = if scales_input { [1, p.in_features] } else { [p.out_features, 1] };
             let name = format!("base_model.model.{}.ia3_l", p.module);
@@ -106,7 +96,7 @@ impl TensorMethod for Ia3Config {
             let numbers = if scales_input { p.in_features } else { p.out_features };
             Part { site: Some(p.site), constants, tensors, keeps: Keeps { input: 0, numbers } }
         };
-        Ok(self.projections(model)?.into_iter().map(part).collect())
+        Ok(selected.into_iter().map(part).collect())
     }
 
     fn hooks<'a>(&'a self, table: &'a Table<Factors>, _: &Layout, _: Mode) -> MadeHooks<'a> {

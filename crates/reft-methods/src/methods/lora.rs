@@ -9,7 +9,7 @@ use std::fmt::Display;
 use tch::{Kind, Tensor, autocast, no_grad};
 
 use crate::declaration::{AdapterFiles, Merging, MethodDeclaration};
-use crate::files::peft_fields::{LORA_INIT, OtherFields, whole_if_it_is};
+use crate::files::peft_fields::{OtherFields, whole_if_it_is};
 use crate::merge::MergedWeights;
 use crate::options::{ALPHA, DROPOUT, LAYERS, MethodOption, MethodOptions, RANK, TARGET_MODULES};
 use crate::target_modules::{TargetModules, whole_match};
@@ -98,10 +98,6 @@ impl LoraConfig {
         let divisor = if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
         Ok((rank, alpha / divisor))
     }
-
-    fn projections(&self, model: &ModelDescription) -> Result<Vec<Projection>> {
-        self.target_modules.select(model, self.layers_to_transform.as_deref())
-    }
 }
 
 /// What the first pattern says that matches the end of a module's name; without one what holds for all modules.
@@ -181,7 +177,7 @@ impl TensorMethod for LoraConfig {
             let reason = format!("lora_alpha is {}, expected a finite number", self.lora_alpha);
             return Err(Error::Adapter { reason }.into());
         }
-        Ok(self.other.check("LORA", &[("init_lora_weights", &LORA_INIT)])?)
+        Ok(self.other.check("LORA")?)
     }
 
     fn parts(&self, model: &ModelDescription) -> Result<Vec<Part<Update>>, crate::Error> {
@@ -206,7 +202,8 @@ impl TensorMethod for LoraConfig {
             let keeps = Keeps { input: in_features, numbers };
             Ok(Part { site: Some(site), constants: Update { module, scaling }, tensors, keeps })
         };
-        self.projections(model)?.into_iter().map(part).collect()
+        let layers = self.layers_to_transform.as_deref();
+        self.target_modules.select(model, layers)?.into_iter().map(part).collect()
     }
 
     fn hooks<'a>(&'a self, table: &'a Table<Update>, _: &Layout, mode: Mode) -> MadeHooks<'a> {

@@ -61,7 +61,7 @@ const TENSOR: &str = "prompt_embeddings";
 
 impl PrefixConfig {
     fn check(&self, model: &ModelDescription) -> crate::Result<()> {
-        self.other.check("PREFIX_TUNING", &[])?;
+        self.other.check("PREFIX_TUNING")?;
         let heads = model.num_key_value_heads;
         check_positive("num_virtual_tokens", self.num_virtual_tokens)?;
         check_positive("encoder_hidden_size", self.encoder_hidden_size)?;
@@ -105,11 +105,7 @@ impl TensorMethod for PrefixConfig {
         let encoder: Option<i64> = options.get(&ENCODER_HIDDEN_SIZE);
         let text: Option<Vec<i64>> = options.get(&INIT_TOKENS);
         if text.is_some() && encoder.is_some() {
-            return Err(crate::Error::OptionValue {
-                option: INIT_TOKENS.name,
-                found: "given with encoder_hidden_size".into(),
-                expected: "one of the two".into(),
-            });
+            return Err(INIT_TOKENS.refuse("given with encoder_hidden_size", "one of the two"));
         }
         let token_dim = model.num_key_value_heads * model.head_dim;
         Ok(Self {

@@ -52,19 +52,14 @@ const TENSOR: &str = "prompt_embeddings";
 pub(crate) fn virtual_tokens(options: &MethodOptions) -> crate::Result<i64> {
     match options.get(&N_VIRTUAL_TOKENS).unwrap_or(20) {
         n @ 1.. => Ok(n),
-        n => Err(crate::Error::OptionValue {
-            option: N_VIRTUAL_TOKENS.name,
-            found: n.to_string(),
-            expected: "a positive number".into(),
-        }),
+        n => Err(N_VIRTUAL_TOKENS.refuse(n, "a positive number")),
     }
 }
 
 /// The first `n` of the tokens, repeated if they are fewer.
 pub(crate) fn cycled(tokens: Vec<i64>, n: i64) -> crate::Result<Vec<i64>> {
     if tokens.is_empty() {
-        let (found, expected) = ("empty".into(), "at least one token".into());
-        return Err(crate::Error::OptionValue { option: INIT_TOKENS.name, found, expected });
+        return Err(INIT_TOKENS.refuse("empty", "at least one token"));
     }
     Ok(tokens.into_iter().cycle().take(n as usize).collect())
 }
@@ -87,11 +82,8 @@ impl TensorMethod for PromptConfig {
             (None | Some("vocabulary"), None) => (Some("vocabulary"), None),
             (Some("random"), None) => (Some("random"), None),
             (Some(found), _) => {
-                return Err(crate::Error::OptionValue {
-                    option: INIT.name,
-                    found: format!("{found:?}"),
-                    expected: "random or vocabulary, or init_tokens alone".into(),
-                });
+                let expected = "random or vocabulary, or init_tokens alone";
+                return Err(INIT.refuse(format!("{found:?}"), expected));
             }
         };
         let other = json!({
@@ -117,7 +109,7 @@ impl TensorMethod for PromptConfig {
     }
 
     fn parts(&self, model: &ModelDescription) -> crate::Result<Vec<Part<()>>> {
-        self.other.check("PROMPT_TUNING", &[])?;
+        self.other.check("PROMPT_TUNING")?;
         let (n, d) = (self.num_virtual_tokens, self.token_dim);
         check_positive("num_virtual_tokens", n)?;
         check_model(&[

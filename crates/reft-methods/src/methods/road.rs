@@ -83,21 +83,16 @@ struct RoadConfig {
 impl RoadConfig {
     /// `c` and `s` of `θ` and `α`, `[d/G, 1 or 2, G/2]` each.
     fn cosines_and_sines(&self, tensors: &[Tensor]) -> (Tensor, Tensor) {
-        let half = self.group_size / 2;
-        let (theta, alpha) = (&tensors[0], &tensors[1]);
-        match self.variant {
-            Variant::Road1 | Variant::Road2 => {
-                let halves = if self.variant == Variant::Road1 { 1 } else { 2 };
-                let shaped = |x: Tensor| x.view([-1, halves, half]);
-                (shaped(theta.cos() * alpha), shaped(theta.sin() * alpha))
-            }
-            Variant::Road4 => {
-                let shaped = |x: &Tensor| x.view([-1, 2, 2, half]); // [d/G, c or s, half, G/2]
-                let (theta, alpha) = (shaped(theta), shaped(alpha));
-                let cosines = theta.select(1, 0).cos() * alpha.select(1, 0);
-                (cosines, theta.select(1, 1).sin() * alpha.select(1, 1))
-            }
-        }
+        let (of_each, halves) = match self.variant {
+            Variant::Road1 => (1, 1),
+            Variant::Road2 => (1, 2),
+            Variant::Road4 => (2, 2),
+        };
+        // [d/G, one for both or c and s, halves, G/2]
+        let shaped = |x: &Tensor| x.view([-1, of_each, halves, self.group_size / 2]);
+        let (theta, alpha) = (shaped(&tensors[0]), shaped(&tensors[1]));
+        let cosines = theta.select(1, 0).cos() * alpha.select(1, 0);
+        (cosines, theta.select(1, -1).sin() * alpha.select(1, -1))
     }
 
     /// Rotates and scales the last dimension of `y` `[.., d]`, in f32.
@@ -134,7 +129,7 @@ impl TensorMethod for RoadConfig {
     }
 
     fn parts(&self, model: &ModelDescription) -> crate::Result<Vec<Part<String>>> {
-        self.other.check("ROAD", &[("init_weights", &[true.into(), false.into()])])?;
+        self.other.check("ROAD")?;
         let group = self.group_size;
         let part = |Projection { site, module, out_features: d, .. }: Projection| {
             if group < 2 || group % 2 != 0 || d % group != 0 {

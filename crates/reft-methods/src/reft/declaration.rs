@@ -4,7 +4,7 @@ use reft_core::{InterventionConfig, MapKind, Method as Edit, Positions};
 use reft_models::{Adapter, BaseModel, Component, Model, ModelDescription};
 
 use crate::declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::options::{
     ACT_FN, ADD_BIAS, COMPONENT, DROPOUT, INIT, LAYERS, MethodOptions, ORTHONORMAL_MAP,
     POSITION_RULE, POSITIONS, RANK, SHARE_WEIGHTS,
@@ -88,11 +88,8 @@ fn resolve(
         ..InterventionConfig::new(edit, rank)
     };
     if intervention.add_bias && edit != Edit::Noreft {
-        return Err(Error::OptionValue {
-            option: ADD_BIAS.name,
-            found: format!("true for {name}"),
-            expected: "false: it is for noreft's projection".into(),
-        });
+        let expected = "false: it is for noreft's projection";
+        return Err(ADD_BIAS.refuse(format!("true for {name}"), expected));
     }
     intervention.check(model.hidden_size)?; // before a start is chosen for it
     let positions: Positions = match options.get(&POSITIONS) {
