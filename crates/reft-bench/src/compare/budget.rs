@@ -26,6 +26,9 @@ impl Budget {
             let names = Self::names().map(|known| format!("`{known}`")).collect::<Vec<_>>();
             return Err(format!("unknown field `{name}`, expected one of {}", names.join(", ")));
         }
+        if value.is_null() {
+            return Err(format!("{name} is no finite number")); // TOML's nan and inf
+        }
         self.options = with_field(&self.options, name, value)?;
         Ok(())
     }
