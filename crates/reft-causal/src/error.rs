@@ -80,7 +80,12 @@ pub enum Error {
 
 impl From<reft_core::Error> for Error {
     fn from(error: reft_core::Error) -> Self {
-        Self::Model(error.into())
+        match error {
+            reft_core::Error::UnknownName { what: option, found, accepted: expected } => {
+                Self::OptionValue { option, found, expected }
+            }
+            other => Self::Model(other.into()),
+        }
     }
 }
 

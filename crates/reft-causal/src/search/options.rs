@@ -1,13 +1,10 @@
-use std::str::FromStr;
-
-use reft_core::AlignmentMethod;
+use reft_core::{AlignmentMethod, names};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, refuse};
 
 /// Where a subspace begins before it is trained.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Start {
     /// At the directions along which the mean hidden state follows the variable.
     #[default]
@@ -16,9 +13,10 @@ pub enum Start {
     Random,
 }
 
+names!(Start, "start", Error, { Means => "means", Random => "random" });
+
 /// What is swapped at a place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub enum DasAlignment {
     /// A trained subspace of given dimensions.
     #[default]
@@ -33,21 +31,15 @@ pub enum DasAlignment {
     Whole,
 }
 
+names!(DasAlignment, "alignment", Error, {
+    Das => "das",
+    Boundless => "boundless",
+    SigmoidMask => "sigmoid-mask",
+    Neurons => "neurons",
+    Whole => "whole",
+});
+
 impl DasAlignment {
-    const ALL: [Self; 5] =
-        [Self::Das, Self::Boundless, Self::SigmoidMask, Self::Neurons, Self::Whole];
-
-    /// The name on the command line and in files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Das => "das",
-            Self::Boundless => "boundless",
-            Self::SigmoidMask => "sigmoid-mask",
-            Self::Neurons => "neurons",
-            Self::Whole => "whole",
-        }
-    }
-
     /// What the trainer learns; `None` if nothing is trained.
     pub(crate) fn learned(self) -> Option<AlignmentMethod> {
         match self {
@@ -73,19 +65,8 @@ impl DasAlignment {
     }
 }
 
-impl FromStr for DasAlignment {
-    type Err = Error;
-
-    fn from_str(s: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|alignment| alignment.name() == s).ok_or_else(|| {
-            let expected = Self::ALL.map(Self::name).join(", ");
-            Error::OptionValue { option: "alignment", found: s.to_owned(), expected }
-        })
-    }
-}
-
 /// What is searched, and how.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct DasOptions {
     /// Components of blocks, and heads (`head_3`).
     pub components: Vec<String>,

@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use reft_bench::Precision;
-use reft_causal::{DasAlignment, DasOptions, DasRecipe, DasReport, DasSearch, Start};
+use reft_causal::{DasAlignment, DasOptions, DasRecipe, DasReport, DasSearch};
 use reft_methods::LAYERS;
 use reft_models::Model;
 use serde_json::Value;
@@ -189,7 +189,7 @@ impl DasArgs {
             steps: t.steps.or(of_task.steps).unwrap_or(8),
             batch_size: t.batch_size.or(of_task.batch_size).unwrap_or(16),
             lr: t.lr.or(of_task.lr).unwrap_or(5e-3),
-            start: if t.start == "random" { Start::Random } else { Start::Means },
+            start: t.start.parse()?,
             untrained_model: !self.no_untrained_model,
             seed: t.seed,
         })

@@ -8,7 +8,7 @@ use crate::search::cell::{CellFile, DasCell, MeasuredShare};
 use crate::search::options::DasOptions;
 
 /// What a search has found: its `das.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct DasReport {
     /// Version of the file.
     pub format_version: u32,
@@ -94,13 +94,7 @@ impl DasReport {
             model,
             command,
             options,
-            example: String::new(),
-            n_answers: 0,
-            base_accuracy: None,
-            no_intervention: None,
-            run_seconds: 0.0,
-            seconds: None,
-            rows: Vec::new(),
+            ..Self::default()
         }
     }
 

@@ -4,6 +4,7 @@ use std::str::FromStr;
 /// A token of a prompt by name: `subject` (the last token of a slot's word), `subject+1`, `last`, `last-2`, or `3` (counted from 0).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PositionName {
+    name: String,
     anchor: Anchor,
     offset: i64,
 }
@@ -14,8 +15,6 @@ enum Anchor {
     Last,
     Slot(String),
 }
-
-const LAST: &str = "last";
 
 impl PositionName {
     /// The slot that it names, if it names one.
@@ -44,7 +43,7 @@ impl FromStr for PositionName {
     fn from_str(s: &str) -> Result<Self, String> {
         let is_number = s.starts_with(|c: char| c.is_ascii_digit());
         if let Some(offset) = s.parse::<u32>().ok().filter(|_| is_number) {
-            return Ok(Self { anchor: Anchor::First, offset: offset.into() });
+            return Ok(Self { name: s.to_owned(), anchor: Anchor::First, offset: offset.into() });
         }
         let (name, offset) = match s.rfind(['+', '-']) {
             Some(at) if s[at + 1..].parse::<u32>().is_ok() => (&s[..at], s[at..].parse()),
@@ -56,20 +55,14 @@ impl FromStr for PositionName {
                 "{s:?} is no position; use a slot's name, last, a number, or one of these with +1 or -1 behind it"
             ));
         }
-        let anchor = if name == LAST { Anchor::Last } else { Anchor::Slot(name.to_owned()) };
-        Ok(Self { anchor, offset })
+        let anchor = if name == "last" { Anchor::Last } else { Anchor::Slot(name.to_owned()) };
+        Ok(Self { name: s.to_owned(), anchor, offset })
     }
 }
 
 impl fmt::Display for PositionName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.anchor, self.offset) {
-            (Anchor::First, offset) => write!(f, "{offset}"),
-            (Anchor::Last, 0) => f.write_str(LAST),
-            (Anchor::Last, offset) => write!(f, "{LAST}{offset:+}"),
-            (Anchor::Slot(name), 0) => f.write_str(name),
-            (Anchor::Slot(name), offset) => write!(f, "{name}{offset:+}"),
-        }
+        f.write_str(&self.name)
     }
 }
 
