@@ -5,7 +5,7 @@ use reft_models::{Model, Place, Row, Site, load_safetensors};
 use tch::{Kind, Tensor};
 
 use crate::alignment::adapter::Alignment;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, refuse};
 use crate::interchange::source_states::source_states;
 
 /// How a direction is made of two sets of hidden states.
@@ -30,11 +30,8 @@ impl Direction {
         let mean = |h: &Tensor| h.mean_dim([0i64].as_slice(), false, Kind::Float);
         let difference = mean(positive) - mean(negative); // [d]
         if difference.norm().double_value(&[]) == 0.0 {
-            return Err(Error::OptionValue {
-                option: "direction",
-                found: "0: both sets of texts have the same mean hidden state".to_owned(),
-                expected: "texts that differ".to_owned(),
-            });
+            let found = "0: both sets of texts have the same mean hidden state";
+            return refuse("direction", found, "texts that differ");
         }
         Ok(Self(match kind {
             DirectionKind::Means => difference,

@@ -25,16 +25,6 @@ pub enum Error {
         /// Number of variables.
         variables: usize,
     },
-    /// The layers of a feed-forward network do not follow one another.
-    #[error("layer {layer} takes {found} inputs, it is given {expected}")]
-    LayerSizes {
-        /// The layer.
-        layer: usize,
-        /// What it is given.
-        expected: i64,
-        /// What it takes.
-        found: i64,
-    },
     /// Counterfactuals that cannot be told apart, or that their swaps or alignments do not fit.
     #[error("{reason}")]
     Counterfactuals {
@@ -70,6 +60,9 @@ pub enum Error {
     /// A search was asked to stop. What is finished is kept.
     #[error("interrupted; what is finished is kept, the same command goes on after it")]
     Interrupted,
+    /// A method is refused.
+    #[error(transparent)]
+    Method(#[from] reft_methods::Error),
     /// Training or evaluation fails.
     #[error(transparent)]
     Train(#[from] reft_train::Error),

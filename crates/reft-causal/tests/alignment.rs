@@ -6,9 +6,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use reft_causal::{
     Accuracy, Alignment, BaseRuns, FeedForward, HierarchicalEquality, InterchangeObjective,
-    InterchangeRuns, NetworkWeights, SourceToken, Variable, VariableSwap,
+    InterchangeRuns, SourceToken, Variable, VariableSwap,
 };
 use reft_core::{AlignmentMethod, AlignmentSet, MapKind};
+use reft_methods::{MethodOptions, resolve};
 use reft_models::{
     Adapter, AdapterStack, Component, Decoder, Linear, Mode, Model, Place, Row, Site, Weight,
 };
@@ -100,7 +101,8 @@ impl Counterfactuals {
 
 fn skill(network: &FeedForward, examples: &[Example]) -> reft_causal::Result<Accuracy> {
     let base = BaseRuns::uncached(network);
-    let plain = InterchangeRuns::new(&base, &Alignment::Neurons, examples, vec![Vec::new()])?;
+    let fixed = Alignment::Fixed(Vec::new());
+    let plain = InterchangeRuns::new(&base, &fixed, examples, vec![Vec::new()])?;
     Ok(plain.accuracies(examples, 512, &[])?[0])
 }
 
@@ -137,13 +139,16 @@ fn the_search_finds_both_equalities_in_a_trained_network_and_the_controls_do_not
     let network = FeedForward::random(&task.inputs(), 3, 16, HierarchicalEquality::CLASSES);
     let untrained = FeedForward::random(&task.inputs(), 3, 16, HierarchicalEquality::CLASSES);
 
-    let weights = NetworkWeights::of(&network);
-    train(&network, &weights, &NextToken, &examples, (5e-3, 20))?;
-    weights.freeze();
+    let full = resolve("full", &MethodOptions::default(), network.description())?;
+    let weights = full.build(&network, "")?.remove(0);
+    train(&network, &*weights, &NextToken, &examples, (5e-3, 20))?;
+    for weight in weights.parameters() {
+        let _frozen = weight.tensor.set_requires_grad(false);
+    }
     let skill = skill(&network, &tests)?;
     let found = search(&network, &learned, &held_out)?;
     let random = held_out.accuracy(&network, &rotation(6)?, 16)?;
-    let neurons = held_out.accuracy(&network, &Alignment::Neurons, 16)?;
+    let neurons = held_out.accuracy(&network, &Alignment::neurons(16, Device::Cpu)?, 16)?;
     let in_untrained = search(&untrained, &learned, &held_out)?;
     // measured, of 1500: search 1500, random rotation 793, neurons 844, untrained network 750
     assert!(skill.share() >= 0.99, "the network has not learned the task: {skill:?}");
@@ -182,7 +187,7 @@ fn hand_built(inputs: &Tensor) -> reft_causal::Result<FeedForward> {
         ),
         linear(&[&[1.0, 1.0], &[-1.0, -1.0]], &[0.0, 1e-9]), // class 0: unlike, class 1: alike
     ];
-    FeedForward::from_layers(inputs, layers)
+    Ok(FeedForward::from_layers(inputs, layers)?)
 }
 
 #[test]
@@ -193,7 +198,8 @@ fn the_neurons_of_a_network_built_by_hand_are_its_variables() -> TestResult {
     let counterfactuals = Counterfactuals::draw(&mut task, 900, 2)?;
     let network = hand_built(&task.inputs())?;
     assert_eq!(skill(&network, &tests)?, Accuracy { hits: 600, total: 600 });
-    let found = counterfactuals.accuracy(&network, &Alignment::Neurons, 8)?;
+    let neurons = Alignment::neurons(8, Device::Cpu)?;
+    let found = counterfactuals.accuracy(&network, &neurons, 8)?;
     assert_eq!(found, Accuracy { hits: 900, total: 900 });
 
     // the test has power: without the swap, and with the variables at each other's neurons, it fails
@@ -204,7 +210,7 @@ fn the_neurons_of_a_network_built_by_hand_are_its_variables() -> TestResult {
         bases: counterfactuals.bases.clone(),
         sources: [right.clone(), left.clone()],
     };
-    let wrong = exchanged.accuracy(&network, &Alignment::Neurons, 8)?;
+    let wrong = exchanged.accuracy(&network, &neurons, 8)?;
     assert!(wrong.share() < 0.7, "{wrong:?}");
     Ok(())
 }

@@ -53,7 +53,7 @@ pub use model::frozen_model::{Forward, Head, Model};
 pub use model::hooks::{Cut, HookPoint, Hooks, NoHooks, Stacked};
 pub use model::kv_cache::KvCache;
 pub use model::layout::{Layout, PaddingSide, Row, Span};
-pub use model::past::Past;
+pub use model::past::{KeyValueRecorder, Past};
 pub use place::Place;
 pub use site::{Component, Site};
 pub use text::chat_template::{ChatTemplate, Message};

@@ -3,7 +3,7 @@ use std::path::Path;
 
 use reft_core::{AlignmentSet, GateKind, Parameter, SubspaceInterchange};
 use reft_models::{Adapter, Hooks, Layout, Mode, NoHooks, Result, save_safetensors};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 /// What is thought to hold the variables of a causal model (Geiger et al. 2023, arXiv:2303.02536): one alignment, or several.
 ///
@@ -16,8 +16,6 @@ pub enum Alignment {
     /// The same for alignments that know nothing of each other, as no row is swapped by two of them: the gradient of each is clipped by
     /// itself.
     Independent(AlignmentSet),
-    /// Coordinates of the hidden states as they are.
-    Neurons,
     /// Coordinates of given subspaces.
     Fixed(Vec<SubspaceInterchange>),
 }
@@ -30,11 +28,19 @@ impl Alignment {
     pub fn set(&self) -> Option<&AlignmentSet> {
         match self {
             Self::Rotated(set) | Self::Independent(set) => Some(set),
-            Self::Neurons | Self::Fixed(_) => None,
+            Self::Fixed(_) => None,
         }
     }
 
-    /// The intervention of each alignment with its present numbers: orthonormal maps are evaluated once. Neurons have none.
+    /// Coordinates of hidden states of size `d` as they are.
+    ///
+    /// # Errors
+    /// [`reft_core::Error::Rank`] if there is none.
+    pub fn neurons(d: i64, device: Device) -> reft_core::Result<Self> {
+        Ok(Self::Fixed(vec![SubspaceInterchange::neurons(d, 0..d, device)?]))
+    }
+
+    /// The intervention of each alignment with its present numbers: orthonormal maps are evaluated once.
     pub(crate) fn interchanges(
         &self,
         gates: GateKind,
@@ -42,16 +48,13 @@ impl Alignment {
         let whole = |fixed: &SubspaceInterchange| fixed.coordinates(0..fixed.columns().size()[1]);
         match self {
             Self::Rotated(set) | Self::Independent(set) => Ok(set.interchanges(gates)),
-            Self::Neurons => Ok(Vec::new()),
             Self::Fixed(fixed) => fixed.iter().map(whole).collect(),
         }
     }
 
-    /// Size of the hidden states `d` of alignment `i`, if these must be of one, and its number of coordinates; `None` if there is no such
-    /// alignment.
-    pub(crate) fn sizes(&self, i: usize, d: i64) -> Option<(i64, i64)> {
+    /// Size of the hidden states `d` of alignment `i`, and its number of coordinates; `None` if there is no such alignment.
+    pub(crate) fn sizes(&self, i: usize) -> Option<(i64, i64)> {
         match self {
-            Self::Neurons => Some((d, d)),
             Self::Rotated(set) | Self::Independent(set) => {
                 (i < set.len() as usize).then(|| (set.hidden_size(), set.rank()))
             }
@@ -64,7 +67,6 @@ impl Adapter for Alignment {
     fn method(&self) -> &str {
         match self {
             Self::Rotated(set) | Self::Independent(set) => set.method().name(),
-            Self::Neurons => "neurons",
             Self::Fixed(_) => "interchange",
         }
     }

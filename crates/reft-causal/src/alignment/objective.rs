@@ -15,21 +15,13 @@ use crate::alignment::runs::InterchangeRuns;
 /// Activations are kept until the backward, even if the trainer is asked to compute them again: the forward is the objective's own.
 pub struct InterchangeObjective<'a> {
     runs: InterchangeRuns<'a>,
-    annealing: Annealing,
-    penalty_weight: f64,
     last: RefCell<Option<Tensor>>, // losses of the last batch, [trials, m]
 }
 
 impl<'a> InterchangeObjective<'a> {
     /// The objective of these runs.
     pub fn new(runs: InterchangeRuns<'a>) -> Self {
-        let (annealing, last) = (Annealing::default(), RefCell::new(None));
-        Self { runs, annealing, penalty_weight: 1.0, last }
-    }
-
-    /// Sets how learned gates cool, and the weight of what they cost.
-    pub fn with_gates(self, annealing: Annealing, penalty_weight: f64) -> Self {
-        Self { annealing, penalty_weight, ..self }
+        Self { runs, last: RefCell::new(None) }
     }
 
     /// The runs, to measure what was trained.
@@ -52,13 +44,12 @@ impl Objective for InterchangeObjective<'_> {
 
     fn progress(&self, share: f64) {
         if let Some(set) = self.runs.alignment().set() {
-            set.set_temperature(self.annealing.at(share));
+            set.set_temperature(Annealing::default().at(share));
         }
     }
 
     fn penalty(&self) -> Option<Tensor> {
-        let penalty = self.runs.alignment().set().and_then(AlignmentSet::penalty)?;
-        Some(penalty * self.penalty_weight)
+        self.runs.alignment().set().and_then(AlignmentSet::penalty)
     }
 
     fn strengths(&self) -> &[f64] {
@@ -75,7 +66,7 @@ impl Objective for InterchangeObjective<'_> {
 
     fn sums(&self, forwards: &Forwards) -> Result<Vec<Tensor>> {
         let losses = self.runs.target_losses(forwards.batch, forwards.mode)?;
-        let of_trials = losses.detach().view([self.runs.n_trials() as i64, -1]);
+        let of_trials = losses.detach().view([self.runs.trials.len() as i64, -1]);
         *self.last.borrow_mut() = Some(of_trials);
         Ok(vec![losses.sum(Kind::Float)])
     }

@@ -1,6 +1,6 @@
 use std::collections::HashMap;
 
-use reft_core::{GateKind, Interchange, SubspaceInterchange};
+use reft_core::{GateKind, Interchange};
 use reft_models::{Mode, TokenAt, send};
 use reft_train::{Batch, Example, cross_entropy};
 use tch::Tensor;
@@ -23,7 +23,7 @@ use crate::interchange::hooks::Swap;
 pub struct InterchangeRuns<'a> {
     base: &'a BaseRuns<'a>,
     alignment: &'a Alignment,
-    trials: Vec<Vec<VariableSwap>>,
+    pub(super) trials: Vec<Vec<VariableSwap>>,
     /// The counterfactuals by the ids of their bases.
     numbers: HashMap<String, usize>,
 }
@@ -56,11 +56,6 @@ impl<'a> InterchangeRuns<'a> {
     /// What is thought to hold the variables.
     pub fn alignment(&self) -> &'a Alignment {
         self.alignment
-    }
-
-    /// Number of trials.
-    pub(crate) fn n_trials(&self) -> usize {
-        self.trials.len()
     }
 
     /// How many examples are answered as expected in each trial, about `rows` rows at a time: the interchange intervention accuracy. An
@@ -116,17 +111,14 @@ impl<'a> InterchangeRuns<'a> {
         let mut swaps = Vec::new();
         for (trial, of_trial) in self.trials.iter().enumerate() {
             for VariableSwap { place, alignment, coordinates, tokens, sources } in of_trial {
-                let (d, device) = (sources.size()[1], sources.device());
-                let interchange = match interchanges.get(*alignment) {
-                    Some(interchange) => interchange.coordinates(coordinates.clone())?,
-                    None => SubspaceInterchange::neurons(d, coordinates.clone(), device)?,
-                };
+                let interchange = interchanges[*alignment].coordinates(coordinates.clone())?;
                 let swapped = numbers.iter().enumerate().filter_map(|(row, &number)| {
                     let token = tokens[number]?;
                     Some((TokenAt { row: trial * numbers.len() + row, token }, number as i64))
                 });
                 let (tokens, which): (Vec<TokenAt>, Vec<i64>) = swapped.unzip();
-                let source = sources.index_select(0, &send(&Tensor::from_slice(&which), device));
+                let source =
+                    sources.index_select(0, &send(&Tensor::from_slice(&which), sources.device()));
                 let interchange: Box<dyn Interchange> = Box::new(interchange);
                 swaps.push(Swap { place: place.clone(), tokens, source, interchange });
             }

@@ -65,7 +65,7 @@ impl VariableSwap {
                 "{tokens} tokens and {n} sources; give one of each for each of the {counterfactuals} counterfactuals"
             ));
         }
-        let Some((hidden_size, available)) = alignment.sizes(self.alignment, d) else {
+        let Some((hidden_size, available)) = alignment.sizes(self.alignment) else {
             return refuse(format!("there is no alignment {}", self.alignment));
         };
         if hidden_size != d {

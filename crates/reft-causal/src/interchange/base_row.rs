@@ -1,7 +1,9 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use reft_models::{Layout, Model, NoHooks, PaddingSide, Past, Reach, Result, Row, send};
+use reft_models::{
+    KeyValueRecorder, Layout, Model, NoHooks, PaddingSide, Past, Reach, Result, Row, send,
+};
 use tch::{Device, Kind, Tensor};
 
 /// The whole run of a base row without any swap: whatever is swapped in it later, the run before that is here.
@@ -23,7 +25,7 @@ impl BaseRow {
         let layout = Layout::new(vec![row.clone()], PaddingSide::Right)?;
         let forward = model.forward(&layout.whole(), 0);
         let mut h = forward.embed(&layout.input_ids(model.device())); // [1, t, d]
-        let mut recorder = Recorder(Vec::with_capacity(blocks));
+        let mut recorder = KeyValueRecorder::default();
         let mut hidden_states = vec![h.squeeze_dim(0)];
         for stage in 0..blocks {
             h = forward.run(stage..stage + 1, h, Some(&mut recorder), &mut NoHooks)?;
@@ -54,16 +56,6 @@ impl BaseRow {
             hidden_states.select(0, i as i64).narrow(0, 0, own.size()[0]).copy_(&own);
         }
         send(&hidden_states, device)
-    }
-}
-
-/// Keeps the keys and values that a forward computes: `[2, b, n_kv, t, d_h]` of each block.
-struct Recorder(Vec<Tensor>);
-
-impl Past for Recorder {
-    fn extend(&mut self, _layer: usize, key: Tensor, value: Tensor) -> (Tensor, Tensor) {
-        self.0.push(Tensor::stack(&[&key, &value], 0));
-        (key, value)
     }
 }
 

@@ -1,12 +1,11 @@
 use std::ops::Range;
 
+use reft_core::{Error, Result};
 use reft_models::{
     Component, Forward, Head, HookPoint, Hooks, Linear, Model, ModelDescription, ModelTensor, Past,
     Span, TensorRole, Weight,
 };
 use tch::{Device, Kind, Tensor};
-
-use crate::error::{Error, Result};
 
 /// A plain feed-forward network under the same hooks as a decoder, for textbook tasks with known answers.
 ///
@@ -46,20 +45,19 @@ impl FeedForward {
     /// A network of given layers, `W` `[out, in]` and `b` `[out]`; the last one gives the logits.
     ///
     /// # Errors
-    /// [`Error::LayerSizes`] unless each layer takes what the one before it gives.
-    pub fn from_layers(inputs: &Tensor, layers: Vec<Linear>) -> Result<Self> {
-        let mut layers = layers;
-        let output = layers.pop().ok_or(Error::LayerSizes { layer: 0, expected: 0, found: 0 })?;
-        let mut expected = inputs.size().last().copied().unwrap_or(0);
-        for (layer, linear) in layers.iter().chain([&output]).enumerate() {
-            let &[n_out, n_in] = &linear.weight.size()[..] else {
-                return Err(Error::LayerSizes { layer, expected, found: 0 });
-            };
-            if n_in != expected {
-                return Err(Error::LayerSizes { layer, expected, found: n_in });
+    /// [`Error::Shape`] unless each layer takes what the one before it gives; [`Error::MissingTensor`] if there is none.
+    pub fn from_layers(inputs: &Tensor, mut layers: Vec<Linear>) -> Result<Self> {
+        let mut n_in = inputs.size().last().copied().unwrap_or(0);
+        for (layer, linear) in layers.iter().enumerate() {
+            let got = linear.weight.size();
+            if got.len() != 2 || got[1] != n_in {
+                let name = format!("layers.{layer}.weight");
+                return Err(Error::Shape { name, expected: vec![-1, n_in], got });
             }
-            expected = n_out;
+            n_in = got[0];
         }
+        let (name, method) = ("layers.0.weight".to_owned(), "feed-forward");
+        let output = layers.pop().ok_or(Error::MissingTensor { name, method })?;
         Ok(Self::of_parts(inputs, layers, output))
     }
 

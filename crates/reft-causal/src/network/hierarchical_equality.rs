@@ -5,7 +5,7 @@ use reft_train::{Example, IGNORE_INDEX, seed_of};
 use tch::{Device, Tensor};
 
 use crate::causal_model::{CausalModel, Counterfactual, Variable};
-use crate::error::{Error, Result};
+use crate::error::{Result, refuse};
 use crate::interchange::source_states::SourceToken;
 
 /// The textbook task `(w = x) = (y = z)` on four objects (Geiger et al. 2023, arXiv:2303.02536): its causal model, its inputs, and
@@ -35,11 +35,10 @@ impl HierarchicalEquality {
     /// The task with objects of a size, drawn from a seed.
     ///
     /// # Errors
-    /// [`Error::OptionValue`] if objects have no size.
+    /// [`Error::OptionValue`](crate::Error::OptionValue) if objects have no size.
     pub fn new(object_size: usize, seed: u64) -> Result<Self> {
         if object_size == 0 {
-            let (found, expected) = ("0".to_owned(), "a number of at least 1".to_owned());
-            return Err(Error::OptionValue { option: "object_size", found, expected });
+            return refuse("object_size", "0", "a number of at least 1");
         }
         let mut model = CausalModel::new();
         let [w, x, y, z] = ["w", "x", "y", "z"].map(|name| model.input(name));
@@ -81,7 +80,7 @@ impl HierarchicalEquality {
     /// `n` new counterfactuals, which take turns in the variables that are swapped.
     ///
     /// # Errors
-    /// [`Error::UnknownVariable`] if `swapped` holds no list.
+    /// [`Error::UnknownVariable`](crate::Error::UnknownVariable) if `swapped` holds no list.
     pub fn counterfactuals(
         &mut self,
         n: usize,

@@ -1,12 +1,12 @@
 use std::path::{Path, PathBuf};
 
-use reft_models::{io_error, write_json_in_order};
+use reft_models::io_error;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::interchange::accuracy::Accuracy;
-use crate::search::component_or_head::ComponentOrHead;
 use crate::search::options::DasAlignment;
+use crate::search::searched::ComponentOrHead;
 
 /// One search: a place, a token and a rank, in the model or in one that was never trained.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,7 +84,7 @@ impl DasCell {
 }
 
 impl CellFile {
-    const FILE_NAME: &str = "cell.json";
+    pub(crate) const FILE_NAME: &str = "cell.json";
 
     /// What is known of a cell, if it was found with this identity.
     pub(crate) fn read(directory: &Path, identity: &str) -> Result<Option<Self>> {
@@ -96,9 +96,5 @@ impl CellFile {
         };
         let file: Option<Self> = serde_json::from_slice(&text).ok();
         Ok(file.filter(|file| file.identity == identity))
-    }
-
-    pub(crate) fn write(&self, directory: &Path) -> Result<()> {
-        Ok(write_json_in_order(&directory.join(Self::FILE_NAME), self)?)
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use reft_core::{AlignmentSet, GateKind, MapKind, SubspaceInterchange, random_columns};
-use reft_models::{Adapter, AdapterStack, Place, io_error};
+use reft_models::{Adapter, AdapterStack, Place, io_error, write_json_in_order};
 use reft_train::{
     Dataset, Example, Learner, Objective, Outcome, ScheduleKind, Shuffle, Silent, TrainConfig,
     Trainer,
@@ -151,7 +151,7 @@ pub(crate) fn search(
         let directory = &planned.directory;
         std::fs::create_dir_all(directory).map_err(io_error("create", directory))?;
         Alignment::Fixed(vec![found_subspace]).save(directory)?;
-        file.write(directory)?;
+        write_json_in_order(&directory.join(CellFile::FILE_NAME), &file)?;
         files.push(file);
     }
     Ok(files)

@@ -2,7 +2,6 @@
 
 pub(crate) mod options;
 
-pub(crate) mod component_or_head;
 pub(crate) mod searched;
 pub(crate) mod tasks;
 

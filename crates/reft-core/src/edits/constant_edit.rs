@@ -44,12 +44,8 @@ impl ConstantEdit {
 }
 
 impl Intervention for ConstantEdit {
-    fn hidden_size(&self) -> i64 {
-        self.vector.size()[0]
-    }
-
     fn intervene(&self, base: &Tensor, subspace: &Subspace) -> Result<Tensor> {
-        check_hidden_size(base, self.hidden_size())?;
+        check_hidden_size(base, self.vector.size()[0])?;
         Ok(in_f32(base, |h| {
             let edited = if self.adds { &h + &self.vector } else { self.vector.expand_as(&h) };
             match subspace {

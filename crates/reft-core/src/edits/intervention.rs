@@ -6,16 +6,13 @@ use crate::{Error, Result};
 
 /// An edit of selected hidden states of a frozen base model.
 pub trait Intervention: Debug {
-    /// Size `d` of the hidden states it edits.
-    fn hidden_size(&self) -> i64;
-
     /// Returns the edited hidden states.
     ///
     /// # Shapes
     /// `base` and result: `[.., d]`, same kind and device, one row per edited token.
     ///
     /// # Errors
-    /// [`Error::HiddenSize`] if the last dimension of `base` is not `d`.
+    /// [`Error::HiddenSize`] if the last dimension of `base` is not the `d` that it edits.
     fn intervene(&self, base: &Tensor, subspace: &Subspace) -> Result<Tensor>;
 }
 

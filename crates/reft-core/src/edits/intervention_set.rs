@@ -192,23 +192,6 @@ impl InterventionSet {
         self.len() == 0
     }
 
-    /// Replaces the orthonormal map, for instance by one on a base of the caller's choice.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if it maps to another shape; [`Error::UnexpectedTensor`] if the method has no rotation.
-    pub fn set_orthonormal_map(&mut self, map: Box<dyn OrthonormalMap>) -> Result<()> {
-        let name = ROTATION.to_owned();
-        let Some(columns) = self.columns() else {
-            return Err(Error::UnexpectedTensor { name, method: self.config.method.name() });
-        };
-        let (expected, got) = (columns.size(), map.raw().size());
-        if expected != got {
-            return Err(Error::Shape { name, expected, got });
-        }
-        self.rotation.replace(Some(Rotation::Mapped(map)));
-        Ok(())
-    }
-
     /// The interventions with their present numbers: one evaluation of the orthonormal map for all of them.
     ///
     /// Gradients flow from them to [`Self::parameters`]. `train` switches dropout on.

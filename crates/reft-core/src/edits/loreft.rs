@@ -63,12 +63,8 @@ impl Edit {
 }
 
 impl Intervention for Edit {
-    fn hidden_size(&self) -> i64 {
-        self.directions.size()[0]
-    }
-
     fn intervene(&self, base: &Tensor, subspace: &Subspace) -> Result<Tensor> {
-        check_hidden_size(base, self.hidden_size())?;
+        check_hidden_size(base, self.directions.size()[0])?;
         let r_t = &self.directions; // Rᵀ [d, r]
         Ok(in_f32(base, |h| {
             let source = match &self.source {

@@ -143,7 +143,7 @@ impl AlignmentSet {
                 GateKind::Soft => gate,
                 GateKind::Hard => gate.detach().ge(0.5).to_kind(Kind::Float),
             });
-            SubspaceInterchange::of_map(columns.select(0, i), gate)
+            SubspaceInterchange { columns: columns.select(0, i), gate } // orthonormal by the map
         };
         (0..self.len()).map(one).collect()
     }

@@ -11,16 +11,13 @@ use crate::{Error, Result};
 ///
 /// Sources and base meet as tensors: who ran which model on what input, at which site and token, is the caller's business.
 pub trait Interchange: Debug {
-    /// Size `d` of the hidden states it edits.
-    fn hidden_size(&self) -> i64;
-
     /// Returns the base's hidden states with the source's part in them.
     ///
     /// # Shapes
     /// `base`, `source` and result: `[.., d]`, one row per edited token; the result has kind and device of `base`.
     ///
     /// # Errors
-    /// [`Error::HiddenSize`] if the last dimension of `base` is not `d`; [`Error::Shape`] if `source` is of another shape.
+    /// [`Error::HiddenSize`] if the last dimension of `base` is not the `d` that it edits; [`Error::Shape`] if `source` is of another shape.
     fn intervene(&self, base: &Tensor, source: &Tensor) -> Result<Tensor>;
 
     /// The tensors that it computes with and that may follow from parameters.
@@ -30,10 +27,6 @@ pub trait Interchange: Debug {
 }
 
 impl<T: Interchange + ?Sized> Interchange for &T {
-    fn hidden_size(&self) -> i64 {
-        (**self).hidden_size()
-    }
-
     fn intervene(&self, base: &Tensor, source: &Tensor) -> Result<Tensor> {
         (**self).intervene(base, source)
     }
@@ -53,10 +46,6 @@ impl VanillaInterchange {
 }
 
 impl Interchange for VanillaInterchange {
-    fn hidden_size(&self) -> i64 {
-        self.hidden_size
-    }
-
     fn intervene(&self, base: &Tensor, source: &Tensor) -> Result<Tensor> {
         check_pair(base, source, self.hidden_size)?;
         Ok(source.to_kind(base.kind()))
@@ -78,8 +67,8 @@ impl Interchange for VanillaInterchange {
 /// what lies outside the subspace keeps all its digits.
 #[derive(Debug)]
 pub struct SubspaceInterchange {
-    columns: Tensor,      // Rᵀ [d, r]
-    gate: Option<Tensor>, // m [r]
+    pub(crate) columns: Tensor,      // Rᵀ [d, r]
+    pub(crate) gate: Option<Tensor>, // m [r]
 }
 
 impl SubspaceInterchange {
@@ -97,11 +86,6 @@ impl SubspaceInterchange {
         }
         check_orthonormal("rotation", columns)?;
         Ok(Self { columns: columns.shallow_clone(), gate: None })
-    }
-
-    /// Columns that are orthonormal by the way they were made.
-    pub(crate) fn of_map(columns: Tensor, gate: Option<Tensor>) -> Self {
-        Self { columns, gate }
     }
 
     /// Some of the `d` coordinates as they are, without a rotation.
@@ -151,12 +135,8 @@ impl SubspaceInterchange {
 }
 
 impl Interchange for SubspaceInterchange {
-    fn hidden_size(&self) -> i64 {
-        self.columns.size()[0]
-    }
-
     fn intervene(&self, base: &Tensor, source: &Tensor) -> Result<Tensor> {
-        check_pair(base, source, self.hidden_size())?;
+        check_pair(base, source, self.columns.size()[0])?;
         Ok(in_f32(base, |b| {
             let change = (source.to_kind(Kind::Float) - &b).matmul(&self.columns); // R s − R b [.., r]
             let change = match &self.gate {

@@ -92,10 +92,6 @@ impl OrthonormalMap for Householder {
             ("base_signs", self.base.signs.shallow_clone()),
         ]
     }
-
-    fn rebase(&mut self) {
-        *self = Self::starting_at(&self.columns());
-    }
 }
 
 impl Reflections {

@@ -21,10 +21,6 @@ pub trait OrthonormalMap: Debug + Send {
 
     /// What else the map is made of, by name: constants that a checkpoint must keep beside [`Self::raw`].
     fn constants(&self) -> Vec<(&'static str, Tensor)>;
-
-    /// Moves the origin of the coordinates to the present matrices: [`Self::columns`] stays as it is (to rounding), and
-    /// [`Self::raw`] is what it is at a fresh start from them.
-    fn rebase(&mut self);
 }
 
 /// Which [`OrthonormalMap`] is used.
@@ -52,30 +48,22 @@ impl MapKind {
         })
     }
 
-    /// The map as a checkpoint kept it: [`OrthonormalMap::raw`] and [`OrthonormalMap::constants`] come back bit for bit.
+    /// The map as a checkpoint kept it, on a leaf that holds [`OrthonormalMap::raw`]: raw and [`OrthonormalMap::constants`] come back bit
+    /// for bit.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`] or [`Error::Shape`] if one of the constants is not there or does not fit `raw`.
+    /// [`Error::MissingTensor`] or [`Error::Shape`] if one of the constants is not there or does not fit the leaf.
     ///
     /// # Panics
-    /// If `raw` is not of three dimensions.
+    /// If the leaf is not of three dimensions.
     pub fn restore(
-        self,
-        raw: &Tensor,
-        constant: &dyn Fn(&str) -> Option<Tensor>,
-    ) -> Result<Box<dyn OrthonormalMap>> {
-        self.on_leaf(raw.detach().copy().set_requires_grad(true), constant)
-    }
-
-    /// As [`Self::restore`], with an existing leaf as the free tensor.
-    fn on_leaf(
         self,
         leaf: Tensor,
         constant: &dyn Fn(&str) -> Option<Tensor>,
     ) -> Result<Box<dyn OrthonormalMap>> {
         Ok(match self {
             Self::Householder => Box::new(Householder::restore(leaf, constant)?),
-            Self::Qr => Box::new(Qr::restore(leaf)),
+            Self::Qr => Box::new(Qr { raw: leaf }),
         })
     }
 }
@@ -116,7 +104,7 @@ pub(crate) fn load_state(
     }
     if let Some((kind, map)) = map {
         let constant = |name: &str| state.get(&format!("rotation.{name}")).map(Tensor::copy);
-        *map = kind.on_leaf(map.raw().shallow_clone(), &constant)?;
+        *map = kind.restore(map.raw().shallow_clone(), &constant)?;
     }
     tch::no_grad(|| {
         for Parameter { name, mut tensor, .. } in leaves {

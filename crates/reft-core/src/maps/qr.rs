@@ -8,7 +8,7 @@ use crate::maps::orthonormal::{OrthonormalMap, sign_of_diagonal};
 /// The gradient is libtorch's; it is that of the projection onto orthonormal matrices where `XᵀX = I`.
 #[derive(Debug)]
 pub struct Qr {
-    raw: Tensor, // X [n, d, r]
+    pub(crate) raw: Tensor, // X [n, d, r]
 }
 
 impl Qr {
@@ -17,10 +17,6 @@ impl Qr {
         let columns = orthonormalize(&columns.detach().to_kind(Kind::Double));
         // LAPACK's Q is stored by columns; a checkpoint stores rows, and sums must run in the same order after it.
         Self { raw: columns.to_kind(Kind::Float).contiguous().set_requires_grad(true) }
-    }
-
-    pub(crate) fn restore(raw: Tensor) -> Self {
-        Self { raw }
     }
 }
 
@@ -35,10 +31,6 @@ impl OrthonormalMap for Qr {
 
     fn constants(&self) -> Vec<(&'static str, Tensor)> {
         Vec::new()
-    }
-
-    fn rebase(&mut self) {
-        *self = Self::starting_at(&self.columns());
     }
 }
 

@@ -1,6 +1,7 @@
 use std::cmp::Reverse;
 use std::ops::ControlFlow;
 
+use serde::Serialize;
 use tch::{Device, Tensor};
 
 use crate::adapters::adapter::Mode;
@@ -22,7 +23,8 @@ pub struct Generated {
 }
 
 /// Why a reply ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Finish {
     /// Its last token is one of [`GenerationConfig::stop_ids`].
     Stop,

@@ -1,6 +1,8 @@
 use std::rc::Rc;
 
-use reft_models::{Layout, Model, NoHooks, PaddingSide, Past, Reach, Row, Span, send};
+use reft_models::{
+    KeyValueRecorder, Layout, Model, NoHooks, PaddingSide, Past, Reach, Row, Span, send,
+};
 use tch::{Device, Kind, Tensor};
 
 use crate::Result;
@@ -30,7 +32,7 @@ impl FrozenRow {
         let forward = model.forward(&layout.whole(), 0);
         let embeddings = forward.embed(&layout.input_ids(model.device()));
         let h = forward.run(0..stage, embeddings, None, &mut NoHooks)?; // [b, t, d]
-        let mut recorder = KeyValueRecorder(Vec::with_capacity(blocks - stage));
+        let mut recorder = KeyValueRecorder::default();
         if tokens > 0 && stage < blocks {
             let before = Span { layout: &layout, columns: 0..tokens };
             let mut forward = model.forward(&before, 0);
@@ -92,16 +94,6 @@ impl FrozenRow {
             hidden_states.select(0, i as i64).narrow(0, 0, t).copy_(&row.hidden_states);
         }
         send(&hidden_states, device)
-    }
-}
-
-/// Keeps the keys and values that a forward computes: `[2, b, n_kv, t, d_h]` of each block.
-struct KeyValueRecorder(Vec<Tensor>);
-
-impl Past for KeyValueRecorder {
-    fn extend(&mut self, _layer: usize, key: Tensor, value: Tensor) -> (Tensor, Tensor) {
-        self.0.push(Tensor::stack(&[&key, &value], 0));
-        (key, value)
     }
 }
 

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use reft_core::{
-    Householder, InterventionConfig, InterventionSet, InterventionTensors, Method, PositionRule,
+    Householder, InterventionConfig, InterventionSet, InterventionTensors, Method, OrthonormalMap,
+    PositionRule,
 };
 use reft_methods::{ReftAdapter, ReftConfig};
 use reft_models::{Adapter, Decoder, Layout, Mode, Model, PaddingSide, Row};
@@ -54,7 +55,11 @@ fn case(name: &str, method: Method, decoder: &Decoder) -> Result<Case, Box<dyn s
     set = set.into_trainable()?;
     if method.has_rotation() {
         let base = stacked(&tensors, "init", n, "rotate_layer.base");
-        set.set_orthonormal_map(Box::new(Householder::on_base(&base, 4)))?;
+        let map = Householder::on_base(&base, 4);
+        let constants = map.constants().into_iter().chain([("raw", map.raw().detach())]);
+        let mut state = set.state();
+        state.extend(constants.map(|(name, tensor)| (format!("rotation.{name}"), tensor)));
+        set.load_state(&state)?;
     }
     let trajectory: Vec<f64> = serde_json::from_value(json["trajectory"].clone())?;
     assert_eq!(trajectory.len(), 21);

@@ -1,5 +1,6 @@
 use std::sync::atomic::AtomicBool;
 
+use reft_methods::{MethodOptions, resolve};
 use reft_models::{AdapterStack, Component, Model, Place};
 use reft_train::{Example, Learner, NextToken, ScheduleKind, Shuffle, TrainConfig};
 use serde::Deserialize;
@@ -9,13 +10,11 @@ use crate::error::{Result, refuse};
 use crate::interchange::base_runs::BaseRuns;
 use crate::network::feed_forward::FeedForward;
 use crate::network::hierarchical_equality::HierarchicalEquality;
-use crate::network::network_weights::NetworkWeights;
-use crate::search::component_or_head::ComponentOrHead;
 use crate::search::das_search::DasSearch;
 use crate::search::group::train_on;
 use crate::search::options::{DasOptions, SearchDefaults};
 use crate::search::report::das_report::DasReport;
-use crate::search::searched::Searched;
+use crate::search::searched::{ComponentOrHead, Searched};
 use crate::search::tasks::pairs::Pairs;
 use crate::search::tasks::position::PositionName;
 
@@ -127,10 +126,13 @@ impl EqualityTask {
             seed: self.network.seed,
             ..TrainConfig::default()
         };
-        let weights = NetworkWeights::of(network);
-        let stack = AdapterStack::one(&weights);
+        let full = resolve("full", &MethodOptions::default(), network.description())?;
+        let weights = full.build(network, &self.name)?;
+        let stack = AdapterStack::of_boxed(&weights)?;
         let trained = train_on(&Learner::new(network, &stack, &NextToken), train, config, stop);
-        weights.freeze();
+        for weight in weights[0].parameters() {
+            let _frozen = weight.tensor.set_requires_grad(false);
+        }
         trained
     }
 }
