@@ -12,6 +12,7 @@ use reft_train::{Encoding, Learner, LossReport, NextToken, Template, read_record
 use serde_json::json;
 
 use crate::model::{ModelArgs, ModelText, examples};
+use crate::options::at_least_one;
 use crate::terminal::{duration, grouped, output};
 
 /// Measure a model, with or without adapters, on a data file
@@ -63,9 +64,7 @@ fn task_name(name: &str) -> Result<PathBuf, String> {
 
 /// Runs the command.
 pub fn run(args: &EvalArgs) -> Result<()> {
-    if args.batch_size == 0 {
-        bail!("--batch-size is 0, expected at least 1");
-    }
+    at_least_one([("--batch-size", args.batch_size)])?;
     let task = TaskConfig::open(&args.task)?;
     match task.kind {
         TaskKind::Lm => lm(args),

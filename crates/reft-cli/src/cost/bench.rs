@@ -7,7 +7,7 @@ use reft_bench::{Error, FLOOR, Measured, TimingCase, measure, run_timing};
 
 use crate::cost::step_args::StepArgs;
 use crate::machine::{MachineOptions, memory_in_use, place_flags};
-use crate::options::{Flags, in_flags, method_name};
+use crate::options::{Flags, at_least_one, in_flags, method_name};
 use crate::terminal::{note, output};
 
 /// Time a training step of several methods, and of the frozen floor, on the same batches
@@ -67,7 +67,7 @@ fn timed(text: &str) -> Result<String> {
 pub fn run(args: &BenchArgs) -> Result<()> {
     let (cases, rounds) = plan(args)?;
     let machine = &args.step.machine.0;
-    let device = machine.device.0.resolve()?;
+    let device = machine.device.resolve()?;
     let mut flags = place_flags(device, machine.set_up()?).to_vec();
     flags.extend(machine.tf32.then(|| "--tf32".to_owned()));
     let mut run_one = |case: &TimingCase| run_in_child(case, &flags);
@@ -77,11 +77,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
 
 /// Puts together what is timed and in how many rounds, and checks all of it before the first weight is read.
 fn plan(args: &BenchArgs) -> Result<(Vec<TimingCase>, usize)> {
-    for (flag, value) in [("--rounds", args.rounds), ("--steps", args.steps)] {
-        if value == 0 {
-            bail!("{flag} is 0, expected at least 1");
-        }
-    }
+    at_least_one([("--rounds", args.rounds), ("--steps", args.steps)])?;
     for (i, method) in args.methods.iter().enumerate() {
         if args.methods[..i].contains(method) {
             bail!("--methods names {method} twice; name each method once");
@@ -136,7 +132,7 @@ pub fn run_one_case(args: &CaseArgs) -> Result<()> {
     std::io::stdin().read_to_string(&mut text).context("the case cannot be read")?;
     let case: TimingCase = serde_json::from_str(&text).context("the case cannot be understood")?;
     args.machine.0.set_up()?;
-    let device = args.machine.0.device.0.resolve()?;
+    let device = args.machine.0.device.resolve()?;
     let mut measured = measure(&case, device)?;
     measured.device_memory_bytes = device.is_cuda().then(memory_in_use).flatten();
     output::json(&measured)

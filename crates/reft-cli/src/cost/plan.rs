@@ -7,7 +7,7 @@ use reft_bench::{
 use serde_json::{Value, json};
 
 use crate::cost::step_args::StepArgs;
-use crate::options::{in_flags, method_name};
+use crate::options::{at_least_one, in_flags, method_name};
 use crate::terminal::{grouped, output};
 
 /// Say what training will take in memory and time, before a weight is read
@@ -50,16 +50,12 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     if let Some(rate) = args.tflops.filter(|rate| !(*rate > 0.0 && rate.is_finite())) {
         bail!("--tflops is {rate}, expected a number above 0");
     }
-    for (flag, value) in [("--examples", args.examples), ("--epochs", args.epochs)] {
-        if value == 0 {
-            bail!("{flag} is 0, expected at least 1");
-        }
-    }
+    at_least_one([("--examples", args.examples), ("--epochs", args.epochs)])?;
     let (floor, shape) = args.step.case()?;
     let case = TimingCase { method: args.method.clone(), ..floor };
     case.check(&shape).map_err(in_flags)?;
     let machine = &args.step.machine.0;
-    let device = machine.device.0.resolve()?;
+    let device = machine.device.resolve()?;
     machine.set_up()?;
     let memory = args.memory.map(|size| size.as_u64()).or(Machine::here(device).memory_bytes);
     let memory = memory.context("the system does not tell its memory; give --memory")?;

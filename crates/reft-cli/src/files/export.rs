@@ -1,4 +1,3 @@
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -13,7 +12,6 @@ use serde_json::json;
 
 use crate::machine::{DeviceChoice, MachineOptions};
 use crate::model::{check_adapter_directory, open_config, open_decoder};
-use crate::options::Text;
 use crate::terminal::{grouped, output};
 
 /// Write a model directory with an adapter merged into the weights
@@ -66,7 +64,7 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     let kind = args.kind.map_or_else(|| own_kind(&path), Ok)?;
     let machine = MachineOptions {
         kind,
-        device: Text(DeviceChoice::Cpu),
+        device: DeviceChoice::Cpu,
         threads: args.threads,
         ..MachineOptions::default()
     };
@@ -94,13 +92,9 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     })
 }
 
-/// The kind that most of the model's tensors have.
+/// The kind that most of the model's tensors have; f32 if it is none of ours.
 fn own_kind(model: &Path) -> Result<Precision> {
-    let dtypes: BTreeMap<String, usize> = Weights::open(model)?.dtypes();
-    let most = dtypes.iter().max_by_key(|(_, n)| **n).map(|(dtype, _)| dtype.as_str());
-    Ok(match most {
-        Some("BF16") => Precision::Bf16,
-        Some("F16") => Precision::F16,
-        _ => Precision::F32,
-    })
+    let dtypes = Weights::open(model)?.dtypes();
+    let most = dtypes.into_iter().max_by_key(|(_, n)| *n);
+    Ok(most.and_then(|(dtype, _)| dtype.to_lowercase().parse().ok()).unwrap_or_default())
 }

@@ -68,6 +68,9 @@ fn pyreft(args: &ImportArgs) -> Result<String> {
     let positions = args.positions.ok_or_else(|| {
         anyhow!("--positions is missing: pyreft does not save it; give what the adapter was trained with, such as f7+l7")
     })?;
+    let base_model = |model: &str| -> Result<BaseModel> {
+        Ok(BaseModel::of(&open_config(model)?.1.describe(), model))
+    };
     let import = PyreftImport {
         positions,
         share_weights: args.share_weights,
@@ -84,8 +87,4 @@ fn pyreft(args: &ImportArgs) -> Result<String> {
     }
     let (method, n) = (adapter.method(), adapter.interventions().len());
     Ok(format!("the adapter ({method}, {n} interventions)"))
-}
-
-fn base_model(model: &str) -> Result<BaseModel> {
-    Ok(BaseModel::of(&open_config(model)?.1.describe(), model))
 }

@@ -1,5 +1,6 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -9,7 +10,6 @@ use reft_models::{Finish, Generated, GenerationConfig, Message, Row, Tokenizer};
 use reft_train::{Content, Record, Template, read_prompts};
 use serde_json::{Value, json};
 
-use crate::generation::coordinates::Coordinates;
 use crate::generation::prompts::{lines, prompt_record};
 use crate::generation::reply_text::{ReplyText, stream};
 use crate::generation::sampling_args::SamplingArgs;
@@ -146,24 +146,10 @@ fn rows(
 /// A row with a system message before what the user says.
 fn with_system(record: &Record, system: Option<&str>) -> Record {
     let mut record = record.clone();
-    let Some(system) = system else { return record };
-    let system = Message::new("system", system);
-    let (user, reply) = match record.content {
-        Content::Completion { prompt, completion } => (prompt, completion),
-        Content::Instruction { instruction, input, output, .. } if input.is_empty() => {
-            (instruction, output)
-        }
-        Content::Instruction { instruction, input, output, .. } => {
-            (format!("{instruction}\n\n{input}"), output)
-        }
-        Content::Chat { messages } => {
-            record.content = Content::Chat { messages: [vec![system], messages].concat() };
-            return record;
-        }
-        Content::Tokens { .. } => return record,
-    };
-    let said = [Message::new("user", user), Message::new("assistant", reply)];
-    record.content = Content::Chat { messages: [vec![system], said.to_vec()].concat() };
+    if let (Some(system), Some(messages)) = (system, record.content.messages()) {
+        let system = Message::new("system", system);
+        record.content = Content::Chat { messages: [vec![system], messages].concat() };
+    }
     record
 }
 
@@ -194,16 +180,61 @@ fn said(
     tokenizer: Option<&Tokenizer>,
     config: &GenerationConfig,
     generated: &Generated,
-) -> Result<(Option<String>, &'static str)> {
-    let finish = match generated.finish {
-        Finish::Stop => "stop",
-        Finish::Length => "length",
-        Finish::Cancelled => "cancelled",
-    };
-    let Some(tokenizer) = tokenizer else { return Ok((None, finish)) };
+) -> Result<(Option<String>, Finish)> {
+    let Some(tokenizer) = tokenizer else { return Ok((None, generated.finish)) };
     let mut reply = ReplyText::new(tokenizer, &config.stop_ids, &args.sampling.stop);
     let pieces = generated.ids.iter().map(|&id| reply.push(id));
     let text = pieces.collect::<reft_models::Result<String>>()?;
-    let finish = if reply.is_over() { "stop" } else { finish };
+    let finish = if reply.is_over() { Finish::Stop } else { generated.finish };
     Ok((Some(text + &reply.finish()?), finish))
+}
+
+/// Coordinates, counted from 0, in ascending order, each once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Coordinates(pub Vec<i64>);
+
+/// No subspace has more: keeps a slip of the finger from filling the memory.
+const MOST: i64 = 65_536;
+
+impl FromStr for Coordinates {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let mut coordinates = Vec::new();
+        for part in text.split([',', ';']) {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            match (first.trim().parse::<i64>(), last.trim().parse::<i64>()) {
+                (Ok(first), Ok(last)) if 0 <= first && first <= last && last < MOST => {
+                    coordinates.extend(first..=last);
+                }
+                _ => bail!(
+                    "{part:?} in {text:?} is no coordinate; use one such as 4, or several such as 0-3,6 (counted from 0)"
+                ),
+            }
+        }
+        coordinates.sort_unstable();
+        coordinates.dedup();
+        Ok(Self(coordinates))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn coordinates_are_numbers_and_ranges() -> Result<()> {
+        for (text, expected) in [
+            ("4", vec![4]),
+            ("0-3", vec![0, 1, 2, 3]),
+            ("6;0-2", vec![0, 1, 2, 6]),
+            ("1, 0-1", vec![0, 1]),
+        ] {
+            assert_eq!(text.parse::<Coordinates>()?.0, expected, "{text}");
+        }
+        for wrong in ["", "-1", "3-1", "a", "1-", "0-3,", "0-99999999999"] {
+            assert!(wrong.parse::<Coordinates>().is_err(), "{wrong:?} is taken for coordinates");
+        }
+        Ok(())
+    }
 }

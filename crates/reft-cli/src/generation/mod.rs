@@ -1,7 +1,6 @@
 //! Commands that generate: replies to prompts, a conversation, replies along a direction.
 
 pub mod chat;
-pub mod coordinates;
 pub mod generate;
 pub mod prompts;
 pub mod reply_text;

@@ -1,3 +1,4 @@
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::Result;
@@ -5,10 +6,8 @@ use reft_methods::{AdapterFiles, AdapterSummary, LAYERS, ReftAdapter, check_adap
 use reft_models::{BaseModel, DecoderConfig, ModelDescription, Site, resolve_model};
 use serde_json::{Value, json};
 
-use crate::inspect::places::places;
 use crate::model::check_adapter_directory;
-use crate::terminal::output::Rows;
-use crate::terminal::{bytes, grouped, percent};
+use crate::terminal::{Rows, bytes, grouped, percent};
 
 /// What the adapter in a directory is; `model`: its base model, if the caller names it.
 ///
@@ -44,6 +43,7 @@ pub fn describe(directory: &Path, model: Option<&str>) -> Result<(Rows, Value)> 
     }
     add("base model", base_text(&summary));
     add("size", bytes(summary.bytes));
+    let base_json = summary.base_model.as_ref().map(|base| json!(base));
     let json = json!({
         "type": "adapter",
         "method": summary.method,
@@ -55,7 +55,7 @@ pub fn describe(directory: &Path, model: Option<&str>) -> Result<(Rows, Value)> 
         "base_parameters": total,
         "trainable_share": total.map(|total| summary.parameters as f64 / total as f64),
         "orthonormality_error": error,
-        "base_model": base_json(&summary),
+        "base_model": base_json.unwrap_or(json!({"name": summary.base_model_name})),
         "parts": summary.parts.iter().map(part_json).collect::<Vec<_>>(),
         "bytes": summary.bytes,
     });
@@ -75,13 +75,6 @@ fn part_json(part: &AdapterSummary) -> Value {
         "parameters": part.parameters,
         "bytes": part.bytes,
     })
-}
-
-fn base_json(summary: &AdapterSummary) -> Value {
-    match &summary.base_model {
-        Some(base) => json!(base),
-        None => json!({"name": summary.base_model_name}),
-    }
 }
 
 fn reft_rows(adapter: &ReftAdapter) -> Rows {
@@ -119,6 +112,7 @@ fn method_rows(summary: &AdapterSummary) -> Rows {
     }
     rows
 }
+
 /// The base model, if it is asked for or at hand.
 fn base_model(summary: &AdapterSummary, asked: Option<&str>) -> Result<Option<ModelDescription>> {
     if let Some(model) = asked {
@@ -141,4 +135,65 @@ fn base_text(summary: &AdapterSummary) -> String {
     let family = model_type.as_deref().unwrap_or("unknown family");
     let layers = num_hidden_layers.map_or(String::new(), |n| format!(", {n} layers"));
     format!("{name} ({family}, hidden size {hidden_size}{layers})")
+}
+
+/// `q_proj, v_proj of layers 0-3`, components of the same layers together.
+fn places(sites: &[Site]) -> String {
+    let mut layers: BTreeMap<&str, BTreeSet<usize>> = BTreeMap::new();
+    let mut order = Vec::new();
+    for site in sites {
+        let name = site.component.name();
+        if layers.entry(name).or_default().is_empty() {
+            order.push(name);
+        }
+        layers.entry(name).or_default().insert(site.layer);
+    }
+    let mut groups: Vec<(&BTreeSet<usize>, Vec<&str>)> = Vec::new();
+    for name in order {
+        match groups.iter_mut().find(|(own, _)| *own == &layers[name]) {
+            Some((_, names)) => names.push(name),
+            None => groups.push((&layers[name], vec![name])),
+        }
+    }
+    let text = |(layers, names): (&BTreeSet<usize>, Vec<&str>)| {
+        let noun = if layers.len() == 1 { "layer" } else { "layers" };
+        format!("{} of {noun} {}", names.join(", "), runs(layers))
+    };
+    groups.into_iter().map(text).collect::<Vec<_>>().join("; ")
+}
+
+/// `0-3, 7`
+fn runs(layers: &BTreeSet<usize>) -> String {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for &layer in layers {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == layer => *last = layer,
+            _ => runs.push((layer, layer)),
+        }
+    }
+    let text = |(first, last): &(usize, usize)| match last - first {
+        0 => first.to_string(),
+        _ => format!("{first}-{last}"),
+    };
+    runs.iter().map(text).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use reft_models::Component;
+
+    use super::*;
+
+    #[test]
+    fn components_of_the_same_layers_stand_together() {
+        let site = |layer, component| Site { layer, component };
+        let both =
+            (0..4).flat_map(|layer| [Component::Query, Component::Value].map(|c| (layer, c)));
+        let mut sites: Vec<Site> = both.map(|(layer, c)| site(layer, c)).collect();
+        assert_eq!(places(&sites), "q_proj, v_proj of layers 0-3");
+        sites.push(site(7, Component::Down));
+        assert_eq!(places(&sites), "q_proj, v_proj of layers 0-3; down_proj of layer 7");
+        let apart = [1, 2, 9].map(|layer| site(layer, Component::BlockOutput));
+        assert_eq!(places(&apart), "block_output of layers 1-2, 9");
+    }
 }

@@ -3,4 +3,3 @@
 pub mod adapter;
 pub mod command;
 pub mod model;
-pub mod places;

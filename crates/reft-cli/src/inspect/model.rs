@@ -8,8 +8,7 @@ use reft_models::{DecoderConfig, Weights, load_safetensors_metadata};
 use serde_json::{Value, json};
 
 use crate::model::ModelText;
-use crate::terminal::output::Rows;
-use crate::terminal::{bytes, grouped};
+use crate::terminal::{Rows, bytes, grouped};
 
 /// What a model is.
 ///

@@ -54,7 +54,7 @@ pub enum NotLoaded {
 pub fn load() -> &'static Cuda {
     static FOUND: OnceLock<Cuda> = OnceLock::new();
     FOUND.get_or_init(|| {
-        let libtorch = libtorch_in_use();
+        let libtorch = Libtorch { version: version(), directory: directory() };
         let library = find(libtorch.directory.as_deref());
         Cuda { libtorch, library, driver: cuda_driver::probe() }
     })
@@ -199,10 +199,6 @@ pub fn allow_tf32() -> bool {
     false
 }
 
-fn libtorch_in_use() -> Libtorch {
-    Libtorch { version: version(), directory: directory() }
-}
-
 /// The folder from which the system has loaded `libtorch_cpu.so`.
 fn directory() -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
@@ -295,7 +291,7 @@ mod tests {
 
     #[test]
     fn the_libtorch_in_use_tells_its_release_and_place() {
-        let libtorch = libtorch_in_use();
+        let libtorch = Libtorch { version: version(), directory: directory() };
         // named here so that the linker keeps libtorch in this test program
         assert_eq!(tch::Tensor::from_slice(&[1i64]).size(), [1]);
         if cfg!(target_os = "linux") {

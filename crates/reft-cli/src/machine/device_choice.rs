@@ -2,6 +2,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use anyhow::{Result, bail};
+use reft_core::as_text;
 use tch::{Cuda, Device};
 
 use crate::machine::cuda;
@@ -82,6 +83,8 @@ impl fmt::Display for DeviceChoice {
         }
     }
 }
+
+as_text!(DeviceChoice);
 
 #[cfg(test)]
 mod tests {

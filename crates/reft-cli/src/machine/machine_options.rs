@@ -2,12 +2,12 @@ use anyhow::{Result, bail};
 use reft_bench::Precision;
 use reft_models::WeightStorage;
 use reft_train::{DeclaredOptions, declare_options};
+use serde::Deserialize;
 use tch::Device;
-use toml::Table;
 
 use crate::machine::cuda;
 use crate::machine::device_choice::DeviceChoice;
-use crate::options::{Declared, FlagGroup, Text, in_flags};
+use crate::options::{Declared, FlagGroup, in_flags};
 
 declare_options! {
     /// Where a command computes, and with which kinds of numbers.
@@ -18,7 +18,7 @@ declare_options! {
         /// computed with, block by block in training
         weights: WeightStorage = WeightStorage::Dense, Text("FORM") in "Machine";
         /// Where to compute: auto (the first GPU if there is one), cpu or cuda:N
-        device: Text<DeviceChoice> = Text(DeviceChoice::Auto), Text("DEVICE") in "Machine";
+        device: DeviceChoice = DeviceChoice::Auto, Text("DEVICE") in "Machine";
         /// On a GPU: f32 products on TF32 units, faster and to three digits; edits too
         tf32: bool = false, Switch("BOOL") in "Machine";
         /// CPU threads to compute with [default: one per core]
@@ -47,10 +47,6 @@ impl FlagGroup for MachineOptions {
     fn declared() -> Vec<Declared> {
         Declared::of::<Self>()
     }
-
-    fn of(given: Table) -> Result<Self> {
-        Ok(given.try_into()?)
-    }
 }
 
 /// The flags that let a process of its own compute in the same place.
@@ -60,7 +56,7 @@ pub fn place_flags(device: Device, threads: usize) -> [String; 4] {
 }
 
 /// The part of [`MachineOptions`] that changes no kind of number.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Deserialize)]
 pub struct Place(pub MachineOptions);
 
 impl Place {
@@ -69,7 +65,7 @@ impl Place {
     /// # Errors
     /// If one of them is not there or cannot be.
     pub fn set_up(&self) -> Result<(Device, usize)> {
-        Ok((self.0.device.0.resolve()?, self.0.set_up()?))
+        Ok((self.0.device.resolve()?, self.0.set_up()?))
     }
 }
 
@@ -77,9 +73,5 @@ impl FlagGroup for Place {
     fn declared() -> Vec<Declared> {
         let is_place = |option: &Declared| ["device", "threads"].contains(&option.name);
         MachineOptions::declared().into_iter().filter(is_place).collect()
-    }
-
-    fn of(given: Table) -> Result<Self> {
-        MachineOptions::of(given).map(Self)
     }
 }

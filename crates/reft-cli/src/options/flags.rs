@@ -1,21 +1,17 @@
-use anyhow::{Context, Result};
+use anyhow::{Result, anyhow, bail};
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 use reft_methods::{MethodOptions, declarations};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 use crate::options::declared::Declared;
 
 /// Options that a command has as flags.
-pub trait FlagGroup: Sized {
-    /// The options.
+pub trait FlagGroup: DeserializeOwned {
+    /// The options. Those that are given are a table by name, which the group is read from as from a file.
     fn declared() -> Vec<Declared>;
-
-    /// What those that are given mean.
-    ///
-    /// # Errors
-    /// If they cannot be.
-    fn of(given: Table) -> Result<Self>;
 }
 
 /// The flags of a group, to be flattened into a command's own.
@@ -38,8 +34,8 @@ impl<G: FlagGroup> FromArgMatches for Flags<G> {
             Some((option.name.to_owned(), matches.get_one::<Value>(option.name)?.clone()))
         };
         let given: Table = G::declared().into_iter().filter_map(given).collect();
-        let refused = |error| clap::Error::raw(ErrorKind::ValueValidation, format!("{error:#}\n"));
-        G::of(given).map(Self).map_err(refused)
+        let refused = |error| clap::Error::raw(ErrorKind::ValueValidation, format!("{error}\n"));
+        given.try_into().map(Self).map_err(refused)
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -49,16 +45,12 @@ impl<G: FlagGroup> FromArgMatches for Flags<G> {
 }
 
 /// The options of methods that are given.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Deserialize)]
 pub struct MethodFlags(pub MethodOptions);
 
 impl FlagGroup for MethodFlags {
     fn declared() -> Vec<Declared> {
         Declared::of_methods()
-    }
-
-    fn of(given: Table) -> Result<Self> {
-        given.try_into().map(Self).context("cannot use the method's options")
     }
 }
 
@@ -69,6 +61,45 @@ impl FlagGroup for MethodFlags {
 pub fn method_name(text: &str) -> reft_methods::Result<String> {
     let names: Vec<&str> = declarations(text)?.iter().map(|method| method.name).collect();
     Ok(names.join("+"))
+}
+
+/// The error with options named as on the command line.
+pub fn in_flags(error: impl Into<reft_bench::Error>) -> anyhow::Error {
+    use reft_methods::Error::{OptionValue, UnknownOption};
+
+    match error.into() {
+        reft_bench::Error::Method(UnknownOption { method, option, accepted }) => {
+            let accepted: Vec<String> = match accepted.as_str() {
+                "none" => vec![accepted],
+                names => names.split(", ").map(flag).collect(),
+            };
+            let (flag, accepted) = (flag(&option), accepted.join(", "));
+            anyhow!("{flag} is no option of method {method}, which takes {accepted}; leave it out")
+        }
+        reft_bench::Error::Method(OptionValue { option, found, expected }) => {
+            anyhow!("{} is {found}, expected {expected}", flag(option))
+        }
+        reft_bench::Error::Train(reft_train::Error::Config { field, found, expected }) => {
+            anyhow!("{} is {found}, expected {expected}", flag(field))
+        }
+        other => other.into(),
+    }
+}
+
+/// Refuses flags that are 0 and may not be.
+///
+/// # Errors
+/// The first of them.
+pub fn at_least_one<const N: usize>(flags: [(&str, usize); N]) -> Result<()> {
+    match flags.into_iter().find(|(_, value)| *value == 0) {
+        Some((flag, _)) => bail!("{flag} is 0, expected at least 1"),
+        None => Ok(()),
+    }
+}
+
+/// The flag of an option.
+pub fn flag(option: &str) -> String {
+    format!("--{}", option.replace('_', "-"))
 }
 
 #[cfg(test)]

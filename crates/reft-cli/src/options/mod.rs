@@ -2,10 +2,8 @@
 
 mod declared;
 mod flags;
-mod in_flags;
-mod text;
+mod list;
 
 pub use declared::Declared;
-pub use flags::{FlagGroup, Flags, MethodFlags, method_name};
-pub use in_flags::{flag, in_flags};
-pub use text::{List, Text};
+pub use flags::{FlagGroup, Flags, MethodFlags, at_least_one, flag, in_flags, method_name};
+pub use list::List;

@@ -10,13 +10,11 @@ use reft_bench::{
     Cell, Comparison, ComparisonPlan, ConfigFile, Error, LoadedComparison, LoadedSweep, Report,
     SweepPlan, SweepReport, TaskConfig, run_cell, run_comparison, run_sweep,
 };
-use serde::Serialize;
 
 use crate::machine::{Place, place_flags};
 use crate::model::open_config;
 use crate::options::Flags;
-use crate::report::command_line::{check_output, command, show};
-use crate::terminal::{INTERRUPTED, TrainProgress, note, stop_flag};
+use crate::terminal::{INTERRUPTED, TrainProgress, command, holds, note, show, stop_flag};
 
 /// Compare fine-tuning methods: same data, budget and seeds, one report
 ///
@@ -91,17 +89,19 @@ pub fn run(args: &CompareArgs) -> Result<()> {
     let stopped = "the comparison stopped; finished runs are kept";
     if points.is_empty() {
         let loaded = LoadedComparison::new(comparison, &command, output, device)?;
-        check_output(output, ComparisonPlan::FILE_NAME, "comparison")?;
+        holds(output, "comparison", (ComparisonPlan::FILE_NAME, ""))?;
         let stop = stop_flag(notice)?;
         let report = run_comparison(&loaded, output, &mut |cell| run_in(output, cell, stop), say);
-        return show_report(args, &report.context(stopped)?, Report::markdown, output);
+        let report = report.context(stopped)?;
+        return show(args.json, &report, &report.markdown(), &output.join("report.html"));
     }
     // a comparison at each point of a grid
     let loaded = LoadedSweep::new(comparison.config, points, &command, output, device)?;
-    check_output(output, SweepPlan::FILE_NAME, "comparison")?;
+    holds(output, "comparison", (SweepPlan::FILE_NAME, ""))?;
     let stop = stop_flag(notice)?;
     let report = run_sweep(&loaded, output, &mut |at, cell| run_in(at, cell, stop), say);
-    show_report(args, &report.context(stopped)?, SweepReport::markdown, output)
+    let report = report.context(stopped)?;
+    show(args.json, &report, &report.markdown(), &output.join("report.html"))
 }
 
 /// Writes the report of what is there.
@@ -110,20 +110,11 @@ fn report_only(args: &CompareArgs, output: &Path) -> Result<()> {
     if output.join(SweepPlan::FILE_NAME).is_file() {
         let report = SweepReport::collect(output).with_context(none)?;
         report.write(output)?;
-        return show_report(args, &report, SweepReport::markdown, output);
+        return show(args.json, &report, &report.markdown(), &output.join("report.html"));
     }
     let report = Report::collect(output).with_context(none)?;
     report.write(output)?;
-    show_report(args, &report, Report::markdown, output)
-}
-
-fn show_report<T: Serialize>(
-    args: &CompareArgs,
-    report: &T,
-    markdown: fn(&T) -> String,
-    output: &Path,
-) -> Result<()> {
-    show(args.json, report, &markdown(report), &output.join("report.html"))
+    show(args.json, &report, &report.markdown(), &output.join("report.html"))
 }
 
 /// What is to be compared: the file, and what the command line puts in the place of its fields.

@@ -12,8 +12,7 @@ use serde_json::Value;
 use crate::machine::{MachineOptions, Place};
 use crate::model::{ModelText, open_decoder};
 use crate::options::{Flags, List};
-use crate::report::command_line::{check_output, command, show};
-use crate::terminal::{note, stop_flag};
+use crate::terminal::{command, holds, note, show, stop_flag};
 
 /// Search for a variable of a causal model in a model's hidden states (distributed alignment search)
 ///
@@ -107,7 +106,7 @@ const ATTENTION_HEAD: &str = "attention_head";
 pub fn run(args: &DasArgs) -> Result<()> {
     args.place.0.0.set_up()?;
     let recipe = DasRecipe::open(&args.task)?;
-    check_output(&args.output, DasReport::FILE_NAME, "search")?;
+    holds(&args.output, "search", (DasReport::FILE_NAME, ""))?;
     let stop = stop_flag("stopping; finished subspaces are kept (again: stop at once)")?;
     let file = args.task.display();
     match (&recipe, &args.model) {

@@ -7,5 +7,5 @@ mod progress;
 
 pub use failure::{INTERRUPTED, exit_code, report_panics};
 pub use interrupt::{end_at_once, on_signal, stop_flag};
-pub use output::{bytes, grouped, note, percent, share};
+pub use output::{Rows, bytes, command, grouped, holds, note, percent, share, show};
 pub use progress::{TrainProgress, duration};

@@ -1,6 +1,8 @@
-use std::io::{self, Write};
+use std::fs;
+use std::io::{self, ErrorKind, Write};
+use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 pub use reft_report::grouped;
 use serde::Serialize;
@@ -41,6 +43,31 @@ pub fn result(
     for_people: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     if in_json { json(value) } else { for_people() }
+}
+
+/// Whether a directory to write holds a `what` already, which is known by how a file begins; what killed programs leave is no other's.
+///
+/// # Errors
+/// If it holds something else, or cannot be read.
+pub fn holds(directory: &Path, what: &str, (file, beginning): (&str, &str)) -> Result<bool> {
+    let name = directory.display();
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        entries => entries.with_context(|| format!("cannot write into {name}"))?,
+    };
+    if fs::read_to_string(directory.join(file)).is_ok_and(|text| text.starts_with(beginning)) {
+        return Ok(true);
+    }
+    for entry in entries {
+        let other = entry.with_context(|| format!("cannot read {name}"))?.file_name();
+        if !other.to_string_lossy().starts_with(".partial-") {
+            let other = other.display();
+            bail!(
+                "{name} is not empty and no {what} with {file} (it holds {other}); name another directory"
+            );
+        }
+    }
+    Ok(false)
 }
 
 /// Says something on stderr. If nobody listens there, nobody needs to know.
@@ -90,6 +117,25 @@ pub fn bytes(n: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{n} B") } else { format!("{size:.1} {}", UNITS[unit]) }
+}
+
+/// The command line as it was given, for the report.
+pub fn command() -> String {
+    let quoted = |word: String| {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./+=:,".contains(c);
+        if word.chars().all(is_plain) { word } else { format!("'{word}'") }
+    };
+    let words = std::env::args().skip(1).map(quoted);
+    std::iter::once("reft".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
+}
+
+/// Prints a report, and says where its page is.
+pub fn show(in_json: bool, report: &impl Serialize, markdown: &str, page: &Path) -> Result<()> {
+    result(in_json, report, || {
+        piece(markdown)?;
+        note(format!("report: {}", page.display()));
+        Ok(())
+    })
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use reft_bench::Error;
+use reft_methods::adapter_bytes;
 use reft_models::{AdapterStack, Model};
 use reft_train::{Dataset, Encoding, Learner, NextToken, Outcome, Summary, Trainer, read_records};
 use serde_json::json;
@@ -10,7 +11,7 @@ use toml::Table;
 
 use crate::machine::{DeviceChoice, MachineOptions};
 use crate::model::{ModelText, examples, open_config, open_decoder};
-use crate::options::{Flags, Text};
+use crate::options::Flags;
 use crate::terminal::{TrainProgress, bytes, duration, grouped, note, output, share, stop_flag};
 use crate::train::config_file;
 use crate::train::directory::{self, TrainDirectory};
@@ -81,7 +82,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let adapters = method.adapters(config.seed, &decoder, &model)?;
     let learner = Learner::new(&decoder, &AdapterStack::of_boxed(&adapters)?, &NextToken);
 
-    let device = Text(DeviceChoice::of(decoder.device()));
+    let device = DeviceChoice::of(decoder.device());
     let machine = MachineOptions { device, threads: Some(threads), ..machine };
     let parts = [table(&run)?, table(&config)?, table(&machine)?, method.resolved(&run)?];
     let mut resolved: Table = parts.into_iter().flatten().collect();
@@ -134,7 +135,7 @@ fn report(
         Outcome::Finished(summary) => (summary, true),
         Outcome::Interrupted(summary) => (summary, false),
     };
-    let adapter_bytes = if is_finished { Some(directory.adapter_bytes()?) } else { None };
+    let adapter_bytes = if is_finished { Some(adapter_bytes(output)?) } else { None };
     let (first, plan) = (directory.first_loss(), progress.plan.as_ref());
     let json = json!({
         "output": output,

@@ -2,11 +2,12 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
-use reft_methods::{adapter_bytes, adapters_in, remove_adapter};
+use anyhow::{Context, Result};
+use reft_methods::{adapters_in, remove_adapter};
 use reft_models::write_text;
 use toml::{Table, toml};
 
+use crate::terminal::holds;
 use crate::train::config_file;
 use crate::train::run_options::in_toml;
 
@@ -50,25 +51,7 @@ pub fn options_of_run(directory: &Path) -> Result<Option<Table>> {
 /// # Errors
 /// If it holds something else.
 pub fn holds_run(directory: &Path) -> Result<bool> {
-    let name = directory.display();
-    let entries = match fs::read_dir(directory) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
-        entries => entries.with_context(|| format!("cannot write into {name}"))?,
-    };
-    if fs::read_to_string(directory.join(OPTIONS)).is_ok_and(|text| text.starts_with(HEADER)) {
-        return Ok(true);
-    }
-    for entry in entries {
-        let file = entry.with_context(|| format!("cannot read {name}"))?.file_name();
-        if !file.to_string_lossy().starts_with(".partial-") {
-            // what a killed program leaves is no other's
-            let file = file.display();
-            bail!(
-                "{name} is not empty and no run of reft train (it holds {file}); name another directory"
-            );
-        }
-    }
-    Ok(false)
+    holds(directory, "run of reft train", (OPTIONS, HEADER))
 }
 
 /// Checks that a run goes on with the options that it was begun with.
@@ -143,14 +126,6 @@ impl TrainDirectory {
         let metrics = fs::read_to_string(self.path.join(METRICS)).ok()?;
         let rows = metrics.lines().filter_map(|line| serde_json::from_str(line).ok());
         rows.map(|row: serde_json::Value| row["loss"].as_f64()).find_map(|loss| loss)
-    }
-
-    /// Size of the adapter's files in bytes.
-    ///
-    /// # Errors
-    /// If they are not there.
-    pub fn adapter_bytes(&self) -> Result<u64> {
-        Ok(adapter_bytes(&self.path)?)
     }
 }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use toml::Table;
 
 use crate::machine::MachineOptions;
-use crate::options::{Declared, FlagGroup, Text, in_flags, method_name};
+use crate::options::{Declared, FlagGroup, in_flags, method_name};
 
 declare_options! {
     /// The options of a run that are neither its method's nor its trainer's.
@@ -35,7 +35,7 @@ declare_options! {
         /// Compute the frozen model's part of an example in every step, instead of once
         no_reuse: bool = false, Switch("BOOL") in "Machine";
         /// Memory for the frozen model's part of examples, as 4GB or 512MiB [default: half of what is available]
-        reuse_memory: Option<Text<ByteSize>> = None, Text("SIZE") in "Machine";
+        reuse_memory: Option<ByteSize> = None, Text("SIZE") in "Machine";
         /// Directory for a file with what does not fit into that memory [default: it is computed again]
         reuse_dir: Option<PathBuf> = None, Text("DIR") in "Machine";
     }
@@ -52,16 +52,12 @@ const EXCLUSIVE_FLAGS: [(&str, &str); 2] =
     [("reuse_memory", "no_reuse"), ("reuse_dir", "no_reuse")];
 
 /// The flags of `reft train` that are given, by their names in files.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Deserialize)]
 pub struct TrainFlags(pub Table);
 
 impl FlagGroup for TrainFlags {
     fn declared() -> Vec<Declared> {
         declared()
-    }
-
-    fn of(given: Table) -> Result<Self> {
-        Ok(Self(given))
     }
 }
 
@@ -98,7 +94,7 @@ pub fn part<T: DeclaredOptions>(given: &Table) -> Result<T> {
 impl RunOptions {
     /// Where the frozen model's part of the examples is kept.
     pub fn reuse(&self) -> ReuseConfig {
-        let memory = self.reuse_memory.map(|size| size.0.as_u64());
+        let memory = self.reuse_memory.map(|size| size.as_u64());
         ReuseConfig { memory, directory: self.reuse_dir.clone() }
     }
 

@@ -43,6 +43,21 @@ struct Texts {
     add_special_tokens: bool,
 }
 
+impl Content {
+    /// What it says, as a conversation; `None` if it is tokens.
+    pub fn messages(&self) -> Option<Vec<Message>> {
+        let (user, reply) = match self {
+            Self::Completion { prompt, completion } => (prompt.clone(), completion),
+            Self::Instruction { instruction, input, output, .. } => {
+                (joined(instruction, input), output)
+            }
+            Self::Chat { messages } => return Some(messages.clone()),
+            Self::Tokens { .. } => return None,
+        };
+        Some(vec![Message::new("user", user), Message::new("assistant", reply.as_str())])
+    }
+}
+
 impl TextEncoder<'_> {
     /// Tokens of a row's prompt, and of its completion with the end token.
     ///
@@ -103,9 +118,8 @@ impl TextEncoder<'_> {
             Template::Alpaca => alpaca(instruction, input),
             Template::Plain => joined(instruction, input),
             Template::Auto | Template::Chat => {
-                let asked = Message::new("user", joined(instruction, input));
-                let reply = Message::new("assistant", output.as_str());
-                return self.conversation(record, &[asked, reply]);
+                let messages = record.content.messages().unwrap_or_default();
+                return self.conversation(record, &messages);
             }
         };
         Ok(Texts { prompt, completion: output.clone(), add_special_tokens: true })
