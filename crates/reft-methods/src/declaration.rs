@@ -28,6 +28,8 @@ pub struct MethodDeclaration {
     /// Whether it changes how generated tokens are computed: given the cache of keys and values that the prompt left, the base model
     /// would compute something else. Prefixes and soft prompts act through that cache alone.
     pub acts_on_generated: bool,
+    /// Whether each row of a batch may have an adapter of its own.
+    pub per_row: bool,
     /// Decides what the options leave open, and checks it against a model: nothing is left to fail when training starts.
     pub resolve: fn(&str, &MethodOptions, &ModelDescription) -> Result<Box<dyn Method>>,
     /// Reads the configuration of an adapter directory.

@@ -30,11 +30,12 @@ fn of_method(method: &&MethodDeclaration) -> String {
         Merging::IntoWeights => "yes".to_owned(),
         Merging::Never(reason) => format!("no: {reason}"),
     };
-    let acts = if method.acts_on_generated { "yes" } else { "no" };
+    let yes_or_no = |is_so| if is_so { "yes" } else { "no" };
+    let (acts, per_row) = (yes_or_no(method.acts_on_generated), yes_or_no(method.per_row));
     let name = format!("`{}`<br>{}", method.name, method.title);
     let files = code(method.files.names().iter().copied());
     let options = code(method.options.iter().map(|option| option.name));
-    row([&name, method.equation, method.source, &files, &merges, acts, &options])
+    row([&name, method.equation, method.source, &files, &merges, acts, per_row, &options])
 }
 
 fn of_option(option: &&MethodOption) -> String {
@@ -59,6 +60,7 @@ fn tables_of_methods_and_options_are_those_of_the_declarations()
         "files",
         "merges into the weights",
         "acts on generated tokens",
+        "an adapter per row",
         "options",
     ];
     let mut expected = table(heads, METHODS.iter().map(of_method));

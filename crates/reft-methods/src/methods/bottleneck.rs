@@ -32,6 +32,7 @@ pub(crate) const SERIES: MethodDeclaration = MethodDeclaration {
     files: AdapterFiles::Own,
     merging: Merging::Never("it is an MLP of its own, with an activation inside"),
     acts_on_generated: true,
+    per_row: true,
     resolve: resolve::<BottleneckConfig>,
     read: read::<BottleneckConfig>,
 };

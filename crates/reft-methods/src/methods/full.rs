@@ -26,6 +26,7 @@ pub(crate) const FULL: MethodDeclaration = MethodDeclaration {
     files: AdapterFiles::Weights,
     merging: Merging::IntoWeights,
     acts_on_generated: true,
+    per_row: false,
     resolve: |_, _, _| Ok(Box::new(Full)),
     read: |_| Ok(Box::new(Full)),
 };

@@ -27,6 +27,7 @@ pub(crate) const IA3: MethodDeclaration = MethodDeclaration {
     files: AdapterFiles::Peft("IA3"),
     merging: Merging::IntoWeights,
     acts_on_generated: true,
+    per_row: true,
     resolve: resolve::<Ia3Config>,
     read: read::<Ia3Config>,
 };

@@ -32,6 +32,7 @@ pub(crate) const LORA: MethodDeclaration = MethodDeclaration {
     files: AdapterFiles::Peft("LORA"),
     merging: Merging::IntoWeights,
     acts_on_generated: true,
+    per_row: true,
     resolve: resolve::<LoraConfig>,
     read: read::<LoraConfig>,
 };

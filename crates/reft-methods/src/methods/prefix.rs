@@ -30,6 +30,7 @@ pub(crate) const PREFIX: MethodDeclaration = MethodDeclaration {
     files: AdapterFiles::Peft("PREFIX_TUNING"),
     merging: Merging::Never("its keys and values stand before those that the weights make"),
     acts_on_generated: false,
+    per_row: false,
     resolve: resolve::<PrefixConfig>,
     read: read::<PrefixConfig>,
 };

@@ -23,6 +23,7 @@ pub(crate) const PROMPT: MethodDeclaration = MethodDeclaration {
     files: AdapterFiles::Peft("PROMPT_TUNING"),
     merging: Merging::Never("its embeddings stand before the prompt's own"),
     acts_on_generated: false,
+    per_row: false,
     resolve: resolve::<PromptConfig>,
     read: read::<PromptConfig>,
 };

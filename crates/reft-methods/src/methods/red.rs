@@ -26,6 +26,7 @@ pub(crate) const RED: MethodDeclaration = MethodDeclaration {
         "it scales and shifts hidden states, and the blocks have no bias for it",
     ),
     acts_on_generated: true,
+    per_row: true,
     resolve: resolve::<RedConfig>,
     read: read::<RedConfig>,
 };

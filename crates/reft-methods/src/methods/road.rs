@@ -33,6 +33,7 @@ pub(crate) const ROAD: MethodDeclaration = MethodDeclaration {
     files: AdapterFiles::Peft("ROAD"),
     merging: Merging::IntoWeights,
     acts_on_generated: true,
+    per_row: true,
     resolve: resolve::<RoadConfig>,
     read: read::<RoadConfig>,
 };

@@ -34,6 +34,7 @@ pub(crate) const LOREFT: MethodDeclaration = MethodDeclaration {
     files: AdapterFiles::Reft,
     merging: Merging::Never("it edits hidden states of the prompt and leaves those of the reply"),
     acts_on_generated: false,
+    per_row: true,
     resolve,
     read: |dir| Ok(Box::new(ReftConfig::read(dir)?)),
 };
