@@ -4,7 +4,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use reft_train::seed_of;
 
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 
 /// A causal model: variables that are given, and variables that are functions of others.
 ///

@@ -4,9 +4,8 @@ use reft_core::PrincipalComponents;
 use reft_models::{Model, Place, Row, Site, load_safetensors};
 use tch::{Kind, Tensor};
 
-use crate::alignment::adapter::Alignment;
 use crate::error::{Error, Result, refuse};
-use crate::interchange::source_states::source_states;
+use crate::{Alignment, source_states};
 
 /// How a direction is made of two sets of hidden states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

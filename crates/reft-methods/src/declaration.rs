@@ -4,8 +4,7 @@ use std::path::Path;
 use reft_core::MapKind;
 use reft_models::{Adapter, Model, ModelDescription};
 
-use crate::error::Result;
-use crate::options::{MethodOption, MethodOptions};
+use crate::{MethodOption, MethodOptions, Result};
 
 /// What the workspace knows of a method: from it come flags, recipes, what `inspect`, `plan`, `bench` and `compare` show, and the
 /// documentation's table.

@@ -4,8 +4,7 @@ use std::path::Path;
 use reft_models::{Model, Weight, atomic_directory, io_error, save_safetensors};
 use tch::{Tensor, no_grad};
 
-use crate::declaration::AdapterFiles;
-use crate::error::{Error, Result};
+use crate::{AdapterFiles, Error, Result};
 
 /// A model's weights by name, to be changed in place by the adapter that is merged.
 pub(crate) struct MergedWeights(HashMap<String, Tensor>);

@@ -6,8 +6,7 @@ use serde::de::DeserializeOwned;
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
-use crate::error::{Error, Result};
-use crate::target_modules::TargetModules;
+use crate::{Error, Result, TargetModules};
 
 /// An option that one or several methods have.
 #[derive(Debug, PartialEq, Eq)]

@@ -7,11 +7,9 @@ use reft_models::{Adapter, AdapterStack, Model, ModelDescription};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
-use crate::declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
-use crate::error::{Error, Result};
 use crate::files::adapter_file;
-use crate::methods::METHODS;
 use crate::options::{MethodOption, MethodOptions, union};
+use crate::{AdapterFiles, Error, METHODS, Merging, Method, MethodDeclaration, Result};
 
 /// Their names.
 pub fn method_names() -> Vec<&'static str> {

@@ -3,12 +3,11 @@ use std::path::Path;
 
 use reft_models::{BaseModel, Component, Site, load_safetensors};
 
-use crate::declaration::{AdapterFiles, MethodDeclaration};
-use crate::error::Result;
 use crate::files::adapter_file;
-use crate::options::MethodOptions;
-use crate::reft::config::ReftConfig;
-use crate::registry::{Methods, adapter_bytes, adapters_in};
+use crate::{
+    AdapterFiles, MethodDeclaration, MethodOptions, Methods, ReftConfig, Result, adapter_bytes,
+    adapters_in,
+};
 
 /// What an adapter directory holds, told without its base model's weights.
 #[derive(Debug, Clone, PartialEq)]

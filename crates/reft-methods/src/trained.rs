@@ -14,12 +14,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tch::{Device, Kind, Tensor};
 
-use crate::declaration::{Method, MethodDeclaration};
-use crate::error::{Error, Result};
 use crate::files::adapter_file::{self, Shapes};
 use crate::merge::MergedWeights;
-use crate::options::MethodOptions;
 use crate::target_modules::share_an_input;
+use crate::{Error, Method, MethodDeclaration, MethodOptions, Result};
 
 /// A method with everything decided, which is the configuration in its adapters' files too.
 pub(crate) trait TensorMethod:

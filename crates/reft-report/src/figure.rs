@@ -1,8 +1,7 @@
 use std::fmt::Write;
 
-use crate::escape::escape;
 use crate::page::STYLE;
-use crate::plots::Curve;
+use crate::{Curve, escape};
 
 /// Writes a plot with its title, a note, and a legend of curves, which may be empty.
 ///

@@ -1,6 +1,6 @@
 //! A heat map: a value at every point of a grid, as SVG that takes its colours from the page.
 
-use crate::escape::escape;
+use crate::escape;
 use crate::svg::Svg;
 
 const WIDTH: f64 = 460.0;

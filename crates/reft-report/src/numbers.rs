@@ -1,6 +1,6 @@
 //! Numbers as people read them.
 
-use crate::spread::Spread;
+use crate::Spread;
 
 /// Mean ± standard deviation with a number of decimals.
 pub fn spread(spread: &Spread, decimals: usize) -> String {

@@ -1,7 +1,7 @@
 //! The plots, as SVG that takes its colours from the page.
 
 use crate::axis::Axis;
-use crate::escape::escape;
+use crate::escape;
 use crate::svg::Svg;
 
 const WIDTH: f64 = 460.0;

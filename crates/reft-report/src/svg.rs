@@ -1,6 +1,6 @@
 use std::fmt::{Arguments, Write};
 
-use crate::escape::escape;
+use crate::escape;
 
 /// A drawing that is being made: SVG that takes its colours from the page.
 pub(crate) struct Svg(String);

@@ -3,12 +3,7 @@ use std::ops::Range;
 use reft_core::Parameter;
 use tch::{Kind, Tensor};
 
-use crate::Result;
-use crate::data::batch::Batch;
-use crate::data::encoding::Encoding;
-use crate::data::example::{Example, Sequence};
-use crate::data::record::Record;
-use crate::forward::outputs::Forwards;
+use crate::{Batch, Encoding, Example, Forwards, Record, Result, Sequence};
 
 /// What is learned: which examples rows become, and the loss of a batch of them.
 ///

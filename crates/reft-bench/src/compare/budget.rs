@@ -3,7 +3,7 @@ use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-use crate::compare::config::MethodEntry;
+use crate::MethodEntry;
 use crate::fields::{read_fields, with_field};
 
 /// How long and how every method is trained: in files the options of training that are marked as recipes'.

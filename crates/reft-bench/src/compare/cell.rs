@@ -6,9 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::compare::config::slug;
-use crate::compare::plan::ComparisonPlan;
-use crate::error::Result;
-use crate::tasks::score::Score;
+use crate::{ComparisonPlan, Result, Score};
 
 /// One run of the comparison: a method with a learning rate and a seed, or the base model.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

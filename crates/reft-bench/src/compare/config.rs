@@ -4,11 +4,8 @@ use reft_methods::{MethodOptions, resolve};
 use reft_models::{Key, ModelDescription, line_of, read_text, toml_error};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::compare::budget::Budget;
-use crate::compare::sweep::SweepConfig;
-use crate::error::{Error, Result};
 use crate::fields::{read_fields, with_field};
-use crate::precision::Precision;
+use crate::{Budget, Error, Precision, Result, SweepConfig};
 
 /// What is compared, on what, with which budget.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

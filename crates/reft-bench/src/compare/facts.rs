@@ -5,7 +5,7 @@ use reft_train::{Content, Example};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::tasks::question::Question;
+use crate::Question;
 
 /// What the data are.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

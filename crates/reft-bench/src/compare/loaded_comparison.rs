@@ -11,13 +11,11 @@ use reft_models::{
 use reft_train::{Dataset, Encoding, Example, IGNORE_INDEX, TextEncoder};
 use tch::Device;
 
-use crate::compare::config::{CompareConfig, MethodEntry};
-use crate::compare::facts::{DataFacts, Leakage, PartFacts};
 use crate::compare::plan::{ComparisonPlan, version_in};
-use crate::error::{Error, Result};
-use crate::machine::Machine;
 use crate::tasks::question::{EncodedQuestion, Question, cut, encode_questions, read_questions};
-use crate::tasks::task_config::TaskConfig;
+use crate::{
+    CompareConfig, DataFacts, Error, Leakage, Machine, MethodEntry, PartFacts, Result, TaskConfig,
+};
 
 /// A comparison as it is asked for.
 #[derive(Debug, Clone, PartialEq)]

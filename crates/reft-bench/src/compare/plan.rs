@@ -5,12 +5,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::compare::cell::{Cell, CellResult};
-use crate::compare::config::CompareConfig;
 use crate::compare::facts::{DataFacts, hex};
-use crate::error::{Error, Result};
-use crate::machine::Machine;
-use crate::tasks::task_config::TaskConfig;
+use crate::{Cell, CellResult, CompareConfig, Error, Machine, Result, TaskConfig};
 
 /// Everything that a comparison is, with every file read and every default filled in: its `plan.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -8,15 +8,13 @@ use reft_train::{
     Learner, NextToken, Outcome, Plan as TrainPlan, Progress, StepStats, TrainConfig, Trainer,
 };
 
-use crate::compare::cell::{Cell, CellResult, TestResult};
-use crate::compare::config::MethodEntry;
-use crate::compare::loaded_comparison::LoadedComparison;
 use crate::compare::plan::choose_rate;
-use crate::error::{Error, Result};
 use crate::machine::peak_memory;
-use crate::report::results::Report;
-use crate::tasks::question::EncodedQuestion;
 use crate::tasks::score::{Scorer, examples};
+use crate::{
+    Cell, CellResult, EncodedQuestion, Error, LoadedComparison, MethodEntry, Report, Result,
+    TestResult,
+};
 
 /// Runs every cell that is not finished, and writes the report after each method: `report.json`, `report.md`, `report.html`.
 ///

@@ -6,11 +6,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::compare::config::{CompareConfig, ConfigFile, slug};
-use crate::compare::loaded_comparison::Comparison;
 use crate::compare::plan::version_in;
-use crate::error::{Error, Result};
 use crate::fields::with_field;
-use crate::tasks::task_config::Metric;
+use crate::{Comparison, Error, Metric, Result};
 
 /// A grid of two values: the comparison is run once at each of its points.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -3,14 +3,11 @@ use std::path::{Path, PathBuf};
 use reft_models::{io_error, write_json_in_order};
 use tch::Device;
 
-use crate::compare::cell::Cell;
-use crate::compare::config::CompareConfig;
-use crate::compare::loaded_comparison::LoadedComparison;
 use crate::compare::plan::{ComparisonPlan, version_in};
-use crate::compare::run::run_comparison;
-use crate::compare::sweep::{SweepPlan, SweepPoint};
-use crate::error::{Error, Result};
-use crate::report::sweep::SweepReport;
+use crate::{
+    Cell, CompareConfig, Error, LoadedComparison, Result, SweepPlan, SweepPoint, SweepReport,
+    run_comparison,
+};
 
 /// A sweep with everything of all its points read, tokenised and checked.
 #[derive(Debug)]

@@ -3,9 +3,8 @@ use std::fs;
 use reft_models::{ModelDescription, ModelTensor, TensorRole, WeightStorage, io_error};
 use serde::Serialize;
 
-use crate::error::Result;
 use crate::planner::step::Shape;
-use crate::timing::case::TimingCase;
+use crate::{Result, TimingCase};
 
 /// Bytes that a training step holds at its peak, by what they are for.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]

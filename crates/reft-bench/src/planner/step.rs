@@ -6,9 +6,8 @@ use reft_train::{Learner, NextToken};
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
-use crate::error::Result;
 use crate::planner::memory::{self, MemoryPlan};
-use crate::timing::case::TimingCase;
+use crate::{Result, TimingCase};
 
 /// What a step of training takes.
 #[derive(Debug, Clone, PartialEq, Serialize)]

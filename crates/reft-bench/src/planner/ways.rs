@@ -1,7 +1,6 @@
 use reft_models::WeightStorage;
 
-use crate::precision::Precision;
-use crate::timing::case::TimingCase;
+use crate::{Precision, TimingCase};
 
 /// A case in another way, and the flags of `reft train` that change it.
 #[derive(Debug, Clone, PartialEq)]

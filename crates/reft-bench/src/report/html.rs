@@ -6,9 +6,8 @@ use reft_report::{
 };
 
 use crate::report::markdown::summary;
-use crate::report::results::{MethodReport, Report};
 use crate::report::table::score_spread;
-use crate::tasks::task_config::Metric;
+use crate::{MethodReport, Metric, Report};
 
 /// The report as one page that needs nothing else.
 pub(crate) fn html(report: &Report) -> String {

@@ -2,8 +2,7 @@ use std::fmt::Write;
 
 use reft_report::{bytes, grouped};
 
-use crate::report::results::Report;
-use crate::tasks::task_config::TaskKind;
+use crate::{Report, TaskKind};
 
 /// Writes the report as Markdown.
 pub(super) fn write_markdown(out: &mut String, report: &Report) -> std::fmt::Result {

@@ -5,12 +5,10 @@ use reft_models::{write_json_in_order, write_text};
 use reft_report::{Spread, svg_file};
 use serde::{Deserialize, Serialize};
 
-use crate::compare::cell::{Cell, CellResult, TestResult};
 use crate::compare::plan::{ComparisonPlan, choose_rate};
-use crate::error::Result;
 use crate::report::html::{html, score_plot};
 use crate::report::markdown::write_markdown;
-use crate::tasks::task_config::Metric;
+use crate::{Cell, CellResult, Metric, Result, TestResult};
 
 /// What a comparison has come to: `report.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -7,13 +7,10 @@ use reft_report::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::compare::sweep::{PointPlan, SweepAxis, SweepPlan};
-use crate::error::Result;
 use crate::report::html::{LEGEND, capital};
 use crate::report::markdown::summary;
-use crate::report::results::{MethodReport, Report};
 use crate::report::table::{Cell, Row, Table, nothing, score, score_spread, short_score};
-use crate::tasks::task_config::Metric;
+use crate::{MethodReport, Metric, PointPlan, Report, Result, SweepAxis, SweepPlan};
 
 /// What a sweep has come to: its `report.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -1,7 +1,7 @@
 use reft_report::{COLOURS, Spread, bytes, grouped, percent, seconds, spread};
 
-use crate::report::results::{MethodReport, RateReport, Report};
 use crate::report::table::{Cell, Row, Table, nothing, score, score_spread};
+use crate::{MethodReport, RateReport, Report};
 
 const HEADS: [&str; 11] = [
     "method",

@@ -1,7 +1,7 @@
 use reft_models::{AdapterStack, Layout, Mode, Model, PaddingSide, Row};
 use tch::{Kind, Tensor};
 
-use crate::error::Result;
+use crate::Result;
 
 /// For every row the sum of `log p` over the tokens after its prompt, in the order given.
 pub(crate) fn log_probabilities(

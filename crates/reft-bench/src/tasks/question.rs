@@ -4,9 +4,8 @@ use std::path::Path;
 use reft_models::{Row, read_text};
 use reft_train::{Content, Encoding, Example, Record, TextTemplate, column, read_records};
 
-use crate::error::{Error, Result};
 use crate::tasks::table::{TableRow, read_table};
-use crate::tasks::task_config::{Scoring, TaskConfig, TaskKind};
+use crate::{Error, Result, Scoring, TaskConfig, TaskKind};
 
 /// A row of a task: what is asked, what is to be said, and what may be chosen.
 #[derive(Debug, Clone, PartialEq, Eq)]

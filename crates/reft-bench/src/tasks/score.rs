@@ -6,11 +6,10 @@ use reft_models::{Generated, GenerationConfig, Row, Tokenizer, generate};
 use reft_train::{Example, Learner};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
 use crate::tasks::answer::{after_lead, arithmetic};
 use crate::tasks::likelihood::{best_next_tokens, log_probabilities};
 use crate::tasks::question::{EncodedQuestion, LEAD};
-use crate::tasks::task_config::{Metric, Scoring, TaskConfig, TaskKind};
+use crate::{Error, Metric, Result, Scoring, TaskConfig, TaskKind};
 
 /// How well a model does on a task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -5,7 +5,7 @@ use reft_models::read_text;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 
 /// A row of a data file by column name.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,8 +5,8 @@ use reft_models::{Key, line_of, read_text, toml_error};
 use reft_train::{Template, TextTemplate};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
 use crate::fields::with_field;
+use crate::{Error, Result};
 
 /// What a task measures and how its rows become prompts: a built-in name, or a small TOML file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -9,9 +9,7 @@ use reft_train::{Example, IGNORE_INDEX, Learner};
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
-use crate::error::Result;
-use crate::precision::Precision;
-use crate::timing::floor::FloorAdapter;
+use crate::{FloorAdapter, Precision, Result};
 
 /// The name of the frozen floor among methods.
 pub const FLOOR: &str = "floor";

@@ -4,7 +4,7 @@ use reft_core::Parameter;
 use reft_models::{Adapter, Error, HookPoint, Hooks, Layout, Mode, Result, Span};
 use tch::{Device, Kind, Tensor};
 
-use crate::timing::case::FLOOR;
+use crate::FLOOR;
 
 /// The frozen floor: what a step costs before any method does something.
 ///

@@ -8,7 +8,7 @@ use reft_train::{Dataset, Example, Learner, NextToken, Shuffle, Step, TrainConfi
 use serde::{Deserialize, Serialize};
 use tch::{Cuda, Device, Kind};
 
-use crate::error::Result;
+use crate::Result;
 use crate::machine::peak_memory;
 use crate::timing::case::{TimingCase, refused};
 

@@ -6,11 +6,7 @@ use reft_report::grouped;
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
-use crate::error::Result;
-use crate::machine::Machine;
-use crate::precision::Precision;
-use crate::timing::case::{FLOOR, TimingCase};
-use crate::timing::measure::{GenerationSeconds, Measured};
+use crate::{FLOOR, GenerationSeconds, Machine, Measured, Precision, Result, TimingCase};
 
 /// What was measured, method by method.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -4,7 +4,7 @@ use reft_core::{AlignmentSet, Annealing};
 use reft_train::{Batch, Forwards, Objective, Result, Term};
 use tch::{Kind, Tensor};
 
-use crate::alignment::runs::InterchangeRuns;
+use crate::InterchangeRuns;
 
 /// The objective of distributed alignment search: base runs with swaps should answer as the causal model does.
 ///

@@ -5,13 +5,8 @@ use reft_models::{Mode, TokenAt, send};
 use reft_train::{Batch, Example, cross_entropy};
 use tch::Tensor;
 
-use crate::Result;
-use crate::alignment::adapter::Alignment;
-use crate::alignment::variable_swap::VariableSwap;
-use crate::error::Error;
 use crate::interchange::accuracy::{Accuracy, hits, per_example};
-use crate::interchange::base_runs::BaseRuns;
-use crate::interchange::hooks::Swap;
+use crate::{Alignment, BaseRuns, Error, Result, Swap, VariableSwap};
 
 /// Base runs with the coordinates of variables taken from source runs.
 ///

@@ -3,10 +3,7 @@ use std::ops::Range;
 use reft_models::{Model, Place, Row};
 use tch::Tensor;
 
-use crate::Result;
-use crate::alignment::adapter::Alignment;
-use crate::error::Error;
-use crate::interchange::source_states::{SourceToken, source_states};
+use crate::{Alignment, Error, Result, SourceToken, source_states};
 
 /// The swaps of one variable, one entry for each counterfactual.
 #[derive(Debug)]

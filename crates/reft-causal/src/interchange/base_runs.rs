@@ -9,7 +9,7 @@ use tch::Tensor;
 
 use crate::interchange::accuracy::per_example;
 use crate::interchange::base_row::{BasePast, BaseRow};
-use crate::interchange::hooks::{InterchangeHooks, Swap};
+use crate::{InterchangeHooks, Swap};
 
 /// A model, and its runs on the bases of counterfactuals.
 ///

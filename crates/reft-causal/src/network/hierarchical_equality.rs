@@ -4,9 +4,8 @@ use reft_models::Row;
 use reft_train::{Example, IGNORE_INDEX, seed_of};
 use tch::{Device, Tensor};
 
-use crate::causal_model::{CausalModel, Counterfactual, Variable};
 use crate::error::{Result, refuse};
-use crate::interchange::source_states::SourceToken;
+use crate::{CausalModel, Counterfactual, SourceToken, Variable};
 
 /// The textbook task `(w = x) = (y = z)` on four objects (Geiger et al. 2023, arXiv:2303.02536): its causal model, its inputs, and
 /// counterfactuals whose answers are known.

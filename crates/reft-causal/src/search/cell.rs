@@ -3,10 +3,7 @@ use std::path::{Path, PathBuf};
 use reft_models::io_error;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
-use crate::interchange::accuracy::Accuracy;
-use crate::search::options::DasAlignment;
-use crate::search::searched::ComponentOrHead;
+use crate::{Accuracy, ComponentOrHead, DasAlignment, Result};
 
 /// One search: a place, a token and a rank, in the model or in one that was never trained.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,17 +9,13 @@ use sha2::{Digest, Sha256};
 use tch::Tensor;
 
 use crate::error::{Error, Result, refuse};
-use crate::interchange::accuracy::Accuracy;
-use crate::interchange::base_runs::BaseRuns;
-use crate::interchange::source_states::source_states;
 use crate::search::cell::{CellFile, DasCell};
 use crate::search::group::{self, PlannedCell};
-use crate::search::options::DasOptions;
-use crate::search::report::das_report::DasReport;
-use crate::search::searched::{ComponentOrHead, Searched};
-use crate::search::tasks::das_task::DasTask;
 use crate::search::tasks::pairs::{Pairs, draw_pairs};
-use crate::search::tasks::position::PositionName;
+use crate::{
+    Accuracy, BaseRuns, ComponentOrHead, DasOptions, DasReport, DasTask, PositionName, Searched,
+    source_states,
+};
 
 /// A search with everything read and checked.
 pub struct DasSearch<'a> {

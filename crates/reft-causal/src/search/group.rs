@@ -12,16 +12,13 @@ use reft_train::{
 };
 use tch::{Kind, Tensor};
 
-use crate::alignment::adapter::Alignment;
-use crate::alignment::objective::InterchangeObjective;
-use crate::alignment::runs::InterchangeRuns;
-use crate::alignment::variable_swap::VariableSwap;
-use crate::error::{Error, Result};
-use crate::interchange::base_runs::BaseRuns;
 use crate::search::cell::{CellFile, DasCell, MeasuredShare};
-use crate::search::options::{DasAlignment, DasOptions, Start};
 use crate::search::subspace::{leading_neurons, mean_directions};
 use crate::search::tasks::pairs::Pairs;
+use crate::{
+    Alignment, BaseRuns, DasAlignment, DasOptions, Error, InterchangeObjective, InterchangeRuns,
+    Result, Start, VariableSwap,
+};
 
 /// A cell to be searched.
 pub(crate) struct PlannedCell {

@@ -3,8 +3,8 @@ use std::str::FromStr;
 
 use reft_models::{Component, Decoder, Model, Place, Site, Weights};
 
+use crate::BaseRuns;
 use crate::error::{Error, Result, refuse};
-use crate::interchange::base_runs::BaseRuns;
 
 /// A model that can be searched.
 pub trait Searched {

@@ -1,7 +1,6 @@
 use tch::{Kind, Tensor};
 
-use crate::edits::intervention::{Intervention, Subspace, check_hidden_size, in_f32};
-use crate::{Error, Result};
+use crate::{Error, Intervention, Result, Subspace, check_hidden_size, in_f32};
 
 /// Edits that put the same into every hidden state, to ask what a place is needed for.
 ///

@@ -4,13 +4,11 @@ use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
 use crate::edits::loreft::{Edit, Source, Target};
-use crate::edits::method::{Init, InterventionConfig, Method};
 use crate::maps::orthonormal::{
     OrthonormalMap, RAW, check_orthonormal, constants_of, load_state, orthonormality_error,
     random_columns,
 };
-use crate::parameter::Parameter;
-use crate::{Error, Result};
+use crate::{Error, Init, InterventionConfig, Method, Parameter, Result};
 
 /// The trainable numbers of `n` interventions of one method on hidden states of size `d`.
 ///

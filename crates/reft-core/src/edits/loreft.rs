@@ -1,8 +1,6 @@
 use tch::Tensor;
 
-use crate::Result;
-use crate::edits::intervention::{Intervention, Subspace, check_hidden_size, in_f32};
-use crate::edits::method::Activation;
+use crate::{Activation, Intervention, Result, Subspace, check_hidden_size, in_f32};
 
 /// LoReFT and the edits that are made from it: a hidden state's coordinates in a learned subspace are replaced.
 ///

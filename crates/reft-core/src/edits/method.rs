@@ -1,6 +1,5 @@
-use crate::maps::orthonormal::MapKind;
 use crate::names;
-use crate::{Error, Result};
+use crate::{Error, MapKind, Result};
 
 /// The edits of representation fine-tuning.
 ///

@@ -3,14 +3,11 @@ use std::collections::BTreeMap;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::interchanges::coordinate_gate::{boundary_gate, sigmoid_gate};
-use crate::interchanges::interchange::SubspaceInterchange;
 use crate::maps::orthonormal::{
     MapKind, OrthonormalMap, RAW, constants_of, load_state, random_columns,
 };
 use crate::names;
-use crate::parameter::Parameter;
-use crate::{Error, Result};
+use crate::{Error, Parameter, Result, SubspaceInterchange, boundary_gate, sigmoid_gate};
 
 /// What distributed alignment search learns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]

@@ -3,9 +3,8 @@ use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::edits::intervention::{check_hidden_size, in_f32};
 use crate::maps::orthonormal::check_orthonormal;
-use crate::{Error, Result};
+use crate::{Error, Result, check_hidden_size, in_f32};
 
 /// An edit of a base run's hidden states with those of a source run: an interchange intervention.
 ///

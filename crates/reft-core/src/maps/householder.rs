@@ -1,7 +1,6 @@
 use tch::{Device, Kind, Tensor};
 
-use crate::maps::orthonormal::OrthonormalMap;
-use crate::{Error, Result};
+use crate::{Error, OrthonormalMap, Result};
 
 /// Products of Householder reflections in compact WY form.
 ///

@@ -3,11 +3,8 @@ use std::fmt::Debug;
 
 use tch::{Kind, Tensor};
 
-use crate::maps::householder::Householder;
-use crate::maps::qr::Qr;
 use crate::names;
-use crate::parameter::Parameter;
-use crate::{Error, Result};
+use crate::{Error, Householder, Parameter, Qr, Result};
 
 /// How `n` trainable matrices are mapped to matrices with orthonormal columns.
 ///

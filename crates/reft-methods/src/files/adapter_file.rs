@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tch::Tensor;
 
-use crate::declaration::AdapterFiles;
+use crate::AdapterFiles;
 
 /// Where in the tensors' file the model's identity stands: PEFT does not look at the metadata, and its configuration has no place for it.
 const BASE_MODEL: &str = "base_model";

@@ -6,11 +6,13 @@ use reft_models::{
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::declaration::{AdapterFiles, Merging, MethodDeclaration};
 use crate::files::own_config::{Branches, FORMAT_VERSION, tensor_name};
-use crate::options::{ACT_FN, BOTTLENECK_SIZE, COMPONENTS, LAYERS, MethodOptions};
 use crate::trained::{
     Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, check_positive, read, resolve,
+};
+use crate::{
+    ACT_FN, AdapterFiles, BOTTLENECK_SIZE, COMPONENTS, LAYERS, Merging, MethodDeclaration,
+    MethodOptions,
 };
 
 /// Series adapters: a small MLP behind a branch of every block.

@@ -7,10 +7,9 @@ use reft_models::{
 };
 use tch::Tensor;
 
-use crate::declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
 use crate::files::adapter_file::{self, Shapes};
 use crate::merge::weight_tensors;
-use crate::options::MethodOptions;
+use crate::{AdapterFiles, Merging, Method, MethodDeclaration, MethodOptions};
 
 /// Full fine-tuning: every weight of the model is trained.
 ///

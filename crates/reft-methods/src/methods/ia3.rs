@@ -5,13 +5,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Kind, Tensor};
 
-use crate::declaration::{AdapterFiles, Merging, MethodDeclaration};
 use crate::files::peft_fields::OtherFields;
 use crate::merge::MergedWeights;
-use crate::options::{FEEDFORWARD_MODULES, MethodOptions, TARGET_MODULES};
-use crate::target_modules::TargetModules;
 use crate::trained::{
     Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, read, resolve,
+};
+use crate::{
+    AdapterFiles, FEEDFORWARD_MODULES, Merging, MethodDeclaration, MethodOptions, TARGET_MODULES,
+    TargetModules,
 };
 
 /// (IA)³: learned factors for keys, values and the inner state of the MLP.

@@ -8,13 +8,15 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use tch::{Kind, Tensor, autocast, no_grad};
 
-use crate::declaration::{AdapterFiles, Merging, MethodDeclaration};
 use crate::files::peft_fields::{OtherFields, whole_if_it_is};
 use crate::merge::MergedWeights;
-use crate::options::{ALPHA, DROPOUT, LAYERS, MethodOption, MethodOptions, RANK, TARGET_MODULES};
 use crate::target_modules::{TargetModules, whole_match};
 use crate::trained::{
     Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, read, resolve, weight_of,
+};
+use crate::{
+    ALPHA, AdapterFiles, DROPOUT, LAYERS, Merging, MethodDeclaration, MethodOption, MethodOptions,
+    RANK, TARGET_MODULES,
 };
 
 const OPTIONS: &[&MethodOption] = &[&LAYERS, &RANK, &DROPOUT, &ALPHA, &TARGET_MODULES];

@@ -10,7 +10,7 @@ pub(crate) mod red;
 pub(crate) mod road;
 pub(crate) mod steering;
 
-use crate::declaration::MethodDeclaration;
+use crate::MethodDeclaration;
 use crate::reft::declaration as reft;
 
 /// Every method that can be trained.

@@ -5,12 +5,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Device, Tensor, no_grad};
 
-use crate::declaration::{AdapterFiles, Merging, MethodDeclaration};
 use crate::files::peft_fields::{OtherFields, check_model};
 use crate::methods::prompt::{cycled, virtual_tokens};
-use crate::options::{ENCODER_HIDDEN_SIZE, INIT_TOKENS, MethodOptions, N_VIRTUAL_TOKENS};
 use crate::trained::{
     Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, check_positive, read, resolve,
+};
+use crate::{
+    AdapterFiles, ENCODER_HIDDEN_SIZE, INIT_TOKENS, Merging, MethodDeclaration, MethodOptions,
+    N_VIRTUAL_TOKENS,
 };
 
 /// Prefix tuning: trained keys and values before every layer's own.

@@ -5,12 +5,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
-use crate::declaration::{AdapterFiles, Merging, MethodDeclaration};
 use crate::files::peft_fields::{OtherFields, check_model};
-use crate::options::{INIT, INIT_TOKENS, MethodOptions, N_VIRTUAL_TOKENS};
 use crate::trained::{
     Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, check_positive, read, resolve,
     weight_of,
+};
+use crate::{
+    AdapterFiles, INIT, INIT_TOKENS, Merging, MethodDeclaration, MethodOptions, N_VIRTUAL_TOKENS,
 };
 
 /// Prompt tuning: trained embeddings of virtual tokens before every prompt (Lester et al. 2021, arXiv:2104.08691).

@@ -4,12 +4,11 @@ use reft_models::{
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::declaration::{AdapterFiles, Merging, MethodDeclaration};
 use crate::files::own_config::{Branches, FORMAT_VERSION, tensor_name};
-use crate::options::{COMPONENTS, LAYERS, MethodOptions};
 use crate::trained::{
     Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, read, resolve,
 };
+use crate::{AdapterFiles, COMPONENTS, LAYERS, Merging, MethodDeclaration, MethodOptions};
 
 /// RED, representation editing: `h ← l ⊙ h + b` at every token.
 ///

@@ -5,13 +5,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Kind, Tensor};
 
-use crate::declaration::{AdapterFiles, Merging, MethodDeclaration};
 use crate::files::peft_fields::OtherFields;
 use crate::merge::MergedWeights;
-use crate::options::{MethodOption, MethodOptions, TARGET_MODULES, ValueKind};
-use crate::target_modules::TargetModules;
 use crate::trained::{
     Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, read, resolve,
+};
+use crate::{
+    AdapterFiles, Merging, MethodDeclaration, MethodOption, MethodOptions, TARGET_MODULES,
+    TargetModules, ValueKind,
 };
 
 /// RoAd: the outputs of projections are rotated and scaled in planes.

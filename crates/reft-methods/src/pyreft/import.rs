@@ -10,9 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use crate::pyreft::torch_pickle::load_torch_pickle;
-use crate::reft::adapter::ReftAdapter;
-use crate::reft::config::ReftConfig;
+use crate::{ReftAdapter, ReftConfig, load_torch_pickle};
 
 /// What a directory saved by pyreft does not say, and whoever imports it must.
 #[derive(Debug, Clone)]

@@ -11,9 +11,8 @@ use reft_models::{
 };
 use tch::{Device, Tensor};
 
-use crate::declaration::AdapterFiles;
 use crate::files::adapter_file::{Shapes, read_exactly};
-use crate::reft::config::ReftConfig;
+use crate::{AdapterFiles, ReftConfig};
 
 /// A ReFT adapter: interventions ⟨Φ, P, ℓ⟩ on the prompt's hidden states of a frozen decoder.
 #[derive(Debug)]

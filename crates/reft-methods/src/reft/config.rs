@@ -6,7 +6,7 @@ use reft_core::{
 use reft_models::{BaseModel, Component, Error, ModelDescription, Result, Site, read_json};
 use serde::{Deserialize, Serialize};
 
-use crate::declaration::AdapterFiles;
+use crate::AdapterFiles;
 use crate::files::own_config::{self, check_layers, check_version};
 
 /// `reft_config.json`: what a ReFT adapter is, apart from its numbers.

@@ -3,14 +3,11 @@ use std::path::Path;
 use reft_core::{InterventionConfig, MapKind, Method as Edit, Positions};
 use reft_models::{Adapter, BaseModel, Component, Model, ModelDescription};
 
-use crate::declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
-use crate::error::Result;
-use crate::options::{
-    ACT_FN, ADD_BIAS, COMPONENT, DROPOUT, INIT, LAYERS, MethodOptions, ORTHONORMAL_MAP,
-    POSITION_RULE, POSITIONS, RANK, SHARE_WEIGHTS,
+use crate::{
+    ACT_FN, ADD_BIAS, AdapterFiles, COMPONENT, DROPOUT, INIT, LAYERS, Merging, Method,
+    MethodDeclaration, MethodOptions, ORTHONORMAL_MAP, POSITION_RULE, POSITIONS, RANK, ReftAdapter,
+    ReftConfig, Result, SHARE_WEIGHTS,
 };
-use crate::reft::adapter::ReftAdapter;
-use crate::reft::config::ReftConfig;
 
 /// LoReFT: `Φ(h) = h + Rᵀ(W h + b − R h)`, the paper's strongest form.
 pub(crate) const LOREFT: MethodDeclaration = MethodDeclaration {

@@ -2,9 +2,8 @@ use std::ops::Range;
 
 use reft_models::{Layout, PaddingSide, Span};
 
-use crate::Result;
-use crate::data::example::{Example, IGNORE_INDEX, Sequence};
 use crate::data::needed::Needed;
+use crate::{Example, IGNORE_INDEX, Result, Sequence};
 
 /// Examples that are computed together: one forward and backward.
 #[derive(Debug, Clone, PartialEq)]

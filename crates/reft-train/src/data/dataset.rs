@@ -3,9 +3,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use sha2::{Digest, Sha256};
 
-use crate::data::example::{Example, Sequence};
-use crate::seed::seed_of;
-use crate::{Error, Result};
+use crate::{Error, Example, Result, Sequence, seed_of};
 
 /// Examples to train on, and examples held out.
 #[derive(Debug, Clone, Default, PartialEq)]

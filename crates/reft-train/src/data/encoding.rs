@@ -1,10 +1,7 @@
 use rayon::prelude::*;
 use reft_models::Row;
 
-use crate::data::example::{Example, IGNORE_INDEX, Sequence};
-use crate::data::record::{Content, Record};
-use crate::data::template::TextEncoder;
-use crate::{Error, Result};
+use crate::{Content, Error, Example, IGNORE_INDEX, Record, Result, Sequence, TextEncoder};
 
 /// How rows become tokens.
 #[derive(Debug, Clone, Copy)]

@@ -8,7 +8,6 @@ pub(crate) mod example;
 
 pub(crate) mod dataset;
 pub(crate) mod needed;
-pub(crate) mod order;
 
 pub(crate) mod batch;
 pub(crate) mod text_template;

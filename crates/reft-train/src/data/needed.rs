@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use reft_models::Row;
 
-use crate::data::example::Sequence;
+use crate::Sequence;
 
 /// What an objective needs of a sequence: its prompt, and the tokens up to the last whose final hidden state is read.
 #[derive(Debug, Clone, Copy)]

@@ -1,7 +1,6 @@
 use reft_models::{ChatTemplate, Message, Tokenizer};
 
-use crate::Result;
-use crate::data::record::{Content, Record};
+use crate::{Content, Record, Result};
 
 /// How a row becomes the text of a prompt and of a completion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -1,10 +1,8 @@
 use reft_models::{Cut, Hooks};
 use tch::{Kind, Tensor};
 
-use crate::Result;
-use crate::forward::outputs::Outputs;
 use crate::forward::pass::Pass;
-use crate::seed::seed_of;
+use crate::{Outputs, Result, seed_of};
 
 /// A forward with activation checkpointing (Chen et al. 2016, arXiv:1604.06174), one segment per block.
 ///

@@ -5,16 +5,11 @@ use reft_models::{AdapterStack, Mode, Model, Reach, Row};
 use serde::Serialize;
 use tch::Tensor;
 
-use crate::Result;
-use crate::data::batch::Batch;
-use crate::data::example::{Example, Sequence};
 use crate::data::needed::Needed;
 use crate::forward::checkpointed_pass::CheckpointedPass;
-use crate::forward::outputs::Forwards;
 use crate::forward::pass::Pass;
 use crate::forward::ready_batch::ReadyBatch;
-use crate::objective::Objective;
-use crate::reuse::frozen_store::FrozenStore;
+use crate::{Batch, Example, Forwards, FrozenStore, Objective, Result, Sequence};
 
 /// A frozen model, the adapters it is used with, and what they are to learn: what is trained and evaluated.
 #[derive(Clone)]

@@ -1,8 +1,7 @@
 use reft_models::{Mode, Model, Span, TokenAt, send};
 use tch::Tensor;
 
-use crate::data::batch::Batch;
-use crate::forward::cross_entropy::cross_entropy;
+use crate::{Batch, cross_entropy};
 
 /// The forwards of one batch that an objective has asked for.
 pub struct Forwards<'p> {

@@ -3,10 +3,8 @@ use std::ops::Range;
 use reft_models::{Forward, Hooks, Mode, Model, Past, Span, Stacked};
 use tch::Tensor;
 
-use crate::Result;
-use crate::forward::learner::Learner;
-use crate::forward::outputs::Outputs;
 use crate::forward::ready_batch::ReadyBatch;
+use crate::{Learner, Outputs, Result};
 
 /// One forward of a batch, stage by stage.
 pub(crate) struct Pass<'p> {

@@ -3,12 +3,9 @@ use std::rc::Rc;
 use reft_models::{Layout, Reach, Row, Span, send};
 use tch::Tensor;
 
-use crate::Result;
-use crate::data::batch::Batch;
-use crate::forward::learner::Learner;
 use crate::forward::outputs::Targets;
 use crate::reuse::frozen_row::{FrozenPast, FrozenRow};
-use crate::reuse::frozen_store::FrozenStore;
+use crate::{Batch, FrozenStore, Learner, Result};
 
 /// A batch on its way to the device: the inputs of one forward that do not depend on trained parameters.
 ///

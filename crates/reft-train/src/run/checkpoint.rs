@@ -7,9 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tch::Tensor;
 
-use crate::optimizer::loss_scaler::LossScaler;
-use crate::run::train_config::TrainConfig;
-use crate::{Error, Result};
+use crate::{Error, LossScaler, Result, TrainConfig};
 
 /// Everything that a run needs to go on bit for bit.
 ///

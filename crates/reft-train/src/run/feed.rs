@@ -1,11 +1,5 @@
-use crate::Result;
-use crate::data::batch::Batch;
-use crate::data::example::Example;
-use crate::data::order::epoch_batches;
-use crate::forward::learner::Learner;
-use crate::reuse::frozen_store::FrozenStore;
-use crate::run::share::Share;
-use crate::run::train_config::TrainConfig;
+use crate::run::order::epoch_batches;
+use crate::{Batch, Example, FrozenStore, Learner, Result, Share, TrainConfig};
 
 /// The examples as a run is fed with them: which micro-batches each step takes. A function of the examples, the options and the share.
 #[derive(Debug)]

@@ -1,5 +1,6 @@
 //! A training run: what each step is fed with, the trainer, and what a run writes.
 
+pub(crate) mod order;
 pub(crate) mod train_config;
 
 pub(crate) mod feed;

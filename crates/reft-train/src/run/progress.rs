@@ -1,7 +1,6 @@
 use std::path::Path;
 
-use crate::run::checkpoint::Best;
-use crate::run::metrics::{StepStats, ValidationStats};
+use crate::{Best, StepStats, ValidationStats};
 
 /// What a run is going to do, known before its first step.
 #[derive(Debug, Clone, PartialEq)]

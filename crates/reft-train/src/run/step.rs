@@ -2,16 +2,10 @@ use std::time::Instant;
 
 use tch::{Kind, Tensor, autocast};
 
-use crate::data::batch::Batch;
 use crate::forward::learner::add;
 use crate::optimizer::clip::clip_grad_norm;
-use crate::optimizer::loss_scaler::Grads;
-use crate::run::metrics::StepStats;
 use crate::run::out_of_memory;
-use crate::run::progress::{Progress, Step};
-use crate::run::trainer::Trainer;
-use crate::seed::seed_of;
-use crate::{Error, Result};
+use crate::{Batch, Error, Grads, Progress, Result, Step, StepStats, Trainer, seed_of};
 
 impl Trainer<'_> {
     /// One optimizer step. The loss is normalised over all of its micro-batches, so cutting it into other micro-batches, or sharing
@@ -177,9 +171,9 @@ impl Trainer<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Shuffle;
     use crate::data::dataset::Dataset;
     use crate::data::example::{Example, IGNORE_INDEX};
-    use crate::data::order::Shuffle;
     use crate::forward::learner::Learner;
     use crate::objective::NextToken;
     use crate::reuse::frozen_store::ReuseConfig;

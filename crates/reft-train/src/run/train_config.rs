@@ -3,9 +3,7 @@ use std::fmt::Display;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::data::order::Shuffle;
-use crate::optimizer::schedule::ScheduleKind;
-use crate::{Error, Result};
+use crate::{Error, Result, ScheduleKind, Shuffle};
 
 /// Declares options, each in one place: its help, type, default, and where it has one, its rule.
 ///

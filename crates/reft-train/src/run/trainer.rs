@@ -7,23 +7,15 @@ use std::time::Instant;
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor, autocast};
 
-use crate::data::batch::Batch;
-use crate::data::dataset::Dataset;
-use crate::forward::learner::Learner;
 use crate::forward::ready_batch::ReadyBatch;
-use crate::objective::NextToken;
-use crate::objective::Objective;
-use crate::optimizer::adamw::AdamW;
-use crate::optimizer::loss_scaler::LossScaler;
-use crate::reuse::frozen_store::{FrozenStore, ReuseConfig};
 use crate::run::checkpoint::{Best, Checkpoint, FORMAT_VERSION, RunState};
 use crate::run::feed::Feed;
-use crate::run::metrics::ValidationStats;
-use crate::run::progress::{Outcome, Plan, Progress, Summary};
 use crate::run::run_directory::RunDirectory;
 use crate::run::share::{Alone, Processes, Reduce, Share};
-use crate::run::train_config::TrainConfig;
-use crate::{Error, Result};
+use crate::{
+    AdamW, Batch, Dataset, Error, FrozenStore, Learner, LossScaler, NextToken, Objective, Outcome,
+    Plan, Progress, Result, ReuseConfig, Summary, TrainConfig, ValidationStats,
+};
 
 /// Trains adapters of any method on a frozen model, by any objective.
 pub struct Trainer<'a> {

@@ -3,9 +3,8 @@ use std::path::Path;
 use reft_models::{write_json_in_order, write_text};
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
 use crate::search::cell::{CellFile, DasCell, MeasuredShare};
-use crate::search::options::DasOptions;
+use crate::{DasOptions, Result};
 
 /// What a search has found: its `das.json`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

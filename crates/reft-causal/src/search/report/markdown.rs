@@ -1,8 +1,6 @@
 use std::fmt::Write;
 
-use crate::search::cell::MeasuredShare;
-use crate::search::options::{DasAlignment, DasOptions, Start};
-use crate::search::report::das_report::{DasReport, DasRow};
+use crate::{DasAlignment, DasOptions, DasReport, DasRow, MeasuredShare, Start};
 
 impl DasReport {
     /// The report as Markdown: the facts, the best of each rank, and every row.

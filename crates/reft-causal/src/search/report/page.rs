@@ -2,9 +2,8 @@ use std::fmt::Write;
 
 use reft_report::{Heat, HeatMap, escape, figure, heat_map, page, short_share};
 
-use crate::search::cell::MeasuredShare;
-use crate::search::report::das_report::{DasReport, DasRow};
 use crate::search::report::markdown::share;
+use crate::{DasReport, DasRow, MeasuredShare};
 
 /// What a map shows of a row.
 type Of = fn(&DasRow) -> Option<MeasuredShare>;

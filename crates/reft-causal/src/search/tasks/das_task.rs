@@ -5,8 +5,7 @@ use reft_train::TextTemplate;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
-use crate::causal_model::{CausalModel, Variable};
-use crate::search::options::SearchDefaults;
+use crate::{CausalModel, SearchDefaults, Variable};
 
 /// A task for alignment search: texts, and a causal model of how they are answered. A TOML file says all of it.
 ///

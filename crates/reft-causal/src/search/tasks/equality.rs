@@ -5,18 +5,13 @@ use reft_models::{AdapterStack, Component, Model, Place};
 use reft_train::{Example, Learner, NextToken, ScheduleKind, Shuffle, TrainConfig};
 use serde::Deserialize;
 
-use crate::causal_model::Variable;
 use crate::error::{Result, refuse};
-use crate::interchange::base_runs::BaseRuns;
-use crate::network::feed_forward::FeedForward;
-use crate::network::hierarchical_equality::HierarchicalEquality;
-use crate::search::das_search::DasSearch;
 use crate::search::group::train_on;
-use crate::search::options::{DasOptions, SearchDefaults};
-use crate::search::report::das_report::DasReport;
-use crate::search::searched::{ComponentOrHead, Searched};
 use crate::search::tasks::pairs::Pairs;
-use crate::search::tasks::position::PositionName;
+use crate::{
+    BaseRuns, ComponentOrHead, DasOptions, DasReport, DasSearch, FeedForward, HierarchicalEquality,
+    PositionName, SearchDefaults, Searched, Variable,
+};
 
 /// Hierarchical equality, `(w = x) = (y = z)` on random vectors, and the plain network that is trained on it and searched: a task with a
 /// known answer. A TOML file says all of it, as `recipes/das/hierarchical-equality.toml` does.

@@ -5,10 +5,8 @@ use rand::rngs::StdRng;
 use reft_models::{Row, Tokenizer};
 use reft_train::{Example, IGNORE_INDEX, Rendered, TextTemplate};
 
-use crate::causal_model::Counterfactual;
-use crate::error::{Error, Result};
 use crate::search::tasks::das_task::{DasTask, TaskModel};
-use crate::search::tasks::position::PositionName;
+use crate::{Counterfactual, Error, PositionName, Result};
 
 /// Counterfactuals of a task as tokens: bases with the answers that the causal model expects, and their sources.
 #[derive(Debug, Clone, Default)]

@@ -2,10 +2,7 @@ use std::path::Path;
 
 use reft_models::{read_text, toml_error};
 
-use crate::error::{Error, Result};
-use crate::search::options::SearchDefaults;
-use crate::search::tasks::das_task::DasTask;
-use crate::search::tasks::equality::EqualityTask;
+use crate::{DasTask, EqualityTask, Error, Result, SearchDefaults};
 
 /// A task file: texts for a language model, or a network that is trained for the purpose (a file with the table `[network]`).
 #[derive(Debug, Clone, PartialEq)]

@@ -2,9 +2,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
-use crate::data::example::Example;
-use crate::run::train_config::TrainConfig;
-use crate::seed::seed_of;
+use crate::{Example, TrainConfig, seed_of};
 
 /// Order in which examples are trained on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
