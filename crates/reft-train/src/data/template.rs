@@ -61,7 +61,7 @@ impl TextEncoder<'_> {
     /// Tokens of a row's prompt, and of its completion with the end token.
     ///
     /// # Errors
-    /// [`Error::Refused`] if the template has no place for such a row, or the tokenizer no end token; [`Error::Example`] if
+    /// [`crate::Error::Refused`] if the template has no place for such a row, or the tokenizer no end token; [`crate::Error::Example`] if
     /// the chat template or the tokenizer refuses.
     pub fn encode(&self, record: &Record) -> Result<(Vec<i64>, Vec<i64>)> {
         if let Content::Tokens { input_ids, prompt_length, .. } = &record.content {
