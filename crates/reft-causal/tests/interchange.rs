@@ -27,6 +27,11 @@ fn rows(ids: &Tensor) -> Result<Vec<Row>, tch::TchError> {
     (0..ids.size()[0]).map(|i| Ok(Row::prompt(ids.select(0, i).try_into()?))).collect()
 }
 
+/// A token of each of the first `rows` rows.
+fn every_row(rows: usize, token: usize) -> Vec<TokenAt> {
+    (0..rows).map(|row| TokenAt { row, token }).collect()
+}
+
 /// The reference's experiment: layer 1 block output, token 6 of the base takes from token 4 of the source.
 struct Experiment {
     decoder: Decoder,
@@ -46,7 +51,7 @@ impl Experiment {
             )?)
         };
         let (base, source) = (layout("base_ids")?, layout("source_ids")?);
-        let wanted = vec![(block_output(1), TokenAt::every_row(2, 4))];
+        let wanted = vec![(block_output(1), every_row(2, 4))];
         let source = collect(&decoder, &source, wanted)?.remove(0);
         Ok(Self { decoder, base, source, recorded })
     }
@@ -55,7 +60,7 @@ impl Experiment {
     fn run(&self, interchange: &dyn Interchange) -> reft_models::Result<(Tensor, Tensor)> {
         let swap = Swap {
             place: block_output(1),
-            tokens: TokenAt::every_row(2, 6),
+            tokens: every_row(2, 6),
             source: self.source.shallow_clone(),
             interchange: Box::new(interchange),
         };
@@ -495,7 +500,7 @@ fn the_same_hooks_drive_a_plain_network() -> Outcome {
     assert_eq!(plain, Tensor::from_slice(&[2f32, 4.5]).view([1, 1, 2]));
 
     let place = block_output(0);
-    let tokens = TokenAt::every_row(1, 0);
+    let tokens = every_row(1, 0);
     let found = collect(&network, &source, vec![(place.clone(), tokens.clone())])?.remove(0);
     assert_eq!(found, Tensor::from_slice(&[0f32, 5.0, 2.5]).view([1, 3]));
     let neurons = SubspaceInterchange::neurons(3, 0..2, Device::Cpu)?;

@@ -20,11 +20,8 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The place to write to is taken.
-    #[error("{} exists already and is not an empty directory; remove it or name another place", path.display())]
-    OutputExists {
-        /// The place.
-        path: PathBuf,
-    },
+    #[error("{} exists already and is not an empty directory; remove it or name another place", .0.display())]
+    OutputExists(PathBuf),
     /// A file that should hold JSON does not, or holds other fields than expected.
     #[error("{} does not hold the JSON that belongs there", path.display())]
     Json {
@@ -60,11 +57,8 @@ pub enum Error {
         reason: String,
     },
     /// A model directory without weights.
-    #[error("{} holds neither model.safetensors nor model.safetensors.index.json", path.display())]
-    NoWeights {
-        /// The directory.
-        path: PathBuf,
-    },
+    #[error("{} holds neither model.safetensors nor model.safetensors.index.json", .0.display())]
+    NoWeights(PathBuf),
     /// A tensor was asked for that the checkpoint does not hold.
     #[error("{} holds no tensor {name}", path.display())]
     UnknownTensor {
@@ -96,29 +90,17 @@ pub enum Error {
         action: &'static str,
     },
     /// Two tensors of one file have the same name.
-    #[error("tensor {name} is given twice; every name must be given once")]
-    DuplicateTensor {
-        /// The name.
-        name: String,
-    },
+    #[error("tensor {0} is given twice; every name must be given once")]
+    DuplicateTensor(String),
     /// The tokenizer could not be built, or text could not be tokenised.
-    #[error("tokenizer: {reason}")]
-    Tokenizer {
-        /// What was found and what was expected.
-        reason: String,
-    },
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
     /// A chat was asked for, and the tokenizer brings no chat template.
-    #[error("{} brings no chat template; use a chat model, or give plain prompts", path.display())]
-    NoChatTemplate {
-        /// The model directory or file.
-        path: PathBuf,
-    },
+    #[error("{} brings no chat template; use a chat model, or give plain prompts", .0.display())]
+    NoChatTemplate(PathBuf),
     /// The chat template cannot be read, or refuses these messages.
-    #[error("the chat template fails: {reason}")]
-    ChatTemplate {
-        /// What it says.
-        reason: String,
-    },
+    #[error("the chat template fails: {0}")]
+    ChatTemplate(String),
     /// No model is to be had under this name.
     #[error("no model {name:?}: {reason}")]
     UnknownModel {
@@ -187,11 +169,8 @@ pub enum Error {
         generated: usize,
     },
     /// The model's configuration asks for something that this decoder does not have, or is wrong in itself.
-    #[error("config.json: {reason}")]
-    Config {
-        /// What was found and what was expected.
-        reason: String,
-    },
+    #[error("config.json: {0}")]
+    Config(String),
     /// An adapter and a model, or an adapter's files, do not fit together.
     #[error("{reason}")]
     Adapter {
@@ -250,12 +229,9 @@ pub enum Error {
     },
     /// A run did not come to a place that hidden states were wanted of.
     #[error(
-        "the run showed no hidden states, or not all, of {place}; name a site of the model and tokens that the run computes"
+        "the run showed no hidden states, or not all, of {0}; name a site of the model and tokens that the run computes"
     )]
-    NotReached {
-        /// The place.
-        place: crate::Place,
-    },
+    NotReached(crate::Place),
     /// Something failed at a site of the model.
     #[error("at {site}")]
     At {

@@ -138,8 +138,8 @@ fn every_option_of_the_families_matters() -> Outcome {
         ("llama_rope_linear", "scaling", |c| c.rope_scaling = RopeScaling::None),
         ("llama_head_dim", "theta", |c| c.rope_theta = 100.0),
         ("llama_tied", "eps", |c| c.rms_norm_eps = 0.1),
-        ("mistral", "window", |c| c.windows.fill(Some(5))),
-        ("qwen2", "window", |c| c.windows.fill(Some(4))),
+        ("mistral", "window", |c| c.model.windows.fill(Some(5))),
+        ("qwen2", "window", |c| c.model.windows.fill(Some(4))),
     ];
     for (family, option, change) in changes {
         let dir = oracle::path("families").join(family);

@@ -25,6 +25,13 @@ fn cache_model(cache: &Path, name: &str, files: &[(&str, &str)]) -> std::io::Res
     Ok(snapshot)
 }
 
+/// An address where nobody listens.
+const NOBODY: &str = "http://127.0.0.1:1";
+
+fn hub(cache: &Path, endpoint: &str, offline: bool) -> Hub {
+    Hub { cache: cache.to_owned(), endpoint: endpoint.to_owned(), offline }
+}
+
 fn reason(result: Result<PathBuf, Error>) -> String {
     match result {
         Err(Error::UnknownModel { reason, .. }) => reason,
@@ -49,7 +56,7 @@ fn directories_and_gguf_files_are_taken_as_they_are() -> Outcome {
 #[test]
 fn a_whole_model_in_the_cache_needs_no_network() -> Outcome {
     let cache = tempfile::tempdir()?;
-    let hub = Hub::new(cache.path()).with_endpoint("http://127.0.0.1:1"); // nobody listens there
+    let hub = hub(cache.path(), NOBODY, false);
     let needed = [("config.json", "{}"), ("tokenizer.json", "{}")];
     let single = [needed.as_slice(), &[("model.safetensors", "")]].concat();
     let snapshot = cache_model(cache.path(), "org/single", &single)?;
@@ -59,7 +66,7 @@ fn a_whole_model_in_the_cache_needs_no_network() -> Outcome {
         [("model.safetensors.index.json", index), ("a.safetensors", ""), ("b.safetensors", "")];
     let snapshot =
         cache_model(cache.path(), "org/sharded", &[needed.as_slice(), &shards].concat())?;
-    assert_eq!(hub.with_offline(true).resolve("org/sharded")?, snapshot);
+    assert_eq!(Hub { offline: true, ..hub }.resolve("org/sharded")?, snapshot);
     Ok(())
 }
 
@@ -70,7 +77,7 @@ fn what_the_cache_lacks_is_named() -> Outcome {
     let files =
         [("config.json", "{}"), ("model.safetensors.index.json", index), ("a.safetensors", "")];
     cache_model(cache.path(), "org/part", &files)?;
-    let offline = Hub::new(cache.path()).with_offline(true);
+    let offline = hub(cache.path(), NOBODY, true);
     let found = reason(offline.resolve("org/part"));
     assert!(
         found.contains("tokenizer.json, b.safetensors") && found.contains("HF_HUB_OFFLINE"),
@@ -78,7 +85,7 @@ fn what_the_cache_lacks_is_named() -> Outcome {
     );
     let found = reason(offline.resolve("org/absent"));
     assert!(found.contains("lacks all of it"), "{found}");
-    let online = offline.with_offline(false).with_endpoint("http://127.0.0.1:1");
+    let online = Hub { offline: false, ..offline };
     let found = reason(online.resolve("org/part"));
     assert!(
         found.contains("no such directory") && found.contains("http://127.0.0.1:1 gives"),
@@ -89,7 +96,7 @@ fn what_the_cache_lacks_is_named() -> Outcome {
 
 #[test]
 fn what_is_no_hub_name_is_never_looked_up() {
-    let hub = Hub::new("no such cache").with_endpoint("http://127.0.0.1:1");
+    let hub = hub(Path::new("no such cache"), NOBODY, false);
     for name in [
         "",
         "models",
@@ -171,7 +178,7 @@ fn a_model_is_downloaded_once_and_without_what_is_not_needed() -> Outcome {
         }
     });
     let cache = tempfile::tempdir()?;
-    let hub = Hub::new(cache.path()).with_endpoint(endpoint);
+    let hub = hub(cache.path(), &endpoint, false);
     let snapshot = hub.resolve("org/served")?;
     for (file, text) in &SERVED[..4] {
         assert_eq!(fs::read_to_string(snapshot.join(file))?, *text);
@@ -179,7 +186,7 @@ fn a_model_is_downloaded_once_and_without_what_is_not_needed() -> Outcome {
     let requests: Vec<String> = asked.try_iter().collect();
     assert!(requests.iter().any(|path| path.ends_with("model.safetensors")));
     assert!(!requests.iter().any(|path| path.ends_with("pytorch_model.bin")), "{requests:?}");
-    assert_eq!(hub.with_offline(true).resolve("org/served")?, snapshot);
+    assert_eq!(Hub { offline: true, ..hub }.resolve("org/served")?, snapshot);
     assert_eq!(asked.try_iter().count(), 0, "the second time needs no network");
     Ok(())
 }

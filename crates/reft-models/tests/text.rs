@@ -34,7 +34,7 @@ fn demo_model() -> PathBuf {
 
 #[test]
 fn every_recorded_text_has_the_same_ids_and_back() -> Outcome {
-    let tokenizer = Tokenizer::from_dir(&demo_model())?;
+    let tokenizer = Tokenizer::open(&demo_model())?;
     assert_eq!(tokenizer.vocab_size(), 49152);
     let cases = cases()?.tokenizer_cases;
     assert_eq!(cases.len(), 11);
@@ -47,8 +47,8 @@ fn every_recorded_text_has_the_same_ids_and_back() -> Outcome {
 
 #[test]
 fn every_recorded_chat_has_the_same_prompt_and_ids() -> Outcome {
-    let tokenizer = Tokenizer::from_dir(&demo_model())?;
-    let template = ChatTemplate::from_dir(&demo_model())?;
+    let tokenizer = Tokenizer::open(&demo_model())?;
+    let template = ChatTemplate::open(&demo_model())?;
     let cases = cases()?.chat_template_cases;
     assert_eq!(cases.len(), 2);
     for (messages, add_generation_prompt, text, ids) in cases {
@@ -61,7 +61,7 @@ fn every_recorded_chat_has_the_same_prompt_and_ids() -> Outcome {
 
 #[test]
 fn the_demo_models_special_tokens_are_known() -> Outcome {
-    let tokenizer = Tokenizer::from_dir(&demo_model())?;
+    let tokenizer = Tokenizer::open(&demo_model())?;
     assert_eq!(tokenizer.bos_id(), Some(1));
     assert_eq!(tokenizer.eos_id(), Some(2));
     assert_eq!(tokenizer.eos_ids(), [2]);
@@ -85,7 +85,7 @@ fn streamed(tokenizer: &Tokenizer, ids: &[i64], skip: bool) -> Result<Vec<String
 
 #[test]
 fn a_stream_gives_out_whole_characters_as_soon_as_they_are_whole() -> Outcome {
-    let tokenizer = Tokenizer::from_dir(&demo_model())?;
+    let tokenizer = Tokenizer::open(&demo_model())?;
     let text = "naïve 🦀🎉 日本語 done";
     let ids = tokenizer.encode(text, false)?;
     let pieces = streamed(&tokenizer, &ids, true)?;
@@ -101,7 +101,7 @@ fn a_stream_gives_out_whole_characters_as_soon_as_they_are_whole() -> Outcome {
 
 #[test]
 fn any_stream_adds_up_to_decoding_all_at_once() {
-    let tokenizer = Tokenizer::from_dir(&demo_model()).expect("the demo model's tokenizer");
+    let tokenizer = Tokenizer::open(&demo_model()).expect("the demo model's tokenizer");
     let config =
         ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() };
     let ids = proptest::collection::vec(prop_oneof![0i64..20, 20i64..300, 0i64..49152], 0..20);
@@ -114,7 +114,7 @@ fn any_stream_adds_up_to_decoding_all_at_once() {
 
 #[test]
 fn any_text_comes_back_from_its_ids() {
-    let tokenizer = Tokenizer::from_dir(&demo_model()).expect("the demo model's tokenizer");
+    let tokenizer = Tokenizer::open(&demo_model()).expect("the demo model's tokenizer");
     let config =
         ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() };
     proptest!(config, |(text in any::<String>())| {
@@ -175,7 +175,7 @@ fn write_tokenizer(directory: &Path, files: &[(&str, &str)]) -> Outcome {
 fn length_and_padding_baked_into_the_file_do_not_touch_the_text() -> Outcome {
     let directory = tempfile::tempdir()?;
     write_tokenizer(directory.path(), &[])?;
-    let tokenizer = Tokenizer::from_dir(directory.path())?;
+    let tokenizer = Tokenizer::open(directory.path())?;
     assert_eq!(tokenizer.encode("one two one two", true)?, [2, 3, 2, 3]);
     assert_eq!((tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()), (None, None, None));
     Ok(())
@@ -193,27 +193,27 @@ fn end_tokens_come_from_every_file_that_names_them() -> Outcome {
         ("config.json", r#"{"eos_token_id": 4, "pad_token_id": 4}"#),
     ];
     write_tokenizer(directory.path(), &files)?;
-    let tokenizer = Tokenizer::from_dir(directory.path())?;
+    let tokenizer = Tokenizer::open(directory.path())?;
     assert_eq!(tokenizer.eos_ids(), [1, 3, 2]); // its own first; config.json counts only without generation_config.json
     assert_eq!(tokenizer.bos_id(), Some(0));
     assert_eq!(tokenizer.pad_id(), Some(4)); // −1 means none
     fs::remove_file(directory.path().join("generation_config.json"))?;
-    assert_eq!(Tokenizer::from_dir(directory.path())?.eos_ids(), [1, 4]);
+    assert_eq!(Tokenizer::open(directory.path())?.eos_ids(), [1, 4]);
     Ok(())
 }
 
 #[test]
 fn broken_tokenizer_files_are_errors() -> Outcome {
     let directory = tempfile::tempdir()?;
-    assert!(matches!(Tokenizer::from_dir(directory.path()), Err(Error::Io { action: "read", .. })));
+    assert!(matches!(Tokenizer::open(directory.path()), Err(Error::Io { action: "read", .. })));
     write_tokenizer(directory.path(), &[("tokenizer_config.json", r#"{"eos_token": "<end>"}"#)])?;
-    let error = Tokenizer::from_dir(directory.path()).expect_err("it is not in the vocabulary");
+    let error = Tokenizer::open(directory.path()).expect_err("it is not in the vocabulary");
     assert!(error.to_string().contains("\"<end>\""), "{error}");
     write_tokenizer(directory.path(), &[("tokenizer_config.json", "{")])?;
-    assert!(matches!(Tokenizer::from_dir(directory.path()), Err(Error::Json { .. })));
+    assert!(matches!(Tokenizer::open(directory.path()), Err(Error::Json { .. })));
     fs::write(directory.path().join("tokenizer.json"), "{}")?;
     fs::remove_file(directory.path().join("tokenizer_config.json"))?;
-    assert!(matches!(Tokenizer::from_dir(directory.path()), Err(Error::Tokenizer { .. })));
+    assert!(matches!(Tokenizer::open(directory.path()), Err(Error::Tokenizer { .. })));
     Ok(())
 }
 
@@ -281,7 +281,7 @@ fn a_template_that_refuses_or_is_broken_says_why() {
     ];
     for (source, part) in cases {
         match render(source) {
-            Err(Error::ChatTemplate { reason }) => {
+            Err(Error::ChatTemplate(reason)) => {
                 assert!(reason.contains(part), "{part:?} is not in {reason:?}")
             }
             other => panic!("{source} gave {other:?}"),
@@ -292,8 +292,8 @@ fn a_template_that_refuses_or_is_broken_says_why() {
 #[test]
 fn the_template_is_taken_from_where_transformers_takes_it() -> Outcome {
     let directory = tempfile::tempdir()?;
-    let from = || ChatTemplate::from_dir(directory.path()).and_then(|t| t.render(&chat(), false));
-    assert!(matches!(from(), Err(Error::NoChatTemplate { path }) if path == directory.path()));
+    let from = || ChatTemplate::open(directory.path()).and_then(|t| t.render(&chat(), false));
+    assert!(matches!(from(), Err(Error::NoChatTemplate(path)) if path == directory.path()));
     let config = directory.path().join("tokenizer_config.json");
     fs::write(
         &config,

@@ -53,7 +53,7 @@ fn every_comparison_is_accepted_and_all_its_files_are_there() -> TestResult {
 fn the_memorisation_recipe_is_a_grid_of_rank_1_edits_of_one_token() -> TestResult {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut model = DecoderConfig::open(&root.join("tests/oracle/tiny_llama"))?;
-    model.num_hidden_layers = 30; // as many as the model that the recipe is for
+    model.model.num_hidden_layers = 30; // as many as the model that the recipe is for
     let file = ConfigFile::open(&root.join("recipes/memorise.toml"))?;
     let task = TaskConfig::open(&file.beside(&file.config.task))?;
     let comparison = Comparison { config: file.config.clone(), task, train_task: None };

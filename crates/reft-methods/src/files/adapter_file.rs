@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use reft_models::{
-    BaseModel, Error, ModelDescription, Result, load_safetensors, load_safetensors_metadata,
-    read_json, save_safetensors, write_json,
+    BaseModel, Error, ModelDescription, Result, Weights, load_safetensors,
+    load_safetensors_metadata, read_json, save_safetensors, write_json,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -95,20 +95,7 @@ pub(crate) fn read_tensors(
 /// # Errors
 /// [`Error::WeightMismatch`] with every missing, unexpected and misshapen tensor.
 pub(crate) fn read_exactly(path: &Path, expected: &Shapes) -> Result<BTreeMap<String, Tensor>> {
-    let tensors = load_safetensors(path)?;
-    let (mut missing, mut misshapen) = (Vec::new(), Vec::new());
-    for (name, shape) in expected {
-        match tensors.get(name).map(Tensor::size) {
-            None => missing.push(name.clone()),
-            Some(found) if found == *shape => {}
-            Some(found) => misshapen.push((name.clone(), found, shape.clone())),
-        }
-    }
-    let is_expected = |name: &str| expected.iter().any(|(other, _)| other == name);
-    let unexpected: Vec<String> =
-        tensors.keys().filter(|name| !is_expected(name)).cloned().collect();
-    if missing.is_empty() && unexpected.is_empty() && misshapen.is_empty() {
-        return Ok(tensors);
-    }
-    Err(Error::WeightMismatch { path: path.to_owned(), missing, unexpected, misshapen })
+    let shapes = expected.iter().map(|(name, shape)| (name.as_str(), shape.as_slice()));
+    Weights::open_file(path)?.check(shapes, &|_| false)?;
+    load_safetensors(path)
 }

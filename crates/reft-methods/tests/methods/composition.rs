@@ -89,7 +89,7 @@ fn two_methods_that_both_bring_tokens_are_refused() -> Outcome {
     ] {
         let refused = new_adapter(method, &MethodOptions::default(), &decoder);
         let Err(Error::Model(reft_models::Error::NotCombinable { reason, .. })) = refused else {
-            panic!("{method}: {refused:?}");
+            panic!("{method}: {:?}", refused.err());
         };
         assert_eq!(reason, expected);
     }

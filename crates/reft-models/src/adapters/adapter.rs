@@ -109,14 +109,13 @@ pub trait Adapter {
 fn write_into(parameters: &[Parameter], state: &BTreeMap<String, Tensor>) -> Result<()> {
     let mut problems = Vec::new();
     for Parameter { name, tensor, .. } in parameters {
-        match state.get(name) {
+        let expected = tensor.size();
+        match state.get(name).map(Tensor::size) {
             None => problems.push(format!("{name} is missing")),
-            Some(found) if found.size() != tensor.size() => problems.push(format!(
-                "{name} has shape {:?}, expected {:?}",
-                found.size(),
-                tensor.size()
-            )),
-            Some(_) => {}
+            Some(found) if found == expected => {}
+            Some(found) => {
+                problems.push(format!("{name} has shape {found:?}, expected {expected:?}"));
+            }
         }
     }
     let is_known = |name: &str| parameters.iter().any(|parameter| parameter.name == name);

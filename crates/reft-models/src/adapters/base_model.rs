@@ -40,13 +40,10 @@ impl BaseModel {
     /// # Errors
     /// [`Error::Adapter`] with both sides.
     pub fn check(&self, model: &ModelDescription) -> Result<()> {
-        fn fits<T: PartialEq>(own: &Option<T>, found: &T) -> bool {
-            own.as_ref().is_none_or(|own| own == found)
-        }
         if self.hidden_size == model.hidden_size
-            && fits(&self.model_type, &model.model_type)
-            && fits(&self.num_hidden_layers, &model.num_hidden_layers)
-            && fits(&self.vocab_size, &model.vocab_size)
+            && self.model_type.as_ref().is_none_or(|own| *own == model.model_type)
+            && self.num_hidden_layers.is_none_or(|own| own == model.num_hidden_layers)
+            && self.vocab_size.is_none_or(|own| own == model.vocab_size)
         {
             return Ok(());
         }

@@ -47,12 +47,6 @@ impl<'a> From<&'a dyn Adapter> for StackEntry<'a> {
     }
 }
 
-impl std::fmt::Debug for AdapterStack<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "AdapterStack({})", self.method())
-    }
-}
-
 impl<'a> AdapterStack<'a> {
     /// Name of the file that makes a directory one of several adapters.
     pub const FILE_NAME: &'static str = "combined.json";

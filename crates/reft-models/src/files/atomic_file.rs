@@ -39,7 +39,7 @@ pub fn atomic_directory<E: From<Error>>(
     if fs::symlink_metadata(path).is_ok() {
         let is_empty = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
         if !is_empty {
-            return Err(Error::OutputExists { path: path.to_owned() }.into());
+            return Err(Error::OutputExists(path.to_owned()).into());
         }
     }
     let directory = parent(path);

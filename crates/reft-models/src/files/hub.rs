@@ -14,9 +14,12 @@ use crate::weights::checkpoint::read_shard_index;
 /// Where models come from when they are named rather than given as a directory.
 #[derive(Debug, Clone)]
 pub struct Hub {
-    cache: PathBuf,
-    endpoint: String,
-    offline: bool,
+    /// The directory that models are kept in.
+    pub cache: PathBuf,
+    /// The hub's address.
+    pub endpoint: String,
+    /// Whether nothing may be downloaded.
+    pub offline: bool,
 }
 
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
@@ -28,10 +31,11 @@ const NEEDED: [&str; 2] = ["config.json", "tokenizer.json"];
 const WELCOME: [&str; 3] =
     ["generation_config.json", "tokenizer_config.json", "chat_template.jinja"];
 
-/// Finds the model that `name_or_path` means, with the hub settings of the environment; see [`Hub::resolve`].
+/// Finds the model that `name_or_path` means: an existing directory or `.gguf` file as it is, or `organisation/name` of the hub, with the
+/// settings of the environment ([`Hub::from_env`], [`Hub::resolve`]).
 ///
 /// # Errors
-/// Those of [`Hub::from_env`] and [`Hub::resolve`].
+/// [`Error::UnknownModel`] if it is neither; those of [`Hub::from_env`] and [`Hub::resolve`].
 pub fn resolve_model(name_or_path: &str) -> Result<PathBuf> {
     if let Some(path) = local_model(name_or_path)? {
         return Ok(path);
@@ -40,11 +44,6 @@ pub fn resolve_model(name_or_path: &str) -> Result<PathBuf> {
 }
 
 impl Hub {
-    /// The hub with its cache in `cache`, downloads allowed.
-    pub fn new(cache: impl Into<PathBuf>) -> Self {
-        Self { cache: cache.into(), endpoint: DEFAULT_ENDPOINT.to_owned(), offline: false }
-    }
-
     /// Reads `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` as huggingface_hub does.
     ///
     /// # Errors
@@ -59,43 +58,24 @@ impl Hub {
             .or_else(|| Some(path("XDG_CACHE_HOME")?.join("huggingface/hub")))
             .or_else(|| Some(env::home_dir()?.join(".cache/huggingface/hub")))
             .ok_or_else(|| unknown("", homeless))?;
-        let mut hub = Self::new(cache);
-        if let Ok(endpoint) = env::var("HF_ENDPOINT") {
-            hub.endpoint = endpoint;
-        }
-        let offline = env::var("HF_HUB_OFFLINE").unwrap_or_default();
-        hub.offline = ["1", "on", "yes", "true"].contains(&offline.to_lowercase().as_str());
-        Ok(hub)
+        let endpoint = env::var("HF_ENDPOINT").unwrap_or_else(|_| DEFAULT_ENDPOINT.to_owned());
+        let offline = env::var("HF_HUB_OFFLINE").unwrap_or_default().to_lowercase();
+        let offline = ["1", "on", "yes", "true"].contains(&offline.as_str());
+        Ok(Self { cache, endpoint, offline })
     }
 
-    /// The same hub at another address.
-    #[must_use]
-    pub fn with_endpoint(self, endpoint: impl Into<String>) -> Self {
-        Self { endpoint: endpoint.into(), ..self }
-    }
-
-    /// The same hub with downloads forbidden or allowed.
-    #[must_use]
-    pub fn with_offline(self, offline: bool) -> Self {
-        Self { offline, ..self }
-    }
-
-    /// Finds the model that `name_or_path` means: an existing directory or `.gguf` file as it is, or `organisation/name` in
-    /// the hub's cache, downloading what is not there.
+    /// Finds the model `organisation/name` in the hub's cache, downloading what is not there.
     ///
     /// # Errors
-    /// [`Error::UnknownModel`] if it is neither, or the model cannot be had whole.
-    pub fn resolve(&self, name_or_path: &str) -> Result<PathBuf> {
-        if let Some(path) = local_model(name_or_path)? {
-            return Ok(path);
-        }
-        let refuse = |reason: String| Err(unknown(name_or_path, reason));
+    /// [`Error::UnknownModel`] if it is no such name, or the model cannot be had whole.
+    pub fn resolve(&self, name: &str) -> Result<PathBuf> {
+        let refuse = |reason: String| Err(unknown(name, reason));
         let none = "there is no such directory";
-        if !is_hub_name(name_or_path) {
+        if !is_hub_name(name) {
             let form = "it is not of the hub's form organisation/name";
             return refuse(format!("{none} or .gguf file, and {form}"));
         }
-        let missing = match self.cached(name_or_path) {
+        let missing = match self.cached(name) {
             Some(snapshot) => match missing_files(&snapshot) {
                 missing if missing.is_empty() => return Ok(snapshot),
                 missing => missing.join(", "),
@@ -107,7 +87,7 @@ impl Hub {
             return refuse(format!("{lacks}, and HF_HUB_OFFLINE forbids downloading"));
         }
         let endpoint = &self.endpoint;
-        self.download(name_or_path)
+        self.download(name)
             .or_else(|failed| refuse(format!("{none}, {lacks}, and {endpoint} gives: {failed}")))
     }
 

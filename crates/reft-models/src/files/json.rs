@@ -25,7 +25,7 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let broken = |source| Error::Json { path: path.to_owned(), source };
     let mut value = serde_json::to_value(value).map_err(broken)?;
     value.sort_all_objects();
-    write_text(path, &(serde_json::to_string_pretty(&value).map_err(broken)? + "\n"))
+    write_json_in_order(path, &value)
 }
 
 /// Writes a JSON file with its fields in the order of the type.

@@ -21,6 +21,7 @@ pub(crate) struct SafetensorsFile {
     path: PathBuf,
     map: Mmap,
     tensors: BTreeMap<String, Slot>,
+    metadata: BTreeMap<String, String>,
 }
 
 /// Where one tensor lies in the map.
@@ -40,10 +41,10 @@ impl SafetensorsFile {
         // mapped file is not written to; a program that truncates it in place while it is mapped ends this process.
         #[allow(unsafe_code)]
         let map = unsafe { Mmap::map(&file) }.map_err(io_error("read", path))?;
-        let (header_len, metadata) = SafeTensors::read_metadata(&map).map_err(broken)?;
+        let (header_len, header) = SafeTensors::read_metadata(&map).map_err(broken)?;
         let data_start = size_of::<u64>() + header_len;
         let mut tensors = BTreeMap::new();
-        for (name, info) in metadata.tensors() {
+        for (name, info) in header.tensors() {
             let shape: Result<Vec<i64>, _> =
                 info.shape.iter().map(|&size| i64::try_from(size)).collect();
             let shape =
@@ -52,7 +53,8 @@ impl SafetensorsFile {
             let range = data_start + start..data_start + end;
             tensors.insert(name, Slot { dtype: info.dtype, shape, range });
         }
-        Ok(Self { path: path.to_owned(), map, tensors })
+        let metadata = header.metadata().clone().into_iter().flatten().collect();
+        Ok(Self { path: path.to_owned(), map, tensors, metadata })
     }
 
     /// The names and shapes, in order of name.
@@ -133,10 +135,7 @@ pub fn load_safetensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
 /// # Errors
 /// [`Error::Io`] or [`Error::Safetensors`] if the file is missing or broken.
 pub fn load_safetensors_metadata(path: &Path) -> Result<BTreeMap<String, String>> {
-    let file = SafetensorsFile::open(path)?;
-    let broken = |source| Error::Safetensors { path: path.to_owned(), source };
-    let (_, metadata) = SafeTensors::read_metadata(&file.map).map_err(broken)?;
-    Ok(metadata.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect())
+    Ok(SafetensorsFile::open(path)?.metadata)
 }
 
 /// Writes tensors to a safetensors file, which appears whole or not at all.
@@ -154,7 +153,7 @@ pub fn save_safetensors(
     let mut views = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
         if !names.insert(name) {
-            return Err(Error::DuplicateTensor { name: name.clone() });
+            return Err(Error::DuplicateTensor(name.clone()));
         }
         views.push((name, TensorView::new(name, tensor)?));
     }

@@ -80,7 +80,8 @@ pub fn generate(
         }
         let limit = config.max_new_tokens.min(context - length);
         let sampler = Sampler::new(config, &row.input_ids, index);
-        replies.push(Reply { sampler, limit, ids: Vec::new(), finish: None });
+        let generated = Generated { ids: Vec::new(), finish: Finish::Cancelled };
+        replies.push(Reply { sampler, limit, generated });
     }
     let mut by_length: Vec<usize> = (0..rows.len()).collect();
     by_length.sort_by_key(|&i| Reverse(rows[i].input_ids.len())); // what needs most memory first
@@ -92,11 +93,7 @@ pub fn generate(
             break;
         }
     }
-    let generated = |reply: Reply| Generated {
-        ids: reply.ids,
-        finish: reply.finish.unwrap_or(Finish::Cancelled),
-    };
-    Ok(generation.replies.into_iter().map(generated).collect())
+    Ok(generation.replies.into_iter().map(|reply| reply.generated).collect())
 }
 
 /// The replies to all prompts as they grow.
@@ -110,18 +107,18 @@ struct Generation<'a> {
 /// A reply as it grows.
 struct Reply<'a> {
     sampler: Sampler<'a>,
-    limit: usize, // tokens
-    ids: Vec<i64>,
-    finish: Option<Finish>,
+    limit: usize,         // tokens
+    generated: Generated, // cancelled, until it ends otherwise
 }
 
 impl Reply<'_> {
     fn push(&mut self, id: i64, stop_ids: &[i64]) {
-        self.ids.push(id);
+        let Generated { ids, finish } = &mut self.generated;
+        ids.push(id);
         if stop_ids.contains(&id) {
-            self.finish = Some(Finish::Stop);
-        } else if self.ids.len() == self.limit {
-            self.finish = Some(Finish::Length);
+            *finish = Finish::Stop;
+        } else if ids.len() == self.limit {
+            *finish = Finish::Length;
         }
     }
 }
@@ -153,7 +150,8 @@ impl Generation<'_> {
                     return Ok(ControlFlow::Break(()));
                 }
             }
-            let unfinished = |&row: &usize| self.replies[batch[row]].finish.is_none();
+            let unfinished =
+                |&row: &usize| self.replies[batch[row]].generated.finish == Finish::Cancelled;
             let staying: Vec<usize> = (0..batch.len()).filter(unfinished).collect();
             let next: Vec<i64> = staying.iter().map(|&row| ids[row]).collect();
             input_ids = send(&Tensor::from_slice(&next).unsqueeze(1), model.device()); // [b, 1]
@@ -174,7 +172,8 @@ impl Generation<'_> {
         let best: Vec<f32> = best.try_into()?;
         if let Some(row) = best.iter().position(|x| x.is_nan()) {
             let index = batch[row];
-            return Err(Error::NanLogits { index, generated: self.replies[index].ids.len() });
+            let generated = self.replies[index].generated.ids.len();
+            return Err(Error::NanLogits { index, generated });
         }
         if self.config.is_plain_greedy() {
             return Ok(ids.try_into()?);

@@ -1,3 +1,5 @@
+use std::collections::HashSet;
+
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -125,12 +127,9 @@ fn penalize_repetition(scores: &mut [f64], history: &[i64], penalty: f64) {
     if penalty == 1.0 {
         return;
     }
-    let mut seen = vec![false; scores.len()];
-    for &id in history {
-        if !std::mem::replace(&mut seen[id as usize], true) {
-            let score = &mut scores[id as usize];
-            *score = if *score < 0.0 { *score * penalty } else { *score / penalty };
-        }
+    for &id in history.iter().collect::<HashSet<_>>() {
+        let score = &mut scores[id as usize];
+        *score = if *score < 0.0 { *score * penalty } else { *score / penalty };
     }
 }
 

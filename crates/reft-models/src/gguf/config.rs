@@ -4,6 +4,7 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::error::Result;
 use crate::gguf::gguf_file::{Gguf, ROPE_FREQUENCIES};
+use crate::gguf::header::TensorInfo;
 
 /// llama3's rope scaling, as far as Meta's models fix it; the file stores only the factors that follow from it.
 const LLAMA3_LOW_FREQUENCY_FACTOR: f64 = 1.0;
@@ -17,7 +18,8 @@ impl Gguf {
     /// [`Error::Format`](crate::Error::Format) if metadata is missing or contradicts itself, or asks for
     /// a rope that the decoder does not have.
     pub fn config(&self) -> Result<Json> {
-        let sliding_window = self.integer(&self.key("attention.sliding_window"))?;
+        let sliding_window =
+            self.optional::<i64>(&self.key("attention.sliding_window"), "an integer")?;
         let (class, model_type) = match self.architecture {
             "qwen2" => ("Qwen2ForCausalLM", "qwen2"),
             "qwen3" => ("Qwen3ForCausalLM", "qwen3"),
@@ -26,18 +28,17 @@ impl Gguf {
         };
         let hidden_size = self.size("embedding_length")?;
         let n_heads = self.size("attention.head_count")?;
-        let head_dim =
-            self.integer(&self.key("attention.key_length"))?.unwrap_or(hidden_size / n_heads);
-        if let Some(rotated) = self.integer(&self.key("rope.dimension_count"))?
-            && rotated != head_dim
-        {
+        let head_dim = self.optional(&self.key("attention.key_length"), "an integer")?;
+        let head_dim = head_dim.unwrap_or(hidden_size / n_heads);
+        let rotated: Option<i64> =
+            self.optional(&self.key("rope.dimension_count"), "an integer")?;
+        if let Some(rotated) = rotated.filter(|rotated| *rotated != head_dim) {
             return Err(self.broken(format!(
                 "rope turns {rotated} of {head_dim} dimensions of a head; only whole heads can be turned"
             )));
         }
-        let rope_theta = self.float(&self.key("rope.freq_base"))?.unwrap_or(10000.0);
-        let epsilon_key = self.key("attention.layer_norm_rms_epsilon");
-        let epsilon = self.required(&epsilon_key, self.float(&epsilon_key)?)?;
+        let rope_theta = self.optional(&self.key("rope.freq_base"), "a number")?.unwrap_or(10000.0);
+        let epsilon = self.required(&self.key("attention.layer_norm_rms_epsilon"), "a number")?;
         let mut config = Map::new();
         let mut set = |key: &str, value: Json| config.insert(key.to_owned(), value);
         set("architectures", json!([class]));
@@ -87,7 +88,7 @@ impl Gguf {
     pub(crate) fn token_id(&self, kind: &str) -> Result<Option<i64>> {
         let key = format!("tokenizer.ggml.{kind}_token_id");
         let vocab_size = self.vocab_size()?;
-        match self.integer(&key)? {
+        match self.optional(&key, "an integer")? {
             Some(id) if !(0..vocab_size).contains(&id) => Err(self
                 .broken(format!("metadata {key} is {id}, the vocabulary has {vocab_size} tokens"))),
             id => Ok(id),
@@ -104,14 +105,13 @@ impl Gguf {
 
     /// `rope_scaling` of config.json, or null.
     fn rope_scaling(&self, head_dim: i64, theta: f64) -> Result<Json> {
-        if self.info(ROPE_FREQUENCIES).is_ok() {
-            return self.llama3_scaling(head_dim, theta);
+        if let Some(factors) = &self.rope_frequencies {
+            return self.llama3_scaling(factors, head_dim, theta);
         }
-        match self.text(&self.key("rope.scaling.type"))? {
+        match self.optional(&self.key("rope.scaling.type"), "a string")? {
             None | Some("none") => Ok(Json::Null),
             Some("linear") => {
-                let key = self.key("rope.scaling.factor");
-                let factor = self.required(&key, self.float(&key)?)?;
+                let factor = self.required(&self.key("rope.scaling.factor"), "a number")?;
                 Ok(json!({ "rope_type": "linear", "factor": shortest(factor) }))
             }
             Some(other) => {
@@ -124,8 +124,8 @@ impl Gguf {
     ///
     /// With wavelength λ = 2π θ^(2i/d), a pair's frequency is divided by 1 where λ is below length / high, by the factor
     /// where it is above length / low, and by an interpolation of the two between.
-    fn llama3_scaling(&self, head_dim: i64, theta: f64) -> Result<Json> {
-        let found = self.dequantise(ROPE_FREQUENCIES, 0, 1)?;
+    fn llama3_scaling(&self, factors: &TensorInfo, head_dim: i64, theta: f64) -> Result<Json> {
+        let found = self.dequantise(ROPE_FREQUENCIES, factors, 0, 1)?;
         let factor = f64::from(found.iter().copied().fold(1.0, f32::max));
         let (low, high) = (LLAMA3_LOW_FREQUENCY_FACTOR, LLAMA3_HIGH_FREQUENCY_FACTOR);
         let expected = (0..head_dim / 2).map(|i| {

@@ -9,6 +9,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use candle_core::quantized::ggml_file::qtensor_from_ggml;
+use serde::Deserialize;
 use serde_json::Value as Json;
 use tch::{Device, Kind, Tensor};
 
@@ -23,16 +24,19 @@ pub struct Gguf {
     path: PathBuf,
     header: Header,
     pub(crate) architecture: &'static str,
-    tensors: BTreeMap<String, Stored>,
+    tensors: BTreeMap<String, Stored>, // under their Hugging Face names
+    /// The factors of llama3's rope scaling: part of the configuration, no tensor of the model.
+    pub(crate) rope_frequencies: Option<TensorInfo>,
 }
 
 /// The architectures whose tensors are a Llama-family decoder's: names in the file, and prefixes of metadata keys.
 const ARCHITECTURES: [&str; 3] = ["llama", "qwen2", "qwen3"];
 
-/// A tensor as the file stores it, under its Hugging Face name.
+/// A tensor of the model as the file stores it.
 #[derive(Debug)]
 struct Stored {
     name: String,
+    info: TensorInfo,
     /// Heads whose rows llama.cpp has interleaved.
     interleaved_heads: Option<i64>,
 }
@@ -55,10 +59,8 @@ impl Gguf {
             ARCHITECTURES.into_iter().find(|known| known == name).ok_or_else(|| {
                 broken(format!("its architecture is {name:?}; llama, qwen2 and qwen3 can be read"))
             })?;
-        let mut gguf =
-            Self { path: path.to_owned(), header, architecture, tensors: BTreeMap::new() };
-        gguf.tensors = gguf.stored_tensors()?;
-        Ok(gguf)
+        let (path, tensors) = (path.to_owned(), BTreeMap::new());
+        Self { path, header, architecture, tensors, rope_frequencies: None }.with_tensors()
     }
 
     /// Whether a file has the name of one.
@@ -73,9 +75,7 @@ impl Gguf {
 
     /// The Hugging Face names and shapes of the tensors, in order of name.
     pub fn shapes(&self) -> impl Iterator<Item = (&str, &[i64])> {
-        self.tensors
-            .keys()
-            .filter_map(|name| Some((name.as_str(), &*self.stored(name).ok()?.1.shape)))
+        self.tensors.iter().map(|(name, stored)| (name.as_str(), &*stored.info.shape))
     }
 
     /// Dequantises the rows `first..first + n` of a matrix, or all of a vector as the one row that it is, to f32 on the CPU.
@@ -85,8 +85,8 @@ impl Gguf {
     /// # Errors
     /// [`Error::UnknownTensor`] if it is not there, [`Error::Format`] if its data cannot be read.
     pub(crate) fn load_rows(&self, name: &str, first: i64, n: i64) -> Result<Tensor> {
-        let (stored, _) = self.stored(name)?;
-        Ok(Tensor::f_from_slice(&self.dequantise(&stored.name, first, n)?)?.f_view([n, -1])?)
+        let Stored { name, info, .. } = self.stored(name)?;
+        Ok(Tensor::f_from_slice(&self.dequantise(name, info, first, n)?)?.f_view([n, -1])?)
     }
 
     /// A matrix in the blocks that the file holds it in; none if they are of a type that is not kept packed.
@@ -99,7 +99,7 @@ impl Gguf {
         shape: (i64, i64),
         options: (Kind, Device),
     ) -> Result<Option<Quantised>> {
-        let (_, info) = self.stored(name)?;
+        let info = &self.stored(name)?.info;
         let Some(format) = BlockFormat::of(info.dtype) else { return Ok(None) };
         let blocks = shape.1 / format.block();
         let parts = |first, n| {
@@ -116,15 +116,20 @@ impl Gguf {
     /// # Errors
     /// [`Error::UnknownTensor`] if it is not there.
     pub(crate) fn row_order(&self, name: &str) -> Result<Option<Tensor>> {
-        let (stored, info) = self.stored(name)?;
-        let Some(n_heads) = stored.interleaved_heads else { return Ok(None) };
+        let Stored { info, interleaved_heads, .. } = self.stored(name)?;
+        let Some(n_heads) = *interleaved_heads else { return Ok(None) };
         let rows = Tensor::f_arange(info.shape[0], (Kind::Int64, Device::Cpu))?;
         Ok(Some(rows.f_view([n_heads, -1, 2])?.f_transpose(1, 2)?.f_flatten(0, 2)?))
     }
 
     /// Dequantises rows of the tensor that the file calls `name`, in the file's order.
-    pub(crate) fn dequantise(&self, name: &str, first: i64, n: i64) -> Result<Vec<f32>> {
-        let info = self.info(name)?;
+    pub(crate) fn dequantise(
+        &self,
+        name: &str,
+        info: &TensorInfo,
+        first: i64,
+        n: i64,
+    ) -> Result<Vec<f32>> {
         let bytes = self.row_bytes(info, first, n)?;
         let elements = bytes.len() / info.dtype.type_size() * info.dtype.block_size();
         let cpu = candle_core::Device::Cpu;
@@ -146,24 +151,14 @@ impl Gguf {
         Ok(bytes)
     }
 
-    fn stored(&self, name: &str) -> Result<(&Stored, &TensorInfo)> {
-        let stored = self.tensors.get(name).ok_or_else(|| self.unknown(name))?;
-        Ok((stored, self.info(&stored.name)?))
-    }
-
-    /// A tensor by the name that the file has for it.
-    pub(crate) fn info(&self, name: &str) -> Result<&TensorInfo> {
-        self.header.tensors.get(name).ok_or_else(|| self.unknown(name))
-    }
-
-    fn unknown(&self, name: &str) -> Error {
-        Error::UnknownTensor { path: self.path.clone(), name: name.to_owned() }
+    fn stored(&self, name: &str) -> Result<&Stored> {
+        let unknown = || Error::UnknownTensor { path: self.path.clone(), name: name.to_owned() };
+        self.tensors.get(name).ok_or_else(unknown)
     }
 
     /// The type of each tensor that the decoder uses, by its name in the format.
     pub(crate) fn dtypes(&self) -> impl Iterator<Item = String> {
-        let infos = self.tensors.values().filter_map(|stored| self.info(&stored.name).ok());
-        infos.map(|info| format!("{:?}", info.dtype))
+        self.tensors.values().map(|stored| format!("{:?}", stored.info.dtype))
     }
 
     /// Whether there is a tensor of this Hugging Face name.
@@ -176,36 +171,36 @@ impl Gguf {
         Error::Format { path: self.path.clone(), reason }
     }
 
-    /// A text, if the key is there.
-    pub(crate) fn text(&self, key: &str) -> Result<Option<&str>> {
-        self.optional(key, "a string", Json::as_str)
+    /// A value of the metadata, if the key is there; `expected` says what it should be.
+    pub(crate) fn optional<'a, T: Deserialize<'a>>(
+        &'a self,
+        key: &str,
+        expected: &str,
+    ) -> Result<Option<T>> {
+        let Some(value) = self.header.metadata.get(key) else { return Ok(None) };
+        T::deserialize(value).map(Some).map_err(|_| {
+            let found = match value {
+                Json::Array(values) => format!("an array of {}", values.len()),
+                scalar => scalar.to_string(),
+            };
+            self.broken(format!("metadata {key} is {found}, expected {expected}"))
+        })
     }
 
-    /// A whole number of any width, if the key is there.
-    pub(crate) fn integer(&self, key: &str) -> Result<Option<i64>> {
-        self.optional(key, "an integer", Json::as_i64)
-    }
-
-    /// A floating-point number, if the key is there.
-    pub(crate) fn float(&self, key: &str) -> Result<Option<f32>> {
-        self.optional(key, "a number", |value| value.as_f64().map(|x| x as f32))
-    }
-
-    /// A truth value, if the key is there.
-    pub(crate) fn flag(&self, key: &str) -> Result<Option<bool>> {
-        self.optional(key, "a bool", Json::as_bool)
-    }
-
-    /// An array that must be there.
-    pub(crate) fn array(&self, key: &str) -> Result<&[Json]> {
-        let array = self.optional(key, "an array", |value| value.as_array().map(Vec::as_slice));
-        self.required(key, array?)
+    /// A value of the metadata that must be there.
+    pub(crate) fn required<'a, T: Deserialize<'a>>(
+        &'a self,
+        key: &str,
+        expected: &str,
+    ) -> Result<T> {
+        let missing = || self.broken(format!("metadata {key} is missing"));
+        self.optional(key, expected)?.ok_or_else(missing)
     }
 
     /// A whole number under `{architecture}.{key}` that must be there and positive.
     pub(crate) fn size(&self, key: &str) -> Result<i64> {
         let key = self.key(key);
-        match self.required(&key, self.integer(&key)?)? {
+        match self.required(&key, "an integer")? {
             size if size > 0 => Ok(size),
             size => Err(self.broken(format!("metadata {key} is {size}, expected at least 1"))),
         }
@@ -216,36 +211,17 @@ impl Gguf {
         format!("{}.{key}", self.architecture)
     }
 
-    /// A value that must be there.
-    pub(crate) fn required<T>(&self, key: &str, value: Option<T>) -> Result<T> {
-        value.ok_or_else(|| self.broken(format!("metadata {key} is missing")))
-    }
-
-    fn optional<'a, T>(
-        &'a self,
-        key: &str,
-        expected: &str,
-        convert: impl FnOnce(&'a Json) -> Option<T>,
-    ) -> Result<Option<T>> {
-        let Some(value) = self.header.metadata.get(key) else { return Ok(None) };
-        let wrong = || {
-            let found = match value {
-                Json::Array(values) => format!("an array of {}", values.len()),
-                scalar => scalar.to_string(),
-            };
-            self.broken(format!("metadata {key} is {found}, expected {expected}"))
-        };
-        convert(value).map(Some).ok_or_else(wrong)
-    }
-
-    fn stored_tensors(&self) -> Result<BTreeMap<String, Stored>> {
+    /// Gives the header's tensors their Hugging Face names.
+    fn with_tensors(mut self) -> Result<Self> {
         let (n_heads, n_kv_heads) = (self.size("attention.head_count")?, self.key_value_heads()?);
-        let mut tensors = BTreeMap::new();
         let mut unknown = Vec::new();
-        // the rope's frequencies are part of the config: see `rope_scaling`
-        for name in self.header.tensors.keys().filter(|name| *name != ROPE_FREQUENCIES) {
-            let Some(hugging_face_name) = hugging_face_name(name) else {
-                unknown.push(name.as_str());
+        for (name, info) in std::mem::take(&mut self.header.tensors) {
+            if name == ROPE_FREQUENCIES {
+                self.rope_frequencies = Some(info);
+                continue;
+            }
+            let Some(hugging_face_name) = hugging_face_name(&name) else {
+                unknown.push(name);
                 continue;
             };
             let interleaved_heads = match (self.architecture, name.rsplit('.').nth(1)) {
@@ -253,10 +229,10 @@ impl Gguf {
                 ("llama", Some("attn_k")) => Some(n_kv_heads),
                 _ => None,
             };
-            tensors.insert(hugging_face_name, Stored { name: name.clone(), interleaved_heads });
+            self.tensors.insert(hugging_face_name, Stored { name, info, interleaved_heads });
         }
         if unknown.is_empty() {
-            return Ok(tensors);
+            return Ok(self);
         }
         unknown.sort_unstable();
         let more = unknown.len().saturating_sub(UNKNOWN_SHOWN);

@@ -5,16 +5,6 @@ use serde_json::{Map, Value as Json, json};
 use crate::error::Result;
 use crate::gguf::gguf_file::Gguf;
 
-/// How a byte-level BPE splits text before merging; `tokenizer.ggml.pre` names it.
-struct PreTokenizer {
-    normalizer: Json,
-    steps: Json,
-    /// Whole words found in the vocabulary are not built up from merges.
-    ignore_merges: bool,
-    /// Whether prompts begin with the bos token where the file does not say.
-    add_bos: bool,
-}
-
 /// The pattern of Llama 3's tokenizer: up to three digits stay together.
 const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// The pattern of Qwen2's tokenizer: as Llama 3's, but digits one by one.
@@ -35,7 +25,7 @@ impl Gguf {
     /// [`Error::Format`](crate::Error::Format) if the file has no tokenizer, one of another kind
     /// (SentencePiece), or an unknown pre-tokenizer.
     pub fn tokenizer_json(&self) -> Result<Json> {
-        match self.text("tokenizer.ggml.model")? {
+        match self.optional("tokenizer.ggml.model", "a string")? {
             Some("gpt2") => {}
             Some(other) => {
                 return Err(self.broken(format!(
@@ -44,7 +34,10 @@ impl Gguf {
             }
             None => return Err(self.broken("it holds no tokenizer".to_owned())),
         }
-        let pre_tokenizer = self.pre_tokenizer()?;
+        let pre = self.optional::<&str>("tokenizer.ggml.pre", "a string")?;
+        // Llama 3's does not build up whole words of the vocabulary from merges, and begins prompts with the bos token by default.
+        let is_llama3 = pre == Some("llama-bpe");
+        let normalizer = (pre == Some("qwen2")).then(|| json!({ "type": "NFC" }));
         let tokens = self.token_texts()?;
         let added_tokens = self.added_tokens(&tokens)?;
         let vocab: Map<String, Json> =
@@ -57,9 +50,9 @@ impl Gguf {
             "truncation": null,
             "padding": null,
             "added_tokens": added_tokens,
-            "normalizer": pre_tokenizer.normalizer,
-            "pre_tokenizer": { "type": "Sequence", "pretokenizers": pre_tokenizer.steps },
-            "post_processor": self.post_processor(&tokens, pre_tokenizer.add_bos)?,
+            "normalizer": normalizer,
+            "pre_tokenizer": { "type": "Sequence", "pretokenizers": self.splitting_steps(pre)? },
+            "post_processor": self.post_processor(&tokens, is_llama3)?,
             "decoder": { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true },
             "model": {
                 "type": "BPE",
@@ -69,7 +62,7 @@ impl Gguf {
                 "end_of_word_suffix": null,
                 "fuse_unk": false,
                 "byte_fallback": false,
-                "ignore_merges": pre_tokenizer.ignore_merges,
+                "ignore_merges": is_llama3,
                 "vocab": vocab,
                 "merges": self.merges()?,
             },
@@ -88,7 +81,7 @@ impl Gguf {
             let id = self.token_id(kind)?;
             config.insert(format!("{key}_token"), json!(id.and_then(|id| tokens.get(id as usize))));
         }
-        if let Some(template) = self.text("tokenizer.chat_template")? {
+        if let Some(template) = self.optional::<&str>("tokenizer.chat_template", "a string")? {
             config.insert("chat_template".to_owned(), json!(template));
         }
         config.insert("clean_up_tokenization_spaces".to_owned(), json!(false));
@@ -97,36 +90,26 @@ impl Gguf {
         Ok(config.into())
     }
 
-    fn pre_tokenizer(&self) -> Result<PreTokenizer> {
-        let plain = |steps| PreTokenizer {
-            normalizer: Json::Null,
-            steps,
-            ignore_merges: false,
-            add_bos: false,
-        };
-        match self.text("tokenizer.ggml.pre")? {
-            Some("smollm") => Ok(plain(
-                json!([{ "type": "Digits", "individual_digits": true }, byte_level(true)]),
-            )),
-            Some("gpt-2") => Ok(plain(json!([byte_level(true)]))),
-            Some("llama-bpe") => Ok(PreTokenizer {
-                ignore_merges: true,
-                add_bos: true,
-                ..plain(json!([split(LLAMA3_SPLIT), byte_level(false)]))
-            }),
-            Some("qwen2") => Ok(PreTokenizer {
-                normalizer: json!({ "type": "NFC" }),
-                ..plain(json!([split(QWEN2_SPLIT), byte_level(false)]))
-            }),
-            other => Err(self.broken(format!(
-                "its pre-tokenizer is {}, expected smollm, gpt-2, llama-bpe or qwen2; {INSTEAD}",
-                other.unwrap_or("not named")
-            ))),
-        }
+    /// How a byte-level BPE splits text before merging; `tokenizer.ggml.pre` names it.
+    fn splitting_steps(&self, pre: Option<&str>) -> Result<Json> {
+        Ok(match pre {
+            Some("smollm") => {
+                json!([{ "type": "Digits", "individual_digits": true }, byte_level(true)])
+            }
+            Some("gpt-2") => json!([byte_level(true)]),
+            Some("llama-bpe") => json!([split(LLAMA3_SPLIT), byte_level(false)]),
+            Some("qwen2") => json!([split(QWEN2_SPLIT), byte_level(false)]),
+            other => {
+                return Err(self.broken(format!(
+                    "its pre-tokenizer is {}, expected smollm, gpt-2, llama-bpe or qwen2; {INSTEAD}",
+                    other.unwrap_or("not named")
+                )));
+            }
+        })
     }
 
     fn token_texts(&self) -> Result<Vec<&str>> {
-        self.texts("tokenizer.ggml.tokens")
+        self.required("tokenizer.ggml.tokens", "an array of strings")
     }
 
     fn merges(&self) -> Result<Vec<Json>> {
@@ -138,27 +121,23 @@ impl Gguf {
                 _ => Err(self
                     .broken(format!("the merge {merge:?} is not two tokens with a space between"))),
             };
-        self.texts("tokenizer.ggml.merges")?.into_iter().map(pair).collect()
+        let merges: Vec<&str> = self.required("tokenizer.ggml.merges", "an array of strings")?;
+        merges.into_iter().map(pair).collect()
     }
 
     /// Control tokens as special ones, user-defined tokens as added ones.
     fn added_tokens(&self, tokens: &[&str]) -> Result<Vec<Json>> {
-        let key = "tokenizer.ggml.token_type";
-        let types = self.array(key)?;
+        let types: Vec<i64> = self.required("tokenizer.ggml.token_type", "an array of integers")?;
         if types.len() != tokens.len() {
             let (types, tokens) = (types.len(), tokens.len());
             return Err(self.broken(format!("{types} token types for {tokens} tokens")));
         }
         let mut added = Vec::new();
         for (id, (token, token_type)) in tokens.iter().zip(types).enumerate() {
-            let special = match token_type.as_i64() {
-                Some(UNKNOWN | CONTROL) => true,
-                Some(USER_DEFINED) => false,
-                Some(_) => continue,
-                None => {
-                    let reason = format!("a token type is {token_type}, expected an integer");
-                    return Err(self.broken(reason));
-                }
+            let special = match token_type {
+                UNKNOWN | CONTROL => true,
+                USER_DEFINED => false,
+                _ => continue,
             };
             added.push(json!({
                 "id": id,
@@ -177,7 +156,8 @@ impl Gguf {
     fn post_processor(&self, tokens: &[&str], add_bos_by_default: bool) -> Result<Json> {
         let mut special_tokens = Map::new();
         let mut piece = |kind: &str, wanted: bool| -> Result<Option<Json>> {
-            if !self.flag(&format!("tokenizer.ggml.add_{kind}_token"))?.unwrap_or(wanted) {
+            let key = format!("tokenizer.ggml.add_{kind}_token");
+            if !self.optional(&key, "a bool")?.unwrap_or(wanted) {
                 return Ok(None);
             }
             let id = self.token_id(kind)?;
@@ -206,14 +186,6 @@ impl Gguf {
             "pair": pair,
             "special_tokens": special_tokens,
         }))
-    }
-
-    fn texts<'a>(&'a self, key: &str) -> Result<Vec<&'a str>> {
-        let text = |value: &'a Json| {
-            let wrong = || self.broken(format!("metadata {key} holds {value}, expected strings"));
-            value.as_str().ok_or_else(wrong)
-        };
-        self.array(key)?.iter().map(text).collect()
     }
 }
 

@@ -17,11 +17,6 @@ pub struct TokenAt {
 }
 
 impl TokenAt {
-    /// The same token of each of the first `rows` rows.
-    pub fn every_row(rows: usize, token: usize) -> Vec<Self> {
-        (0..rows).map(|row| Self { row, token }).collect()
-    }
-
     /// Checks that a layout has these tokens.
     ///
     /// # Errors
@@ -84,14 +79,11 @@ impl Wanted {
         let (which, found): (Vec<Vec<i64>>, Vec<Tensor>) = self.seen.into_iter().unzip();
         let which = which.concat();
         if which.len() != self.tokens.len() || which.is_empty() {
-            return Err(Error::NotReached { place: self.place });
+            return Err(Error::NotReached(self.place));
         }
-        let mut order = vec![0i64; which.len()];
-        for (at, &token) in which.iter().enumerate() {
-            order[token as usize] = at as i64;
-        }
+        let order = Tensor::from_slice(&which).argsort(0, false); // where each token was found
         let found = Tensor::cat(&found, 0);
-        Ok(found.index_select(0, &send(&Tensor::from_slice(&order), found.device())))
+        Ok(found.index_select(0, &send(&order, found.device())))
     }
 }
 

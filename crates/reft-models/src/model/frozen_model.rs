@@ -4,9 +4,8 @@ use tch::{Device, Kind, Tensor};
 
 use crate::model::description::ModelDescription;
 use crate::model::hooks::Hooks;
-use crate::model::kv_cache::KvCache;
+use crate::model::kv_cache::{KvCache, Past};
 use crate::model::layout::Span;
-use crate::model::past::Past;
 use crate::weights::linear::Linear;
 use crate::weights::weight::Weight;
 use crate::{Error, Result};
@@ -94,7 +93,7 @@ pub trait Model {
         let blocks = self.description().num_hidden_layers;
         let h = forward.run(0..blocks, forward.embed(input_ids), past, hooks)?;
         if let Some(cache) = cache {
-            cache.advance(appended);
+            cache.len += appended;
         }
         forward.finish(h, hooks)
     }

@@ -117,12 +117,6 @@ impl Hooks for NoHooks {}
 #[derive(Default)]
 pub struct Stacked<'a>(pub Vec<Box<dyn Hooks + 'a>>);
 
-impl std::fmt::Debug for Stacked<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Stacked({} hooks)", self.0.len())
-    }
-}
-
 impl Hooks for Stacked<'_> {
     fn visit(&mut self, point: HookPoint, h: Tensor, span: &Span) -> Result<Tensor> {
         self.0.iter_mut().try_fold(h, |h, hooks| hooks.visit(point, h, span))

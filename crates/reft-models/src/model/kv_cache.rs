@@ -1,7 +1,24 @@
 use tch::{Kind, Tensor};
 
 use crate::model::description::ModelDescription;
-use crate::model::past::Past;
+
+/// Keys and values that a forward finds before those of its own columns.
+pub trait Past {
+    /// Takes the keys and values of a pass at a layer, `[b, n_kv, t, d_h]` each, keys turned to their positions, and returns those
+    /// that its queries see: the earlier ones, then these.
+    fn extend(&mut self, layer: usize, key: Tensor, value: Tensor) -> (Tensor, Tensor);
+}
+
+/// Keeps the keys and values that a forward computes: `[2, b, n_kv, t, d_h]` of each block.
+#[derive(Debug, Default)]
+pub struct KeyValueRecorder(pub Vec<Tensor>);
+
+impl Past for KeyValueRecorder {
+    fn extend(&mut self, _layer: usize, key: Tensor, value: Tensor) -> (Tensor, Tensor) {
+        self.0.push(Tensor::stack(&[&key, &value], 0));
+        (key, value)
+    }
+}
 
 /// Keys and values of the tokens that a model has seen, per layer, in buffers made once for the longest text to come.
 ///
@@ -9,7 +26,7 @@ use crate::model::past::Past;
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<(Tensor, Tensor)>, // [b, n_kv, capacity, d_h]
-    len: i64,
+    pub(crate) len: i64,           // columns that are in it
 }
 
 impl KvCache {
@@ -24,16 +41,6 @@ impl KvCache {
         let buffer = || Tensor::empty(shape, options);
         let layers = (0..model.num_hidden_layers).map(|_| (buffer(), buffer())).collect();
         Self { layers, len: 0 }
-    }
-
-    /// Number of columns in it.
-    pub fn len(&self) -> i64 {
-        self.len
-    }
-
-    /// Whether nothing is in it.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
     }
 
     /// What is in it for a layer: keys (rotated to their positions) and values, `[b, n_kv, len, d_h]` each.
@@ -56,14 +63,10 @@ impl KvCache {
     pub(crate) fn room(&self) -> i64 {
         self.layers.first().map_or(0, |(keys, _)| keys.size()[2]) - self.len
     }
-
-    pub(crate) fn advance(&mut self, t: i64) {
-        self.len += t;
-    }
 }
 
 impl Past for KvCache {
-    /// Appends them after [`KvCache::len`] columns.
+    /// Appends them after the columns that are in it.
     fn extend(&mut self, layer: usize, key: Tensor, value: Tensor) -> (Tensor, Tensor) {
         let (keys, values) = &self.layers[layer];
         let t = key.size()[2];

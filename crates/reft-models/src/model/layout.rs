@@ -195,21 +195,20 @@ impl Span<'_> {
 
     /// Indices of the virtual tokens of all rows, as [`Self::flat_index`]: row by row.
     pub fn virtual_indices(&self) -> Vec<i64> {
-        let rows = 0..self.layout.batch_size();
-        let indices = rows.flat_map(|row| {
-            let start = self.layout.columns(row).start;
-            (start..start + self.layout.virtual_tokens).map(move |column| (row, column))
-        });
-        indices.filter_map(|(row, column)| self.flat_column(row, column)).collect()
+        let of_row = |row| {
+            let columns = self.layout.columns(row).take(self.layout.virtual_tokens);
+            columns.filter_map(move |column| self.flat_column(row, column))
+        };
+        (0..self.layout.batch_size()).flat_map(of_row).collect()
     }
 
     /// Position of each column of the pass within its row, `[b, t]`: 0 for the first token, and for padding before it.
     pub fn position_ids(&self, device: Device) -> Tensor {
-        let rows = 0..self.layout.batch_size();
-        let ids: Vec<i64> = rows
-            .flat_map(|row| self.columns.clone().map(move |column| (row, column)))
-            .map(|(row, column)| self.layout.position(row, column) as i64)
-            .collect();
+        let of_row = |row| {
+            let columns = self.columns.clone();
+            columns.map(move |column| self.layout.position(row, column) as i64)
+        };
+        let ids: Vec<i64> = (0..self.layout.batch_size()).flat_map(of_row).collect();
         send(&Tensor::from_slice(&ids).view([self.layout.batch_size() as i64, -1]), device)
     }
 

@@ -6,4 +6,3 @@ pub(crate) mod frozen_model;
 pub(crate) mod hooks;
 pub(crate) mod kv_cache;
 pub(crate) mod layout;
-pub(crate) mod past;

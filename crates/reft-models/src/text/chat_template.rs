@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use minijinja::value::{Kwargs, Value};
-use minijinja::{Environment, ErrorKind};
+use minijinja::{Environment, ErrorKind, context};
 use serde::{Deserialize, Serialize};
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
@@ -33,48 +33,27 @@ impl Message {
 
 /// A model's chat template: Jinja as transformers runs it.
 #[derive(Debug)]
-pub struct ChatTemplate {
-    environment: Environment<'static>,
-    special_tokens: Vec<(&'static str, String)>,
-}
+pub struct ChatTemplate(Environment<'static>);
 
 const NAME: &str = "chat_template";
 
 impl ChatTemplate {
-    /// Opens the chat template of a model: a Hugging Face directory, or a GGUF file.
-    ///
-    /// # Errors
-    /// Those of [`ChatTemplate::from_dir`], [`Gguf::open`] and [`ChatTemplate::from_gguf`].
-    pub fn open(path: &Path) -> Result<Self> {
-        if path.is_file() { Self::from_gguf(&Gguf::open(path)?) } else { Self::from_dir(path) }
-    }
-
-    /// Reads `chat_template.jinja`, or else the template in `tokenizer_config.json`; of several, the one named `default`.
+    /// Opens the chat template of a model: a Hugging Face directory (`chat_template.jinja`, or else the template in
+    /// `tokenizer_config.json`; of several, the one named `default`), or the metadata of a GGUF file.
     ///
     /// # Errors
     /// [`Error::NoChatTemplate`] if there is none, [`Error::ChatTemplate`] if it is not valid Jinja, [`Error::Io`] or
-    /// [`Error::Json`] if a file cannot be read.
-    pub fn from_dir(directory: &Path) -> Result<Self> {
-        let mut config: TokenizerConfig = read_optional(&directory.join("tokenizer_config.json"))?;
-        let file = directory.join("chat_template.jinja");
+    /// [`Error::Json`] if a file cannot be read; those of [`Gguf::open`].
+    pub fn open(path: &Path) -> Result<Self> {
+        let mut config = match path.is_file() {
+            true => TokenizerConfig::of_gguf(&Gguf::open(path)?)?,
+            false => read_optional(&path.join("tokenizer_config.json"))?,
+        };
+        let file = path.join("chat_template.jinja");
         if file.is_file() {
             let source = fs::read_to_string(&file).map_err(io_error("read", &file))?;
             config.chat_template = Some(TemplateField::One(source));
         }
-        Self::from_config(config, directory)
-    }
-
-    /// Takes the chat template from a GGUF file's metadata.
-    ///
-    /// # Errors
-    /// [`Error::NoChatTemplate`] if there is none, [`Error::ChatTemplate`] if it is not valid Jinja.
-    pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
-        let broken = |source| Error::Json { path: gguf.path().to_owned(), source };
-        let config = serde_json::from_value(gguf.tokenizer_config()?).map_err(broken)?;
-        Self::from_config(config, gguf.path())
-    }
-
-    fn from_config(config: TokenizerConfig, path: &Path) -> Result<Self> {
         let source = match config.chat_template {
             Some(TemplateField::One(source)) => Some(source),
             Some(TemplateField::Named(templates)) => {
@@ -82,7 +61,7 @@ impl ChatTemplate {
             }
             None => None,
         };
-        let source = source.ok_or_else(|| Error::NoChatTemplate { path: path.to_owned() })?;
+        let source = source.ok_or_else(|| Error::NoChatTemplate(path.to_owned()))?;
         let tokens = [
             ("bos_token", config.bos_token),
             ("eos_token", config.eos_token),
@@ -107,9 +86,12 @@ impl ChatTemplate {
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", to_json);
+        for (name, text) in special_tokens {
+            environment.add_global(name, text);
+        }
         let source = without_generation_tags(source);
         environment.add_template_owned(NAME, source).map_err(template_error)?;
-        Ok(Self { environment, special_tokens })
+        Ok(Self(environment))
     }
 
     /// Writes the conversation as one prompt, ending with the opening of the assistant's turn if `add_generation_prompt`.
@@ -119,16 +101,8 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::ChatTemplate`] if the template refuses the messages, for instance their order of roles.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let mut variables = vec![
-            ("messages", Value::from_serialize(messages)),
-            ("add_generation_prompt", add_generation_prompt.into()),
-            ("tools", ().into()),
-            ("documents", ().into()),
-        ];
-        let tokens = self.special_tokens.iter();
-        variables.extend(tokens.map(|(name, text)| (*name, text.as_str().into())));
-        let context: Value = variables.into_iter().collect();
-        let template = self.environment.get_template(NAME).map_err(template_error)?;
+        let context = context! { messages, add_generation_prompt, tools => (), documents => () };
+        let template = self.0.get_template(NAME).map_err(template_error)?;
         template.render(context).map_err(template_error)
     }
 }
@@ -204,5 +178,5 @@ impl Formatter for Spaced {
 }
 
 fn template_error(failed: minijinja::Error) -> Error {
-    Error::ChatTemplate { reason: failed.to_string() }
+    Error::ChatTemplate(failed.to_string())
 }

@@ -27,17 +27,13 @@ impl<'a> DecodeStream<'a> {
     /// [`Error::Tokenizer`](crate::Error::Tokenizer) if the id is negative.
     pub fn push(&mut self, id: i64) -> Result<Option<String>> {
         self.ids.push(id);
-        let (given, text) = self.texts()?;
-        if text.ends_with(char::REPLACEMENT_CHARACTER) {
-            return Ok(None); // perhaps the first bytes of a character
+        let certain = |text: &String| !text.ends_with(char::REPLACEMENT_CHARACTER); // else perhaps the first bytes of a character
+        let new = self.pending()?.filter(certain);
+        if new.is_some() {
+            self.ids.drain(..self.n_given);
+            self.n_given = self.ids.len();
         }
-        let Some(new) = text.strip_prefix(&given).filter(|new| !new.is_empty()) else {
-            return Ok(None);
-        };
-        let new = new.to_owned();
-        self.ids.drain(..self.n_given);
-        self.n_given = self.ids.len();
-        Ok(Some(new))
+        Ok(new)
     }
 
     /// The text that is left when no more ids come, such as an unfinished character.
@@ -45,14 +41,13 @@ impl<'a> DecodeStream<'a> {
     /// # Errors
     /// As [`DecodeStream::push`].
     pub fn finish(self) -> Result<Option<String>> {
-        let (given, text) = self.texts()?;
-        Ok(text.strip_prefix(&given).filter(|rest| !rest.is_empty()).map(str::to_owned))
+        self.pending()
     }
 
-    /// The text of the last piece given out, and that text with what follows.
-    fn texts(&self) -> Result<(String, String)> {
+    /// The text that follows the last piece given out, if there is any.
+    fn pending(&self) -> Result<Option<String>> {
         let given = self.tokenizer.decode(&self.ids[..self.n_given], self.skip_special)?;
         let text = self.tokenizer.decode(&self.ids, self.skip_special)?;
-        Ok((given, text))
+        Ok(text.strip_prefix(&given).filter(|new| !new.is_empty()).map(str::to_owned))
     }
 }

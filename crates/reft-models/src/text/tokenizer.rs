@@ -22,39 +22,26 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Opens the tokenizer of a model: a Hugging Face directory, or a GGUF file.
-    ///
-    /// # Errors
-    /// Those of [`Tokenizer::from_dir`], [`Gguf::open`] and [`Tokenizer::from_gguf`].
-    pub fn open(path: &Path) -> Result<Self> {
-        if path.is_file() { Self::from_gguf(&Gguf::open(path)?) } else { Self::from_dir(path) }
-    }
-
-    /// Reads `tokenizer.json`, and the special tokens from `tokenizer_config.json`, `generation_config.json` and
-    /// `config.json` where they are.
+    /// Opens the tokenizer of a model: a Hugging Face directory (`tokenizer.json`, and the special tokens from `tokenizer_config.json`,
+    /// `generation_config.json` and `config.json` where they are), or the metadata of a GGUF file.
     ///
     /// # Errors
     /// [`Error::Io`] if `tokenizer.json` is missing, [`Error::Json`] or [`Error::Tokenizer`] if a file is broken or names a
-    /// token that is not in the vocabulary.
-    pub fn from_dir(directory: &Path) -> Result<Self> {
-        let path = directory.join("tokenizer.json");
-        let json = fs::read(&path).map_err(io_error("read", &path))?;
-        let generation: TokenIds = read_optional(&directory.join("generation_config.json"))?;
-        let model: TokenIds = read_optional(&directory.join("config.json"))?;
-        let config: TokenizerConfig = read_optional(&directory.join("tokenizer_config.json"))?;
-        Self::from_parts(directory, &json, &config, &[generation, model])
-    }
-
-    /// Builds the tokenizer from a GGUF file's metadata.
-    ///
-    /// # Errors
-    /// [`Error::Format`] if the file holds none that can be read, [`Error::Tokenizer`] if what it holds is inconsistent.
-    pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
-        let parse = |source| Error::Json { path: gguf.path().to_owned(), source };
-        let json = serde_json::to_vec(&gguf.tokenizer_json()?).map_err(parse)?;
-        let config = serde_json::from_value(gguf.tokenizer_config()?).map_err(parse)?;
-        let generation = serde_json::from_value(gguf.generation_config()?).map_err(parse)?;
-        Self::from_parts(gguf.path(), &json, &config, &[generation])
+    /// token that is not in the vocabulary; those of [`Gguf::open`], [`Error::Format`] if the file holds none that can be read.
+    pub fn open(path: &Path) -> Result<Self> {
+        if path.is_file() {
+            let gguf = Gguf::open(path)?;
+            let parse = |source| Error::Json { path: path.to_owned(), source };
+            let json = serde_json::to_vec(&gguf.tokenizer_json()?).map_err(parse)?;
+            let generation = serde_json::from_value(gguf.generation_config()?).map_err(parse)?;
+            return Self::from_parts(path, &json, &TokenizerConfig::of_gguf(&gguf)?, &[generation]);
+        }
+        let file = path.join("tokenizer.json");
+        let json = fs::read(&file).map_err(io_error("read", &file))?;
+        let generation: TokenIds = read_optional(&path.join("generation_config.json"))?;
+        let model: TokenIds = read_optional(&path.join("config.json"))?;
+        let config: TokenizerConfig = read_optional(&path.join("tokenizer_config.json"))?;
+        Self::from_parts(path, &json, &config, &[generation, model])
     }
 
     /// `ids`: the most telling source first.
@@ -145,5 +132,5 @@ impl Tokenizer {
 }
 
 fn tokenizer_error(reason: impl Display) -> Error {
-    Error::Tokenizer { reason: reason.to_string() }
+    Error::Tokenizer(reason.to_string())
 }

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 use crate::files::json::read_json;
+use crate::gguf::gguf_file::Gguf;
 
 /// What is read of `tokenizer_config.json`.
 #[derive(Debug, Default, Deserialize)]
@@ -17,6 +18,14 @@ pub(crate) struct TokenizerConfig {
     pub(crate) unk_token: Option<SpecialToken>,
     pub(crate) pad_token: Option<SpecialToken>,
     pub(crate) chat_template: Option<TemplateField>,
+}
+
+impl TokenizerConfig {
+    /// The one in a GGUF file's metadata.
+    pub(crate) fn of_gguf(gguf: &Gguf) -> Result<Self> {
+        let broken = |source| Error::Json { path: gguf.path().to_owned(), source };
+        serde_json::from_value(gguf.tokenizer_config()?).map_err(broken)
+    }
 }
 
 /// A special token: its text, or an object around it.

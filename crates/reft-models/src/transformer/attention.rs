@@ -2,7 +2,7 @@ use tch::{Device, Tensor};
 
 use crate::Result;
 use crate::model::hooks::Hooks;
-use crate::model::past::Past;
+use crate::model::kv_cache::Past;
 use crate::site::Component::{Key, Output, Query, Value};
 use crate::transformer::attention_mask::AttentionMask;
 use crate::transformer::pass::BlockColumns;

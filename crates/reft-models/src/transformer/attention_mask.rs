@@ -55,13 +55,8 @@ impl AttentionMask {
                 }
                 seen[..prefix].fill(1);
                 // A window counts tokens: right padding between prompt and generated tokens is none.
-                let mut left = reach;
-                for key in (0..=query).rev().filter(|&key| is_token(key)) {
-                    if left == 0 {
-                        break;
-                    }
+                for key in (0..=query).rev().filter(|&key| is_token(key)).take(reach) {
                     seen[prefix + key] = 1;
-                    left -= 1;
                 }
             }
         }

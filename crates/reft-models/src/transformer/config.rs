@@ -1,4 +1,4 @@
-use std::ops::{Deref, DerefMut};
+use std::ops::Deref;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -43,12 +43,6 @@ impl Deref for DecoderConfig {
     }
 }
 
-impl DerefMut for DecoderConfig {
-    fn deref_mut(&mut self) -> &mut ModelDescription {
-        &mut self.model
-    }
-}
-
 /// Stretching of the rotary frequencies.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
@@ -83,8 +77,7 @@ struct File {
     num_attention_heads: i64,
     num_key_value_heads: Option<i64>,
     head_dim: Option<i64>,
-    #[serde(default = "default_eps")]
-    rms_norm_eps: f64,
+    rms_norm_eps: Option<f64>,
     rope_theta: Option<f64>,
     rope_scaling: Option<RopeFile>,
     rope_parameters: Option<RopeFile>,
@@ -112,10 +105,6 @@ struct RopeFile {
     original_max_position_embeddings: Option<f64>,
 }
 
-fn default_eps() -> f64 {
-    1e-6
-}
-
 impl DecoderConfig {
     /// Reads `config.json` of a model directory, or the header of a GGUF file.
     ///
@@ -136,7 +125,7 @@ impl DecoderConfig {
     pub fn from_json(json: Value, path: &Path) -> Result<Self> {
         let file: File = serde_json::from_value(json)
             .map_err(|source| Error::Json { path: path.to_owned(), source })?;
-        file.resolve().map_err(|reason| Error::Config { reason })
+        file.resolve().map_err(Error::Config)
     }
 
     /// What methods, trainer and planner know of the decoder.
@@ -234,7 +223,7 @@ impl File {
         Ok(DecoderConfig {
             rope_theta: rope_theta.unwrap_or(10_000.0),
             rope_scaling: self.rope_scaling()?,
-            rms_norm_eps: self.rms_norm_eps,
+            rms_norm_eps: self.rms_norm_eps.unwrap_or(1e-6),
             tie_word_embeddings: self.tie_word_embeddings.unwrap_or(false),
             qkv_bias: attention_bias,
             attention_output_bias: attention_bias && self.model_type != "qwen2",

@@ -55,7 +55,8 @@ impl Decoder {
         device: Device,
     ) -> Result<Self> {
         let description = config.describe();
-        weights.check(&description.tensors, &|name| {
+        let shapes = description.tensors.iter().map(|tensor| (&*tensor.name, &*tensor.shape));
+        weights.check(shapes, &|name| {
             // constants that some checkpoints carry, and a copy of a tied head
             name.ends_with("rotary_emb.inv_freq")
                 || (config.tie_word_embeddings && name == "lm_head.weight")

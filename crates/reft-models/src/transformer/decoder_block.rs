@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use crate::Result;
 use crate::model::hooks::Hooks;
-use crate::model::past::Past;
+use crate::model::kv_cache::Past;
 use crate::site::Component::{AttentionOutput, BlockInput, MlpOutput};
 use crate::transformer::attention::Attention;
 use crate::transformer::mlp::Mlp;

@@ -5,8 +5,8 @@ use tch::Tensor;
 use crate::Result;
 use crate::model::frozen_model::Forward;
 use crate::model::hooks::{HookPoint, Hooks};
+use crate::model::kv_cache::Past;
 use crate::model::layout::Span;
-use crate::model::past::Past;
 use crate::site::Component::BlockOutput;
 use crate::transformer::decoder::Decoder;
 use crate::transformer::pass::{BlockColumns, Pass};
@@ -16,14 +16,13 @@ use crate::transformer::pass::{BlockColumns, Pass};
 pub(crate) struct DecoderForward<'a> {
     decoder: &'a Decoder,
     pass: Pass<'a>,
-    prefix: usize,
     /// The last columns of the span, if only theirs are wanted of the last block.
     wanted: Option<Pass<'a>>,
 }
 
 impl<'a> DecoderForward<'a> {
     pub(crate) fn new(decoder: &'a Decoder, span: &Span<'a>, prefix: usize) -> Self {
-        Self { decoder, pass: decoder.pass(span.clone(), prefix), prefix, wanted: None }
+        Self { decoder, pass: decoder.pass(span.clone(), prefix), wanted: None }
     }
 }
 
@@ -33,7 +32,7 @@ impl<'a> Forward<'a> for DecoderForward<'a> {
         assert!(span.columns.contains(&column), "column {column} is not of {:?}", span.columns);
         let columns = column..span.columns.end;
         self.wanted = (column > span.columns.start)
-            .then(|| self.decoder.pass(Span { layout: span.layout, columns }, self.prefix));
+            .then(|| self.decoder.pass(Span { layout: span.layout, columns }, self.pass.prefix));
     }
 
     fn outputs(&self) -> &Span<'a> {

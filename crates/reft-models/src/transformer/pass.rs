@@ -17,7 +17,7 @@ use crate::weights::linear::Linear;
 pub(crate) struct Pass<'a> {
     pub(crate) span: Span<'a>,
     pub(crate) angles: Angles,
-    prefix: usize,
+    pub(crate) prefix: usize,
     windows: &'a [Option<i64>],
     masks: BTreeMap<Option<i64>, OnceCell<AttentionMask>>,
     groups: i64,

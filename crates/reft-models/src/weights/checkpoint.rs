@@ -14,8 +14,7 @@ use crate::files::safetensors_file::SafetensorsFile;
 use crate::gguf::gguf_file::Gguf;
 use crate::model::description::ModelTensor;
 use crate::weights::quantised::{BlockFormat, Quantised, row_chunks};
-use crate::weights::weight::Weight;
-use crate::weights::weight_storage::WeightStorage;
+use crate::weights::weight::{Weight, WeightStorage};
 
 /// Named tensors of a checkpoint: a safetensors file, a sharded set of them, a GGUF file, or none at all ([`Weights::random`],
 /// [`Weights::shapes_only`]).
@@ -110,7 +109,7 @@ impl Weights {
         } else if index.is_file() {
             Self::open_shards(path, &index)
         } else {
-            Err(Error::NoWeights { path: path.to_owned() })
+            Err(Error::NoWeights(path.to_owned()))
         }
     }
 
@@ -120,17 +119,13 @@ impl Weights {
     /// [`Error::Io`] if it cannot be read, [`Error::Safetensors`] or [`Error::Format`] if it is not what its name says.
     pub fn open_file(path: &Path) -> Result<Self> {
         if Gguf::is_named(path) {
-            return Ok(Self::from_gguf(Gguf::open(path)?));
+            let gguf = Gguf::open(path)?;
+            let tensors = gguf.shapes().map(|(name, shape)| entry(0, name, shape)).collect();
+            return Ok(Self::of(path, Source::Gguf(Box::new(gguf)), tensors));
         }
         let file = SafetensorsFile::open(path)?;
         let tensors = file.shapes().map(|(name, shape)| entry(0, name, shape)).collect();
         Ok(Self::of(path, Source::Safetensors(vec![file]), tensors))
-    }
-
-    /// The tensors of an open GGUF file, under their Hugging Face names.
-    pub fn from_gguf(gguf: Gguf) -> Self {
-        let tensors = gguf.shapes().map(|(name, shape)| entry(0, name, shape)).collect();
-        Self::of(gguf.path().to_owned(), Source::Gguf(Box::new(gguf)), tensors)
     }
 
     /// Weights that no file holds, for a model that is timed and not asked anything: matrices normal with standard deviation 0.02,
@@ -216,9 +211,12 @@ impl Weights {
     ///
     /// # Errors
     /// [`Error::WeightMismatch`] with every missing, unexpected and misshapen tensor.
-    pub fn check(&self, expected: &[ModelTensor], ignore: &dyn Fn(&str) -> bool) -> Result<()> {
-        let expected: BTreeMap<&str, &[i64]> =
-            expected.iter().map(|tensor| (&*tensor.name, &*tensor.shape)).collect();
+    pub fn check<'a>(
+        &self,
+        expected: impl IntoIterator<Item = (&'a str, &'a [i64])>,
+        ignore: &dyn Fn(&str) -> bool,
+    ) -> Result<()> {
+        let expected = BTreeMap::from_iter(expected);
         let (mut missing, mut misshapen) = (Vec::new(), Vec::new());
         for (&name, &shape) in &expected {
             match self.shape(name) {

@@ -5,4 +5,3 @@ pub(crate) mod linear;
 pub(crate) mod quantised;
 pub(crate) mod send;
 pub(crate) mod weight;
-pub(crate) mod weight_storage;

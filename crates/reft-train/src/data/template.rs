@@ -206,7 +206,7 @@ mod tests {
         std::fs::write(directory.path().join("tokenizer.json"), json.to_string())?;
         let config = if with_end { r#"{"eos_token": "</s>"}"# } else { "{}" };
         std::fs::write(directory.path().join("tokenizer_config.json"), config)?;
-        Ok(Tokenizer::from_dir(directory.path())?)
+        Ok(Tokenizer::open(directory.path())?)
     }
 
     const CHAT: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}\
