@@ -3,8 +3,7 @@ use std::ops::Range;
 
 use tch::Tensor;
 
-use crate::site::{Component, Site};
-use crate::{Error, Result};
+use crate::{Component, Error, Result, Site};
 
 /// A hidden state of a site, or some neighbouring coordinates of it: what interchange interventions read and replace.
 ///

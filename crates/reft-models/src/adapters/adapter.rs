@@ -4,10 +4,7 @@ use std::path::Path;
 use reft_core::Parameter;
 use tch::Tensor;
 
-use crate::model::hooks::Hooks;
-use crate::model::layout::{Layout, Row};
-use crate::site::Site;
-use crate::{Error, Result};
+use crate::{Error, Hooks, Layout, Result, Row, Site};
 
 /// Whether a forward is part of training (dropout is on) or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

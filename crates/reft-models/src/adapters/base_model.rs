@@ -1,7 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::model::description::ModelDescription;
-use crate::{Error, Result};
+use crate::{Error, ModelDescription, Result};
 
 /// What identifies the base model of an adapter. What an imported adapter does not say is not checked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

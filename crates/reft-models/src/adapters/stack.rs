@@ -5,12 +5,8 @@ use reft_core::Parameter;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::adapters::adapter::{Adapter, Mode, Reach};
-use crate::files::atomic_file::io_error;
-use crate::files::json::{read_json, write_json};
 use crate::model::hooks::{AtStrength, Hooks, Stacked};
-use crate::model::layout::{Layout, Row};
-use crate::{Error, Result};
+use crate::{Adapter, Error, Layout, Mode, Reach, Result, Row, io_error, read_json, write_json};
 
 /// The adapters that a model is used with, in the order that they see hidden states: none, one or several.
 ///

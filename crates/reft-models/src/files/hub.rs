@@ -7,9 +7,8 @@ use std::path::{Path, PathBuf};
 use hf_hub::api::sync::ApiBuilder;
 use hf_hub::{Cache, Repo, RepoType};
 
-use crate::error::{Error, Result};
-use crate::gguf::gguf_file::Gguf;
 use crate::weights::checkpoint::read_shard_index;
+use crate::{Error, Gguf, Result};
 
 /// Where models come from when they are named rather than given as a directory.
 #[derive(Debug, Clone)]

@@ -5,8 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::error::{Error, Result};
-use crate::files::atomic_file::{atomic_write, io_error};
+use crate::{Error, Result, atomic_write, io_error};
 
 /// Reads a JSON file.
 ///

@@ -4,12 +4,7 @@ use std::path::Path;
 
 use tch::{Device, Kind};
 
-use crate::error::Result;
-use crate::files::atomic_file::atomic_directory;
-use crate::files::json::write_json_in_order;
-use crate::files::safetensors_file::save_safetensors;
-use crate::gguf::gguf_file::Gguf;
-use crate::weights::checkpoint::Weights;
+use crate::{Gguf, Result, Weights, atomic_directory, save_safetensors, write_json_in_order};
 
 /// Converts a GGUF file to a Hugging Face directory with f32 weights, which appears whole or not at all.
 ///

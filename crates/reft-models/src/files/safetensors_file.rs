@@ -12,8 +12,7 @@ use memmap2::UncheckedAdvice;
 use safetensors::tensor::{Dtype, SafeTensors, View};
 use tch::{Device, Kind, Tensor};
 
-use crate::error::{Error, Result};
-use crate::files::atomic_file::{atomic_write, io_error};
+use crate::{Error, Result, atomic_write, io_error};
 
 /// A memory-mapped safetensors file whose header has been checked against its length.
 #[derive(Debug)]

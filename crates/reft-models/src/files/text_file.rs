@@ -4,8 +4,7 @@ use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
-use crate::error::{Error, Result};
-use crate::files::atomic_file::io_error;
+use crate::{Error, Result, io_error};
 
 /// The text of a file, without a byte order mark.
 ///

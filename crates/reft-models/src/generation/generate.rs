@@ -4,14 +4,8 @@ use std::ops::ControlFlow;
 use serde::Serialize;
 use tch::{Device, Tensor};
 
-use crate::adapters::adapter::Mode;
-use crate::adapters::stack::AdapterStack;
 use crate::generation::sampling::{GenerationConfig, Sampler};
-use crate::model::frozen_model::Model;
-use crate::model::hooks::Hooks;
-use crate::model::layout::{Layout, Row, Span};
-use crate::weights::send::send;
-use crate::{Error, Result};
+use crate::{AdapterStack, Error, Hooks, Layout, Mode, Model, Result, Row, Span, send};
 
 /// A reply to one prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]

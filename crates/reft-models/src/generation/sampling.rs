@@ -3,8 +3,7 @@ use std::collections::HashSet;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::model::layout::PaddingSide;
-use crate::{Error, Result};
+use crate::{Error, PaddingSide, Result};
 
 /// How tokens are chosen, and when to stop.
 ///

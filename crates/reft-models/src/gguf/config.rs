@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use crate::error::Result;
+use crate::Result;
 use crate::gguf::gguf_file::{Gguf, ROPE_FREQUENCIES};
 use crate::gguf::header::TensorInfo;
 

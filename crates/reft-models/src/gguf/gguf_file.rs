@@ -13,10 +13,9 @@ use serde::Deserialize;
 use serde_json::Value as Json;
 use tch::{Device, Kind, Tensor};
 
-use crate::error::{Error, Result};
-use crate::files::atomic_file::io_error;
 use crate::gguf::header::{Header, TensorInfo};
 use crate::weights::quantised::{BlockFormat, Quantised};
+use crate::{Error, Result, io_error};
 
 /// A GGUF file of the Llama family.
 #[derive(Debug)]

@@ -2,8 +2,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use crate::error::Result;
-use crate::gguf::gguf_file::Gguf;
+use crate::{Gguf, Result};
 
 /// The pattern of Llama 3's tokenizer: up to three digits stay together.
 const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";

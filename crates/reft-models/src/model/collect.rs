@@ -1,11 +1,6 @@
 use tch::Tensor;
 
-use crate::model::frozen_model::Model;
-use crate::model::hooks::{HookPoint, Hooks};
-use crate::model::layout::{Layout, Span};
-use crate::place::Place;
-use crate::weights::send::send;
-use crate::{Error, Result};
+use crate::{Error, HookPoint, Hooks, Layout, Model, Place, Result, Span, send};
 
 /// A token of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -1,6 +1,4 @@
-use crate::place::Place;
-use crate::site::{Component, Site};
-use crate::{Error, Result};
+use crate::{Component, Error, Place, Result, Site};
 
 /// What a model is, apart from its numbers: all that methods, trainer, planner and tasks know of it.
 #[derive(Debug, Clone, PartialEq)]

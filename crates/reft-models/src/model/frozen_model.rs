@@ -2,13 +2,7 @@ use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::model::description::ModelDescription;
-use crate::model::hooks::Hooks;
-use crate::model::kv_cache::{KvCache, Past};
-use crate::model::layout::Span;
-use crate::weights::linear::Linear;
-use crate::weights::weight::Weight;
-use crate::{Error, Result};
+use crate::{Error, Hooks, KvCache, Linear, ModelDescription, Past, Result, Span, Weight};
 
 /// A frozen model: its description, its weights, and a forward through hooks.
 ///

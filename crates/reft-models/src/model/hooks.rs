@@ -1,9 +1,6 @@
 use tch::Tensor;
 
-use crate::model::layout::Span;
-use crate::site::{Component, Site};
-use crate::weights::linear::Linear;
-use crate::{Error, Result};
+use crate::{Component, Error, Linear, Result, Site, Span};
 
 /// Where in a forward hooks are shown something.
 #[derive(Debug, Clone, Copy)]

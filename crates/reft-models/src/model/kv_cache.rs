@@ -1,6 +1,6 @@
 use tch::{Kind, Tensor};
 
-use crate::model::description::ModelDescription;
+use crate::ModelDescription;
 
 /// Keys and values that a forward finds before those of its own columns.
 pub trait Past {

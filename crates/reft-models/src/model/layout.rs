@@ -2,8 +2,7 @@ use std::ops::Range;
 
 use tch::{Device, Tensor};
 
-use crate::weights::send::send;
-use crate::{Error, Result};
+use crate::{Error, Result, send};
 
 /// On which side of the shorter rows of a batch the padding stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

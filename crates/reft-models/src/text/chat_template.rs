@@ -9,10 +9,8 @@ use minijinja::{Environment, ErrorKind, context};
 use serde::{Deserialize, Serialize};
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
-use crate::error::{Error, Result};
-use crate::files::atomic_file::io_error;
-use crate::gguf::gguf_file::Gguf;
 use crate::text::tokenizer_config::{SpecialToken, TemplateField, TokenizerConfig, read_optional};
+use crate::{Error, Gguf, Result, io_error};
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

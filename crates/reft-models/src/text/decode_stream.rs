@@ -1,7 +1,6 @@
 //! Decoding token by token.
 
-use crate::error::Result;
-use crate::text::tokenizer::Tokenizer;
+use crate::{Result, Tokenizer};
 
 /// Turns generated ids into text as they come.
 ///

@@ -4,13 +4,10 @@ use std::fmt::Display;
 use std::fs;
 use std::path::Path;
 
-use crate::error::{Error, Result};
-use crate::files::atomic_file::io_error;
-use crate::gguf::gguf_file::Gguf;
-use crate::text::decode_stream::DecodeStream;
 use crate::text::tokenizer_config::{
     SpecialToken, TokenIds, TokenizerConfig, present, read_optional,
 };
+use crate::{DecodeStream, Error, Gguf, Result, io_error};
 
 /// A model's tokenizer with its special tokens.
 #[derive(Debug)]

@@ -6,9 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::error::{Error, Result};
-use crate::files::json::read_json;
-use crate::gguf::gguf_file::Gguf;
+use crate::{Error, Gguf, Result, read_json};
 
 /// What is read of `tokenizer_config.json`.
 #[derive(Debug, Default, Deserialize)]

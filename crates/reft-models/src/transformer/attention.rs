@@ -1,13 +1,10 @@
 use tch::{Device, Tensor};
 
-use crate::Result;
-use crate::model::hooks::Hooks;
-use crate::model::kv_cache::Past;
 use crate::site::Component::{Key, Output, Query, Value};
 use crate::transformer::attention_mask::AttentionMask;
 use crate::transformer::pass::BlockColumns;
 use crate::transformer::rms_norm::RmsNorm;
-use crate::weights::linear::Linear;
+use crate::{Hooks, Linear, Past, Result};
 
 /// Causal self-attention with grouped queries (Ainslie et al. 2023): `n_h` query heads share `n_kv` key and value heads.
 #[derive(Debug)]

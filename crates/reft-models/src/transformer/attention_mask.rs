@@ -1,7 +1,6 @@
 use tch::{Device, Kind, Tensor};
 
-use crate::model::layout::Span;
-use crate::weights::send::send;
+use crate::{Span, send};
 
 /// Which keys each query of a pass sees.
 #[derive(Debug)]

@@ -4,11 +4,9 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::error::{Error, Result};
-use crate::files::json::read_json;
-use crate::gguf::gguf_file::Gguf;
-use crate::model::description::{ModelDescription, ModelTensor, TensorRole};
-use crate::site::{Component, Site};
+use crate::{
+    Component, Error, Gguf, ModelDescription, ModelTensor, Result, Site, TensorRole, read_json,
+};
 
 /// The options of a Llama-family decoder: what a `config.json` says, with every default filled in.
 ///

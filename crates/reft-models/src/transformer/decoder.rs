@@ -3,12 +3,7 @@ use std::path::Path;
 
 use tch::{Device, Kind};
 
-use crate::Result;
-use crate::model::description::{ModelDescription, ModelTensor, TensorRole};
-use crate::model::frozen_model::{Forward, Head, Model};
-use crate::model::layout::Span;
 use crate::transformer::attention::Attention;
-use crate::transformer::config::DecoderConfig;
 use crate::transformer::decoder_block::DecoderBlock;
 use crate::transformer::forward::DecoderForward;
 use crate::transformer::mlp::Mlp;
@@ -16,8 +11,10 @@ use crate::transformer::pass::Pass;
 use crate::transformer::rms_norm::RmsNorm;
 use crate::transformer::rope::Rope;
 use crate::weights::checkpoint::{Usage, Weights};
-use crate::weights::linear::Linear;
-use crate::weights::weight::Weight;
+use crate::{
+    DecoderConfig, Forward, Head, Linear, Model, ModelDescription, ModelTensor, Result, Span,
+    TensorRole, Weight,
+};
 
 /// A frozen Llama-family decoder with hooks at every site.
 ///

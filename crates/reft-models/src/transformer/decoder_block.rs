@@ -1,13 +1,11 @@
 use tch::Tensor;
 
-use crate::Result;
-use crate::model::hooks::Hooks;
-use crate::model::kv_cache::Past;
 use crate::site::Component::{AttentionOutput, BlockInput, MlpOutput};
 use crate::transformer::attention::Attention;
 use crate::transformer::mlp::Mlp;
 use crate::transformer::pass::BlockColumns;
 use crate::transformer::rms_norm::RmsNorm;
+use crate::{Hooks, Past, Result};
 
 /// Pre-norm decoder block: `m = x + Attention(norm₁(x))`, `y = m + MLP(norm₂(m))`.
 #[derive(Debug)]

@@ -2,14 +2,9 @@ use std::ops::Range;
 
 use tch::Tensor;
 
-use crate::Result;
-use crate::model::frozen_model::Forward;
-use crate::model::hooks::{HookPoint, Hooks};
-use crate::model::kv_cache::Past;
-use crate::model::layout::Span;
 use crate::site::Component::BlockOutput;
-use crate::transformer::decoder::Decoder;
 use crate::transformer::pass::{BlockColumns, Pass};
+use crate::{Decoder, Forward, HookPoint, Hooks, Past, Result, Span};
 
 /// A forward of a [`Decoder`].
 #[derive(Debug)]

@@ -1,10 +1,8 @@
 use tch::Tensor;
 
-use crate::Result;
-use crate::model::hooks::Hooks;
 use crate::site::Component::{Down, Gate, Up};
 use crate::transformer::pass::Pass;
-use crate::weights::linear::Linear;
+use crate::{Hooks, Linear, Result};
 
 /// SwiGLU (Shazeer 2020): `down(silu(gate x) ⊙ up x)`.
 #[derive(Debug)]

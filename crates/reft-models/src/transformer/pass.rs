@@ -3,14 +3,9 @@ use std::collections::BTreeMap;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::Result;
-use crate::model::hooks::{HookPoint, Hooks};
-use crate::model::layout::Span;
-use crate::site::{Component, Site};
 use crate::transformer::attention_mask::AttentionMask;
-use crate::transformer::config::DecoderConfig;
 use crate::transformer::rope::{Angles, Rope};
-use crate::weights::linear::Linear;
+use crate::{Component, DecoderConfig, HookPoint, Hooks, Linear, Result, Site, Span};
 
 /// What is the same for every block of one forward: rotary angles and attention masks.
 #[derive(Debug)]

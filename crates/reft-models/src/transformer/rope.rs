@@ -2,7 +2,7 @@ use std::f64::consts::PI;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::transformer::config::{DecoderConfig, RopeScaling};
+use crate::{DecoderConfig, RopeScaling};
 
 /// Rotary position embedding (Su et al. 2021, arXiv:2104.09864), halves rotated as Hugging Face does.
 ///

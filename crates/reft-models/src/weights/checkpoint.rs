@@ -7,14 +7,9 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
-use crate::error::{Error, Result};
-use crate::files::atomic_file::io_error;
-use crate::files::json::read_json;
 use crate::files::safetensors_file::SafetensorsFile;
-use crate::gguf::gguf_file::Gguf;
-use crate::model::description::ModelTensor;
 use crate::weights::quantised::{BlockFormat, Quantised, row_chunks};
-use crate::weights::weight::{Weight, WeightStorage};
+use crate::{Error, Gguf, ModelTensor, Result, Weight, WeightStorage, io_error, read_json};
 
 /// Named tensors of a checkpoint: a safetensors file, a sharded set of them, a GGUF file, or none at all ([`Weights::random`],
 /// [`Weights::shapes_only`]).

@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use crate::weights::weight::Weight;
+use crate::Weight;
 
 /// `y = W x + b`, on row vectors: `[.., in]` to `[.., out]`.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use crate::weights::quantised::Quantised;
+use crate::Quantised;
 
 /// A weight of a model: a tensor, or a frozen matrix that is kept small and expanded when it is computed with.
 #[derive(Debug)]
