@@ -89,6 +89,16 @@ pub enum Error {
     /// Dropout outside of 0 ≤ p < 1.
     #[error("dropout is {0}, expected a probability with 0 <= p < 1")]
     Dropout(f64),
+    /// An option with an impossible value.
+    #[error("{option} is {found}, expected {expected}")]
+    OptionValue {
+        /// The option.
+        option: &'static str,
+        /// Its value.
+        found: String,
+        /// What it may be.
+        expected: &'static str,
+    },
     /// A subspace names a coordinate that does not exist.
     #[error("subspace coordinate {index} is out of range, low_rank_dimension is {rank}")]
     Subspace {

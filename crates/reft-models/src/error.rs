@@ -136,16 +136,6 @@ pub enum Error {
         /// Size of the vocabulary.
         vocab_size: i64,
     },
-    /// An option of generation has a value that means nothing.
-    #[error("{option} is {found}, expected {expected}")]
-    Generation {
-        /// The option.
-        option: &'static str,
-        /// Its value.
-        found: String,
-        /// What it may be.
-        expected: &'static str,
-    },
     /// A prompt leaves no room for a reply.
     #[error(
         "prompt {index} has {length} tokens, the model's context {context}; shorten it to leave room for a reply"

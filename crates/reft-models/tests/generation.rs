@@ -442,12 +442,12 @@ fn impossible_requests_are_refused() -> Outcome {
     }
     assert!(matches!(
         run(&decoder, &[], &rows, &greedy(0)),
-        Err(Error::Generation { option: "max_new_tokens", .. })
+        Err(Error::Core(reft_core::Error::OptionValue { option: "max_new_tokens", .. }))
     ));
     let none = GenerationConfig { batch_size: Some(0), ..greedy(2) };
     assert!(matches!(
         run(&decoder, &[], &rows, &none),
-        Err(Error::Generation { option: "batch_size", .. })
+        Err(Error::Core(reft_core::Error::OptionValue { option: "batch_size", .. }))
     ));
     Ok(())
 }

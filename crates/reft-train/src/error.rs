@@ -73,16 +73,6 @@ pub enum Error {
         /// Examples held out.
         validation: usize,
     },
-    /// A training option with an impossible value.
-    #[error("{field} is {found}, expected {expected}")]
-    Config {
-        /// The option.
-        field: &'static str,
-        /// Its value.
-        found: String,
-        /// What it may be.
-        expected: &'static str,
-    },
     /// The directory holds a run already.
     #[error(
         "{} holds a training run already ({found}); resume it, or name another directory",
@@ -190,6 +180,9 @@ pub enum Error {
         /// What was found and what was expected.
         reason: String,
     },
+    /// An option has a value that means nothing.
+    #[error(transparent)]
+    Core(#[from] reft_core::Error),
     /// A model, a tokenizer or an adapter refused something.
     #[error(transparent)]
     Model(#[from] reft_models::Error),

@@ -72,7 +72,7 @@ pub use run::order::Shuffle;
 pub use run::out_of_memory::is_out_of_memory;
 pub use run::progress::{Outcome, Plan, Progress, Silent, Step, Summary};
 pub use run::share::{Alone, Reduce, Share};
-pub use run::train_config::{DeclaredOptions, OptionDeclaration, OptionKind, TrainConfig};
+pub use run::train_config::TrainConfig;
 pub use run::trainer::Trainer;
 
 pub use seed::seed_of;

@@ -1,4 +1,5 @@
-use reft_train::{DeclaredOptions, TrainConfig};
+use reft_core::{DeclaredOptions, Error as CoreError};
+use reft_train::TrainConfig;
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
@@ -47,7 +48,9 @@ impl Budget {
         lr: f64,
     ) -> Result<(), (&'static str, String)> {
         self.train_config(method, lr, 0).check().map_err(|error| match error {
-            reft_train::Error::Config { field, .. } => (field, error.to_string()),
+            reft_train::Error::Core(CoreError::OptionValue { option, .. }) => {
+                (option, error.to_string())
+            }
             error => ("", error.to_string()),
         })
     }

@@ -1,7 +1,7 @@
 use anyhow::{Result, bail};
 use reft_bench::Precision;
+use reft_core::{DeclaredOptions, declare_options};
 use reft_models::WeightStorage;
-use reft_train::{DeclaredOptions, declare_options};
 use serde::Deserialize;
 use tch::Device;
 
@@ -32,7 +32,7 @@ impl MachineOptions {
     /// # Errors
     /// If the number cannot be, or this libtorch has no TF32.
     pub fn set_up(&self) -> Result<usize> {
-        self.check_each().map_err(in_flags)?;
+        self.check_each().map_err(|error| in_flags(reft_train::Error::from(error)))?;
         if let Some(n) = self.threads {
             tch::set_num_threads(n as i32);
         }

@@ -1,7 +1,7 @@
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Arg;
+use reft_core::{DeclaredOptions, OptionKind};
 use reft_methods::{MethodOption, ValueKind, all_options};
-use reft_train::{DeclaredOptions, OptionKind};
 use serde_json::Value as Json;
 use toml::{Table, Value};
 

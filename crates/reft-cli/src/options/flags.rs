@@ -1,6 +1,7 @@
 use anyhow::{Result, anyhow, bail};
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, Command, FromArgMatches};
+use reft_core::Error as CoreError;
 use reft_methods::{MethodOptions, declarations};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -79,9 +80,11 @@ pub fn in_flags(error: impl Into<reft_bench::Error>) -> anyhow::Error {
         reft_bench::Error::Method(OptionValue { option, found, expected }) => {
             anyhow!("{} is {found}, expected {expected}", flag(option))
         }
-        reft_bench::Error::Train(reft_train::Error::Config { field, found, expected }) => {
-            anyhow!("{} is {found}, expected {expected}", flag(field))
-        }
+        reft_bench::Error::Train(reft_train::Error::Core(CoreError::OptionValue {
+            option,
+            found,
+            expected,
+        })) => anyhow!("{} is {found}, expected {expected}", flag(option)),
         other => other.into(),
     }
 }

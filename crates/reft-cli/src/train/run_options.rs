@@ -2,8 +2,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use bytesize::ByteSize;
+use reft_core::{DeclaredOptions, declare_options};
 use reft_methods::method_names;
-use reft_train::{DeclaredOptions, ReuseConfig, Shuffle, Template, TrainConfig, declare_options};
+use reft_train::{ReuseConfig, Shuffle, Template, TrainConfig};
 use serde::{Deserialize, Deserializer, Serialize};
 use toml::Table;
 

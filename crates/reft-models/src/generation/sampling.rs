@@ -2,52 +2,42 @@ use std::collections::HashSet;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use reft_core::{DeclaredOptions, OptionDeclaration, declare_options};
 
-use crate::{Error, PaddingSide, Result};
+use crate::{PaddingSide, Result};
 
-/// How tokens are chosen, and when to stop.
-///
-/// The scores of the next token pass, in this order, through the repetition penalty, the ban on repeated n-grams, the temperature,
-/// top-k and top-p, each as in transformers; then a token is drawn, or the best one is taken if the temperature is 0.
-#[derive(Debug, Clone, PartialEq)]
-pub struct GenerationConfig {
-    /// Most tokens to generate per prompt.
-    pub max_new_tokens: usize,
-    /// Scores are divided by it before a token is drawn; 0: no draw, the best token is taken.
-    pub temperature: f64,
-    /// Draw only from the k best tokens.
-    pub top_k: Option<usize>,
-    /// Draw only from the best tokens that together have this probability; 1: from all.
-    pub top_p: f64,
-    /// Scores of tokens that stand in the prompt or in the reply are divided by it if positive, multiplied if negative; 1: untouched.
-    pub repetition_penalty: f64,
-    /// No n tokens in a row may occur twice in prompt and reply.
-    pub no_repeat_ngram_size: Option<usize>,
-    /// Tokens that end a reply.
-    pub stop_ids: Vec<i64>,
-    /// What the draws follow from, together with the prompt's place in the list.
-    pub seed: u64,
-    /// Prompts generated for at once; `None`: all.
-    pub batch_size: Option<usize>,
-    /// Where the padding of a batch stands: it costs the same and gives the same text on either side.
-    pub padding: PaddingSide,
-}
-
-impl Default for GenerationConfig {
-    /// Greedy, 256 tokens, no stop token.
-    fn default() -> Self {
-        Self {
-            max_new_tokens: 256,
-            temperature: 0.0,
-            top_k: None,
-            top_p: 1.0,
-            repetition_penalty: 1.0,
-            no_repeat_ngram_size: None,
-            stop_ids: Vec::new(),
-            seed: 0,
-            batch_size: None,
-            padding: PaddingSide::Left,
-        }
+declare_options! {
+    /// How tokens are chosen, and when to stop: greedily, 256 tokens and no stop token unless it says otherwise.
+    ///
+    /// The scores of the next token pass, in this order, through the repetition penalty, the ban on repeated n-grams, the temperature,
+    /// top-k and top-p, each as in transformers; then a token is drawn, or the best one is taken if the temperature is 0.
+    pub struct GenerationConfig {
+        /// Most tokens of a reply
+        max_new_tokens: usize = 256, Count("N") in "Generation" if |n: usize| n > 0, "at least 1";
+        /// 0 = always the best token (greedy), above 0 = draw, the wilder the higher
+        temperature: f64 = 0.0, Number("X") in "Generation"
+            if |x: f64| x >= 0.0 && x.is_finite(), "0 (the best token) or a positive number";
+        /// Draw only from the N best tokens [default: from all]
+        top_k: Option<usize> = None, Count("N") in "Generation"
+            if |n: usize| n > 0, "at least 1; leave it out to draw from all tokens";
+        /// Draw only from the best tokens that together have this probability, above 0 to 1
+        top_p: f64 = 1.0, Number("P") in "Generation" if |x: f64| x > 0.0 && x <= 1.0, "0 < top_p <= 1";
+        /// Makes tokens that have occurred less likely: their scores are divided by it if positive, else multiplied; 1 = no penalty
+        repetition_penalty: f64 = 1.0, Number("X") in "Generation"
+            if |x: f64| x > 0.0 && x.is_finite(), "a positive number; 1 is no penalty";
+        /// No N tokens in a row may occur twice in prompt and reply [default: they may]
+        no_repeat_ngram_size: Option<usize> = None, Count("N") in "Generation"
+            if |n: usize| n > 0, "at least 1; leave it out to allow repetition";
+        /// Seed of the draws, which follow from it and the prompt's place in the list
+        seed: u64 = 0, Count("N") in "Generation";
+    }
+    beside {
+        /// Tokens that end a reply.
+        stop_ids: Vec<i64> = Vec::new();
+        /// Prompts generated for at once; `None`: all.
+        batch_size: Option<usize> = None;
+        /// Where the padding of a batch stands: it costs the same and gives the same text on either side.
+        padding: PaddingSide = PaddingSide::Left;
     }
 }
 
@@ -55,29 +45,13 @@ impl GenerationConfig {
     /// Checks that every option has a value that means something.
     ///
     /// # Errors
-    /// [`Error::Generation`] names the first one that has not.
+    /// [`reft_core::Error::OptionValue`] names the first one that has not.
     pub fn check(&self) -> Result<()> {
-        let require = |is_right: bool, option, found: &dyn ToString, expected| match is_right {
-            true => Ok(()),
-            false => Err(Error::Generation { option, found: found.to_string(), expected }),
-        };
-        let Self { temperature, top_p, repetition_penalty: penalty, .. } = *self;
-        require(self.max_new_tokens > 0, "max_new_tokens", &0, "at least 1")?;
-        let expected = "0 (the best token) or a positive number";
-        let is_temperature = temperature >= 0.0 && temperature.is_finite();
-        require(is_temperature, "temperature", &temperature, expected)?;
-        let expected = "at least 1; leave it out to draw from all tokens";
-        require(self.top_k != Some(0), "top_k", &0, expected)?;
-        require(top_p > 0.0 && top_p <= 1.0, "top_p", &top_p, "0 < top_p <= 1")?;
-        let expected = "a positive number; 1 is no penalty";
-        let is_penalty = penalty > 0.0 && penalty.is_finite();
-        require(is_penalty, "repetition_penalty", &penalty, expected)?;
-        let expected = "at least 1; leave it out to allow repetition";
-        require(self.no_repeat_ngram_size != Some(0), "no_repeat_ngram_size", &0, expected)?;
-        require(self.batch_size != Some(0), "batch_size", &0, "at least 1")?;
-        let lowest = self.stop_ids.iter().copied().min().unwrap_or(0);
-        require(lowest >= 0, "stop_ids", &lowest, "token ids, which are not negative")?;
-        Ok(())
+        self.check_each()?;
+        let at_least_one = |n: usize| n > 0;
+        OptionDeclaration::require("batch_size", self.batch_size, at_least_one, "at least 1")?;
+        let (lowest, expected) = (self.stop_ids.iter().min(), "token ids, which are not negative");
+        Ok(OptionDeclaration::require("stop_ids", lowest.copied(), |id: i64| id >= 0, expected)?)
     }
 
     /// Whether the best token of the model's own scores is the answer: nothing else needs to be known of them.
@@ -221,6 +195,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::Error;
 
     fn greedy() -> GenerationConfig {
         GenerationConfig::default()
@@ -370,7 +345,7 @@ mod tests {
         for (name, config) in bad {
             let refused = config.check();
             assert!(
-                matches!(&refused, Err(Error::Generation { option, .. }) if *option == name),
+                matches!(&refused, Err(Error::Core(reft_core::Error::OptionValue { option, .. })) if *option == name),
                 "{name}: {refused:?}"
             );
         }

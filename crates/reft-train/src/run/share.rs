@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use crate::{Error, Result};
+use crate::Result;
 
 /// Which part of a run is this process's: the `rank`-th of `world`, as `torch.distributed` counts them.
 ///
@@ -22,13 +22,14 @@ impl Share {
     /// The part of one process among `world`.
     ///
     /// # Errors
-    /// [`Error::Config`] unless `rank` is below `world`.
+    /// [`reft_core::Error::OptionValue`] unless `rank` is below `world`.
     pub fn new(rank: usize, world: usize) -> Result<Self> {
         if rank < world {
             return Ok(Self { rank, world });
         }
         let found = format!("{rank} of a world of {world}");
-        Err(Error::Config { field: "rank", found, expected: "a number from 0 to below world" })
+        let (option, expected) = ("rank", "a number from 0 to below world");
+        Err(reft_core::Error::OptionValue { option, found, expected }.into())
     }
 
     /// The process's number, from 0.
@@ -111,13 +112,20 @@ impl Processes<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Error;
     use proptest::prelude::*;
 
     #[test]
     fn a_rank_outside_of_the_world_is_refused() {
         for (rank, world) in [(0, 0), (1, 1), (5, 3)] {
             let refused = Share::new(rank, world);
-            assert!(matches!(refused, Err(Error::Config { field: "rank", .. })), "{refused:?}");
+            assert!(
+                matches!(
+                    refused,
+                    Err(Error::Core(reft_core::Error::OptionValue { option: "rank", .. }))
+                ),
+                "{refused:?}"
+            );
         }
         assert!(Share::new(2, 3).is_ok_and(|share| !share.is_first()));
         assert_eq!(Share::new(0, 1).ok(), Some(Share::WHOLE));

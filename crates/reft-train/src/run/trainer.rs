@@ -45,7 +45,7 @@ impl<'a> Trainer<'a> {
     /// A trainer before its first step, which writes no files.
     ///
     /// # Errors
-    /// [`Error::Config`] for an option that cannot be; [`Error::TooFewExamples`] without examples; [`Error::NothingToTrain`];
+    /// [`reft_core::Error::OptionValue`] for an option that cannot be; [`Error::TooFewExamples`] without examples; [`Error::NothingToTrain`];
     /// [`Error::NotFrozen`] if a weight of the model wants a gradient and is no parameter of an adapter; [`Error::NoPlainModel`].
     pub fn new(learner: &Learner<'a>, dataset: &'a Dataset, config: TrainConfig) -> Result<Self> {
         config.check()?;
