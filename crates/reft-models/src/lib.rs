@@ -61,7 +61,6 @@ pub use text::tokenizer::Tokenizer;
 pub use transformer::config::{DecoderConfig, RopeScaling};
 pub use transformer::decoder::Decoder;
 pub use weights::checkpoint::Weights;
-pub use weights::linear::Linear;
 pub use weights::quantised::Quantised;
 pub use weights::send::send;
-pub use weights::weight::{Weight, WeightStorage};
+pub use weights::weight::{Linear, Weight, WeightStorage};

@@ -28,14 +28,13 @@ mod plots;
 mod svg;
 
 mod numbers;
-mod running_mean;
-mod spread;
 
 pub use escape::escape;
 pub use figure::{figure, svg_file};
 pub use heat_map::{Heat, HeatMap, heat_map};
-pub use numbers::{bytes, grouped, percent, seconds, short, short_share, spread};
+pub use numbers::{
+    Spread, bytes, grouped, percent, running_mean, running_mean_steps, seconds, short, short_share,
+    spread,
+};
 pub use page::{COLOURS, page};
 pub use plots::{Bar, Curve, Names, Point, bars, curves, scatter};
-pub use running_mean::{running_mean, running_mean_steps};
-pub use spread::Spread;

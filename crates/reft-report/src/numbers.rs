@@ -1,6 +1,6 @@
 //! Numbers as people read them.
 
-use crate::Spread;
+use serde::{Deserialize, Serialize};
 
 /// Mean ± standard deviation with a number of decimals.
 pub fn spread(spread: &Spread, decimals: usize) -> String {
@@ -58,6 +58,47 @@ pub fn seconds(s: f64) -> String {
     }
 }
 
+/// Of how many steps [`running_mean`] takes the mean in a curve of that many.
+pub fn running_mean_steps(steps: usize) -> usize {
+    (steps / 25).max(1)
+}
+
+/// The mean over the steps up to each.
+pub fn running_mean(values: &[f64]) -> Vec<f64> {
+    let width = running_mean_steps(values.len());
+    let mean = |i: usize| {
+        let part = &values[(i + 1).saturating_sub(width)..=i];
+        part.iter().sum::<f64>() / part.len() as f64
+    };
+    (0..values.len()).map(mean).collect()
+}
+
+/// Values of several seeds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// Their mean.
+    pub mean: f64,
+    /// Their standard deviation (of a sample: divided by n − 1); `None` for a single value.
+    pub sd: Option<f64>,
+    /// The values, in the order of the seeds.
+    pub values: Vec<f64>,
+}
+
+impl Spread {
+    /// The spread of some values; `None` without any.
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
+        let values: Vec<f64> = values.into_iter().collect();
+        if values.is_empty() {
+            return None;
+        }
+        let n = values.len() as f64;
+        let mean = values.iter().sum::<f64>() / n;
+        let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+        let sd = (values.len() > 1).then(|| (squares / (n - 1.0)).sqrt());
+        Some(Self { mean, sd, values })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,5 +125,22 @@ mod tests {
         assert_eq!(short_share(0.96875), "96.9");
         assert_eq!(short_share(0.29), "29");
         assert_eq!(short_share(0.0), "0");
+    }
+
+    #[test]
+    fn a_running_mean_starts_with_what_there_is() {
+        let losses: Vec<f64> = (0..50).map(f64::from).collect();
+        assert_eq!(&running_mean(&losses)[..3], [0.0, 0.5, 1.5]);
+        assert_eq!(running_mean(&[2.0, 4.0]), [2.0, 4.0]);
+    }
+
+    #[test]
+    fn the_deviation_is_that_of_a_sample() {
+        let spread = Spread::of([2.0, 4.0, 4.0, 6.0]).expect("values");
+        assert_eq!(spread.mean, 4.0);
+        let expected = (8.0f64 / 3.0).sqrt();
+        assert!((spread.sd.expect("several") - expected).abs() < 1e-15); // f64 rounding
+        assert_eq!(Spread::of([3.0]).and_then(|spread| spread.sd), None);
+        assert_eq!(Spread::of([]), None);
     }
 }

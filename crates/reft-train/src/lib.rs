@@ -67,10 +67,11 @@ pub use optimizer::loss_scaler::{Grads, LossScaler};
 pub use optimizer::schedule::ScheduleKind;
 pub use reuse::frozen_store::{FrozenStore, ReuseConfig};
 pub use run::checkpoint::Best;
-pub use run::metrics::{StepStats, ValidationStats};
 pub use run::order::Shuffle;
 pub use run::out_of_memory::is_out_of_memory;
-pub use run::progress::{Outcome, Plan, Progress, Silent, Step, Summary};
+pub use run::progress::{
+    Outcome, Plan, Progress, Silent, Step, StepStats, Summary, ValidationStats,
+};
 pub use run::share::{Alone, Reduce, Share};
 pub use run::train_config::TrainConfig;
 pub use run::trainer::Trainer;

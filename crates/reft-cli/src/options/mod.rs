@@ -2,8 +2,6 @@
 
 mod declared;
 mod flags;
-mod list;
 
 pub use declared::Declared;
-pub use flags::{FlagGroup, Flags, MethodFlags, at_least_one, flag, in_flags, method_name};
-pub use list::List;
+pub use flags::{FlagGroup, Flags, List, MethodFlags, at_least_one, flag, in_flags, method_name};

@@ -111,8 +111,10 @@ impl Reflections {
 
     /// `T` is made of `v` as it is kept, in f32, so that a checkpoint gives the same `T` to the last bit.
     fn new(v: Tensor, signs: Tensor) -> Self {
-        let t = inverse_of(&compact_inverse(&v.to_kind(Kind::Double))).to_kind(Kind::Float);
-        Self { v, t, signs }
+        let upper = compact_inverse(&v.to_kind(Kind::Double)); // T⁻¹ [n, k, k]
+        let identity = Tensor::eye(v.size()[2], (Kind::Double, v.device())).expand_as(&upper);
+        let t = Tensor::linalg_solve_triangular(&upper, &identity, true, true, false);
+        Self { v, t: t.to_kind(Kind::Float), signs }
     }
 
     /// `Q₀ X` for `X` `[n, d, r]`.
@@ -136,11 +138,4 @@ fn compact_inverse(v: &Tensor) -> Tensor {
     let k = v.size()[2];
     let gram = v.transpose(1, 2).matmul(v);
     gram.triu(1) + Tensor::eye(k, (v.kind(), v.device())) * 0.5
-}
-
-/// Inverse of upper triangular matrices `[n, k, k]`.
-fn inverse_of(upper: &Tensor) -> Tensor {
-    let k = upper.size()[2];
-    let identity = Tensor::eye(k, (upper.kind(), upper.device())).expand_as(upper);
-    Tensor::linalg_solve_triangular(upper, &identity, true, true, false)
 }

@@ -1,7 +1,6 @@
 //! Weights: how a checkpoint is read, and how its matrices are held.
 
 pub(crate) mod checkpoint;
-pub(crate) mod linear;
 pub(crate) mod quantised;
 pub(crate) mod send;
 pub(crate) mod weight;

@@ -13,5 +13,4 @@ pub(crate) mod trainer;
 pub(crate) mod progress;
 
 pub(crate) mod checkpoint;
-pub(crate) mod metrics;
 pub(crate) mod run_directory;

@@ -86,7 +86,7 @@ fn rows_up_to(step: usize, text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::metrics::{StepStats, ValidationStats};
+    use crate::{StepStats, ValidationStats};
     use std::collections::BTreeMap;
 
     fn stats(step: usize) -> StepStats {
