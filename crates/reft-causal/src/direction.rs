@@ -4,8 +4,7 @@ use reft_core::PrincipalComponents;
 use reft_models::{Model, Place, Row, Site, load_safetensors};
 use tch::{Kind, Tensor};
 
-use crate::error::{Error, Result, refuse};
-use crate::{Alignment, source_states};
+use crate::{Alignment, Error, Result, refuse, source_states};
 
 /// How a direction is made of two sets of hidden states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

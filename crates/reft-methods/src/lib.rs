@@ -41,6 +41,8 @@ mod summary;
 
 pub use declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
 pub use error::{Error, Result};
+pub(crate) use files::peft_fields::OtherFields;
+pub(crate) use merge::MergedWeights;
 pub use merge::{MERGED_ADAPTER, MERGED_BASE_MODEL, export_model};
 pub use methods::METHODS;
 pub use methods::steering::SteeringAdapter;
@@ -60,3 +62,7 @@ pub use registry::{
 };
 pub use summary::AdapterSummary;
 pub use target_modules::TargetModules;
+pub(crate) use trained::{
+    Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, check_positive, read_config,
+    resolve_config,
+};

@@ -15,9 +15,8 @@ use serde::de::DeserializeOwned;
 use tch::{Device, Kind, Tensor};
 
 use crate::files::adapter_file::{self, Shapes};
-use crate::merge::MergedWeights;
 use crate::target_modules::share_an_input;
-use crate::{Error, Method, MethodDeclaration, MethodOptions, Result};
+use crate::{Error, MergedWeights, Method, MethodDeclaration, MethodOptions, Result};
 
 /// A method with everything decided, which is the configuration in its adapters' files too.
 pub(crate) trait TensorMethod:
@@ -306,7 +305,7 @@ impl<M: TensorMethod> Method for M {
 const F32: f64 = 4.0;
 
 /// Decides what the options leave open, and checks it against a model.
-pub(crate) fn resolve<M: TensorMethod>(
+pub(crate) fn resolve_config<M: TensorMethod>(
     name: &str,
     options: &MethodOptions,
     model: &ModelDescription,
@@ -318,7 +317,7 @@ pub(crate) fn resolve<M: TensorMethod>(
 }
 
 /// Reads the configuration of an adapter directory.
-pub(crate) fn read<M: TensorMethod>(dir: &Path) -> Result<Box<dyn Method>> {
+pub(crate) fn read_config<M: TensorMethod>(dir: &Path) -> Result<Box<dyn Method>> {
     let method: M = read_json(&dir.join(M::DECLARATION.files.configuration()))?;
     method.check()?;
     Ok(Box::new(method))

@@ -60,6 +60,8 @@ pub use text::decode_stream::DecodeStream;
 pub use text::tokenizer::Tokenizer;
 pub use transformer::config::{DecoderConfig, RopeScaling};
 pub use transformer::decoder::Decoder;
+pub(crate) use transformer::pass::{BlockColumns, Pass};
+pub(crate) use transformer::rms_norm::RmsNorm;
 pub use weights::checkpoint::Weights;
 pub use weights::quantised::Quantised;
 pub use weights::send::send;

@@ -82,3 +82,5 @@ pub use seed::seed_of;
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 struct Readme;
+pub(crate) use data::needed::Needed;
+pub(crate) use forward::ready_batch::ReadyBatch;

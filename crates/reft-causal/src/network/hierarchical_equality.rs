@@ -4,8 +4,7 @@ use reft_models::Row;
 use reft_train::{Example, IGNORE_INDEX, seed_of};
 use tch::{Device, Tensor};
 
-use crate::error::{Result, refuse};
-use crate::{CausalModel, Counterfactual, SourceToken, Variable};
+use crate::{CausalModel, Counterfactual, Result, SourceToken, Variable, refuse};
 
 /// The textbook task `(w = x) = (y = z)` on four objects (Geiger et al. 2023, arXiv:2303.02536): its causal model, its inputs, and
 /// counterfactuals whose answers are known.

@@ -8,13 +8,11 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use tch::Tensor;
 
-use crate::error::{Error, Result, refuse};
-use crate::search::cell::{CellFile, DasCell};
 use crate::search::group::{self, PlannedCell};
 use crate::search::tasks::pairs::{Pairs, draw_pairs};
 use crate::{
-    Accuracy, BaseRuns, ComponentOrHead, DasOptions, DasReport, DasTask, PositionName, Searched,
-    source_states,
+    Accuracy, BaseRuns, CellFile, ComponentOrHead, DasCell, DasOptions, DasReport, DasTask, Error,
+    PositionName, Result, Searched, refuse, source_states,
 };
 
 /// A search with everything read and checked.

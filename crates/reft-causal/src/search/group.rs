@@ -12,12 +12,10 @@ use reft_train::{
 };
 use tch::{Kind, Tensor};
 
-use crate::search::cell::{CellFile, DasCell, MeasuredShare};
 use crate::search::subspace::{leading_neurons, mean_directions};
-use crate::search::tasks::pairs::Pairs;
 use crate::{
-    Alignment, BaseRuns, DasAlignment, DasOptions, Error, InterchangeObjective, InterchangeRuns,
-    Result, Start, VariableSwap,
+    Alignment, BaseRuns, CellFile, DasAlignment, DasCell, DasOptions, Error, InterchangeObjective,
+    InterchangeRuns, MeasuredShare, Pairs, Result, Start, VariableSwap,
 };
 
 /// A cell to be searched.

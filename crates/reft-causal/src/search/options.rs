@@ -1,7 +1,7 @@
 use reft_core::{AlignmentMethod, names};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result, refuse};
+use crate::{Error, Result, refuse};
 
 /// Where a subspace begins before it is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -3,8 +3,7 @@ use std::str::FromStr;
 
 use reft_models::{Component, Decoder, Model, Place, Site, Weights};
 
-use crate::BaseRuns;
-use crate::error::{Error, Result, refuse};
+use crate::{BaseRuns, Error, Result, refuse};
 
 /// A model that can be searched.
 pub trait Searched {

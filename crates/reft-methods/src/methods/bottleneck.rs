@@ -7,12 +7,10 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::files::own_config::{Branches, FORMAT_VERSION, tensor_name};
-use crate::trained::{
-    Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, check_positive, read, resolve,
-};
 use crate::{
-    ACT_FN, AdapterFiles, BOTTLENECK_SIZE, COMPONENTS, LAYERS, Merging, MethodDeclaration,
-    MethodOptions,
+    ACT_FN, AdapterFiles, BOTTLENECK_SIZE, COMPONENTS, Keeps, LAYERS, MadeHooks, Merging,
+    MethodDeclaration, MethodOptions, Part, Start, Table, TensorMethod, TensorSpec, check_positive,
+    read_config, resolve_config,
 };
 
 /// Series adapters: a small MLP behind a branch of every block.
@@ -35,8 +33,8 @@ pub(crate) const SERIES: MethodDeclaration = MethodDeclaration {
     merging: Merging::Never("it is an MLP of its own, with an activation inside"),
     acts_on_generated: true,
     per_row: true,
-    resolve: resolve::<BottleneckConfig>,
-    read: read::<BottleneckConfig>,
+    resolve: resolve_config::<BottleneckConfig>,
+    read: read_config::<BottleneckConfig>,
 };
 
 /// Parallel adapters: a small MLP beside a branch of every block.

@@ -5,14 +5,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Kind, Tensor};
 
-use crate::files::peft_fields::OtherFields;
-use crate::merge::MergedWeights;
-use crate::trained::{
-    Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, read, resolve,
-};
 use crate::{
-    AdapterFiles, FEEDFORWARD_MODULES, Merging, MethodDeclaration, MethodOptions, TARGET_MODULES,
-    TargetModules,
+    AdapterFiles, FEEDFORWARD_MODULES, Keeps, MadeHooks, MergedWeights, Merging, MethodDeclaration,
+    MethodOptions, OtherFields, Part, Start, TARGET_MODULES, Table, TargetModules, TensorMethod,
+    TensorSpec, read_config, resolve_config,
 };
 
 /// (IA)³: learned factors for keys, values and the inner state of the MLP.
@@ -29,8 +25,8 @@ pub(crate) const IA3: MethodDeclaration = MethodDeclaration {
     merging: Merging::IntoWeights,
     acts_on_generated: true,
     per_row: true,
-    resolve: resolve::<Ia3Config>,
-    read: read::<Ia3Config>,
+    resolve: resolve_config::<Ia3Config>,
+    read: read_config::<Ia3Config>,
 };
 
 /// (IA)³ as `adapter_config.json` says it (`peft_type` IA3).

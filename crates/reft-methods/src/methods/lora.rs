@@ -9,14 +9,14 @@ use std::fmt::Display;
 use tch::{Kind, Tensor, autocast, no_grad};
 
 use crate::files::peft_fields::{OtherFields, whole_if_it_is};
-use crate::merge::MergedWeights;
 use crate::target_modules::{TargetModules, whole_match};
 use crate::trained::{
-    Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, read, resolve, weight_of,
+    Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, read_config, resolve_config,
+    weight_of,
 };
 use crate::{
-    ALPHA, AdapterFiles, DROPOUT, LAYERS, Merging, MethodDeclaration, MethodOption, MethodOptions,
-    RANK, TARGET_MODULES,
+    ALPHA, AdapterFiles, DROPOUT, LAYERS, MergedWeights, Merging, MethodDeclaration, MethodOption,
+    MethodOptions, RANK, TARGET_MODULES,
 };
 
 const OPTIONS: &[&MethodOption] = &[&LAYERS, &RANK, &DROPOUT, &ALPHA, &TARGET_MODULES];
@@ -35,8 +35,8 @@ pub(crate) const LORA: MethodDeclaration = MethodDeclaration {
     merging: Merging::IntoWeights,
     acts_on_generated: true,
     per_row: true,
-    resolve: resolve::<LoraConfig>,
-    read: read::<LoraConfig>,
+    resolve: resolve_config::<LoraConfig>,
+    read: read_config::<LoraConfig>,
 };
 
 /// Rank-stabilised LoRA: `s = alpha / √r` (Kalajdzievski 2023, arXiv:2312.03732).

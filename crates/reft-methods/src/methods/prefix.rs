@@ -7,12 +7,10 @@ use tch::{Device, Tensor, no_grad};
 
 use crate::files::peft_fields::{OtherFields, check_model};
 use crate::methods::prompt::{cycled, virtual_tokens};
-use crate::trained::{
-    Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, check_positive, read, resolve,
-};
 use crate::{
-    AdapterFiles, ENCODER_HIDDEN_SIZE, INIT_TOKENS, Merging, MethodDeclaration, MethodOptions,
-    N_VIRTUAL_TOKENS,
+    AdapterFiles, ENCODER_HIDDEN_SIZE, INIT_TOKENS, Keeps, MadeHooks, Merging, MethodDeclaration,
+    MethodOptions, N_VIRTUAL_TOKENS, Part, Start, Table, TensorMethod, TensorSpec, check_positive,
+    read_config, resolve_config,
 };
 
 /// Prefix tuning: trained keys and values before every layer's own.
@@ -33,8 +31,8 @@ pub(crate) const PREFIX: MethodDeclaration = MethodDeclaration {
     merging: Merging::Never("its keys and values stand before those that the weights make"),
     acts_on_generated: false,
     per_row: false,
-    resolve: resolve::<PrefixConfig>,
-    read: read::<PrefixConfig>,
+    resolve: resolve_config::<PrefixConfig>,
+    read: read_config::<PrefixConfig>,
 };
 
 /// Prefix tuning as `adapter_config.json` says it (`peft_type` PREFIX_TUNING).

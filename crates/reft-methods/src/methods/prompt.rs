@@ -7,8 +7,8 @@ use tch::{Device, Kind, Tensor};
 
 use crate::files::peft_fields::{OtherFields, check_model};
 use crate::trained::{
-    Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, check_positive, read, resolve,
-    weight_of,
+    Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, check_positive, read_config,
+    resolve_config, weight_of,
 };
 use crate::{
     AdapterFiles, INIT, INIT_TOKENS, Merging, MethodDeclaration, MethodOptions, N_VIRTUAL_TOKENS,
@@ -25,8 +25,8 @@ pub(crate) const PROMPT: MethodDeclaration = MethodDeclaration {
     merging: Merging::Never("its embeddings stand before the prompt's own"),
     acts_on_generated: false,
     per_row: false,
-    resolve: resolve::<PromptConfig>,
-    read: read::<PromptConfig>,
+    resolve: resolve_config::<PromptConfig>,
+    read: read_config::<PromptConfig>,
 };
 
 /// Prompt tuning as `adapter_config.json` says it (`peft_type` PROMPT_TUNING).

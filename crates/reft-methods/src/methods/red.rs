@@ -5,10 +5,10 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::files::own_config::{Branches, FORMAT_VERSION, tensor_name};
-use crate::trained::{
-    Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, read, resolve,
+use crate::{
+    AdapterFiles, COMPONENTS, Keeps, LAYERS, MadeHooks, Merging, MethodDeclaration, MethodOptions,
+    Part, Start, Table, TensorMethod, TensorSpec, read_config, resolve_config,
 };
-use crate::{AdapterFiles, COMPONENTS, LAYERS, Merging, MethodDeclaration, MethodOptions};
 
 /// RED, representation editing: `h ← l ⊙ h + b` at every token.
 ///
@@ -26,8 +26,8 @@ pub(crate) const RED: MethodDeclaration = MethodDeclaration {
     ),
     acts_on_generated: true,
     per_row: true,
-    resolve: resolve::<RedConfig>,
-    read: read::<RedConfig>,
+    resolve: resolve_config::<RedConfig>,
+    read: read_config::<RedConfig>,
 };
 
 /// `baseline_config.json` of RED. Components are mlp_output, block_output, or both.

@@ -5,14 +5,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Kind, Tensor};
 
-use crate::files::peft_fields::OtherFields;
-use crate::merge::MergedWeights;
-use crate::trained::{
-    Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, read, resolve,
-};
 use crate::{
-    AdapterFiles, Merging, MethodDeclaration, MethodOption, MethodOptions, TARGET_MODULES,
-    TargetModules, ValueKind,
+    AdapterFiles, Keeps, MadeHooks, MergedWeights, Merging, MethodDeclaration, MethodOption,
+    MethodOptions, OtherFields, Part, Start, TARGET_MODULES, Table, TargetModules, TensorMethod,
+    TensorSpec, ValueKind, read_config, resolve_config,
 };
 
 /// RoAd: the outputs of projections are rotated and scaled in planes.
@@ -35,8 +31,8 @@ pub(crate) const ROAD: MethodDeclaration = MethodDeclaration {
     merging: Merging::IntoWeights,
     acts_on_generated: true,
     per_row: true,
-    resolve: resolve::<RoadConfig>,
-    read: read::<RoadConfig>,
+    resolve: resolve_config::<RoadConfig>,
+    read: read_config::<RoadConfig>,
 };
 
 const HEADING: &str = "Method: RoAd";

@@ -2,9 +2,7 @@ use tch::{Device, Tensor};
 
 use crate::site::Component::{Key, Output, Query, Value};
 use crate::transformer::attention_mask::AttentionMask;
-use crate::transformer::pass::BlockColumns;
-use crate::transformer::rms_norm::RmsNorm;
-use crate::{Hooks, Linear, Past, Result};
+use crate::{BlockColumns, Hooks, Linear, Past, Result, RmsNorm};
 
 /// Causal self-attention with grouped queries (Ainslie et al. 2023): `n_h` query heads share `n_kv` key and value heads.
 #[derive(Debug)]

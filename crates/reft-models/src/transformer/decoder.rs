@@ -7,13 +7,11 @@ use crate::transformer::attention::Attention;
 use crate::transformer::decoder_block::DecoderBlock;
 use crate::transformer::forward::DecoderForward;
 use crate::transformer::mlp::Mlp;
-use crate::transformer::pass::Pass;
-use crate::transformer::rms_norm::RmsNorm;
 use crate::transformer::rope::Rope;
 use crate::weights::checkpoint::{Usage, Weights};
 use crate::{
-    DecoderConfig, Forward, Head, Linear, Model, ModelDescription, ModelTensor, Result, Span,
-    TensorRole, Weight,
+    DecoderConfig, Forward, Head, Linear, Model, ModelDescription, ModelTensor, Pass, Result,
+    RmsNorm, Span, TensorRole, Weight,
 };
 
 /// A frozen Llama-family decoder with hooks at every site.

@@ -3,9 +3,7 @@ use tch::Tensor;
 use crate::site::Component::{AttentionOutput, BlockInput, MlpOutput};
 use crate::transformer::attention::Attention;
 use crate::transformer::mlp::Mlp;
-use crate::transformer::pass::BlockColumns;
-use crate::transformer::rms_norm::RmsNorm;
-use crate::{Hooks, Past, Result};
+use crate::{BlockColumns, Hooks, Past, Result, RmsNorm};
 
 /// Pre-norm decoder block: `m = x + Attention(norm₁(x))`, `y = m + MLP(norm₂(m))`.
 #[derive(Debug)]

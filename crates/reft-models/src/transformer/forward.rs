@@ -3,8 +3,7 @@ use std::ops::Range;
 use tch::Tensor;
 
 use crate::site::Component::BlockOutput;
-use crate::transformer::pass::{BlockColumns, Pass};
-use crate::{Decoder, Forward, HookPoint, Hooks, Past, Result, Span};
+use crate::{BlockColumns, Decoder, Forward, HookPoint, Hooks, Pass, Past, Result, Span};
 
 /// A forward of a [`Decoder`].
 #[derive(Debug)]

@@ -1,8 +1,7 @@
 use tch::Tensor;
 
 use crate::site::Component::{Down, Gate, Up};
-use crate::transformer::pass::Pass;
-use crate::{Hooks, Linear, Result};
+use crate::{Hooks, Linear, Pass, Result};
 
 /// SwiGLU (Shazeer 2020): `down(silu(gate x) ⊙ up x)`.
 #[derive(Debug)]

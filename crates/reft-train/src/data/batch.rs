@@ -2,8 +2,7 @@ use std::ops::Range;
 
 use reft_models::{Layout, PaddingSide, Span};
 
-use crate::data::needed::Needed;
-use crate::{Example, IGNORE_INDEX, Result, Sequence};
+use crate::{Example, IGNORE_INDEX, Needed, Result, Sequence};
 
 /// Examples that are computed together: one forward and backward.
 #[derive(Debug, Clone, PartialEq)]

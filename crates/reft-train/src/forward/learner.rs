@@ -5,11 +5,11 @@ use reft_models::{AdapterStack, Mode, Model, Reach, Row};
 use serde::Serialize;
 use tch::Tensor;
 
-use crate::data::needed::Needed;
 use crate::forward::checkpointed_pass::CheckpointedPass;
 use crate::forward::pass::Pass;
-use crate::forward::ready_batch::ReadyBatch;
-use crate::{Batch, Example, Forwards, FrozenStore, Objective, Result, Sequence};
+use crate::{
+    Batch, Example, Forwards, FrozenStore, Needed, Objective, ReadyBatch, Result, Sequence,
+};
 
 /// A frozen model, the adapters it is used with, and what they are to learn: what is trained and evaluated.
 #[derive(Clone)]

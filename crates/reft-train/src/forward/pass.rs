@@ -3,8 +3,7 @@ use std::ops::Range;
 use reft_models::{Forward, Hooks, Mode, Model, Past, Span, Stacked};
 use tch::Tensor;
 
-use crate::forward::ready_batch::ReadyBatch;
-use crate::{Learner, Outputs, Result};
+use crate::{Learner, Outputs, ReadyBatch, Result};
 
 /// One forward of a batch, stage by stage.
 pub(crate) struct Pass<'p> {

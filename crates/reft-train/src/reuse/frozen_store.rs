@@ -6,11 +6,10 @@ use reft_models::{Model, Reach, Row};
 use sysinfo::System;
 use tch::Tensor;
 
-use crate::Result;
-use crate::data::needed::Needed;
 use crate::reuse::frozen_row::FrozenRow;
 use crate::reuse::groups::Groups;
 use crate::reuse::spill_file::{Extent, SpillFile};
+use crate::{Needed, Result};
 
 /// How much of the frozen model's work is cached for the next epoch, and where.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -3,7 +3,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use reft_models::Row;
 
-use crate::data::needed::Needed;
+use crate::Needed;
 
 /// Sequences whose frozen part is computed in one forward: one of eight rows takes less time than eight of one.
 ///

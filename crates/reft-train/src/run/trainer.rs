@@ -7,14 +7,13 @@ use std::time::Instant;
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor, autocast};
 
-use crate::forward::ready_batch::ReadyBatch;
 use crate::run::checkpoint::{Best, Checkpoint, FORMAT_VERSION, RunState};
 use crate::run::feed::Feed;
 use crate::run::run_directory::RunDirectory;
 use crate::run::share::{Alone, Processes, Reduce, Share};
 use crate::{
     AdamW, Batch, Dataset, Error, FrozenStore, Learner, LossScaler, NextToken, Objective, Outcome,
-    Plan, Progress, Result, ReuseConfig, Summary, TrainConfig, ValidationStats,
+    Plan, Progress, ReadyBatch, Result, ReuseConfig, Summary, TrainConfig, ValidationStats,
 };
 
 /// Trains adapters of any method on a frozen model, by any objective.

@@ -3,8 +3,7 @@ use std::path::Path;
 use reft_models::{write_json_in_order, write_text};
 use serde::{Deserialize, Serialize};
 
-use crate::search::cell::{CellFile, DasCell, MeasuredShare};
-use crate::{DasOptions, Result};
+use crate::{CellFile, DasCell, DasOptions, MeasuredShare, Result};
 
 /// What a search has found: its `das.json`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

@@ -5,12 +5,10 @@ use reft_models::{AdapterStack, Component, Model, Place};
 use reft_train::{Example, Learner, NextToken, ScheduleKind, Shuffle, TrainConfig};
 use serde::Deserialize;
 
-use crate::error::{Result, refuse};
 use crate::search::group::train_on;
-use crate::search::tasks::pairs::Pairs;
 use crate::{
     BaseRuns, ComponentOrHead, DasOptions, DasReport, DasSearch, FeedForward, HierarchicalEquality,
-    PositionName, SearchDefaults, Searched, Variable,
+    Pairs, PositionName, Result, SearchDefaults, Searched, Variable, refuse,
 };
 
 /// Hierarchical equality, `(w = x) = (y = z)` on random vectors, and the plain network that is trained on it and searched: a task with a
