@@ -35,8 +35,9 @@ pub use edits::intervention_set::{InterventionSet, InterventionTensors};
 pub use edits::loreft::Edit;
 pub use edits::method::{Activation, Init, InterventionConfig, Method};
 pub use error::{Error, Result};
-pub use interchanges::alignment::{AlignmentMethod, AlignmentSet, GateKind};
-pub use interchanges::coordinate_gate::{Annealing, boundary_gate, sigmoid_gate};
+pub use interchanges::alignment::{
+    AlignmentMethod, AlignmentSet, Annealing, GateKind, boundary_gate, sigmoid_gate,
+};
 pub use interchanges::interchange::{Interchange, SubspaceInterchange, VanillaInterchange};
 pub use maps::householder::Householder;
 pub use maps::orthonormal::{MapKind, OrthonormalMap, orthonormality_error, random_columns};

@@ -161,7 +161,8 @@ impl Methods {
 /// # Errors
 /// [`Error::NotAnAdapter`] if a directory holds none, or its configuration is of a method unknown here.
 pub fn adapters_in(dir: &Path) -> Result<Vec<(PathBuf, &'static MethodDeclaration)>> {
-    if !has_own_files(dir) && dir.join(AdapterStack::FILE_NAME).is_file() {
+    let says_what_it_is = CONFIGURED.iter().any(|f| dir.join(f.configuration()).is_file());
+    if !says_what_it_is && dir.join(AdapterStack::FILE_NAME).is_file() {
         let parts = AdapterStack::directories(dir)?.into_iter();
         return parts.map(|part| Ok((part.clone(), method_in(&part)?))).collect();
     }
@@ -171,11 +172,6 @@ pub fn adapters_in(dir: &Path) -> Result<Vec<(PathBuf, &'static MethodDeclaratio
 /// The kinds of adapters that a configuration tells.
 const CONFIGURED: [AdapterFiles; 3] =
     [AdapterFiles::Reft, AdapterFiles::Peft(""), AdapterFiles::Own];
-
-/// Whether there is an adapter that says what it is, and not all weights of a model.
-fn has_own_files(dir: &Path) -> bool {
-    CONFIGURED.iter().any(|files| dir.join(files.configuration()).is_file())
-}
 
 /// The method of the adapter that lies in a directory, told by its files.
 fn method_in(dir: &Path) -> Result<&'static MethodDeclaration> {

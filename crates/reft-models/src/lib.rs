@@ -40,10 +40,11 @@ pub use adapters::stack::{AdapterStack, StackEntry};
 pub use error::{Error, Result};
 pub use files::atomic_file::{atomic_directory, atomic_write, io_error};
 pub use files::hub::{Hub, resolve_model};
-pub use files::json::{read_json, write_json, write_json_in_order, write_text};
 pub use files::model_dir::convert_gguf;
 pub use files::safetensors_file::{load_safetensors, load_safetensors_metadata, save_safetensors};
-pub use files::text_file::{Key, line_of, read_text, toml_error};
+pub use files::text_file::{
+    Key, line_of, read_json, read_text, toml_error, write_json, write_json_in_order, write_text,
+};
 pub use generation::generate::{Finish, Generated, generate};
 pub use generation::sampling::GenerationConfig;
 pub use gguf::gguf_file::Gguf;

@@ -101,8 +101,9 @@ pub(super) fn of_step(model: &ModelDescription, shape: &Shape, extra: &[f64]) ->
     let logits = (shape.labels * model.vocab_size as f64).min(LOGITS_AT_ONCE);
     let inner = shape.rows * shape.columns * model.intermediate_size as f64 * shape.kind_bytes;
     let (block, head) = if shape.is_packed {
-        let head = d * model.vocab_size as f64;
-        (numbers_of_a_block(model) * shape.kind_bytes, head * shape.kind_bytes)
+        let of_block = |tensor: &&ModelTensor| tensor.name.starts_with("model.layers.0.");
+        let block: i64 = model.tensors.iter().filter(of_block).map(ModelTensor::numel).sum();
+        (block as f64 * shape.kind_bytes, d * model.vocab_size as f64 * shape.kind_bytes)
     } else {
         (0.0, 0.0)
     };
@@ -110,11 +111,6 @@ pub(super) fn of_step(model: &ModelDescription, shape: &Shape, extra: &[f64]) ->
     let kept_row = shape.kept_row_bytes(model);
     let frozen_batch = if shape.keeps { shape.rows * kept_row } else { 0.0 };
     (ALLOCATED * activations, ALLOCATED * transient, frozen_batch)
-}
-
-fn numbers_of_a_block(model: &ModelDescription) -> f64 {
-    let of_block = |tensor: &&ModelTensor| tensor.name.starts_with("model.layers.0.");
-    model.tensors.iter().filter(of_block).map(|tensor| tensor.numel() as f64).sum()
 }
 
 /// Bytes of the model's weights as they are held.

@@ -29,11 +29,6 @@ pub(crate) fn last_number(text: &str) -> Option<f64> {
     NUMBER.find_iter(&text).last()?.as_str().trim_end_matches('.').parse().ok()
 }
 
-/// The first of the capital letters A to E in a text.
-pub(crate) fn first_letter(text: &str) -> Option<char> {
-    text.chars().find(|c| ('A'..='E').contains(c))
-}
-
 /// Whether the right answer of an arithmetic question is a letter, as in AQuA.
 pub(crate) fn is_letter(answer: &str) -> bool {
     let mut chars = answer.chars();
@@ -44,7 +39,7 @@ pub(crate) fn is_letter(answer: &str) -> bool {
 /// answer is a letter, the first letter.
 pub(crate) fn arithmetic(reply: &str, answer: &str) -> (String, bool) {
     if is_letter(answer) {
-        let letter = first_letter(reply);
+        let letter = reply.chars().find(|c| ('A'..='E').contains(c));
         return (letter.map(String::from).unwrap_or_default(), letter == answer.chars().next());
     }
     let found = last_number(reply);

@@ -1,4 +1,3 @@
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -21,26 +20,22 @@ pub fn describe(path: &Path) -> Result<(Rows, Value)> {
     let has_chat_template = text.chat_template.is_some();
     let size = weight_bytes(path)?;
     let (c, parameters) = (&config, config.describe().parameters());
-    let heads = c.num_attention_heads;
+    let (heads, kv_heads, d_h) = (c.num_attention_heads, c.num_key_value_heads, c.head_dim);
     let head = if c.tie_word_embeddings { "tied to the embeddings" } else { "of its own" };
     let vocabulary = text.tokenizer.as_ref().map(|tokenizer| tokenizer.vocab_size());
     let merged = merged(path);
+    let dtypes = weights.dtypes().into_iter();
+    let dtypes: Vec<String> = dtypes.map(|(dtype, n)| format!("{n} {dtype}")).collect(); // 211 Q4_1 + 61 F32
     let mut rows = vec![
         ("family", c.model_type.clone()),
         ("parameters", grouped(parameters)),
         ("layers", c.num_hidden_layers.to_string()),
         ("hidden size", c.hidden_size.to_string()),
-        (
-            "attention",
-            format!(
-                "{heads} heads of {}, {} for keys and values",
-                c.head_dim, c.num_key_value_heads
-            ),
-        ),
+        ("attention", format!("{heads} heads of {d_h}, {kv_heads} for keys and values")),
         ("MLP", c.intermediate_size.to_string()),
         ("vocabulary", format!("{}, head {head}", grouped(c.vocab_size))),
         ("context", format!("{} tokens", grouped(c.max_position_embeddings))),
-        ("weights", format!("{} tensors, {}", listed(&weights.dtypes()), bytes(size))),
+        ("weights", format!("{} tensors, {}", dtypes.join(" + "), bytes(size))),
         ("tokenizer", vocabulary.map_or("none".into(), |n| format!("{} tokens", grouped(n)))),
         ("chat template", if has_chat_template { "yes" } else { "no" }.to_owned()),
     ];
@@ -75,12 +70,6 @@ fn merged(path: &Path) -> Option<(String, String)> {
     let mut metadata =
         load_safetensors_metadata(&path.join(AdapterFiles::Weights.names()[0])).ok()?;
     Some((metadata.remove(MERGED_ADAPTER)?, metadata.remove(MERGED_BASE_MODEL)?))
-}
-
-/// `272 F32`, or `211 Q4_1 + 61 F32`.
-fn listed(dtypes: &BTreeMap<String, usize>) -> String {
-    let parts: Vec<String> = dtypes.iter().map(|(dtype, n)| format!("{n} {dtype}")).collect();
-    parts.join(" + ")
 }
 
 /// Size of the weight files in bytes.

@@ -51,11 +51,6 @@ impl TrainProgress {
             None => note(text),
         }
     }
-
-    fn time_left(&self, step: usize, plan: &Plan) -> String {
-        let per_step = self.seconds / (step - plan.done).max(1) as f64;
-        duration(per_step * plan.steps.saturating_sub(step) as f64)
-    }
 }
 
 impl Progress for TrainProgress {
@@ -83,7 +78,8 @@ impl Progress for TrainProgress {
         self.seconds += stats.seconds;
         let Some(plan) = &self.plan else { return };
         let speed = grouped(self.tokens_per_second() as i64);
-        let left = self.time_left(stats.step, plan);
+        let per_step = self.seconds / (stats.step - plan.done).max(1) as f64;
+        let left = duration(per_step * plan.steps.saturating_sub(stats.step) as f64);
         let text = format!("loss {:.4}  {speed} tokens/s  {left} left", stats.loss);
         if let Some(bar) = &self.bar {
             bar.set_message(text);

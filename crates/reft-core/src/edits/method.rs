@@ -1,5 +1,4 @@
-use crate::names;
-use crate::{Error, MapKind, Result};
+use crate::{Error, MapKind, Result, names};
 
 /// The edits of representation fine-tuning.
 ///

@@ -1,5 +1,4 @@
 //! Edits with a source: interchange interventions and the alignments that are searched for.
 
 pub(crate) mod alignment;
-pub(crate) mod coordinate_gate;
 pub(crate) mod interchange;

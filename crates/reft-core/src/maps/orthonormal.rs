@@ -3,8 +3,7 @@ use std::fmt::Debug;
 
 use tch::{Kind, Tensor};
 
-use crate::names;
-use crate::{Error, Householder, Parameter, Qr, Result};
+use crate::{Error, Householder, Parameter, Qr, Result, names};
 
 /// How `n` trainable matrices are mapped to matrices with orthonormal columns.
 ///

@@ -2,7 +2,6 @@
 
 pub(crate) mod atomic_file;
 pub(crate) mod hub;
-pub(crate) mod json;
 pub(crate) mod model_dir;
 pub(crate) mod safetensors_file;
 pub(crate) mod text_file;

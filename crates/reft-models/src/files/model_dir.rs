@@ -22,11 +22,9 @@ pub fn convert_gguf(file: &Path, directory: &Path) -> Result<()> {
         write_json_in_order(&temporary.join("tokenizer.json"), &gguf.tokenizer_json()?)?;
         write_json_in_order(&temporary.join("tokenizer_config.json"), &gguf.tokenizer_config()?)?;
         let weights = Weights::open_file(file)?;
-        let load = |name: &str| weights.load(name, Kind::Float, Device::Cpu);
-        let tensors = weights
-            .names()
-            .map(|name| Ok((name.to_owned(), load(name)?)))
-            .collect::<Result<Vec<_>>>()?;
+        let load =
+            |name: &str| Ok((name.to_owned(), weights.load(name, Kind::Float, Device::Cpu)?));
+        let tensors = weights.names().map(load).collect::<Result<Vec<_>>>()?;
         let metadata = [("format".to_owned(), "pt".to_owned())].into(); // transformers refuses files without it
         save_safetensors(&temporary.join("model.safetensors"), &tensors, Some(metadata))
     })

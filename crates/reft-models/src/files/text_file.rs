@@ -1,10 +1,12 @@
-//! Files of text, above all TOML: what is wrong in them is said with its line.
+//! Files of text, JSON and TOML: read with their path and the line of what is wrong in the error, written whole or not at all.
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
-use crate::{Error, Result, io_error};
+use crate::{Error, Result, atomic_write, io_error};
 
 /// The text of a file, without a byte order mark.
 ///
@@ -55,4 +57,43 @@ pub fn toml_error(text: &str, path: &Path, error: &toml::de::Error) -> Error {
     let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
     let line = 1 + before.matches('\n').count();
     Error::Line { path: path.to_owned(), line, reason: error.message().replace('\n', ", ") }
+}
+
+/// Reads a JSON file.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Json`] with the line.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read_to_string(path).map_err(io_error("read", path))?;
+    serde_json::from_str(&text).map_err(|source| Error::Json { path: path.to_owned(), source })
+}
+
+/// Writes a JSON file with its fields in alphabetical order.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let broken = |source| Error::Json { path: path.to_owned(), source };
+    let mut value = serde_json::to_value(value).map_err(broken)?;
+    value.sort_all_objects();
+    write_json_in_order(path, &value)
+}
+
+/// Writes a JSON file with its fields in the order of the type.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write_json_in_order(path: &Path, value: &impl Serialize) -> Result<()> {
+    let broken = |source| Error::Json { path: path.to_owned(), source };
+    write_text(path, &(serde_json::to_string_pretty(value).map_err(broken)? + "\n"))
+}
+
+/// Writes a text file.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write_text(path: &Path, text: &str) -> Result<()> {
+    atomic_write::<Error>(path, |temporary| {
+        std::fs::write(temporary, text).map_err(io_error("write", path))
+    })
 }
