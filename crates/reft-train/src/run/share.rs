@@ -78,7 +78,7 @@ pub trait Reduce {
     /// Replaces each tensor, in place, by its sum over all processes.
     ///
     /// # Errors
-    /// [`Error::Reduction`] if a process is gone or cannot be reached; the run ends then.
+    /// [`crate::Error::Reduction`] if a process is gone or cannot be reached; the run ends then.
     fn sum(&self, tensors: &mut [Tensor]) -> Result<()>;
 }
 
