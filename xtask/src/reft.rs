@@ -8,21 +8,16 @@ use anyhow::Result;
 use crate::command;
 use crate::workspace::Workspace;
 
-/// Builds the binary, with Cargo's progress: the first build compiles tch for minutes.
+/// Builds the binary, with Cargo's progress: the first build compiles tch for minutes. No package is named, so that features are those of the
+/// whole workspace, as in its tests.
 pub fn build(workspace: &Workspace) -> Result<()> {
     eprintln!("building reft (the first time takes some minutes)");
-    command::run_as_progress(workspace.cargo().args([
-        "build",
-        "--package",
-        "reft-cli",
-        "--bin",
-        "reft",
-    ]))
+    command::run_as_progress(workspace.cargo().args(["build", "--bin", "reft"]))
 }
 
 fn reft(workspace: &Workspace, subcommand: &str) -> Command {
     let mut cargo = workspace.cargo();
-    cargo.args(["run", "--quiet", "--package", "reft-cli", "--bin", "reft", "--", subcommand]);
+    cargo.args(["run", "--quiet", "--bin", "reft", "--", subcommand]);
     cargo
 }
 
