@@ -33,5 +33,6 @@ fn main() -> ExitCode {
     #[cfg(target_os = "linux")]
     machine::allocator::keep_memory_between_steps();
     terminal::report_panics();
+    terminal::say_warnings();
     terminal::exit_code(|| Cli::parse().run())
 }

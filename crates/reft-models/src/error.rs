@@ -238,16 +238,41 @@ pub enum Error {
     Torch(#[from] tch::TchError),
 }
 
-/// Every name of a mismatch, one a line.
+/// Kinds of mismatch that are told; more are counted.
+const TOLD: usize = 8;
+
+/// The names of a mismatch, those of all layers in one line.
 fn describe_mismatch(
     missing: &[String],
     unexpected: &[String],
     misshapen: &[(String, Vec<i64>, Vec<i64>)],
 ) -> String {
-    let missing = missing.iter().map(|name| format!("\n  missing: {name}"));
-    let unexpected = unexpected.iter().map(|name| format!("\n  unexpected: {name}"));
-    let misshapen = misshapen.iter().map(|(name, found, expected)| {
-        format!("\n  {name} has shape {found:?}, expected {expected:?}")
+    let kind = |name: &str| {
+        let parts =
+            name.split('.').map(|part| if part.parse::<u32>().is_ok() { "*" } else { part });
+        parts.collect::<Vec<_>>().join(".")
+    };
+    let mut kinds: Vec<(String, String, usize)> = Vec::new(); // what is wrong, an example, how many
+    let mut add =
+        |said: String, example: String| match kinds.iter_mut().find(|(own, ..)| *own == said) {
+            Some((.., n)) => *n += 1,
+            None => kinds.push((said, example, 1)),
+        };
+    missing
+        .iter()
+        .for_each(|name| add(format!("missing: {}", kind(name)), format!("missing: {name}")));
+    let of_unexpected =
+        |name: &String| (format!("unexpected: {}", kind(name)), format!("unexpected: {name}"));
+    unexpected.iter().map(of_unexpected).for_each(|(said, example)| add(said, example));
+    for (name, found, expected) in misshapen {
+        let shapes = format!("has shape {found:?}, expected {expected:?}");
+        add(format!("{} {shapes}", kind(name)), format!("{name} {shapes}"));
+    }
+    let told = kinds.iter().take(TOLD).map(|(said, example, n)| match n {
+        1 => format!("\n  {example}"),
+        n => format!("\n  {said} ({n} tensors)"),
     });
-    missing.chain(unexpected).chain(misshapen).collect()
+    let rest: usize = kinds.iter().skip(TOLD).map(|(.., n)| n).sum();
+    let more = (rest > 0).then(|| format!("\n  and {rest} tensors more"));
+    told.chain(more).collect()
 }

@@ -20,6 +20,7 @@
 //! ```
 
 mod error;
+mod model_files;
 mod place;
 mod site;
 
@@ -39,6 +40,7 @@ pub use adapters::base_model::BaseModel;
 pub use adapters::stack::{AdapterStack, StackEntry};
 pub use error::{Error, Result};
 pub use files::atomic_file::{atomic_directory, atomic_write, io_error};
+pub use files::fields::{Fate, Field, Fields, says_nothing};
 pub use files::hub::{Hub, resolve_model};
 pub use files::model_dir::convert_gguf;
 pub use files::safetensors_file::{load_safetensors, load_safetensors_metadata, save_safetensors};
@@ -54,12 +56,14 @@ pub use model::frozen_model::{Forward, Head, Model};
 pub use model::hooks::{Cut, HookPoint, Hooks, NoHooks, Stacked};
 pub use model::kv_cache::{KeyValueRecorder, KvCache, Past};
 pub use model::layout::{Layout, PaddingSide, Row, Span};
+pub use model_files::MODEL_FILES;
 pub use place::Place;
 pub use site::{Component, Site};
 pub use text::chat_template::{ChatTemplate, Message};
 pub use text::decode_stream::DecodeStream;
 pub use text::tokenizer::Tokenizer;
 pub use transformer::config::{DecoderConfig, RopeScaling};
+pub use transformer::config_file::TRANSFORMERS_FIELDS;
 pub use transformer::decoder::Decoder;
 pub(crate) use transformer::pass::{BlockColumns, Pass};
 pub(crate) use transformer::rms_norm::RmsNorm;

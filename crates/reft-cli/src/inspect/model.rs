@@ -3,7 +3,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use reft_methods::{AdapterFiles, MERGED_ADAPTER, MERGED_BASE_MODEL};
-use reft_models::{DecoderConfig, Weights, load_safetensors_metadata};
+use reft_models::{Decoder, DecoderConfig, Weights, load_safetensors_metadata};
 use serde_json::{Value, json};
 
 use crate::model::ModelText;
@@ -14,8 +14,8 @@ use crate::terminal::{Rows, bytes, grouped};
 /// # Errors
 /// If it is none, or broken.
 pub fn describe(path: &Path) -> Result<(Rows, Value)> {
-    let config = DecoderConfig::open(path)?;
     let weights = Weights::open(path)?;
+    let config = Decoder::check(DecoderConfig::open(path)?, &weights)?;
     let text = ModelText::open(path)?;
     let has_chat_template = text.chat_template.is_some();
     let size = weight_bytes(path)?;
@@ -37,6 +37,7 @@ pub fn describe(path: &Path) -> Result<(Rows, Value)> {
         ("context", format!("{} tokens", grouped(c.max_position_embeddings))),
         ("weights", format!("{} tensors, {}", dtypes.join(" + "), bytes(size))),
         ("tokenizer", vocabulary.map_or("none".into(), |n| format!("{} tokens", grouped(n)))),
+        ("loads", "yes: every tensor is there, in its shape".to_owned()),
         ("chat template", if has_chat_template { "yes" } else { "no" }.to_owned()),
     ];
     if let Some((adapter, base_model)) = &merged {
@@ -44,6 +45,7 @@ pub fn describe(path: &Path) -> Result<(Rows, Value)> {
     }
     let json = json!({
         "type": "model",
+        "loads": true,
         "model_type": c.model_type,
         "parameters": parameters,
         "num_hidden_layers": c.num_hidden_layers,

@@ -4,8 +4,10 @@ mod failure;
 mod interrupt;
 pub mod output;
 mod progress;
+mod warnings;
 
 pub use failure::{INTERRUPTED, exit_code, report_panics};
 pub use interrupt::{end_at_once, on_signal, stop_flag};
 pub use output::{Rows, bytes, command, grouped, holds, note, percent, share, show};
 pub use progress::{TrainProgress, duration};
+pub use warnings::say_warnings;

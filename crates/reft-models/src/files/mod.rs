@@ -1,6 +1,7 @@
 //! Files and directories: found, read, and written whole or not at all.
 
 pub(crate) mod atomic_file;
+pub(crate) mod fields;
 pub(crate) mod hub;
 pub(crate) mod model_dir;
 pub(crate) mod safetensors_file;

@@ -17,8 +17,8 @@ pub(crate) enum AttentionMask {
 impl AttentionMask {
     /// The mask of a pass whose keys are `prefix` extra ones, then all columns of the batch up to the last of the pass.
     ///
-    /// A query sees the prefix and the tokens of its row that are not after it, `window` of them at most. Padding sees itself
-    /// alone, so that no softmax is empty; nobody reads what comes of it.
+    /// A query sees the prefix and the tokens of its row that are not after it, the last `window` of all these at most. Padding sees
+    /// itself alone, so that no softmax is empty; nobody reads what comes of it.
     pub(crate) fn new(
         span: &Span,
         prefix: usize,
@@ -28,7 +28,7 @@ impl AttentionMask {
     ) -> Self {
         let keys = span.columns.end;
         let reach = window.map_or(usize::MAX, |window| window as usize);
-        if span.layout.is_left_aligned() && keys <= reach {
+        if span.layout.is_left_aligned() && prefix + keys <= reach {
             // Padding stands after every token of its row, so what is causal does not see it.
             if prefix == 0 && span.columns.start == 0 {
                 return Self::Causal;
@@ -37,7 +37,7 @@ impl AttentionMask {
                 return Self::Full;
             }
         }
-        if span.width() == 1 && keys <= reach && span.layout.is_unpadded() {
+        if span.width() == 1 && prefix + keys <= reach && span.layout.is_unpadded() {
             return Self::Full;
         }
         let rows = span.layout.batch_size();
@@ -52,11 +52,13 @@ impl AttentionMask {
                     seen[prefix + query] = 1;
                     continue;
                 }
-                seen[..prefix].fill(1);
-                // A window counts tokens: right padding between prompt and generated tokens is none.
+                // A window counts tokens and the prefix before them: right padding between prompt and generated tokens is none.
+                let mut left = reach;
                 for key in (0..=query).rev().filter(|&key| is_token(key)).take(reach) {
                     seen[prefix + key] = 1;
+                    left -= 1;
                 }
+                seen[prefix.saturating_sub(left)..prefix].fill(1);
             }
         }
         let shape = [rows as i64, 1, span.width() as i64, (prefix + keys) as i64];

@@ -1,9 +1,9 @@
 use std::ops::Deref;
 use std::path::Path;
 
-use serde::Deserialize;
 use serde_json::Value;
 
+use crate::transformer::config_file::ConfigFile;
 use crate::{
     Component, Error, Gguf, ModelDescription, ModelTensor, Result, Site, TensorRole, read_json,
 };
@@ -64,45 +64,6 @@ pub enum RopeScaling {
     },
 }
 
-/// `config.json` as Hugging Face writes it; fields that do not concern the decoder are ignored.
-#[derive(Debug, Deserialize)]
-struct File {
-    model_type: String,
-    vocab_size: i64,
-    hidden_size: i64,
-    intermediate_size: i64,
-    num_hidden_layers: usize,
-    num_attention_heads: i64,
-    num_key_value_heads: Option<i64>,
-    head_dim: Option<i64>,
-    rms_norm_eps: Option<f64>,
-    rope_theta: Option<f64>,
-    rope_scaling: Option<RopeFile>,
-    rope_parameters: Option<RopeFile>,
-    tie_word_embeddings: Option<bool>,
-    attention_bias: Option<bool>,
-    mlp_bias: Option<bool>,
-    sliding_window: Option<i64>,
-    use_sliding_window: Option<bool>,
-    max_window_layers: Option<usize>,
-    layer_types: Option<Vec<String>>,
-    max_position_embeddings: Option<i64>,
-    hidden_act: Option<String>,
-    quantization_config: Option<Value>,
-}
-
-#[derive(Debug, Deserialize)]
-struct RopeFile {
-    rope_type: Option<String>,
-    #[serde(rename = "type")]
-    older_rope_type: Option<String>, // files may hold both
-    rope_theta: Option<f64>,
-    factor: Option<f64>,
-    low_freq_factor: Option<f64>,
-    high_freq_factor: Option<f64>,
-    original_max_position_embeddings: Option<f64>,
-}
-
 impl DecoderConfig {
     /// Reads `config.json` of a model directory, or the header of a GGUF file.
     ///
@@ -121,7 +82,7 @@ impl DecoderConfig {
     /// # Errors
     /// [`Error::Json`] if a field is missing or of another type, [`Error::Config`] if a value cannot be.
     pub fn from_json(json: Value, path: &Path) -> Result<Self> {
-        let file: File = serde_json::from_value(json)
+        let file: ConfigFile = serde_json::from_value(json)
             .map_err(|source| Error::Json { path: path.to_owned(), source })?;
         file.resolve().map_err(Error::Config)
     }
@@ -174,122 +135,5 @@ impl DecoderConfig {
             add("lm_head.weight".into(), vec![self.vocab_size, d], TensorRole::Head);
         }
         tensors
-    }
-}
-
-impl File {
-    fn resolve(self) -> std::result::Result<DecoderConfig, String> {
-        const FAMILIES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
-        if !FAMILIES.contains(&self.model_type.as_str()) {
-            let found = &self.model_type;
-            return Err(format!("model_type is {found:?}, expected one of {FAMILIES:?}"));
-        }
-        if let Some(act) = self.hidden_act.as_deref().filter(|act| *act != "silu") {
-            return Err(format!("hidden_act is {act:?}, expected \"silu\""));
-        }
-        if self.quantization_config.is_some() {
-            let advice = "use the model's safetensors in f32, bf16 or f16, or a GGUF file";
-            return Err(format!("quantization_config is set; {advice}"));
-        }
-        let heads = self.num_attention_heads;
-        let kv_heads = self.num_key_value_heads.unwrap_or(heads);
-        // Far above any model, and low enough that products of them are numbers and lists of layers fit in memory.
-        let sizes = [
-            ("vocab_size", self.vocab_size, 1 << 24),
-            ("hidden_size", self.hidden_size, 1 << 20),
-            ("intermediate_size", self.intermediate_size, 1 << 22),
-            ("num_hidden_layers", self.num_hidden_layers as i64, 1 << 12),
-            ("num_attention_heads", heads, 1 << 12),
-            ("num_key_value_heads", kv_heads, 1 << 12),
-        ];
-        for (name, size, limit) in sizes {
-            if !(1..=limit).contains(&size) {
-                return Err(format!("{name} is {size}, expected a size from 1 to {limit}"));
-            }
-        }
-        let head_dim = self.head_dim.unwrap_or(self.hidden_size / heads);
-        if head_dim < 2 || head_dim % 2 != 0 || head_dim > 1 << 12 {
-            return Err(format!("head_dim is {head_dim}, expected an even size from 2 to 4096"));
-        }
-        if heads % kv_heads != 0 {
-            let expected = "expected a divisor of num_attention_heads";
-            return Err(format!("num_key_value_heads is {kv_heads}, {expected} {heads}"));
-        }
-        let is_qwen = self.model_type.starts_with("qwen");
-        let attention_bias = self.attention_bias.unwrap_or(self.model_type == "qwen2");
-        let rope_theta = self.rope_theta.or_else(|| self.rope_parameters.as_ref()?.rope_theta);
-        Ok(DecoderConfig {
-            rope_theta: rope_theta.unwrap_or(10_000.0),
-            rope_scaling: self.rope_scaling()?,
-            rms_norm_eps: self.rms_norm_eps.unwrap_or(1e-6),
-            tie_word_embeddings: self.tie_word_embeddings.unwrap_or(false),
-            qkv_bias: attention_bias,
-            attention_output_bias: attention_bias && self.model_type != "qwen2",
-            mlp_bias: self.mlp_bias.unwrap_or(false),
-            qk_norm: self.model_type == "qwen3",
-            model: ModelDescription {
-                vocab_size: self.vocab_size,
-                hidden_size: self.hidden_size,
-                intermediate_size: self.intermediate_size,
-                num_hidden_layers: self.num_hidden_layers,
-                num_attention_heads: heads,
-                num_key_value_heads: kv_heads,
-                head_dim,
-                max_position_embeddings: self.max_position_embeddings.unwrap_or(2048),
-                is_causal: true,
-                windows: self.windows(is_qwen)?,
-                tensors: Vec::new(),
-                model_type: self.model_type,
-            },
-        })
-    }
-
-    /// How far each layer sees. Qwen switches windows on with a flag, and only from a layer on; newer files list the layers.
-    fn windows(&self, is_qwen: bool) -> std::result::Result<Vec<Option<i64>>, String> {
-        let layers = self.num_hidden_layers;
-        let enabled = !is_qwen || self.use_sliding_window.unwrap_or(false);
-        let Some(window) = self.sliding_window.filter(|_| enabled) else {
-            return Ok(vec![None; layers]);
-        };
-        if window < 1 {
-            return Err(format!("sliding_window is {window}, expected a positive size or null"));
-        }
-        if let Some(types) = &self.layer_types {
-            if types.len() != layers {
-                let found = types.len();
-                return Err(format!("layer_types names {found} layers, expected {layers}"));
-            }
-            let own = |name: &String| (name == "sliding_attention").then_some(window);
-            return Ok(types.iter().map(own).collect());
-        }
-        let first = if is_qwen { self.max_window_layers.unwrap_or(0) } else { 0 };
-        Ok((0..layers).map(|layer| (layer >= first).then_some(window)).collect())
-    }
-
-    fn rope_scaling(&self) -> std::result::Result<RopeScaling, String> {
-        let Some(rope) = self.rope_scaling.as_ref().or(self.rope_parameters.as_ref()) else {
-            return Ok(RopeScaling::None);
-        };
-        let number = |name: &str, value: Option<f64>| match value {
-            Some(x) if x.is_finite() && x > 0.0 => Ok(x),
-            Some(x) => Err(format!("rope scaling: {name} is {x}, expected a positive number")),
-            None => Err(format!("rope scaling: {name} is missing")),
-        };
-        match rope.rope_type.as_deref().or(rope.older_rope_type.as_deref()).unwrap_or("default") {
-            "default" => Ok(RopeScaling::None),
-            "linear" => Ok(RopeScaling::Linear { factor: number("factor", rope.factor)? }),
-            "llama3" => Ok(RopeScaling::Llama3 {
-                factor: number("factor", rope.factor)?,
-                low_freq_factor: number("low_freq_factor", rope.low_freq_factor)?,
-                high_freq_factor: number("high_freq_factor", rope.high_freq_factor)?,
-                original_max_position_embeddings: number(
-                    "original_max_position_embeddings",
-                    rope.original_max_position_embeddings,
-                )?,
-            }),
-            other => {
-                Err(format!("rope scaling of type {other:?}, expected default, linear or llama3"))
-            }
-        }
     }
 }

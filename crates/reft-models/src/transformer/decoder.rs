@@ -39,30 +39,38 @@ impl Decoder {
         Self::from_weights(DecoderConfig::open(path)?, &Weights::open(path)?, kind, device)
     }
 
-    /// The model that `config` describes with the tensors of a checkpoint, its matrices held as [`Weights::held_as`] says.
+    /// Checks that the model which `config` describes can be made of the tensors of a checkpoint, without reading them. Returns the
+    /// configuration in force: where embeddings and head are to be one and the checkpoint holds two that differ, they are two, as in
+    /// transformers.
     ///
     /// # Errors
     /// If tensors are missing, unexpected or of another shape: all of them by name.
+    pub fn check(config: DecoderConfig, weights: &Weights) -> Result<DecoderConfig> {
+        Ok(Stored::new(config, weights)?.config)
+    }
+
+    /// The model that `config` describes with the tensors of a checkpoint, its matrices held as [`Weights::held_as`] says.
+    ///
+    /// # Errors
+    /// As [`Self::check`]; if a file cannot be read.
     pub fn from_weights(
         config: DecoderConfig,
         weights: &Weights,
         kind: Kind,
         device: Device,
     ) -> Result<Self> {
-        let description = config.describe();
-        let shapes = description.tensors.iter().map(|tensor| (&*tensor.name, &*tensor.shape));
-        weights.check(shapes, &|name| {
-            // constants that some checkpoints carry, and a copy of a tied head
-            name.ends_with("rotary_emb.inv_freq")
-                || (config.tie_word_embeddings && name == "lm_head.weight")
-        })?;
+        let Stored { config, description, is_stored_as_head } = Stored::new(config, weights)?;
         let read = |tensor: &ModelTensor| -> Result<(String, Weight)> {
             let usage = match tensor.role {
                 TensorRole::Head | TensorRole::Projection(_) => Usage::Product,
                 TensorRole::Embeddings if config.tie_word_embeddings => Usage::Product,
                 TensorRole::Embeddings | TensorRole::Vector => Usage::Lookup,
             };
-            let weight = weights.load_weight(&tensor.name, usage, (kind, device))?;
+            let weight = weights.load_weight(
+                stored_name(tensor, is_stored_as_head),
+                usage,
+                (kind, device),
+            )?;
             Ok((tensor.name.clone(), weight))
         };
         // Random weights are drawn as they are read: the head first, though it is the last of the tensors.
@@ -127,6 +135,56 @@ impl Decoder {
     pub(crate) fn pass<'a>(&'a self, span: Span<'a>, prefix: usize) -> Pass<'a> {
         Pass::new(span, &self.config, &self.rope, prefix, (self.kind(), self.device()))
     }
+}
+
+const EMBEDDINGS: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+
+/// A model as a checkpoint holds it.
+struct Stored {
+    config: DecoderConfig,
+    description: ModelDescription,
+    /// Whether embeddings and head are one, which is stored under the head's name.
+    is_stored_as_head: bool,
+}
+
+impl Stored {
+    fn new(mut config: DecoderConfig, weights: &Weights) -> Result<Self> {
+        let [has_embeddings, has_head] =
+            [EMBEDDINGS, HEAD].map(|name| weights.shape(name).is_some());
+        if config.tie_word_embeddings && has_embeddings && has_head {
+            config.tie_word_embeddings = weights.are_equal(EMBEDDINGS, HEAD)?;
+        }
+        let description = config.describe();
+        let is_stored_as_head = config.tie_word_embeddings && !has_embeddings && has_head;
+        let stored = |tensor| (stored_name(tensor, is_stored_as_head), tensor.shape.as_slice());
+        // constants that some checkpoints carry, and a copy of a tied head
+        weights.check(description.tensors.iter().map(stored), &|name| {
+            is_constant(weights, name) || (config.tie_word_embeddings && name == HEAD)
+        })?;
+        Ok(Self { config, description, is_stored_as_head })
+    }
+}
+
+/// The name that a tensor has in a checkpoint.
+fn stored_name(tensor: &ModelTensor, is_stored_as_head: bool) -> &str {
+    match tensor.role {
+        TensorRole::Embeddings if is_stored_as_head => HEAD,
+        _ => &tensor.name,
+    }
+}
+
+/// Whether a tensor of a checkpoint changes no number: tables that follow from the configuration, and scales of 1.
+fn is_constant(weights: &Weights, name: &str) -> bool {
+    const TABLES: [&str; 3] =
+        ["rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached"];
+    const SCALES: [&str; 3] = [".q_scale", ".k_scale", ".v_scale"];
+    let is_one = || {
+        let scale = weights.load(name, Kind::Float, Device::Cpu);
+        scale.is_ok_and(|scale| scale.eq(1.0).all().int64_value(&[]) == 1)
+    };
+    TABLES.iter().any(|table| name.ends_with(table))
+        || (SCALES.iter().any(|scale| name.ends_with(scale)) && is_one())
 }
 
 impl Model for Decoder {

@@ -3,6 +3,7 @@
 pub(crate) mod attention;
 pub(crate) mod attention_mask;
 pub(crate) mod config;
+pub(crate) mod config_file;
 pub(crate) mod decoder;
 pub(crate) mod decoder_block;
 pub(crate) mod forward;

@@ -64,6 +64,7 @@ impl Usage {
 #[derive(Debug)]
 struct Entry {
     file: usize,
+    stored: String, // its name in the file
     shape: Vec<i64>,
 }
 
@@ -100,7 +101,8 @@ impl Weights {
         let single = path.join("model.safetensors");
         let index = path.join("model.safetensors.index.json");
         if single.is_file() {
-            Self::open_file(&single)
+            let weights = Self::open_file(&single)?;
+            Ok(Self { tensors: under_model(weights.tensors), ..weights })
         } else if index.is_file() {
             Self::open_shards(path, &index)
         } else {
@@ -170,7 +172,7 @@ impl Weights {
         {
             return Err(broken(format!("shard {shard} holds no tensor {name}")));
         }
-        Ok(Self::of(directory, Source::Safetensors(files), tensors))
+        Ok(Self::of(directory, Source::Safetensors(files), under_model(tensors)))
     }
 
     /// Where the tensors come from.
@@ -228,6 +230,26 @@ impl Weights {
             return Ok(());
         }
         Err(Error::WeightMismatch { path: self.path.clone(), missing, unexpected, misshapen })
+    }
+
+    /// Whether two tensors hold the same numbers.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub(crate) fn are_equal(&self, a: &str, b: &str) -> Result<bool> {
+        let (first, second) = (self.entry(a)?, self.entry(b)?);
+        if first.shape != second.shape {
+            return Ok(false);
+        }
+        let (options, (rows, columns)) = ((Kind::Float, Device::Cpu), as_matrix(&first.shape));
+        for chunk in row_chunks(rows, columns, Device::Cpu) {
+            let a = self.load_rows(a, first, chunk, options)?.f_to_kind(Kind::Float)?;
+            let b = self.load_rows(b, second, chunk, options)?.f_to_kind(Kind::Float)?;
+            if a != b {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Says how [`Decoder::from_weights`](crate::Decoder::from_weights) is to hold the matrices of these weights.
@@ -325,7 +347,9 @@ impl Weights {
     ) -> Result<Tensor> {
         let (_, columns) = as_matrix(&entry.shape);
         match &self.source {
-            Source::Safetensors(files) => files[entry.file].load_rows(name, (first, n), columns),
+            Source::Safetensors(files) => {
+                files[entry.file].load_rows(&entry.stored, (first, n), columns)
+            }
             Source::Gguf(gguf) => gguf.load_rows(name, first, n),
             Source::Random => fill_randomly(Tensor::f_empty([n, columns], options)?, name),
             Source::ShapesOnly => shape_only(&[n, columns], options),
@@ -365,5 +389,16 @@ fn shape_only(shape: &[i64], options: (Kind, Device)) -> Result<Tensor> {
 }
 
 fn entry(file: usize, name: &str, shape: &[i64]) -> (String, Entry) {
-    (name.to_owned(), Entry { file, shape: shape.to_vec() })
+    (name.to_owned(), Entry { file, stored: name.to_owned(), shape: shape.to_vec() })
+}
+
+/// The names of a whole model where a file has those of its body alone: `layers.0.…` instead of `model.layers.0.…`.
+fn under_model(tensors: BTreeMap<String, Entry>) -> BTreeMap<String, Entry> {
+    const HEAD: &str = "lm_head.";
+    let is_body = tensors.keys().any(|name| name.starts_with("layers."))
+        && !tensors.keys().any(|name| name.starts_with("model."));
+    let rename = |name: String| {
+        if is_body && !name.starts_with(HEAD) { format!("model.{name}") } else { name }
+    };
+    tensors.into_iter().map(|(name, entry)| (rename(name), entry)).collect()
 }
