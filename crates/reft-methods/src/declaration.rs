@@ -132,6 +132,9 @@ pub trait Method: Debug {
     /// As [`Self::load`]; [`crate::Error::NotFinite`]: the model is merged in part then, and should be opened anew.
     fn merge(&self, dir: &Path, model: &dyn Model) -> Result<()>;
 
+    /// Whether it can become part of the weights.
+    fn merging(&self) -> Merging;
+
     /// Bytes per token that its own backward keeps in each block, beside what the frozen block's keeps.
     ///
     /// A trained matrix keeps its input; a trained vector keeps what it is multiplied with. Edits of a few positions, prefixes and soft

@@ -36,12 +36,28 @@ pub enum Error {
         expected: String,
     },
     /// A directory that holds no adapter of a kind known here.
-    #[error("{} holds no adapter; expected one of {expected} in it", path.display())]
+    #[error("{} holds no adapter; expected one of {expected}", path.display())]
     NotAnAdapter {
         /// The directory.
         path: PathBuf,
         /// The files that would make it one.
         expected: String,
+    },
+    /// A directory that holds an adapter of a type that is not computed here.
+    #[error(
+        "{} holds an adapter of {field} {found}, which is not computed here; expected one of {accepted}, or merge it into its model with the \
+         program that made it",
+        path.display()
+    )]
+    UnknownAdapterType {
+        /// The directory.
+        path: PathBuf,
+        /// The field that says it.
+        field: &'static str,
+        /// The type found.
+        found: String,
+        /// The types that are computed.
+        accepted: String,
     },
     /// An adapter that cannot become part of the weights.
     #[error(

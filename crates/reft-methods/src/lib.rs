@@ -42,6 +42,7 @@ mod summary;
 pub use declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
 pub use error::{Error, Result};
 pub(crate) use files::peft_fields::OtherFields;
+pub use files::peft_fields::PEFT_FILES;
 pub(crate) use merge::MergedWeights;
 pub use merge::{MERGED_ADAPTER, MERGED_BASE_MODEL, export_model};
 pub use methods::METHODS;
@@ -51,7 +52,7 @@ pub use options::{
     FEEDFORWARD_MODULES, INIT, INIT_TOKENS, LAYERS, MethodOption, MethodOptions, N_VIRTUAL_TOKENS,
     ORTHONORMAL_MAP, POSITION_RULE, POSITIONS, RANK, SHARE_WEIGHTS, TARGET_MODULES, ValueKind,
 };
-pub use pyreft::import::{PyreftImport, import_pyreft};
+pub use pyreft::import::{PYREFT_FILE, PyreftImport, import_pyreft};
 pub use pyreft::torch_pickle::load_torch_pickle;
 pub use reft::adapter::{ReftAdapter, ReftHooks};
 pub use reft::config::ReftConfig;

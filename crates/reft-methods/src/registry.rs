@@ -180,8 +180,18 @@ fn method_in(dir: &Path) -> Result<&'static MethodDeclaration> {
     let Some(kind) = kinds.find(|files| dir.join(files.configuration()).is_file()) else {
         let [reft, peft, own] = CONFIGURED.map(AdapterFiles::configuration);
         let names = [reft, peft, own, AdapterStack::FILE_NAME, AdapterFiles::Weights.tensors()];
-        return Err(unknown(names.join(", ")));
+        let below = match directory_of_adapter_in(dir) {
+            Some(below) => format!(" in it; there is one in {}", below.display()),
+            None => " in it".to_owned(),
+        };
+        return Err(unknown(names.join(", ") + &below));
     };
+    if let (AdapterFiles::Peft(_), false) = (kind, dir.join(kind.tensors()).exists())
+        && dir.join(PICKLED).exists()
+    {
+        let advice = "which is a pickle: load the adapter in PEFT and save it with save_pretrained, which writes safetensors";
+        return Err(unknown(format!("{} beside {PICKLED}, {advice}", kind.tensors())));
+    }
     let file = kind.configuration();
     let of_kind = || METHODS.iter().copied().filter(|m| m.files.configuration() == file);
     let first = of_kind().next().expect("invariant: there is a method of each kind");
@@ -191,8 +201,22 @@ fn method_in(dir: &Path) -> Result<&'static MethodDeclaration> {
         let mut accepted: Vec<&str> =
             of_kind().filter_map(|method| Some(method.mark()?.1)).collect();
         accepted.dedup();
-        unknown(format!("{field} {} in {file} (it says {found})", accepted.join(", ")))
+        let (path, accepted) = (dir.to_owned(), accepted.join(", "));
+        Error::UnknownAdapterType { path, field, found: found.clone(), accepted }
     })
+}
+
+/// The tensors of adapters that older versions of PEFT wrote.
+const PICKLED: &str = "adapter_model.bin";
+
+/// A folder of a directory that an adapter lies in, where the directory itself holds none.
+fn directory_of_adapter_in(dir: &Path) -> Option<PathBuf> {
+    let folders = std::fs::read_dir(dir).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut folders: Vec<PathBuf> = folders.collect();
+    folders.sort();
+    let holds_one =
+        |folder: &PathBuf| CONFIGURED.iter().any(|f| folder.join(f.configuration()).is_file());
+    folders.into_iter().find(holds_one)
 }
 
 /// Reads the configuration of each adapter of a directory, and goes on from it.
@@ -250,7 +274,7 @@ pub fn merge_adapter(dir: &Path, model: &dyn Model) -> Result<()> {
 pub fn check_mergeable(dir: &Path) -> Result<()> {
     let adapters = adapters_in(dir)?;
     let reason = match &adapters[..] {
-        [(_, method)] => match method.merging {
+        [(_, method)] => match (method.read)(dir)?.merging() {
             Merging::IntoWeights => return Ok(()),
             Merging::Never(reason) => reason,
         },

@@ -1,10 +1,16 @@
-use reft_models::{Component, Error, ModelDescription, Projection, Result, Site};
-use regex::Regex;
-use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::Path;
+
+use fancy_regex::Regex;
+use reft_models::{Component, Error, ModelDescription, Projection, Result, Site, Weights};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::{MethodOptions, TARGET_MODULES};
 
 /// Which projections a method works on, as PEFT's `target_modules` says it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a list of module names, or a pattern")]
 pub enum TargetModules {
     /// Module names or their endings: `q_proj`, `mlp.down_proj`, `model.layers.3.self_attn.q_proj`.
     Names(Vec<String>),
@@ -23,14 +29,68 @@ impl TargetModules {
         Self::Names(model.projection_names().into_iter().map(str::to_owned).collect())
     }
 
-    /// The projections meant, of all layers or of `layers`.
+    /// Whether it means a module, as PEFT decides it.
     ///
     /// # Errors
-    /// [`Error::Adapter`] if a name means none of the model's projections, the pattern is none, or a layer does not exist.
-    pub fn select(
+    /// [`Error::Adapter`] if the pattern is no regular expression.
+    pub fn means(&self, module: &str) -> Result<bool> {
+        Ok(match self {
+            Self::Names(names) => names.iter().any(|name| is_or_ends_with(module, name)),
+            Self::Pattern(pattern) if pattern == "all-linear" => true,
+            Self::Pattern(pattern) => matches_whole(pattern, module)?,
+        })
+    }
+
+    /// Whether it tells modules: it is not empty, and a pattern that can be read.
+    pub(crate) fn are_told(&self) -> bool {
+        match self {
+            Self::Names(names) => !names.is_empty(),
+            Self::Pattern(pattern) => matches_whole(pattern, "").is_ok(),
+        }
+    }
+
+    /// The modules that the tensors of an adapter's file belong to: `base_model.model.model.layers.0.mlp.up_proj.lora_A.weight`.
+    pub(crate) fn of_tensors(path: &Path) -> Result<Self> {
+        let file = Weights::open_file(path)?;
+        let module = |name: &str| {
+            let mut rest = name.strip_prefix("base_model.model.")?;
+            while let Some((module, _)) = rest.rsplit_once('.') {
+                if module.rsplit_once('.')?.1.parse::<Component>().is_ok() {
+                    return Some(module.to_owned());
+                }
+                rest = module;
+            }
+            None
+        };
+        let modules: BTreeSet<String> = file.names().filter_map(module).collect();
+        Ok(Self::Names(modules.into_iter().collect()))
+    }
+
+    /// Those that options give, each of which must mean something.
+    pub(crate) fn given(
+        options: &MethodOptions,
+        model: &ModelDescription,
+    ) -> crate::Result<Option<Self>> {
+        let given: Option<Self> = options.get(&TARGET_MODULES);
+        if let Some(Self::Names(names)) = &given
+            && let Some(name) = names.iter().find(|name| means_nothing(name, model))
+        {
+            let found = format!("{name:?}, which is no projection of the model");
+            return Err(TARGET_MODULES.refuse(found, &model.projection_names().join(", ")));
+        }
+        Ok(given)
+    }
+
+    /// The projections meant, of all layers or of `layers`, without those that `excluded` means. Names that mean none are said.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] if it means none of the model's projections, a pattern cannot be read, a layer does not exist, or everything is
+    /// excluded.
+    pub(crate) fn select(
         &self,
         model: &ModelDescription,
         layers: Option<&[usize]>,
+        excluded: Option<&Self>,
     ) -> Result<Vec<Projection>> {
         let all = model.projections();
         let n = model.num_hidden_layers;
@@ -42,31 +102,38 @@ impl TargetModules {
         }
         let in_layers = |p: &Projection| layers.is_none_or(|layers| layers.contains(&p.site.layer));
         let accepted = model.projection_names().join(", ");
-        let selected: Vec<Projection> = match self {
-            Self::Names(names) => {
-                let means = |name: &str, p: &Projection| {
-                    p.module == name || p.module.ends_with(&format!(".{name}"))
-                };
-                if let Some(name) = names.iter().find(|name| !all.iter().any(|p| means(name, p))) {
-                    let reason = format!(
-                        "target_modules names {name:?}, which is no projection of a decoder block; use {accepted}"
-                    );
-                    return Err(Error::Adapter { reason });
-                }
-                all.into_iter().filter(|p| names.iter().any(|name| means(name, p))).collect()
+        let mut selected = Vec::new();
+        for projection in all.into_iter().filter(in_layers) {
+            if self.means(&projection.module)? {
+                selected.push(projection);
             }
-            Self::Pattern(pattern) if pattern == "all-linear" => all,
-            Self::Pattern(pattern) => {
-                let whole = whole_match(pattern)?;
-                all.into_iter().filter(|p| whole.is_match(&p.module)).collect()
-            }
-        };
-        let selected: Vec<Projection> = selected.into_iter().filter(in_layers).collect();
+        }
         if selected.is_empty() {
-            let reason = format!("target_modules {self:?} means no projection; use {accepted}");
+            let reason = format!("target_modules {self} means no projection; use {accepted}");
             return Err(Error::Adapter { reason });
         }
-        Ok(selected)
+        if let Self::Names(names) = self {
+            for name in names.iter().filter(|name| means_nothing(name, model)) {
+                log::warn!("target_modules names {name}, which is no projection of the model");
+            }
+        }
+        let Some(excluded) = excluded.filter(|excluded| **excluded != Self::default()) else {
+            return Ok(selected);
+        };
+        let mut kept = Vec::with_capacity(selected.len());
+        for projection in &selected {
+            if !excluded.means(&projection.module)? {
+                kept.push(projection.clone());
+            }
+        }
+        if kept.is_empty() {
+            let reason = format!("exclude_modules {excluded} means every one of the modules");
+            return Err(Error::Adapter { reason });
+        }
+        if kept.len() == selected.len() {
+            log::warn!("exclude_modules {excluded} means none of the modules");
+        }
+        Ok(kept)
     }
 }
 
@@ -89,9 +156,42 @@ pub(crate) fn share_an_input(a: Site, b: Site) -> bool {
         && groups.iter().any(|group| group.contains(&a.component) && group.contains(&b.component))
 }
 
-/// A regular expression that matches whole names only.
-pub(crate) fn whole_match(pattern: &str) -> Result<Regex> {
-    Regex::new(&format!("^(?:{pattern})$")).map_err(|source| Error::Adapter {
+/// Whether a name means none of the model's projections.
+fn means_nothing(name: &str, model: &ModelDescription) -> bool {
+    !model.projections().iter().any(|p| is_or_ends_with(&p.module, name))
+}
+
+/// Whether a module has this name, or one that ends so.
+fn is_or_ends_with(module: &str, name: &str) -> bool {
+    module.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+/// Whether a regular expression, in Python's notation, matches a whole name.
+pub(crate) fn matches_whole(pattern: &str, name: &str) -> Result<bool> {
+    let matched = Regex::new(&format!("^(?:{pattern})$")).and_then(|regex| regex.is_match(name));
+    matched.map_err(|source| Error::Adapter {
         reason: format!("module pattern {pattern:?} is not a regular expression: {source}"),
     })
+}
+
+/// A field that may be null.
+pub(crate) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    field: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(field)?.unwrap_or_default())
+}
+
+impl Default for TargetModules {
+    fn default() -> Self {
+        Self::Names(Vec::new())
+    }
+}
+
+impl fmt::Display for TargetModules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Names(names) => f.write_str(&names.join(", ")),
+            Self::Pattern(pattern) => f.write_str(pattern),
+        }
+    }
 }

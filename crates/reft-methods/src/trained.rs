@@ -7,16 +7,19 @@ use std::path::Path;
 
 use reft_core::Parameter;
 use reft_models::{
-    Adapter, BaseModel, Hooks, Layout, Mode, Model, ModelDescription, Reach, Row, Site, Weight,
-    read_json,
+    Adapter, BaseModel, Fields, Hooks, Layout, Mode, Model, ModelDescription, Reach, Row, Site,
+    Weight, read_json,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tch::{Device, Kind, Tensor};
 
 use crate::files::adapter_file::{self, Shapes};
+use crate::files::peft_fields::OtherFields;
 use crate::target_modules::share_an_input;
-use crate::{Error, MergedWeights, Method, MethodDeclaration, MethodOptions, Result};
+use crate::{
+    Error, MergedWeights, Merging, Method, MethodDeclaration, MethodOptions, Result, TargetModules,
+};
 
 /// A method with everything decided, which is the configuration in its adapters' files too.
 pub(crate) trait TensorMethod:
@@ -44,6 +47,21 @@ pub(crate) trait TensorMethod:
     /// Checks what can be checked without a model.
     fn check(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// If its file is PEFT's: the fields that are known, and those found that it does not use itself.
+    fn other(&self) -> Option<(&'static Fields, &OtherFields)> {
+        None
+    }
+
+    /// The modules that it works on, if it works on modules by name.
+    fn target_modules(&mut self) -> Option<&mut TargetModules> {
+        None
+    }
+
+    /// Whether it can become part of the weights.
+    fn merging(&self) -> Merging {
+        Self::DECLARATION.merging
     }
 
     /// The identity of its base model, if the configuration has a place for it.
@@ -197,12 +215,17 @@ impl<C> Table<C> {
     }
 }
 
+/// Tensors of heads by name.
+type Heads = Vec<(String, Tensor)>;
+
 /// An adapter that is a table of trained tensors.
 #[derive(Debug)]
 struct TensorAdapter<M: TensorMethod> {
     method: M,
     base_model: BaseModel,
     table: Table<M::Constants>,
+    /// Tensors of its file that belong to the head of a task, by name: kept for whoever has the head.
+    heads: Heads,
 }
 
 impl<M: TensorMethod> Adapter for TensorAdapter<M> {
@@ -238,7 +261,8 @@ impl<M: TensorMethod> Adapter for TensorAdapter<M> {
     }
 
     fn save(&self, dir: &Path) -> reft_models::Result<()> {
-        let tensors = self.method.saved(&self.table);
+        let mut tensors = self.method.saved(&self.table);
+        tensors.extend(self.heads.iter().map(|(name, head)| (name.clone(), head.shallow_clone())));
         adapter_file::write(M::DECLARATION.files, dir, &self.method, &tensors, &self.base_model)
     }
 }
@@ -260,12 +284,12 @@ impl<M: TensorMethod> Method for M {
         }
         let parts = method.parts(model.description())?;
         let table = Table::make(parts, model.device(), &|spec| spec.make(model))?;
-        Ok(Box::new(TensorAdapter { method, base_model, table }))
+        Ok(Box::new(TensorAdapter { method, base_model, table, heads: Vec::new() }))
     }
 
     fn load(&self, dir: &Path, model: &dyn Model) -> Result<Box<dyn Adapter>> {
         let method = self.clone().into_read();
-        let table = table_of(&method, dir, model.description(), model.device())?;
+        let (table, heads) = table_of(&method, dir, model.description(), model.device())?;
         let base_model = match adapter_file::base_model(M::DECLARATION.files, dir)? {
             Some(base_model) => base_model,
             None => {
@@ -273,7 +297,7 @@ impl<M: TensorMethod> Method for M {
                 BaseModel::of(model.description(), name.unwrap_or_default())
             }
         };
-        Ok(Box::new(TensorAdapter { method, base_model, table }))
+        Ok(Box::new(TensorAdapter { method, base_model, table, heads }))
     }
 
     fn check_files(&self, dir: &Path, model: &ModelDescription) -> Result<()> {
@@ -281,10 +305,15 @@ impl<M: TensorMethod> Method for M {
     }
 
     fn merge(&self, dir: &Path, model: &dyn Model) -> Result<()> {
-        let table = table_of(&self.clone().into_read(), dir, model.description(), model.device())?;
+        let own = self.clone().into_read();
+        let (table, _) = table_of(&own, dir, model.description(), model.device())?;
         let weights = MergedWeights::of(model)?;
         let mut parts = table.parts.values();
         parts.try_for_each(|(constants, own)| TensorMethod::merge(self, constants, own, &weights))
+    }
+
+    fn merging(&self) -> Merging {
+        TensorMethod::merging(self)
     }
 
     fn kept_per_token(&self, model: &ModelDescription, kind_bytes: f64) -> Result<Vec<f64>> {
@@ -318,23 +347,34 @@ pub(crate) fn resolve_config<M: TensorMethod>(
 
 /// Reads the configuration of an adapter directory.
 pub(crate) fn read_config<M: TensorMethod>(dir: &Path) -> Result<Box<dyn Method>> {
-    let method: M = read_json(&dir.join(M::DECLARATION.files.configuration()))?;
+    let files = M::DECLARATION.files;
+    let mut method: M = read_json(&dir.join(files.configuration()))?;
+    if let Some((fields, other)) = method.other() {
+        other.check(fields)?;
+    }
+    if let Some(targets) = method.target_modules().filter(|targets| !targets.are_told()) {
+        *targets = TargetModules::of_tensors(&dir.join(files.tensors()))?;
+    }
     method.check()?;
     Ok(Box::new(method))
 }
 
-/// The table of a directory's tensors, checked against a model.
+/// The table of a directory's tensors, checked against a model, and the tensors of heads beside them.
 fn table_of<M: TensorMethod>(
     method: &M,
     dir: &Path,
     model: &ModelDescription,
     device: Device,
-) -> Result<Table<M::Constants>> {
+) -> Result<(Table<M::Constants>, Heads)> {
     let parts = method.parts(model)?;
     let specs = parts.iter().flat_map(|part| &part.tensors);
     let shapes: Shapes = specs.map(|spec| (spec.name.clone(), spec.shape.clone())).collect();
-    let tensors = adapter_file::read_tensors(M::DECLARATION.files, dir, &shapes, model)?;
-    Table::make(parts, device, &|spec| Ok(tensors[&spec.name].shallow_clone()))
+    let is_head = |name: &str| method.other().is_some_and(|(_, other)| other.has_head(name));
+    let files = M::DECLARATION.files;
+    let mut tensors = adapter_file::read_tensors(files, dir, &shapes, &is_head, model)?;
+    let heads = tensors.extract_if(.., |name, _| is_head(name)).collect();
+    let table = Table::make(parts, device, &|spec| Ok(tensors[&spec.name].shallow_clone()))?;
+    Ok((table, heads))
 }
 
 /// A weight of a model by name.

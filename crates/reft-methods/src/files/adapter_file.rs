@@ -73,7 +73,7 @@ pub(crate) fn base_model(files: AdapterFiles, dir: &Path) -> Result<Option<BaseM
     base_model.map_err(|source| Error::Json { path, source })
 }
 
-/// Reads tensors and checks that they are exactly those expected, and that they belong to the model.
+/// Reads tensors and checks that they are exactly those expected beside heads of tasks, and that they belong to the model.
 ///
 /// # Errors
 /// [`Error::Adapter`] if the file names another model, [`Error::WeightMismatch`] with every missing, unexpected and misshapen
@@ -82,20 +82,25 @@ pub(crate) fn read_tensors(
     files: AdapterFiles,
     dir: &Path,
     expected: &Shapes,
+    is_head: &dyn Fn(&str) -> bool,
     model: &ModelDescription,
 ) -> Result<BTreeMap<String, Tensor>> {
     if let Some(base_model) = base_model(files, dir)? {
         base_model.check(model)?;
     }
-    read_exactly(&dir.join(files.tensors()), expected)
+    read_exactly(&dir.join(files.tensors()), expected, is_head)
 }
 
-/// Reads tensors and checks that they are exactly those expected.
+/// Reads tensors and checks that they are exactly those expected, beside those that may be there or not.
 ///
 /// # Errors
 /// [`Error::WeightMismatch`] with every missing, unexpected and misshapen tensor.
-pub(crate) fn read_exactly(path: &Path, expected: &Shapes) -> Result<BTreeMap<String, Tensor>> {
+pub(crate) fn read_exactly(
+    path: &Path,
+    expected: &Shapes,
+    may_be: &dyn Fn(&str) -> bool,
+) -> Result<BTreeMap<String, Tensor>> {
     let shapes = expected.iter().map(|(name, shape)| (name.as_str(), shape.as_slice()));
-    Weights::open_file(path)?.check(shapes, &|_| false)?;
+    Weights::open_file(path)?.check(shapes, may_be)?;
     load_safetensors(path)
 }

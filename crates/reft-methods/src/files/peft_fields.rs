@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use reft_models::{Error, Result};
+use reft_models::{Error, Field, Fields, ModelDescription, Result};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Value, json};
 
@@ -14,26 +14,185 @@ use serde_json::{Value, json};
 #[serde(transparent)]
 pub(crate) struct OtherFields(BTreeMap<String, Value>);
 
-/// Fields that say nothing about what the adapter computes.
-const HISTORY: [&str; 17] = [
-    "auto_mapping",
-    "base_model_name_or_path",
-    "eva_config",
-    "inference_mode",
-    "init_ia3_weights",
-    "megatron_core",
-    "peft_version",
-    "prompt_tuning_init",
-    "prompt_tuning_init_text",
-    "qalora_group_size",
-    "random_state",
-    "revision",
-    "runtime_config",
-    "tokenizer_kwargs",
-    "tokenizer_name_or_path",
-    "loftq_config",
-    "corda_config",
+/// Fields that PEFT 0.21 writes of every method.
+const COMMON: &[Field] = &[
+    Field::neutral(
+        &[
+            "auto_mapping",
+            "base_model_name_or_path",
+            "inference_mode",
+            "peft_version",
+            "revision",
+            "task_type",
+        ],
+        "history",
+    ),
+    Field::applied(&["peft_type"]),
+    MODULES_TO_SAVE,
 ];
+
+/// Fields of methods that change modules by name.
+const MODULES: &[Field] = &[
+    Field::applied(&["target_modules"]).with_note(
+        "where it says nothing, the modules whose tensors the file holds; a name that means no projection is said",
+    ),
+];
+
+/// Modules that are stored whole.
+const MODULES_TO_SAVE: Field = Field::only(
+    &["modules_to_save"],
+    names_heads,
+    "null, or the head of a classification, which is kept; merge other modules into the model in PEFT first",
+);
+
+/// Fields of methods of virtual tokens.
+const VIRTUAL_TOKENS: &[Field] = &[
+    Field::applied(&["num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers"]),
+    Field::only(&["num_transformer_submodules"], |n| n == 1, "1"),
+];
+
+/// `adapter_config.json` of LoRA.
+pub(crate) const LORA: Fields = Fields {
+    file: "`adapter_config.json` of LoRA, rsLoRA and DoRA",
+    groups: &[
+        COMMON,
+        MODULES,
+        &[
+            Field::applied(&["r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora"]),
+            Field::applied(&["exclude_modules"]),
+            Field::applied(&["layers_to_transform", "layers_pattern"]),
+            Field::applied(&["rank_pattern", "alpha_pattern"])
+                .with_note("a pattern that means none of the modules is refused"),
+            Field::only(
+                &["bias"],
+                |bias| BIASES.iter().any(|own| bias == own),
+                "\"none\"; \"all\" and \"lora_only\" for a model without biases",
+            ),
+            Field::only(
+                &["init_lora_weights"],
+                is_start,
+                "true, false, gaussian, orthogonal, mica or eva, or lora_ga, which is applied to the model as it is and not merged; others change the model too: convert them in PEFT first, save_pretrained with path_initial_model_for_weight_conversion",
+            ),
+            Field::neutral(
+                &[
+                    "corda_config",
+                    "eva_config",
+                    "loftq_config",
+                    "lora_ga_config",
+                    "megatron_core",
+                    "qalora_group_size",
+                    "runtime_config",
+                    "velora_config",
+                ],
+                "how it started, or what training kept",
+            ),
+            Field::neutral(&["ensure_weight_tying"], "of embeddings, which no adapter here has"),
+            Field::refused(&["fan_in_fan_out"], "no model here stores its weights so"),
+            Field::refused(
+                &[
+                    "alora_invocation_tokens",
+                    "arrow_config",
+                    "kasa_config",
+                    "monteclora_config",
+                    "use_bdlora",
+                    "use_qalora",
+                ],
+                "it computes something else than LoRA; merge it into the model in PEFT first",
+            ),
+            Field::refused(
+                &[
+                    "layer_replication",
+                    "lora_bias",
+                    "megatron_config",
+                    "target_parameters",
+                    "trainable_token_indices",
+                ],
+                "merge it into the model in PEFT first",
+            ),
+        ],
+    ],
+};
+
+/// `adapter_config.json` of (IA)³.
+pub(crate) const IA3: Fields = Fields {
+    file: "`adapter_config.json` of (IA)³",
+    groups: &[
+        COMMON,
+        MODULES,
+        &[
+            Field::applied(&["feedforward_modules", "exclude_modules"]),
+            Field::neutral(&["init_ia3_weights"], "how it started"),
+            Field::refused(&["fan_in_fan_out"], "no model here stores its weights so"),
+        ],
+    ],
+};
+
+/// `adapter_config.json` of RoAd.
+pub(crate) const ROAD: Fields = Fields {
+    file: "`adapter_config.json` of RoAd",
+    groups: &[
+        COMMON,
+        MODULES,
+        &[
+            Field::applied(&["variant", "group_size"]),
+            Field::neutral(&["init_weights"], "how it started"),
+        ],
+    ],
+};
+
+/// `adapter_config.json` of prefix tuning.
+pub(crate) const PREFIX: Fields = Fields {
+    file: "`adapter_config.json` of prefix tuning",
+    groups: &[
+        COMMON,
+        VIRTUAL_TOKENS,
+        &[
+            Field::applied(&["encoder_hidden_size", "prefix_projection"])
+                .with_note("the file holds the prefix that the encoder made"),
+            Field::neutral(&["init_weights"], "how it started"),
+        ],
+    ],
+};
+
+/// `adapter_config.json` of prompt tuning.
+pub(crate) const PROMPT: Fields = Fields {
+    file: "`adapter_config.json` of prompt tuning",
+    groups: &[
+        COMMON,
+        VIRTUAL_TOKENS,
+        &[Field::neutral(
+            &[
+                "prompt_tuning_init",
+                "prompt_tuning_init_text",
+                "tokenizer_kwargs",
+                "tokenizer_name_or_path",
+            ],
+            "how it started",
+        )],
+    ],
+};
+
+const BIASES: [&str; 3] = ["none", "all", "lora_only"];
+
+/// Starts of LoRA that leave the base model's weights alone. Those that change them too make adapters that add something else to the
+/// model as it is published.
+const STARTS: [&str; 5] = ["eva", "gaussian", LORA_GA, "mica", "orthogonal"];
+const LORA_GA: &str = "lora_ga";
+
+fn is_start(start: &Value) -> bool {
+    start.is_boolean() || STARTS.iter().any(|own| start == own)
+}
+
+/// The names that PEFT gives to the heads of its classification tasks, which it always writes.
+const HEADS: [&str; 3] = ["classifier", "score", "qa_outputs"];
+
+fn names_heads(modules: &Value) -> bool {
+    let names = modules.as_array().map_or(&[][..], Vec::as_slice);
+    names.iter().all(|name| HEADS.iter().any(|head| name == head))
+}
+
+/// `adapter_config.json` of every type that is read.
+pub const PEFT_FILES: [&Fields; 5] = [&LORA, &IA3, &ROAD, &PREFIX, &PROMPT];
 
 impl OtherFields {
     /// The fields that PEFT writes of every method, and a method's own.
@@ -46,37 +205,41 @@ impl OtherFields {
         Self(fields.into_iter().flat_map(|own| own.expect("invariant: fields by name")).collect())
     }
 
-    /// Refuses fields that would change what the adapter computes.
-    pub(crate) fn check(&self, peft_type: &str) -> Result<()> {
-        for (field, value) in &self.0 {
-            let is_off = match value {
-                Value::Null | Value::Bool(false) => true,
-                Value::String(s) => s.is_empty(),
-                Value::Array(list) => list.is_empty(),
-                Value::Object(map) => map.is_empty(),
-                Value::Bool(true) | Value::Number(_) => false,
-            };
-            let is_accepted = match field.as_str() {
-                "peft_type" => value == peft_type,
-                "task_type" => value == "CAUSAL_LM",
-                "bias" => value == "none",
-                // starts that leave the base model's weights alone
-                "init_weights" if peft_type == "ROAD" => value.is_boolean(),
-                "init_lora_weights" if peft_type == "LORA" => {
-                    value.is_boolean() || value == "gaussian" || value == "eva"
-                }
-                "num_transformer_submodules" => value == 1,
-                name => HISTORY.contains(&name),
-            };
-            if !(is_off || is_accepted) {
+    /// Refuses trained biases, unless the model has none to train.
+    pub(crate) fn check_biases(&self, model: &ModelDescription) -> Result<()> {
+        let bias = self.0.get("bias").filter(|value| *value != "none");
+        let has_biases = model.tensors.iter().any(|tensor| tensor.name.ends_with(".bias"));
+        match bias.filter(|_| has_biases) {
+            Some(found) => {
                 let reason = format!(
-                    "adapter_config.json: {field} is {value}, which this program does not know how to apply; \
-                     it reads adapters without it"
+                    "adapter_config.json: bias is {found}, expected \"none\" for a model with biases"
                 );
-                return Err(Error::Adapter { reason });
+                Err(Error::Adapter { reason })
             }
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Whether a tensor belongs to the head of a task that the file keeps beside the adapter.
+    pub(crate) fn has_head(&self, tensor: &str) -> bool {
+        let modules = self.0.get("modules_to_save").and_then(Value::as_array);
+        modules
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .any(|own| tensor.split('.').any(|part| part == own))
+    }
+
+    /// Whether it says that it started as LoRA-GA does, which changes the base model's weights too.
+    pub(crate) fn starts_as_lora_ga(&self) -> bool {
+        self.0.get("init_lora_weights").is_some_and(|start| start == LORA_GA)
+    }
+
+    /// Refuses fields that would change what the adapter computes.
+    pub(crate) fn check(&self, known: &Fields) -> Result<()> {
+        known
+            .check(&self.0)
+            .map_err(|reason| Error::Adapter { reason: format!("adapter_config.json: {reason}") })
     }
 }
 

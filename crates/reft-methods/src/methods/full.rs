@@ -39,11 +39,15 @@ impl Full {
     fn read(dir: &Path, model: &ModelDescription) -> crate::Result<BTreeMap<String, Tensor>> {
         let tensors = model.tensors.iter();
         let shapes: Shapes = tensors.map(|t| (t.name.clone(), t.shape.clone())).collect();
-        Ok(adapter_file::read_tensors(FULL.files, dir, &shapes, model)?)
+        Ok(adapter_file::read_tensors(FULL.files, dir, &shapes, &|_| false, model)?)
     }
 }
 
 impl Method for Full {
+    fn merging(&self) -> Merging {
+        FULL.merging
+    }
+
     fn name(&self) -> &str {
         FULL.name
     }

@@ -1,10 +1,13 @@
 use reft_models::{
-    Component, Error, HookPoint, Hooks, Layout, Mode, ModelDescription, Projection, Result, Span,
+    Component, Error, Fields, HookPoint, Hooks, Layout, Mode, ModelDescription, Projection, Result,
+    Span,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Kind, Tensor};
 
+use crate::files::peft_fields;
+use crate::target_modules::or_default;
 use crate::{
     AdapterFiles, FEEDFORWARD_MODULES, Keeps, MadeHooks, MergedWeights, Merging, MethodDeclaration,
     MethodOptions, OtherFields, Part, Start, TARGET_MODULES, Table, TargetModules, TensorMethod,
@@ -32,7 +35,11 @@ pub(crate) const IA3: MethodDeclaration = MethodDeclaration {
 /// (IA)³ as `adapter_config.json` says it (`peft_type` IA3).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Ia3Config {
+    #[serde(default, deserialize_with = "or_default")]
     target_modules: TargetModules,
+    /// Modules that are left alone.
+    #[serde(default)]
+    exclude_modules: Option<TargetModules>,
     /// Those of them whose input is rescaled instead of their output.
     feedforward_modules: TargetModules,
     #[serde(flatten)]
@@ -50,34 +57,41 @@ impl TensorMethod for Ia3Config {
     const DECLARATION: &'static MethodDeclaration = &IA3;
     type Constants = Factors;
 
-    fn decide(_: &str, options: &MethodOptions, _: &ModelDescription) -> crate::Result<Self> {
+    fn decide(_: &str, options: &MethodOptions, model: &ModelDescription) -> crate::Result<Self> {
         let targets = || TargetModules::of(&[Component::Key, Component::Value, Component::Down]);
         Ok(Self {
-            target_modules: options.get(&TARGET_MODULES).unwrap_or_else(targets),
+            target_modules: TargetModules::given(options, model)?.unwrap_or_else(targets),
+            exclude_modules: None,
             feedforward_modules: options
                 .get(&FEEDFORWARD_MODULES)
                 .unwrap_or_else(|| TargetModules::of(&[Component::Down])),
             other: OtherFields::of(
                 "IA3",
-                json!({
-                    "exclude_modules": null, "fan_in_fan_out": false, "init_ia3_weights": true,
-                    "modules_to_save": null,
-                }),
+                json!({ "fan_in_fan_out": false, "init_ia3_weights": true, "modules_to_save": null }),
             ),
         })
     }
 
-    fn check(&self) -> crate::Result<()> {
-        Ok(self.other.check("IA3")?)
+    fn other(&self) -> Option<(&'static Fields, &OtherFields)> {
+        Some((&peft_fields::IA3, &self.other))
+    }
+
+    fn target_modules(&mut self) -> Option<&mut TargetModules> {
+        Some(&mut self.target_modules)
     }
 
     fn parts(&self, model: &ModelDescription) -> crate::Result<Vec<Part<Factors>>> {
         let feedforward = match &self.feedforward_modules {
             TargetModules::Names(names) if names.is_empty() => Vec::new(),
-            modules => modules.select(model, None)?,
+            modules => modules.select(model, None, None)?,
         };
-        let selected = self.target_modules.select(model, None)?;
-        if let Some(p) = feedforward.iter().find(|p| !selected.contains(p)) {
+        let excluded = self.exclude_modules.as_ref();
+        let selected = self.target_modules.select(model, None, excluded)?;
+        for p in &feedforward {
+            let is_excluded = excluded.map_or(Ok(false), |excluded| excluded.means(&p.module))?;
+            if selected.contains(p) || is_excluded {
+                continue;
+            }
             let module = &p.module;
             let reason = format!(
                 "feedforward_modules means {module}, target_modules does not; name it there too"

@@ -1,15 +1,16 @@
 use reft_models::{
-    Error, HookPoint, Hooks, Layout, Mode, Model, ModelDescription, Projection, Result, Site, Span,
+    Error, Fields, HookPoint, Hooks, Layout, Mode, Model, ModelDescription, Projection, Result,
+    Site, Span,
 };
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use tch::{Kind, Tensor, autocast, no_grad};
 
-use crate::files::peft_fields::{OtherFields, whole_if_it_is};
-use crate::target_modules::{TargetModules, whole_match};
+use crate::files::peft_fields::{self, OtherFields, whole_if_it_is};
+use crate::target_modules::{TargetModules, matches_whole, or_default};
 use crate::trained::{
     Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, read_config, resolve_config,
     weight_of,
@@ -72,15 +73,22 @@ struct LoraConfig {
     lora_alpha: f64,
     /// Probability that a number of the input of `A` is dropped in training.
     lora_dropout: f64,
+    #[serde(default, deserialize_with = "or_default")]
     target_modules: TargetModules,
+    /// Modules that are left alone.
+    #[serde(default)]
+    exclude_modules: Option<TargetModules>,
     /// The layers adapted; all if there is none.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "one_or_more")]
     layers_to_transform: Option<Vec<usize>>,
-    /// Ranks of modules that have another one: the end of a module name (a regular expression), then the rank.
-    #[serde(default)]
+    /// Names that stand before the layer's number; any if there is none.
+    #[serde(default, deserialize_with = "one_or_more")]
+    layers_pattern: Option<Vec<String>>,
+    /// Ranks of modules that have another one: a module name or its end (a regular expression), then the rank.
+    #[serde(default, deserialize_with = "or_default")]
     rank_pattern: Map<String, Value>,
     /// Alphas of modules that have another one, likewise.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     alpha_pattern: Map<String, Value>,
     #[serde(default)]
     use_rslora: bool,
@@ -91,6 +99,37 @@ struct LoraConfig {
 }
 
 impl LoraConfig {
+    /// The projections that it works on.
+    fn projections(&self, model: &ModelDescription) -> Result<Vec<Projection>> {
+        let layers = self.layers_to_transform.as_deref();
+        let projections =
+            self.target_modules.select(model, layers, self.exclude_modules.as_ref())?;
+        if let Some(names) = self.layers_pattern.as_ref().filter(|_| layers.is_some()) {
+            let of_layers = format!(r"(?:.*?\.)?(?:{})\.\d+\..*", names.join("|"));
+            for Projection { module, .. } in &projections {
+                if !matches_whole(&of_layers, module)? {
+                    let names = names.join(", ");
+                    let reason = format!("layers_pattern {names} means no layer of {module}");
+                    return Err(Error::Adapter { reason });
+                }
+            }
+        }
+        let patterns =
+            [("rank_pattern", &self.rank_pattern), ("alpha_pattern", &self.alpha_pattern)];
+        for (field, pattern) in patterns.iter().flat_map(|(f, all)| all.keys().map(move |p| (f, p)))
+        {
+            let mut modules = projections.iter();
+            let is_one = |found, p: &Projection| -> Result<bool> {
+                Ok(found || is_of_pattern(pattern, &p.module)?)
+            };
+            if !modules.try_fold(false, is_one)? {
+                let reason = format!("{field} names {pattern:?}, which is none of the modules");
+                return Err(Error::Adapter { reason });
+            }
+        }
+        Ok(projections)
+    }
+
     /// Rank and scaling of a module.
     fn rank_and_scaling(&self, module: &str) -> Result<(i64, f64)> {
         let rank = of_pattern(&self.rank_pattern, module, self.r)?;
@@ -110,11 +149,35 @@ fn of_pattern<T: DeserializeOwned>(
     of_all: T,
 ) -> Result<T> {
     for (pattern, value) in patterns {
-        if whole_match(&format!(r".*\.(?:{pattern})"))?.is_match(module) {
+        if is_of_pattern(pattern, module)? {
             return serde_json::from_value(value.clone()).map_err(|_| not_positive(module, value));
         }
     }
     Ok(of_all)
+}
+
+/// Whether a key of `rank_pattern` or `alpha_pattern` means a module, as PEFT's `get_pattern_key` has it.
+fn is_of_pattern(pattern: &str, module: &str) -> Result<bool> {
+    matches_whole(&format!(r"(?:.*\.)?(?:{pattern})"), module)
+}
+
+/// One value, several, or none: null and an empty list.
+fn one_or_more<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    field: D,
+) -> Result<Option<Vec<T>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected one value, a list of them, or null")]
+    enum OneOrMore<T> {
+        Nothing(()),
+        One(T),
+        More(Vec<T>),
+    }
+    let values = match OneOrMore::deserialize(field)? {
+        OneOrMore::Nothing(()) => Vec::new(),
+        OneOrMore::One(value) => vec![value],
+        OneOrMore::More(values) => values,
+    };
+    Ok(Some(values).filter(|values| !values.is_empty()))
 }
 
 fn not_positive(module: &str, found: &dyn Display) -> Error {
@@ -153,7 +216,9 @@ impl TensorMethod for LoraConfig {
             r,
             lora_alpha: options.get(&ALPHA).unwrap_or(2.0 * r as f64),
             lora_dropout: options.get(&DROPOUT).unwrap_or(0.0),
-            target_modules: options.get(&TARGET_MODULES).unwrap_or_else(all),
+            target_modules: TargetModules::given(options, model)?.unwrap_or_else(all),
+            exclude_modules: None,
+            layers_pattern: None,
             layers_to_transform: layers
                 .filter(|l| !l.iter().copied().eq(0..model.num_hidden_layers)),
             rank_pattern: Map::new(),
@@ -163,8 +228,8 @@ impl TensorMethod for LoraConfig {
             other: OtherFields::of(
                 "LORA",
                 json!({
-                    "bias": "none", "eva_config": null, "exclude_modules": null, "fan_in_fan_out": false,
-                    "init_lora_weights": true, "layer_replication": null, "layers_pattern": null,
+                    "bias": "none", "eva_config": null, "fan_in_fan_out": false,
+                    "init_lora_weights": true, "layer_replication": null,
                     "loftq_config": {}, "lora_bias": false, "megatron_config": null,
                     "megatron_core": "megatron.core", "modules_to_save": null,
                 }),
@@ -180,7 +245,29 @@ impl TensorMethod for LoraConfig {
             let reason = format!("lora_alpha is {}, expected a finite number", self.lora_alpha);
             return Err(Error::Adapter { reason }.into());
         }
-        Ok(self.other.check("LORA")?)
+        if self.other.starts_as_lora_ga() {
+            log::warn!(
+                "the adapter started as LoRA-GA does, which changes the base model's weights too; it is applied to the \
+                 model as it is. If that is the published one, convert the adapter in PEFT first: save_pretrained with \
+                 path_initial_model_for_weight_conversion"
+            );
+        }
+        Ok(())
+    }
+
+    fn other(&self) -> Option<(&'static Fields, &OtherFields)> {
+        Some((&peft_fields::LORA, &self.other))
+    }
+
+    fn target_modules(&mut self) -> Option<&mut TargetModules> {
+        Some(&mut self.target_modules)
+    }
+
+    fn merging(&self) -> Merging {
+        match self.other.starts_as_lora_ga() {
+            true => Merging::Never("it changed the base model's weights before it was trained"),
+            false => LORA.merging,
+        }
     }
 
     fn parts(&self, model: &ModelDescription) -> Result<Vec<Part<Update>>, crate::Error> {
@@ -205,8 +292,8 @@ impl TensorMethod for LoraConfig {
             let keeps = Keeps { input: in_features, numbers };
             Ok(Part { site: Some(site), constants: Update { module, scaling }, tensors, keeps })
         };
-        let layers = self.layers_to_transform.as_deref();
-        self.target_modules.select(model, layers)?.into_iter().map(part).collect()
+        self.other.check_biases(model)?;
+        self.projections(model)?.into_iter().map(part).collect()
     }
 
     fn hooks<'a>(&'a self, table: &'a Table<Update>, _: &Layout, mode: Mode) -> MadeHooks<'a> {

@@ -1,11 +1,12 @@
 use reft_models::{
-    Cut, Hooks, Layout, Mode, Model, ModelDescription, NoHooks, PaddingSide, Result, Row, Span,
+    Cut, Fields, Hooks, Layout, Mode, Model, ModelDescription, NoHooks, PaddingSide, Result, Row,
+    Span,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Device, Tensor, no_grad};
 
-use crate::files::peft_fields::{OtherFields, check_model};
+use crate::files::peft_fields::{self, OtherFields, check_model};
 use crate::methods::prompt::{cycled, virtual_tokens};
 use crate::{
     AdapterFiles, ENCODER_HIDDEN_SIZE, INIT_TOKENS, Keeps, MadeHooks, Merging, MethodDeclaration,
@@ -62,7 +63,6 @@ const TENSOR: &str = "prompt_embeddings";
 
 impl PrefixConfig {
     fn check(&self, model: &ModelDescription) -> crate::Result<()> {
-        self.other.check("PREFIX_TUNING")?;
         let heads = model.num_key_value_heads;
         check_positive("num_virtual_tokens", self.num_virtual_tokens)?;
         check_positive("encoder_hidden_size", self.encoder_hidden_size)?;
@@ -128,6 +128,10 @@ impl TensorMethod for PrefixConfig {
             .with_some(&INIT_TOKENS, self.text.as_ref())
             .with(&N_VIRTUAL_TOKENS, self.num_virtual_tokens)
             .with_some(&ENCODER_HIDDEN_SIZE, encoder)
+    }
+
+    fn other(&self) -> Option<(&'static Fields, &OtherFields)> {
+        Some((&peft_fields::PREFIX, &self.other))
     }
 
     fn parts(&self, model: &ModelDescription) -> crate::Result<Vec<Part<()>>> {

@@ -1,11 +1,11 @@
 use reft_models::{
-    Error, HookPoint, Hooks, Layout, Mode, Model, ModelDescription, Result, Span, send,
+    Error, Fields, HookPoint, Hooks, Layout, Mode, Model, ModelDescription, Result, Span, send,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
-use crate::files::peft_fields::{OtherFields, check_model};
+use crate::files::peft_fields::{self, OtherFields, check_model};
 use crate::trained::{
     Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, check_positive, read_config,
     resolve_config, weight_of,
@@ -110,8 +110,11 @@ impl TensorMethod for PromptConfig {
             .with(&N_VIRTUAL_TOKENS, self.num_virtual_tokens)
     }
 
+    fn other(&self) -> Option<(&'static Fields, &OtherFields)> {
+        Some((&peft_fields::PROMPT, &self.other))
+    }
+
     fn parts(&self, model: &ModelDescription) -> crate::Result<Vec<Part<()>>> {
-        self.other.check("PROMPT_TUNING")?;
         let (n, d) = (self.num_virtual_tokens, self.token_dim);
         check_positive("num_virtual_tokens", n)?;
         check_model(&[

@@ -1,10 +1,12 @@
 use reft_models::{
-    Error, HookPoint, Hooks, Layout, Mode, ModelDescription, Projection, Result, Span,
+    Error, Fields, HookPoint, Hooks, Layout, Mode, ModelDescription, Projection, Result, Span,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Kind, Tensor};
 
+use crate::files::peft_fields;
+use crate::target_modules::or_default;
 use crate::{
     AdapterFiles, Keeps, MadeHooks, MergedWeights, Merging, MethodDeclaration, MethodOption,
     MethodOptions, OtherFields, Part, Start, TARGET_MODULES, Table, TargetModules, TensorMethod,
@@ -73,6 +75,7 @@ enum Variant {
 struct RoadConfig {
     variant: Variant,
     group_size: i64,
+    #[serde(default, deserialize_with = "or_default")]
     target_modules: TargetModules,
     #[serde(flatten)]
     other: OtherFields,
@@ -112,8 +115,8 @@ impl TensorMethod for RoadConfig {
 
     fn decide(_: &str, options: &MethodOptions, model: &ModelDescription) -> crate::Result<Self> {
         let all = || TargetModules::all(model);
-        let target_modules: TargetModules = options.get(&TARGET_MODULES).unwrap_or_else(all);
-        let outputs = target_modules.select(model, None)?.into_iter().map(|p| p.out_features);
+        let target_modules = TargetModules::given(options, model)?.unwrap_or_else(all);
+        let outputs = target_modules.select(model, None, None)?.into_iter().map(|p| p.out_features);
         let shift = outputs.map(i64::trailing_zeros).min().unwrap_or(0).min(6);
         Ok(Self {
             variant: options.get(&VARIANT).unwrap_or(Variant::Road1),
@@ -126,8 +129,15 @@ impl TensorMethod for RoadConfig {
         })
     }
 
+    fn other(&self) -> Option<(&'static Fields, &OtherFields)> {
+        Some((&peft_fields::ROAD, &self.other))
+    }
+
+    fn target_modules(&mut self) -> Option<&mut TargetModules> {
+        Some(&mut self.target_modules)
+    }
+
     fn parts(&self, model: &ModelDescription) -> crate::Result<Vec<Part<String>>> {
-        self.other.check("ROAD")?;
         let group = self.group_size;
         let part = |Projection { site, module, out_features: d, .. }: Projection| {
             if group < 2 || group % 2 != 0 || d % group != 0 {
@@ -148,7 +158,7 @@ impl TensorMethod for RoadConfig {
             let keeps = Keeps { input: 0, numbers: 2 * d };
             Ok(Part { site: Some(site), constants: module, tensors: vec![theta, alpha], keeps })
         };
-        self.target_modules.select(model, None)?.into_iter().map(part).collect()
+        self.target_modules.select(model, None, None)?.into_iter().map(part).collect()
     }
 
     fn hooks<'a>(&'a self, table: &'a Table<String>, _: &Layout, _: Mode) -> MadeHooks<'a> {

@@ -5,7 +5,9 @@ use reft_core::{
     Activation, Householder, InterventionConfig, InterventionSet, InterventionTensors, Method,
     OrthonormalMap, PositionRule, Positions,
 };
-use reft_models::{BaseModel, Error, Result, read_json};
+use reft_models::{
+    BaseModel, Error, Field, Fields, Result, TRANSFORMERS_FIELDS, read_json, says_nothing,
+};
 use serde::Deserialize;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -25,14 +27,39 @@ pub struct PyreftImport {
     pub base_model: Option<BaseModel>,
 }
 
-/// `config.json` as pyreft 0.1 on pyvene writes it; only what is needed here.
+/// The fields of `config.json` as pyreft 0.1 on pyvene writes it.
+pub const PYREFT_FILE: Fields = Fields {
+    file: "`config.json` of pyreft",
+    groups: &[
+        &[
+            Field::applied(&["intervention_types", "intervention_dimensions", "sorted_keys"]),
+            Field::applied(&["representations"]).with_note(
+                "layer, component, unit, number of units and dimension; partitions and links are refused",
+            ),
+            Field::only(&["mode"], |mode| mode == "parallel", "\"parallel\""),
+            Field::only(
+                &["intervention_constant_sources"],
+                |sources| sources.as_array().is_some_and(|all| all.iter().all(|own| own == true)),
+                "true for each: ReFT's edits have no source run",
+            ),
+        ],
+        TRANSFORMERS_FIELDS,
+    ],
+};
+
+/// `config.json` as pyreft 0.1 on pyvene writes it.
 #[derive(Debug, Deserialize)]
 struct SavedConfig {
     intervention_types: Vec<String>,
     intervention_dimensions: Vec<i64>,
     representations: Vec<Vec<Value>>,
     sorted_keys: Vec<String>,
+    #[serde(flatten)]
+    other: BTreeMap<String, Value>,
 }
+
+/// How many values of a representation are applied; those behind them are partitions and links.
+const APPLIED_OF_REPRESENTATION: usize = 5;
 
 /// Reads a directory that pyreft's `ReftModel.save` wrote. Pickles are read as data: nothing in them is run.
 ///
@@ -45,6 +72,14 @@ pub fn import_pyreft(dir: &Path, import: &PyreftImport) -> Result<ReftAdapter> {
     let path = dir.join("config.json");
     let refuse = |reason: String| Error::Format { path: path.clone(), reason };
     let config: SavedConfig = read_json(&path)?;
+    PYREFT_FILE.check(&config.other).map_err(refuse)?;
+    for representation in &config.representations {
+        let mut further = representation.iter().skip(APPLIED_OF_REPRESENTATION);
+        if let Some(value) = further.find(|value| !says_nothing(value)) {
+            let advice = "partitions and links between interventions are not applied here";
+            return Err(refuse(format!("a representation holds {value}, expected null: {advice}")));
+        }
+    }
     let method = method_of(&config.intervention_types).map_err(refuse)?;
     let Some(&hidden_size) = config.intervention_dimensions.first() else {
         return Err(refuse("it names no intervention, expected at least one".into()));

@@ -80,7 +80,7 @@ impl ReftAdapter {
         };
         let all = config.sites().into_iter().flat_map(named);
         let shapes: Shapes = all.map(|(_, name, shape)| (name, shape)).collect();
-        let tensors = read_exactly(&dir.join(Self::FILE_NAME), &shapes)?;
+        let tensors = read_exactly(&dir.join(Self::FILE_NAME), &shapes, &|_| false)?;
         let of_place = |place| -> InterventionTensors {
             let own = named(place);
             own.map(|(tensor, name, _)| (tensor.to_owned(), tensors[&name].shallow_clone()))

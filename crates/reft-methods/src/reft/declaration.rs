@@ -106,6 +106,10 @@ fn resolve(
 }
 
 impl Method for ReftConfig {
+    fn merging(&self) -> Merging {
+        LOREFT.merging
+    }
+
     fn name(&self) -> &str {
         self.method.name()
     }
