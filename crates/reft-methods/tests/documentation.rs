@@ -1,12 +1,29 @@
-//! The tables in docs/methods.md are those of the declarations. With `REFT_WRITE_DOCS=1` they are written anew.
+//! The tables in docs/methods.md are those of the declarations, and those in docs/interop.md what readers of files check with. With
+//! `REFT_WRITE_DOCS=1` they are written anew.
 
 use std::fmt::Write;
 use std::path::Path;
 
-use reft_methods::{METHODS, Merging, MethodDeclaration, MethodOption, all_options};
+use reft_methods::{
+    METHODS, Merging, MethodDeclaration, MethodOption, PEFT_FILES, PYREFT_FILE, all_options,
+};
+use reft_models::{Fields, MODEL_FILES};
 
-const BEGIN: &str = "<!-- methods: begin -->\n";
-const END: &str = "<!-- methods: end -->";
+/// Compares what stands between two marks of a page with what should, or writes it there.
+fn check_page(page: &str, mark: &str, expected: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs")).join(page);
+    let (begin, end) = (format!("<!-- {mark}: begin -->\n"), format!("<!-- {mark}: end -->"));
+    let text = std::fs::read_to_string(&path)?;
+    let missing = || format!("docs/{page} has no place for its tables");
+    let (before, rest) = text.split_once(&begin).ok_or_else(missing)?;
+    let (found, after) = rest.split_once(&end).ok_or_else(missing)?;
+    if std::env::var_os("REFT_WRITE_DOCS").is_some() {
+        return Ok(std::fs::write(path, [before, &begin, expected, &end, after].concat())?);
+    }
+    let advice = "run REFT_WRITE_DOCS=1 cargo test -p reft-methods --test documentation";
+    assert!(found == expected, "the tables in docs/{page} are not those of the code; {advice}");
+    Ok(())
+}
 
 /// A row of a table in Markdown.
 fn row<const N: usize>(cells: [&str; N]) -> String {
@@ -47,12 +64,6 @@ fn of_option(option: &&MethodOption) -> String {
 #[test]
 fn tables_of_methods_and_options_are_those_of_the_declarations()
 -> Result<(), Box<dyn std::error::Error>> {
-    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/methods.md"));
-    let text = std::fs::read_to_string(path)?;
-    let (before, rest) =
-        text.split_once(BEGIN).ok_or("docs/methods.md has no begin of the tables")?;
-    let (found, after) = rest.split_once(END).ok_or("docs/methods.md has no end of the tables")?;
-
     let heads = [
         "method",
         "computes",
@@ -67,14 +78,14 @@ fn tables_of_methods_and_options_are_those_of_the_declarations()
     let heads = ["option", "default", "what it is", "methods"];
     write!(expected, "\n{}", table(heads, all_options().iter().map(of_option)))?;
 
-    if std::env::var_os("REFT_WRITE_DOCS").is_some() {
-        std::fs::write(path, [before, BEGIN, &expected, END, after].concat())?;
-        return Ok(());
-    }
-    let advice = "run REFT_WRITE_DOCS=1 cargo test -p reft-methods --test documentation";
-    assert!(
-        found == expected,
-        "the tables in docs/methods.md are not those of the methods; {advice}"
-    );
-    Ok(())
+    check_page("methods.md", "methods", &expected)
+}
+
+#[test]
+fn tables_of_fields_are_those_that_readers_check_with() -> Result<(), Box<dyn std::error::Error>> {
+    let files: Vec<&Fields> =
+        MODEL_FILES.iter().chain(&PEFT_FILES).copied().chain([&PYREFT_FILE]).collect();
+    let section = |fields: &&Fields| format!("### {}\n\n{}", fields.file, fields.table());
+    let sections: Vec<String> = files.iter().map(section).collect();
+    check_page("interop.md", "fields", &sections.join("\n"))
 }

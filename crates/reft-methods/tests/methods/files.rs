@@ -93,16 +93,13 @@ fn missing_unexpected_and_misshapen_tensors_are_all_named() -> Outcome {
 fn fields_that_would_change_the_numbers_are_refused_by_name() -> Outcome {
     let decoder = tiny_llama()?;
     let cases = [
-        ("peft/lora_qv", "bias", serde_json::json!("all")),
         ("peft/lora_qv", "lora_bias", serde_json::json!(true)),
         ("peft/lora_qv", "modules_to_save", serde_json::json!(["lm_head"])),
-        ("peft/lora_qv", "exclude_modules", serde_json::json!(["v_proj"])),
         ("peft/lora_qv", "fan_in_fan_out", serde_json::json!(true)),
         ("peft/lora_qv", "init_lora_weights", serde_json::json!("pissa")),
         ("peft/lora_qv", "layer_replication", serde_json::json!([[0, 4], [2, 4]])),
         ("peft/lora_qv", "an_option_of_tomorrow", serde_json::json!(true)),
         ("peft/lora_qv", "lora_dropout", serde_json::json!(1.5)),
-        ("peft/lora_qv", "task_type", serde_json::json!("SEQ_CLS")),
         ("peft/lora_qv", "r", serde_json::json!(0)),
         ("peft/lora_qv", "target_modules", serde_json::json!(["q_proj", "w_proj"])),
         ("peft/prefix", "num_transformer_submodules", serde_json::json!(2)),
@@ -117,7 +114,7 @@ fn fields_that_would_change_the_numbers_are_refused_by_name() -> Outcome {
         let refused = refusal(dir.path(), &decoder)?.to_string();
         let word = match field {
             "lora_dropout" => "dropout",
-            "target_modules" => "w_proj",
+            "target_modules" => "v_proj", // whose tensors are too many now
             _ => field,
         };
         assert!(refused.contains(word), "{case} {field}: {refused}");
@@ -131,7 +128,7 @@ fn fields_that_would_change_the_numbers_are_refused_by_name() -> Outcome {
         config["init_lora_weights"] = "gaussian".into();
     })?;
     load_adapter(dir.path(), &decoder)?;
-    for field in ["r", "target_modules", "lora_alpha"] {
+    for field in ["r", "lora_alpha"] {
         let dir = copy_of("peft/lora_qv")?;
         edit_config(&dir.path().join(CONFIG), |config| {
             drop(config.as_object_mut().and_then(|c| c.remove(field)))
@@ -199,7 +196,11 @@ fn directories_without_an_adapter_say_what_was_expected() -> Outcome {
     };
     assert!(expected(load_adapter(dir.path(), &decoder))?.contains("adapter_config.json"));
     std::fs::write(dir.path().join(CONFIG), r#"{"peft_type": "VERA"}"#)?;
-    assert!(expected(load_adapter(dir.path(), &decoder))?.contains("it says VERA"));
+    let refused = load_adapter(dir.path(), &decoder).err().ok_or("accepted")?;
+    assert!(
+        matches!(&refused, Error::UnknownAdapterType { found, .. } if found == "VERA"),
+        "{refused}"
+    );
     std::fs::write(dir.path().join(CONFIG), "{")?;
     let refused = refusal(dir.path(), &decoder)?;
     assert!(matches!(refused, reft_models::Error::Json { .. }), "{refused}");

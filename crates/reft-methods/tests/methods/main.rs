@@ -4,6 +4,7 @@ mod composition;
 mod declarations;
 mod equations;
 mod files;
+mod interop;
 mod merging;
 mod methods;
 mod oracle;
