@@ -8,7 +8,7 @@
 //! use reft_bench::{Scorer, TaskConfig, encode_questions, read_questions};
 //! use reft_methods::load_adapters;
 //! use reft_models::{AdapterStack, Decoder, Model, Tokenizer};
-//! use reft_train::{Encoding, Learner, NextToken, TextEncoder};
+//! use reft_train::{Encoding, Learner, NextToken, TextEncoder, Turns};
 //!
 //! # fn main() -> reft_bench::Result<()> {
 //! let directory = Path::new("models/SmolLM2-135M-Instruct");
@@ -16,7 +16,8 @@
 //! let tokenizer = Tokenizer::open(directory)?;
 //! let adapters = load_adapters(Path::new("runs/sst2"), &model)?;
 //! let task = TaskConfig::open(Path::new("recipes/tasks/sst2.toml"))?;
-//! let text = TextEncoder { tokenizer: &tokenizer, chat_template: None, template: task.template };
+//! let (template, turns) = (task.template, Turns::Last);
+//! let text = TextEncoder { tokenizer: &tokenizer, chat_template: None, template, turns };
 //! let description = model.description();
 //! let encoding = Encoding {
 //!     text: Some(text),

@@ -7,12 +7,14 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use reft_bench::{Metric, Scorer, TaskConfig, TaskKind, encode_questions, read_questions};
-use reft_models::Model;
-use reft_train::{Encoding, Learner, LossReport, NextToken, Template, read_records};
+use reft_models::{ChatOptions, Model};
+use reft_train::{
+    Encoding, Learner, LossReport, NextToken, Template, TurnOptions, Turns, read_records,
+};
 use serde_json::json;
 
 use crate::model::{ModelArgs, ModelText, examples};
-use crate::options::at_least_one;
+use crate::options::{Declared, FlagGroup, Flags, at_least_one};
 use crate::terminal::{duration, grouped, output};
 
 /// Measure a model, with or without adapters, on a data file
@@ -37,6 +39,10 @@ pub struct EvalArgs {
     /// How a row becomes text: auto, chat, alpaca or plain [default: auto = as the row's form suggests]
     #[arg(long, value_name = "NAME")]
     template: Option<Template>,
+    #[command(flatten)]
+    turns: Flags<TurnOptions>,
+    #[command(flatten)]
+    chat: Flags<ChatOptions>,
     /// Longest example in tokens; what is longer is cut at its end [default: the model's context]
     #[arg(long, value_name = "N")]
     max_length: Option<usize>,
@@ -51,6 +57,12 @@ pub struct EvalArgs {
     json: bool,
     #[command(flatten)]
     model: ModelArgs,
+}
+
+impl FlagGroup for TurnOptions {
+    fn declared() -> Vec<Declared> {
+        Declared::of::<Self>()
+    }
 }
 
 /// A task's name or file, checked as far as that goes without reading it.
@@ -77,9 +89,13 @@ fn answers(args: &EvalArgs, task: &TaskConfig) -> Result<()> {
     if args.max_length.is_some() || args.drop_too_long {
         bail!("--max-length and --drop-too-long belong to task lm; questions are not cut");
     }
+    if args.turns.0.turns != Turns::Last {
+        bail!("--turns belongs to task lm; a question is one turn");
+    }
     let questions = read_questions(task, &args.data)?;
     let model = args.model.open()?;
-    let text = ModelText::open(&model.path)?;
+    let chat_vars = task.chat_vars.overlaid(&args.chat.0.chat_vars);
+    let text = ModelText::open(&model.path, &ChatOptions { chat_vars })?;
     let encoding = encoding(args, &text, task.template, &model.decoder);
     let questions = encode_questions(task, &questions, &encoding)
         .with_context(|| format!("cannot use {}", args.data.display()))?;
@@ -114,7 +130,7 @@ fn encoding<'a>(
 ) -> Encoding<'a> {
     let description = model.description();
     Encoding {
-        text: text.encoder(args.template.unwrap_or(template)),
+        text: text.encoder(args.template.unwrap_or(template), args.turns.0.turns),
         vocab_size: description.vocab_size,
         max_length: args.max_length.unwrap_or(description.max_position_embeddings as usize),
     }
@@ -123,7 +139,7 @@ fn encoding<'a>(
 fn lm(args: &EvalArgs) -> Result<()> {
     let records = read_records(&args.data)?;
     let model = args.model.open()?;
-    let text = ModelText::open(&model.path)?;
+    let text = ModelText::open(&model.path, &args.chat.0)?;
     let encoding = encoding(args, &text, Template::Auto, &model.decoder);
     let examples = examples(&records, &args.data, &encoding, args.drop_too_long)?;
     if examples.is_empty() {

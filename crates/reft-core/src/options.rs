@@ -90,6 +90,8 @@ pub enum OptionKind {
     Switch,
     /// A name, or any text.
     Text,
+    /// Values by name. Its flag, which is called in the singular, gives one, and is given several times for several.
+    Table,
 }
 
 /// A struct whose fields [`declare_options`](crate::declare_options) has declared as options.

@@ -206,9 +206,23 @@ fn end_tokens_come_from_every_file_that_names_them() -> Outcome {
 fn broken_tokenizer_files_are_errors() -> Outcome {
     let directory = tempfile::tempdir()?;
     assert!(matches!(Tokenizer::open(directory.path()), Err(Error::Io { action: "read", .. })));
-    write_tokenizer(directory.path(), &[("tokenizer_config.json", r#"{"eos_token": "<end>"}"#)])?;
-    let error = Tokenizer::open(directory.path()).expect_err("it is not in the vocabulary");
-    assert!(error.to_string().contains("\"<end>\""), "{error}");
+    for (config, part) in [
+        (r#"{"eos_token": 3}"#, "eos_token is 3"),
+        (r#"{"tomorrow": 1}"#, "tomorrow is 1"),
+        (r#"{"added_tokens_decoder": {"x": {"content": "y"}}}"#, "added_tokens_decoder has x"),
+        (r#"{"fix_mistral_regex": true}"#, "fix_mistral_regex is true"),
+    ] {
+        write_tokenizer(directory.path(), &[("tokenizer_config.json", config)])?;
+        let refused = Tokenizer::open(directory.path());
+        let refused = refused.map(|_| ()).map_err(|error| error.to_string());
+        assert!(refused.as_ref().is_err_and(|said| said.contains(part)), "{part}: {refused:?}");
+    }
+    write_tokenizer(directory.path(), &[("tokenizer_config.json", "{}")])?;
+    let generation = directory.path().join("generation_config.json");
+    fs::write(&generation, r#"{"temperature": 0.6, "tomorrow": 1}"#)?;
+    let refused = Tokenizer::open(directory.path()).map(|_| ()).map_err(|error| error.to_string());
+    assert!(refused.is_err_and(|said| said.contains("tomorrow is 1")));
+    fs::remove_file(&generation)?;
     write_tokenizer(directory.path(), &[("tokenizer_config.json", "{")])?;
     assert!(matches!(Tokenizer::open(directory.path()), Err(Error::Json { .. })));
     fs::write(directory.path().join("tokenizer.json"), "{}")?;
@@ -277,6 +291,8 @@ fn a_template_that_refuses_or_is_broken_says_why() {
         ("{% if %}", "syntax error"),
         ("{{ strftime_now('%!') }}", "strftime_now"),
         ("{{ messages.content.foo }}", "undefined"),
+        ("{{ [1].append(2) }}", "append"),
+        ("{{ 1 % 0 }}", "1 % 0 has no value"),
         ("{{ messages | nonesuch }}", "nonesuch"),
     ];
     for (source, part) in cases {
@@ -303,9 +319,48 @@ fn the_template_is_taken_from_where_transformers_takes_it() -> Outcome {
     let named = r#"{"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]}"#;
     fs::write(&config, named)?;
     assert_eq!(from()?, "d");
+    let tools = [json!({"type": "function"})];
+    let with_tools = || {
+        let template = ChatTemplate::open(directory.path())?;
+        template.render_with_tools(&chat(), Some(&tools), false)
+    };
+    assert_eq!(with_tools()?, "t");
     fs::write(&config, r#"{"chat_template": [{"name": "tool_use", "template": "t"}]}"#)?;
     assert!(matches!(from(), Err(Error::NoChatTemplate { .. })));
     fs::write(directory.path().join("chat_template.jinja"), "{{ messages[1].content }}\n")?;
-    assert_eq!(from()?, "Hi");
+    assert_eq!((from()?.as_str(), with_tools()?.as_str()), ("Hi", "Hi"));
+    let further = directory.path().join("additional_chat_templates");
+    fs::create_dir(&further)?;
+    fs::write(further.join("tool_use.jinja"), "{{ tools | length }} tools")?;
+    assert_eq!((from()?.as_str(), with_tools()?.as_str()), ("Hi", "1 tools"));
+    Ok(())
+}
+
+#[test]
+fn variables_are_given_to_the_template_and_come_before_special_tokens() -> Outcome {
+    let source =
+        "{{ enable_thinking is false }} {{ bos_token }} {{ documents }} {{ nope is defined }}";
+    let template = ChatTemplate::new(source, vec![("bos_token", "<s>".to_owned())])?;
+    assert_eq!(template.render(&chat(), false)?, "False <s> None False");
+    let variables =
+        json!({"enable_thinking": false, "bos_token": "<b>", "documents": [1], "nope": null});
+    let with = template.clone().with_variables(&serde_json::from_value(variables)?)?;
+    assert_eq!(with.render(&chat(), false)?, "True <b> [1] True");
+    let refused = template.with_variables(&serde_json::from_value(json!({"messages": []}))?);
+    assert!(refused.is_err_and(|error| error.to_string().contains("messages is no variable")));
+    Ok(())
+}
+
+#[test]
+fn a_message_with_a_mark_in_it_is_refused_where_replies_are_marked() -> Outcome {
+    let marked =
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}";
+    let template = ChatTemplate::new(marked, Vec::new())?;
+    let (text, marks) = template.render_marked(&chat()[1..], None)?;
+    assert_eq!((text.as_str(), marks), ("HiYes", Some(vec![0..2, 2..5])));
+    let odd = [Message::new("user", "a\u{fdd0}b")];
+    assert_eq!(template.render(&odd, false)?, "a\u{fdd0}b");
+    let refused = template.render_marked(&odd, None);
+    assert!(refused.is_err_and(|error| error.to_string().contains("U+FDD0")));
     Ok(())
 }

@@ -10,7 +10,8 @@
 //!
 //! use reft_models::{Adapter, AdapterStack, ChatTemplate, Decoder, Model, Tokenizer};
 //! use reft_train::{
-//!     Dataset, Encoding, Learner, NextToken, Objective, Silent, Template, TextEncoder, TrainConfig, Trainer, read_records,
+//!     Dataset, Encoding, Learner, NextToken, Objective, Silent, Template, TextEncoder, TrainConfig, Trainer, Turns,
+//!     read_records,
 //! };
 //!
 //! fn train(model: &Path, data: &Path, output: &Path, adapter: &dyn Adapter) -> reft_train::Result<()> {
@@ -23,6 +24,7 @@
 //!             tokenizer: &tokenizer,
 //!             chat_template: chat_template.as_ref(),
 //!             template: Template::Auto,
+//!             turns: Turns::Last,
 //!         }),
 //!         vocab_size: decoder.description().vocab_size,
 //!         max_length: config.max_length,
@@ -54,8 +56,8 @@ pub use data::batch::Batch;
 pub use data::dataset::Dataset;
 pub use data::encoding::Encoding;
 pub use data::example::{Example, IGNORE_INDEX, Sequence};
-pub use data::record::{Content, Record, read_prompts, read_records};
-pub use data::template::{Template, TextEncoder};
+pub use data::record::{Content, ROWS, Record, read_prompts, read_records};
+pub use data::template::{Template, TextEncoder, Turn, TurnOptions, Turns};
 pub use data::text_template::{Rendered, TextTemplate, column};
 pub use error::{Error, Result};
 pub use forward::cross_entropy::cross_entropy;

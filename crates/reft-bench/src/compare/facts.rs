@@ -1,6 +1,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use reft_models::Message;
 use reft_train::{Content, Example};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -109,9 +110,9 @@ fn key(question: &Question) -> String {
         Content::Completion { prompt, completion } if prompt.is_empty() => words(completion),
         Content::Completion { prompt, .. } => words(prompt),
         Content::Instruction { instruction, input, .. } => words(&format!("{instruction} {input}")),
-        Content::Chat { messages } => {
-            let asked = messages.iter().filter(|message| message.role != "assistant");
-            words(&asked.map(|message| message.content.as_str()).collect::<Vec<_>>().join(" "))
+        Content::Chat { messages, .. } => {
+            let asked = messages.iter().filter(|message| message.role() != "assistant");
+            words(&asked.map(Message::text).collect::<Vec<_>>().join(" "))
         }
         Content::Tokens { input_ids, prompt_length, .. } => {
             let prompt = match *prompt_length {

@@ -8,7 +8,7 @@ use reft_models::{
     ChatTemplate, Decoder, DecoderConfig, ModelDescription, Row, Tokenizer, read_text,
     resolve_model,
 };
-use reft_train::{Dataset, Encoding, Example, IGNORE_INDEX, TextEncoder};
+use reft_train::{Dataset, Encoding, Example, IGNORE_INDEX, TextEncoder, Turns};
 use tch::Device;
 
 use crate::compare::plan::{ComparisonPlan, version_in};
@@ -91,10 +91,14 @@ impl LoadedComparison {
         let parts = Parts::read(&config, &task, training)?;
         let context = description.max_position_embeddings as usize;
         let encode = |task: &TaskConfig, part: &Part| {
+            let with_variables =
+                |template: &ChatTemplate| template.clone().with_variables(&task.chat_vars);
+            let chat_template = chat_template.as_ref().map(with_variables).transpose()?;
             let text = tokenizer.as_ref().map(|tokenizer| TextEncoder {
                 tokenizer,
                 chat_template: chat_template.as_ref(),
                 template: task.template,
+                turns: Turns::Last,
             });
             let vocab_size = description.vocab_size;
             encode_questions(

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use reft_models::{Key, line_of, read_text, toml_error};
+use reft_models::{ChatVars, Key, line_of, read_text, toml_error};
 use reft_train::{Template, TextTemplate};
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +40,9 @@ pub struct TaskConfig {
     /// What frames the prompt: auto (the model's chat template if it has one, else Alpaca's frame), chat, alpaca or plain.
     #[serde(default)]
     pub template: Template,
+    /// Values of the chat template's variables.
+    #[serde(default, skip_serializing_if = "ChatVars::is_empty")]
+    pub chat_vars: ChatVars,
     /// Most tokens of a generated answer; by default those of the longest choice, 32 for `commonsense`, 512 for `arithmetic`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_new_tokens: Option<usize>,

@@ -2,7 +2,7 @@ use std::sync::atomic::AtomicBool;
 
 use reft_bench::{EncodedQuestion, Scorer, TaskConfig, encode_questions, read_questions};
 use reft_models::{Adapter, AdapterStack, Decoder, Mode, Model, NoHooks, Stacked, Tokenizer};
-use reft_train::{Encoding, Example, Learner, NextToken, Template, TextEncoder};
+use reft_train::{Encoding, Example, Learner, NextToken, Template, TextEncoder, Turns};
 use tch::{Device, Kind};
 
 use crate::tiny_model::{Bench, TASK, TestResult};
@@ -13,8 +13,8 @@ fn questions(
     file: &str,
 ) -> TestResult<(Tokenizer, Vec<EncodedQuestion>)> {
     let tokenizer = Tokenizer::open(&bench.path("model"))?;
-    let text =
-        TextEncoder { tokenizer: &tokenizer, chat_template: None, template: Template::Plain };
+    let (template, turns) = (Template::Plain, Turns::Last);
+    let text = TextEncoder { tokenizer: &tokenizer, chat_template: None, template, turns };
     let encoding = Encoding { text: Some(text), vocab_size: 128, max_length: 256 };
     let questions = read_questions(task, &bench.path(file))?;
     let encoded = encode_questions(task, &questions, &encoding)?;

@@ -3,11 +3,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use reft_models::{ChatTemplate, Message, Row, Tokenizer};
+use reft_models::{ChatOptions, ChatTemplate, Message, Row, Tokenizer};
 
 use crate::generation::reply_text::{ReplyText, stream};
 use crate::generation::sampling_args::SamplingArgs;
 use crate::model::ModelArgs;
+use crate::options::Flags;
 use crate::terminal::{end_at_once, note, on_signal, output};
 
 /// Talk with a model in the terminal
@@ -25,6 +26,8 @@ pub struct ChatArgs {
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
     #[command(flatten)]
+    chat: Flags<ChatOptions>,
+    #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
     model: ModelArgs,
@@ -34,7 +37,7 @@ pub struct ChatArgs {
 pub fn run(args: &ChatArgs) -> Result<()> {
     let model = args.model.open()?;
     let tokenizer = Tokenizer::open(&model.path)?;
-    let template = ChatTemplate::open(&model.path)?;
+    let template = ChatTemplate::open(&model.path)?.with_variables(&args.chat.0.chat_vars)?;
     let config = args.sampling.config(Some(&tokenizer))?;
     on_signal(|| {
         if !IS_REPLYING.load(Ordering::SeqCst) || IS_CUT_SHORT.swap(true, Ordering::SeqCst) {

@@ -6,14 +6,15 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use reft_methods::{AdapterFiles, MethodDeclaration, declaration};
-use reft_models::{Finish, Generated, GenerationConfig, Message, Row, Tokenizer};
-use reft_train::{Content, Record, Template, read_prompts};
+use reft_models::{ChatOptions, Finish, Generated, GenerationConfig, Message, Row, Tokenizer};
+use reft_train::{Content, Record, Template, Turns, read_prompts};
 use serde_json::{Value, json};
 
 use crate::generation::prompts::{lines, prompt_record};
 use crate::generation::reply_text::{ReplyText, stream};
 use crate::generation::sampling_args::SamplingArgs;
 use crate::model::{Model, ModelArgs, ModelText};
+use crate::options::Flags;
 use crate::terminal::output;
 
 /// Generate replies to one prompt or to a file of them
@@ -53,6 +54,8 @@ pub struct GenerateArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    variables: Flags<ChatOptions>,
+    #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
     model: ModelArgs,
@@ -69,7 +72,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         Some(path) => read_prompts(path)?,
     };
     let model = args.model.open()?;
-    let text = ModelText::open(&model.path)?;
+    let text = ModelText::open(&model.path, &args.variables.0)?;
     let tokenizer = text.tokenizer.as_ref();
     let batch_size = Some(args.batch_size);
     let config = GenerationConfig { batch_size, ..args.sampling.config(tokenizer)? };
@@ -120,7 +123,7 @@ fn rows(
         bail!("--subspace is for ReFT adapters, and none is given; leave it out");
     }
     let chosen = if args.chat { Some(Template::Chat) } else { args.template };
-    let encoder = text.encoder(chosen.unwrap_or(Template::Auto));
+    let encoder = text.encoder(chosen.unwrap_or(Template::Auto), Turns::Last);
     let row = |record: &Record| -> Result<Row> {
         let id = &record.id;
         let prompt = match (&record.content, &encoder) {
@@ -128,7 +131,7 @@ fn rows(
                 .get(..*prompt_length)
                 .with_context(|| format!("{id}: prompt_length is past the end"))?
                 .to_vec(),
-            (_, Some(encoder)) => encoder.encode(&with_system(record, args.system.as_deref()))?.0,
+            (_, Some(encoder)) => encoder.prompt(&with_system(record, args.system.as_deref()))?,
             (_, None) => {
                 let model = model.path.display();
                 bail!("{id}: model {model} has no tokenizer for text; give input_ids")
@@ -147,8 +150,12 @@ fn rows(
 fn with_system(record: &Record, system: Option<&str>) -> Record {
     let mut record = record.clone();
     if let (Some(system), Some(messages)) = (system, record.content.messages()) {
-        let system = Message::new("system", system);
-        record.content = Content::Chat { messages: [vec![system], messages].concat() };
+        let messages = [vec![Message::new("system", system)], messages].concat();
+        let tools = match record.content {
+            Content::Chat { tools, .. } => tools,
+            _ => None,
+        };
+        record.content = Content::Chat { messages, tools };
     }
     record
 }

@@ -1,5 +1,5 @@
 use clap::Args;
-use reft_models::{GenerationConfig, Tokenizer};
+use reft_models::{ChatOptions, GenerationConfig, Tokenizer};
 
 use crate::options::{Declared, FlagGroup, Flags};
 
@@ -12,6 +12,12 @@ pub struct SamplingArgs {
     /// Text that ends a reply and is not part of it; give it several times for several
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
+}
+
+impl FlagGroup for ChatOptions {
+    fn declared() -> Vec<Declared> {
+        Declared::of::<Self>()
+    }
 }
 
 impl FlagGroup for GenerationConfig {

@@ -4,13 +4,14 @@ use anyhow::{Result, bail};
 use clap::Args;
 use reft_causal::{Direction, DirectionKind, last_hidden_states};
 use reft_methods::SteeringAdapter;
-use reft_models::{Component, Model, Row, Site, Tokenizer};
-use reft_train::Template;
+use reft_models::{ChatOptions, Component, Model, Row, Site, Tokenizer};
+use reft_train::{Template, Turns};
 
 use crate::generation::prompts::{lines, prompt_record};
 use crate::generation::reply_text::{ReplyText, stream};
 use crate::generation::sampling_args::SamplingArgs;
 use crate::model::{ModelArgs, ModelText};
+use crate::options::Flags;
 use crate::terminal::output;
 
 /// Generate while a direction is added to the hidden states of a layer
@@ -53,6 +54,8 @@ pub struct SteerArgs {
     #[arg(long)]
     chat: bool,
     #[command(flatten)]
+    variables: Flags<ChatOptions>,
+    #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
     model: ModelArgs,
@@ -73,8 +76,8 @@ pub fn run(args: &SteerArgs) -> Result<()> {
     if layer >= layers {
         bail!("--layer is {layer}, the model has {layers} layers, 0 to {}", layers - 1);
     }
-    let text = ModelText::open(&model.path)?;
-    let Some(encoder) = text.encoder(Template::Chat) else {
+    let text = ModelText::open(&model.path, &args.variables.0)?;
+    let Some(encoder) = text.encoder(Template::Chat, Turns::Last) else {
         bail!("model {} has no tokenizer for text", model.path.display());
     };
     let tokenizer = encoder.tokenizer;
@@ -101,7 +104,7 @@ pub fn run(args: &SteerArgs) -> Result<()> {
     }
     let config = args.sampling.config(Some(tokenizer))?;
     let row = match args.chat {
-        true => Row::prompt(encoder.encode(&prompt_record("prompt", &args.prompt))?.0),
+        true => Row::prompt(encoder.prompt(&prompt_record("prompt", &args.prompt))?),
         false => row(tokenizer, &args.prompt)?,
     };
     let steering = SteeringAdapter::new(site, direction.vector(), args.strength)?;

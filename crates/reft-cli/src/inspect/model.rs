@@ -3,7 +3,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use reft_methods::{AdapterFiles, MERGED_ADAPTER, MERGED_BASE_MODEL};
-use reft_models::{Decoder, DecoderConfig, Weights, load_safetensors_metadata};
+use reft_models::{ChatOptions, Decoder, DecoderConfig, Weights, load_safetensors_metadata};
 use serde_json::{Value, json};
 
 use crate::model::ModelText;
@@ -16,7 +16,7 @@ use crate::terminal::{Rows, bytes, grouped};
 pub fn describe(path: &Path) -> Result<(Rows, Value)> {
     let weights = Weights::open(path)?;
     let config = Decoder::check(DecoderConfig::open(path)?, &weights)?;
-    let text = ModelText::open(path)?;
+    let text = ModelText::open(path, &ChatOptions::default())?;
     let has_chat_template = text.chat_template.is_some();
     let size = weight_bytes(path)?;
     let (c, parameters) = (&config, config.describe().parameters());

@@ -1,9 +1,8 @@
 use std::path::Path;
-use std::slice;
 
 use anyhow::{Context, Result};
-use reft_models::{ChatTemplate, Tokenizer};
-use reft_train::{Encoding, Error, Example, Record, Template, TextEncoder};
+use reft_models::{ChatOptions, ChatTemplate, Tokenizer};
+use reft_train::{Encoding, Error, Example, Record, Template, TextEncoder, Turns};
 
 use crate::terminal::note;
 
@@ -19,21 +18,21 @@ impl ModelText {
     /// Reads both.
     ///
     /// # Errors
-    /// If one is broken.
-    pub fn open(model: &Path) -> Result<Self> {
+    /// If one is broken, or variables are given and there is no template to have them.
+    pub fn open(model: &Path, chat: &ChatOptions) -> Result<Self> {
         let is_without = model.is_dir() && !model.join("tokenizer.json").exists();
         let tokenizer = if is_without { None } else { Some(Tokenizer::open(model)?) };
         let chat_template = match ChatTemplate::open(model) {
-            Err(reft_models::Error::NoChatTemplate { .. }) => None,
-            template => Some(template?),
+            Err(reft_models::Error::NoChatTemplate { .. }) if chat.chat_vars.is_empty() => None,
+            template => Some(template?.with_variables(&chat.chat_vars)?),
         };
         Ok(Self { tokenizer, chat_template })
     }
 
     /// What turns rows into tokens.
-    pub fn encoder(&self, template: Template) -> Option<TextEncoder<'_>> {
+    pub fn encoder(&self, template: Template, turns: Turns) -> Option<TextEncoder<'_>> {
         let chat_template = self.chat_template.as_ref();
-        let encoder = |tokenizer| TextEncoder { tokenizer, chat_template, template };
+        let encoder = |tokenizer| TextEncoder { tokenizer, chat_template, template, turns };
         self.tokenizer.as_ref().map(encoder)
     }
 }
@@ -58,15 +57,8 @@ pub fn examples(
 }
 
 fn fitting(records: &[Record], encoding: &Encoding) -> reft_train::Result<Vec<Example>> {
-    let mut examples = Vec::with_capacity(records.len());
-    for record in records {
-        match encoding.examples(slice::from_ref(record)) {
-            Ok(example) => examples.extend(example),
-            Err(Error::NoTarget { .. }) => {}
-            Err(other) => return Err(other),
-        }
-    }
-    let (dropped, n, max) = (records.len() - examples.len(), records.len(), encoding.max_length);
+    let (examples, dropped) = encoding.fitting(records)?;
+    let (n, max) = (examples.len() + dropped, encoding.max_length);
     if dropped > 0 {
         note(format!(
             "{dropped} of {n} examples have no label within {max} tokens and are left out"

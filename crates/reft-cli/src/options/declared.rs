@@ -1,5 +1,5 @@
 use anyhow::{Context, Result, anyhow, bail};
-use clap::Arg;
+use clap::{Arg, ArgAction, ArgMatches};
 use reft_core::{DeclaredOptions, OptionKind};
 use reft_methods::{MethodOption, ValueKind, all_options};
 use serde_json::Value as Json;
@@ -38,6 +38,7 @@ impl Declared {
         let default = |name| match defaults.get(name)? {
             Value::String(text) => Some(text.clone()),
             Value::Float(x) => Some(x.to_string()),
+            Value::Table(_) => None,
             other => Some(other.to_string()),
         };
         let declared = T::DECLARED.iter().map(|option| Self {
@@ -75,8 +76,14 @@ impl Declared {
 
     /// The flag.
     pub fn flag(self) -> Arg {
+        let flag = self.name.replace('_', "-");
+        let (flag, action) = match (self.kind, flag.strip_suffix('s')) {
+            (OptionKind::Table, Some(one)) => (one.to_owned(), ArgAction::Append),
+            _ => (flag, ArgAction::Set),
+        };
         let arg = Arg::new(self.name)
-            .long(self.name.replace('_', "-"))
+            .long(flag)
+            .action(action)
             .value_name(self.value_name)
             .help(self.help.clone())
             .help_heading(self.heading)
@@ -87,7 +94,7 @@ impl Declared {
             OptionKind::Switch => {
                 arg.num_args(0..=1).default_missing_value("true").require_equals(true)
             }
-            OptionKind::Text => arg,
+            OptionKind::Text | OptionKind::Table => arg,
         };
         arg.value_parser(move |text: &str| self.parse(text))
     }
@@ -102,8 +109,22 @@ impl Declared {
             OptionKind::Number => text.parse().ok().map(Value::Float),
             OptionKind::Switch => text.parse().ok().map(Value::Boolean),
             OptionKind::Text => None,
+            OptionKind::Table => Some(Value::Table(entry(text)?)),
         };
         self.checked(value.unwrap_or_else(|| Value::String(text.to_owned())))
+    }
+
+    /// The value that is given on a command line, if one is: of a table, all its entries.
+    pub fn given(&self, matches: &ArgMatches) -> Option<Value> {
+        let values = matches.get_many::<Value>(self.name)?.cloned();
+        let one = |above: Value, below: Value| match (above, below) {
+            (Value::Table(mut table), Value::Table(entries)) => {
+                table.extend(entries);
+                Value::Table(table)
+            }
+            (_, last) => last,
+        };
+        values.reduce(one)
     }
 
     /// A value as files keep it, if it is one of the option's.
@@ -122,12 +143,25 @@ impl Declared {
             OptionKind::Number => (value.is_integer() || value.is_float(), "a number"),
             OptionKind::Switch => (value.is_bool(), "true or false"),
             OptionKind::Text => (value.is_str(), "a text"),
+            OptionKind::Table => (value.is_table(), "values by name, as { name = value }"),
         };
         if !is_one {
             bail!("{} is {value}, expected {expected}", self.name);
         }
         field(self.name, value)
     }
+}
+
+/// One entry of a table, NAME=VALUE: what is JSON is taken as such, anything else as a text.
+fn entry(text: &str) -> Result<Table> {
+    let (name, value) = text
+        .split_once('=')
+        .filter(|(name, _)| !name.trim().is_empty())
+        .with_context(|| format!("{text:?} is no NAME=VALUE"))?;
+    let json = serde_json::from_str(value).unwrap_or_else(|_| Json::from(value));
+    let value = Value::try_from(json)
+        .with_context(|| format!("{name} is {value}, which files of options cannot hold"))?;
+    Ok(Table::from_iter([(name.trim().to_owned(), value)]))
 }
 
 fn with_default(help: &str, default: Option<impl AsRef<str>>) -> String {
@@ -147,10 +181,10 @@ fn in_files(option: &MethodOption, value: Json) -> Result<Value> {
 }
 
 fn field<T: DeclaredOptions>(name: &str, value: Value) -> Result<Value> {
-    let one = Table::from_iter([(name.to_owned(), value)]);
+    let one = Table::from_iter([(name.to_owned(), value.clone())]);
     let options: T = one.try_into().map_err(|error: toml::de::Error| {
         anyhow!("{}", error.message().replace("unknown variant", "unknown name").replace('`', ""))
     })?;
     let mut table = Table::try_from(options).with_context(|| format!("cannot use {name}"))?;
-    Ok(table.remove(name).expect("invariant: an option that is given has a value"))
+    Ok(table.remove(name).unwrap_or(value)) // an empty table is left out
 }

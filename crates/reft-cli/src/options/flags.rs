@@ -8,7 +8,7 @@ use reft_core::Error as CoreError;
 use reft_methods::{MethodOptions, declarations};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use toml::{Table, Value};
+use toml::Table;
 
 use crate::options::declared::Declared;
 
@@ -34,9 +34,7 @@ impl<G: FlagGroup> Args for Flags<G> {
 
 impl<G: FlagGroup> FromArgMatches for Flags<G> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let given = |option: Declared| {
-            Some((option.name.to_owned(), matches.get_one::<Value>(option.name)?.clone()))
-        };
+        let given = |option: Declared| Some((option.name.to_owned(), option.given(matches)?));
         let given: Table = G::declared().into_iter().filter_map(given).collect();
         let refused = |error| clap::Error::raw(ErrorKind::ValueValidation, format!("{error}\n"));
         given.try_into().map(Self).map_err(refused)

@@ -6,7 +6,7 @@ use clap::Args;
 use reft_bench::Precision;
 use reft_causal::{DasAlignment, DasOptions, DasRecipe, DasReport, DasSearch};
 use reft_methods::LAYERS;
-use reft_models::Model;
+use reft_models::{ChatOptions, Model};
 use serde_json::Value;
 
 use crate::machine::{MachineOptions, Place};
@@ -117,7 +117,7 @@ pub fn run(args: &DasArgs) -> Result<()> {
         (DasRecipe::Text(task), Some(model)) => {
             let machine = MachineOptions { kind: args.kind, ..args.place.0.0.clone() };
             let (path, decoder) = open_decoder(model, &machine)?;
-            let Some(tokenizer) = ModelText::open(&path)?.tokenizer else {
+            let Some(tokenizer) = ModelText::open(&path, &ChatOptions::default())?.tokenizer else {
                 bail!("model {model} has no tokenizer, and the task is text");
             };
             let shape = decoder.description();

@@ -4,8 +4,10 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use reft_bench::Error;
 use reft_methods::adapter_bytes;
-use reft_models::{AdapterStack, Model};
-use reft_train::{Dataset, Encoding, Learner, NextToken, Outcome, Summary, Trainer, read_records};
+use reft_models::{AdapterStack, ChatOptions, Model};
+use reft_train::{
+    Dataset, Encoding, Learner, NextToken, Outcome, Summary, Trainer, TurnOptions, read_records,
+};
 use serde_json::json;
 use toml::Table;
 
@@ -64,7 +66,8 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     }
     let records = read_records(&data)?;
     let (path, shape) = open_config(&model)?;
-    let text = ModelText::open(&path)?;
+    let (turns, chat): (TurnOptions, ChatOptions) = (part(&given)?, part(&given)?);
+    let text = ModelText::open(&path, &chat)?;
     let shape = shape.describe();
     let method = TrainMethod::of(&run, &given, &shape, text.tokenizer.as_ref())?;
 
@@ -73,7 +76,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let threads = machine.set_up()?;
     let (_, decoder) = open_decoder(&model, &machine)?;
     let encoding = Encoding {
-        text: text.encoder(run.template),
+        text: text.encoder(run.template, turns.turns),
         vocab_size: shape.vocab_size,
         max_length: config.max_length,
     };
@@ -84,8 +87,9 @@ pub fn run(args: &TrainArgs) -> Result<()> {
 
     let device = DeviceChoice::of(decoder.device());
     let machine = MachineOptions { device, threads: Some(threads), ..machine };
+    let of_rows = [table(&turns)?, table(&chat)?];
     let parts = [table(&run)?, table(&config)?, table(&machine)?, method.resolved(&run)?];
-    let mut resolved: Table = parts.into_iter().flatten().collect();
+    let mut resolved: Table = parts.into_iter().chain(of_rows).flatten().collect();
     resolved.retain(|name, _| !["no_shuffle", "reuse"].contains(&name)); // said by others
     if let Some(saved) = &saved {
         directory::check_same(saved, &resolved)?;

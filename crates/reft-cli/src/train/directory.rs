@@ -61,7 +61,8 @@ pub fn holds_run(directory: &Path) -> Result<bool> {
 pub fn check_same(saved: &Table, now: &Table) -> Result<()> {
     // what a run was done with whose options were written before there were these
     let of_earlier_versions = toml! { weights = "dense"
-    rotation_lr_factor = 1.0 };
+    rotation_lr_factor = 1.0
+    turns = "last" };
     let saved = config_file::overlaid(&of_earlier_versions, saved);
     let names = saved.keys().chain(now.keys()).filter(|name| !FREE.contains(&name.as_str()));
     for name in names {

@@ -4,7 +4,8 @@ use anyhow::{Context, Result};
 use bytesize::ByteSize;
 use reft_core::{DeclaredOptions, declare_options};
 use reft_methods::method_names;
-use reft_train::{ReuseConfig, Shuffle, Template, TrainConfig};
+use reft_models::ChatOptions;
+use reft_train::{ReuseConfig, Shuffle, Template, TrainConfig, TurnOptions};
 use serde::{Deserialize, Deserializer, Serialize};
 use toml::Table;
 
@@ -68,6 +69,8 @@ pub fn declared() -> Vec<Declared> {
     let of_trainer = Declared::of::<TrainConfig>();
     let of_trainer = of_trainer.into_iter().filter(|option| option.name != "reuse"); // --no-reuse
     let mut options = Declared::of::<RunOptions>();
+    options.extend(Declared::of::<TurnOptions>());
+    options.extend(Declared::of::<ChatOptions>());
     options.extend(Declared::of_methods());
     options.extend(of_trainer.chain(Declared::of::<MachineOptions>()));
     options.sort_by_key(|option| PLACES.iter().position(|place| option.heading.starts_with(place)));

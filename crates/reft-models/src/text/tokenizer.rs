@@ -2,11 +2,15 @@
 
 use std::fmt::Display;
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 
-use crate::text::tokenizer_config::{
-    SpecialToken, TokenIds, TokenizerConfig, present, read_optional,
-};
+use serde::Deserialize;
+use serde_json::Value;
+use tokenizers::{AddedToken, ModelWrapper};
+
+use crate::text::tokenizer_class::TokenizerClass;
+use crate::text::tokenizer_config::{TokenIds, TokenizerConfig, present, read_optional};
 use crate::{DecodeStream, Error, Gguf, Result, io_error};
 
 /// A model's tokenizer with its special tokens.
@@ -16,15 +20,22 @@ pub struct Tokenizer {
     bos_id: Option<i64>,
     eos_ids: Vec<i64>,
     pad_id: Option<i64>,
+    /// The texts of special tokens.
+    special: Vec<String>,
+    /// Whether blanks before punctuation are taken out of what is decoded.
+    cleans_up: bool,
 }
 
 impl Tokenizer {
-    /// Opens the tokenizer of a model: a Hugging Face directory (`tokenizer.json`, and the special tokens from `tokenizer_config.json`,
+    /// Opens the tokenizer of a model: a Hugging Face directory (`tokenizer.json`; class and special tokens from `tokenizer_config.json`,
     /// `generation_config.json` and `config.json` where they are), or the metadata of a GGUF file.
     ///
+    /// Tokens that only `tokenizer_config.json` names are added as transformers adds them. A model may have no row for them, and refuses
+    /// texts that hold them.
+    ///
     /// # Errors
-    /// [`Error::Io`] if `tokenizer.json` is missing, [`Error::Json`] or [`Error::Tokenizer`] if a file is broken or names a
-    /// token that is not in the vocabulary; those of [`Gguf::open`], [`Error::Format`] if the file holds none that can be read.
+    /// [`Error::Io`] if `tokenizer.json` is missing, [`Error::Json`] or [`Error::Tokenizer`] if a file is broken or has a field that is not
+    /// known; those of [`Gguf::open`], [`Error::Format`] if the file holds none that can be read.
     pub fn open(path: &Path) -> Result<Self> {
         if path.is_file() {
             let gguf = Gguf::open(path)?;
@@ -35,10 +46,9 @@ impl Tokenizer {
         }
         let file = path.join("tokenizer.json");
         let json = fs::read(&file).map_err(io_error("read", &file))?;
-        let generation: TokenIds = read_optional(&path.join("generation_config.json"))?;
+        let generation = TokenIds::of_generation_config(&path.join("generation_config.json"))?;
         let model: TokenIds = read_optional(&path.join("config.json"))?;
-        let config: TokenizerConfig = read_optional(&path.join("tokenizer_config.json"))?;
-        Self::from_parts(path, &json, &config, &[generation, model])
+        Self::from_parts(path, &json, &TokenizerConfig::open(path)?, &[generation, model])
     }
 
     /// `ids`: the most telling source first.
@@ -50,25 +60,42 @@ impl Tokenizer {
     ) -> Result<Self> {
         let broken =
             |reason: &dyn Display| tokenizer_error(format!("{}: {reason}", path.display()));
-        let mut inner =
-            tokenizers::Tokenizer::from_bytes(json).map_err(|failed| broken(&failed))?;
+        let own = own_tokens(json).map_err(|failed| broken(&failed))?;
+        let inner = match config.class {
+            TokenizerClass::AsWritten => tokenizers::Tokenizer::from_bytes(json),
+            class => {
+                let file = serde_json::from_slice(json).map_err(|failed| broken(&failed))?;
+                let file = class.rebuilt(file, |name| config.field(name).cloned());
+                tokenizers::Tokenizer::from_bytes(Value::from(file).to_string())
+            }
+        };
+        let mut inner = inner.map_err(|failed| broken(&failed))?;
         // Both may be baked into the file; length and padding are the caller's business here.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|failed| broken(&failed))?;
-        let id_of = |token: &Option<SpecialToken>| {
-            let Some(text) = token.as_ref().map(SpecialToken::text) else { return Ok(None) };
-            let unknown =
-                || broken(&format!("the special token {text:?} is not in the vocabulary"));
-            inner.token_to_id(text).map(|id| Some(i64::from(id))).ok_or_else(unknown)
-        };
+        inner.add_tokens(config.tokens_to_add(&own)).map_err(|failed| broken(&failed))?;
+        if config.class == TokenizerClass::Qwen2 {
+            inner.add_tokens(config.all_special()).map_err(|failed| broken(&failed))?;
+        }
+        let is_set = |name: &str| config.field(name).is_some_and(|set| set == true);
+        inner.set_encode_special_tokens(is_set("split_special_tokens"));
+        let is_bpe = matches!(inner.get_model(), ModelWrapper::BPE(_));
+        let cleans_up = is_set("clean_up_tokenization_spaces")
+            && (!is_bpe
+                || is_set(
+                    "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output",
+                ));
+        let id_of = |name: &str| inner.token_to_id(config.token(name)?).map(i64::from);
         let first =
             |id: fn(&TokenIds) -> Option<i64>| ids.iter().find_map(|ids| id(ids).filter(present));
-        let bos_id = id_of(&config.bos_token)?.or_else(|| first(|ids| ids.bos_token_id));
-        let pad_id = id_of(&config.pad_token)?.or_else(|| first(|ids| ids.pad_token_id));
-        let mut eos_ids = Vec::from_iter(id_of(&config.eos_token)?);
+        let bos_id = id_of("bos_token").or_else(|| first(|ids| ids.bos_token_id));
+        let pad_id = id_of("pad_token").or_else(|| first(|ids| ids.pad_token_id));
+        let mut eos_ids = Vec::from_iter(id_of("eos_token"));
         let further = ids.iter().map(TokenIds::eos).find(|ids| !ids.is_empty()).unwrap_or_default();
         eos_ids.extend(further.into_iter().filter(|id| !eos_ids.contains(id)).collect::<Vec<_>>());
-        Ok(Self { inner, bos_id, eos_ids, pad_id })
+        let special = inner.get_added_tokens_decoder().into_values();
+        let special = special.filter(|token| token.special).map(|token| token.content).collect();
+        Ok(Self { inner, bos_id, eos_ids, pad_id, special, cleans_up })
     }
 
     /// The ids of `text`, with the tokens that the model wants around every text (such as bos) if `add_special_tokens`.
@@ -82,6 +109,21 @@ impl Tokenizer {
         Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
     }
 
+    /// The ids of `text`, without tokens around it, each with the bytes of the text that it stands for.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_with_places(&self, text: &str) -> Result<Vec<(i64, Range<usize>)>> {
+        let encoding = self.inner.encode(text, false).map_err(tokenizer_error)?;
+        let places = encoding.get_offsets().iter().map(|&(start, end)| start..end);
+        Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).zip(places).collect())
+    }
+
+    /// Whether a text ends with a special token, such as one that ends a turn.
+    pub fn ends_with_special(&self, text: &str) -> bool {
+        self.special.iter().any(|token| text.ends_with(token.as_str()))
+    }
+
     /// The text of `ids`, without special tokens if `skip_special`. Ids past the vocabulary have no text.
     ///
     /// # Errors
@@ -89,7 +131,8 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[i64], skip_special: bool) -> Result<String> {
         let ids: Result<Vec<u32>, _> = ids.iter().map(|&id| u32::try_from(id)).collect();
         let ids = ids.map_err(|_| tokenizer_error("a token id is negative; ids start at 0"))?;
-        self.inner.decode(&ids, skip_special).map_err(tokenizer_error)
+        let text = self.inner.decode(&ids, skip_special).map_err(tokenizer_error)?;
+        Ok(if self.cleans_up { cleaned_up(text) } else { text })
     }
 
     /// Starts decoding token by token, as they are generated.
@@ -126,6 +169,40 @@ impl Tokenizer {
     pub fn pad_id(&self) -> Option<i64> {
         self.pad_id
     }
+}
+
+/// The tokens that `tokenizer.json` adds to its vocabulary, with their ids.
+fn own_tokens(json: &[u8]) -> serde_json::Result<Vec<(i64, AddedToken)>> {
+    #[derive(Deserialize)]
+    struct File {
+        #[serde(default)]
+        added_tokens: Vec<Token>,
+    }
+    #[derive(Deserialize)]
+    struct Token {
+        id: i64,
+        #[serde(flatten)]
+        token: AddedToken,
+    }
+    let file: File = serde_json::from_slice(json)?;
+    Ok(file.added_tokens.into_iter().map(|Token { id, token }| (id, token)).collect())
+}
+
+/// Blanks that WordPiece's decoder leaves, taken out.
+fn cleaned_up(text: String) -> String {
+    const ENGLISH: [(&str, &str); 10] = [
+        (" .", "."),
+        (" ?", "?"),
+        (" !", "!"),
+        (" ,", ","),
+        (" ' ", "'"),
+        (" n't", "n't"),
+        (" 'm", "'m"),
+        (" 's", "'s"),
+        (" 've", "'ve"),
+        (" 're", "'re"),
+    ];
+    ENGLISH.iter().fold(text, |text, (from, to)| text.replace(from, to))
 }
 
 fn tokenizer_error(reason: impl Display) -> Error {

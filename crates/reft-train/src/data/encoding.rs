@@ -1,7 +1,9 @@
 use rayon::prelude::*;
 use reft_models::Row;
 
-use crate::{Content, Error, Example, IGNORE_INDEX, Record, Result, Sequence, TextEncoder};
+use crate::{
+    Content, Error, Example, IGNORE_INDEX, Record, Result, Sequence, TextEncoder, Turn, Turns,
+};
 
 /// How rows become tokens.
 #[derive(Debug, Clone, Copy)]
@@ -15,50 +17,97 @@ pub struct Encoding<'a> {
 }
 
 impl Encoding<'_> {
-    /// Examples of one sequence each, in parallel.
+    /// Examples of one sequence each, in parallel: one for each row, or for each of the assistant's turns in it, if the encoder says so.
     ///
     /// # Errors
     /// The first of the rows that fails, with its id: as [`Self::sequence`], or [`Error::NoTarget`] if no label is left after the cut.
     pub fn examples(&self, records: &[Record]) -> Result<Vec<Example>> {
-        let examples: Vec<Result<Example>> =
-            records.par_iter().map(|record| self.example(record)).collect();
-        examples.into_iter().collect() // the first error in the file's order, whatever thread found one first
+        self.each(records).into_iter().collect() // the first error in the file's order, whatever thread found one first
     }
 
-    fn example(&self, record: &Record) -> Result<Example> {
-        let (Sequence { row, labels }, length) = self.encode(record)?;
-        // The first token has none before it that it could be predicted from.
-        if labels.iter().skip(1).all(|&label| label == IGNORE_INDEX) {
-            let (id, max_length) = (record.id.clone(), self.max_length);
-            return Err(Error::NoTarget { id, length, max_length });
+    /// As [`Self::examples`] without those that have no label left after the cut, and how many these are.
+    ///
+    /// # Errors
+    /// As [`Self::sequence`].
+    pub fn fitting(&self, records: &[Record]) -> Result<(Vec<Example>, usize)> {
+        let (mut examples, mut left_out) = (Vec::with_capacity(records.len()), 0);
+        for example in self.each(records) {
+            match example {
+                Ok(example) => examples.push(example),
+                Err(Error::NoTarget { .. }) => left_out += 1,
+                Err(other) => return Err(other),
+            }
         }
-        Ok(Example::of(record.id.clone(), row, labels))
+        Ok((examples, left_out))
     }
 
-    /// The tokens and labels of a row.
+    /// Every example, or why it is none.
+    fn each(&self, records: &[Record]) -> Vec<Result<Example>> {
+        let examples: Vec<Vec<_>> = records.par_iter().map(|record| self.of(record)).collect();
+        examples.into_iter().flatten().collect()
+    }
+
+    /// The examples of a row.
+    fn of(&self, record: &Record) -> Vec<Result<Example>> {
+        let sequences = match self.sequences(record) {
+            Ok(sequences) => sequences,
+            Err(refused) => return vec![Err(refused)],
+        };
+        let is_one = sequences.len() == 1;
+        let example = |(i, (Sequence { row, labels }, length)): (usize, (Sequence, usize))| {
+            let id = &record.id;
+            let id = if is_one { id.clone() } else { format!("{id}, turn {}", i + 1) };
+            // The first token has none before it that it could be predicted from.
+            if labels.iter().skip(1).all(|&label| label == IGNORE_INDEX) {
+                return Err(Error::NoTarget { id, length, max_length: self.max_length });
+            }
+            Ok(Example::of(id, row, labels))
+        };
+        sequences.into_iter().enumerate().map(example).collect()
+    }
+
+    /// The tokens and labels of a row: of a conversation, up to its last turn, which is learned.
     ///
     /// # Errors
     /// [`Error::Refused`] or [`Error::Example`].
     pub fn sequence(&self, record: &Record) -> Result<Sequence> {
-        Ok(self.encode(record)?.0)
+        let text = self.text.map(|text| TextEncoder { turns: Turns::Last, ..text });
+        let sequences = Self { text, ..*self }.sequences(record)?;
+        let last = sequences.into_iter().next_back();
+        Ok(last.expect("invariant: a row is one sequence at least").0)
     }
 
-    /// The sequence of a row, and its length before the cut.
-    fn encode(&self, record: &Record) -> Result<(Sequence, usize)> {
-        let (mut input_ids, prompt_length, labels) = match (&record.content, &self.text) {
+    /// The sequences of a row, each with its length before the cut.
+    fn sequences(&self, record: &Record) -> Result<Vec<(Sequence, usize)>> {
+        let turns = match (&record.content, &self.text) {
             (Content::Tokens { input_ids, prompt_length, labels }, _) => {
-                (input_ids.clone(), *prompt_length, labels.clone())
+                let labels = labels.clone();
+                return Ok(vec![self.cut(record, input_ids.clone(), *prompt_length, labels)?]);
             }
-            (_, Some(text)) => {
-                let (prompt, completion) = text.encode(record)?;
-                let prompt_length = prompt.len();
-                ([prompt, completion].concat(), prompt_length, None)
-            }
+            (_, Some(text)) => text.turns(record)?,
             (_, None) => {
                 let reason = "the row holds text and the model has no tokenizer; give input_ids";
                 return Err(record.refused(reason));
             }
         };
+        let sequence = |Turn { prompt, completion, is_learned }: Turn| {
+            let learned = completion.iter().zip(is_learned);
+            let learned = learned.map(|(id, is)| if is { *id } else { IGNORE_INDEX });
+            let labels = prompt.iter().map(|_| IGNORE_INDEX).chain(learned).collect();
+            let prompt_length = prompt.len();
+            self.cut(record, [prompt, completion].concat(), prompt_length, Some(labels))
+        };
+        turns.into_iter().map(sequence).collect()
+    }
+
+    /// Tokens as a sequence, and their number before the cut.
+    fn cut(
+        &self,
+        record: &Record,
+        mut input_ids: Vec<i64>,
+        prompt_length: usize,
+        labels: Option<Vec<i64>>,
+    ) -> Result<(Sequence, usize)> {
         let (length, vocab_size) = (input_ids.len(), self.vocab_size);
         if prompt_length > length {
             let reason = format!("prompt_length {prompt_length} is past its {length} tokens");

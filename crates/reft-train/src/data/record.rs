@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use reft_models::{Message, io_error};
+use reft_models::{Field, Fields, Message, io_error};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
@@ -32,11 +32,14 @@ pub enum Content {
         /// One per token, −100 where nothing is to be learned; without them everything after the prompt is.
         labels: Option<Vec<i64>>,
     },
-    /// `{"messages": […]}`: a conversation.
+    /// `{"messages": […]}`: a conversation, with optional `"tools"` that the assistant may call.
     #[serde(rename = "messages")]
     Chat {
         /// What is said, turn by turn.
         messages: Vec<Message>,
+        /// The tools, each as a JSON schema; a list, or the text of one.
+        #[serde(default, deserialize_with = "list_or_its_text")]
+        tools: Option<Vec<Value>>,
     },
     /// `{"instruction", "input", "output"}`, as Alpaca has it, with an optional `"answer"` that is scored, not trained on.
     #[serde(rename = "instruction")]
@@ -74,8 +77,64 @@ impl Record {
     }
 }
 
-/// The first fields of the [`Content`] that they are the names of. Of a row with several, the first of these says its form.
-const FORMS: [&str; 4] = ["input_ids", "messages", "instruction", "prompt"];
+/// The columns of each form of [`Content`]; the first names it. Of a row with the names of several, the first of these says its form.
+pub const ROWS: [Fields; 4] = [
+    Fields {
+        file: "a row of tokens",
+        groups: &[&[Field::applied(&["input_ids", "prompt_length", "labels"])], COMMON],
+    },
+    Fields {
+        file: "a row with a conversation",
+        groups: &[
+            &[
+                Field::applied(&["messages", "tools"]),
+                Field::neutral(
+                    &["parallel_tool_calls", "prompt", "prompt_id", "chosen_rating", "system_id"],
+                    "what a service was asked, and what stands in the messages, too",
+                ),
+                Field::refused(&["functions"], "give them as tools"),
+            ],
+            COMMON,
+        ],
+    },
+    Fields {
+        file: "a row with an instruction",
+        groups: &[
+            &[
+                Field::applied(&["instruction", "input", "output", "answer"]),
+                Field::neutral(&["text"], "the row as Alpaca frames it"),
+            ],
+            COMMON,
+        ],
+    },
+    Fields {
+        file: "a row with a prompt",
+        groups: &[&[Field::applied(&["prompt", "completion"])], COMMON],
+    },
+];
+
+const COMMON: &[Field] = &[
+    Field::applied(&["id", "subspace"]),
+    Field::neutral(
+        &["source", "dataset", "category", "language", "license", "url", "metadata", "split"],
+        "where the row comes from",
+    ),
+];
+
+/// A list, or a text that holds one as JSON, which files without nested columns have.
+fn list_or_its_text<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<Value>>, D::Error> {
+    let list = match Value::deserialize(deserializer)? {
+        Value::String(text) => serde_json::from_str(&text).map_err(D::Error::custom)?,
+        other => other,
+    };
+    match list {
+        Value::Null => Ok(None),
+        Value::Array(tools) if tools.iter().all(Value::is_object) => Ok(Some(tools)),
+        other => Err(D::Error::custom(format!("tools is {other}, expected a list of objects"))),
+    }
+}
 
 /// Ids and answers are texts or numbers.
 fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
@@ -174,17 +233,21 @@ fn record(
     let Value::Object(mut fields) = value else {
         return Err("the row is no JSON object".to_owned());
     };
+    fields.retain(|_, value| !value.is_null()); // as if it were not there
     prepare(&mut fields);
     let id = fields.remove("id").unwrap_or_default();
     let id = text_or_number(id).map_err(|_| "id is neither a text nor a number")?;
     let subspace = fields.remove("subspace").unwrap_or_default();
     let subspace =
         serde_json::from_value(subspace).map_err(|error| format!("subspace: {error}"))?;
-    let form = FORMS.into_iter().find(|&form| fields.contains_key(form));
+    let name = |form: &Fields| form.groups[0][0].names[0];
+    let form = ROWS.iter().find(|form| fields.contains_key(name(form)));
     let form =
         form.ok_or("the row has none of prompt, instruction, messages and input_ids; give one")?;
+    form.check(&fields)?;
+    fields.retain(|column, _| form.groups[0][0].names.contains(&column.as_str()));
     let content =
-        serde_json::from_value(json!({ form: fields })).map_err(|error| error.to_string())?;
+        serde_json::from_value(json!({ name(form): fields })).map_err(|error| error.to_string())?;
     Ok(Record { id: id.unwrap_or(default_id), content, subspace })
 }
 
@@ -246,6 +309,7 @@ mod tests {
             instruction("", None),
             Content::Chat {
                 messages: vec![Message::new("user", "hi"), Message::new("assistant", "yo")],
+                tools: None,
             },
             Content::Tokens {
                 input_ids: vec![5, 6, 7],
@@ -258,6 +322,35 @@ mod tests {
         }
         assert_eq!(lines[4].subspace, Some(vec![0, 2]));
         assert_eq!(lines[3].subspace, None);
+        Ok(())
+    }
+
+    #[test]
+    fn null_is_nothing_and_columns_that_change_nothing_are_passed_over() -> Result<()> {
+        for (row, same) in [
+            (
+                r#"{"instruction":"a","input":null,"output":"b"}"#,
+                r#"{"instruction":"a","output":"b"}"#,
+            ),
+            (
+                r#"{"instruction":"a","input":"","output":"b","text":"full"}"#,
+                r#"{"instruction":"a","output":"b"}"#,
+            ),
+            (
+                r#"{"messages":[{"role":"user","content":"hi","tool_calls":null,"name":null}],"tools":null}"#,
+                r#"{"messages":[{"role":"user","content":"hi"}]}"#,
+            ),
+            (
+                r#"{"messages":[],"tools":"[{\"a\":1}]","parallel_tool_calls":false,"source":"here"}"#,
+                r#"{"messages":[],"tools":[{"a":1}]}"#,
+            ),
+            (
+                r#"{"prompt":"a","completion":"b","labels":null}"#,
+                r#"{"prompt":"a","completion":"b"}"#,
+            ),
+        ] {
+            assert_eq!(parse_text(row)?, parse_text(same)?, "{row}");
+        }
         Ok(())
     }
 
@@ -282,7 +375,12 @@ mod tests {
             (r#"{"prompt":"a","completion":"b","extra":1}"#, "extra"),
             (r#"{"prompt":"a","completion":"b","instruction":"c"}"#, "prompt"),
             (r#"{"prompt":1,"completion":"b"}"#, "string"),
-            (r#"{"messages":[{"role":"user","content":"a","name":"b"}]}"#, "name"),
+            (r#"{"messages":[{"content":"a"}]}"#, "no role"),
+            (r#"{"messages":[{"role":"user","content":[{"type":"image_url"}]}]}"#, "image_url"),
+            (r#"{"messages":[],"tools":[1]}"#, "tools"),
+            (r#"{"messages":[],"functions":[{}]}"#, "tools"),
+            (r#"{"prompt":"a","completion":null}"#, "completion"),
+            (r#"{"prompt":"a","completion":"b","text":"c"}"#, "text"),
             (r#"{"input_ids":[1.5],"prompt_length":0}"#, "1.5"),
             (r#"{"input_ids":[1],"prompt_length":-1}"#, "-1"),
             (r#"{"input_ids":[1]}"#, "prompt_length"),

@@ -1,3 +1,7 @@
+use std::borrow::Cow;
+use std::ops::Range;
+
+use reft_core::declare_options;
 use reft_models::{ChatTemplate, Message, Tokenizer};
 
 use crate::{Content, Record, Result};
@@ -21,9 +25,30 @@ reft_core::names!(Template, "template", reft_models::Error, {
     Auto => "auto", Chat => "chat", Alpaca => "alpaca", Plain => "plain",
 });
 
+/// Which of the assistant's turns in a conversation are learned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Turns {
+    /// The last one, which the conversation ends with.
+    #[default]
+    Last,
+    /// Each, as an example of its own: what was said before it is its prompt, as when it is generated.
+    All,
+}
+
+reft_core::names!(Turns, "choice of turns", reft_models::Error, { Last => "last", All => "all" });
+
+declare_options! {
+    /// The options of what learns from conversations, or is measured on them.
+    pub struct TurnOptions {
+        /// Turns of a conversation that are learned: last, or all of the assistant's, each behind what was said before
+        turns: Turns = Turns::Last, Text("TURNS") in "Data";
+    }
+}
+
 /// Turns rows into tokens, in training as in inference.
 ///
-/// Prompt and completion are tokenised apart and joined, so that a prompt has the same tokens whatever follows it.
+/// A prompt has the same tokens whatever follows it. Texts are tokenised apart and joined. Of a conversation the whole is tokenised if its
+/// tokens begin with those of the prompt, and else both parts.
 #[derive(Debug, Clone, Copy)]
 pub struct TextEncoder<'a> {
     /// The model's tokenizer.
@@ -32,14 +57,32 @@ pub struct TextEncoder<'a> {
     pub chat_template: Option<&'a ChatTemplate>,
     /// Which template frames a row.
     pub template: Template,
+    /// Which turns of a conversation are learned.
+    pub turns: Turns,
 }
 
-/// The two texts of a row, before tokenisation.
-struct Texts {
-    prompt: String,
-    completion: String,
-    /// Whether the tokenizer adds its own begin token; a chat template writes it itself.
-    add_special_tokens: bool,
+/// A prompt and what is to be said, in tokens.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Turn {
+    /// The prompt.
+    pub prompt: Vec<i64>,
+    /// What is said, with what ends it.
+    pub completion: Vec<i64>,
+    /// Of each token of the completion, whether it is learned.
+    pub is_learned: Vec<bool>,
+}
+
+/// A row as a text: what is given, and what is said.
+enum Texts<'a> {
+    Plain { prompt: String, completion: &'a str },
+    Conversation(Conversation<'a>),
+}
+
+/// A conversation and the template for it.
+struct Conversation<'a> {
+    template: &'a ChatTemplate,
+    messages: Cow<'a, [Message]>,
+    tools: Option<&'a [serde_json::Value]>,
 }
 
 impl Content {
@@ -50,7 +93,7 @@ impl Content {
             Self::Instruction { instruction, input, output, .. } => {
                 (joined(instruction, input), output)
             }
-            Self::Chat { messages } => return Some(messages.clone()),
+            Self::Chat { messages, .. } => return Some(messages.clone()),
             Self::Tokens { .. } => return None,
         };
         Some(vec![Message::new("user", user), Message::new("assistant", reply.as_str())])
@@ -58,32 +101,78 @@ impl Content {
 }
 
 impl TextEncoder<'_> {
-    /// Tokens of a row's prompt, and of its completion with the end token.
+    /// Tokens of a row's prompt, and of its completion with what ends it: of a conversation, the last turn's.
     ///
     /// # Errors
     /// [`crate::Error::Refused`] if the template has no place for such a row, or the tokenizer no end token; [`crate::Error::Example`] if
     /// the chat template or the tokenizer refuses.
     pub fn encode(&self, record: &Record) -> Result<(Vec<i64>, Vec<i64>)> {
         if let Content::Tokens { input_ids, prompt_length, .. } = &record.content {
-            let (prompt, completion) = input_ids
-                .split_at_checked(*prompt_length)
-                .ok_or_else(|| record.refused("prompt_length is past the end of input_ids"))?;
+            let (prompt, completion) = split(record, input_ids, *prompt_length)?;
             return Ok((prompt.to_vec(), completion.to_vec()));
         }
-        let texts = self.texts(record)?;
-        let encode = |text: &str, add_special_tokens| {
-            let tokens = self.tokenizer.encode(text, add_special_tokens);
-            tokens.map_err(|error| record.failed(error))
-        };
-        let prompt = encode(&texts.prompt, texts.add_special_tokens)?;
-        let mut completion = encode(&texts.completion, false)?;
-        let end = self.tokenizer.eos_id();
-        completion.push(end.ok_or_else(|| {
-            record.refused(
-                "the tokenizer has no end token; name one as eos_token in tokenizer_config.json",
-            )
-        })?);
+        let turns = Self { turns: Turns::Last, ..*self }.turns(record)?;
+        let Turn { prompt, completion, .. } = turns.into_iter().next_back().unwrap_or_default();
         Ok((prompt, completion))
+    }
+
+    /// Tokens of a row's prompt. What would be learned may be anything.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn prompt(&self, record: &Record) -> Result<Vec<i64>> {
+        if let Content::Tokens { input_ids, prompt_length, .. } = &record.content {
+            return Ok(split(record, input_ids, *prompt_length)?.0.to_vec());
+        }
+        match self.texts(record)? {
+            Texts::Plain { prompt, .. } => self.tokens(record, &prompt, true),
+            Texts::Conversation(conversation) => {
+                let at = conversation.last_turn(record)?;
+                let prompt = conversation.prompt(record, at, true)?;
+                self.tokens(record, &prompt, false)
+            }
+        }
+    }
+
+    /// The turns of a row that are learned, in tokens: one, unless all turns of a conversation are.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn turns(&self, record: &Record) -> Result<Vec<Turn>> {
+        match self.texts(record)? {
+            Texts::Plain { prompt, completion } => {
+                let prompt = self.tokens(record, &prompt, true)?;
+                let mut completion = self.tokens(record, completion, false)?;
+                completion.push(self.end(record)?);
+                let is_learned = vec![true; completion.len()];
+                Ok(vec![Turn { prompt, completion, is_learned }])
+            }
+            Texts::Conversation(conversation) => {
+                let last = conversation.last_turn(record)?;
+                let is_skipped = |message: &Message| {
+                    message
+                        .fields()
+                        .get("weight")
+                        .is_some_and(|weight| weight.as_f64() == Some(0.0))
+                };
+                let turns: Vec<usize> = match self.turns {
+                    Turns::Last => vec![last],
+                    Turns::All => (1..=last)
+                        .filter(|at| conversation.messages[*at].role() == ASSISTANT)
+                        .collect(),
+                };
+                let learned = turns.iter().filter(|at| !is_skipped(&conversation.messages[**at]));
+                let learned: Vec<Turn> = learned
+                    .map(|at| self.turn(record, &conversation, *at))
+                    .collect::<Result<_>>()?;
+                if learned.is_empty() {
+                    return Err(record.refused(
+                        "the weight of each turn to be learned is 0; raise one, or drop the row",
+                    ));
+                }
+                Ok(learned)
+            }
+        }
     }
 
     /// Tokens of what a user asks, framed as the prompt of a training row: [`Content::Instruction`] by the template in force.
@@ -97,13 +186,29 @@ impl TextEncoder<'_> {
             output: String::new(),
             answer: None,
         };
-        let record = Record { id: "prompt".to_owned(), content, subspace: None };
-        Ok(self.encode(&record)?.0)
+        self.prompt(&Record { id: "prompt".to_owned(), content, subspace: None })
     }
 
-    fn texts(&self, record: &Record) -> Result<Texts> {
-        let (instruction, input, output) = match &record.content {
-            Content::Chat { messages } => return self.conversation(record, messages),
+    fn tokens(&self, record: &Record, text: &str, add_special_tokens: bool) -> Result<Vec<i64>> {
+        let tokens = self.tokenizer.encode(text, add_special_tokens);
+        tokens.map_err(|error| record.failed(error))
+    }
+
+    /// The token that ends what no template ends.
+    fn end(&self, record: &Record) -> Result<i64> {
+        self.tokenizer.eos_id().ok_or_else(|| {
+            record.refused(
+                "the tokenizer has no end token; name one as eos_token in tokenizer_config.json",
+            )
+        })
+    }
+
+    fn texts<'a>(&'a self, record: &'a Record) -> Result<Texts<'a>> {
+        let (instruction, input, completion) = match &record.content {
+            Content::Chat { messages, tools } => {
+                let messages = Cow::Borrowed(messages.as_slice());
+                return self.conversation(record, messages, tools.as_deref());
+            }
             Content::Completion { prompt, completion } => (prompt, "", completion),
             Content::Instruction { instruction, input, output, .. } => {
                 (instruction, input.as_str(), output)
@@ -118,34 +223,156 @@ impl TextEncoder<'_> {
             Template::Plain => joined(instruction, input),
             Template::Auto | Template::Chat => {
                 let messages = record.content.messages().unwrap_or_default();
-                return self.conversation(record, &messages);
+                return self.conversation(record, messages.into(), None);
             }
         };
-        Ok(Texts { prompt, completion: output.clone(), add_special_tokens: true })
+        Ok(Texts::Plain { prompt, completion })
     }
 
-    /// The last message is the completion, the others are the prompt.
-    fn conversation(&self, record: &Record, messages: &[Message]) -> Result<Texts> {
+    fn conversation<'a>(
+        &'a self,
+        record: &Record,
+        messages: Cow<'a, [Message]>,
+        tools: Option<&'a [serde_json::Value]>,
+    ) -> Result<Texts<'a>> {
         if !matches!(self.template, Template::Auto | Template::Chat) {
             return Err(record.refused(
                 "a conversation needs template chat; alpaca and plain have no place for it",
             ));
         }
-        let chat_template = self.chat_template.ok_or_else(|| {
+        let template = self.chat_template.ok_or_else(|| {
             record.refused(
                 "the tokenizer has no chat template; use template alpaca or plain, and rows without messages",
             )
         })?;
-        let last = messages.split_last();
-        let last = last.filter(|(reply, prompt)| reply.role == "assistant" && !prompt.is_empty());
-        let (reply, prompt) = last.ok_or_else(|| {
-            record.refused(
-                "the last of the messages must be the assistant's, after at least one other",
-            )
-        })?;
-        let prompt = chat_template.render(prompt, true).map_err(|error| record.failed(error))?;
-        Ok(Texts { prompt, completion: reply.content.clone(), add_special_tokens: false })
+        Ok(Texts::Conversation(Conversation { template, messages, tools }))
     }
+
+    /// A turn of a conversation: what the template prints for it beyond the prompt that it is generated behind.
+    fn turn(&self, record: &Record, conversation: &Conversation, at: usize) -> Result<Turn> {
+        let (mut text, start, marks) = conversation.turn(record, at)?;
+        // Nobody generates what follows the token that ends the turn; where there is none, the tokenizer's own ends it.
+        let end = text.trim_end().len().max(start);
+        let is_ended = self.tokenizer.ends_with_special(&text[start..end]);
+        let said = conversation.messages[at].text();
+        let said = if text[start..].starts_with(&said) { said.len() } else { 0 };
+        text.truncate(if is_ended { end } else { end.max(start + said) });
+        let prompt = self.tokens(record, &text[..start], false)?;
+        let places = |text: &str| {
+            self.tokenizer.encode_with_places(text).map_err(|error| record.failed(error))
+        };
+        let mut tokens = places(&text)?;
+        let begins = tokens.iter().map(|(id, _)| id).take(prompt.len()).eq(&prompt);
+        let offset = if begins {
+            tokens.drain(..prompt.len());
+            0
+        } else {
+            tokens = places(&text[start..])?;
+            start
+        };
+        let marks = marks.map(|mut marks| {
+            marks.retain(|mark| mark.end > start);
+            marks
+        });
+        let is_marked = |place: &Range<usize>| match &marks {
+            Some(marks) if !marks.is_empty() => marks
+                .iter()
+                .any(|mark| mark.start < place.end + offset && place.start + offset < mark.end),
+            _ => true,
+        };
+        let mut is_learned: Vec<bool> = tokens.iter().map(|(_, place)| is_marked(place)).collect();
+        let mut completion: Vec<i64> = tokens.into_iter().map(|(id, _)| id).collect();
+        if !is_ended {
+            completion.push(self.end(record)?);
+            is_learned.push(true);
+        }
+        Ok(Turn { prompt, completion, is_learned })
+    }
+}
+
+const ASSISTANT: &str = "assistant";
+
+impl Conversation<'_> {
+    /// The place of the turn that the conversation ends with.
+    fn last_turn(&self, record: &Record) -> Result<usize> {
+        let last = self.messages.len().saturating_sub(1);
+        let is_reply = self.messages.last().is_some_and(|last| last.role() == ASSISTANT);
+        if is_reply && last > 0 {
+            return Ok(last);
+        }
+        Err(record
+            .refused("the last of the messages must be the assistant's, after at least one other"))
+    }
+
+    /// What stands before a turn, with the opening of the turn if that is wanted.
+    fn prompt(&self, record: &Record, at: usize, with_opening: bool) -> Result<String> {
+        let prompt =
+            self.template.render_with_tools(&self.messages[..at], self.tools, with_opening);
+        prompt.map_err(|error| record.failed(error))
+    }
+
+    /// The conversation up to the end of a turn, where the turn begins in it, and what the template marks as the assistant's words.
+    fn turn(&self, record: &Record, at: usize) -> Result<(String, usize, Option<Marks>)> {
+        let whole = self.template.render_marked(&self.messages[..=at], self.tools);
+        let (whole, marks) = whole.map_err(|error| record.failed(error))?;
+        let prompt = self.prompt(record, at, true)?;
+        if whole.starts_with(&prompt) {
+            return Ok((whole, prompt.len(), marks));
+        }
+        let common = prompt.char_indices().zip(whole.chars());
+        let common = common.take_while(|((_, a), b)| a == b).last();
+        let start = common.map_or(0, |((at, c), _)| at + c.len_utf8());
+        if start >= self.prompt(record, at, false)?.len() {
+            let opening = &prompt[start..];
+            log::warn!(
+                "the chat template opens a reply with {opening:?}, which it does not print for replies in the data: prompts are trained without it; a variable of the template (chat_vars) may change that"
+            );
+            return Ok((whole, start, marks));
+        }
+        // what comes before is printed otherwise once the reply is there: the prompt stays what it is when the reply is generated
+        let said = self.messages[at].text();
+        let ends: Vec<usize> = prompt.char_indices().rev().map(|(at, _)| at).take(TAIL).collect();
+        let behind = |end: &usize| {
+            let tail = &prompt[*end..];
+            let reply = whole.rfind(tail)? + tail.len();
+            Some(reply).filter(|reply| whole[*reply..].contains(said.trim()))
+        };
+        let reply = ends.get(LEAST..).and_then(|ends| ends.iter().rev().find_map(behind));
+        let Some(reply) = reply else {
+            return Err(record.refused(format!(
+                "the chat template prints what is before message {} otherwise once that follows; leave out earlier turns, or use another template",
+                at + 1
+            )));
+        };
+        log::warn!(
+            "the chat template prints what comes before a reply otherwise once the reply is there (a system message, say): prompts are trained as they are when a reply is generated"
+        );
+        let moved = |at: usize| at - reply + prompt.len();
+        let marks = marks.map(|marks| {
+            let marks = marks.into_iter().filter(|mark| mark.end > reply);
+            marks.map(|mark| moved(mark.start.max(reply))..moved(mark.end)).collect()
+        });
+        let start = prompt.len();
+        Ok((prompt + &whole[reply..], start, marks))
+    }
+}
+
+/// Characters of a prompt's end that a reply is found behind: at most so many, and more than so many.
+const TAIL: usize = 64;
+const LEAST: usize = 4;
+
+/// Ranges of bytes.
+type Marks = Vec<Range<usize>>;
+
+/// A row of tokens as prompt and completion.
+fn split<'a>(
+    record: &Record,
+    input_ids: &'a [i64],
+    prompt_length: usize,
+) -> Result<(&'a [i64], &'a [i64])> {
+    input_ids
+        .split_at_checked(prompt_length)
+        .ok_or_else(|| record.refused("prompt_length is past the end of input_ids"))
 }
 
 fn joined(instruction: &str, input: &str) -> String {
@@ -212,6 +439,14 @@ mod tests {
     const CHAT: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}\
                         {% if add_generation_prompt %}<assistant>{% endif %}";
 
+    fn encoder<'a>(
+        tokenizer: &'a Tokenizer,
+        chat_template: Option<&'a ChatTemplate>,
+        template: Template,
+    ) -> TextEncoder<'a> {
+        TextEncoder { tokenizer, chat_template, template, turns: Turns::Last }
+    }
+
     fn record(content: Content) -> Record {
         Record { id: "it".into(), content, subspace: None }
     }
@@ -237,7 +472,7 @@ mod tests {
         chat_template: Option<&ChatTemplate>,
     ) -> std::result::Result<(String, String), Box<dyn std::error::Error>> {
         let tokenizer = tokenizer(true)?;
-        let encoder = TextEncoder { tokenizer: &tokenizer, chat_template, template };
+        let encoder = encoder(&tokenizer, chat_template, template);
         let (prompt, completion) = encoder.encode(&record(content.clone()))?;
         // the tokenizer has no decoder, so tokens come apart
         let text = |ids: &[i64]| -> reft_models::Result<String> {
@@ -249,8 +484,7 @@ mod tests {
     #[test]
     fn prompt_and_completion_are_tokenised_apart_with_one_begin_and_one_end() -> TestResult {
         let tokenizer = tokenizer(true)?;
-        let encoder =
-            TextEncoder { tokenizer: &tokenizer, chat_template: None, template: Template::Auto };
+        let encoder = encoder(&tokenizer, None, Template::Auto);
         let (a, b, merged) = (3, 4, 2);
         let (prompt, end) = encoder.encode(&record(completion("ca", "b")))?;
         assert_eq!((prompt, end), (vec![0, 5, a], vec![b, 1])); // not "c", "ab"
@@ -268,7 +502,7 @@ mod tests {
             Message::new("user", "so"),
             Message::new("assistant", "c"),
         ];
-        let conversation = Content::Chat { messages };
+        let conversation = Content::Chat { messages, tools: None };
         let end = |s: &str| format!("{s}</s>");
         let both = |prompt: &str, completion: &str| (prompt.to_owned(), end(completion));
         assert_eq!(
@@ -311,8 +545,7 @@ mod tests {
         let tokenizer = tokenizer(true)?;
         let chat = ChatTemplate::new(CHAT, Vec::new())?;
         for template in [Template::Auto, Template::Alpaca, Template::Plain] {
-            let encoder =
-                TextEncoder { tokenizer: &tokenizer, chat_template: Some(&chat), template };
+            let encoder = encoder(&tokenizer, Some(&chat), template);
             let (prompt, _) = encoder.encode(&record(instruction("")))?;
             assert_eq!(encoder.encode_prompt("do")?, prompt);
         }
@@ -325,7 +558,7 @@ mod tests {
         let (tokenizer, endless) = (tokenizer(true)?, tokenizer(false)?);
         let turns = |roles: &[&str]| {
             let messages = roles.iter().map(|role| Message::new(*role, "a")).collect();
-            Content::Chat { messages }
+            Content::Chat { messages, tools: None }
         };
         let whole = turns(&["user", "assistant"]);
         for (content, template, chat_template, tokenizer, word) in [
@@ -343,7 +576,7 @@ mod tests {
             (whole, Template::Alpaca, Some(&chat), &tokenizer, "needs template chat"),
             (completion("a", "b"), Template::Auto, None, &endless, "no end token"),
         ] {
-            let encoder = TextEncoder { tokenizer, chat_template, template };
+            let encoder = encoder(tokenizer, chat_template, template);
             let refused = encoder.encode(&record(content));
             assert!(
                 matches!(&refused, Err(Error::Refused { id, reason }) if id == "it" && reason.contains(word)),

@@ -15,3 +15,4 @@ mod run;
 mod share;
 mod templates;
 mod tiny_llama;
+mod turns;
