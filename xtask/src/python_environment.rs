@@ -25,8 +25,9 @@ const WITHOUT_DEPENDENCIES: [&str; 2] = ["pyreft==0.1.0", "pyvene==0.1.8"];
 /// Qwen3 is younger than the transformers that pyreft works with, so this one lies in a folder of its own, before the other.
 const NEWER: [&str; 1] = ["transformers==4.51.3"];
 
-/// PEFT and transformers of today, with what they import besides torch and numpy; in a folder of its own too.
-const TODAY: [&str; 14] = [
+/// PEFT and transformers of today, with what they import besides torch and numpy, and what writes GGUF files and vocabularies; in a folder of its
+/// own too.
+const TODAY: [&str; 16] = [
     "peft==0.21.2",
     "transformers==5.24.0",
     "huggingface-hub==2.4.0",
@@ -41,6 +42,8 @@ const TODAY: [&str; 14] = [
     "shellingham==1.5.4",
     "rich==15.0.0",
     "hf-xet==1.8.0",
+    "sentencepiece==0.2.3",
+    "gguf==0.19.0",
 ];
 
 /// The Pythons that a script can ask for.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use reft_models::plain_reason;
 use serde::de::{DeserializeOwned, DeserializeSeed, Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
@@ -16,7 +17,7 @@ pub(crate) fn with_field<T: Serialize + DeserializeOwned>(
     if let Some(fields) = json.as_object_mut() {
         fields.insert(field.to_owned(), value.clone());
     }
-    serde_json::from_value(json).map_err(|error| error.to_string())
+    serde_json::from_value(json).map_err(|error| plain_reason(&error))
 }
 
 /// Reads a table by setting one field after the other: what cannot be is refused where it stands in a file.

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use reft_bench::{Metric, Scorer, TaskConfig, TaskKind, encode_questions, read_questions};
-use reft_models::{ChatOptions, Model};
+use reft_models::{ChatOptions, ContextLimit, Model};
 use reft_train::{
     Encoding, Learner, LossReport, NextToken, Template, TurnOptions, Turns, read_records,
 };
@@ -43,10 +43,10 @@ pub struct EvalArgs {
     turns: Flags<TurnOptions>,
     #[command(flatten)]
     chat: Flags<ChatOptions>,
-    /// Longest example in tokens; what is longer is cut at its end [default: the model's context]
+    /// Longest example in tokens; what is longer is cut at its end [default: none is cut, and one past the model's context refused]
     #[arg(long, value_name = "N")]
     max_length: Option<usize>,
-    /// Leave out examples that have no label left when they are cut, instead of failing
+    /// Cut at the model's context, or at --max-length, and leave out examples that have no label left, instead of failing
     #[arg(long)]
     drop_too_long: bool,
     /// Examples computed at once
@@ -96,7 +96,7 @@ fn answers(args: &EvalArgs, task: &TaskConfig) -> Result<()> {
     let model = args.model.open()?;
     let chat_vars = task.chat_vars.overlaid(&args.chat.0.chat_vars);
     let text = ModelText::open(&model.path, &ChatOptions { chat_vars })?;
-    let encoding = encoding(args, &text, task.template, &model.decoder);
+    let encoding = encoding(args, &text, task.template, &model.decoder, usize::MAX);
     let questions = encode_questions(task, &questions, &encoding)
         .with_context(|| format!("cannot use {}", args.data.display()))?;
     let (tokenizer, stop) = (text.tokenizer.as_ref(), AtomicBool::new(false));
@@ -121,33 +121,34 @@ fn answers(args: &EvalArgs, task: &TaskConfig) -> Result<()> {
     output::result(args.json, &json, || output::table(&rows))
 }
 
-/// How rows become tokens: uncut unless it is asked for.
+/// How rows become tokens.
 fn encoding<'a>(
     args: &EvalArgs,
     text: &'a ModelText,
     template: Template,
     model: &dyn Model,
+    max_length: usize,
 ) -> Encoding<'a> {
-    let description = model.description();
-    Encoding {
-        text: text.encoder(args.template.unwrap_or(template), args.turns.0.turns),
-        vocab_size: description.vocab_size,
-        max_length: args.max_length.unwrap_or(description.max_position_embeddings as usize),
-    }
+    let text = text.encoder(args.template.unwrap_or(template), args.turns.0.turns);
+    Encoding { text, vocab_size: model.description().vocab_size, max_length }
 }
 
 fn lm(args: &EvalArgs) -> Result<()> {
     let records = read_records(&args.data)?;
     let model = args.model.open()?;
     let text = ModelText::open(&model.path, &args.chat.0)?;
-    let encoding = encoding(args, &text, Template::Auto, &model.decoder);
+    let stack = model.stack()?;
+    let room = ContextLimit::of(model.decoder.description(), &stack).room();
+    let usual = if args.drop_too_long { room } else { usize::MAX };
+    let max_length = args.max_length.unwrap_or(usual);
+    let encoding = encoding(args, &text, Template::Auto, &model.decoder, max_length);
     let examples = examples(&records, &args.data, &encoding, args.drop_too_long)?;
     if examples.is_empty() {
-        let (data, max_length) = (args.data.display(), encoding.max_length);
+        let data = args.data.display();
         bail!("{data} has no example within {max_length} tokens; raise --max-length");
     }
     let started = Instant::now();
-    let learner = Learner::new(&model.decoder, &model.stack()?, &NextToken);
+    let learner = Learner::new(&model.decoder, &stack, &NextToken);
     let report = learner.evaluate(&examples, args.batch_size, None)?;
     let LossReport { loss, perplexity, target_tokens } = report;
     let (n, seconds) = (examples.len(), started.elapsed().as_secs_f64());

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use reft_models::{
-    Component, Decoder, HookPoint, Hooks, Layout, Mode, Model, PaddingSide, Row, Span, read_text,
-    save_safetensors,
+    Component, Decoder, HookPoint, Hooks, JsonReason, Layout, Mode, Model, PaddingSide, Row, Span,
+    read_text, save_safetensors,
 };
 use reft_train::IGNORE_INDEX;
 use serde::Deserialize;
@@ -48,7 +48,7 @@ pub struct LogitsArgs {
 /// The input file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Input {
+pub(crate) struct Input {
     input_ids: Vec<Vec<i64>>,
     prompt_lengths: Option<Vec<usize>>,
     labels: Option<Vec<Vec<i64>>>,
@@ -89,8 +89,10 @@ pub fn run(args: &LogitsArgs) -> Result<()> {
     output::line(format!("logits of {rows} rows are in {}", args.output.display()))
 }
 
-fn read(path: &Path) -> Result<Input> {
+/// Reads the input.
+pub(crate) fn read(path: &Path) -> Result<Input> {
     let input: Input = serde_json::from_str(&read_text(path)?)
+        .map_err(JsonReason::from)
         .with_context(|| format!("{} is not the JSON that reft logits takes", path.display()))?;
     let rows = input.input_ids.len();
     let lists = [

@@ -18,6 +18,9 @@ mod cost;
 
 mod files;
 
+#[cfg(test)]
+mod messages;
+
 mod machine;
 mod model;
 mod options;

@@ -146,6 +146,11 @@ pub trait Method: Debug {
         Ok(vec![0.0; model.num_hidden_layers])
     }
 
+    /// Tokens of the model's context that it takes beside those of a row: virtual tokens and a prefix.
+    fn context_taken(&self) -> usize {
+        0
+    }
+
     /// The rotations that it trains, if it trains any: how they are kept orthonormal, and `[n, d, r]`.
     fn rotations(&self) -> Option<(MapKind, [i64; 3])> {
         None

@@ -141,6 +141,11 @@ impl Methods {
         )
     }
 
+    /// Tokens of the model's context that they take beside those of a row; see [`Method::context_taken`].
+    pub fn context_taken(&self) -> usize {
+        self.iter().map(Method::context_taken).sum()
+    }
+
     /// Bytes per token that the methods' own backward keeps in each block; see [`Method::kept_per_token`].
     ///
     /// # Errors

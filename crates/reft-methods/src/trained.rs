@@ -276,6 +276,10 @@ impl<M: TensorMethod> Method for M {
         TensorMethod::options(self)
     }
 
+    fn context_taken(&self) -> usize {
+        self.virtual_tokens() + self.prefix_length()
+    }
+
     fn build(&self, model: &dyn Model, base_model: &str) -> Result<Box<dyn Adapter>> {
         let base_model = BaseModel::of(model.description(), base_model);
         let mut method = self.clone();

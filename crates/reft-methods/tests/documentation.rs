@@ -8,6 +8,7 @@ use reft_methods::{
     METHODS, Merging, MethodDeclaration, MethodOption, PEFT_FILES, PYREFT_FILE, all_options,
 };
 use reft_models::{Fields, MODEL_FILES};
+use reft_train::ROWS;
 
 /// Compares what stands between two marks of a page with what should, or writes it there.
 fn check_page(page: &str, mark: &str, expected: &str) -> Result<(), Box<dyn std::error::Error>> {
@@ -84,7 +85,7 @@ fn tables_of_methods_and_options_are_those_of_the_declarations()
 #[test]
 fn tables_of_fields_are_those_that_readers_check_with() -> Result<(), Box<dyn std::error::Error>> {
     let files: Vec<&Fields> =
-        MODEL_FILES.iter().chain(&PEFT_FILES).copied().chain([&PYREFT_FILE]).collect();
+        MODEL_FILES.iter().chain(&PEFT_FILES).copied().chain([&PYREFT_FILE]).chain(&ROWS).collect();
     let section = |fields: &&Fields| format!("### {}\n\n{}", fields.file, fields.table());
     let sections: Vec<String> = files.iter().map(section).collect();
     check_page("interop.md", "fields", &sections.join("\n"))

@@ -28,7 +28,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// Where and why, with the line.
-        source: serde_json::Error,
+        source: crate::JsonReason,
     },
     /// A line of a text file that cannot be used.
     #[error("{}, line {line}: {reason}", path.display())]
@@ -136,17 +136,23 @@ pub enum Error {
         /// Size of the vocabulary.
         vocab_size: i64,
     },
-    /// A prompt leaves no room for a reply.
+    /// Rows do not fit into the model's context.
     #[error(
-        "prompt {index} has {length} tokens, the model's context {context}; shorten it to leave room for a reply"
+        "{}; the model's context is {limit}: {}",
+        describe_long(rows, *before, *new_tokens),
+        advise_long(*room, *new_tokens)
     )]
     ContextFull {
-        /// The prompt's place in the list.
-        index: usize,
-        /// Its tokens, with virtual ones and a prefix.
-        length: usize,
+        /// The rows that are too long, with their tokens.
+        rows: Vec<(String, usize)>,
         /// The model's `max_position_embeddings`.
-        context: usize,
+        limit: usize,
+        /// Virtual tokens and a prefix, which stand before every row.
+        before: usize,
+        /// Tokens to be generated after a row.
+        new_tokens: usize,
+        /// Tokens that a row may have.
+        room: usize,
     },
     /// The model's scores of the next token are not numbers.
     #[error(
@@ -240,6 +246,36 @@ pub enum Error {
 
 /// Kinds of mismatch that are told; more are counted.
 const TOLD: usize = 8;
+
+/// Rows that a message names; more are counted.
+const NAMED: usize = 5;
+
+/// The rows that do not fit into a context, and what stands beside them.
+fn describe_long(rows: &[(String, usize)], before: usize, new_tokens: usize) -> String {
+    let name = |(name, length): &(String, usize)| format!("{name} has {length} tokens");
+    let mut text = rows.iter().take(NAMED).map(name).collect::<Vec<_>>().join(", ");
+    if rows.len() > NAMED {
+        text += &format!(", and {} more are too long", rows.len() - NAMED);
+    }
+    let before =
+        (before > 0).then(|| format!("{before} virtual tokens or tokens of a prefix before it"));
+    let after = (new_tokens > 0).then(|| format!("{new_tokens} new ones after it"));
+    let beside: Vec<String> = before.into_iter().chain(after).collect();
+    match beside.is_empty() {
+        true => text,
+        false => format!("{text}, beside {}", beside.join(" and ")),
+    }
+}
+
+/// What to do about rows that do not fit into a context.
+fn advise_long(room: usize, new_tokens: usize) -> String {
+    match (room, new_tokens) {
+        (0, 0) => "nothing is left for rows: use fewer virtual tokens".to_owned(),
+        (0, _) => "nothing is left for prompts: lower max_new_tokens".to_owned(),
+        (room, 0) => format!("shorten to {room} (max_length cuts examples), or leave out"),
+        (room, _) => format!("shorten to {room}, or lower max_new_tokens"),
+    }
+}
 
 /// The names of a mismatch, those of all layers in one line.
 fn describe_mismatch(

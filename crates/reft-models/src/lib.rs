@@ -43,14 +43,18 @@ pub use files::atomic_file::{atomic_directory, atomic_write, io_error};
 pub use files::fields::{Fate, Field, Fields, says_nothing};
 pub use files::hub::{Hub, resolve_model};
 pub use files::model_dir::convert_gguf;
+pub use files::reason::{JsonReason, plain_reason};
 pub use files::safetensors_file::{load_safetensors, load_safetensors_metadata, save_safetensors};
 pub use files::text_file::{
-    Key, line_of, read_json, read_text, toml_error, write_json, write_json_in_order, write_text,
+    Key, json_error, line_of, read_json, read_text, toml_error, write_json, write_json_in_order,
+    write_text,
 };
 pub use generation::generate::{Finish, Generated, generate};
 pub use generation::sampling::GenerationConfig;
+pub use gguf::fields::GGUF;
 pub use gguf::gguf_file::Gguf;
 pub use model::collect::{Collect, TokenAt, collect};
+pub use model::context::ContextLimit;
 pub use model::description::{ModelDescription, ModelTensor, Projection, TensorRole};
 pub use model::frozen_model::{Forward, Head, Model};
 pub use model::hooks::{Cut, HookPoint, Hooks, NoHooks, Stacked};

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 fn decoder_config() -> Value {
     json!({
-        "model_type": "llama", "vocab_size": 128, "hidden_size": 64, "intermediate_size": 128,
+        "model_type": "mistral", "vocab_size": 128, "hidden_size": 64, "intermediate_size": 128,
         "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
         "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": false, "attention_bias": false,
         "mlp_bias": false, "sliding_window": 4, "hidden_act": "silu", "max_position_embeddings": 256,

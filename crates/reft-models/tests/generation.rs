@@ -2,6 +2,7 @@
 
 mod oracle;
 
+use std::cell::RefCell;
 use std::ops::ControlFlow;
 
 use oracle::{assert_close, tensors, tiny_llama};
@@ -160,17 +161,15 @@ fn smollm2_continues_as_in_transformers_alone_and_batched() -> Outcome {
     let (prompts, expected) = (of("prompt_ids")?, of("new_ids")?);
     assert_eq!(expected.iter().map(Vec::len).collect::<Vec<_>>(), [8, 40, 32]);
     let rows: Vec<Row> = prompts.into_iter().map(Row::prompt).collect();
-    let config = |padding| GenerationConfig { stop_ids: vec![2], padding, ..greedy(40) };
+    let config = GenerationConfig { stop_ids: vec![2], ..greedy(40) };
     for (row, expected) in rows.iter().zip(&expected) {
-        let reply = run(&decoder, &[], std::slice::from_ref(row), &config(PaddingSide::Left))?;
+        let reply = run(&decoder, &[], std::slice::from_ref(row), &config)?;
         assert_eq!(&reply[0].ids, expected);
     }
-    for padding in BOTH_SIDES {
-        let replies = run(&decoder, &[], &rows, &config(padding))?;
-        assert_eq!(ids(&replies), expected, "{padding:?}");
-        let finishes: Vec<_> = replies.iter().map(|reply| reply.finish).collect();
-        assert_eq!(finishes, [Finish::Stop, Finish::Length, Finish::Stop]);
-    }
+    let replies = run(&decoder, &[], &rows, &config)?;
+    assert_eq!(ids(&replies), expected);
+    let finishes: Vec<_> = replies.iter().map(|reply| reply.finish).collect();
+    assert_eq!(finishes, [Finish::Stop, Finish::Length, Finish::Stop]);
     Ok(())
 }
 
@@ -191,13 +190,10 @@ fn cached_and_batched_equals_recomputed_row_by_row() -> Outcome {
             .iter()
             .map(|row| recomputed(&decoder, &AdapterStack::EMPTY, row, n))
             .collect::<Result<_>>()?;
-        for padding in BOTH_SIDES {
-            let config = GenerationConfig { padding, ..greedy(n) };
-            let found = ids(&run(&decoder, &[], &rows, &config)?);
-            assert_eq!(found, expected, "{} {padding:?}", decoder.description().model_type);
-            let two = GenerationConfig { batch_size: Some(2), ..config };
-            assert_eq!(ids(&run(&decoder, &[], &rows, &two)?), expected, "two at a time");
-        }
+        let found = ids(&run(&decoder, &[], &rows, &greedy(n))?);
+        assert_eq!(found, expected, "{}", decoder.description().model_type);
+        let two = GenerationConfig { batch_size: Some(2), ..greedy(n) };
+        assert_eq!(ids(&run(&decoder, &[], &rows, &two)?), expected, "two at a time");
     }
     Ok(())
 }
@@ -220,14 +216,7 @@ fn adapters_generate_in_a_padded_batch_what_they_generate_alone() -> Outcome {
             .map(|row| recomputed(&decoder, &AdapterStack::one(&**adapter), row, n))
             .collect::<Result<_>>()?;
         assert_ne!(expected, base, "test has no power: adapter {i} changes nothing");
-        for padding in BOTH_SIDES {
-            let config = GenerationConfig { padding, ..greedy(n) };
-            assert_eq!(
-                ids(&run(&decoder, &[&**adapter], &rows, &config)?),
-                expected,
-                "{i} {padding:?}"
-            );
-        }
+        assert_eq!(ids(&run(&decoder, &[&**adapter], &rows, &greedy(n))?), expected, "{i}");
     }
     let (reft, prefix) = (&*adapters[0], &*adapters[3]);
     let both = ids(&run(&decoder, &[reft, prefix], &rows, &greedy(n))?);
@@ -320,24 +309,22 @@ fn samples_follow_from_the_seed_and_not_from_the_batch() -> Outcome {
     let decoder = tiny_llama()?;
     let mut rows = tiny_prompts()?;
     rows.push(rows[0].clone());
-    let sampled = |seed, batch_size, padding| -> Result<_> {
+    let sampled = |seed, batch_size| -> Result<_> {
         let config = GenerationConfig {
             temperature: 1.3,
             top_k: Some(90),
             top_p: 0.98,
             seed,
-            padding,
             batch_size: Some(batch_size),
             ..greedy(20)
         };
         Ok(ids(&run(&decoder, &[], &rows, &config)?))
     };
-    let expected = sampled(5, 4, PaddingSide::Left)?;
+    let expected = sampled(5, 4)?;
     for batch_size in 1..4 {
-        assert_eq!(sampled(5, batch_size, PaddingSide::Left)?, expected, "{batch_size} at a time");
+        assert_eq!(sampled(5, batch_size)?, expected, "{batch_size} at a time");
     }
-    assert_eq!(sampled(5, 4, PaddingSide::Right)?, expected);
-    assert_ne!(sampled(6, 4, PaddingSide::Left)?, expected);
+    assert_ne!(sampled(6, 4)?, expected);
     assert_ne!(expected[0], expected[3], "equal prompts draw apart");
     Ok(())
 }
@@ -376,23 +363,60 @@ fn finished_rows_leave_and_the_others_go_on_unchanged() -> Outcome {
     let rows = tiny_prompts()?;
     let full = ids(&run(&decoder, &[], &rows, &greedy(12))?);
     let stop = full[1][3];
-    let config = |padding| GenerationConfig { stop_ids: vec![stop], padding, ..greedy(12) };
-    for padding in BOTH_SIDES {
-        let mut streamed = vec![Vec::new(); 3];
-        let replies =
-            generate(&decoder, &AdapterStack::EMPTY, &rows, &config(padding), &mut |row, id| {
-                streamed[row].push(id);
-                ControlFlow::Continue(())
-            })?;
-        assert_eq!(ids(&replies), streamed);
-        for (reply, full) in replies.iter().zip(&full) {
-            let end = full.iter().position(|&id| id == stop);
-            assert_eq!(reply.ids, full[..end.map_or(12, |end| end + 1)]);
-            assert_eq!(reply.finish, if end.is_some() { Finish::Stop } else { Finish::Length });
-            assert_eq!(reply.text_ids(), &full[..end.unwrap_or(12)]);
-        }
-        assert!(replies.iter().any(|reply| reply.finish == Finish::Length), "test has no power");
+    let config = GenerationConfig { stop_ids: vec![stop], ..greedy(12) };
+    let mut streamed = vec![Vec::new(); 3];
+    let replies = generate(&decoder, &AdapterStack::EMPTY, &rows, &config, &mut |row, id| {
+        streamed[row].push(id);
+        ControlFlow::Continue(())
+    })?;
+    assert_eq!(ids(&replies), streamed);
+    for (reply, full) in replies.iter().zip(&full) {
+        let end = full.iter().position(|&id| id == stop);
+        assert_eq!(reply.ids, full[..end.map_or(12, |end| end + 1)]);
+        assert_eq!(reply.finish, if end.is_some() { Finish::Stop } else { Finish::Length });
+        assert_eq!(reply.text_ids(), &full[..end.unwrap_or(12)]);
     }
+    assert!(replies.iter().any(|reply| reply.finish == Finish::Length), "test has no power");
+    Ok(())
+}
+
+/// A batch of prompts needs no mask if no token has padding before it.
+#[test]
+fn prompts_of_a_batch_begin_together() -> Outcome {
+    struct Begins(RefCell<Vec<usize>>);
+    struct SeeLayout<'a>(&'a Begins);
+
+    impl Adapter for Begins {
+        fn method(&self) -> &str {
+            "begins"
+        }
+
+        fn parameters(&self) -> Vec<Parameter> {
+            Vec::new()
+        }
+
+        fn hooks<'a>(&'a self, _layout: &Layout, _mode: Mode) -> Result<Box<dyn Hooks + 'a>> {
+            Ok(Box::new(SeeLayout(self)))
+        }
+
+        fn save(&self, _dir: &std::path::Path) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Hooks for SeeLayout<'_> {
+        fn visit(&mut self, point: HookPoint, h: Tensor, span: &Span) -> Result<Tensor> {
+            if matches!(point, HookPoint::Embeddings) && span.columns.start == 0 {
+                let begins = (0..3).map(|row| span.layout.columns(row).start);
+                self.0.0.borrow_mut().extend(begins);
+            }
+            Ok(h)
+        }
+    }
+
+    let begins = Begins(RefCell::default());
+    run(&tiny_llama()?, &[&begins], &tiny_prompts()?, &greedy(2))?;
+    assert_eq!(begins.0.into_inner(), [0, 0, 0]);
     Ok(())
 }
 
@@ -412,18 +436,22 @@ fn the_caller_can_break_off() -> Outcome {
 }
 
 #[test]
-fn replies_end_where_the_context_does() -> Outcome {
+fn prompts_and_replies_that_do_not_fit_into_the_context_are_refused() -> Outcome {
     let decoder = tiny_llama()?; // 256 positions
     let mut rows = tiny_prompts()?;
-    rows.push(Row::prompt((0..254).map(|i| i % 128).collect()));
-    let replies = run(&decoder, &[], &rows, &greedy(5))?;
-    let lengths: Vec<_> = replies.iter().map(|reply| reply.ids.len()).collect();
-    assert_eq!(lengths, [5, 5, 5, 2]);
-    let prefix = VirtualTokens::prefix(&decoder, 2);
-    assert!(matches!(
-        run(&decoder, &[&prefix], &rows, &greedy(5)),
-        Err(Error::ContextFull { index: 3, length: 256, context: 256 })
-    ));
+    rows.push(Row::prompt((0..251).map(|i| i % 128).collect()));
+    let whole = run(&decoder, &[], &rows, &greedy(5))?;
+    assert_eq!(whole.iter().map(|reply| reply.ids.len()).collect::<Vec<_>>(), [5; 4]);
+    let refused = |adapters: &[&dyn Adapter], n| match run(&decoder, adapters, &rows, &greedy(n)) {
+        Err(Error::ContextFull { rows, limit, before, new_tokens, room }) => {
+            (rows, [limit, before, new_tokens, room])
+        }
+        other => panic!("not refused: {other:?}"),
+    };
+    let long = vec![("prompt 4".to_owned(), 251)];
+    assert_eq!(refused(&[], 6), (long.clone(), [256, 0, 6, 250]));
+    let [prefix, prompt] = [VirtualTokens::prefix(&decoder, 2), VirtualTokens::prompt(&decoder, 3)];
+    assert_eq!(refused(&[&prefix, &prompt], 1), (long, [256, 5, 1, 250]));
     Ok(())
 }
 

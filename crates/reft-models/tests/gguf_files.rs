@@ -226,7 +226,9 @@ fn blocks_that_stay_as_stored_stand_for_the_numbers_that_dequantising_gives() ->
         (GgmlDType::Q4_1, Some(20.0 / 32.0)),
         (GgmlDType::Q4K, Some(148.0 / 256.0)), // 6-bit scales in bytes of their own
         (GgmlDType::Q6K, Some(274.0 / 256.0)), // 6-bit numbers in bytes of their own
-        (GgmlDType::Q5_0, None),
+        (GgmlDType::Q5_0, Some(22.0 / 32.0)),
+        (GgmlDType::Q5_1, Some(24.0 / 32.0)),
+        (GgmlDType::Q5K, None),
         (GgmlDType::F16, None),
     ];
     for (dtype, bytes_per_number) in kept {
@@ -358,6 +360,162 @@ fn rope_scaling_is_read_or_refused() -> Outcome {
     Ok(())
 }
 
+/// llama.cpp takes a factor without a type for linear scaling, and a factor of 0 for none.
+#[test]
+fn a_rope_factor_without_a_type_is_linear() -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let scaling = |keys: &[(&str, Value)]| -> Result<_, Box<dyn std::error::Error>> {
+        let mut draft = draft("llama", GgmlDType::F32)?;
+        for (key, value) in keys {
+            draft = draft.set(&format!("llama.rope.{key}"), value.clone());
+        }
+        Ok(Gguf::open(&draft.write(directory.path())?)?.config().map(|c| c["rope_scaling"].clone()))
+    };
+    let text = |text: &str| Value::String(text.to_owned());
+    let linear = |factor: f64| json!({ "rope_type": "linear", "factor": factor });
+    let (factor, old) = (("scaling.factor", Value::F32(2.5)), ("scale_linear", Value::F32(4.0)));
+    assert_eq!(scaling(std::slice::from_ref(&factor))??, linear(2.5));
+    assert_eq!(scaling(std::slice::from_ref(&old))??, linear(4.0));
+    assert_eq!(scaling(&[old.clone(), factor.clone()])??, linear(2.5));
+    assert_eq!(scaling(&[old, ("scaling.type", text("linear"))])??, linear(4.0));
+    assert_eq!(scaling(&[factor, ("scaling.type", text("none"))])??, json!(null));
+    assert_eq!(scaling(&[("scaling.factor", Value::F32(0.0))])??, json!(null));
+    let alone = reason(scaling(&[("scaling.type", text("linear"))])?);
+    assert!(alone.contains("without a factor"), "{alone}");
+    Ok(())
+}
+
+#[test]
+fn sizes_by_layer_have_to_be_equal() -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let list = |sizes: &[u32]| Value::Array(sizes.iter().map(|&size| Value::U32(size)).collect());
+    let sizes = [
+        ("attention.head_count", HEADS, "num_attention_heads"),
+        ("attention.head_count_kv", KV_HEADS, "num_key_value_heads"),
+        ("feed_forward_length", MLP, "intermediate_size"),
+    ];
+    for (key, size, name) in sizes {
+        let key = format!("llama.{key}");
+        let open = |sizes: &[u32]| -> Result<_, Box<dyn std::error::Error>> {
+            let draft = draft("llama", GgmlDType::F32)?.set(&key, list(sizes));
+            let path = draft.write(directory.path())?;
+            Ok(Gguf::open(&path).and_then(|gguf| gguf.config()))
+        };
+        assert_eq!(open(&[size as u32; 3])??[name], size);
+        for other in [vec![size as u32, 1], vec![], vec![0]] {
+            let refused = reason(open(&other)?);
+            assert!(refused.contains(&key) && refused.contains("one shape"), "{refused}");
+        }
+    }
+    Ok(())
+}
+
+/// What the reader does not know, and what it knows and does not compute, is refused by its name.
+#[test]
+fn no_metadata_is_skipped() -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let text = |text: &str| Value::String(text.to_owned());
+    let refused = [
+        ("llama.tomorrow", Value::U32(1), "llama.tomorrow is 1"),
+        ("llama.expert_count", Value::U32(8), "llama.expert_count is 8, expected 0"),
+        ("llama.logit_scale", Value::F32(0.5), "llama.logit_scale is 0.5, expected 1"),
+        ("llama.final_logit_softcapping", Value::F32(30.0), "final_logit_softcapping is 30.0"),
+        ("llama.attention.causal", Value::Bool(false), "llama.attention.causal is false"),
+        ("llama.attention.scale", Value::F32(0.5), "llama.attention.scale is 0.5"),
+        ("llama.attention.value_length", Value::U32(32), "expected 64"),
+        ("llama.attention.sliding_window_pattern", Value::U32(6), "sliding_window_pattern is 6"),
+        ("general.quantization_version", Value::U32(3), "quantization_version is 3"),
+        ("tokenizer.ggml.tomorrow", text("x"), "tokenizer.ggml.tomorrow is \"x\""),
+    ];
+    for (key, value, part) in refused {
+        let path = draft("llama", GgmlDType::F32)?.set(key, value).write(directory.path())?;
+        let gguf = Gguf::open(&path)?;
+        let reads = [gguf.config(), gguf.tokenizer_json()].map(|read| read.map(|_| ()));
+        let found = reads.into_iter().find(Result::is_err);
+        let found = reason(found.unwrap_or(Ok(())));
+        assert!(found.contains(part), "{key}: {found}");
+    }
+    let accepted = draft("llama", GgmlDType::F32)?
+        .set("llama.attention.scale", Value::F32(0.125)) // 1 / √64
+        .set("llama.attention.value_length", Value::U32(64))
+        .set("llama.expert_count", Value::U32(0))
+        .set("llama.vocab_size", Value::U32(12))
+        .set("general.name", text("a model"))
+        .set("general.quantization_version", Value::U32(2))
+        .set("quantize.imatrix.file", text("x.dat"))
+        .set("someone.quantized_by", text("someone"))
+        .set("qwen2.tomorrow", Value::U32(1)) // another architecture's
+        .set("tokenizer.ggml.mask_token_id", Value::U32(3))
+        .set("tokenizer.chat_template.tool_use", text("{{ x }}"));
+    let gguf = Gguf::open(&accepted.write(directory.path())?)?;
+    assert!(gguf.config().is_ok(), "{:?}", gguf.config());
+    assert!(gguf.tokenizer_json().is_ok(), "{:?}", gguf.tokenizer_json());
+    Ok(())
+}
+
+/// The names that llama.cpp gives to the parts of a model.
+fn part_name(part: usize, count: usize) -> String {
+    format!("model-{:05}-of-{count:05}.gguf", part + 1)
+}
+
+/// Writes a model as llama.cpp splits it: metadata in the first part, tensors dealt out.
+fn write_split(directory: &Path, count: usize) -> Outcome {
+    let Draft { metadata, tensors } = draft("llama", GgmlDType::Q4_1)?;
+    let total = tensors.len();
+    let mut parts: Vec<Draft> =
+        (0..count).map(|_| Draft { metadata: Vec::new(), tensors: Vec::new() }).collect();
+    parts[0].metadata = metadata;
+    for (i, tensor) in tensors.into_iter().enumerate() {
+        parts[i * count / total].tensors.push(tensor);
+    }
+    for (i, part) in parts.into_iter().enumerate() {
+        let part = part
+            .set("split.no", Value::U16(i as u16))
+            .set("split.count", Value::U16(count as u16))
+            .set("split.tensors.count", Value::I32(total as i32));
+        fs::write(directory.join(part_name(i, count)), part.bytes()?)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_split_model_is_read_whole_from_its_first_part() -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let whole = Weights::open(&draft("llama", GgmlDType::Q4_1)?.write(directory.path())?)?;
+    write_split(directory.path(), 3)?;
+    let first = directory.path().join(part_name(0, 3));
+    let weights = Weights::open(&first)?;
+    assert_eq!(weights.names().collect::<Vec<_>>(), whole.names().collect::<Vec<_>>());
+    assert_eq!(weights.dtypes(), whole.dtypes());
+    for name in whole.names() {
+        let expected = whole.load(name, Kind::Float, Device::Cpu)?;
+        assert_eq!(weights.load(name, Kind::Float, Device::Cpu)?, expected, "{name}");
+    }
+    assert!(Decoder::open(&first, Kind::Float, Device::Cpu).is_ok());
+    assert!(Tokenizer::open(&first).is_ok());
+
+    let second = directory.path().join(part_name(1, 3));
+    let refused = reason(Gguf::open(&second));
+    assert!(refused.contains("part 2 of 3; open the first, model-00001-of-00003"), "{refused}");
+    fs::rename(&second, directory.path().join("kept"))?;
+    let refused = reason(Gguf::open(&first));
+    assert!(refused.contains("model-00002-of-00003.gguf is not beside it"), "{refused}");
+    fs::copy(directory.path().join(part_name(2, 3)), &second)?;
+    let refused = reason(Gguf::open(&first));
+    assert!(refused.contains("its split.no is 2 and its split.count 3, expected 1"), "{refused}");
+    fs::rename(directory.path().join("kept"), &second)?;
+    let renamed = directory.path().join("renamed.gguf");
+    fs::rename(&first, &renamed)?;
+    assert!(reason(Gguf::open(&renamed)).contains("does not end in -00001-of-00003.gguf"));
+    let mut short = fs::read(&renamed)?;
+    let at = short.windows(19).position(|w| w == b"split.tensors.count").ok_or("no such key")?;
+    short[at + 19 + 4] += 1;
+    fs::write(&first, short)?;
+    let refused = reason(Gguf::open(&first));
+    assert!(refused.contains("hold 12 tensors, split.tensors.count is 13"), "{refused}");
+    Ok(())
+}
+
 #[test]
 fn a_converted_directory_is_whole_and_never_half() -> Outcome {
     let directory = tempfile::tempdir()?;
@@ -426,7 +584,7 @@ fn what_cannot_be_read_is_refused_with_its_name() -> Outcome {
     let path = draft("gemma2", GgmlDType::F32)?.write(directory.path())?;
     assert!(reason(Gguf::open(&path)).contains("\"gemma2\""));
     let tokenizer_cases = [
-        ("tokenizer.ggml.model", text("llama"), "kind \"llama\""),
+        ("tokenizer.ggml.model", text("rwkv"), "kind \"rwkv\""),
         ("tokenizer.ggml.pre", text("jais"), "jais"),
         ("tokenizer.ggml.merges", strings(&["ab"]), "\"ab\""),
         ("tokenizer.ggml.token_type", Value::Array(vec![Value::I32(1)]), "1 token types for 12"),

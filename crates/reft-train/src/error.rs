@@ -53,6 +53,16 @@ pub enum Error {
     },
     /// Nothing of an example counts in the loss.
     #[error(
+        "example {id} has no label: of its {length} tokens none is to be predicted from those before it; give it a completion, or drop the example"
+    )]
+    NoLabel {
+        /// The example.
+        id: String,
+        /// Its length in tokens.
+        length: usize,
+    },
+    /// Nothing of what is left of an example counts in the loss.
+    #[error(
         "example {id} has no label left: it is {length} tokens long and cut to {max_length}; raise max_length or drop the example"
     )]
     NoTarget {
@@ -189,4 +199,15 @@ pub enum Error {
     /// libtorch refused an operation.
     #[error(transparent)]
     Torch(#[from] tch::TchError),
+}
+
+impl Error {
+    /// That an example of so many tokens has no label, once it is at most `max_length` tokens long.
+    pub fn without_label(id: impl Into<String>, length: usize, max_length: usize) -> Self {
+        let id = id.into();
+        match length > max_length {
+            true => Self::NoTarget { id, length, max_length },
+            false => Self::NoLabel { id, length },
+        }
+    }
 }

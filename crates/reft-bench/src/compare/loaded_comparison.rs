@@ -5,14 +5,15 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use reft_methods::{Methods, SHARE_WEIGHTS, options_of, resolve};
 use reft_models::{
-    ChatTemplate, Decoder, DecoderConfig, ModelDescription, Row, Tokenizer, read_text,
-    resolve_model,
+    ChatTemplate, ContextLimit, Decoder, DecoderConfig, ModelDescription, Row, Tokenizer,
+    read_text, resolve_model,
 };
 use reft_train::{Dataset, Encoding, Example, IGNORE_INDEX, TextEncoder, Turns};
 use tch::Device;
 
 use crate::compare::plan::{ComparisonPlan, version_in};
 use crate::tasks::question::{EncodedQuestion, Question, cut, encode_questions, read_questions};
+use crate::tasks::score::check_context;
 use crate::{
     CompareConfig, DataFacts, Error, Leakage, Machine, MethodEntry, PartFacts, Result, TaskConfig,
 };
@@ -71,9 +72,9 @@ impl LoadedComparison {
         let Comparison { config, task, train_task } = comparison;
         let training = train_task.as_ref().unwrap_or(&task);
         if training.kind != task.kind {
-            let (found, expected) = (training.kind, task.kind);
+            let (found, expected) = (training.kind.name(), task.kind.name());
             let reason = format!(
-                "train_task is of type {found:?}, task of {expected:?}; they must be of one type"
+                "train_task is of type {found}, task of {expected}; they must be of one type"
             );
             return Err(Error::File { path: config.train_task.unwrap_or_default(), reason });
         }
@@ -81,7 +82,7 @@ impl LoadedComparison {
         let description = DecoderConfig::open(&model)?.describe();
         let methods = config.method.iter();
         let methods = methods.map(|entry| resolve_entry(entry, format_version, &description));
-        let methods = methods.collect::<Result<_>>()?;
+        let methods: Vec<Methods> = methods.collect::<Result<_>>()?;
         let has_tokenizer = model.is_file() || model.join("tokenizer.json").exists();
         let tokenizer = has_tokenizer.then(|| Tokenizer::open(&model)).transpose()?;
         let chat_template = match ChatTemplate::open(&model) {
@@ -89,7 +90,6 @@ impl LoadedComparison {
             template => Some(template?),
         };
         let parts = Parts::read(&config, &task, training)?;
-        let context = description.max_position_embeddings as usize;
         let encode = |task: &TaskConfig, part: &Part| {
             let with_variables =
                 |template: &ChatTemplate| template.clone().with_variables(&task.chat_vars);
@@ -101,11 +101,8 @@ impl LoadedComparison {
                 turns: Turns::Last,
             });
             let vocab_size = description.vocab_size;
-            encode_questions(
-                task,
-                &part.questions,
-                &Encoding { text, vocab_size, max_length: context },
-            )
+            let encoding = Encoding { text, vocab_size, max_length: usize::MAX }; // questions are not cut
+            encode_questions(task, &part.questions, &encoding)
         };
         let train = encode(training, &parts.train)?;
         let validation_task = if config.data.validation.is_some() { &task } else { training };
@@ -113,9 +110,13 @@ impl LoadedComparison {
         let tests = parts.tests.iter().map(|part| encode(&task, part));
         let tests = tests.collect::<Result<Vec<_>>>()?;
         let max_length = config.train.options.max_length;
+        let contexts = methods.iter().map(Methods::context_taken).chain([0]);
+        let contexts: Vec<ContextLimit> =
+            contexts.map(|n| ContextLimit::new(&description, n)).collect();
+        let room = contexts.iter().map(|context| context.room()).min().unwrap_or(0);
         let is_longer = |q: &&EncodedQuestion| q.example.length() > max_length;
         let neutral = config.neutral.as_ref();
-        let neutral = neutral.map(|path| windows(path, tokenizer.as_ref(), context)).transpose()?;
+        let neutral = neutral.map(|path| windows(path, tokenizer.as_ref(), room)).transpose()?;
         let test_questions: Vec<&[Question]> =
             parts.tests.iter().map(|part| part.questions.as_slice()).collect();
         let data = DataFacts {
@@ -135,6 +136,13 @@ impl LoadedComparison {
         };
         let train = train.into_iter().map(|question| cut_to(question.example, max_length));
         let dataset = Dataset { train: train.collect::<Result<_>>()?, validation: Vec::new() };
+        for context in contexts {
+            let validated = validation.iter().map(|question| &question.example);
+            let examples = dataset.train.iter().chain(validated);
+            context.check(examples.map(|example| (&example.id, example.length())))?;
+            check_context(&task, &validation, context)?;
+            tests.iter().try_for_each(|test| check_context(&task, test, context))?;
+        }
         let plan = ComparisonPlan {
             format_version,
             command: command.to_owned(),
@@ -254,7 +262,7 @@ fn cut_to(mut example: Example, max_length: usize) -> Result<Example> {
     let length = example.length();
     cut(&mut example, max_length);
     if example.labels().iter().skip(1).all(|&label| label == IGNORE_INDEX) {
-        return Err(reft_train::Error::NoTarget { id: example.id, length, max_length }.into());
+        return Err(reft_train::Error::without_label(example.id, length, max_length).into());
     }
     Ok(example)
 }
@@ -264,13 +272,13 @@ const WINDOW: usize = 128;
 /// Windows at most.
 const WINDOWS: usize = 32;
 
-fn windows(path: &Path, tokenizer: Option<&Tokenizer>, context: usize) -> Result<Vec<Example>> {
+fn windows(path: &Path, tokenizer: Option<&Tokenizer>, room: usize) -> Result<Vec<Example>> {
     let refuse = |reason: String| Error::File { path: path.to_owned(), reason };
     let text = read_text(path)?;
     let tokenizer = tokenizer
         .ok_or_else(|| refuse("a neutral text needs a model with a tokenizer".to_owned()))?;
     let tokens = tokenizer.encode(text.trim(), false)?;
-    let width = WINDOW.min(context);
+    let width = WINDOW.min(room).max(1);
     let window = |(i, tokens): (usize, &[i64])| {
         let prompt_length = width / 4;
         let mut labels = vec![IGNORE_INDEX; prompt_length];

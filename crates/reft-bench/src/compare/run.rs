@@ -3,7 +3,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use reft_methods::{adapter_bytes, load_adapters, numel};
-use reft_models::{AdapterStack, GenerationConfig, Row, atomic_directory, generate, io_error};
+use reft_models::{
+    AdapterStack, ContextLimit, GenerationConfig, Row, atomic_directory, generate, io_error,
+};
 use reft_train::{
     Learner, NextToken, Outcome, Plan as TrainPlan, Progress, StepStats, TrainConfig, Trainer,
 };
@@ -227,13 +229,16 @@ const SPEED: (usize, usize) = (8, 32);
 fn generation_speed(questions: &[EncodedQuestion], learner: &Learner) -> Result<Option<f64>> {
     let prompts = questions.iter().map(EncodedQuestion::prompt);
     let rows: Vec<Row> = prompts.filter(|row| row.prompt_length > 0).take(SPEED.0).collect();
-    if rows.is_empty() {
+    let (model, stack) = (learner.model, &learner.stack);
+    let longest = rows.iter().map(|row| row.prompt_length).max().unwrap_or(0);
+    let left = ContextLimit::of(model.description(), stack).room().saturating_sub(longest);
+    if rows.is_empty() || left == 0 {
         return Ok(None);
     }
-    let config = GenerationConfig { max_new_tokens: SPEED.1, ..GenerationConfig::default() };
+    let max_new_tokens = SPEED.1.min(left);
+    let config = GenerationConfig { max_new_tokens, ..GenerationConfig::default() };
     let mut go_on = |_: usize, _: i64| std::ops::ControlFlow::Continue(());
     let started = Instant::now();
-    let (model, stack) = (learner.model, &learner.stack);
     let replies = generate(model, stack, &rows, &config, &mut go_on)?;
     let tokens: usize = replies.iter().map(|reply| reply.ids.len()).sum();
     Ok(Some(tokens as f64 / started.elapsed().as_secs_f64()))

@@ -201,12 +201,11 @@ pub(crate) fn cut(example: &mut Example, length: usize) {
     }
 }
 
-/// Questions in tokens, checked against the task's scoring and the model's context, which is the encoding's `max_length`: questions are
-/// not cut.
+/// Questions in tokens, checked against the task's scoring. They are not cut, whatever the encoding's `max_length`.
 ///
 /// # Errors
-/// The first question that cannot be tokenised, is shorter than the task's `length` or leaves the model no room; a choice of several
-/// tokens where the scoring takes one; choices with the same tokens.
+/// The first question that cannot be tokenised or is shorter than the task's `length`; a choice of several tokens where the scoring takes
+/// one; choices with the same tokens.
 pub fn encode_questions(
     task: &TaskConfig,
     questions: &[Question],
@@ -224,7 +223,7 @@ pub fn encode_questions(
         });
         let choices = choices.collect::<Result<_>>()?;
         let encoded = EncodedQuestion { example, answer: question.answer.clone(), choices };
-        check(task, question, &encoded, encoding.max_length)?;
+        check(task, question, &encoded)?;
         Ok(encoded)
     };
     questions.iter().zip(examples).map(encode).collect()
@@ -258,22 +257,11 @@ fn completion_tokens(
     Ok(encoder.encode(&record)?.1)
 }
 
-fn check(
-    task: &TaskConfig,
-    question: &Question,
-    encoded: &EncodedQuestion,
-    context: usize,
-) -> Result<()> {
+fn check(task: &TaskConfig, question: &Question, encoded: &EncodedQuestion) -> Result<()> {
     let refuse = |reason: String| {
         Err(reft_train::Error::Refused { id: encoded.example.id.clone(), reason }.into())
     };
     let prompt_length = encoded.example.row().prompt_length;
-    let length = prompt_length + encoded.longest_choice().max(encoded.completion().len());
-    if length > context {
-        return refuse(format!(
-            "prompt and completion have {length} tokens, the model's context is {context}; drop the row"
-        ));
-    }
     if prompt_length == 0 && task.kind != TaskKind::Lm {
         return refuse("the prompt has no tokens; expected at least one".to_owned());
     }

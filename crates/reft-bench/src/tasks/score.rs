@@ -2,7 +2,7 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use reft_models::{Generated, GenerationConfig, Row, Tokenizer, generate};
+use reft_models::{ContextLimit, Generated, GenerationConfig, Row, Tokenizer, generate};
 use reft_train::{Example, Learner};
 use serde::{Deserialize, Serialize};
 
@@ -43,12 +43,50 @@ pub struct Scorer<'a> {
     pub stop: &'a AtomicBool,
 }
 
+/// Checks that questions fit into a model's context as a task asks them: with the completion, the longest choice, or what is generated.
+///
+/// # Errors
+/// [`reft_models::Error::ContextFull`] with the questions that are too long.
+pub(crate) fn check_context(
+    task: &TaskConfig,
+    questions: &[EncodedQuestion],
+    context: ContextLimit,
+) -> Result<()> {
+    let (context, length): (_, fn(&EncodedQuestion) -> usize) =
+        match generated_tokens(task, questions) {
+            Some(n) => (context.generating(n), |question| question.example.row().prompt_length),
+            None if task.kind == TaskKind::Choice || task.kind == TaskKind::Commonsense => {
+                (context, |question| {
+                    question.example.row().prompt_length + question.longest_choice()
+                })
+            }
+            None => (context, |question| question.example.length()),
+        };
+    Ok(context.check(questions.iter().map(|question| (&question.example.id, length(question))))?)
+}
+
+/// Tokens that are generated for each question, if the task is scored by what is generated.
+fn generated_tokens(task: &TaskConfig, questions: &[EncodedQuestion]) -> Option<usize> {
+    let usual = match (task.kind, task.scoring()) {
+        (TaskKind::Arithmetic, _) => 512,
+        (TaskKind::Lm | TaskKind::Memorise, _) => return None,
+        (_, Scoring::LogProbability | Scoring::NextToken) => return None,
+        (TaskKind::Commonsense, Scoring::ExactMatch) => 32,
+        (_, Scoring::ExactMatch) => {
+            questions.iter().map(EncodedQuestion::longest_choice).max().unwrap_or(1)
+        }
+    };
+    Some(task.max_new_tokens.unwrap_or(usual))
+}
+
 impl Scorer<'_> {
     /// Scores a model with its adapters on questions.
     ///
     /// # Errors
-    /// [`Error::Interrupted`]; what the model or an adapter refuses.
+    /// [`reft_models::Error::ContextFull`] before the first is asked; [`Error::Interrupted`]; what the model or an adapter refuses.
     pub fn score(&self, learner: &Learner, questions: &[EncodedQuestion]) -> Result<Score> {
+        let context = ContextLimit::of(learner.model.description(), &learner.stack);
+        check_context(self.task, questions, context)?;
         let started = Instant::now();
         let mut perplexity = None;
         let (value, answers) = match (self.task.kind, self.task.scoring()) {
@@ -138,11 +176,8 @@ impl Scorer<'_> {
         let tokenizer = self.tokenizer.ok_or_else(|| reft_models::Error::Adapter {
             reason: "the model has no tokenizer, and the task's answers are text".to_owned(),
         })?;
-        let max_new_tokens = self.task.max_new_tokens.unwrap_or(match self.task.kind {
-            TaskKind::Commonsense => 32,
-            TaskKind::Arithmetic => 512,
-            _ => questions.iter().map(EncodedQuestion::longest_choice).max().unwrap_or(1),
-        });
+        let max_new_tokens = generated_tokens(self.task, questions)
+            .expect("invariant: only tasks that are scored by what is generated come here");
         let stop_ids = tokenizer.eos_ids().to_vec();
         let config = GenerationConfig { max_new_tokens, stop_ids, ..GenerationConfig::default() };
         let replies = self.replies(learner, questions, config)?;

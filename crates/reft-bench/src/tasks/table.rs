@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use reft_models::read_text;
+use reft_models::{plain_reason, read_text};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -83,7 +83,7 @@ fn read_delimited(path: &Path, delimiter: u8, columns: Option<&[String]>) -> Res
 fn read_json(path: &Path) -> Result<Vec<TableRow>> {
     let text = read_text(path)?;
     let broken = |error: serde_json::Error| {
-        let words = error.to_string(); // without the parser's own line and column
+        let words = plain_reason(&error); // without the parser's own line and column
         let reason = words.split(" at line ").next().unwrap_or_default().to_owned();
         Error::line(path, error.line(), reason)
     };

@@ -2,8 +2,8 @@ use std::path::PathBuf;
 
 use reft_methods::{Error as MethodError, MethodOptions, Methods, resolve};
 use reft_models::{
-    Adapter, Decoder, DecoderConfig, Model, ModelDescription, Reach, Row, WeightStorage, Weights,
-    read_json,
+    Adapter, ContextLimit, Decoder, DecoderConfig, Model, ModelDescription, Reach, Row,
+    WeightStorage, Weights, read_json,
 };
 use reft_train::{Example, IGNORE_INDEX, Learner};
 use serde::{Deserialize, Serialize};
@@ -70,14 +70,20 @@ impl TimingCase {
         if self.new_tokens == 1 {
             at_least("generate", 1, 2)?; // the first token is the prefill's
         }
+        let taken = self.methods(model)?.map_or(0, |methods| methods.context_taken());
+        let context = ContextLimit::new(model, taken);
         let length = self.prompt_length.saturating_add(self.response_length.max(self.new_tokens));
-        let context = model.max_position_embeddings;
-        if i64::try_from(length).is_err() || length as i64 > context {
+        if length > context.room() {
             let found = format!("{}, with what follows it {length}", self.prompt_length);
-            let expected = format!("at most {context} tokens together, the model's context");
+            let beside = match taken {
+                0 => String::new(),
+                n => format!(" less {n} virtual tokens or tokens of a prefix"),
+            };
+            let (room, limit) = (context.room(), context.limit);
+            let expected =
+                format!("at most {room} tokens together, the model's context of {limit}{beside}");
             return Err(refused("prompt_length", found, expected));
         }
-        self.methods(model)?;
         Ok(())
     }
 

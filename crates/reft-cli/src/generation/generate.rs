@@ -6,7 +6,10 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use reft_methods::{AdapterFiles, MethodDeclaration, declaration};
-use reft_models::{ChatOptions, Finish, Generated, GenerationConfig, Message, Row, Tokenizer};
+use reft_models::{
+    AdapterStack, ChatOptions, ContextLimit, Finish, Generated, GenerationConfig, Message,
+    Model as _, Row, Tokenizer,
+};
 use reft_train::{Content, Record, Template, Turns, read_prompts};
 use serde_json::{Value, json};
 
@@ -83,7 +86,11 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         return output::piece("\n");
     }
     let started = Instant::now();
-    let generated = generate(&model, &rows, &config)?;
+    let stack = model.stack()?;
+    let context = ContextLimit::of(model.decoder.description(), &stack);
+    let lengths = records.iter().zip(&rows).map(|(record, row)| (&record.id, row.input_ids.len()));
+    context.generating(config.max_new_tokens).check(lengths)?; // by the names that the file has
+    let generated = generate(&model, &stack, &rows, &config)?;
     let seconds = started.elapsed().as_secs_f64();
     let tokens: usize = generated.iter().map(|generated| generated.ids.len()).sum();
     let reply = |((record, row), generated): ((&Record, &Row), &Generated)| -> Result<Value> {
@@ -161,7 +168,12 @@ fn with_system(record: &Record, system: Option<&str>) -> Record {
 }
 
 /// Generates for all prompts, with a bar.
-fn generate(model: &Model, rows: &[Row], config: &GenerationConfig) -> Result<Vec<Generated>> {
+fn generate(
+    model: &Model,
+    stack: &AdapterStack,
+    rows: &[Row],
+    config: &GenerationConfig,
+) -> Result<Vec<Generated>> {
     let bar = output::bar(rows.len(), "{bar:30} {pos}/{len} prompts  {msg}  {eta} left");
     let started = Instant::now();
     let (mut tokens, mut lengths) = (0, vec![0; rows.len()]);
@@ -175,8 +187,7 @@ fn generate(model: &Model, rows: &[Row], config: &GenerationConfig) -> Result<Ve
         }
         ControlFlow::Continue(())
     };
-    let stack = model.stack()?;
-    let generated = reft_models::generate(&model.decoder, &stack, rows, config, on_token);
+    let generated = reft_models::generate(&model.decoder, stack, rows, config, on_token);
     bar.finish_and_clear();
     Ok(generated?)
 }

@@ -2,6 +2,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::{Arg, ArgAction, ArgMatches};
 use reft_core::{DeclaredOptions, OptionKind};
 use reft_methods::{MethodOption, ValueKind, all_options};
+use reft_models::plain_reason;
 use serde_json::Value as Json;
 use toml::{Table, Value};
 
@@ -183,7 +184,7 @@ fn in_files(option: &MethodOption, value: Json) -> Result<Value> {
 fn field<T: DeclaredOptions>(name: &str, value: Value) -> Result<Value> {
     let one = Table::from_iter([(name.to_owned(), value.clone())]);
     let options: T = one.try_into().map_err(|error: toml::de::Error| {
-        anyhow!("{}", error.message().replace("unknown variant", "unknown name").replace('`', ""))
+        anyhow!("{}", plain_reason(&error.message()).replace('`', ""))
     })?;
     let mut table = Table::try_from(options).with_context(|| format!("cannot use {name}"))?;
     Ok(table.remove(name).unwrap_or(value)) // an empty table is left out

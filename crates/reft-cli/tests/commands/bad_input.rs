@@ -364,7 +364,7 @@ fn damaged_or_foreign_adapters_are_refused() -> Result {
                 "other-rank",
                 &config("\"low_rank_dimension\": 4", "\"low_rank_dimension\": 5"),
             )?,
-            &["layers.*.block_output.tied.rotation has shape [4, 64], expected [5, 64]"],
+            &["layers.*.block_output.tied.rotation has shape [64, 4], expected [64, 5]"],
         ),
         (
             damaged("other-method", &config("\"loreft\"", "\"direft\""))?,

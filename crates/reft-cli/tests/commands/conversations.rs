@@ -84,7 +84,7 @@ fn rows_of_common_shapes_are_learned_and_measured() -> Result {
     let data = dir.path().join("unknown.jsonl");
     fs::write(&data, r#"{"instruction": "a", "context": "c", "output": "b"}"#)?;
     let refused = train(&model, &data, &dir.path().join("unknown"), &[])?;
-    assert!(refused.stderr.contains("line 1: context is \"c\""), "{}", refused.stderr);
+    assert!(refused.stderr.contains("line 1: unknown field `context`"), "{}", refused.stderr);
     Ok(())
 }
 

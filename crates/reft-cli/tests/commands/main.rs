@@ -3,6 +3,7 @@
 mod bad_input;
 mod bench;
 mod compare;
+mod context;
 mod conversations;
 mod das;
 mod demo_model;

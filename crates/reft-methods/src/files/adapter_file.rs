@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use reft_models::{
-    BaseModel, Error, ModelDescription, Result, Weights, load_safetensors,
+    BaseModel, ModelDescription, Result, Weights, json_error, load_safetensors,
     load_safetensors_metadata, read_json, save_safetensors, write_json,
 };
 use serde::Serialize;
@@ -32,8 +32,7 @@ pub(crate) fn write(
 ) -> Result<()> {
     write_tensors(&dir.join(files.tensors()), tensors, base_model)?;
     let path = dir.join(files.configuration());
-    let mut config = serde_json::to_value(config)
-        .map_err(|source| Error::Json { path: path.clone(), source })?;
+    let mut config = serde_json::to_value(config).map_err(json_error(&path))?;
     if let AdapterFiles::Peft(_) = files {
         config[BASE_MODEL_NAME] = json!(base_model.name);
     }
@@ -46,8 +45,7 @@ pub(crate) fn write_tensors(
     tensors: &[(String, Tensor)],
     base_model: &BaseModel,
 ) -> Result<()> {
-    let identity = serde_json::to_string(base_model)
-        .map_err(|source| Error::Json { path: path.to_owned(), source })?;
+    let identity = serde_json::to_string(base_model).map_err(json_error(path))?;
     let metadata = [("format".to_owned(), "pt".to_owned()), (BASE_MODEL.to_owned(), identity)];
     let detached: Vec<_> = tensors.iter().map(|(name, t)| (name.clone(), t.detach())).collect();
     save_safetensors(path, &detached, Some(HashMap::from(metadata)))
@@ -70,7 +68,7 @@ pub(crate) fn base_model(files: AdapterFiles, dir: &Path) -> Result<Option<BaseM
     let metadata = load_safetensors_metadata(&path)?;
     let parse = |identity: &String| serde_json::from_str(identity);
     let base_model = metadata.get(BASE_MODEL).map(parse).transpose();
-    base_model.map_err(|source| Error::Json { path, source })
+    base_model.map_err(json_error(&path))
 }
 
 /// Reads tensors and checks that they are exactly those expected beside heads of tasks, and that they belong to the model.

@@ -183,10 +183,9 @@ impl<'a> Machine<'a> {
             {
                 self.stack.push(tensor);
             }
-            (called, _) => {
-                return Err(format!(
-                    "{called:?} is called as it is not in a dictionary of tensors"
-                ));
+            _ => {
+                let reason = "it calls something that a dictionary of tensors does not need";
+                return Err(format!("{reason}; save the tensors alone"));
             }
         }
         Ok(())
@@ -222,7 +221,7 @@ impl<'a> Machine<'a> {
         {
             return Ok(items);
         }
-        Err(format!("{top:?} stands where a dictionary is expected"))
+        Err("something else stands where a dictionary is expected".to_owned())
     }
 
     fn tuple(&mut self, n: usize) -> Parsed<()> {

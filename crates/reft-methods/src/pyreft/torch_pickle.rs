@@ -137,8 +137,9 @@ impl Archive {
         let n_bytes = len.checked_mul(kind.elt_size_in_bytes() as i64);
         if n_bytes != i64::try_from(bytes.len()).ok() {
             return Err(format!(
-                "its storage has {} bytes, expected {len} elements of {kind:?}",
-                bytes.len()
+                "its storage has {} bytes, expected {len} elements of {} bytes",
+                bytes.len(),
+                kind.elt_size_in_bytes()
             ));
         }
         if !fits(view).unwrap_or(false) {

@@ -4,5 +4,6 @@ pub(crate) mod atomic_file;
 pub(crate) mod fields;
 pub(crate) mod hub;
 pub(crate) mod model_dir;
+pub(crate) mod reason;
 pub(crate) mod safetensors_file;
 pub(crate) mod text_file;

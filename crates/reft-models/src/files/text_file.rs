@@ -6,7 +6,7 @@ use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
-use crate::{Error, Result, atomic_write, io_error};
+use crate::{Error, Result, atomic_write, io_error, plain_reason};
 
 /// The text of a file, without a byte order mark.
 ///
@@ -56,7 +56,16 @@ pub fn line_of(text: &str, path: &[Key]) -> usize {
 pub fn toml_error(text: &str, path: &Path, error: &toml::de::Error) -> Error {
     let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
     let line = 1 + before.matches('\n').count();
-    Error::Line { path: path.to_owned(), line, reason: error.message().replace('\n', ", ") }
+    Error::Line {
+        path: path.to_owned(),
+        line,
+        reason: plain_reason(&error.message()).replace('\n', ", "),
+    }
+}
+
+/// A JSON error with its file.
+pub fn json_error(path: &Path) -> impl Fn(serde_json::Error) -> Error {
+    move |error| Error::Json { path: path.to_owned(), source: error.into() }
 }
 
 /// Reads a JSON file.
@@ -65,7 +74,7 @@ pub fn toml_error(text: &str, path: &Path, error: &toml::de::Error) -> Error {
 /// [`Error::Io`]; [`Error::Json`] with the line.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = std::fs::read_to_string(path).map_err(io_error("read", path))?;
-    serde_json::from_str(&text).map_err(|source| Error::Json { path: path.to_owned(), source })
+    serde_json::from_str(&text).map_err(json_error(path))
 }
 
 /// Writes a JSON file with its fields in alphabetical order.
@@ -73,8 +82,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 /// # Errors
 /// [`Error::Io`].
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let broken = |source| Error::Json { path: path.to_owned(), source };
-    let mut value = serde_json::to_value(value).map_err(broken)?;
+    let mut value = serde_json::to_value(value).map_err(json_error(path))?;
     value.sort_all_objects();
     write_json_in_order(path, &value)
 }
@@ -84,8 +92,7 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 /// # Errors
 /// [`Error::Io`].
 pub fn write_json_in_order(path: &Path, value: &impl Serialize) -> Result<()> {
-    let broken = |source| Error::Json { path: path.to_owned(), source };
-    write_text(path, &(serde_json::to_string_pretty(value).map_err(broken)? + "\n"))
+    write_text(path, &(serde_json::to_string_pretty(value).map_err(json_error(path))? + "\n"))
 }
 
 /// Writes a text file.

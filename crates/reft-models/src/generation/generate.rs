@@ -5,7 +5,10 @@ use serde::Serialize;
 use tch::{Device, Tensor};
 
 use crate::generation::sampling::{GenerationConfig, Sampler};
-use crate::{AdapterStack, Error, Hooks, Layout, Mode, Model, Result, Row, Span, send};
+use crate::{
+    AdapterStack, ContextLimit, Error, Hooks, Layout, Mode, Model, PaddingSide, Result, Row, Span,
+    send,
+};
 
 /// A reply to one prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,7 +25,7 @@ pub struct Generated {
 pub enum Finish {
     /// Its last token is one of [`GenerationConfig::stop_ids`].
     Stop,
-    /// It has [`GenerationConfig::max_new_tokens`], or prompt and reply fill the model's context.
+    /// It has [`GenerationConfig::max_new_tokens`].
     Length,
     /// The caller asked for an end.
     Cancelled,
@@ -39,14 +42,15 @@ impl Generated {
 /// Generates replies to prompts, [`GenerationConfig::batch_size`] of them at a time, prompts of like length together.
 ///
 /// The prompts are computed in one pass, where the hooks of the adapters are active; then one token per row and pass, from a cache
-/// of keys and values. Edits of hidden states are made on the prompt only, so a decoded token costs what it costs the base model.
-/// A row that is finished leaves the batch. Each new token is given to `on_token` with its row's index.
+/// of keys and values. Prompts begin together: no token sees padding, and the first pass needs no mask. Edits of hidden states are made
+/// on the prompt only, so a decoded token costs what it costs the base model. A row that is finished leaves the batch. Each new token is
+/// given to `on_token` with its row's index.
 ///
 /// The replies are in the order of `rows`, and do not depend on the batch size but for rounding.
 ///
 /// # Errors
-/// Rows without tokens, token ids that are not in the vocabulary, meaningless options, prompts that fill the context, logits that
-/// are NaN, and whatever an adapter refuses; all rows are checked before the first is begun.
+/// Rows without tokens, token ids that are not in the vocabulary, meaningless options, prompts that do not fit into the model's context with
+/// adapters and reply, logits that are NaN, and whatever an adapter refuses; all rows are checked before the first is begun.
 pub fn generate(
     model: &dyn Model,
     adapters: &AdapterStack,
@@ -59,30 +63,28 @@ pub fn generate(
     for id in rows.iter().flat_map(|row| &row.input_ids) {
         model.check_token(*id)?;
     }
-    let whole = Layout::new(rows.to_vec(), config.padding)?; // refuses what no batch can be made of
+    let names =
+        (1..).map(|n| if rows.len() == 1 { "the prompt".into() } else { format!("prompt {n}") });
+    let lengths = rows.iter().map(|row| row.input_ids.len());
+    let context = ContextLimit::of(model.description(), adapters).generating(config.max_new_tokens);
+    context.check(names.zip(lengths))?;
+    let whole = Layout::new(rows.to_vec(), PaddingSide::Right)?; // refuses what no batch can be made of
     let _guard = tch::no_grad_guard();
     if rows.len() > batch_size {
         // rows that an adapter cannot edit are refused before the first batch is begun; one batch refuses its own
         adapters.hooks(&adapters.layout(whole), Mode::Eval)?;
     }
-    let context = model.description().max_position_embeddings as usize;
-    let mut replies = Vec::with_capacity(rows.len());
-    for (index, row) in rows.iter().enumerate() {
-        let length = adapters.prefix_length() + adapters.virtual_tokens() + row.input_ids.len();
-        if length >= context {
-            return Err(Error::ContextFull { index, length, context });
-        }
-        let limit = config.max_new_tokens.min(context - length);
-        let sampler = Sampler::new(config, &row.input_ids, index);
-        let generated = Generated { ids: Vec::new(), finish: Finish::Cancelled };
-        replies.push(Reply { sampler, limit, generated });
-    }
+    let reply = |(index, row): (usize, &'_ Row)| Reply {
+        sampler: Sampler::new(config, &row.input_ids, index),
+        generated: Generated { ids: Vec::new(), finish: Finish::Cancelled },
+    };
+    let replies = rows.iter().enumerate().map(reply).collect();
     let mut by_length: Vec<usize> = (0..rows.len()).collect();
     by_length.sort_by_key(|&i| Reverse(rows[i].input_ids.len())); // what needs most memory first
     let mut generation = Generation { model, adapters, config, replies };
     for indices in by_length.chunks(batch_size) {
         let rows = indices.iter().map(|&i| rows[i].clone()).collect();
-        let layout = Layout::new(rows, config.padding)?;
+        let layout = Layout::new(rows, PaddingSide::Right)?;
         if generation.run(indices.to_vec(), layout, on_token)?.is_break() {
             break;
         }
@@ -101,17 +103,16 @@ struct Generation<'a> {
 /// A reply as it grows.
 struct Reply<'a> {
     sampler: Sampler<'a>,
-    limit: usize,         // tokens
     generated: Generated, // cancelled, until it ends otherwise
 }
 
 impl Reply<'_> {
-    fn push(&mut self, id: i64, stop_ids: &[i64]) {
+    fn push(&mut self, id: i64, config: &GenerationConfig) {
         let Generated { ids, finish } = &mut self.generated;
         ids.push(id);
-        if stop_ids.contains(&id) {
+        if config.stop_ids.contains(&id) {
             *finish = Finish::Stop;
-        } else if ids.len() == self.limit {
+        } else if ids.len() == config.max_new_tokens {
             *finish = Finish::Length;
         }
     }
@@ -127,8 +128,7 @@ impl Generation<'_> {
     ) -> Result<ControlFlow<()>> {
         let Self { model, adapters, config, .. } = *self;
         let mut layout = adapters.layout(layout);
-        let longest = batch.iter().map(|&i| self.replies[i].limit).max().unwrap_or(0);
-        let capacity = adapters.prefix_length() + layout.width() + longest; // one more than is read
+        let capacity = adapters.prefix_length() + layout.width() + config.max_new_tokens; // one more than is read
         let mut cache = model.kv_cache(batch.len() as i64, capacity as i64);
         let mut columns = 0..layout.width(); // the prompts; then one column at a time
         let mut input_ids = layout.input_ids(model.device());
@@ -139,7 +139,7 @@ impl Generation<'_> {
             let logits = model.logits(&last_tokens(&h, &span)); // [b, v]
             let ids = self.choose(&logits, &batch)?;
             for (&i, &id) in batch.iter().zip(&ids) {
-                self.replies[i].push(id, &config.stop_ids);
+                self.replies[i].push(id, config);
                 if on_token(i, id).is_break() {
                     return Ok(ControlFlow::Break(()));
                 }

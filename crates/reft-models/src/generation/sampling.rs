@@ -4,7 +4,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use reft_core::{DeclaredOptions, OptionDeclaration, declare_options};
 
-use crate::{PaddingSide, Result};
+use crate::Result;
 
 declare_options! {
     /// How tokens are chosen, and when to stop: greedily, 256 tokens and no stop token unless it says otherwise.
@@ -36,8 +36,6 @@ declare_options! {
         stop_ids: Vec<i64> = Vec::new();
         /// Prompts generated for at once; `None`: all.
         batch_size: Option<usize> = None;
-        /// Where the padding of a batch stands: it costs the same and gives the same text on either side.
-        padding: PaddingSide = PaddingSide::Left;
     }
 }
 

@@ -3,8 +3,7 @@
 use serde_json::{Map, Value as Json, json};
 
 use crate::Result;
-use crate::gguf::gguf_file::{Gguf, ROPE_FREQUENCIES};
-use crate::gguf::header::TensorInfo;
+use crate::gguf::gguf_file::{Gguf, ROPE_FREQUENCIES, Stored};
 
 /// llama3's rope scaling, as far as Meta's models fix it; the file stores only the factors that follow from it.
 const LLAMA3_LOW_FREQUENCY_FACTOR: f64 = 1.0;
@@ -15,9 +14,10 @@ impl Gguf {
     /// What `config.json` would hold.
     ///
     /// # Errors
-    /// [`Error::Format`](crate::Error::Format) if metadata is missing or contradicts itself, or asks for
-    /// a rope that the decoder does not have.
+    /// [`Error::Format`](crate::Error::Format) if metadata is missing or contradicts itself, or asks for something that the decoder does
+    /// not have ([`GGUF`](crate::GGUF)).
     pub fn config(&self) -> Result<Json> {
+        self.check_model_keys()?;
         let sliding_window =
             self.optional::<i64>(&self.key("attention.sliding_window"), "an integer")?;
         let (class, model_type) = match self.architecture {
@@ -27,7 +27,7 @@ impl Gguf {
             _ => ("LlamaForCausalLM", "llama"),
         };
         let hidden_size = self.size("embedding_length")?;
-        let n_heads = self.size("attention.head_count")?;
+        let n_heads = self.per_layer("attention.head_count")?;
         let head_dim = self.optional(&self.key("attention.key_length"), "an integer")?;
         let head_dim = head_dim.unwrap_or(hidden_size / n_heads);
         let rotated: Option<i64> =
@@ -37,6 +37,7 @@ impl Gguf {
                 "rope turns {rotated} of {head_dim} dimensions of a head; only whole heads can be turned"
             )));
         }
+        self.check_attention(head_dim)?;
         let rope_theta = self.optional(&self.key("rope.freq_base"), "a number")?.unwrap_or(10000.0);
         let epsilon = self.required(&self.key("attention.layer_norm_rms_epsilon"), "a number")?;
         let mut config = Map::new();
@@ -45,7 +46,7 @@ impl Gguf {
         set("model_type", json!(model_type));
         set("vocab_size", json!(self.vocab_size()?));
         set("hidden_size", json!(hidden_size));
-        set("intermediate_size", json!(self.size("feed_forward_length")?));
+        set("intermediate_size", json!(self.per_layer("feed_forward_length")?));
         set("num_hidden_layers", json!(self.size("block_count")?));
         set("num_attention_heads", json!(n_heads));
         set("num_key_value_heads", json!(self.key_value_heads()?));
@@ -68,6 +69,32 @@ impl Gguf {
         Ok(config.into())
     }
 
+    /// No token may see a later one, values be of another size than keys, or scores be scaled otherwise than by 1 / √(head size).
+    fn check_attention(&self, head_dim: i64) -> Result<()> {
+        let key = self.key("attention.causal");
+        if self.optional(&key, "a bool")? == Some(false) {
+            return Err(self.broken(format!(
+                "metadata {key} is false, expected true: only decoders are read"
+            )));
+        }
+        let key = self.key("attention.value_length");
+        if let Some(found) =
+            self.optional(&key, "an integer")?.filter(|found: &i64| *found != head_dim)
+        {
+            return Err(self.broken(format!(
+                "metadata {key} is {found}, expected {head_dim}, the size of a head's keys"
+            )));
+        }
+        let (key, usual) = (self.key("attention.scale"), 1.0 / (head_dim as f64).sqrt());
+        let is_other = |scale: &f64| *scale != 0.0 && (scale / usual - 1.0).abs() > 1e-5; // f32 in the file
+        match self.optional(&key, "a number")?.filter(is_other) {
+            Some(found) => Err(self.broken(format!(
+                "metadata {key} is {found}, which is not applied here; expected 0 or {usual}, 1 over the root of the head size"
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// What `generation_config.json` would hold: every token that ends a reply.
     ///
     /// # Errors
@@ -84,11 +111,12 @@ impl Gguf {
         }))
     }
 
-    /// `tokenizer.ggml.{kind}_token_id`, if the file has it.
+    /// `tokenizer.ggml.{kind}_token_id`, or what stands for it in a SentencePiece vocabulary.
     pub(crate) fn token_id(&self, kind: &str) -> Result<Option<i64>> {
         let key = format!("tokenizer.ggml.{kind}_token_id");
         let vocab_size = self.vocab_size()?;
         match self.optional(&key, "an integer")? {
+            None => self.usual_token_id(kind),
             Some(id) if !(0..vocab_size).contains(&id) => Err(self
                 .broken(format!("metadata {key} is {id}, the vocabulary has {vocab_size} tokens"))),
             id => Ok(id),
@@ -103,20 +131,34 @@ impl Gguf {
             .ok_or_else(|| self.broken("it holds no tensor token_embd.weight".to_owned()))
     }
 
-    /// `rope_scaling` of config.json, or null.
+    /// `rope_scaling` of config.json, or null. A factor without a type is one of linear scaling, as in llama.cpp.
     fn rope_scaling(&self, head_dim: i64, theta: f64) -> Result<Json> {
-        if let Some(factors) = &self.rope_frequencies {
-            return self.llama3_scaling(factors, head_dim, theta);
+        let mut factor = self.optional(&self.key("rope.scaling.factor"), "a number")?;
+        if factor.is_none() {
+            factor = self.optional(&self.key("rope.scale_linear"), "a number")?;
         }
-        match self.optional(&self.key("rope.scaling.type"), "a string")? {
-            None | Some("none") => Ok(Json::Null),
-            Some("linear") => {
-                let factor = self.required(&self.key("rope.scaling.factor"), "a number")?;
-                Ok(json!({ "rope_type": "linear", "factor": shortest(factor) }))
+        let factor = factor.filter(|factor: &f32| *factor != 0.0); // no scaling
+        let key = self.key("rope.scaling.type");
+        let linear = match (self.optional(&key, "a string")?, factor) {
+            (None, None) | (Some("none"), _) => Json::Null,
+            (None | Some("linear"), Some(factor)) => {
+                json!({ "rope_type": "linear", "factor": shortest(factor) })
             }
-            Some(other) => {
-                Err(self.broken(format!("rope scaling {other:?}; linear and llama3 can be read")))
+            (Some("linear"), None) => {
+                return Err(self.broken(format!("metadata {key} is \"linear\", without a factor")));
             }
+            (Some(other), _) => {
+                return Err(
+                    self.broken(format!("rope scaling {other:?}; linear and llama3 can be read"))
+                );
+            }
+        };
+        match &self.rope_frequencies {
+            None => Ok(linear),
+            Some(factors) if linear.is_null() => self.llama3_scaling(factors, head_dim, theta),
+            Some(_) => Err(self.broken(format!(
+                "it asks for linear rope scaling and holds the factors {ROPE_FREQUENCIES}; expected one of them"
+            ))),
         }
     }
 
@@ -124,8 +166,8 @@ impl Gguf {
     ///
     /// With wavelength λ = 2π θ^(2i/d), a pair's frequency is divided by 1 where λ is below length / high, by the factor
     /// where it is above length / low, and by an interpolation of the two between.
-    fn llama3_scaling(&self, factors: &TensorInfo, head_dim: i64, theta: f64) -> Result<Json> {
-        let found = self.dequantise(ROPE_FREQUENCIES, factors, 0, 1)?;
+    fn llama3_scaling(&self, factors: &Stored, head_dim: i64, theta: f64) -> Result<Json> {
+        let found = self.dequantise(factors, 0, 1)?;
         let factor = f64::from(found.iter().copied().fold(1.0, f32::max));
         let (low, high) = (LLAMA3_LOW_FREQUENCY_FACTOR, LLAMA3_HIGH_FREQUENCY_FACTOR);
         let expected = (0..head_dim / 2).map(|i| {

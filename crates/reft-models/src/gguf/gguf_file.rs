@@ -14,52 +14,51 @@ use serde_json::Value as Json;
 use tch::{Device, Kind, Tensor};
 
 use crate::gguf::header::{Header, TensorInfo};
+use crate::gguf::split::read_parts;
 use crate::weights::quantised::{BlockFormat, Quantised};
 use crate::{Error, Result, io_error};
 
-/// A GGUF file of the Llama family.
+/// A GGUF file of the Llama family, or the files that one was split into.
 #[derive(Debug)]
 pub struct Gguf {
-    path: PathBuf,
-    header: Header,
+    parts: Vec<(PathBuf, Header)>, // the first has the metadata
     pub(crate) architecture: &'static str,
     tensors: BTreeMap<String, Stored>, // under their Hugging Face names
     /// The factors of llama3's rope scaling: part of the configuration, no tensor of the model.
-    pub(crate) rope_frequencies: Option<TensorInfo>,
+    pub(crate) rope_frequencies: Option<Stored>,
 }
 
 /// The architectures whose tensors are a Llama-family decoder's: names in the file, and prefixes of metadata keys.
 const ARCHITECTURES: [&str; 3] = ["llama", "qwen2", "qwen3"];
 
-/// A tensor of the model as the file stores it.
+/// A tensor as the file stores it.
 #[derive(Debug)]
-struct Stored {
+pub(crate) struct Stored {
     name: String,
+    part: usize,
     info: TensorInfo,
     /// Heads whose rows llama.cpp has interleaved.
     interleaved_heads: Option<i64>,
 }
 
 impl Gguf {
-    /// Reads the header of `path`.
+    /// Reads the header of `path`; of a model that was split into several files, `path` is the first.
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be read; [`Error::Format`] if it is not a whole GGUF file, or not of a Llama-family
-    /// architecture (`llama`, `qwen2`, `qwen3`), or holds tensors that such a model does not have.
+    /// architecture (`llama`, `qwen2`, `qwen3`), or holds tensors that such a model does not have, or if parts are missing.
     pub fn open(path: &Path) -> Result<Self> {
+        let parts = read_parts(path)?;
         let broken = |reason| Error::Format { path: path.to_owned(), reason };
-        let file = File::open(path).map_err(io_error("read", path))?;
-        let len = file.metadata().map_err(io_error("read", path))?.len();
-        let header = Header::read(file, len).map_err(broken)?;
-        let Some(Json::String(name)) = header.metadata.get("general.architecture") else {
+        let Some(Json::String(name)) = parts[0].1.metadata.get("general.architecture") else {
             return Err(broken("it names no general.architecture".to_owned()));
         };
         let architecture =
             ARCHITECTURES.into_iter().find(|known| known == name).ok_or_else(|| {
                 broken(format!("its architecture is {name:?}; llama, qwen2 and qwen3 can be read"))
             })?;
-        let (path, tensors) = (path.to_owned(), BTreeMap::new());
-        Self { path, header, architecture, tensors, rope_frequencies: None }.with_tensors()
+        Self { parts, architecture, tensors: BTreeMap::new(), rope_frequencies: None }
+            .with_tensors()
     }
 
     /// Whether a file has the name of one.
@@ -67,9 +66,14 @@ impl Gguf {
         path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
     }
 
-    /// The file's path.
+    /// The file's path, or that of its first part.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.parts[0].0
+    }
+
+    /// The metadata.
+    pub(crate) fn metadata(&self) -> impl Iterator<Item = (&String, &Json)> {
+        self.parts[0].1.metadata.iter()
     }
 
     /// The Hugging Face names and shapes of the tensors, in order of name.
@@ -84,8 +88,8 @@ impl Gguf {
     /// # Errors
     /// [`Error::UnknownTensor`] if it is not there, [`Error::Format`] if its data cannot be read.
     pub(crate) fn load_rows(&self, name: &str, first: i64, n: i64) -> Result<Tensor> {
-        let Stored { name, info, .. } = self.stored(name)?;
-        Ok(Tensor::f_from_slice(&self.dequantise(name, info, first, n)?)?.f_view([n, -1])?)
+        let rows = self.dequantise(self.stored(name)?, first, n)?;
+        Ok(Tensor::f_from_slice(&rows)?.f_view([n, -1])?)
     }
 
     /// A matrix in the blocks that the file holds it in; none if they are of a type that is not kept packed.
@@ -98,11 +102,11 @@ impl Gguf {
         shape: (i64, i64),
         options: (Kind, Device),
     ) -> Result<Option<Quantised>> {
-        let info = &self.stored(name)?.info;
-        let Some(format) = BlockFormat::of(info.dtype) else { return Ok(None) };
+        let stored = self.stored(name)?;
+        let Some(format) = BlockFormat::of(stored.info.dtype) else { return Ok(None) };
         let blocks = shape.1 / format.block();
         let parts = |first, n| {
-            let bytes = Tensor::f_from_slice(&self.row_bytes(info, first, n)?)?;
+            let bytes = Tensor::f_from_slice(&self.row_bytes(stored, first, n)?)?;
             Ok(format.unpack(&bytes.f_view([n, blocks, -1])?))
         };
         Quantised::gather(format, shape, options, parts).map(Some)
@@ -121,15 +125,10 @@ impl Gguf {
         Ok(Some(rows.f_view([n_heads, -1, 2])?.f_transpose(1, 2)?.f_flatten(0, 2)?))
     }
 
-    /// Dequantises rows of the tensor that the file calls `name`, in the file's order.
-    pub(crate) fn dequantise(
-        &self,
-        name: &str,
-        info: &TensorInfo,
-        first: i64,
-        n: i64,
-    ) -> Result<Vec<f32>> {
-        let bytes = self.row_bytes(info, first, n)?;
+    /// Dequantises rows of a tensor, in the file's order.
+    pub(crate) fn dequantise(&self, stored: &Stored, first: i64, n: i64) -> Result<Vec<f32>> {
+        let Stored { name, info, .. } = stored;
+        let bytes = self.row_bytes(stored, first, n)?;
         let elements = bytes.len() / info.dtype.type_size() * info.dtype.block_size();
         let cpu = candle_core::Device::Cpu;
         qtensor_from_ggml(info.dtype, &bytes, vec![elements], &cpu)
@@ -138,20 +137,20 @@ impl Gguf {
     }
 
     /// What the file holds of the rows `first..first + n` of a matrix, or of a vector.
-    fn row_bytes(&self, info: &TensorInfo, first: i64, n: i64) -> Result<Vec<u8>> {
-        let row = info.row_bytes();
+    fn row_bytes(&self, Stored { part, info, .. }: &Stored, first: i64, n: i64) -> Result<Vec<u8>> {
+        let ((path, header), row) = (&self.parts[*part], info.row_bytes());
         let mut bytes = vec![0; n as usize * row];
         let read = |bytes: &mut [u8]| {
-            let mut file = File::open(&self.path)?;
-            file.seek(SeekFrom::Start(self.header.start(info) + (first as usize * row) as u64))?;
+            let mut file = File::open(path)?;
+            file.seek(SeekFrom::Start(header.start(info) + (first as usize * row) as u64))?;
             file.read_exact(bytes)
         };
-        read(&mut bytes).map_err(io_error("read", &self.path))?;
+        read(&mut bytes).map_err(io_error("read", path))?;
         Ok(bytes)
     }
 
     fn stored(&self, name: &str) -> Result<&Stored> {
-        let unknown = || Error::UnknownTensor { path: self.path.clone(), name: name.to_owned() };
+        let unknown = || Error::UnknownTensor { path: self.path().into(), name: name.to_owned() };
         self.tensors.get(name).ok_or_else(unknown)
     }
 
@@ -167,7 +166,7 @@ impl Gguf {
 
     /// An error about this file.
     pub(crate) fn broken(&self, reason: String) -> Error {
-        Error::Format { path: self.path.clone(), reason }
+        Error::Format { path: self.path().to_owned(), reason }
     }
 
     /// A value of the metadata, if the key is there; `expected` says what it should be.
@@ -176,7 +175,7 @@ impl Gguf {
         key: &str,
         expected: &str,
     ) -> Result<Option<T>> {
-        let Some(value) = self.header.metadata.get(key) else { return Ok(None) };
+        let Some(value) = self.parts[0].1.metadata.get(key) else { return Ok(None) };
         T::deserialize(value).map(Some).map_err(|_| {
             let found = match value {
                 Json::Array(values) => format!("an array of {}", values.len()),
@@ -210,25 +209,32 @@ impl Gguf {
         format!("{}.{key}", self.architecture)
     }
 
-    /// Gives the header's tensors their Hugging Face names.
+    /// Gives the headers' tensors their Hugging Face names.
     fn with_tensors(mut self) -> Result<Self> {
-        let (n_heads, n_kv_heads) = (self.size("attention.head_count")?, self.key_value_heads()?);
+        let n_heads = self.per_layer("attention.head_count")?;
+        let n_kv_heads = self.key_value_heads()?;
         let mut unknown = Vec::new();
-        for (name, info) in std::mem::take(&mut self.header.tensors) {
-            if name == ROPE_FREQUENCIES {
-                self.rope_frequencies = Some(info);
-                continue;
+        for part in 0..self.parts.len() {
+            for (name, info) in std::mem::take(&mut self.parts[part].1.tensors) {
+                let interleaved_heads = match (self.architecture, name.rsplit('.').nth(1)) {
+                    ("llama", Some("attn_q")) => Some(n_heads),
+                    ("llama", Some("attn_k")) => Some(n_kv_heads),
+                    _ => None,
+                };
+                let stored = Stored { name, part, info, interleaved_heads };
+                if stored.name == ROPE_FREQUENCIES {
+                    self.rope_frequencies = Some(stored);
+                    continue;
+                }
+                let Some(name) = hugging_face_name(&stored.name) else {
+                    unknown.push(stored.name);
+                    continue;
+                };
+                if let Some(twice) = self.tensors.insert(name, stored) {
+                    let name = twice.name;
+                    return Err(self.broken(format!("two of its parts hold a tensor {name}")));
+                }
             }
-            let Some(hugging_face_name) = hugging_face_name(&name) else {
-                unknown.push(name);
-                continue;
-            };
-            let interleaved_heads = match (self.architecture, name.rsplit('.').nth(1)) {
-                ("llama", Some("attn_q")) => Some(n_heads),
-                ("llama", Some("attn_k")) => Some(n_kv_heads),
-                _ => None,
-            };
-            self.tensors.insert(hugging_face_name, Stored { name, info, interleaved_heads });
         }
         if unknown.is_empty() {
             return Ok(self);
@@ -245,8 +251,22 @@ impl Gguf {
     /// Key and value heads; as many as query heads where the file does not say.
     pub(crate) fn key_value_heads(&self) -> Result<i64> {
         let own = "attention.head_count_kv";
-        let is_given = self.header.metadata.contains_key(&self.key(own));
-        self.size(if is_given { own } else { "attention.head_count" })
+        let is_given = self.parts[0].1.metadata.contains_key(&self.key(own));
+        self.per_layer(if is_given { own } else { "attention.head_count" })
+    }
+
+    /// [`Self::size`], or a list with the same size for each layer.
+    pub(crate) fn per_layer(&self, key: &str) -> Result<i64> {
+        let full = self.key(key);
+        let Some(Json::Array(sizes)) = self.parts[0].1.metadata.get(&full) else {
+            return self.size(key);
+        };
+        match sizes.first().and_then(Json::as_i64).filter(|size| *size > 0) {
+            Some(size) if sizes.iter().all(|other| *other == size) => Ok(size),
+            _ => Err(self.broken(format!(
+                "metadata {full} is a list of sizes that differ from layer to layer, expected one size of at least 1; only layers of one shape are computed"
+            ))),
+        }
     }
 }
 

@@ -4,10 +4,14 @@
 //! nothing is allocated for them.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{BufReader, Read};
+use std::path::Path;
 
 use candle_core::quantized::GgmlDType;
 use serde_json::Value as Json;
+
+use crate::{Error, Result, io_error};
 
 /// Far above any real header (a vocabulary has some 10⁵ entries), far below what would exhaust memory.
 const MAX_ARRAY_ELEMENTS: u64 = 1 << 24;
@@ -43,12 +47,15 @@ impl TensorInfo {
 }
 
 impl Header {
-    /// Reads a header, and checks the extent of every tensor against the length of the file.
+    /// Reads the header of a file, and checks the extent of every tensor against the length of the file.
     ///
     /// # Errors
-    /// What was found and what was expected.
-    pub(crate) fn read(file: impl Read, len: u64) -> Checked<Self> {
-        Reader { reader: BufReader::new(file), position: 0, len }.header()
+    /// [`Error::Io`] if it cannot be read, [`Error::Format`] if it is no whole GGUF file.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(io_error("read", path))?;
+        let len = file.metadata().map_err(io_error("read", path))?.len();
+        let mut reader = Reader { reader: BufReader::new(file), position: 0, len };
+        reader.header().map_err(|reason| Error::Format { path: path.to_owned(), reason })
     }
 
     /// Where a tensor's data begin in the file.

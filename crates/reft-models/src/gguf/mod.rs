@@ -1,6 +1,10 @@
 //! GGUF files: the header, the tensors, and what they say of a model and its tokenizer.
 
 pub(crate) mod config;
+pub(crate) mod fields;
 pub(crate) mod gguf_file;
 pub(crate) mod header;
+pub(crate) mod sentencepiece;
+pub(crate) mod split;
 pub(crate) mod tokenizer;
+pub(crate) mod vocabulary;

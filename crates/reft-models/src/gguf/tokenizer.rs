@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
+use crate::gguf::vocabulary::Vocabulary;
 use crate::{Gguf, Result};
 
 /// The pattern of Llama 3's tokenizer: up to three digits stay together.
@@ -9,49 +10,43 @@ const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L
 /// The pattern of Qwen2's tokenizer: as Llama 3's, but digits one by one.
 const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// Values of `tokenizer.ggml.token_type`.
-const UNKNOWN: i64 = 2;
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
-
 /// What to do about a tokenizer that cannot be read.
 const INSTEAD: &str = "use the model's Hugging Face directory";
 
 impl Gguf {
-    /// What `tokenizer.json` would hold, for the byte-level BPE of GPT-2's kind.
+    /// What `tokenizer.json` would hold, for the byte-level BPE of GPT-2's kind and for SentencePiece.
     ///
     /// # Errors
-    /// [`Error::Format`](crate::Error::Format) if the file has no tokenizer, one of another kind
-    /// (SentencePiece), or an unknown pre-tokenizer.
+    /// [`Error::Format`](crate::Error::Format) if the file has no tokenizer, one of another kind, an unknown pre-tokenizer, or metadata
+    /// that says something else of it ([`GGUF`](crate::GGUF)).
     pub fn tokenizer_json(&self) -> Result<Json> {
-        match self.optional("tokenizer.ggml.model", "a string")? {
-            Some("gpt2") => {}
-            Some(other) => {
-                return Err(self.broken(format!(
-                    "its tokenizer is of kind {other:?}, expected \"gpt2\" (byte-level BPE); {INSTEAD}"
-                )));
-            }
-            None => return Err(self.broken("it holds no tokenizer".to_owned())),
+        self.check_tokenizer_keys()?;
+        if let Some(kind) = self.sentencepiece()? {
+            return self.sentencepiece_json(kind);
         }
+        match self.optional("tokenizer.ggml.model", "a string")? {
+            Some("gpt2") => self.byte_level_json(),
+            Some(other) => Err(self.broken(format!(
+                "its tokenizer is of kind {other:?}, expected \"gpt2\" (byte-level BPE), \"llama\" or \"t5\" (SentencePiece); {INSTEAD}"
+            ))),
+            None => Err(self.broken("it holds no tokenizer".to_owned())),
+        }
+    }
+
+    fn byte_level_json(&self) -> Result<Json> {
         let pre = self.optional::<&str>("tokenizer.ggml.pre", "a string")?;
         // Llama 3's does not build up whole words of the vocabulary from merges, and begins prompts with the bos token by default.
         let is_llama3 = pre == Some("llama-bpe");
         let normalizer = (pre == Some("qwen2")).then(|| json!({ "type": "NFC" }));
-        let tokens = self.token_texts()?;
-        let added_tokens = self.added_tokens(&tokens)?;
-        let vocab: Map<String, Json> =
-            tokens.iter().enumerate().map(|(id, &token)| (token.to_owned(), json!(id))).collect();
-        if vocab.len() != tokens.len() {
-            return Err(self.broken("tokenizer.ggml.tokens holds a token twice".to_owned()));
-        }
+        let vocabulary = self.vocabulary()?;
         Ok(json!({
             "version": "1.0",
             "truncation": null,
             "padding": null,
-            "added_tokens": added_tokens,
+            "added_tokens": vocabulary.added_tokens(),
             "normalizer": normalizer,
             "pre_tokenizer": { "type": "Sequence", "pretokenizers": self.splitting_steps(pre)? },
-            "post_processor": self.post_processor(&tokens, is_llama3)?,
+            "post_processor": self.post_processor(&vocabulary, (is_llama3, false))?,
             "decoder": { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true },
             "model": {
                 "type": "BPE",
@@ -62,7 +57,7 @@ impl Gguf {
                 "fuse_unk": false,
                 "byte_fallback": false,
                 "ignore_merges": is_llama3,
-                "vocab": vocab,
+                "vocab": vocabulary.ids().map_err(|reason| self.broken(reason))?,
                 "merges": self.merges()?,
             },
         }))
@@ -73,7 +68,7 @@ impl Gguf {
     /// # Errors
     /// [`Error::Format`](crate::Error::Format) if a token id is not an id of the vocabulary.
     pub fn tokenizer_config(&self) -> Result<Json> {
-        let tokens = self.token_texts()?;
+        let tokens = self.vocabulary()?.texts;
         let mut config = Map::new();
         for (key, kind) in [("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")]
         {
@@ -107,10 +102,6 @@ impl Gguf {
         })
     }
 
-    fn token_texts(&self) -> Result<Vec<&str>> {
-        self.required("tokenizer.ggml.tokens", "an array of strings")
-    }
-
     fn merges(&self) -> Result<Vec<Json>> {
         let pair =
             |merge: &str| match merge.split_once(' ') {
@@ -124,52 +115,28 @@ impl Gguf {
         merges.into_iter().map(pair).collect()
     }
 
-    /// Control tokens as special ones, user-defined tokens as added ones.
-    fn added_tokens(&self, tokens: &[&str]) -> Result<Vec<Json>> {
-        let types: Vec<i64> = self.required("tokenizer.ggml.token_type", "an array of integers")?;
-        if types.len() != tokens.len() {
-            let (types, tokens) = (types.len(), tokens.len());
-            return Err(self.broken(format!("{types} token types for {tokens} tokens")));
-        }
-        let mut added = Vec::new();
-        for (id, (token, token_type)) in tokens.iter().zip(types).enumerate() {
-            let special = match token_type {
-                UNKNOWN | CONTROL => true,
-                USER_DEFINED => false,
-                _ => continue,
-            };
-            added.push(json!({
-                "id": id,
-                "content": token,
-                "single_word": false,
-                "lstrip": false,
-                "rstrip": false,
-                "normalized": false,
-                "special": special,
-            }));
-        }
-        Ok(added)
-    }
-
-    /// Puts the bos token before and the eos token after a prompt, where the file asks for it.
-    fn post_processor(&self, tokens: &[&str], add_bos_by_default: bool) -> Result<Json> {
+    /// Puts the bos token before and the eos token after a prompt, where the file asks for it; `usual`: where it says nothing.
+    pub(crate) fn post_processor(
+        &self,
+        vocabulary: &Vocabulary,
+        usual: (bool, bool),
+    ) -> Result<Json> {
         let mut special_tokens = Map::new();
-        let mut piece = |kind: &str, wanted: bool| -> Result<Option<Json>> {
-            let key = format!("tokenizer.ggml.add_{kind}_token");
-            if !self.optional(&key, "a bool")?.unwrap_or(wanted) {
+        let mut piece = |kind: &str, usual: bool| -> Result<Option<Json>> {
+            if !self.flag(&format!("add_{kind}_token"), usual)? {
                 return Ok(None);
             }
             let id = self.token_id(kind)?;
-            let Some(&token) = id.and_then(|id| tokens.get(id as usize)) else {
+            let Some(token) = id.and_then(|id| vocabulary.texts.get(id as usize)) else {
                 return Err(
                     self.broken(format!("prompts want a {kind} token, and the file names none"))
                 );
             };
             special_tokens
-                .insert(token.to_owned(), json!({ "id": token, "ids": [id], "tokens": [token] }));
+                .insert(token.clone(), json!({ "id": token, "ids": [id], "tokens": [token] }));
             Ok(Some(json!({ "SpecialToken": { "id": token, "type_id": 0 } })))
         };
-        let (bos, eos) = (piece("bos", add_bos_by_default)?, piece("eos", false)?);
+        let (bos, eos) = (piece("bos", usual.0)?, piece("eos", usual.1)?);
         if bos.is_none() && eos.is_none() {
             return Ok(Json::Null);
         }

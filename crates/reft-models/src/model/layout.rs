@@ -7,9 +7,9 @@ use crate::{Error, Result, send};
 /// On which side of the shorter rows of a batch the padding stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PaddingSide {
-    /// Before the tokens: rows end together, as generation wants it.
+    /// Before the tokens: rows end together.
     Left,
-    /// After the tokens: rows begin together, as training wants it.
+    /// After the tokens: rows begin together, and no token sees padding by itself.
     #[default]
     Right,
 }

@@ -1,6 +1,7 @@
 //! What every model shows: its description, a forward through hooks, tokens in columns.
 
 pub(crate) mod collect;
+pub(crate) mod context;
 pub(crate) mod description;
 pub(crate) mod frozen_model;
 pub(crate) mod hooks;

@@ -11,7 +11,7 @@ use tokenizers::{AddedToken, ModelWrapper};
 
 use crate::text::tokenizer_class::TokenizerClass;
 use crate::text::tokenizer_config::{TokenIds, TokenizerConfig, present, read_optional};
-use crate::{DecodeStream, Error, Gguf, Result, io_error};
+use crate::{DecodeStream, Error, Gguf, Result, io_error, json_error};
 
 /// A model's tokenizer with its special tokens.
 #[derive(Debug)]
@@ -39,9 +39,9 @@ impl Tokenizer {
     pub fn open(path: &Path) -> Result<Self> {
         if path.is_file() {
             let gguf = Gguf::open(path)?;
-            let parse = |source| Error::Json { path: path.to_owned(), source };
-            let json = serde_json::to_vec(&gguf.tokenizer_json()?).map_err(parse)?;
-            let generation = serde_json::from_value(gguf.generation_config()?).map_err(parse)?;
+            let json = serde_json::to_vec(&gguf.tokenizer_json()?).map_err(json_error(path))?;
+            let generation =
+                serde_json::from_value(gguf.generation_config()?).map_err(json_error(path))?;
             return Self::from_parts(path, &json, &TokenizerConfig::of_gguf(&gguf)?, &[generation]);
         }
         let file = path.join("tokenizer.json");

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
 use crate::text::tokenizer_class::TokenizerClass;
-use crate::{Error, Field, Fields, Gguf, Result, read_json};
+use crate::{Error, Field, Fields, Gguf, Result, json_error, read_json};
 
 /// The fields of `tokenizer_config.json` and `special_tokens_map.json`, as transformers 5.24 has them. Fields that end in `_token` and hold a
 /// text name a special token whatever they are called.
@@ -259,8 +259,8 @@ impl TokenizerConfig {
 
     /// The one in a GGUF file's metadata.
     pub(crate) fn of_gguf(gguf: &Gguf) -> Result<Self> {
-        let broken = |source| Error::Json { path: gguf.path().to_owned(), source };
-        let fields = serde_json::from_value(gguf.tokenizer_config()?).map_err(broken)?;
+        let fields = serde_json::from_value(gguf.tokenizer_config()?);
+        let fields = fields.map_err(json_error(gguf.path()))?;
         Ok(Self { fields, ..Self::default() })
     }
 
@@ -407,7 +407,7 @@ fn listed(fields: &Map<String, Value>) -> Result<Option<Vec<(i64, AddedToken)>>,
 
 /// One chat template, or several with names.
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a template, or a list of templates with names")]
 pub(crate) enum TemplateField {
     One(String),
     Named(Vec<NamedTemplate>),
@@ -429,7 +429,7 @@ pub(crate) struct TokenIds {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a token id, or a list of them")]
 enum OneOrMany {
     One(i64),
     Many(Vec<i64>),

@@ -61,15 +61,22 @@ impl Attention {
         self.n_h / self.n_kv
     }
 
-    /// Attention of `q` `[b, n_h, t, d_h]` to `k` and `v` `[b, n_kv, t, d_h]`, each query to the keys up to its own.
+    /// Attention of `q` `[b, n_h, t, d_h]` to `k` and `v` `[b, n_kv, n + t, d_h]`, each query to the `n` of a prefix and to the keys up
+    /// to its own.
     fn causal_attention(&self, q: &Tensor, k: Tensor, v: Tensor) -> Tensor {
-        let groups = self.groups();
-        if groups == 1 || q.device() == Device::Cpu {
-            return dot_product_attention(q, &k, &v, None, true);
-        }
-        // a GPU's kernel for f32 wants a key head for every query head
-        let repeated = |x: Tensor| x.repeat_interleave_self_int(groups, 1, None);
-        dot_product_attention(q, &repeated(k), &repeated(v), None, true)
+        let (groups, queries) = (self.groups(), q.size()[2]);
+        let prefix = k.size()[2] - queries;
+        // libtorch counts queries and keys from the first on: as many queries that nobody reads stand before the others
+        let padded = (prefix > 0).then(|| q.constant_pad_nd([0, 0, prefix, 0]));
+        let q = padded.as_ref().unwrap_or(q);
+        let mixed = if groups == 1 || q.device() == Device::Cpu {
+            dot_product_attention(q, &k, &v, None, true)
+        } else {
+            // a GPU's kernel for f32 wants a key head for every query head
+            let repeated = |x: Tensor| x.repeat_interleave_self_int(groups, 1, None);
+            dot_product_attention(q, &repeated(k), &repeated(v), None, true)
+        };
+        mixed.narrow(2, prefix, queries)
     }
 
     /// Attention of `q` `[b, n_h, q, d_h]`, the query heads of a group behind each other as queries of one head: keys and values

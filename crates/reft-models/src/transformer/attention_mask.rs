@@ -5,7 +5,7 @@ use crate::{Span, send};
 /// Which keys each query of a pass sees.
 #[derive(Debug)]
 pub(crate) enum AttentionMask {
-    /// Query and key columns are the same, and each query sees the keys up to its own.
+    /// Query and key columns are the same, behind a prefix or not, and each query sees the prefix and the keys up to its own.
     Causal,
     /// Every query sees every key: one new token after tokens without padding.
     Full,
@@ -30,7 +30,7 @@ impl AttentionMask {
         let reach = window.map_or(usize::MAX, |window| window as usize);
         if span.layout.is_left_aligned() && prefix + keys <= reach {
             // Padding stands after every token of its row, so what is causal does not see it.
-            if prefix == 0 && span.columns.start == 0 {
+            if span.columns.start == 0 {
                 return Self::Causal;
             }
             if span.width() == 1 && keys <= span.layout.width() {
@@ -65,5 +65,36 @@ impl AttentionMask {
         let is_hidden = send(&Tensor::from_slice(&mask).view(shape), device).eq(0);
         let mask = Tensor::zeros(shape, (kind, device)).masked_fill_(&is_hidden, f64::NEG_INFINITY);
         Self::Explicit(mask.repeat([1, 1, groups, 1]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Layout, PaddingSide, Result, Row};
+
+    fn mask(
+        padding: PaddingSide,
+        columns: std::ops::Range<usize>,
+        prefix: usize,
+    ) -> Result<AttentionMask> {
+        let rows = [4, 2].map(|length| Row::prompt(vec![1; length])).to_vec();
+        let layout = Layout::new(rows, padding)?;
+        let span = Span { layout: &layout, columns };
+        Ok(AttentionMask::new(&span, prefix, None, 1, (Kind::Float, Device::Cpu)))
+    }
+
+    #[test]
+    fn prompts_that_begin_together_need_no_mask() -> Result<()> {
+        for prefix in [0, 3] {
+            let right = mask(PaddingSide::Right, 0..4, prefix)?;
+            assert!(matches!(right, AttentionMask::Causal), "{right:?}");
+            let left = mask(PaddingSide::Left, 0..4, prefix)?;
+            assert!(matches!(left, AttentionMask::Explicit(_)), "{left:?}");
+            // behind the prompts stands a gap in the shorter row
+            let generated = mask(PaddingSide::Right, 4..5, prefix)?;
+            assert!(matches!(generated, AttentionMask::Explicit(_)), "{generated:?}");
+        }
+        Ok(())
     }
 }

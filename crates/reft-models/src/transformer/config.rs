@@ -5,7 +5,8 @@ use serde_json::Value;
 
 use crate::transformer::config_file::ConfigFile;
 use crate::{
-    Component, Error, Gguf, ModelDescription, ModelTensor, Result, Site, TensorRole, read_json,
+    Component, Error, Gguf, ModelDescription, ModelTensor, Result, Site, TensorRole, json_error,
+    read_json,
 };
 
 /// The options of a Llama-family decoder: what a `config.json` says, with every default filled in.
@@ -82,8 +83,7 @@ impl DecoderConfig {
     /// # Errors
     /// [`Error::Json`] if a field is missing or of another type, [`Error::Config`] if a value cannot be.
     pub fn from_json(json: Value, path: &Path) -> Result<Self> {
-        let file: ConfigFile = serde_json::from_value(json)
-            .map_err(|source| Error::Json { path: path.to_owned(), source })?;
+        let file: ConfigFile = serde_json::from_value(json).map_err(json_error(path))?;
         file.resolve().map_err(Error::Config)
     }
 

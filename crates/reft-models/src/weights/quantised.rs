@@ -12,6 +12,10 @@ pub(crate) enum BlockFormat {
     Q4_0,
     /// 32 numbers `d·q + m`, `q` in 0..=15: 5 bits each.
     Q4_1,
+    /// 32 numbers `d·(q − 16)`, `q` in 0..=31, the fifth bits apart: 5.5 bits each.
+    Q5_0,
+    /// 32 numbers `d·q + m`, `q` in 0..=31, the fifth bits apart: 6 bits each.
+    Q5_1,
     /// 8 times 32 numbers `d·s·q − e·m` with 6-bit `s` and `m`, `q` in 0..=15: 4.5 bits each in the file, 4.625 here, where `s` and `m` have a byte each.
     Q4K,
     /// 16 times 16 numbers `d·s·q` with an 8-bit `s`, `q` in −32..=31: 6.56 bits each in the file, 8.56 here, where `q` has a byte.
@@ -25,6 +29,8 @@ impl BlockFormat {
             GgmlDType::Q8_0 => Some(Self::Q8_0),
             GgmlDType::Q4_0 => Some(Self::Q4_0),
             GgmlDType::Q4_1 => Some(Self::Q4_1),
+            GgmlDType::Q5_0 => Some(Self::Q5_0),
+            GgmlDType::Q5_1 => Some(Self::Q5_1),
             GgmlDType::Q4K => Some(Self::Q4K),
             GgmlDType::Q6K => Some(Self::Q6K),
             _ => None,
@@ -34,7 +40,7 @@ impl BlockFormat {
     /// Numbers of a block.
     pub(crate) fn block(self) -> i64 {
         match self {
-            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 => 32,
+            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 => 32,
             Self::Q4K | Self::Q6K => 256,
         }
     }
@@ -48,6 +54,8 @@ impl BlockFormat {
             Self::Q8_0 => vec![half(0), signed(2, 32)],
             Self::Q4_0 => vec![half(0), part(2, 16)],
             Self::Q4_1 => vec![half(0), half(2), part(4, 16)],
+            Self::Q5_0 => vec![half(0), part(2, 4), part(6, 16)],
+            Self::Q5_1 => vec![half(0), half(2), part(4, 4), part(8, 16)],
             Self::Q4K => {
                 let (low, middle, high) = (part(4, 4), part(8, 4), part(12, 4));
                 let top = |x: &Tensor| shifted_right(x, 6) * 16;
@@ -76,6 +84,8 @@ impl BlockFormat {
             Self::Q8_0 => float(1) * each(0),
             Self::Q4_0 => (nibbles(&parts[1], -1).to_kind(Kind::Float) - 8.0) * each(0),
             Self::Q4_1 => nibbles(&parts[2], -1).to_kind(Kind::Float) * each(0) + each(1),
+            Self::Q5_0 => (five_bits(&parts[1], &parts[2]) - 16.0) * each(0),
+            Self::Q5_1 => five_bits(&parts[2], &parts[3]) * each(0) + each(1),
             Self::Q4K => {
                 let (scale, minimum) = (float(2) * each(0), float(3) * each(1)); // [n, blocks, 8]
                 let quants = nibbles(&parts[4].unflatten(2, [4, 32]), -1); // [n, blocks, 4, 64]
@@ -112,7 +122,7 @@ impl BlockFormat {
                 let (low, high) = (quants.narrow(2, 0, 16), quants.narrow(2, 16, 16));
                 vec![scale, low + high * 16]
             }
-            Self::Q4_1 | Self::Q4K | Self::Q6K => {
+            Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q4K | Self::Q6K => {
                 unreachable!("invariant: only Q8_0 and Q4_0 are made at load")
             }
         }
@@ -122,6 +132,14 @@ impl BlockFormat {
 /// The low halves of bytes, then the high ones, along a dimension.
 fn nibbles(bytes: &Tensor, dim: i64) -> Tensor {
     Tensor::cat(&[bytes.bitwise_and(15), shifted_right(bytes, 4)], dim)
+}
+
+/// The numbers 0 to 31 whose fifth bits are those of the bytes `high` `[.., 4]`, from the lowest bit of the first on, and whose other
+/// bits are the halves of the bytes `low` `[.., 16]`.
+fn five_bits(high: &Tensor, low: &Tensor) -> Tensor {
+    let each: Vec<Tensor> = (0..8).map(|bit| shifted_right(high, bit)).collect();
+    let fifth = Tensor::stack(&each, -1).flatten(-2, -1).bitwise_and(1) * 16; // [.., 32]
+    (nibbles(low, -1) + fifth).to_kind(Kind::Float)
 }
 
 fn shifted_right(bytes: &Tensor, bits: i64) -> Tensor {

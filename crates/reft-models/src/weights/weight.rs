@@ -80,7 +80,7 @@ pub enum WeightStorage {
     /// Tensors of the kind that is computed with.
     #[default]
     Dense,
-    /// As the file holds them: the blocks Q8_0, Q4_0, Q4_1, Q4_K and Q6_K of a GGUF file stay packed, anything else becomes tensors.
+    /// As the file holds them: the blocks Q8_0, Q5_0, Q5_1, Q4_0, Q4_1, Q4_K and Q6_K of a GGUF file stay packed, anything else becomes tensors.
     AsStored,
     /// Blocks of 32 eight-bit integers, 8.5 bits a number (GGUF's Q8_0), made when weights are read.
     Int8,

@@ -20,7 +20,8 @@ impl Encoding<'_> {
     /// Examples of one sequence each, in parallel: one for each row, or for each of the assistant's turns in it, if the encoder says so.
     ///
     /// # Errors
-    /// The first of the rows that fails, with its id: as [`Self::sequence`], or [`Error::NoTarget`] if no label is left after the cut.
+    /// The first of the rows that fails, with its id: as [`Self::sequence`], [`Error::NoLabel`] if it has no label, or
+    /// [`Error::NoTarget`] if none is left after the cut.
     pub fn examples(&self, records: &[Record]) -> Result<Vec<Example>> {
         self.each(records).into_iter().collect() // the first error in the file's order, whatever thread found one first
     }
@@ -59,7 +60,7 @@ impl Encoding<'_> {
             let id = if is_one { id.clone() } else { format!("{id}, turn {}", i + 1) };
             // The first token has none before it that it could be predicted from.
             if labels.iter().skip(1).all(|&label| label == IGNORE_INDEX) {
-                return Err(Error::NoTarget { id, length, max_length: self.max_length });
+                return Err(Error::without_label(&id, length, self.max_length));
             }
             Ok(Example::of(id, row, labels))
         };
@@ -177,16 +178,22 @@ mod tests {
 
     #[test]
     fn impossible_examples_are_refused_by_id() {
-        let no_target = |record, max_length| {
-            let refused = one(record, max_length);
-            assert!(
-                matches!(&refused, Err(Error::NoTarget { id, length: 4, .. }) if id == "it"),
-                "{refused:?}"
-            );
-        };
-        no_target(tokens(&[5, 6, 7, 8], 2, None), 2);
-        no_target(tokens(&[5, 6, 7, 8], 4, None), 512);
-        no_target(tokens(&[5, 6, 7, 8], 0, Some(&[5, -100, -100, -100])), 512);
+        let cut = one(tokens(&[5, 6, 7, 8], 2, None), 2);
+        assert!(
+            matches!(&cut, Err(Error::NoTarget { id, length: 4, max_length: 2 }) if id == "it"),
+            "{cut:?}"
+        );
+        for record in
+            [tokens(&[5, 6, 7, 8], 4, None), tokens(&[5, 6, 7, 8], 0, Some(&[5, -100, -100, -100]))]
+        {
+            for max_length in [4, 512] {
+                let whole = one(record.clone(), max_length); // nothing is cut
+                assert!(
+                    matches!(&whole, Err(Error::NoLabel { id, length: 4 }) if id == "it"),
+                    "{whole:?}"
+                );
+            }
+        }
         let text = Content::Completion { prompt: "a".into(), completion: "b".into() };
         let text = Record { id: "it".into(), content: text, subspace: None };
         for (record, words) in [

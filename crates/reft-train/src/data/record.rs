@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use reft_models::{Field, Fields, Message, io_error};
+use reft_models::{Field, Fields, Message, io_error, plain_reason, says_nothing};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
@@ -198,7 +198,7 @@ fn parse_records(
 ) -> Result<Vec<Record>> {
     let broken = |first_line: usize| {
         move |error: serde_json::Error| {
-            let text = error.to_string();
+            let text = plain_reason(&error);
             // the parser's words without its own line and column, which are relative to the line parsed
             let reason = text.rsplit_once(" at line ").map_or(&*text, |(reason, _)| reason);
             let (path, reason) = (path.to_owned(), reason.to_owned());
@@ -238,16 +238,24 @@ fn record(
     let id = fields.remove("id").unwrap_or_default();
     let id = text_or_number(id).map_err(|_| "id is neither a text nor a number")?;
     let subspace = fields.remove("subspace").unwrap_or_default();
-    let subspace =
-        serde_json::from_value(subspace).map_err(|error| format!("subspace: {error}"))?;
+    let subspace = serde_json::from_value(subspace)
+        .map_err(|error| format!("subspace: {}", plain_reason(&error)))?;
     let name = |form: &Fields| form.groups[0][0].names[0];
     let form = ROWS.iter().find(|form| fields.contains_key(name(form)));
     let form =
         form.ok_or("the row has none of prompt, instruction, messages and input_ids; give one")?;
+    let is_unknown =
+        |(name, value): &(&String, &Value)| form.find(name).is_none() && !says_nothing(value);
+    if let Some((unknown, _)) = fields.iter().find(is_unknown) {
+        let (row, known) = (form.file, form.groups[0][0].names.join(", "));
+        return Err(format!(
+            "unknown field `{unknown}`; {row} has {known}, id and subspace; remove what changes nothing"
+        ));
+    }
     form.check(&fields)?;
     fields.retain(|column, _| form.groups[0][0].names.contains(&column.as_str()));
-    let content =
-        serde_json::from_value(json!({ name(form): fields })).map_err(|error| error.to_string())?;
+    let content = serde_json::from_value(json!({ name(form): fields }))
+        .map_err(|error| plain_reason(&error))?;
     Ok(Record { id: id.unwrap_or(default_id), content, subspace })
 }
 

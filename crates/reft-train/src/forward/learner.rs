@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use reft_core::Parameter;
-use reft_models::{AdapterStack, Mode, Model, Reach, Row};
+use reft_models::{AdapterStack, ContextLimit, Mode, Model, Reach, Row};
 use serde::Serialize;
 use tch::Tensor;
 
@@ -70,13 +70,14 @@ impl<'a> Learner<'a> {
     /// decides is taken from there.
     ///
     /// # Errors
-    /// What the model, an adapter or the objective refuses.
+    /// [`reft_models::Error::ContextFull`] before the first is computed; what the model, an adapter or the objective refuses.
     pub fn evaluate(
         &self,
         examples: &[Example],
         batch_size: usize,
         mut frozen: Option<&mut FrozenStore>,
     ) -> Result<LossReport> {
+        self.check_lengths(examples)?;
         let mut sorted: Vec<&Example> = examples.iter().collect();
         sorted.sort_by_key(|example| std::cmp::Reverse(example.length()));
         let terms = self.objective.terms().len();
@@ -93,6 +94,18 @@ impl<'a> Learner<'a> {
         }
         let loss: f64 = sums.iter().zip(self.divisors(&counts)).map(|(sum, n)| sum / n).sum();
         Ok(LossReport { loss, perplexity: loss.exp(), target_tokens })
+    }
+
+    /// Checks that examples fit into the model's context, with what the adapters put before them.
+    ///
+    /// # Errors
+    /// [`reft_models::Error::ContextFull`].
+    pub(crate) fn check_lengths<'e>(
+        &self,
+        examples: impl IntoIterator<Item = &'e Example>,
+    ) -> Result<()> {
+        let lengths = examples.into_iter().map(|example| (&example.id, example.length()));
+        Ok(ContextLimit::of(self.model.description(), &self.stack).check(lengths)?)
     }
 
     /// What is trained: the parameters of the adapters, and those of the objective, which are called `last-token/…` after it.

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use reft_models::{atomic_directory, io_error, load_safetensors, save_safetensors};
+use reft_models::{atomic_directory, io_error, load_safetensors, plain_reason, save_safetensors};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tch::Tensor;
@@ -102,7 +102,8 @@ impl Checkpoint {
         let file = path.join(STATE);
         let text = std::fs::read_to_string(&file).map_err(io_error("read", &file))?;
         let state: RunState = serde_json::from_str(&text)
-            .map_err(|error| broken(format!("{STATE} is not what belongs there: {error}")))?;
+            .map_err(|error| plain_reason(&error))
+            .map_err(|reason| broken(format!("{STATE} is not what belongs there: {reason}")))?;
         if state.format_version != FORMAT_VERSION {
             let found = state.format_version;
             return Err(broken(format!("format_version is {found}, expected {FORMAT_VERSION}")));

@@ -45,7 +45,8 @@ impl<'a> Trainer<'a> {
     ///
     /// # Errors
     /// [`reft_core::Error::OptionValue`] for an option that cannot be; [`Error::TooFewExamples`] without examples; [`Error::NothingToTrain`];
-    /// [`Error::NotFrozen`] if a weight of the model wants a gradient and is no parameter of an adapter; [`Error::NoPlainModel`].
+    /// [`Error::NotFrozen`] if a weight of the model wants a gradient and is no parameter of an adapter; [`Error::NoPlainModel`];
+    /// [`reft_models::Error::ContextFull`] if examples do not fit into the model's context.
     pub fn new(learner: &Learner<'a>, dataset: &'a Dataset, config: TrainConfig) -> Result<Self> {
         config.check()?;
         if dataset.train.is_empty() {
@@ -53,6 +54,7 @@ impl<'a> Trainer<'a> {
             return Err(Error::TooFewExamples { train: 0, validation });
         }
         check_trainable(learner)?;
+        learner.check_lengths(dataset.train.iter().chain(&dataset.validation))?;
         let optimizer = AdamW::new(learner.parameters(), config.weight_decay)
             .with_rotation_lr_factor(config.rotation_lr_factor);
         let scaler = match learner.model.kind() {

@@ -64,7 +64,10 @@ pub struct DasTask {
 
 /// What a slot holds.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "expected the name of a list, a list of words, lists of words by class, or from, to and step of numbers"
+)]
 pub enum Slot {
     /// A word of the list of that name.
     List(String),
@@ -74,7 +77,10 @@ pub enum Slot {
 
 /// Words to draw from.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "expected a list of words, lists of words by class, or from, to and step of numbers"
+)]
 pub enum Words {
     /// Words without classes.
     Plain(Vec<String>),
