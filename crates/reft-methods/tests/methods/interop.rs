@@ -9,7 +9,7 @@ use reft_methods::{
     check_mergeable, export_model, import_pyreft, load_adapters, merge_adapter,
 };
 use reft_models::{
-    AdapterStack, Decoder, Fate, PaddingSide, Row, Weights, load_safetensors, save_safetensors,
+    AdapterStack, Decoder, Fate, PaddingSide, Row, load_safetensors, save_safetensors,
 };
 use reft_train::Example;
 use serde_json::{Map, Value, json};
@@ -320,7 +320,6 @@ fn weights_that_are_missing_are_told_by_their_pattern() -> Outcome {
     let mut tensors = load_safetensors(&file)?;
     tensors.retain(|name, _| !name.contains("up_proj"));
     save_safetensors(&file, &tensors.into_iter().collect::<Vec<_>>(), None)?;
-    assert!(Weights::open_file(&file).is_ok());
     let refused = case.model().err().ok_or("accepted")?.to_string();
     assert!(refused.contains("model.layers.*.mlp.up_proj.weight"), "{refused}");
     assert!(refused.lines().count() <= 4, "{refused}");
