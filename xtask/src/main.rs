@@ -49,7 +49,7 @@ enum Task {
     Demo,
     /// Run every test of the workspace; sets up what is missing
     Test {
-        /// Passed on to `cargo test --workspace`, for instance `-- positions` or `-- --test decoder_oracle`
+        /// Passed on to `cargo test --workspace`, for instance `-- positions` or `-- --test models`
         #[arg(last = true, value_name = "ARGS")]
         arguments: Vec<String>,
     },

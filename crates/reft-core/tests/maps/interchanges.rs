@@ -1,6 +1,6 @@
 //! What interchange interventions, their gates and the edits without a source promise, whatever the model.
-#![allow(clippy::unwrap_used, reason = "a failed test is what it is for")]
 
+use crate::seeded;
 use reft_core::{
     AlignmentMethod, AlignmentSet, Annealing, ConstantEdit, Error, GateKind, Interchange,
     Intervention, MapKind, PrincipalComponents, Subspace, SubspaceInterchange, VanillaInterchange,
@@ -25,7 +25,7 @@ fn subspace(d: i64, r: i64) -> SubspaceInterchange {
 
 #[test]
 fn coordinates_inside_are_the_source_s_and_all_else_is_the_base_s() {
-    tch::manual_seed(1);
+    let _turn = seeded(1);
     let (base, source) = (randn(&[3, 5, 40]), randn(&[3, 5, 40]));
     let interchange = subspace(40, 7);
     let columns = interchange.columns();
@@ -39,7 +39,7 @@ fn coordinates_inside_are_the_source_s_and_all_else_is_the_base_s() {
 
 #[test]
 fn a_source_that_is_the_base_gives_the_base_to_the_last_bit() {
-    tch::manual_seed(2);
+    let _turn = seeded(2);
     for kind in [Kind::Float, Kind::BFloat16] {
         let base = randn(&[4, 24]).to_kind(kind);
         let gated = subspace(24, 24).with_gate(randn(&[24]).sigmoid()).unwrap();
@@ -55,7 +55,7 @@ fn a_source_that_is_the_base_gives_the_base_to_the_last_bit() {
 
 #[test]
 fn all_coordinates_are_a_vanilla_interchange() {
-    tch::manual_seed(3);
+    let _turn = seeded(3);
     let (base, source) = (randn(&[6, 32]), randn(&[6, 32]));
     let vanilla = VanillaInterchange::new(32).intervene(&base, &source).unwrap();
     assert_eq!(vanilla, source);
@@ -69,7 +69,7 @@ fn all_coordinates_are_a_vanilla_interchange() {
 
 #[test]
 fn the_first_coordinates_of_a_rotation_are_a_gate_that_is_open_on_them() {
-    tch::manual_seed(4);
+    let _turn = seeded(4);
     let (base, source) = (randn(&[6, 16]), randn(&[6, 16]));
     let whole = subspace(16, 16);
     let first = whole.coordinates(0..5).unwrap();
@@ -89,7 +89,7 @@ fn the_first_coordinates_of_a_rotation_are_a_gate_that_is_open_on_them() {
 
 #[test]
 fn neurons_are_swapped_and_their_neighbours_are_not() {
-    tch::manual_seed(5);
+    let _turn = seeded(5);
     let (base, source) = (randn(&[2, 9]), randn(&[2, 9]));
     let neurons = SubspaceInterchange::neurons(9, 2..5, Device::Cpu).unwrap();
     let edited = neurons.intervene(&base, &source).unwrap();
@@ -124,7 +124,7 @@ fn gates_are_those_of_the_formulas() {
 
 #[test]
 fn principal_components_find_the_directions_that_data_was_made_along() {
-    tch::manual_seed(6);
+    let _turn = seeded(6);
     let directions = random_columns(1, 12, 3, Device::Cpu).select(0, 0); // [12, 3]
     let scales = Tensor::from_slice(&[5f32, 2.0, 0.5]);
     let mean = randn(&[12]) * 10.0;
@@ -154,7 +154,7 @@ fn principal_components_find_the_directions_that_data_was_made_along() {
 
 #[test]
 fn edits_without_a_source_zero_replace_and_add() {
-    tch::manual_seed(7);
+    let _turn = seeded(7);
     let (base, vector) = (randn(&[3, 8]), randn(&[8]));
     let mask = Subspace::Masked(Subspace::mask_of(&[1, 4], 8).unwrap());
     let zero = ConstantEdit::zero(8, Device::Cpu);
@@ -212,7 +212,7 @@ fn what_does_not_fit_is_refused() {
 
 #[test]
 fn learned_gates_harden_as_they_cool_and_cost_what_they_open() {
-    tch::manual_seed(8);
+    let _turn = seeded(8);
     let new = |method, rank| {
         AlignmentSet::new(method, MapKind::default(), (2, 20, rank), Device::Cpu).unwrap()
     };
@@ -246,7 +246,7 @@ fn learned_gates_harden_as_they_cool_and_cost_what_they_open() {
 
 #[test]
 fn an_alignment_goes_back_to_a_state_bit_for_bit() {
-    tch::manual_seed(9);
+    let _turn = seeded(9);
     let shape = (3, 10, 10);
     let new = || {
         AlignmentSet::new(AlignmentMethod::SigmoidMask, MapKind::Householder, shape, Device::Cpu)

@@ -1,8 +1,6 @@
 //! SentencePiece vocabularies of GGUF files against transformers and SentencePiece: `tests/oracle/gguf_tokenizers`, written by
 //! `tools/oracle/make_gguf_tokenizers.py`.
 
-mod oracle;
-
 use reft_models::{Gguf, Tokenizer};
 use serde::Deserialize;
 
@@ -16,12 +14,12 @@ struct Case {
 }
 
 fn open(name: &str) -> reft_models::Result<Tokenizer> {
-    Tokenizer::open(&oracle::path("gguf_tokenizers").join(format!("{name}.gguf")))
+    Tokenizer::open(&crate::oracle::path("gguf_tokenizers").join(format!("{name}.gguf")))
 }
 
 #[test]
 fn sentencepiece_vocabularies_are_read_as_transformers_reads_them() -> Outcome {
-    let recorded = oracle::json("gguf_tokenizers/gguf_tokenizers.json")?;
+    let recorded = crate::oracle::json("gguf_tokenizers/gguf_tokenizers.json")?;
     for name in ["merged", "gemma", "unknown", "unigram", "unigram_bytes"] {
         let tokenizer = open(name)?;
         let cases: Vec<Case> = serde_json::from_value(recorded[name].clone())?;
@@ -38,7 +36,7 @@ fn sentencepiece_vocabularies_are_read_as_transformers_reads_them() -> Outcome {
 
 #[test]
 fn bos_and_eos_stand_where_the_file_wants_them() -> Outcome {
-    let recorded = oracle::json("gguf_tokenizers/gguf_tokenizers.json")?;
+    let recorded = crate::oracle::json("gguf_tokenizers/gguf_tokenizers.json")?;
     let text = "the model reads a text";
     let around = |name: &str| -> Result<_, Box<dyn std::error::Error>> {
         let tokenizer = open(name)?;
@@ -58,9 +56,10 @@ fn bos_and_eos_stand_where_the_file_wants_them() -> Outcome {
 
 #[test]
 fn a_converted_tokenizer_is_the_same() -> Outcome {
-    let recorded = oracle::json("gguf_tokenizers/gguf_tokenizers.json")?;
+    let recorded = crate::oracle::json("gguf_tokenizers/gguf_tokenizers.json")?;
     for name in ["merged", "unigram"] {
-        let gguf = Gguf::open(&oracle::path("gguf_tokenizers").join(format!("{name}.gguf")))?;
+        let gguf =
+            Gguf::open(&crate::oracle::path("gguf_tokenizers").join(format!("{name}.gguf")))?;
         let directory = tempfile::tempdir()?;
         std::fs::write(
             directory.path().join("tokenizer.json"),

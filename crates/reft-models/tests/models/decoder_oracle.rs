@@ -1,8 +1,6 @@
 //! The decoder against transformers: `tests/oracle/tiny_llama` (4.49), `smollm2` (4.49) and `families` (4.51).
 
-mod oracle;
-
-use oracle::{Collect, assert_close, base_logits, own_columns, tensors, tiny_llama};
+use crate::oracle::{Collect, assert_close, base_logits, own_columns, tensors, tiny_llama};
 use reft_models::{Decoder, DecoderConfig, Layout, Model, NoHooks, PaddingSide, RopeScaling, Row};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
@@ -21,7 +19,7 @@ fn equal_to(expected: &Tensor) -> f64 {
 fn logits_and_every_block_output_equal_transformers() -> Outcome {
     let io = tensors("tiny_io.safetensors")?;
     let decoder = tiny_llama()?;
-    let rows = oracle::rows(&io["input_ids"], &io["attention_mask"])?;
+    let rows = crate::oracle::rows(&io["input_ids"], &io["attention_mask"])?;
     for padding in [PaddingSide::Right, PaddingSide::Left] {
         let layout = Layout::new(rows.clone(), padding)?;
         let mut collected = Collect::default();
@@ -52,7 +50,7 @@ fn logits_and_every_block_output_equal_transformers() -> Outcome {
 fn batch_of_one_equals_a_batch_padded_on_either_side() -> Outcome {
     let io = tensors("tiny_io.safetensors")?;
     let decoder = tiny_llama()?;
-    let rows = oracle::rows(&io["input_ids"], &io["attention_mask"])?;
+    let rows = crate::oracle::rows(&io["input_ids"], &io["attention_mask"])?;
     let right = base_logits(&decoder, &rows, PaddingSide::Right)?;
     let left = base_logits(&decoder, &rows, PaddingSide::Left)?;
     for (i, row) in rows.iter().enumerate() {
@@ -68,7 +66,7 @@ fn batch_of_one_equals_a_batch_padded_on_either_side() -> Outcome {
 fn a_cache_filled_in_pieces_equals_one_pass() -> Outcome {
     let io = tensors("tiny_io.safetensors")?;
     let decoder = tiny_llama()?;
-    let rows = oracle::rows(&io["input_ids"], &io["attention_mask"])?;
+    let rows = crate::oracle::rows(&io["input_ids"], &io["attention_mask"])?;
     for padding in [PaddingSide::Right, PaddingSide::Left] {
         let layout = Layout::new(rows.clone(), padding)?;
         let ids = layout.input_ids(Device::Cpu);
@@ -108,10 +106,10 @@ fn every_family_equals_transformers() -> Outcome {
         "qwen3",
     ];
     for family in families {
-        let dir = oracle::path("families").join(family);
+        let dir = crate::oracle::path("families").join(family);
         let decoder = Decoder::open(&dir, Kind::Float, Device::Cpu)?;
         let io = tensors(&format!("families/{family}/io.safetensors"))?;
-        let rows = oracle::rows(&io["input_ids"], &io["attention_mask"])?;
+        let rows = crate::oracle::rows(&io["input_ids"], &io["attention_mask"])?;
         for padding in [PaddingSide::Right, PaddingSide::Left] {
             let found = base_logits(&decoder, &rows, padding)?;
             for (i, row) in rows.iter().enumerate() {
@@ -142,13 +140,13 @@ fn every_option_of_the_families_matters() -> Outcome {
         ("qwen2", "window", |c| c.model.windows.fill(Some(4))),
     ];
     for (family, option, change) in changes {
-        let dir = oracle::path("families").join(family);
+        let dir = crate::oracle::path("families").join(family);
         let mut config = DecoderConfig::open(&dir)?;
         change(&mut config);
         let weights = reft_models::Weights::open(&dir)?;
         let decoder = Decoder::from_weights(config, &weights, Kind::Float, Device::Cpu)?;
         let io = tensors(&format!("families/{family}/io.safetensors"))?;
-        let rows = oracle::rows(&io["input_ids"], &io["attention_mask"])?;
+        let rows = crate::oracle::rows(&io["input_ids"], &io["attention_mask"])?;
         let found = &base_logits(&decoder, &rows, PaddingSide::Right)?[0];
         let expected = io["logits"].select(0, 0).narrow(0, 0, found.size()[0]);
         let difference = (found - expected).abs().max().double_value(&[]);
@@ -159,7 +157,7 @@ fn every_option_of_the_families_matters() -> Outcome {
 
 #[test]
 fn rope_scaling_is_read_in_every_spelling() -> Outcome {
-    let written = oracle::json("families/llama_rope_linear/config.json")?; // "type" and "rope_type"
+    let written = crate::oracle::json("families/llama_rope_linear/config.json")?; // "type" and "rope_type"
     let with = |rope: serde_json::Value, field: &str| -> Result<_, reft_models::Error> {
         let mut config = written.clone();
         config["rope_scaling"] = serde_json::Value::Null;
@@ -188,7 +186,7 @@ fn rope_scaling_is_read_in_every_spelling() -> Outcome {
 #[test]
 fn smollm2_equals_transformers() -> Outcome {
     let io = tensors("smollm2/logits.safetensors")?;
-    let decoder = oracle::smollm2()?;
+    let decoder = crate::oracle::smollm2()?;
     for seq in ["seq0", "seq1"] {
         let recorded = |name: &str| &io[&format!("{seq}.{name}")];
         let ids: Vec<i64> = recorded("input_ids").try_into()?;

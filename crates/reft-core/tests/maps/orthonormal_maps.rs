@@ -1,23 +1,14 @@
 //! The orthonormal maps against libtorch's `linalg_householder_product`, finite differences, and what they promise.
-#![allow(clippy::unwrap_used, reason = "a failed test is what it is for")]
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::seeded;
 use reft_core::{
     Error, Householder, MapKind, OrthonormalMap, Qr, Result, orthonormality_error, random_columns,
 };
 use tch::{Device, Kind, Tensor};
 
 const F32: (Kind, Device) = (Kind::Float, Device::Cpu);
-
-/// Seeds libtorch's generator, which all tests of this program share: the others wait.
-fn seeded(seed: i64) -> MutexGuard<'static, ()> {
-    static GENERATOR: Mutex<()> = Mutex::new(());
-    let guard = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
-    tch::manual_seed(seed);
-    guard
-}
 
 fn randn(shape: &[i64]) -> Tensor {
     Tensor::randn(shape, F32)

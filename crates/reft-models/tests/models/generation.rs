@@ -1,11 +1,9 @@
 //! Generation against transformers' recorded continuations, and against the same model without cache, batch or padding.
 
-mod oracle;
-
 use std::cell::RefCell;
 use std::ops::ControlFlow;
 
-use oracle::{assert_close, tensors, tiny_llama};
+use crate::oracle::{assert_close, tensors, tiny_llama};
 use reft_core::{Init, InterventionConfig, Method, Parameter};
 use reft_methods::{ReftAdapter, ReftConfig};
 use reft_models::{
@@ -39,7 +37,7 @@ fn ids(replies: &[Generated]) -> Vec<Vec<i64>> {
 /// Three prompts of 14, 12 and 9 tokens.
 fn tiny_prompts() -> Result<Vec<Row>> {
     let io = tensors("tiny_io.safetensors")?;
-    oracle::rows(&io["input_ids"], &io["attention_mask"])
+    crate::oracle::rows(&io["input_ids"], &io["attention_mask"])
 }
 
 /// Greedy decoding as it is defined: one row, no cache, everything computed again for every token.
@@ -54,7 +52,7 @@ fn recomputed(
         let layout = Layout::new(vec![row.clone()], PaddingSide::Right)?;
         let layout = adapters.layout(layout);
         let mut hooks = adapters.hooks(&layout, Mode::Eval)?;
-        let logits = oracle::logits_of(model, &layout, &mut hooks)?;
+        let logits = crate::oracle::logits_of(model, &layout, &mut hooks)?;
         row.input_ids.push(logits[0].select(0, -1).argmax(0, false).int64_value(&[]));
     }
     Ok(row.input_ids.split_off(prompt.input_ids.len()))
@@ -152,8 +150,8 @@ impl Hooks for VirtualHooks<'_> {
 /// Oracle: transformers 4.49, greedy, in `tests/oracle/smollm2/smollm2.json`.
 #[test]
 fn smollm2_continues_as_in_transformers_alone_and_batched() -> Outcome {
-    let recorded = oracle::json("smollm2/smollm2.json")?;
-    let decoder = oracle::smollm2()?;
+    let recorded = crate::oracle::json("smollm2/smollm2.json")?;
+    let decoder = crate::oracle::smollm2()?;
     let of = |name: &str| -> std::result::Result<Vec<Vec<i64>>, Box<dyn std::error::Error>> {
         let cases = recorded["greedy"].as_array().ok_or("no greedy cases")?;
         cases.iter().map(|case| Ok(serde_json::from_value(case[name].clone())?)).collect()
@@ -180,9 +178,9 @@ fn cached_and_batched_equals_recomputed_row_by_row() -> Outcome {
     // windows and normalised keys, with the model's own batch of 23, 17 and 9 tokens of 64
     let family = |name: &str| -> Result<(Decoder, Vec<Row>)> {
         let decoder =
-            Decoder::open(&oracle::path("families").join(name), Kind::Float, Device::Cpu)?;
+            Decoder::open(&crate::oracle::path("families").join(name), Kind::Float, Device::Cpu)?;
         let io = tensors(&format!("families/{name}/io.safetensors"))?;
-        Ok((decoder, oracle::rows(&io["input_ids"], &io["attention_mask"])?))
+        Ok((decoder, crate::oracle::rows(&io["input_ids"], &io["attention_mask"])?))
     };
     for (decoder, rows) in [(tiny, rows), family("mistral")?, family("qwen3")?] {
         let n = 24;
@@ -292,7 +290,7 @@ fn an_adapted_batch_of_one_equals_padded_batches() -> Outcome {
     let adapted = |rows: &[Row], padding| {
         let layout = Layout::new(rows.to_vec(), padding)?;
         let mut hooks = adapter.hooks(&layout, Mode::Eval)?;
-        oracle::logits_of(&decoder, &layout, &mut *hooks)
+        crate::oracle::logits_of(&decoder, &layout, &mut *hooks)
     };
     let (left, right) = (adapted(&rows, PaddingSide::Left)?, adapted(&rows, PaddingSide::Right)?);
     for (i, row) in rows.iter().enumerate() {

@@ -1,13 +1,11 @@
 //! Several adapters at once, at strengths and in subspaces, through small adapters that do one thing each.
 
-mod oracle;
-
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use oracle::{base_logits, tensors, tiny_llama};
+use crate::oracle::{base_logits, tensors, tiny_llama};
 use reft_core::Parameter;
 use reft_models::{
     Adapter, AdapterStack, Component, Error, GenerationConfig, HookPoint, Hooks, Layout, Mode,
@@ -146,13 +144,13 @@ impl Hooks for ScaleHooks<'_> {
 /// Three prompts of 14, 12 and 9 tokens.
 fn rows() -> Result<Vec<Row>> {
     let io = tensors("tiny_io.safetensors")?;
-    oracle::rows(&io["input_ids"], &io["attention_mask"])
+    crate::oracle::rows(&io["input_ids"], &io["attention_mask"])
 }
 
 fn logits(model: &dyn Model, stack: &AdapterStack) -> Result<Vec<Tensor>> {
     let layout = stack.layout(Layout::new(rows()?, PaddingSide::Right)?);
     let mut hooks = stack.hooks(&layout, Mode::Eval)?;
-    oracle::logits_of(model, &layout, &mut hooks)
+    crate::oracle::logits_of(model, &layout, &mut hooks)
 }
 
 fn largest_difference(a: &[Tensor], b: &[Tensor]) -> f64 {
@@ -184,7 +182,7 @@ fn a_strength_goes_from_the_base_to_the_edited_state_and_beyond_at_every_hook() 
         let stack = AdapterStack::one(&double);
         let layout = Layout::new(rows()?, PaddingSide::Right)?;
         let mut turned = stack.hooks_at(-1.0, &layout, Mode::Eval)?;
-        let turned = oracle::logits_of(&model, &layout, &mut turned)?;
+        let turned = crate::oracle::logits_of(&model, &layout, &mut turned)?;
         let expected = logits(&model, &at_strength(&double, -1.0)?)?;
         assert_eq!(largest_difference(&turned, &expected), 0.0, "{point:?} turned around");
     }
@@ -202,10 +200,12 @@ fn factors_of_a_stack_multiply_the_strengths_of_its_entries() -> Outcome {
         AdapterStack::new(adapters.map(entry).collect())
     };
     let (stack, halved) = (at([0.5, -1.0])?, at([0.25, -0.5])?);
-    let found = oracle::logits_of(&model, &layout, &mut stack.hooks_at(0.5, &layout, Mode::Eval)?)?;
+    let found =
+        crate::oracle::logits_of(&model, &layout, &mut stack.hooks_at(0.5, &layout, Mode::Eval)?)?;
     assert_eq!(largest_difference(&found, &logits(&model, &halved)?), 0.0);
     let made = (first.hooks_made.get(), second.hooks_made.get());
-    let plain = oracle::logits_of(&model, &layout, &mut stack.hooks_at(0.0, &layout, Mode::Eval)?)?;
+    let plain =
+        crate::oracle::logits_of(&model, &layout, &mut stack.hooks_at(0.0, &layout, Mode::Eval)?)?;
     let expected = base_logits(&model, &rows()?, PaddingSide::Right)?;
     assert_eq!(largest_difference(&plain, &expected), 0.0);
     assert_eq!(made, (first.hooks_made.get(), second.hooks_made.get()), "nothing is computed at 0");

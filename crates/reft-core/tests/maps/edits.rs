@@ -1,9 +1,8 @@
 //! Every method's edit against its equation in f64, one vector at a time, and what the edits promise.
-#![allow(clippy::unwrap_used, reason = "a failed test is what it is for")]
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::seeded;
 use reft_core::{
     Activation, Error, Init, Intervention, InterventionConfig, InterventionSet, MapKind, Method,
     Result, Subspace,
@@ -12,14 +11,6 @@ use tch::{Device, Kind, Tensor};
 
 const D: i64 = 24;
 const R: i64 = 4;
-
-/// Seeds libtorch's generator, which all tests of this program share: the others wait.
-fn seeded(seed: i64) -> MutexGuard<'static, ()> {
-    static GENERATOR: Mutex<()> = Mutex::new(());
-    let guard = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
-    tch::manual_seed(seed);
-    guard
-}
 
 fn randn(shape: &[i64]) -> Tensor {
     Tensor::randn(shape, (Kind::Float, Device::Cpu))

@@ -1,7 +1,5 @@
 //! Text in and out: the demo model's tokenizer and chat template against transformers, and what templates may do.
 
-mod oracle;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -22,7 +20,7 @@ struct Cases {
 }
 
 fn cases() -> Result<Cases, Box<dyn std::error::Error>> {
-    Ok(serde_json::from_value(oracle::json("smollm2/smollm2.json")?)?)
+    Ok(serde_json::from_value(crate::oracle::json("smollm2/smollm2.json")?)?)
 }
 
 fn demo_model() -> PathBuf {

@@ -1,7 +1,5 @@
 //! Chat templates and tokenizers against transformers: tests/oracle/text, which tools/oracle/make_text.py writes.
 
-mod oracle;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
@@ -37,7 +35,7 @@ struct TemplateCase {
 #[test]
 fn every_template_prints_what_it_prints_in_transformers() -> Outcome {
     let Templates { templates, cases } =
-        serde_json::from_value(oracle::json("text/templates.json")?)?;
+        serde_json::from_value(crate::oracle::json("text/templates.json")?)?;
     let tokens =
         [("bos_token", "<s>"), ("eos_token", "</s>"), ("pad_token", "<pad>"), ("unk_token", "?")];
     let tokens = || tokens.map(|(name, text)| (name, text.to_owned())).into();
@@ -68,7 +66,7 @@ fn every_template_prints_what_it_prints_in_transformers() -> Outcome {
 #[test]
 fn replies_are_marked_where_transformers_marks_them() -> Outcome {
     let Templates { templates, cases } =
-        serde_json::from_value(oracle::json("text/templates.json")?)?;
+        serde_json::from_value(crate::oracle::json("text/templates.json")?)?;
     let mut compared = 0;
     for case in &cases {
         let (Some(marks), Some(name)) = (&case.marks, &case.template) else { continue };
@@ -101,11 +99,12 @@ struct TokenizerCase {
 
 #[test]
 fn every_tokenizer_has_the_ids_that_it_has_in_transformers() -> Outcome {
-    let cases: Vec<TokenizerCase> = serde_json::from_value(oracle::json("text/tokenizers.json")?)?;
+    let cases: Vec<TokenizerCase> =
+        serde_json::from_value(crate::oracle::json("text/tokenizers.json")?)?;
     let mut wrong = Vec::new();
     for case in &cases {
         let directory = tempfile::tempdir()?;
-        let file = oracle::path(&format!("text/tokenizers/{}.json", case.file));
+        let file = crate::oracle::path(&format!("text/tokenizers/{}.json", case.file));
         fs::copy(file, directory.path().join("tokenizer.json"))?;
         for (name, content) in &case.beside {
             fs::write(directory.path().join(name), content.to_string())?;

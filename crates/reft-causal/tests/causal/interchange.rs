@@ -1,9 +1,6 @@
 //! Interchange interventions on a decoder against pyvene 0.1.8 (`tests/oracle/dii.safetensors`), and what the hooks promise.
 
-#[path = "../../reft-models/tests/oracle/mod.rs"]
-mod oracle;
-
-use oracle::{Tensors, assert_close, logits_of, own_columns, tensors, tiny_llama};
+use crate::oracle::{Tensors, assert_close, logits_of, own_columns, tensors, tiny_llama};
 use reft_causal::{FeedForward, InterchangeHooks, Swap};
 use reft_core::{
     Householder, Interchange, OrthonormalMap, SubspaceInterchange, VanillaInterchange,
@@ -228,7 +225,7 @@ fn what_is_collected_is_what_flows_past_whatever_the_padding_and_the_passes() ->
     assert_eq!(found[3].size(), [4, 32]);
     assert_eq!(found[4].size(), [4, 16]);
 
-    let mut all = oracle::Collect::default();
+    let mut all = crate::oracle::Collect::default();
     let _logits = logits_of(&decoder, &right, &mut all)?;
     for (i, layer) in [(0, 0), (1, 3)] {
         for (m, token) in tokens.iter().enumerate() {

@@ -1,0 +1,16 @@
+//! The edits, the interchanges and the orthonormal maps under them.
+#![allow(clippy::unwrap_used, reason = "a failed test is what it is for")]
+
+mod edits;
+mod interchanges;
+mod orthonormal_maps;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Seeds libtorch's generator, which all tests of this program share: the others wait.
+fn seeded(seed: i64) -> MutexGuard<'static, ()> {
+    static GENERATOR: Mutex<()> = Mutex::new(());
+    let guard = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    tch::manual_seed(seed);
+    guard
+}

@@ -1,0 +1,14 @@
+//! The models, their files and their text against what transformers, llama.cpp and the tokenizers of Python record; adapters in use; generation.
+
+mod adapter_stack;
+mod checkpoint_files;
+mod configurations;
+mod decoder_oracle;
+mod generation;
+mod gguf_files;
+mod gguf_tokenizers;
+mod hub_names;
+mod oracle;
+mod text;
+mod text_oracle;
+mod weight_layout;
