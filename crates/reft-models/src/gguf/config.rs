@@ -167,7 +167,7 @@ impl Gguf {
     /// With wavelength λ = 2π θ^(2i/d), a pair's frequency is divided by 1 where λ is below length / high, by the factor
     /// where it is above length / low, and by an interpolation of the two between.
     fn llama3_scaling(&self, factors: &Stored, head_dim: i64, theta: f64) -> Result<Json> {
-        let found = self.dequantise(factors, 0, 1)?;
+        let found = Vec::<f32>::try_from(self.dequantise(factors, 0, 1)?.f_flatten(0, -1)?)?;
         let factor = f64::from(found.iter().copied().fold(1.0, f32::max));
         let (low, high) = (LLAMA3_LOW_FREQUENCY_FACTOR, LLAMA3_HIGH_FREQUENCY_FACTOR);
         let expected = (0..head_dim / 2).map(|i| {

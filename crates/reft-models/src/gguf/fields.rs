@@ -99,6 +99,7 @@ pub const GGUF: Fields = Fields {
                 "tokenizer.ggml.add_bos_token",
                 "tokenizer.ggml.add_eos_token",
                 "tokenizer.chat_template",
+                "tokenizer.chat_template.*",
             ]),
             Field::applied(&["tokenizer.ggml.pre", "tokenizer.ggml.merges"])
                 .with_note("of byte-level BPE (model gpt2)"),
@@ -111,7 +112,6 @@ pub const GGUF: Fields = Fields {
             .with_note("of SentencePiece (models llama and t5), as in llama.cpp"),
             Field::neutral(
                 &[
-                    "tokenizer.chat_template.*",
                     "tokenizer.chat_templates",
                     "tokenizer.huggingface.json",
                     "tokenizer.ggml.cls_token_id",
@@ -136,6 +136,9 @@ pub const GGUF: Fields = Fields {
         )],
     ],
 };
+
+/// How the keys of further chat templates begin.
+pub(crate) const NAMED_TEMPLATE: &str = "tokenizer.chat_template.";
 
 /// A list that is longer is told by its length.
 const LIST_SHOWN: usize = 8;
@@ -176,7 +179,7 @@ impl Gguf {
         if GGUF.find(key).is_some() {
             return key.to_owned();
         }
-        if key.starts_with("tokenizer.chat_template.") {
+        if key.starts_with(NAMED_TEMPLATE) {
             return "tokenizer.chat_template.*".to_owned();
         }
         match key.split_once('.') {

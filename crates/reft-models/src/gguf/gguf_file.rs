@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use candle_core::quantized::GgmlDType;
 use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use serde::Deserialize;
 use serde_json::Value as Json;
@@ -88,8 +89,7 @@ impl Gguf {
     /// # Errors
     /// [`Error::UnknownTensor`] if it is not there, [`Error::Format`] if its data cannot be read.
     pub(crate) fn load_rows(&self, name: &str, first: i64, n: i64) -> Result<Tensor> {
-        let rows = self.dequantise(self.stored(name)?, first, n)?;
-        Ok(Tensor::f_from_slice(&rows)?.f_view([n, -1])?)
+        self.dequantise(self.stored(name)?, first, n)
     }
 
     /// A matrix in the blocks that the file holds it in; none if they are of a type that is not kept packed.
@@ -125,15 +125,31 @@ impl Gguf {
         Ok(Some(rows.f_view([n_heads, -1, 2])?.f_transpose(1, 2)?.f_flatten(0, 2)?))
     }
 
-    /// Dequantises rows of a tensor, in the file's order.
-    pub(crate) fn dequantise(&self, stored: &Stored, first: i64, n: i64) -> Result<Vec<f32>> {
+    /// Dequantises rows of a tensor, in the file's order: `[n, columns]`.
+    pub(crate) fn dequantise(&self, stored: &Stored, first: i64, n: i64) -> Result<Tensor> {
         let Stored { name, info, .. } = stored;
         let bytes = self.row_bytes(stored, first, n)?;
+        let plain = match info.dtype {
+            GgmlDType::F32 => Some(Kind::Float),
+            GgmlDType::F16 => Some(Kind::Half),
+            GgmlDType::BF16 => Some(Kind::BFloat16),
+            _ => None,
+        };
+        if let Some(kind) = plain {
+            let values = Tensor::f_from_slice(&bytes)?.f_view_dtype(kind)?;
+            return Ok(values.f_to_kind(Kind::Float)?.f_view([n, -1])?);
+        }
+        if let Some(format) = BlockFormat::of(info.dtype) {
+            let blocks =
+                Tensor::f_from_slice(&bytes)?.f_view([n, -1, info.dtype.type_size() as i64])?;
+            return Ok(format.expand(&format.unpack(&blocks)));
+        }
         let elements = bytes.len() / info.dtype.type_size() * info.dtype.block_size();
         let cpu = candle_core::Device::Cpu;
-        qtensor_from_ggml(info.dtype, &bytes, vec![elements], &cpu)
+        let rows: Vec<f32> = qtensor_from_ggml(info.dtype, &bytes, vec![elements], &cpu)
             .and_then(|rows| rows.dequantize(&cpu)?.to_vec1())
-            .map_err(|failed| self.broken(format!("tensor {name}: {failed}")))
+            .map_err(|failed| self.broken(format!("tensor {name}: {failed}")))?;
+        Ok(Tensor::f_from_slice(&rows)?.f_view([n, -1])?)
     }
 
     /// What the file holds of the rows `first..first + n` of a matrix, or of a vector.

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
+use crate::gguf::fields::NAMED_TEMPLATE;
 use crate::gguf::vocabulary::Vocabulary;
 use crate::{Gguf, Result};
 
@@ -76,7 +77,15 @@ impl Gguf {
             config.insert(format!("{key}_token"), json!(id.and_then(|id| tokens.get(id as usize))));
         }
         if let Some(template) = self.optional::<&str>("tokenizer.chat_template", "a string")? {
-            config.insert("chat_template".to_owned(), json!(template));
+            let mut named = vec![json!({ "name": "default", "template": template })];
+            for (key, _) in self.metadata() {
+                if let Some(name) = key.strip_prefix(NAMED_TEMPLATE) {
+                    let template: Option<&str> = self.optional(key, "a string")?;
+                    named.push(json!({ "name": name, "template": template }));
+                }
+            }
+            let field = if named.len() == 1 { json!(template) } else { json!(named) };
+            config.insert("chat_template".to_owned(), field);
         }
         config.insert("clean_up_tokenization_spaces".to_owned(), json!(false));
         config.insert("model_max_length".to_owned(), json!(self.size("context_length")?));

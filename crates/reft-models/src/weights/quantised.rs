@@ -77,7 +77,7 @@ impl BlockFormat {
     }
 
     /// The numbers `[n, columns]` of `n` rows, in f32.
-    fn expand(self, parts: &[Tensor]) -> Tensor {
+    pub(crate) fn expand(self, parts: &[Tensor]) -> Tensor {
         let float = |i: usize| parts[i].to_kind(Kind::Float);
         let each = |i: usize| float(i).unsqueeze(-1);
         let values = match self {

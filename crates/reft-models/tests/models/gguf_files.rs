@@ -453,6 +453,22 @@ fn no_metadata_is_skipped() -> Outcome {
     Ok(())
 }
 
+#[test]
+fn the_template_for_tools_serves_conversations_with_tools() -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let template = Value::String("{{ tools | length }} tools".to_owned());
+    let path = draft("llama", GgmlDType::F32)?
+        .set("tokenizer.chat_template.tool_use", template)
+        .set("tokenizer.chat_templates", strings(&["tool_use"]))
+        .write(directory.path())?;
+    let template = ChatTemplate::open(&path)?;
+    let messages = [Message::new("user", "a")];
+    assert_eq!(template.render(&messages, false)?, "<s>a</s>");
+    let tools = [serde_json::json!({ "type": "function" })];
+    assert_eq!(template.render_with_tools(&messages, Some(&tools), false)?, "1 tools");
+    Ok(())
+}
+
 /// The names that llama.cpp gives to the parts of a model.
 fn part_name(part: usize, count: usize) -> String {
     format!("model-{:05}-of-{count:05}.gguf", part + 1)
