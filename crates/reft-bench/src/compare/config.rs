@@ -207,6 +207,10 @@ impl CompareConfig {
                 }
             }
             let is_same = |other: &MethodEntry| slug(other.label()) == slug(label);
+            if label.is_empty() {
+                let reason = "label is empty; give a name, or leave it out".to_owned();
+                return at(&[Name("method"), Index(i), Name("label")], reason);
+            }
             if self.method[..i].iter().any(is_same) || slug(label) == "base" {
                 let reason = format!("the name {label:?} is taken; tell methods apart with label");
                 return at(&[Name("method"), Index(i)], reason);
@@ -219,10 +223,14 @@ impl CompareConfig {
     }
 }
 
-/// A name as a directory's: letters, digits, `-`, `+` and `.`.
+/// A name as a directory's: letters, digits, `-`, `+`, and `.` but at its beginning. `..` would be the directory above, and what begins with a
+/// point is hidden.
 pub(crate) fn slug(label: &str) -> String {
-    let keep = |c: char| c.is_ascii_alphanumeric() || "-+.".contains(c);
-    label.chars().map(|c| if keep(c) { c.to_ascii_lowercase() } else { '-' }).collect()
+    let keep = |(i, c): (usize, char)| {
+        let is_kept = c.is_ascii_alphanumeric() || "-+".contains(c) || (c == '.' && i > 0);
+        if is_kept { c.to_ascii_lowercase() } else { '-' }
+    };
+    label.chars().enumerate().map(keep).collect()
 }
 
 /// A configuration with the file that it came from, for messages that name a line.
@@ -289,6 +297,21 @@ mod tests {
     use reft_models::DecoderConfig;
 
     use super::*;
+
+    #[test]
+    fn no_label_leads_out_of_its_directory() {
+        for (label, name) in [
+            ("LoReFT r4", "loreft-r4"),
+            ("..", "-."),
+            (".", "-"),
+            ("../../x", "-.-..-x"),
+            ("/etc/passwd", "-etc-passwd"),
+            (".hidden", "-hidden"),
+            ("a\\b\0", "a-b-"),
+        ] {
+            assert_eq!(slug(label), name);
+        }
+    }
     use crate::error::line_refused;
 
     const TEXT: &str = r#"model = "m"

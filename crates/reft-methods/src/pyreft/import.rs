@@ -162,8 +162,11 @@ fn method_of(types: &[String]) -> std::result::Result<Method, String> {
     })
 }
 
-/// `layer_1_comp_block_output_unit_pos_nunit_1#0`, the 0th of layer 1 at `block_output` → number, layer, component.
+/// A key is part of a file's name, so it is one name and no path. `layer_1_comp_block_output_unit_pos_nunit_1#0`, the 0th of layer 1 at `block_output` → number, layer, component.
 fn parse_key(key: &str) -> Option<(usize, usize, String)> {
+    if Path::new(key).file_name() != Some(key.as_ref()) {
+        return None;
+    }
     let (layer, rest) = key.strip_prefix("layer_")?.split_once("_comp_")?;
     let (component, rest) = rest.split_once("_unit_")?;
     let (_, nth) = rest.rsplit_once('#')?;
@@ -226,4 +229,20 @@ fn effective_rotation(method: Method, raw: &Tensor, base: &Tensor) -> Result<Ten
         let signs = -raw.diagonal(0, 0, 1).to_kind(Kind::Float).trunc();
         Ok(map.columns().squeeze_dim(0) * signs)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_names_and_no_paths() {
+        let key = "layer_3_comp_block_output_unit_pos_nunit_1#2";
+        assert_eq!(parse_key(key), Some((2, 3, "block_output".to_owned())));
+        for path in ["/../../x", "/x"] {
+            let key = format!("layer_3_comp_block_output{path}_unit_pos_nunit_1#2");
+            assert_eq!(parse_key(&key), None);
+        }
+        assert_eq!(parse_key("layer_3_comp_block_output_unit_/../../x_pos#2"), None);
+    }
 }

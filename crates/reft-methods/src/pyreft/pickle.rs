@@ -1,8 +1,8 @@
 //! The part of Python's pickle language in which `torch.save` writes dictionaries of tensors.
 //!
 //! Nothing is imported or called: the few names that such a file needs are recognised, any other name is an error. Values live
-//! in one arena and refer to each other by index, so that hostile input (cycles, deep nesting, a shared value repeated
-//! without end) costs no more than its own length.
+//! in one arena and refer to each other by index, texts to the file's bytes, and nothing is copied. So hostile input (cycles, deep nesting,
+//! a long value shared without end) costs no more memory than a constant times its own length.
 
 use std::collections::HashMap;
 
@@ -22,9 +22,9 @@ pub(crate) enum Value {
 
 /// A value that holds others.
 #[derive(Debug)]
-pub(crate) enum Node {
-    Text(String),
-    Tuple(Vec<Value>),
+pub(crate) enum Node<'a> {
+    Text(&'a str),
+    Tuple(Box<[Value]>),
     Dict(Vec<(Value, Value)>),
     Storage(Storage),
     Tensor(View),
@@ -40,42 +40,87 @@ pub(crate) enum Global {
 }
 
 /// A run of elements in a file of its own.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Storage {
     pub(crate) kind: Kind,
-    pub(crate) key: String,
+    /// The text that is its file's name.
+    pub(crate) key: Value,
     pub(crate) len: i64,
 }
 
-/// A strided view of a storage.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A strided view of a storage: the places of its parts in the arena.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct View {
-    pub(crate) storage: Storage,
+    storage: Value,
+    offset: i64,
+    size: Value,
+    stride: Value,
+}
+
+/// A view with its parts.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Strided<'a> {
+    pub(crate) kind: Kind,
+    /// The name of the file that its elements are in.
+    pub(crate) key: &'a str,
+    /// Number of elements there.
+    pub(crate) len: i64,
     pub(crate) offset: i64,
     pub(crate) size: Vec<i64>,
     pub(crate) stride: Vec<i64>,
 }
 
+/// Dimensions of a tensor, at most: libtorch's own limit in most of its operations.
+const MAX_DIMENSIONS: usize = 64;
+
 /// What a pickle holds.
 #[derive(Debug)]
-pub(crate) struct Pickle {
-    nodes: Vec<Node>,
+pub(crate) struct Pickle<'a> {
+    nodes: Vec<Node<'a>>,
     /// The outermost value.
     pub(crate) root: Value,
 }
 
-impl Pickle {
+impl<'a> Pickle<'a> {
     /// Reads a pickle up to its end mark.
-    pub(crate) fn read(bytes: &[u8]) -> Parsed<Self> {
+    pub(crate) fn read(bytes: &'a [u8]) -> Parsed<Self> {
         let pickle = Self { nodes: Vec::new(), root: Value::Unused };
         let (stack, marks, memo) = (Vec::new(), Vec::new(), HashMap::new());
         Machine { bytes, pickle, stack, marks, memo }.run()
     }
 
     /// What a value refers to, if it is not a plain one.
-    pub(crate) fn node(&self, value: Value) -> Option<&Node> {
+    pub(crate) fn node(&self, value: Value) -> Option<&Node<'a>> {
         match value {
             Value::Node(index) => self.nodes.get(index),
+            _ => None,
+        }
+    }
+
+    /// The text that a value is.
+    pub(crate) fn text(&self, value: Value) -> Option<&'a str> {
+        match self.node(value)? {
+            Node::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The parts of a view; `None` if they are not what belongs there, or its dimensions are too many.
+    pub(crate) fn strided(&self, view: View) -> Option<Strided<'a>> {
+        let Node::Storage(Storage { kind, key, len }) = *self.node(view.storage)? else {
+            return None;
+        };
+        let (size, stride) = (self.integers(view.size)?, self.integers(view.stride)?);
+        Some(Strided { kind, key: self.text(key)?, len, offset: view.offset, size, stride })
+    }
+
+    /// The numbers of a tuple that is not longer than a tensor has dimensions.
+    fn integers(&self, tuple: Value) -> Option<Vec<i64>> {
+        let integer = |value: &Value| if let Value::Int(n) = value { Some(*n) } else { None };
+        match self.node(tuple)? {
+            Node::Tuple(items) if items.len() <= MAX_DIMENSIONS => {
+                items.iter().map(integer).collect()
+            }
             _ => None,
         }
     }
@@ -85,7 +130,7 @@ impl Pickle {
 struct Machine<'a> {
     /// What is not read yet.
     bytes: &'a [u8],
-    pickle: Pickle,
+    pickle: Pickle<'a>,
     stack: Vec<Value>,
     /// Heights of the stack at the open marks.
     marks: Vec<usize>,
@@ -93,7 +138,7 @@ struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    fn run(mut self) -> Parsed<Pickle> {
+    fn run(mut self) -> Parsed<Pickle<'a>> {
         loop {
             let code = self.take(1)?[0];
             match code {
@@ -111,11 +156,11 @@ impl<'a> Machine<'a> {
                 b'h' => self.recall(1)?,
                 b'j' => self.recall(4)?,
                 b'(' => self.marks.push(self.stack.len()),
-                b')' => self.push_node(Node::Tuple(Vec::new())),
+                b')' => self.push_node(Node::Tuple(Box::default())),
                 0x85..=0x87 => self.tuple(usize::from(code - 0x84))?, // TUPLE1 to TUPLE3
                 b't' => {
                     let items = self.pop_to_mark()?;
-                    self.push_node(Node::Tuple(items));
+                    self.push_node(Node::Tuple(items.into()));
                 }
                 b'}' => self.push_node(Node::Dict(Vec::new())),
                 b's' => {
@@ -156,13 +201,12 @@ impl<'a> Machine<'a> {
     }
 
     fn persistent_id(&mut self) -> Parsed<()> {
-        let id = self.pop_tuple("a storage's id")?;
+        let id = self.pop()?;
         if let [name, Value::Global(Global::Storage(kind)), key, _location, Value::Int(len)] =
-            id[..]
-            && let (Some("storage"), Some(key)) = (self.text_of(name), self.text_of(key))
+            *self.items(id, "a storage's id")?
+            && (self.pickle.text(name), self.pickle.text(key).is_some()) == (Some("storage"), true)
         {
-            let storage = Storage { kind, key: key.to_owned(), len };
-            self.push_node(Node::Storage(storage));
+            self.push_node(Node::Storage(Storage { kind, key, len }));
             return Ok(());
         }
         Err("a storage's id is not (\"storage\", type, key, location, length)".to_owned())
@@ -170,37 +214,36 @@ impl<'a> Machine<'a> {
 
     /// What Python would do by calling; here the three calls are recognised.
     fn reduce(&mut self) -> Parsed<()> {
-        let arguments = self.pop_tuple("a call's arguments")?;
-        match (self.pop()?, &arguments[..]) {
-            (Value::Global(Global::OrderedDict), []) => self.push_node(Node::Dict(Vec::new())),
+        let (arguments, called) = (self.pop()?, self.pop()?);
+        let made = match (called, self.items(arguments, "a call's arguments")?) {
+            (Value::Global(Global::OrderedDict), []) => Node::Dict(Vec::new()),
             (Value::Global(Global::RebuildTensor), arguments) => {
-                let malformed = "a tensor is not (storage, offset, size, stride, …)";
-                let view = self.view(arguments).ok_or(malformed)?;
-                self.push_node(Node::Tensor(view));
+                let malformed = || {
+                    format!(
+                        "a tensor is not (storage, offset, size, stride, …) of at most {MAX_DIMENSIONS} dimensions"
+                    )
+                };
+                Node::Tensor(self.view(arguments).ok_or_else(malformed)?)
             }
             (Value::Global(Global::RebuildParameter), &[tensor, ..])
                 if matches!(self.pickle.node(tensor), Some(Node::Tensor(_))) =>
             {
                 self.stack.push(tensor);
+                return Ok(());
             }
             _ => {
                 let reason = "it calls something that a dictionary of tensors does not need";
                 return Err(format!("{reason}; save the tensors alone"));
             }
-        }
+        };
+        self.push_node(made);
         Ok(())
     }
 
     fn view(&self, arguments: &[Value]) -> Option<View> {
         let [storage, Value::Int(offset), size, stride, ..] = *arguments else { return None };
-        let Some(Node::Storage(storage)) = self.pickle.node(storage) else { return None };
-        let integer = |value: &Value| if let Value::Int(n) = value { Some(*n) } else { None };
-        let integers = |tuple: Value| match self.pickle.node(tuple)? {
-            Node::Tuple(items) => items.iter().map(integer).collect(),
-            _ => None,
-        };
-        let (size, stride) = (integers(size)?, integers(stride)?);
-        Some(View { storage: storage.clone(), offset, size, stride })
+        let view = View { storage, offset, size, stride };
+        self.pickle.strided(view).map(|_| view)
     }
 
     fn set_items(&mut self) -> Parsed<()> {
@@ -227,26 +270,19 @@ impl<'a> Machine<'a> {
     fn tuple(&mut self, n: usize) -> Parsed<()> {
         let mut items = (0..n).map(|_| self.pop()).collect::<Parsed<Vec<Value>>>()?;
         items.reverse();
-        self.push_node(Node::Tuple(items));
+        self.push_node(Node::Tuple(items.into()));
         Ok(())
     }
 
-    fn pop_tuple(&mut self, what: &str) -> Parsed<Vec<Value>> {
-        let value = self.pop()?;
-        match self.pickle.node(value) {
-            Some(Node::Tuple(items)) => Ok(items.clone()),
+    /// The values of a tuple.
+    fn items(&self, tuple: Value, what: &str) -> Parsed<&[Value]> {
+        match self.pickle.node(tuple) {
+            Some(Node::Tuple(items)) => Ok(items),
             _ => Err(format!("{what} is not a tuple")),
         }
     }
 
-    fn text_of(&self, value: Value) -> Option<&str> {
-        match self.pickle.node(value)? {
-            Node::Text(text) => Some(text),
-            _ => None,
-        }
-    }
-
-    fn push_node(&mut self, node: Node) {
+    fn push_node(&mut self, node: Node<'a>) {
         self.stack.push(Value::Node(self.pickle.nodes.len()));
         self.pickle.nodes.push(node);
     }
@@ -300,7 +336,7 @@ impl<'a> Machine<'a> {
     fn text(&mut self) -> Parsed<()> {
         let n_bytes = self.unsigned(4)? as usize;
         let text = std::str::from_utf8(self.take(n_bytes)?).map_err(|failed| failed.to_string())?;
-        self.push_node(Node::Text(text.to_owned()));
+        self.push_node(Node::Text(text));
         Ok(())
     }
 

@@ -9,10 +9,12 @@ use reft_models::{Error, Result, io_error};
 use tch::{Device, Tensor};
 use zip::ZipArchive;
 
-use crate::pyreft::pickle::{Node, Pickle, Storage, Value, View};
+use crate::pyreft::pickle::{Node, Pickle, Strided, Value, View};
 
 /// Dictionaries inside dictionaries, at most.
 const MAX_DEPTH: usize = 16;
+/// Bytes of a tensor's name, at most.
+const MAX_NAME: usize = 256;
 /// Bytes of tensors per byte of file, at most: tied tensors share a storage, and each gets memory of its own here.
 const MAX_EXPANSION: u64 = 16;
 
@@ -32,14 +34,17 @@ pub fn load_torch_pickle(path: &Path) -> Result<BTreeMap<String, Tensor>> {
 
 fn tensors_of(file: BufReader<File>, len: u64) -> Result<BTreeMap<String, Tensor>, String> {
     let mut archive = Archive::open(file, len)?;
-    let pickle = Pickle::read(&archive.read("data.pkl")?)?;
+    let bytes = archive.read("data.pkl")?;
+    let pickle = Pickle::read(&bytes)?;
     let mut found = Found { pickle: &pickle, views: BTreeMap::new(), seen: HashSet::new() };
     found.collect(pickle.root, "", 0)?;
-    let total: u64 = found.views.values().map(|view| n_bytes(view)).fold(0, u64::saturating_add);
+    let strided = |view: View| pickle.strided(view).expect("invariant: a tensor's parts are there");
+    let sizes = found.views.values().map(|view| n_bytes(&strided(*view)));
+    let total: u64 = sizes.fold(0, u64::saturating_add);
     if total > len.saturating_mul(MAX_EXPANSION) {
         return Err(format!("its tensors take {total} bytes, the file has {len}"));
     }
-    let tensor = |(name, view): (String, &View)| match archive.tensor(view) {
+    let tensor = |(name, view): (String, View)| match archive.tensor(&strided(view)) {
         Ok(tensor) => Ok((name, tensor)),
         Err(reason) => Err(format!("tensor {name}: {reason}")),
     };
@@ -48,10 +53,10 @@ fn tensors_of(file: BufReader<File>, len: u64) -> Result<BTreeMap<String, Tensor
 
 /// The tensors of a pickle, by name.
 struct Found<'a> {
-    pickle: &'a Pickle,
-    views: BTreeMap<String, &'a View>,
+    pickle: &'a Pickle<'a>,
+    views: BTreeMap<String, View>,
     /// Dictionaries already read: each is read once, so that one inside itself, or shared without end, is an error.
-    seen: HashSet<*const Node>,
+    seen: HashSet<*const Node<'a>>,
 }
 
 impl Found<'_> {
@@ -59,7 +64,7 @@ impl Found<'_> {
     fn collect(&mut self, value: Value, name: &str, depth: usize) -> Result<(), String> {
         match self.pickle.node(value) {
             Some(Node::Tensor(view)) if !name.is_empty() => {
-                match self.views.insert(name.to_owned(), view) {
+                match self.views.insert(name.to_owned(), *view) {
                     None => Ok(()),
                     Some(_) => Err(format!("tensor {name} is given twice")),
                 }
@@ -72,10 +77,14 @@ impl Found<'_> {
                     return Err(format!("the dictionary {name:?} stands in two places"));
                 }
                 for &(key, value) in items {
-                    let Some(Node::Text(key)) = self.pickle.node(key) else {
+                    let Some(key) = self.pickle.text(key) else {
                         return Err(format!("a key of the dictionary {name:?} is not a string"));
                     };
-                    let name = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
+                    if name.len() + key.len() >= MAX_NAME {
+                        return Err(format!("a name in it is longer than {MAX_NAME} bytes"));
+                    }
+                    let name =
+                        if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
                     self.collect(value, &name, depth + 1)?;
                 }
                 Ok(())
@@ -131,8 +140,8 @@ impl Archive {
         Ok(bytes)
     }
 
-    fn tensor(&mut self, view: &View) -> Result<Tensor, String> {
-        let Storage { kind, key, len } = &view.storage;
+    fn tensor(&mut self, view: &Strided) -> Result<Tensor, String> {
+        let Strided { kind, key, len, .. } = view;
         let bytes = self.read(&format!("data/{key}"))?;
         let n_bytes = len.checked_mul(kind.elt_size_in_bytes() as i64);
         if n_bytes != i64::try_from(bytes.len()).ok() {
@@ -143,7 +152,7 @@ impl Archive {
             ));
         }
         if !fits(view).unwrap_or(false) {
-            let View { offset, size, stride, .. } = view;
+            let Strided { offset, size, stride, .. } = view;
             return Err(format!(
                 "size {size:?} with strides {stride:?} from {offset} does not fit in {len} elements"
             ));
@@ -160,8 +169,8 @@ impl Archive {
 }
 
 /// Whether a view lies in its storage and repeats none of its elements; `None` if its sizes are past all numbers.
-fn fits(view: &View) -> Option<bool> {
-    let View { storage, offset, size, stride } = view;
+fn fits(view: &Strided) -> Option<bool> {
+    let Strided { len, offset, size, stride, .. } = view;
     let not_negative = size.iter().chain(stride).chain([offset]).all(|&n| n >= 0);
     if size.len() != stride.len() || !not_negative {
         return Some(false);
@@ -172,10 +181,10 @@ fn fits(view: &View) -> Option<bool> {
     }
     let reach = |last: i64, (&n, &step): (&i64, &i64)| last.checked_add((n - 1).checked_mul(step)?);
     let last = size.iter().zip(stride).try_fold(*offset, reach)?;
-    Some(last < storage.len && n <= storage.len)
+    Some(last < *len && n <= *len)
 }
 
-fn n_bytes(view: &View) -> u64 {
+fn n_bytes(view: &Strided) -> u64 {
     let n = view.size.iter().fold(1u64, |product, &n| product.saturating_mul(n.unsigned_abs()));
-    n.saturating_mul(view.storage.kind.elt_size_in_bytes() as u64)
+    n.saturating_mul(view.kind.elt_size_in_bytes() as u64)
 }

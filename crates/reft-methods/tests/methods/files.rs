@@ -44,6 +44,31 @@ fn refusal(dir: &Path, decoder: &Decoder) -> Outcome<reft_models::Error> {
 }
 
 #[test]
+fn an_adapter_saved_twice_is_the_same_bytes() -> Outcome {
+    let decoder = tiny_llama()?;
+    for method in METHODS {
+        tch::manual_seed(1);
+        let stack = new_adapter(method.name, &MethodOptions::default(), &decoder)?;
+        let mut files: Vec<Vec<(std::ffi::OsString, Vec<u8>)>> = Vec::new();
+        for _ in 0..6 {
+            let dir = tempfile::tempdir()?;
+            stack.save(dir.path())?;
+            let entries = std::fs::read_dir(dir.path())?;
+            let file = |entry: std::io::Result<std::fs::DirEntry>| -> Outcome<_> {
+                let entry = entry?;
+                Ok((entry.file_name(), std::fs::read(entry.path())?))
+            };
+            let mut saved = entries.map(file).collect::<Outcome<Vec<_>>>()?;
+            saved.sort();
+            files.push(saved);
+        }
+        assert!(files.iter().all(|saved| *saved == files[0]), "{}", method.name);
+        assert!(!files[0].is_empty(), "{}", method.name);
+    }
+    Ok(())
+}
+
+#[test]
 fn missing_unexpected_and_misshapen_tensors_are_all_named() -> Outcome {
     let decoder = tiny_llama()?;
     let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));

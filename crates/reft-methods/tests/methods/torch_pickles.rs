@@ -183,6 +183,83 @@ fn deep_nesting_and_endless_sharing_cost_no_more_than_their_length() {
     assert!(reason(&doubled).contains("something other"));
 }
 
+/// The most memory that this process has held, in bytes.
+#[cfg(target_os = "linux")]
+fn peak() -> Outcome<u64> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("no peak")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+}
+
+/// Values that are written once and named again and again, in files of 200 kB: each would be gigabytes if it were copied out.
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_is_bounded_by_a_constant_times_the_file() -> Outcome {
+    let memoised = |slot: u8, value: &[u8]| [value, &[b'q', slot]].concat();
+    let storage = [
+        &b"("[..],
+        &text("storage"),
+        b"ctorch\nFloatStorage\n",
+        &text("0"),
+        &text("cpu"),
+        b"K\x06tQ",
+    ]
+    .concat();
+    let long = tuple(&[0; 12_000]); // 60 kB
+    let most = tuple(&[0; 64]);
+    let tensor_of = |size: &[u8]| {
+        let arguments = [&b"("[..], b"h\0K\0h\x01h\x01t"].concat();
+        let parts = [
+            memoised(0, &storage),
+            memoised(1, size),
+            memoised(2, b"ctorch._utils\n_rebuild_tensor_v2\n"),
+            memoised(3, &arguments),
+            b"h\x02h\x03R".repeat(28_000),
+        ];
+        parts.concat()
+    };
+    let id = [
+        &b"("[..],
+        &text("storage"),
+        b"ctorch\nFloatStorage\n",
+        &text(&"x".repeat(60_000)),
+        &text("cpu"),
+        b"K\x06t",
+    ]
+    .concat();
+    let ids = [memoised(0, &id), b"h\0Q".repeat(40_000)].concat();
+    let inner = |key: u16| {
+        [text(&format!("{key:x}")), b"h\x01".to_vec()].concat() // a key, and a tensor
+    };
+    let names = [
+        memoised(0, &tensor(0, &[6], &[1])),
+        memoised(1, b""),
+        b"}(".to_vec(),
+        text(&"x".repeat(60_000)),
+        b"}(".to_vec(),
+        (0..15_000).flat_map(inner).collect(),
+        b"uu".to_vec(),
+    ]
+    .concat();
+    for (what, body) in [
+        ("sizes", tensor_of(&long)),
+        ("allowed sizes", tensor_of(&most)),
+        ("ids", ids),
+        ("names", names),
+        ("marks", b"(".repeat(190_000)),
+        ("tuples", b")".repeat(190_000)),
+    ] {
+        let pickle = [b"\x80\x02".as_slice(), &body, b"."].concat();
+        assert!(pickle.len() < 260_000, "{what}: {}", pickle.len());
+        let before = peak()?;
+        let refused = reason(&pickle);
+        // other tests of this process run beside it; a copy of each would be 1.8 to 5 GB
+        let grown = (peak()? - before) / 1_000_000;
+        assert!(grown < 400, "{what}: {grown} MB for {} bytes: {refused}", pickle.len());
+    }
+    Ok(())
+}
+
 #[test]
 fn a_big_endian_or_foreign_file_is_refused() -> Outcome {
     let directory = tempfile::tempdir()?;

@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::File;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +11,7 @@ use memmap2::Mmap;
 #[cfg(unix)]
 use memmap2::UncheckedAdvice;
 use safetensors::tensor::{Dtype, SafeTensors, View};
+use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Result, atomic_write, io_error};
@@ -156,12 +158,37 @@ pub fn save_safetensors(
         }
         views.push((name, TensorView::new(name, tensor)?));
     }
+    let has_order = metadata.as_ref().is_some_and(|metadata| metadata.len() > 1);
     atomic_write(path, |temporary| {
-        safetensors::serialize_to_file(views, metadata, temporary).map_err(|failed| match failed {
+        let written = safetensors::serialize_to_file(views, metadata, temporary);
+        written.map_err(|failed| match failed {
             safetensors::SafeTensorError::IoError(source) => io_error("write", path)(source),
             source => Error::Safetensors { path: path.to_owned(), source },
-        })
+        })?;
+        if has_order {
+            sort_metadata(temporary).map_err(io_error("write", path))?;
+        }
+        Ok(())
     })
+}
+
+/// Puts the metadata of a file in the order of their names, in the place that they have: the library writes them in the order of a hash map,
+/// which is another in every run.
+fn sort_metadata(path: &Path) -> io::Result<()> {
+    let mut file = OpenOptions::new().read(true).write(true).open(path)?;
+    let mut length = [0; size_of::<u64>()];
+    file.read_exact(&mut length)?;
+    let mut header = vec![0; u64::from_le_bytes(length) as usize];
+    file.read_exact(&mut header)?;
+    let mut fields: Map<String, Value> = serde_json::from_slice(&header)?;
+    if let Some(Value::Object(metadata)) = fields.get_mut("__metadata__") {
+        metadata.sort_keys();
+    }
+    let mut sorted = serde_json::to_vec(&fields)?;
+    assert!(sorted.len() <= header.len(), "invariant: sorting adds nothing");
+    sorted.resize(header.len(), b' '); // as the format pads
+    file.seek(SeekFrom::Start(size_of::<u64>() as u64))?;
+    file.write_all(&sorted)
 }
 
 /// A tensor as the safetensors writer wants to see it.

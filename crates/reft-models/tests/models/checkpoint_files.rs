@@ -49,6 +49,31 @@ fn entries(directory: &Path) -> Vec<String> {
     names
 }
 
+/// Metadata come from a hash map, whose order is another each time.
+#[test]
+fn one_content_is_one_file_byte_for_byte() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("x.safetensors");
+    let names = ["format", "base_model", "é \"quoted\"", "a", "z", "merged"];
+    let write = || -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+        let metadata = names.map(|name| (name.to_owned(), format!("{name}\n/"))).into();
+        save_safetensors(&path, &[("w".to_owned(), sample(Kind::Float))], Some(metadata))?;
+        Ok(fs::read(&path)?)
+    };
+    let first = write()?;
+    for _ in 0..20 {
+        assert!(write()? == first, "the file differs");
+    }
+    let found = load_safetensors_metadata(&path)?;
+    assert_eq!(found.len(), names.len());
+    assert!(names.iter().all(|name| found[*name] == format!("{name}\n/")), "{found:?}");
+    assert_eq!(load_safetensors(&path)?["w"], sample(Kind::Float));
+    let header = String::from_utf8_lossy(&first[8..]);
+    let places: Vec<_> = ["\"a\"", "base_model", "format", "merged"].map(|n| header.find(n)).into();
+    assert!(places.is_sorted() && places[0].is_some(), "{header}");
+    Ok(())
+}
+
 #[test]
 fn every_kind_comes_back_bit_equal_with_its_shape() -> Outcome {
     let directory = tempfile::tempdir()?;

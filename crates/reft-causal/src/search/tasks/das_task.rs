@@ -149,6 +149,13 @@ impl DasTask {
             }
         }
         for (name, slot) in &self.slots {
+            // it is part of the names of directories
+            let is_plain = |c: char| c.is_alphanumeric() || "_- ".contains(c);
+            if name.is_empty() || !name.chars().all(is_plain) {
+                return Err(format!(
+                    "slot {name:?} is no plain name; use letters, digits, _ and - only"
+                ));
+            }
             self.words(slot)?.check().map_err(|reason| format!("slot {name}: {reason}"))?;
         }
         self.model().map(|_| ())
