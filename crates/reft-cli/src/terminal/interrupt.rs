@@ -1,7 +1,7 @@
-use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
+use signal_hook::low_level;
 
 use crate::terminal::failure::INTERRUPTED;
 use crate::terminal::output::note;
@@ -29,7 +29,8 @@ pub fn on_signal(act: impl FnMut() + Send + 'static) -> Result<()> {
     ctrlc::set_handler(act).context("cannot listen for signals")
 }
 
-/// Ends the program as a signal does.
+/// Ends the program as a signal does. No destructor runs, of C++ neither: the threads of a computation go on meanwhile, and would find gone
+/// what they work with.
 pub fn end_at_once() {
-    process::exit(INTERRUPTED.into());
+    low_level::exit(INTERRUPTED.into());
 }

@@ -11,7 +11,7 @@ use crate::files::{losses, many_rows};
 use crate::runs::{Run, args, command, oracle, run, succeed};
 
 /// A run of some seconds with everything that could differ after a resumption: order, dropout, accumulation, validation, epochs.
-fn training(data: &Path, output: &Path) -> Vec<OsString> {
+fn training(data: &Path, output: &Path, checkpoint_every: &str) -> Vec<OsString> {
     args![
         "train",
         "--model",
@@ -47,7 +47,7 @@ fn training(data: &Path, output: &Path) -> Vec<OsString> {
         "--eval-every",
         "40",
         "--checkpoint-every",
-        "7",
+        checkpoint_every,
         "--seed",
         "5",
         "--threads",
@@ -85,11 +85,11 @@ fn a_run_killed_anywhere_goes_on_as_if_nothing_had_been() -> Result {
     let dir = tempfile::tempdir()?;
     let data = many_rows(dir.path(), 20)?;
     let (whole, killed) = (dir.path().join("whole"), dir.path().join("killed"));
-    succeed(training(&data, &whole))?;
+    succeed(training(&data, &whole, "7"))?;
     // Before the first checkpoint, and twice more wherever the run happens to be after these steps.
     let mut more: Vec<OsString> = Vec::new();
     for step in [2, 40, 90] {
-        let mut run = start([training(&data, &killed), more].concat())?;
+        let mut run = start([training(&data, &killed, "7"), more].concat())?;
         wait_for_step(&mut run, &killed, step)?;
         run.kill()?; // SIGKILL
         run.wait()?;
@@ -110,11 +110,10 @@ fn signals_save_a_checkpoint_and_say_how_to_go_on() -> Result {
     let dir = tempfile::tempdir()?;
     let data = many_rows(dir.path(), 20)?;
     let whole = dir.path().join("whole");
-    succeed(training(&data, &whole))?;
+    succeed(training(&data, &whole, "7"))?;
     for signal in ["-INT", "-TERM"] {
         let stopped = dir.path().join(format!("stopped{signal}"));
-        let mut child =
-            start([training(&data, &stopped), args!["--checkpoint-every", "0"]].concat())?;
+        let mut child = start(training(&data, &stopped, "0"))?;
         wait_for_step(&mut child, &stopped, 11)?;
         send(signal, &child)?;
         let ended = Run::from(child.wait_with_output()?);
@@ -128,6 +127,29 @@ fn signals_save_a_checkpoint_and_say_how_to_go_on() -> Result {
         assert!(refused.stderr.contains("an unfinished training run"), "{}", refused.stderr);
         succeed(args!["train", "--resume", "--output", stopped])?;
         assert_eq!(losses(&stopped)?, losses(&whole)?);
+    }
+    Ok(())
+}
+
+/// The second signal ends the program at once, whatever it computes: no destructor takes away what its threads work with.
+#[test]
+fn a_second_signal_ends_the_program_and_crashes_nothing() -> Result {
+    let dir = tempfile::tempdir()?;
+    let data = many_rows(dir.path(), 20)?;
+    for i in 0..12 {
+        let output = dir.path().join(i.to_string());
+        let mut words = args!["train", "--model", oracle("tiny_llama"), "--data", data];
+        words.extend(args!["--output", output, "--max-steps", "100000", "--batch-size", "20"]);
+        words.extend(args!["--method", "full", "--threads", "4", "--checkpoint-every", "0"]);
+        let mut child = start(words)?;
+        wait_for_step(&mut child, &output, 2 + i)?;
+        // the two may arrive as one while nobody has looked at the first
+        while child.try_wait()?.is_none() {
+            send("-INT", &child)?;
+            sleep(Duration::from_millis(1));
+        }
+        let ended = Run::from(child.wait_with_output()?);
+        assert_eq!(ended.code, Some(130), "{i}: {}", ended.stderr);
     }
     Ok(())
 }
