@@ -21,7 +21,6 @@ use crate::train::command::{self as train, TrainArgs};
 /// Representation fine-tuning (ReFT) of language models: small learned edits of the hidden states of a frozen model
 #[derive(Debug, Parser)]
 #[command(name = "reft", version, propagate_version = true, arg_required_else_help = true)]
-#[command(args_override_self = true)] // of a flag given twice the last one holds: scripts append
 pub struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -14,7 +14,7 @@ use reft_train::{
 use serde_json::json;
 
 use crate::model::{ModelArgs, ModelText, examples};
-use crate::options::{Declared, FlagGroup, Flags, at_least_one};
+use crate::options::{Declared, FlagGroup, Flags, check_counts};
 use crate::terminal::{duration, grouped, output};
 
 /// Measure a model, with or without adapters, on a data file
@@ -76,7 +76,10 @@ fn task_name(name: &str) -> Result<PathBuf, String> {
 
 /// Runs the command.
 pub fn run(args: &EvalArgs) -> Result<()> {
-    at_least_one([("--batch-size", args.batch_size)])?;
+    check_counts([
+        ("--batch-size", args.batch_size),
+        ("--max-length", args.max_length.unwrap_or(1)),
+    ])?;
     let task = TaskConfig::open(&args.task)?;
     match task.kind {
         TaskKind::Lm => lm(args),

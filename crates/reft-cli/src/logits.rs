@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use reft_models::{
-    Component, Decoder, HookPoint, Hooks, JsonReason, Layout, Mode, Model, PaddingSide, Row, Span,
-    read_text, save_safetensors,
+    AdapterStack, Component, Decoder, HookPoint, Hooks, JsonReason, Layout, Mode, Model, PaddingSide,
+    Row, Span, read_text, save_safetensors,
 };
 use reft_train::IGNORE_INDEX;
 use serde::Deserialize;
@@ -66,16 +66,21 @@ pub fn run(args: &LogitsArgs) -> Result<()> {
     let stack = model.stack()?;
     let layout = stack.layout(layout(&input, decoder, padding).with_context(in_input)?);
 
-    let mut hidden = Vec::new();
-    let mut hooks = stack.hooks(&layout, Mode::Eval)?;
-    if args.hidden_states {
-        hooks.0.push(Box::new(Collect(&mut hidden))); // last: it sees what the adapters leave
-    }
-    let input_ids = layout.input_ids(decoder.device());
-    let h = decoder.hidden_states(&input_ids, &layout.whole(), None, &mut hooks)?;
-    drop(hooks);
-
+    let (h, hidden) =
+        forward(decoder, &stack, &layout, args.hidden_states).with_context(in_input)?;
     let logits = in_callers_order(&decoder.logits(&h), &layout);
+    if let Some((row, token)) = not_finite(&logits) {
+        let (_, hidden) = forward(decoder, &stack, &layout, true)?;
+        let first = hidden.iter().position(|h| not_finite(&in_callers_order(h, &layout)).is_some());
+        let place = match first {
+            Some(0) => "in the embeddings".to_owned(),
+            Some(i) => format!("in layer {}", i - 1),
+            None => "in the head".to_owned(),
+        };
+        bail!(
+            "the logits of row {row} at token {token} are NaN or infinite, and the first numbers that are so are {place}; look at the weights, the adapter and the kind (f16 ends at 65504); nothing is written"
+        );
+    }
     let mut tensors = Vec::new();
     if let Some(labels) = &input.labels {
         tensors.push(("loss".to_owned(), loss(&logits, labels).with_context(in_input)?));
@@ -87,6 +92,32 @@ pub fn run(args: &LogitsArgs) -> Result<()> {
     save_safetensors(&args.output, &tensors, None)?;
     let rows = layout.batch_size();
     output::line(format!("logits of {rows} rows are in {}", args.output.display()))
+}
+
+/// Final hidden states, and if they are wanted the embeddings and the output of every block.
+fn forward(
+    decoder: &Decoder,
+    stack: &AdapterStack,
+    layout: &Layout,
+    collects: bool,
+) -> Result<(Tensor, Vec<Tensor>)> {
+    let mut hidden = Vec::new();
+    let mut hooks = stack.hooks(layout, Mode::Eval)?;
+    if collects {
+        hooks.0.push(Box::new(Collect(&mut hidden))); // last: it sees what the adapters leave
+    }
+    let input_ids = layout.input_ids(decoder.device());
+    let h = decoder.hidden_states(&input_ids, &layout.whole(), None, &mut hooks)?;
+    drop(hooks);
+    Ok((h, hidden))
+}
+
+/// Row and token of the first number that is NaN or infinite, of `[b, t, ..]`.
+fn not_finite(tensor: &Tensor) -> Option<(i64, i64)> {
+    let tokens = tensor.size()[1];
+    let is_finite = tensor.isfinite().flatten(2, -1).all_dim(2, false).flatten(0, -1); // [b · t]
+    let first = is_finite.logical_not().to_kind(Kind::Int64).argmax(0, false).int64_value(&[]);
+    (is_finite.int64_value(&[first]) == 0).then_some((first / tokens, first % tokens))
 }
 
 /// Reads the input.

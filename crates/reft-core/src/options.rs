@@ -62,6 +62,9 @@ macro_rules! declare_options {
     };
 }
 
+/// No count of rows, steps or tokens is larger: keeps a slip of the finger from filling the memory, and sums of counts from overflowing.
+pub const LARGEST_COUNT: usize = 1_000_000_000;
+
 /// What is known of an option beside its type and its default, which are those of its field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OptionDeclaration {

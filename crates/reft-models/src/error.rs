@@ -22,6 +22,17 @@ pub enum Error {
     /// The place to write to is taken.
     #[error("{} exists already and is not an empty directory; remove it or name another place", .0.display())]
     OutputExists(PathBuf),
+    /// Another process writes into the directory.
+    #[error(
+        "{} is in use by another run{}; wait for its end, or name another directory",
+        path.display(), process.map_or_else(String::new, |id| format!(" (process {id})"))
+    )]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+        /// The process, if it says so.
+        process: Option<u32>,
+    },
     /// A file that should hold JSON does not, or holds other fields than expected.
     #[error("{} does not hold the JSON that belongs there", path.display())]
     Json {
@@ -119,6 +130,14 @@ pub enum Error {
         prompt_length: usize,
         /// The row's length.
         length: usize,
+    },
+    /// A row names coordinates of a subspace, and no adapter edits in one.
+    #[error(
+        "it names coordinates of a subspace, and {method} edits in none; leave its subspace out"
+    )]
+    NoSubspace {
+        /// The adapters' methods.
+        method: String,
     },
     /// A key-value cache has no room for the columns of a pass.
     #[error("the key-value cache has room for {room} more columns, {needed} are to be appended")]

@@ -43,7 +43,7 @@ pub enum Error {
         /// What was found and what was expected.
         reason: String,
     },
-    /// An example's text cannot be tokenised or rendered.
+    /// An example's text cannot be tokenised or rendered, or it names what the adapters do not have.
     #[error("example {id}")]
     Example {
         /// The example.
@@ -127,6 +127,17 @@ pub enum Error {
         /// The step, counted from 1.
         step: usize,
         /// The examples of the micro-batch, or of the whole step.
+        ids: Vec<String>,
+    },
+    /// The loss of examples that are evaluated is NaN or infinite.
+    #[error(
+        "the loss is {value} on examples {}; look at these examples, at the adapter, and at the kind (f16 ends at 65504)",
+        ids.join(", ")
+    )]
+    EvaluationNotFinite {
+        /// NaN or ±∞.
+        value: f64,
+        /// The examples that were computed together.
         ids: Vec<String>,
     },
     /// Gradients overflow f16 at every loss scale.

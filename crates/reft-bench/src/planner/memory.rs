@@ -4,7 +4,7 @@ use reft_models::{ModelDescription, ModelTensor, TensorRole, WeightStorage, io_e
 use serde::Serialize;
 
 use crate::planner::step::Shape;
-use crate::{Result, TimingCase};
+use crate::{Precision, Result, TimingCase};
 
 /// Bytes that a training step holds at its peak, by what they are for.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -13,7 +13,7 @@ pub struct MemoryPlan {
     pub program: u64,
     /// The model's weights.
     pub weights: u64,
-    /// Trained tensors: themselves (but those that are the model's own), their gradients, and AdamW's two moments.
+    /// Trained tensors: themselves (of the model's own, copies in f32 if they are in half precision), their gradients, and AdamW's two moments.
     pub optimizer: u64,
     /// What the backward needs of the forward.
     pub activations: u64,
@@ -111,6 +111,19 @@ pub(super) fn of_step(model: &ModelDescription, shape: &Shape, extra: &[f64]) ->
     let kept_row = shape.kept_row_bytes(model);
     let frozen_batch = if shape.keeps { shape.rows * kept_row } else { 0.0 };
     (ALLOCATED * activations, ALLOCATED * transient, frozen_batch)
+}
+
+/// Bytes of a trained number: its gradient and both moments, and in f32 the number itself where it is not the model's, or its copy where that
+/// is in half precision.
+pub(super) fn of_trained(kind: Precision, is_full: bool) -> u64 {
+    const F32: u64 = 4;
+    match (is_full, kind) {
+        (false, _) => 4 * F32,
+        (true, Precision::F32) => 3 * F32,
+        (true, Precision::Bf16) => 2 + 3 * F32,
+        // f16's gradients have an f32 copy too: the loss scale would take them below what f16 has
+        (true, Precision::F16) => 2 + 4 * F32,
+    }
 }
 
 /// Bytes of the model's weights as they are held.

@@ -1,7 +1,7 @@
 use std::time::{Duration, Instant};
 
 use reft_methods::numel;
-use reft_models::{AdapterStack, Decoder, ModelDescription, WeightStorage, Weights};
+use reft_models::{AdapterStack, Decoder, ModelDescription, Weights};
 use reft_train::{Learner, NextToken};
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
@@ -72,8 +72,8 @@ impl Shape {
             first_graph_block: reach.stage,
             keeps,
             // packed weights are expanded for one block at a time, which is differentiated by itself
-            checkpoint_activations: case.checkpoint_activations || is_packed(case),
-            is_packed: is_packed(case),
+            checkpoint_activations: case.checkpoint_activations || case.is_packed(),
+            is_packed: case.is_packed(),
             kind_bytes: case.kind.kind().elt_size_in_bytes() as f64,
             kv: (model.num_key_value_heads * model.head_dim) as f64,
         }
@@ -108,12 +108,10 @@ pub fn plan_step(case: &TimingCase, program: u64) -> Result<StepPlan> {
     let (activations, transient, frozen_batch) = memory::of_step(&model, &shape, &kept);
     let trained = if methods.is_some() { numel(&stack.parameters()) } else { 0 };
     let is_full = methods.is_some_and(|methods| methods.has("full"));
-    // gradients and both moments, and the tensors themselves where they are not the model's
-    let copies = if is_full { 3 } else { 4 };
     let memory = MemoryPlan {
         program: program + memory::WORKSPACE,
         weights: memory::of_weights(case, &model)?,
-        optimizer: (4 * copies * trained) as u64,
+        optimizer: trained as u64 * memory::of_trained(case.kind, is_full),
         activations: activations as u64,
         transient: transient as u64,
         frozen_batch: frozen_batch as u64,
@@ -121,15 +119,6 @@ pub fn plan_step(case: &TimingCase, program: u64) -> Result<StepPlan> {
     let kept_row = if shape.keeps { shape.kept_row_bytes(&model) as u64 } else { 0 };
     let work = work(&model, &shape, is_full);
     Ok(StepPlan { trainable_parameters: trained, memory, kept_row, work })
-}
-
-/// Whether matrices are held in blocks.
-fn is_packed(case: &TimingCase) -> bool {
-    match case.weights {
-        WeightStorage::Dense => false,
-        WeightStorage::AsStored => case.model.is_file() && !case.random_weights,
-        WeightStorage::Int8 | WeightStorage::Int4 => true,
-    }
 }
 
 /// Products of the blocks' weights with tokens, of attention, and of the head.

@@ -1,4 +1,4 @@
-use reft_models::WeightStorage;
+use reft_models::{ModelDescription, WeightStorage};
 
 use crate::{Precision, TimingCase};
 
@@ -11,8 +11,8 @@ pub struct Way {
     pub case: TimingCase,
 }
 
-/// Ways to compute the same training in less memory, the ones that cost least first; the first is the case itself.
-pub fn ways(case: &TimingCase) -> Vec<Way> {
+/// Ways to compute the same training in less memory, the ones that cost least first; the first is the case itself. All of them can be run.
+pub fn ways(case: &TimingCase, model: &ModelDescription) -> Vec<Way> {
     let mut ways = vec![Way { flags: String::new(), case: case.clone() }];
     let row_by_row = format!("--batch-size 1 --grad-accum {}", case.batch_size);
     let mut add = |applies: bool, flags: &str, change: fn(&mut TimingCase)| {
@@ -33,6 +33,7 @@ pub fn ways(case: &TimingCase) -> Vec<Way> {
             ways.push(packed.with(&row_by_row, |case| case.batch_size = 1));
         }
     }
+    ways.retain(|way| way.case.check(model).is_ok());
     ways
 }
 

@@ -37,15 +37,16 @@ pub(crate) fn log_probabilities(
     Ok(sums)
 }
 
-/// For every prompt the most probable of some tokens to come next: an index into the prompt's own list.
+/// For every prompt the most probable of some tokens to come next: an index into the prompt's own list; `None` if one of their logits is
+/// NaN.
 pub(crate) fn best_next_tokens(
     model: &dyn Model,
     stack: &AdapterStack,
     prompts: &[Row],
     choices: &[Vec<i64>],
     batch_size: usize,
-) -> Result<Vec<usize>> {
-    let mut best = vec![0; prompts.len()];
+) -> Result<Vec<Option<usize>>> {
+    let mut best = vec![None; prompts.len()];
     let _guard = tch::no_grad_guard();
     for batch in of_like_length(prompts, batch_size) {
         let last = |(row, &i): (usize, &usize)| (row, prompts[i].input_ids.len() - 1);
@@ -55,7 +56,9 @@ pub(crate) fn best_next_tokens(
         for (row, &i) in batch.iter().enumerate() {
             let tokens = Tensor::from_slice(&choices[i]).to_device(model.device());
             let scores = logits.get(row as i64).index_select(0, &tokens);
-            best[i] = scores.argmax(0, false).int64_value(&[]) as usize; // sync
+            let (highest, index) = scores.max_dim(0, false); // NaN if one is among them
+            let is_number = !highest.double_value(&[]).is_nan(); // sync
+            best[i] = is_number.then(|| index.int64_value(&[]) as usize);
         }
     }
     Ok(best)

@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use reft_models::{ContextLimit, Generated, GenerationConfig, Row, Tokenizer, generate};
-use reft_train::{Example, Learner};
+use reft_train::{Error as TrainError, Example, Learner};
 use serde::{Deserialize, Serialize};
 
 use crate::tasks::answer::{after_lead, arithmetic};
@@ -83,7 +83,8 @@ impl Scorer<'_> {
     /// Scores a model with its adapters on questions.
     ///
     /// # Errors
-    /// [`reft_models::Error::ContextFull`] before the first is asked; [`Error::Interrupted`]; what the model or an adapter refuses.
+    /// [`reft_models::Error::ContextFull`] before the first is asked; [`Error::Interrupted`]; [`TrainError::EvaluationNotFinite`] with the
+    /// questions; what the model or an adapter refuses.
     pub fn score(&self, learner: &Learner, questions: &[EncodedQuestion]) -> Result<Score> {
         let context = ContextLimit::of(learner.model.description(), &learner.stack);
         check_context(self.task, questions, context)?;
@@ -145,12 +146,19 @@ impl Scorer<'_> {
         questions: &[EncodedQuestion],
     ) -> Result<Vec<usize>> {
         let (model, stack) = (learner.model, &learner.stack);
+        let chosen = |(question, best): (&EncodedQuestion, Option<usize>)| {
+            let ids = || vec![question.example.id.clone()];
+            best.ok_or_else(|| {
+                TrainError::EvaluationNotFinite { value: f64::NAN, ids: ids() }.into()
+            })
+        };
         if self.task.scoring() == Scoring::NextToken {
             let prompts: Vec<Row> = questions.iter().map(EncodedQuestion::prompt).collect();
             let first = |(_, tokens): &(String, Vec<i64>)| tokens[0];
             let choices = questions.iter().map(|q| q.choices.iter().map(first).collect());
             let choices: Vec<Vec<i64>> = choices.collect();
-            return best_next_tokens(model, stack, &prompts, &choices, self.batch_size);
+            let best = best_next_tokens(model, stack, &prompts, &choices, self.batch_size)?;
+            return questions.iter().zip(best).map(chosen).collect();
         }
         let of_one = |question: &EncodedQuestion| {
             let choices = question.choices.iter();
@@ -161,9 +169,9 @@ impl Scorer<'_> {
         let best_of = |question: &EncodedQuestion| {
             let own: Vec<f64> = scores.by_ref().take(question.choices.len()).collect();
             let best = (0..own.len()).reduce(|best, i| if own[i] > own[best] { i } else { best });
-            best.expect("invariant: a question of such a task has choices")
+            chosen((question, best.filter(|_| own.iter().all(|log_p| !log_p.is_nan()))))
         };
-        Ok(questions.iter().map(best_of).collect())
+        questions.iter().map(best_of).collect()
     }
 
     /// Share of right answers, and the answers, of generated replies.

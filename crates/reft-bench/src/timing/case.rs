@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use reft_core::LARGEST_COUNT;
 use reft_methods::{Error as MethodError, MethodOptions, Methods, resolve};
 use reft_models::{
     Adapter, ContextLimit, Decoder, DecoderConfig, Model, ModelDescription, Reach, Row,
@@ -84,7 +85,21 @@ impl TimingCase {
                 format!("at most {room} tokens together, the model's context of {limit}{beside}");
             return Err(refused("prompt_length", found, expected));
         }
+        let methods = self.methods(model)?;
+        if self.is_packed() && methods.is_some_and(|methods| methods.has("full")) {
+            let expected = "dense: full fine-tuning changes every number".to_owned();
+            return Err(refused("weights", self.weights.to_string(), expected));
+        }
         Ok(())
+    }
+
+    /// Whether matrices are held in blocks.
+    pub(crate) fn is_packed(&self) -> bool {
+        match self.weights {
+            WeightStorage::Dense => false,
+            WeightStorage::AsStored => self.model.is_file() && !self.random_weights,
+            WeightStorage::Int8 | WeightStorage::Int4 => true,
+        }
     }
 
     /// `None`: the frozen floor.
@@ -143,10 +158,10 @@ fn token(row: usize, t: usize, vocab_size: i64) -> i64 {
 }
 
 fn at_least(option: &'static str, found: usize, least: usize) -> Result<()> {
-    if found >= least {
+    if (least..=LARGEST_COUNT).contains(&found) {
         return Ok(());
     }
-    Err(refused(option, found.to_string(), format!("at least {least}")))
+    Err(refused(option, found.to_string(), format!("at least {least} and at most {LARGEST_COUNT}")))
 }
 
 pub(super) fn refused(option: &'static str, found: String, expected: String) -> crate::Error {

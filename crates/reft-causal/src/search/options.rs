@@ -1,4 +1,4 @@
-use reft_core::{AlignmentMethod, names};
+use reft_core::{AlignmentMethod, LARGEST_COUNT, names};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, refuse};
@@ -105,8 +105,9 @@ impl DasOptions {
             ("steps", self.steps),
             ("batch size", self.batch_size),
         ] {
-            if number == 0 {
-                return refuse(option, "0", "at least 1");
+            if !(1..=LARGEST_COUNT).contains(&number) {
+                let expected = format!("at least 1 and at most {LARGEST_COUNT}");
+                return refuse(option, number.to_string(), expected);
             }
         }
         if let Some(layer) = self.layers.iter().find(|&&layer| layer >= layers) {

@@ -7,7 +7,7 @@ use reft_bench::{Error, FLOOR, Measured, TimingCase, measure, run_timing};
 
 use crate::cost::step_args::StepArgs;
 use crate::machine::{MachineOptions, memory_in_use, place_flags};
-use crate::options::{Flags, at_least_one, in_flags, method_name};
+use crate::options::{Flags, check_counts, in_flags, method_name};
 use crate::terminal::{note, output};
 
 /// Time a training step of several methods, and of the frozen floor, on the same batches
@@ -77,7 +77,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
 
 /// Puts together what is timed and in how many rounds, and checks all of it before the first weight is read.
 fn plan(args: &BenchArgs) -> Result<(Vec<TimingCase>, usize)> {
-    at_least_one([("--rounds", args.rounds), ("--steps", args.steps)])?;
+    check_counts([("--rounds", args.rounds), ("--steps", args.steps)])?;
     for (i, method) in args.methods.iter().enumerate() {
         if args.methods[..i].contains(method) {
             bail!("--methods names {method} twice; name each method once");

@@ -7,7 +7,7 @@ use reft_bench::{
 use serde_json::{Value, json};
 
 use crate::cost::step_args::StepArgs;
-use crate::options::{at_least_one, in_flags, method_name};
+use crate::options::{check_counts, in_flags, method_name};
 use crate::terminal::{grouped, output};
 
 /// Say what training will take in memory and time, before a weight is read
@@ -50,7 +50,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     if let Some(rate) = args.tflops.filter(|rate| !(*rate > 0.0 && rate.is_finite())) {
         bail!("--tflops is {rate}, expected a number above 0");
     }
-    at_least_one([("--examples", args.examples), ("--epochs", args.epochs)])?;
+    check_counts([("--examples", args.examples), ("--epochs", args.epochs)])?;
     let (floor, shape) = args.step.case()?;
     let case = TimingCase { method: args.method.clone(), ..floor };
     case.check(&shape).map_err(in_flags)?;
@@ -74,7 +74,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         let peak = plan_step(&way.case, program).map_err(in_flags)?.memory.total();
         Ok((way.flags, peak))
     };
-    let ways = ways(&case).into_iter().skip(1).map(way).collect::<Result<_>>()?;
+    let ways = ways(&case, &shape).into_iter().skip(1).map(way).collect::<Result<_>>()?;
     let plan = Plan { args, case, step, memory, rate, ways };
     output::result(args.json, &plan.json(), || output::piece(&plan.text()))
 }

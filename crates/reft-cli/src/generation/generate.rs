@@ -129,6 +129,7 @@ fn rows(
     if args.subspace.is_some() && !methods.flatten().any(is_reft) {
         bail!("--subspace is for ReFT adapters, and none is given; leave it out");
     }
+    let stack = model.stack()?;
     let chosen = if args.chat { Some(Template::Chat) } else { args.template };
     let encoder = text.encoder(chosen.unwrap_or(Template::Auto), Turns::Last);
     let row = |record: &Record| -> Result<Row> {
@@ -148,7 +149,9 @@ fn rows(
             bail!("{id}: the prompt has no token; give at least one");
         }
         let asked = || args.subspace.as_ref().map(|subspace| subspace.0.clone());
-        Ok(Row { subspace: record.subspace.clone().or_else(asked), ..Row::prompt(prompt) })
+        let row = Row { subspace: record.subspace.clone().or_else(asked), ..Row::prompt(prompt) };
+        stack.check_subspace(&row).with_context(|| format!("cannot use {id}"))?;
+        Ok(row)
     };
     records.iter().map(row).collect()
 }

@@ -112,6 +112,9 @@ impl Declared {
             OptionKind::Text => None,
             OptionKind::Table => Some(Value::Table(entry(text)?)),
         };
+        if value.is_none() && self.kind == OptionKind::Count && is_natural(text) {
+            bail!("{} is {text}, expected at most {}", self.name, i64::MAX);
+        }
         self.checked(value.unwrap_or_else(|| Value::String(text.to_owned())))
     }
 
@@ -163,6 +166,10 @@ fn entry(text: &str) -> Result<Table> {
     let value = Value::try_from(json)
         .with_context(|| format!("{name} is {value}, which files of options cannot hold"))?;
     Ok(Table::from_iter([(name.trim().to_owned(), value)]))
+}
+
+fn is_natural(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_digit())
 }
 
 fn with_default(help: &str, default: Option<impl AsRef<str>>) -> String {

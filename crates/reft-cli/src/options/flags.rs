@@ -4,13 +4,14 @@ use std::str::FromStr;
 use anyhow::{Result, anyhow, bail};
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, Command, FromArgMatches};
-use reft_core::Error as CoreError;
+use reft_core::{Error as CoreError, LARGEST_COUNT};
 use reft_methods::{MethodOptions, declarations};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use toml::Table;
 
 use crate::options::declared::Declared;
+use crate::terminal::grouped;
 
 /// Options that a command has as flags.
 pub trait FlagGroup: DeserializeOwned {
@@ -90,13 +91,18 @@ pub fn in_flags(error: impl Into<reft_bench::Error>) -> anyhow::Error {
     }
 }
 
-/// Refuses flags that are 0 and may not be.
+/// Refuses counts that are 0, or larger than any count is.
 ///
 /// # Errors
 /// The first of them.
-pub fn at_least_one<const N: usize>(flags: [(&str, usize); N]) -> Result<()> {
-    match flags.into_iter().find(|(_, value)| *value == 0) {
-        Some((flag, _)) => bail!("{flag} is 0, expected at least 1"),
+pub fn check_counts<const N: usize>(flags: [(&str, usize); N]) -> Result<()> {
+    match flags.into_iter().find(|(_, value)| !(1..=LARGEST_COUNT).contains(value)) {
+        Some((flag, found)) => {
+            bail!(
+                "{flag} is {found}, expected at least 1 and at most {}",
+                grouped(LARGEST_COUNT as i64)
+            )
+        }
         None => Ok(()),
     }
 }
@@ -106,7 +112,7 @@ pub fn flag(option: &str) -> String {
     format!("--{}", option.replace('_', "-"))
 }
 
-/// At least one value, with commas between them: of a flag given twice the last list holds.
+/// At least one value, with commas between them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct List<T>(pub Vec<T>);
 

@@ -4,4 +4,4 @@ mod declared;
 mod flags;
 
 pub use declared::Declared;
-pub use flags::{FlagGroup, Flags, List, MethodFlags, at_least_one, flag, in_flags, method_name};
+pub use flags::{FlagGroup, Flags, List, MethodFlags, check_counts, flag, in_flags, method_name};

@@ -34,19 +34,11 @@ fn assert_failed(name: &str, run: &Run, code: i32, says: &[&str]) {
 
 /// Training of the tiny model with a bad option, flags after those of a good run.
 fn train(model: &Path, data: &Path, output: &Path, more: &[&str]) -> Vec<OsString> {
-    let options = args![
-        "train",
-        "--model",
-        model,
-        "--data",
-        data,
-        "--output",
-        output,
-        "--batch-size",
-        "2",
-        "--threads",
-        "1"
-    ];
+    let mut options = args!["train", "--model", model, "--data", data, "--output", output];
+    if !more.contains(&"--batch-size") {
+        options.extend(args!["--batch-size", "2"]);
+    }
+    options.extend(args!["--threads", "1"]);
     [options, more.iter().map(OsString::from).collect()].concat()
 }
 
@@ -118,6 +110,94 @@ fn options_that_cannot_be_are_refused_by_name() -> Result {
         2,
         &["mmlu", "lm"],
     )
+}
+
+#[test]
+fn numbers_that_no_run_has_are_refused_by_flag() -> Result {
+    let dir = tempfile::tempdir()?;
+    let (data, output) = (many_rows(dir.path(), 6)?, dir.path().join("run"));
+    let model = oracle("tiny_llama");
+    let huge = "1000000000000000000"; // 10^18
+    for flag in
+        ["--batch-size", "--grad-accum", "--epochs", "--max-steps", "--max-length", "--eval-every"]
+    {
+        let says = [&format!("{flag} is {huge}")[..], "1,000,000,000"];
+        assert_fails(dir.path(), train(&model, &data, &output, &[flag, huge]), 1, &says)?;
+    }
+    for (flag, number) in [("--epochs", "9223372036854775808"), ("--seed", "18446744073709551615")]
+    {
+        let says = [flag, number, "expected at most 9223372036854775807"];
+        assert_fails(dir.path(), train(&model, &data, &output, &[flag, number]), 2, &says)?;
+    }
+    let eval = args!["eval", "--model", model, "--task", "lm", "--data", data];
+    for flag in ["--batch-size", "--max-length"] {
+        let eval = [eval.clone(), args![flag, huge]].concat();
+        assert_fails(dir.path(), eval, 1, &[&format!("{flag} is {huge}"), "1,000,000,000"])?;
+    }
+    for command in ["bench", "plan"] {
+        for flag in ["--batch-size", "--prompt-length", "--response-length"] {
+            let words = args![command, "--model", model, flag, huge, "--threads", "1"];
+            assert_fails(dir.path(), words, 1, &[flag, huge])?;
+        }
+    }
+    let search = args!["das", "--model", model, "--task", "absent.toml", "--output", output];
+    let search = [search, args!["--seed", "18446744073709551615"]].concat();
+    assert_fails(dir.path(), search, 2, &["--seed", "9223372036854775807"])
+}
+
+#[test]
+fn a_flag_given_twice_is_refused_unless_it_makes_a_list() -> Result {
+    let dir = tempfile::tempdir()?;
+    let (data, output) = (many_rows(dir.path(), 6)?, dir.path().join("run"));
+    let model = oracle("tiny_llama");
+    let twice = ["--lr", "1e-3", "--lr", "1e-2"];
+    assert_fails(
+        dir.path(),
+        train(&model, &data, &output, &twice),
+        2,
+        &["--lr", "cannot be used multiple times"],
+    )?;
+    let export = args!["export", "--merge", "--model", model, "--adapter", "a", "--adapter", "b"];
+    let export = [export, args!["--output", output]].concat();
+    assert_fails(dir.path(), export, 2, &["--adapter", "cannot be used multiple times"])?;
+    let adapter = import(dir.path(), "loreft")?;
+    let input = dir.path().join("in.json");
+    fs::write(&input, r#"{"input_ids": [[1, 2, 3]]}"#)?;
+    let logits = args!["logits", "--model", model, "--adapter", adapter, "--adapter", adapter];
+    let file = dir.path().join("out.safetensors");
+    let both = run([logits, args!["--input", input, "--output", file]].concat())?;
+    assert_eq!(both.code, Some(0), "{}", both.stderr);
+    Ok(())
+}
+
+#[test]
+fn subspaces_of_rows_are_refused_by_row_where_there_is_none() -> Result {
+    let dir = tempfile::tempdir()?;
+    let (data, output) = (dir.path().join("data.jsonl"), dir.path().join("run"));
+    let model = oracle("tiny_llama");
+    let row = |subspace: &str| {
+        format!("{{\"input_ids\": [1, 2, 3, 4], \"prompt_length\": 2{subspace}}}\n")
+    };
+    fs::write(&data, row("") + &row(", \"subspace\": [0, 9]"))?;
+    for (flags, says) in [
+        (&["--method", "lora"][..], &["row 2", "lora edits in none"][..]),
+        (&["--rank", "4"], &["row 2", "9"]),
+        (&["--method", "loreft+lora", "--rank", "4"], &["row 2", "9"]),
+    ] {
+        assert_fails(dir.path(), train(&model, &data, &output, flags), 1, says)?;
+    }
+    fs::write(&data, row("") + &row(", \"subspace\": [0, 3]"))?;
+    let fine = train(&model, &data, &output, &["--rank", "4", "--max-steps", "1"]);
+    assert_eq!(run(fine)?.code, Some(0));
+    let other = dir.path().join("lora");
+    let lora = train(&model, &data, &other, &["--method", "lora", "--max-steps", "1"]);
+    assert_eq!(run(lora)?.code, Some(1));
+    fs::write(&data, row(", \"subspace\": [0, 7]"))?;
+    let eval = args!["eval", "--model", model, "--adapter", output, "--task", "lm", "--data", data];
+    assert_failed("eval", &run(eval)?, 1, &["row 1", "7"]);
+    let generate = args!["generate", "--model", model, "--adapter", output, "--input", data];
+    assert_failed("generate", &run(generate)?, 1, &["row 1", "7"]);
+    Ok(())
 }
 
 #[test]
@@ -453,10 +533,20 @@ fn imports_of_something_else_are_refused() -> Result {
         let path = entry?.path();
         fs::copy(&path, broken.join(path.file_name().unwrap_or_default()))?;
     }
+    let config = broken.join("config.json");
+    let known = fs::read_to_string(&config)?;
+    let flags = ["--positions", "f2+l2", "--share-weights"];
+    for (from, to, says) in [
+        ("\"parallel\"", "\"serial\"", "mode is \"serial\", expected \"parallel\""),
+        ("\"mode\"", "\"mood\"", "mood is \"parallel\", a field that this program does not know"),
+    ] {
+        fs::write(&config, known.replace(from, to))?;
+        assert_fails(dir.path(), import(&broken, &flags), 1, &[says])?;
+    }
+    fs::write(&config, known)?;
     let pickle = broken.join("intkey_layer_3_comp_block_output_unit_pos_nunit_1#0.bin");
     let bytes = fs::read(&pickle)?;
     fs::write(&pickle, &bytes[..bytes.len() / 2])?;
-    let flags = ["--positions", "f2+l2", "--share-weights"];
     assert_fails(dir.path(), import(&broken, &flags), 1, &["layer_3_comp_block_output"])?;
     fs::create_dir(&output)?;
     fs::write(output.join("precious"), "")?;

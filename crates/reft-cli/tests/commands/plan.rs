@@ -44,6 +44,7 @@ fn planned_memory_is_what_a_run_takes() -> Result {
         ("loreft", &["--checkpoint-activations"]),
         ("lora", &[]),
         ("loreft", &["--weights", "int4"]),
+        ("full", &["--kind", "bf16"]),
     ] {
         let shape = args!["--model-config", &config];
         let flags: Vec<OsString> = batch.iter().chain(flags).map(OsString::from).collect();
@@ -73,6 +74,36 @@ fn planned_memory_is_what_a_run_takes() -> Result {
     // Power: the cases differ by as much as what is tolerated.
     assert!(peaks[1] < 0.82 * peaks[0] && peaks[2] > 1.12 * peaks[0], "{peaks:?}");
     assert!(peaks[3] < 0.6 * peaks[1], "{peaks:?}");
+    Ok(())
+}
+
+/// A plan takes the memory of a plan, whatever it is of: eight billion trained numbers are 112 GB.
+#[test]
+fn a_plan_of_full_fine_tuning_allocates_nothing_and_recommends_what_can_be_run() -> Result {
+    let shape = oracle("../../recipes/sizes/llama-3-8b.json");
+    let plan = args!["plan", "--model-config", &shape, "--method", "full", "--kind", "bf16"];
+    let planned = json_of([plan.clone(), args!["--tflops", "1"]].concat())?;
+    let trained = number(&planned["step"]["trainable_parameters"])?;
+    assert!(trained > 8e9, "{planned}");
+    // gradients in bf16; both moments and the copies that take the steps in f32
+    let memory = &planned["step"]["memory"];
+    assert_eq!(number(&memory["optimizer"])?, 14.0 * trained);
+    assert_eq!(number(&memory["weights"])?, 2.0 * trained);
+    assert!(number(&memory["program"])? < 1e9, "{memory}");
+    let ways = planned["ways"].as_array().ok_or("no ways")?;
+    assert!(!ways.is_empty());
+    for way in ways {
+        let flags = way["flags"].as_str().ok_or("no flags")?;
+        assert!(!flags.contains("--weights"), "{flags}");
+    }
+    for weights in ["int8", "int4"] {
+        let refused = run([plan.clone(), args!["--weights", weights]].concat())?;
+        assert!(
+            refused.code == Some(1) && refused.stderr.contains("--weights is "),
+            "{}",
+            refused.stderr
+        );
+    }
     Ok(())
 }
 

@@ -159,6 +159,10 @@ impl Adapter for ReftAdapter {
         Ok(Box::new(self.hooks_with(edits, layout)?))
     }
 
+    fn subspace_size(&self) -> Option<i64> {
+        Some(self.config.low_rank_dimension)
+    }
+
     fn reach(&self, row: &Row) -> Reach {
         let first = self.positions(row).group(TokenGroup::FirstAndLast).next();
         let sites = self.config.sites().into_iter().map(|(site, _)| site);

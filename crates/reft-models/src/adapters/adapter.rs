@@ -69,6 +69,11 @@ pub trait Adapter {
         0
     }
 
+    /// Number of coordinates of the subspace that it edits in, of which a row may name those to be changed.
+    fn subspace_size(&self) -> Option<i64> {
+        None
+    }
+
     /// Whether it is the model's weights themselves: without its hooks there is no base model then, and no strength but 1.
     fn is_in_weights(&self) -> bool {
         false

@@ -162,9 +162,30 @@ impl<'a> AdapterStack<'a> {
             strength: entry.strength * factor,
             ..entry.clone()
         };
+        layout.rows().iter().try_for_each(|row| self.check_subspace(row))?;
         let stack = Self::new(self.entries.iter().map(scaled).collect())?;
         let hooks = stack.entries.iter().map(|entry| entry.hooks(layout, mode));
         Ok(Stacked(hooks.collect::<Result<_>>()?))
+    }
+
+    /// Checks that the adapters have the coordinates that a row names.
+    ///
+    /// # Errors
+    /// [`Error::NoSubspace`] if none of them edits in a subspace; [`reft_core::Error::Subspace`] for a coordinate that one does not have.
+    pub fn check_subspace(&self, row: &Row) -> Result<()> {
+        let Some(coordinates) = &row.subspace else { return Ok(()) };
+        let following = self.entries.iter().filter(|entry| entry.subspace.is_none());
+        let sizes: Vec<i64> = following.filter_map(|e| e.adapter.subspace_size()).collect();
+        let has_own = self.entries.iter().any(|entry| entry.subspace.is_some());
+        if sizes.is_empty() && !self.entries.is_empty() && !has_own {
+            return Err(Error::NoSubspace { method: self.method() });
+        }
+        for rank in sizes {
+            if let Some(&index) = coordinates.iter().find(|index| !(0..rank).contains(*index)) {
+                return Err(reft_core::Error::Subspace { index, rank }.into());
+            }
+        }
+        Ok(())
     }
 
     /// The lowest point of a row's forward that an adapter touches; [`None`] without adapters.

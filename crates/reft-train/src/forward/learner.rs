@@ -8,7 +8,7 @@ use tch::Tensor;
 use crate::forward::checkpointed_pass::CheckpointedPass;
 use crate::forward::pass::Pass;
 use crate::{
-    Batch, Example, Forwards, FrozenStore, Needed, Objective, ReadyBatch, Result, Sequence,
+    Batch, Error, Example, Forwards, FrozenStore, Needed, Objective, ReadyBatch, Result, Sequence,
 };
 
 /// A frozen model, the adapters it is used with, and what they are to learn: what is trained and evaluated.
@@ -70,7 +70,8 @@ impl<'a> Learner<'a> {
     /// decides is taken from there.
     ///
     /// # Errors
-    /// [`reft_models::Error::ContextFull`] before the first is computed; what the model, an adapter or the objective refuses.
+    /// [`reft_models::Error::ContextFull`] before the first is computed; [`Error::EvaluationNotFinite`]; those of [`Self::check`]; what the
+    /// model, an adapter or the objective refuses.
     pub fn evaluate(
         &self,
         examples: &[Example],
@@ -78,6 +79,7 @@ impl<'a> Learner<'a> {
         mut frozen: Option<&mut FrozenStore>,
     ) -> Result<LossReport> {
         self.check_lengths(examples)?;
+        self.check(examples)?;
         let mut sorted: Vec<&Example> = examples.iter().collect();
         sorted.sort_by_key(|example| std::cmp::Reverse(example.length()));
         let terms = self.objective.terms().len();
@@ -86,9 +88,12 @@ impl<'a> Learner<'a> {
         for examples in sorted.chunks(batch_size.max(1)) {
             let batch = self.batch(examples.iter().copied())?;
             let found = self.sums(&batch, Mode::Eval, frozen.as_deref_mut())?;
-            for (sum, found) in sums.iter_mut().zip(found) {
-                *sum += found.double_value(&[]); // sync
+            let found: Vec<f64> = found.iter().map(|sum| sum.double_value(&[])).collect(); // sync
+            if let Some(&value) = found.iter().find(|sum| !sum.is_finite()) {
+                let ids = examples.iter().map(|example| example.id.clone()).collect();
+                return Err(Error::EvaluationNotFinite { value, ids });
             }
+            add(&mut sums, &found);
             add(&mut counts, &self.objective.counts(&batch));
             target_tokens += batch.n_targets();
         }
@@ -106,6 +111,19 @@ impl<'a> Learner<'a> {
     ) -> Result<()> {
         let lengths = examples.into_iter().map(|example| (&example.id, example.length()));
         Ok(ContextLimit::of(self.model.description(), &self.stack).check(lengths)?)
+    }
+
+    /// Checks that the adapters have the subspaces that examples name coordinates of.
+    ///
+    /// # Errors
+    /// [`Error::Example`] with the first whose coordinates are none.
+    pub fn check(&self, examples: &[Example]) -> Result<()> {
+        examples.iter().try_for_each(|example| {
+            let mut rows = example.sequences.iter().map(|sequence| &sequence.row);
+            rows.try_for_each(|row| self.stack.check_subspace(row)).map_err(|source| {
+                Error::Example { id: example.id.clone(), source: Box::new(source) }
+            })
+        })
     }
 
     /// What is trained: the parameters of the adapters, and those of the objective, which are called `last-token/…` after it.

@@ -15,6 +15,9 @@ use crate::{Error, Result};
 /// θ ← θ − lr/(1 − β₁ᵏ) · m / (√v/√(1 − β₂ᵏ) + ε)
 /// ```
 ///
+/// Everything is f32. Of a parameter in half precision, which full fine-tuning has, it holds an f32 copy that takes the steps, and the
+/// parameter is that copy rounded: a step is mostly smaller than the distance of two neighbours in half precision, and would be lost there.
+///
 /// Parameters made with [`Parameter::without_weight_decay`] skip the first line: decay has no meaning for the coordinates of a
 /// rotation.
 #[derive(Debug)]
@@ -28,8 +31,10 @@ pub struct AdamW {
 #[derive(Debug)]
 struct Slot {
     parameter: Parameter,
-    m: Tensor, // first moment, f32, of the parameter's shape
-    v: Tensor, // second moment
+    m: Tensor,              // first moment, f32, of the parameter's shape
+    v: Tensor,              // second moment
+    master: Option<Tensor>, // f32 copy of a parameter in half precision
+    grad: Option<Tensor>,   // f32 copy of a gradient in f16, of this step
 }
 
 const BETA1: f64 = 0.9;
@@ -37,6 +42,7 @@ const BETA2: f64 = 0.999;
 const EPS: f64 = 1e-8;
 
 const STEPS: &str = "steps";
+const MASTER: &str = ".master";
 
 impl AdamW {
     /// A fresh optimizer of these leaves.
@@ -46,7 +52,10 @@ impl AdamW {
                 let (size, device) = (parameter.tensor.size(), parameter.tensor.device());
                 Tensor::zeros(size, (Kind::Float, device))
             };
-            Slot { m: zeros(), v: zeros(), parameter }
+            let leaf = &parameter.tensor;
+            let is_half = matches!(leaf.kind(), Kind::Half | Kind::BFloat16);
+            let master = is_half.then(|| leaf.detach().to_kind(Kind::Float));
+            Slot { m: zeros(), v: zeros(), master, grad: None, parameter }
         };
         let slots = parameters.into_iter().map(slot).collect();
         Self { slots, weight_decay, rotation_lr_factor: 1.0, steps: 0 }
@@ -70,8 +79,10 @@ impl AdamW {
     }
 
     /// The gradients, as they are: work on them in place changes what [`Self::step`] sees. Leaves without one are left out.
-    pub fn grads(&self) -> Vec<Tensor> {
-        self.slots.iter().map(|slot| slot.parameter.tensor.grad()).filter(Tensor::defined).collect()
+    ///
+    /// Those in f16 are given as f32: divided by the loss scale they would not be there any more.
+    pub fn grads(&mut self) -> Vec<Tensor> {
+        self.slots.iter_mut().filter_map(Slot::grad).collect()
     }
 
     /// Which leaves have a gradient.
@@ -93,38 +104,41 @@ impl AdamW {
         let k = self.steps as i32;
         let (correction1, correction2) = (1.0 - BETA1.powi(k), 1.0 - BETA2.powi(k));
         tch::no_grad(|| {
-            for Slot { parameter, m, v } in &mut self.slots {
-                let grad = parameter.tensor.grad();
+            for Slot { parameter, m, v, master, grad } in &mut self.slots {
+                let grad = grad.take().unwrap_or_else(|| parameter.tensor.grad());
                 if !grad.defined() {
                     continue;
                 }
                 let g = grad.to_kind(Kind::Float);
+                let leaf = master.as_mut().unwrap_or(&mut parameter.tensor);
                 let lr = if parameter.is_rotation { lr * self.rotation_lr_factor } else { lr };
                 if parameter.weight_decay {
-                    let _decayed = parameter.tensor.g_mul_scalar_(1.0 - lr * self.weight_decay);
+                    let _decayed = leaf.g_mul_scalar_(1.0 - lr * self.weight_decay);
                 }
                 let _m = m.lerp_(&g, 1.0 - BETA1);
                 *v *= BETA2;
                 *v += g.square() * (1.0 - BETA2);
                 let denominator = v.sqrt() / correction2.sqrt() + EPS;
-                parameter.tensor -= &*m / denominator * (lr / correction1);
+                *leaf -= &*m / denominator * (lr / correction1);
+                if let Some(master) = master {
+                    parameter.tensor.copy_(master);
+                }
             }
         });
     }
 
-    /// The moments by parameter name, and the number of steps taken.
+    /// The moments and f32 copies by parameter name, and the number of steps taken.
     pub fn state(&self) -> BTreeMap<String, Tensor> {
-        let moments = self.slots.iter().flat_map(|slot| {
-            let [m, v] = slot.moment_names();
-            [(m, slot.m.copy()), (v, slot.v.copy())]
-        });
-        moments.chain([(STEPS.to_owned(), Tensor::from(self.steps))]).collect()
+        let tensors = self.slots.iter().flat_map(Slot::tensors);
+        let copies = tensors.map(|(name, tensor)| (name, tensor.copy()));
+        copies.chain([(STEPS.to_owned(), Tensor::from(self.steps))]).collect()
     }
 
     /// Goes back to a [`Self::state`].
     ///
     /// # Errors
-    /// [`Error::OptimizerState`] if a tensor is missing, unexpected or of another shape, by name; nothing is changed then.
+    /// [`Error::OptimizerState`] if a tensor is missing, unexpected or of another shape, by name; nothing is changed then. A run of full
+    /// fine-tuning in half precision that has no f32 copies was begun by a version that lost its steps, and is refused.
     pub fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
         let own = self.state();
         let wrong =
@@ -133,16 +147,20 @@ impl AdamW {
             return Err(wrong(name, "belongs to no parameter of the adapter".into()));
         }
         for (name, tensor) in &own {
-            let found = state.get(name).ok_or_else(|| wrong(name, "is missing".into()))?;
+            let missing = match name.ends_with(MASTER) {
+                true => {
+                    "is missing: the run was begun by a version that rounded each step to half precision; start it anew"
+                }
+                false => "is missing",
+            };
+            let found = state.get(name).ok_or_else(|| wrong(name, missing.into()))?;
             let (found, expected) = (found.size(), tensor.size());
             if found != expected {
                 return Err(wrong(name, format!("has shape {found:?}, expected {expected:?}")));
             }
         }
-        for slot in &mut self.slots {
-            let [m, v] = slot.moment_names();
-            slot.m.copy_(&state[&m]);
-            slot.v.copy_(&state[&v]);
+        for (name, tensor) in self.slots.iter().flat_map(Slot::tensors) {
+            tensor.shallow_clone().copy_(&state[&name]);
         }
         self.steps = state[STEPS].int64_value(&[]);
         Ok(())
@@ -150,8 +168,24 @@ impl AdamW {
 }
 
 impl Slot {
-    fn moment_names(&self) -> [String; 2] {
-        ["m", "v"].map(|moment| format!("{}.{moment}", self.parameter.name))
+    /// Everything that a state holds of it.
+    fn tensors(&self) -> impl Iterator<Item = (String, &Tensor)> {
+        let named = [(".m", Some(&self.m)), (".v", Some(&self.v)), (MASTER, self.master.as_ref())];
+        let name =
+            |(kind, tensor): (&str, Option<_>)| Some((self.parameter.name.clone() + kind, tensor?));
+        named.into_iter().filter_map(name)
+    }
+
+    fn grad(&mut self) -> Option<Tensor> {
+        let grad = self.parameter.tensor.grad();
+        if !grad.defined() {
+            return None;
+        }
+        if grad.kind() != Kind::Half {
+            return Some(grad);
+        }
+        let grad = self.grad.insert(grad.to_kind(Kind::Float));
+        Some(grad.shallow_clone())
     }
 }
 
@@ -197,6 +231,45 @@ mod tests {
             assert!(moved > 0.05, "the test has no power: {moved}");
         }
         Ok(())
+    }
+
+    /// Steps of 1e-4 from 1, where bf16 and f16 have neighbours 3.9e-3 and 4.9e-4 away.
+    #[test]
+    fn steps_in_half_precision_are_those_of_f32_rounded_once() {
+        for kind in [Kind::BFloat16, Kind::Half] {
+            let of = |kind| Tensor::ones([3], (kind, Device::Cpu)).set_requires_grad(true);
+            let (half, float) = (of(kind), of(Kind::Float));
+            let mut optimizers =
+                [&half, &float].map(|leaf| AdamW::new(vec![Parameter::new("x", leaf)], 0.01));
+            for _ in 0..100 {
+                for (leaf, adamw) in [&half, &float].into_iter().zip(&mut optimizers) {
+                    adamw.zero_grad();
+                    (leaf * 0.5).sum(Kind::Float).backward();
+                    assert_eq!(adamw.grads().len(), 1);
+                    adamw.step(1e-4);
+                }
+            }
+            assert_eq!(half.detach(), float.detach().to_kind(kind));
+            let moved = 1.0 - half.double_value(&[0]);
+            assert!((moved - 1e-2).abs() < 4e-3, "{kind:?}: {moved}"); // a neighbour
+            let [half, float] = optimizers;
+            assert_eq!(half.state()["x.master"], float.slots[0].parameter.tensor.detach());
+            assert!(!float.state().contains_key("x.master"));
+        }
+    }
+
+    #[test]
+    fn small_gradients_in_f16_survive_the_loss_scale() {
+        let x = Tensor::ones([2], (Kind::Half, Device::Cpu)).set_requires_grad(true);
+        let mut adamw = AdamW::new(vec![Parameter::new("x", &x)], 0.0);
+        let scaler = crate::LossScaler::default();
+        (&x * (1e-8 * scaler.scale())).sum(Kind::Float).backward();
+        let grads = adamw.grads();
+        assert_eq!(scaler.unscale(&grads), crate::Grads::Finite);
+        let found = grads[0].double_value(&[0]);
+        assert!((found / 1e-8 - 1.0).abs() < 1e-3, "{found}"); // f16
+        adamw.step(1e-2);
+        assert!(x.double_value(&[0]) < 0.999);
     }
 
     #[test]
@@ -271,6 +344,15 @@ mod tests {
         missing.remove("x.v");
         let mut unexpected = adamw.state();
         unexpected.insert("y.m".into(), Tensor::zeros([1], (Kind::Float, Device::Cpu)));
+        let half = Tensor::ones([2], (Kind::BFloat16, Device::Cpu)).set_requires_grad(true);
+        let mut of_half = AdamW::new(vec![Parameter::new("y", &half)], 0.0);
+        let mut without_copy = of_half.state();
+        assert!(without_copy.remove("y.master").is_some());
+        let refused = of_half.load_state(&without_copy);
+        assert!(
+            matches!(&refused, Err(Error::OptimizerState { name, reason }) if name == "y.master" && reason.contains("start it anew")),
+            "{refused:?}"
+        );
         let mut misshapen = adamw.state();
         misshapen.insert("x.m".into(), Tensor::zeros([5], (Kind::Float, Device::Cpu)));
         for (state, expected) in [(missing, "x.v"), (unexpected, "y.m"), (misshapen, "x.m")] {

@@ -34,8 +34,9 @@ pub struct FrozenStore<'d> {
     groups: Groups<'d>,
     /// Whether rows are computed in groups; `None` while none was asked for. A store that goes on as an earlier one did is given its.
     pub(crate) in_groups: Option<bool>,
-    /// Bytes that rows to come of the groups will take.
-    reserved: u64,
+    /// Bytes that the rows of each group will take, 0 once one of them was asked for; empty if rows are computed alone. `None` while none was
+    /// asked for.
+    reserved: Option<Vec<u64>>,
     rows: HashMap<Key, Cached>,
     /// Its memory is set by the first look at the machine's; without a directory no more is put into a file.
     config: ReuseConfig,
@@ -66,7 +67,7 @@ impl<'d> FrozenStore<'d> {
         Self {
             groups: Groups::default(),
             in_groups: None,
-            reserved: 0,
+            reserved: None,
             rows: HashMap::new(),
             config,
             bytes: 0,
@@ -125,9 +126,6 @@ impl<'d> FrozenStore<'d> {
         let mut asked = None;
         for ((row, reach), computed) in rows.iter().zip(FrozenRow::compute(model, &rows)?) {
             let key = key(row, *reach);
-            if rows.len() > 1 {
-                self.reserved = self.reserved.saturating_sub(computed.bytes() as u64);
-            }
             if key == wanted {
                 asked = Some(self.insert(key, computed));
             } else if !self.rows.contains_key(&key) {
@@ -153,16 +151,22 @@ impl<'d> FrozenStore<'d> {
         let bytes = |(row, reach): (Row, Reach)| {
             FrozenRow::bytes_of(model, row.input_ids.len(), reach) as u64
         };
-        if self.in_groups.is_none() {
-            let all = self.groups.iter().flatten();
-            let total = all.map(|needed| bytes(reached(needed))).sum();
-            self.in_groups = Some(self.has_room(total));
-            self.reserved = total;
+        if self.reserved.is_none() {
+            let of_group = |group: &[Needed]| group.iter().map(|n| bytes(reached(n))).sum();
+            let reserved: Vec<u64> = self.groups.iter().map(of_group).collect();
+            let has_room = self.has_room(reserved.iter().sum());
+            let in_groups = *self.in_groups.get_or_insert(has_room);
+            self.reserved = Some(if in_groups { reserved } else { Vec::new() });
+        }
+        let (number, group) = self.groups.of(row)?;
+        // its rows take their place now
+        if let Some(reserved) = self.reserved.iter_mut().flatten().nth(number) {
+            *reserved = 0;
         }
         if self.in_groups == Some(false) {
             return None;
         }
-        let rows: Vec<(Row, Reach)> = self.groups.of(row)?.iter().map(reached).collect();
+        let rows: Vec<(Row, Reach)> = group.iter().map(reached).collect();
         let total = rows.iter().cloned().map(bytes).sum();
         self.has_room(total).then_some(rows)
     }
@@ -202,7 +206,8 @@ impl<'d> FrozenStore<'d> {
             self.look_at_memory();
         }
         self.insertions += 1;
-        if self.bytes + self.reserved + bytes <= self.config.memory.unwrap_or(0) {
+        let reserved: u64 = self.reserved.iter().flatten().sum();
+        if self.bytes + reserved + bytes <= self.config.memory.unwrap_or(0) {
             self.bytes += bytes;
             self.rows.insert(key, Cached::Memory(row.clone()));
         } else if let Some(file) = self.open_file() {
@@ -270,17 +275,72 @@ fn key(row: &Row, reach: Reach) -> Key {
     (row.input_ids.clone(), reach)
 }
 
-/// Available and total memory in bytes.
+/// Available and total memory in bytes, of the machine or of the container that the program runs in: the smaller of the two.
 fn available_memory() -> (u64, u64) {
     let mut system = System::new();
     system.refresh_memory();
-    (system.available_memory(), system.total_memory())
+    // what the container holds of files makes way for a program
+    let in_container = system
+        .cgroup_limits()
+        .map(|limits| (limits.total_memory.saturating_sub(limits.rss), limits.total_memory));
+    smaller((system.available_memory(), system.total_memory()), in_container)
+}
+
+fn smaller(machine: (u64, u64), container: Option<(u64, u64)>) -> (u64, u64) {
+    let (available, total) = container.unwrap_or(machine);
+    (available.min(machine.0), total.min(machine.1))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Sequence;
     use tch::{Device, Kind};
+
+    #[test]
+    fn the_smaller_of_the_machine_and_its_container_counts() {
+        assert_eq!(smaller((20, 30), None), (20, 30));
+        assert_eq!(smaller((20, 30), Some((4, 8))), (4, 8));
+        assert_eq!(smaller((2, 30), Some((4, 8))), (2, 8));
+        assert_eq!(smaller((20, 30), Some((25, 30))), (20, 30));
+    }
+
+    /// With exactly the memory that all rows need, each of them is kept, whether rows are computed alone or side by side; with less, some.
+    #[test]
+    fn what_was_reserved_for_rows_is_theirs() -> std::result::Result<(), Box<dyn std::error::Error>>
+    {
+        let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/oracle/tiny_llama");
+        let decoder = reft_models::Decoder::open(model.as_ref(), Kind::Float, Device::Cpu)?;
+        let sequence = |i: i64| {
+            let input_ids: Vec<i64> = (0..8 + i % 2).map(|t| 3 + (i * 31 + t * 17) % 120).collect();
+            let row = Row { input_ids: input_ids.clone(), prompt_length: 4, ..Row::default() };
+            Sequence { row, labels: input_ids }
+        };
+        let sequences: Vec<Sequence> = (0..6).map(sequence).collect();
+        let needed = |sequence| Needed::new(sequence, 4..6, true);
+        let rows: Vec<Row> = sequences.iter().map(|sequence| needed(sequence).row()).collect();
+        let reach = Reach { stage: 1, token: 3 };
+        let bytes_of = |row: &Row| FrozenRow::bytes_of(&decoder, row.input_ids.len(), reach) as u64;
+        let need: u64 = rows.iter().map(bytes_of).sum();
+        for batch_size in [1, 2, 6] {
+            let kept = |memory: u64| -> Result<(usize, u64)> {
+                let reuse = ReuseConfig { memory: Some(memory), directory: None };
+                let batches = sequences.chunks(batch_size);
+                let batches = batches.map(|batch| batch.iter().map(needed).collect());
+                let mut store = FrozenStore::new(reuse).grouped(batches);
+                for row in &rows {
+                    store.row(&decoder, row, reach, &|_, _| reach.token)?;
+                }
+                Ok((store.len(), store.bytes()))
+            };
+            for memory in [need, need * 6 / 5] {
+                assert_eq!(kept(memory)?, (6, need), "{batch_size} at once, {memory} of {need}");
+            }
+            let (some, _) = kept(need * 3 / 4)?;
+            assert_eq!(some, 4, "{batch_size} at once");
+        }
+        Ok(())
+    }
 
     /// A file that has lost what was put into it: rows are computed again, and the user is told once.
     #[test]

@@ -51,13 +51,13 @@ impl<'d> Groups<'d> {
         }
     }
 
-    /// The group that a row is computed in, if it is of one; a group without it if two hashes are equal by chance.
-    pub(crate) fn of(&self, row: &Row) -> Option<&[Needed<'d>]> {
-        let number = self.group_of.get(&hash(&row.input_ids))?;
-        Some(&self.groups[*number])
+    /// The group that a row is computed in with its number, if it is of one; a group without it if two hashes are equal by chance.
+    pub(crate) fn of(&self, row: &Row) -> Option<(usize, &[Needed<'d>])> {
+        let number = *self.group_of.get(&hash(&row.input_ids))?;
+        Some((number, &self.groups[number]))
     }
 
-    /// All groups.
+    /// All groups, by their numbers.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &[Needed<'d>]> {
         self.groups.iter().map(Vec::as_slice)
     }
@@ -89,7 +89,7 @@ mod tests {
         let sequences = [11, 10, 5, 9, 4].map(|n| sequence((0..n).collect()));
         let groups = groups(&sequences, &[&[0, 1, 2, 3], &[4]]);
         let lengths = |n: i64| {
-            let group = groups.of(&Row::prompt((0..n).collect()))?;
+            let (_, group) = groups.of(&Row::prompt((0..n).collect()))?;
             Some(group.iter().map(|needed| needed.tokens().len()).collect::<Vec<_>>())
         };
         // a row ends before its last token, which predicts nothing
@@ -104,7 +104,7 @@ mod tests {
         let sequences = [vec![1, 2, 3], vec![4, 5, 6], vec![1, 2, 3], vec![7, 8, 9]].map(sequence);
         let groups = groups(&sequences, &[&[0, 1], &[2, 3]]);
         let first = |tokens: Vec<i64>| {
-            let group = groups.of(&Row::prompt(tokens))?;
+            let (_, group) = groups.of(&Row::prompt(tokens))?;
             Some(group.iter().map(|needed| needed.tokens()[0]).collect::<Vec<_>>())
         };
         assert_eq!(first(vec![1, 2]), Some(vec![1, 4]));

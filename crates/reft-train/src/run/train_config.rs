@@ -1,10 +1,15 @@
-use reft_core::{DeclaredOptions, Error as CoreError, declare_options};
+use reft_core::{DeclaredOptions, Error as CoreError, LARGEST_COUNT, declare_options};
 
 use crate::{Result, ScheduleKind, Shuffle};
 
-const AT_LEAST_ONE: &str = "a whole number of at least 1";
+const AT_LEAST_ONE: &str = "a whole number of at least 1 and at most 1,000,000,000";
+const NOT_ABSURD: &str = "a whole number of at most 1,000,000,000";
 const ABOVE_ZERO: &str = "a number above 0";
 const NOT_BELOW_ZERO: &str = "0 or a number above 0";
+
+fn is_positive(n: usize) -> bool {
+    (1..=LARGEST_COUNT).contains(&n)
+}
 
 declare_options! {
     /// The options of a training run that do not concern the method.
@@ -13,14 +18,14 @@ declare_options! {
     pub struct TrainConfig {
         /// Passes over the data; without it and without max_steps: 3
         #[serde(skip_serializing_if = "Option::is_none")]
-        epochs: Option<usize> = None, Count("N") in "Training" [recipe] if |n: usize| n >= 1, AT_LEAST_ONE;
+        epochs: Option<usize> = None, Count("N") in "Training" [recipe] if is_positive, AT_LEAST_ONE;
         /// Optimizer steps, whatever number of epochs they are; excludes epochs
         #[serde(skip_serializing_if = "Option::is_none")]
-        max_steps: Option<usize> = None, Count("N") in "Training" [recipe] if |n: usize| n >= 1, AT_LEAST_ONE;
+        max_steps: Option<usize> = None, Count("N") in "Training" [recipe] if is_positive, AT_LEAST_ONE;
         /// Examples of a micro-batch
-        batch_size: usize = 8, Count("N") in "Training" [recipe] if |n: usize| n >= 1, AT_LEAST_ONE;
+        batch_size: usize = 8, Count("N") in "Training" [recipe] if is_positive, AT_LEAST_ONE;
         /// Micro-batches of an optimizer step
-        grad_accum: usize = 1, Count("N") in "Training" [recipe] if |n: usize| n >= 1, AT_LEAST_ONE;
+        grad_accum: usize = 1, Count("N") in "Training" [recipe] if is_positive, AT_LEAST_ONE;
         /// Highest learning rate of AdamW
         lr: f64 = 1e-3, Number("X") in "Training" if |x: f64| x.is_finite() && x > 0.0, ABOVE_ZERO;
         /// Learning rate of ReFT's rotations, as a multiple of that of other parameters
@@ -34,7 +39,8 @@ declare_options! {
         /// Largest norm of all gradients together; 0 = not clipped
         max_grad_norm: f64 = 1.0, Number("X") in "Training" [recipe] if |x: f64| x.is_finite() && x >= 0.0, NOT_BELOW_ZERO;
         /// Longest example in tokens; what is longer is cut at its end
-        max_length: usize = 512, Count("N") in "Data" [recipe] if |n: usize| n >= 2, "at least 2 tokens";
+        max_length: usize = 512, Count("N") in "Data" [recipe]
+            if |n: usize| (2..=LARGEST_COUNT).contains(&n), "at least 2 tokens, and at most 1,000,000,000";
         /// Seed of everything random: start, order, split, dropout
         seed: u64 = 0, Count("N") in "Training";
         /// Order of the examples: length (shuffled, like lengths together), plain or none
@@ -47,13 +53,13 @@ declare_options! {
             if |x: f64| (0.0..1.0).contains(&x) || (x.is_finite() && x.fract() == 0.0 && x >= 1.0),
             "a share from 0 to below 1, or a whole number of examples";
         /// Steps between validations; 0 = after every epoch
-        eval_every: usize = 0, Count("N") in "Training";
+        eval_every: usize = 0, Count("N") in "Training" if |n: usize| n <= LARGEST_COUNT, NOT_ABSURD;
         /// Keep only what goes into each block and compute its activations again in the backward: less memory
         checkpoint_activations: bool = false, Switch("BOOL") in "Machine";
         /// Compute the frozen model's part of each example once and keep it
         reuse: bool = true, Switch("BOOL") in "Machine";
         /// Steps between checkpoints; 0 = only at the end or when interrupted
-        checkpoint_every: usize = 100, Count("N") in "Training";
+        checkpoint_every: usize = 100, Count("N") in "Training" if |n: usize| n <= LARGEST_COUNT, NOT_ABSURD;
     }
 }
 
@@ -110,6 +116,18 @@ mod tests {
         assert_eq!(refused(TrainConfig { batch_size: 0, ..ok() }), "batch_size");
         assert_eq!(refused(TrainConfig { grad_accum: 0, ..ok() }), "grad_accum");
         assert_eq!(refused(TrainConfig { max_length: 1, ..ok() }), "max_length");
+        let absurd = LARGEST_COUNT + 1;
+        for (config, option) in [
+            (TrainConfig { epochs: Some(absurd), ..ok() }, "epochs"),
+            (TrainConfig { max_steps: Some(absurd), ..ok() }, "max_steps"),
+            (TrainConfig { batch_size: absurd, ..ok() }, "batch_size"),
+            (TrainConfig { grad_accum: absurd, ..ok() }, "grad_accum"),
+            (TrainConfig { max_length: absurd, ..ok() }, "max_length"),
+            (TrainConfig { eval_every: absurd, ..ok() }, "eval_every"),
+            (TrainConfig { checkpoint_every: absurd, ..ok() }, "checkpoint_every"),
+        ] {
+            assert_eq!(refused(config), option);
+        }
     }
 
     #[test]

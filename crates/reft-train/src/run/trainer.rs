@@ -47,6 +47,7 @@ impl<'a> Trainer<'a> {
     /// [`reft_core::Error::OptionValue`] for an option that cannot be; [`Error::TooFewExamples`] without examples; [`Error::NothingToTrain`];
     /// [`Error::NotFrozen`] if a weight of the model wants a gradient and is no parameter of an adapter; [`Error::NoPlainModel`];
     /// [`reft_models::Error::ContextFull`] if examples do not fit into the model's context.
+    /// [`Error::Example`] for a subspace that the adapters do not have.
     pub fn new(learner: &Learner<'a>, dataset: &'a Dataset, config: TrainConfig) -> Result<Self> {
         config.check()?;
         if dataset.train.is_empty() {
@@ -55,6 +56,8 @@ impl<'a> Trainer<'a> {
         }
         check_trainable(learner)?;
         learner.check_lengths(dataset.train.iter().chain(&dataset.validation))?;
+        learner.check(&dataset.train)?;
+        learner.check(&dataset.validation)?;
         let optimizer = AdamW::new(learner.parameters(), config.weight_decay)
             .with_rotation_lr_factor(config.rotation_lr_factor);
         let scaler = match learner.model.kind() {
@@ -176,10 +179,15 @@ impl<'a> Trainer<'a> {
             (Kind::Half, false) => ", with a dynamic loss scale",
             _ => "",
         };
+        let is_half = |kind| matches!(kind, Kind::BFloat16 | Kind::Half);
+        let trained = match self.learner.parameters().iter().any(|p| is_half(p.tensor.kind())) {
+            true => "the trained tensors' copies that take the steps",
+            false => "trained tensors",
+        };
         let is_quantised = self.learner.model.is_quantised();
         let held = if is_quantised { ", its weights in blocks of integers" } else { "" };
         format!(
-            "frozen model and hidden states in {name}{scaling}{held}; edits, logits and loss, trained tensors and AdamW in f32"
+            "frozen model and hidden states in {name}{scaling}{held}; edits, logits and loss, {trained} and AdamW in f32"
         )
     }
 
