@@ -40,6 +40,8 @@ pub use adapters::base_model::BaseModel;
 pub use adapters::stack::{AdapterStack, StackEntry};
 pub use error::{Error, Result};
 pub use files::atomic_file::{atomic_directory, atomic_write, io_error};
+pub use files::claim::Claim;
+pub use files::directory_lock::DirectoryLock;
 pub use files::fields::{Fate, Field, Fields, says_nothing};
 pub use files::hub::{Hub, resolve_model};
 pub use files::model_dir::convert_gguf;
@@ -49,6 +51,7 @@ pub use files::text_file::{
     Key, json_error, line_of, read_json, read_text, toml_error, write_json, write_json_in_order,
     write_text,
 };
+pub use files::weights_digest::weights_digest;
 pub use generation::generate::{Finish, Generated, generate};
 pub use generation::sampling::GenerationConfig;
 pub use gguf::fields::GGUF;

@@ -68,7 +68,7 @@ pub use optimizer::adamw::AdamW;
 pub use optimizer::loss_scaler::{Grads, LossScaler};
 pub use optimizer::schedule::ScheduleKind;
 pub use reuse::frozen_store::{FrozenStore, ReuseConfig};
-pub use run::checkpoint::Best;
+pub use run::checkpoint::{Best, WEIGHTS_DIGEST};
 pub use run::order::Shuffle;
 pub use run::out_of_memory::is_out_of_memory;
 pub use run::progress::{

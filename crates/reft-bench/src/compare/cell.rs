@@ -71,7 +71,12 @@ impl Cell {
 
     /// The cell's own directory below the comparison's.
     pub fn directory(&self, plan: &ComparisonPlan, output: &Path) -> PathBuf {
-        output.join("cells").join(self.name(plan))
+        Self::directory_of_all(output).join(self.name(plan))
+    }
+
+    /// The directory that those of all cells are in.
+    pub(crate) fn directory_of_all(output: &Path) -> PathBuf {
+        output.join("cells")
     }
 
     /// What the cell is called: `loreft/lr-0.004/seed-0`.

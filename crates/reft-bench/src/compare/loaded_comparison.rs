@@ -6,12 +6,12 @@ use rand::seq::SliceRandom;
 use reft_methods::{Methods, SHARE_WEIGHTS, options_of, resolve};
 use reft_models::{
     ChatTemplate, ContextLimit, Decoder, DecoderConfig, ModelDescription, Row, Tokenizer,
-    read_text, resolve_model,
+    read_text, resolve_model, weights_digest,
 };
 use reft_train::{Dataset, Encoding, Example, IGNORE_INDEX, TextEncoder, Turns};
 use tch::Device;
 
-use crate::compare::plan::{ComparisonPlan, version_in};
+use crate::compare::plan::{ComparisonPlan, check_weights, version_in};
 use crate::tasks::question::{EncodedQuestion, Question, cut, encode_questions, read_questions};
 use crate::tasks::score::check_context;
 use crate::{
@@ -151,6 +151,7 @@ impl LoadedComparison {
             train_task,
             data,
             base_parameters: description.parameters(),
+            weights: Some(weights_digest(&model)?),
             machine: Machine::here(device),
         };
         Ok(Self { plan, methods, tokenizer, dataset, validation, tests, neutral, model, device })
@@ -161,11 +162,12 @@ impl LoadedComparison {
     /// # Errors
     /// As [`Self::new`]; [`Error::File`] if the data are not what they were.
     pub fn from_plan(output: &Path, device: Device) -> Result<Self> {
-        let ComparisonPlan { format_version, command, config, task, train_task, data, .. } =
-            ComparisonPlan::read(output)?;
+        let plan = ComparisonPlan::read(output)?;
+        let ComparisonPlan { config, task, train_task, command, .. } = plan.clone();
         let comparison = Comparison { config, task, train_task };
-        let again = Self::of_version(format_version, comparison, &command, device)?;
-        if again.plan.data != data {
+        let again = Self::of_version(plan.format_version, comparison, &command, device)?;
+        check_weights(output, &plan, &again.plan)?;
+        if again.plan.data != plan.data {
             let path = output.join(ComparisonPlan::FILE_NAME);
             let reason = "the data have changed since the comparison was planned; start it again with its command".to_owned();
             return Err(Error::File { path, reason });

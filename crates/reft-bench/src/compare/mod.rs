@@ -11,4 +11,5 @@ pub(crate) mod loaded_comparison;
 
 pub(crate) mod cell;
 pub(crate) mod run;
+pub(crate) mod sharing;
 pub(crate) mod sweep_run;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::compare::facts::{DataFacts, hex};
-use crate::{Cell, CellResult, CompareConfig, Error, Machine, Result, TaskConfig};
+use crate::{Cell, CellResult, CompareConfig, Error, Machine, MethodEntry, Result, TaskConfig};
 
 /// Everything that a comparison is, with every file read and every default filled in: its `plan.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,6 +25,9 @@ pub struct ComparisonPlan {
     pub data: DataFacts,
     /// Numbers of the base model.
     pub base_parameters: i64,
+    /// Digest of the model's weights; none in a plan of a version that did not look at them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<String>,
     /// Where it runs.
     pub machine: Machine,
 }
@@ -35,8 +38,10 @@ impl ComparisonPlan {
 
     /// Version of the files of a new comparison.
     ///
-    /// In a comparison of version 1, which is gone on with as it was begun, ReFT methods share weights unless they say otherwise.
-    pub const FORMAT_VERSION: u32 = 2;
+    /// In a comparison of version 1, which is gone on with as it was begun, ReFT methods share weights unless they say otherwise. Up to version 2
+    /// cells know their model by its name: what its weights are is noted in the plan, and a comparison whose weights have changed since is
+    /// not gone on with.
+    pub const FORMAT_VERSION: u32 = 3;
 
     /// Reads the plan of a comparison.
     ///
@@ -66,6 +71,12 @@ impl ComparisonPlan {
         self.config.seeds.iter().map(cell).collect()
     }
 
+    /// Number of cells, the base model among them.
+    pub(crate) fn cells(&self) -> usize {
+        let of_method = |method: &MethodEntry| method.lr.len() + self.config.seeds.len() - 1;
+        1 + self.config.method.iter().map(of_method).sum::<usize>()
+    }
+
     /// SHA-256 of what every cell depends on and of what one does.
     pub(crate) fn digest(&self, of_the_cell: &Value) -> String {
         let data: Vec<&str> = [&self.data.train, &self.data.validation]
@@ -74,9 +85,10 @@ impl ComparisonPlan {
             .chain(&self.data.neutral)
             .map(|part| part.digest.as_str())
             .collect();
+        let name = Some(self.config.model.clone());
         let all = json!({
             "format_version": self.format_version,
-            "model": self.config.model,
+            "model": if self.format_version > 2 { &self.weights } else { &name },
             "kind": self.config.kind,
             "task": self.task,
             "train_task": self.train_task,
@@ -88,6 +100,25 @@ impl ComparisonPlan {
         });
         hex(&Sha256::digest(all.to_string()))
     }
+}
+
+/// Checks that the weights of a comparison are those that it was begun with, as far as that is known.
+///
+/// # Errors
+/// [`Error::File`] if they are others.
+pub(crate) fn check_weights(
+    output: &Path,
+    known: &ComparisonPlan,
+    now: &ComparisonPlan,
+) -> Result<()> {
+    if known.weights.is_none()
+        || known.weights == now.weights
+        || known.config.model != now.config.model
+    {
+        return Ok(());
+    }
+    let reason = "the weights of the model have changed since the comparison was begun; compare them in another directory";
+    Err(Error::File { path: output.join(ComparisonPlan::FILE_NAME), reason: reason.to_owned() })
 }
 
 /// The version of a plan; `None` if the file is not there.

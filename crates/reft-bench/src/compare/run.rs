@@ -1,75 +1,100 @@
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use reft_methods::{adapter_bytes, load_adapters, numel};
 use reft_models::{
     AdapterStack, ContextLimit, GenerationConfig, Row, atomic_directory, generate, io_error,
 };
 use reft_train::{
-    Learner, NextToken, Outcome, Plan as TrainPlan, Progress, StepStats, TrainConfig, Trainer,
+    Error as TrainError, Learner, NextToken, Outcome, Plan as TrainPlan, Progress, StepStats,
+    TrainConfig, Trainer,
 };
 
-use crate::compare::plan::choose_rate;
+use crate::compare::sharing::{begin, steps, take_free};
 use crate::machine::peak_memory;
 use crate::tasks::score::{Scorer, examples};
 use crate::{
-    Cell, CellResult, EncodedQuestion, Error, LoadedComparison, MethodEntry, Report, Result,
-    TestResult,
+    Cell, CellResult, EncodedQuestion, Error, LoadedComparison, Report, Result, Score, TestResult,
 };
+
+/// How often other processes' cells are looked at.
+const LOOK: Duration = Duration::from_millis(300);
 
 /// Runs every cell that is not finished, and writes the report after each method: `report.json`, `report.md`, `report.html`.
 ///
-/// `run` runs a cell, best in a process of its own, so that its peak memory is its own; `say` hears what is going on.
+/// `run` runs a cell, best in a process of its own, so that its peak memory is its own; `say` hears what is going on. Several processes may
+/// run one comparison: each claims a cell that is free, and none ends before all cells are finished.
 ///
 /// # Errors
-/// What `run` returns; a cell that `run` left unfinished; [`Error::Interrupted`].
+/// What `run` returns; a cell that `run` left unfinished; [`reft_models::Error::InUse`] if another comparison is being run in `output`;
+/// [`Error::Interrupted`] if `stop` is set while other processes are waited for.
 pub fn run_comparison(
     loaded: &LoadedComparison,
     output: &Path,
     run: &mut dyn FnMut(&Cell) -> Result<()>,
     say: &mut dyn FnMut(&str),
+    stop: &AtomicBool,
 ) -> Result<Report> {
     let plan = &loaded.plan;
-    std::fs::create_dir_all(output).map_err(io_error("create", output))?;
-    plan.write(output)?;
-    let config = &plan.config;
-    let of_method = |method: &MethodEntry| method.lr.len() + config.seeds.len() - 1;
-    let total = 1 + config.method.iter().map(of_method).sum::<usize>();
-    let mut done = 0;
-    let mut finish = |cell: &Cell, counts: bool| -> Result<CellResult> {
-        done += usize::from(counts);
-        let name = cell.name(plan);
-        match (cell.is_done(plan, output)?, counts) {
-            (true, true) => say(&format!("[{done}/{total}] {name}: finished before")),
-            (true, false) => {}
-            (false, _) => {
-                let what = if counts { "" } else { ": test" };
-                say(&format!("[{done}/{total}] {name}{what}"));
-                run(cell)?;
-            }
+    begin(plan, output)?;
+    let total = plan.cells();
+    for (i, step) in steps(plan, output)?.iter().filter(|step| step.is_counted()).enumerate() {
+        say(&format!("[{}/{total}] {}: finished before", i + 1, step.cell.name(plan)));
+    }
+    let mut is_waiting = false;
+    loop {
+        let steps = steps(plan, output)?;
+        if steps.iter().all(|step| step.is_done) {
+            break;
         }
-        cell.result(plan, output)?.ok_or_else(|| Error::File {
-            path: cell.directory(plan, output),
-            reason: "the cell was run and left no result".to_owned(),
-        })
-    };
-    finish(&Cell::BASE, true)?;
-    for method in 0..config.method.len() {
-        let tuning = plan.tuning(method);
-        let results = tuning.iter().map(|cell| finish(cell, true)).collect::<Result<Vec<_>>>()?;
-        let higher_is_better = plan.task.kind.metric().higher_is_better();
-        if let Some(lr) = choose_rate(&results, higher_is_better) {
-            for (i, cell) in plan.chosen(method, lr).iter().enumerate() {
-                finish(cell, i > 0)?;
+        let Some((step, claim)) = take_free(&steps, plan, output)? else {
+            if stop.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
             }
-            prune(loaded, method, lr, output)?;
+            if !is_waiting {
+                let left = steps.iter().filter(|step| !step.is_done);
+                let names: Vec<String> = left.map(|step| step.cell.name(plan)).collect();
+                say(&format!("waiting for other processes: they are at {}", names.join(", ")));
+            }
+            is_waiting = true;
+            thread::sleep(LOOK);
+            continue;
+        };
+        is_waiting = false;
+        let (cell, name) = (step.cell, step.cell.name(plan));
+        let what = if step.is_new { "" } else { ": test" };
+        let done = steps.iter().filter(|step| step.is_counted()).count();
+        say(&format!("[{}/{total}] {name}{what}", done + usize::from(step.is_new)));
+        run(&cell)?;
+        if !cell.is_done(plan, output)? {
+            let reason = "the cell was run and left no result".to_owned();
+            return Err(Error::File { path: cell.directory(plan, output), reason });
         }
-        Report::collect(output)?.write(output)?;
+        drop(claim);
+        if let Some(method) = cell.method {
+            end_of_method(loaded, method, output)?;
+        }
     }
     let report = Report::collect(output)?;
     report.write(output)?;
     Ok(report)
+}
+
+/// If a method is finished: removes what is needed no more of it, and writes the report.
+fn end_of_method(loaded: &LoadedComparison, method: usize, output: &Path) -> Result<()> {
+    let plan = &loaded.plan;
+    let steps = steps(plan, output)?;
+    if steps.iter().any(|step| step.cell.method == Some(method) && !step.is_done) {
+        return Ok(());
+    }
+    let chosen =
+        steps.iter().map(|step| step.cell).find(|cell| cell.method == Some(method) && cell.test);
+    if let Some(chosen) = chosen {
+        prune(loaded, method, chosen.lr, output)?;
+    }
+    Report::collect(output)?.write(output)
 }
 
 /// Removes the adapters of rates that were not chosen, and fully fine-tuned weights, which are as large as the model.
@@ -140,10 +165,17 @@ pub fn run_cell(
                 train(recorder, loaded, &learner, config, stop)?;
             }
             if result.diverged.is_none() {
-                result.validation = Some(scorer.score(&learner, &loaded.validation)?);
-                let examples = examples(&loaded.validation);
-                let report = learner.evaluate(&examples, scorer.batch_size, None)?;
-                result.validation_loss = Some(report.loss);
+                match validated(&scorer, &learner, &loaded.validation) {
+                    Ok((score, loss)) => {
+                        (result.validation, result.validation_loss) = (Some(score), Some(loss));
+                    }
+                    Err(Error::Train(error @ TrainError::EvaluationNotFinite { .. }))
+                        if cell.method.is_some() =>
+                    {
+                        result.diverged = Some(error.to_string());
+                    }
+                    Err(error) => return Err(error),
+                }
             }
             if result.diverged.is_none() && cell.method.is_some() {
                 let save = |dir: &Path| Ok(learner.stack.save(dir)?);
@@ -159,6 +191,17 @@ pub fn run_cell(
         result.write(&directory)?;
     }
     Ok(())
+}
+
+/// The task on the validation set, and the loss of its completions.
+fn validated(
+    scorer: &Scorer,
+    learner: &Learner,
+    questions: &[EncodedQuestion],
+) -> Result<(Score, f64)> {
+    let score = scorer.score(learner, questions)?;
+    let report = learner.evaluate(&examples(questions), scorer.batch_size, None)?;
+    Ok((score, report.loss))
 }
 
 /// Notes what a training run does, and tells another of it.
@@ -200,7 +243,7 @@ fn train(
     match trainer.run(&mut recorder, stop) {
         Ok(Outcome::Finished(_)) => {}
         Ok(Outcome::Interrupted(_)) => return Err(Error::Interrupted),
-        Err(error @ (reft_train::Error::NotFinite { .. } | reft_train::Error::Overflow { .. })) => {
+        Err(error @ (TrainError::NotFinite { .. } | TrainError::Overflow { .. })) => {
             recorder.result.diverged = Some(error.to_string())
         }
         Err(error) => return Err(error.into()),

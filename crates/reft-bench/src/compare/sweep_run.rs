@@ -1,9 +1,11 @@
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
-use reft_models::{io_error, write_json_in_order};
+use reft_models::{Claim, write_json_in_order};
 use tch::Device;
 
 use crate::compare::plan::{ComparisonPlan, version_in};
+use crate::compare::sharing::begin;
 use crate::{
     Cell, CompareConfig, Error, LoadedComparison, Result, SweepPlan, SweepPoint, SweepReport,
     run_comparison,
@@ -65,26 +67,26 @@ impl LoadedSweep {
 /// `run` runs a cell of the comparison in a directory; `say` hears what is going on.
 ///
 /// # Errors
-/// As [`run_comparison`].
+/// As [`run_comparison`], which has a `stop` too.
 pub fn run_sweep(
     loaded: &LoadedSweep,
     output: &Path,
     run: &mut dyn FnMut(&Path, &Cell) -> Result<()>,
     say: &mut dyn FnMut(&str),
+    stop: &AtomicBool,
 ) -> Result<SweepReport> {
     let directories: Vec<PathBuf> =
         loaded.plan.points.iter().map(|point| output.join(&point.directory)).collect();
     // the plans come first: what older ones have left behind is in no report
     for (point, directory) in loaded.points.iter().zip(&directories) {
-        std::fs::create_dir_all(directory).map_err(io_error("create", directory))?;
-        point.plan.write(directory)?;
+        begin(&point.plan, directory)?;
     }
     write_json_in_order(&output.join(SweepPlan::FILE_NAME), &loaded.plan)?;
     let n = directories.len();
     for (i, (point, directory)) in loaded.points.iter().zip(&directories).enumerate() {
         say(&format!("point {} of {n}: {}", i + 1, loaded.plan.points[i].name));
         share_base(&point.plan, directory, &directories[..i])?;
-        run_comparison(point, directory, &mut |cell| run(directory, cell), say)?;
+        run_comparison(point, directory, &mut |cell| run(directory, cell), say, stop)?;
         SweepReport::collect(output)?.write(output)?;
     }
     SweepReport::collect(output)
@@ -98,8 +100,8 @@ fn share_base(plan: &ComparisonPlan, directory: &Path, others: &[PathBuf]) -> Re
     for other in others {
         if let Some(known) = Cell::BASE.result(plan, other)? {
             let own = Cell::BASE.directory(plan, directory);
-            std::fs::create_dir_all(&own).map_err(io_error("create", &own))?;
-            return known.write(&own);
+            // if another process is at it, it does the same
+            return Claim::take(&own)?.map_or(Ok(()), |_claim| known.write(&own));
         }
     }
     Ok(())

@@ -25,7 +25,7 @@ pub fn compare(
         cells.push(*cell);
         run_cell(loaded, cell, output, &mut Silent, &AtomicBool::new(false))
     };
-    let report = run_comparison(loaded, output, &mut run, &mut |_| {});
+    let report = run_comparison(loaded, output, &mut run, &mut |_| {}, &AtomicBool::new(false));
     (report, cells)
 }
 

@@ -76,7 +76,7 @@ fn run(
         cells.push(format!("{place}/{}", cell.name(&point.plan)));
         run_cell(&point, cell, directory, &mut Silent, &AtomicBool::new(false))
     };
-    let report = run_sweep(loaded, output, &mut run, &mut |_| {});
+    let report = run_sweep(loaded, output, &mut run, &mut |_| {}, &AtomicBool::new(false));
     (report, cells)
 }
 

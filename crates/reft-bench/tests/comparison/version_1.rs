@@ -39,7 +39,7 @@ fn a_comparison_goes_on_as_it_was_begun_whether_shared_weights_are_asked_for_or_
 
     std::fs::remove_dir_all(&output)?;
     assert_eq!(parameters(silent)?, (2 * SHARED, 9));
-    assert_eq!(version_of(&output)?, 2);
+    assert_eq!(version_of(&output)?, 3);
     assert_eq!(parameters(spelt)?, (SHARED, 4), "untied weights are taken for shared ones");
     Ok(())
 }
@@ -90,8 +90,8 @@ fn a_plan_is_written_as_version_0_1_wrote_it() -> TestResult {
 fn files_of_a_later_version_are_refused() -> TestResult {
     let bench = Bench::new()?;
     std::fs::create_dir(bench.path("out"))?;
-    bench.write("out/plan.json", r#"{"format_version": 3}"#)?;
+    bench.write("out/plan.json", r#"{"format_version": 4}"#)?;
     let refused = bench.load(bench.config("task", "task")?).map(drop);
-    assert!(refused.is_err_and(|error| error.to_string().contains("this program reads 1 to 2")));
+    assert!(refused.is_err_and(|error| error.to_string().contains("this program reads 1 to 3")));
     Ok(())
 }

@@ -1,9 +1,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use reft_models::{Place, Tokenizer};
+use reft_models::{Claim, DirectoryLock, Place, Tokenizer};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tch::Tensor;
@@ -46,6 +47,36 @@ struct Call<'c> {
 /// What is found at a token, by place and rank.
 type FoundCells = BTreeMap<(usize, usize), (DasCell, CellFile)>;
 
+/// A cell that no other process is at, with the number of its place.
+struct Taken {
+    place: usize,
+    planned: PlannedCell,
+    /// What another process has found of it meanwhile.
+    known: Option<CellFile>,
+    _claim: Claim,
+}
+
+/// How often other processes' cells are looked at.
+const LOOK: Duration = Duration::from_millis(300);
+
+/// Claims the next cells that are searched at once, and takes them out of those that are left; none if other processes are at all of them.
+/// Only cells of one size can share a rotation's tensor.
+fn take_free(left: &mut Vec<(usize, PlannedCell)>, at_once: usize) -> Result<Vec<Taken>> {
+    let mut taken: Vec<Taken> = Vec::new();
+    for (place, planned) in std::mem::take(left) {
+        let is_like = |first: &Taken| first.planned.sources.size() == planned.sources.size();
+        let fits = taken.len() < at_once && taken.first().is_none_or(is_like);
+        match if fits { Claim::take(&planned.directory)? } else { None } {
+            Some(claim) => {
+                let known = CellFile::read(&planned.directory, &planned.identity)?;
+                taken.push(Taken { place, planned, known, _claim: claim });
+            }
+            None => left.push((place, planned)),
+        }
+    }
+    Ok(taken)
+}
+
 /// Inputs run at once where the model runs by itself.
 const EVAL_BATCH: usize = 32;
 
@@ -73,11 +104,18 @@ impl<'a> DasSearch<'a> {
             }
             positions.push(position);
         }
-        let (n, seed) = (options.train_pairs + options.test_pairs, options.seed);
+        let (n, seed) = (options.train_pairs.saturating_add(options.test_pairs), options.seed);
         let draw = || draw_pairs(task, tokenizer, &positions, n, seed);
         let DasTask { name, description, variable, .. } = task;
         let report = DasReport::empty(options, [name, description, variable], names);
         Self::with_pairs(report, format!("{task:?}"), searched, draw)
+    }
+
+    /// Says what the model's weights are ([`reft_models::weights_digest`]): cells that are there are this search's only if they were found in the
+    /// same.
+    pub fn with_weights(mut self, digest: String) -> Self {
+        self.report.weights = Some(digest);
+        self
     }
 
     /// A search on any model; `draw` is called once the options are checked.
@@ -131,6 +169,8 @@ impl<'a> DasSearch<'a> {
     /// Searches what is not found yet, and writes `das.json`, `das.md` and `das.html` after each position; every trained subspace is in
     /// the directory of its cell. `say` hears of each cell.
     ///
+    /// Several processes may search in one directory: each claims cells that are free, and none ends before all are found.
+    ///
     /// # Errors
     /// [`Error::Interrupted`] if `stop` is set: what is finished is kept. What the model or files refuse.
     pub fn run(
@@ -140,6 +180,7 @@ impl<'a> DasSearch<'a> {
         say: &mut dyn FnMut(&str),
     ) -> Result<DasReport> {
         let started = Instant::now();
+        let known = self.report.clone().going_on_in(output)?;
         let runs = self.shared_runs(self.searched, false)?;
         let (bases, options) = (&self.pairs.bases, &self.report.options);
         let given = runs.base.likeliest(bases, EVAL_BATCH, &self.pairs.answers)?;
@@ -158,9 +199,12 @@ impl<'a> DasSearch<'a> {
             base_accuracy: Some(base_accuracy.into()),
             no_intervention: Some(no_intervention.into()),
             run_seconds,
-            ..self.report.clone()
+            ..known
         };
-        report.write(output)?;
+        {
+            let _lock = DirectoryLock::wait(output)?;
+            report.write(output)?;
+        }
         let mut call = Call { output, stop, say, report };
         self.search(&runs, &mut call)?;
         drop(runs);
@@ -207,7 +251,8 @@ impl<'a> DasSearch<'a> {
                     rank,
                     untrained_model: runs.is_untrained,
                 };
-                let (directory, identity) = (cell.directory(call.output), self.identity(&cell));
+                let (directory, identity) =
+                    (cell.directory(call.output), self.identity(&cell, &call.report));
                 if let Some(file) = CellFile::read(&directory, &identity)? {
                     found.insert((p, r), (cell, file));
                     continue;
@@ -217,17 +262,29 @@ impl<'a> DasSearch<'a> {
                 planned.push((p, cell));
             }
             planned.sort_by_key(|(_, planned)| planned.place.site.stage());
-            // cells of one size only can share a rotation's tensor
-            for of_size in planned.chunk_by(|a, b| a.1.sources.size() == b.1.sources.size()) {
-                for group in of_size.chunks(at_once) {
-                    let cells: Vec<&PlannedCell> =
-                        group.iter().map(|(_, planned)| planned).collect();
-                    let files = group::search(options, &self.pairs, &runs.base, &cells, call.stop)?;
-                    for ((p, planned), file) in group.iter().zip(files) {
-                        let (name, iia) = (planned.cell.name(), file.found.iia);
-                        (call.say)(&format!("{name}: IIA {iia:.3}, {:.1} s", file.seconds));
-                        found.insert((*p, r), (planned.cell.clone(), file));
+            while !planned.is_empty() {
+                let group = take_free(&mut planned, at_once)?;
+                let is_waiting = group.is_empty();
+                let (known, group): (Vec<_>, Vec<_>) =
+                    group.into_iter().partition(|taken| taken.known.is_some());
+                for Taken { place, planned, known, .. } in known {
+                    found.extend(known.map(|file| ((place, r), (planned.cell, file))));
+                }
+                if is_waiting {
+                    if call.stop.load(Ordering::Relaxed) {
+                        return Err(Error::Interrupted);
                     }
+                    thread::sleep(LOOK);
+                }
+                if group.is_empty() {
+                    continue;
+                }
+                let cells: Vec<&PlannedCell> = group.iter().map(|taken| &taken.planned).collect();
+                let files = group::search(options, &self.pairs, &runs.base, &cells, call.stop)?;
+                for (Taken { place, planned, .. }, file) in group.into_iter().zip(files) {
+                    let (name, iia) = (planned.cell.name(), file.found.iia);
+                    (call.say)(&format!("{name}: IIA {iia:.3}, {:.1} s", file.seconds));
+                    found.insert((place, r), (planned.cell, file));
                 }
             }
         }
@@ -252,11 +309,13 @@ impl<'a> DasSearch<'a> {
     }
 
     /// Digest of everything that a cell's numbers depend on: other cells are not among it, so a search can be widened.
-    fn identity(&self, cell: &DasCell) -> String {
+    fn identity(&self, cell: &DasCell, report: &DasReport) -> String {
+        let is_by_name = report.format_version == 2;
+        let weights = report.weights.as_ref().filter(|_| !is_by_name);
         let options = &self.report.options;
         let model = self.searched.model();
         let all = json!({
-            "model": self.report.model,
+            "model": weights.unwrap_or(&report.model),
             "kind": format!("{:?}", model.kind()),
             "device": format!("{:?}", model.device()),
             "task": self.task,
@@ -266,7 +325,7 @@ impl<'a> DasSearch<'a> {
             "start": options.start,
             "seed": options.seed,
             "cell": cell.name(),
-            "report": DasReport::FORMAT_VERSION,
+            "report": report.format_version,
         });
         Sha256::digest(all.to_string()).iter().map(|byte| format!("{byte:02x}")).collect()
     }

@@ -1,3 +1,4 @@
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +15,9 @@ use reft_bench::{
 use crate::machine::{Place, place_flags};
 use crate::model::open_config;
 use crate::options::Flags;
-use crate::terminal::{INTERRUPTED, TrainProgress, command, holds, note, show, stop_flag};
+use crate::terminal::{
+    INTERRUPTED, TrainProgress, command, end_at_once, holds, note, show, stop_flag,
+};
 
 /// Compare fine-tuning methods: same data, budget and seeds, one report
 ///
@@ -91,7 +94,8 @@ pub fn run(args: &CompareArgs) -> Result<()> {
         let loaded = LoadedComparison::new(comparison, &command, output, device)?;
         holds(output, "comparison", (ComparisonPlan::FILE_NAME, ""))?;
         let stop = stop_flag(notice)?;
-        let report = run_comparison(&loaded, output, &mut |cell| run_in(output, cell, stop), say);
+        let report =
+            run_comparison(&loaded, output, &mut |cell| run_in(output, cell, stop), say, stop);
         let report = report.context(stopped)?;
         return show(args.json, &report, &report.markdown(), &output.join("report.html"));
     }
@@ -99,7 +103,7 @@ pub fn run(args: &CompareArgs) -> Result<()> {
     let loaded = LoadedSweep::new(comparison.config, points, &command, output, device)?;
     holds(output, "comparison", (SweepPlan::FILE_NAME, ""))?;
     let stop = stop_flag(notice)?;
-    let report = run_sweep(&loaded, output, &mut |at, cell| run_in(at, cell, stop), say);
+    let report = run_sweep(&loaded, output, &mut |at, cell| run_in(at, cell, stop), say, stop);
     let report = report.context(stopped)?;
     show(args.json, &report, &report.markdown(), &output.join("report.html"))
 }
@@ -153,7 +157,8 @@ fn run_in_child(
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("compare-cell").arg("--output").arg(output).args(machine);
         command.arg("--cell").arg(serde_json::to_string(cell)?);
-        Ok(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?)
+        // the child reads its stdin to the end, which comes when this process has ended in whatever way
+        Ok(command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?)
     };
     let mut child = start().map_err(|error| failed(format!("a run cannot be started: {error}")))?;
     loop {
@@ -175,8 +180,17 @@ fn run_in_child(
     }
 }
 
+/// Ends this process when the one that has started it is gone: nobody keeps up the claim on its cell then.
+fn end_with_parent() {
+    thread::spawn(|| {
+        let _ = io::copy(&mut io::stdin(), &mut io::sink());
+        end_at_once();
+    });
+}
+
 /// Runs the hidden command.
 pub fn run_one_cell(args: &CellArgs) -> Result<()> {
+    end_with_parent();
     let (device, _) = args.place.0.set_up()?;
     let cell: Cell = serde_json::from_str(&args.cell).context("--cell is no run")?;
     let loaded = LoadedComparison::from_plan(&args.output, device)?;

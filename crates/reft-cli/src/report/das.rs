@@ -2,11 +2,11 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
+use clap::{Args, value_parser};
 use reft_bench::Precision;
 use reft_causal::{DasAlignment, DasOptions, DasRecipe, DasReport, DasSearch};
 use reft_methods::LAYERS;
-use reft_models::{ChatOptions, Model};
+use reft_models::{ChatOptions, Model, weights_digest};
 use serde_json::Value;
 
 use crate::machine::{MachineOptions, Place};
@@ -95,7 +95,7 @@ struct TrainingArgs {
     #[arg(long, value_name = "START", default_value = "means", value_parser = ["means", "random"])]
     start: String,
     /// Seed of counterfactuals, starts and order
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = value_parser!(u64).range(..=i64::MAX as u64))]
     seed: u64,
 }
 
@@ -124,7 +124,8 @@ pub fn run(args: &DasArgs) -> Result<()> {
             let (layers, heads) = (shape.num_hidden_layers, shape.num_attention_heads);
             let options = args.options(&recipe, layers, heads, &task.positions)?;
             let names = (model.clone(), command());
-            finish(args, &DasSearch::new(options, task, (&decoder, &tokenizer), names)?, stop)
+            let search = DasSearch::new(options, task, (&decoder, &tokenizer), names)?;
+            finish(args, &search.with_weights(weights_digest(&path)?), stop)
         }
         (DasRecipe::Network(task), None) => {
             let layers = task.network.hidden_layers;

@@ -21,7 +21,7 @@ pub fn report_panics() {
     panic::set_hook(Box::new(|info| {
         let said = info.to_string();
         if !is_out_of_memory(&said) {
-            eprintln!("error: internal: {}", panic_line(&said)); // the other is no fault of ours, and told by who catches it
+            note(format!("error: internal: {}", panic_line(&said))); // the other is no fault of ours, and told by who catches it
         }
     }));
 }

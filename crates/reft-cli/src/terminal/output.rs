@@ -1,9 +1,11 @@
+use std::borrow::Cow;
 use std::fs;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
+use reft_models::DirectoryLock;
 pub use reft_report::grouped;
 use serde::Serialize;
 
@@ -15,12 +17,13 @@ pub fn line(text: impl AsRef<str>) -> Result<()> {
     piece(&format!("{}\n", text.as_ref()))
 }
 
-/// Prints a piece of text, at once: a reply as it grows.
+/// Prints a piece of text, at once: a reply as it grows. On a terminal without the characters that would control it.
 ///
 /// # Errors
 /// If stdout is closed or full.
 pub fn piece(text: &str) -> Result<()> {
     let mut stdout = io::stdout().lock();
+    let text = if stdout.is_terminal() { visible(text) } else { text.into() };
     let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
     written.context("cannot write to stdout")
 }
@@ -60,7 +63,8 @@ pub fn holds(directory: &Path, what: &str, (file, beginning): (&str, &str)) -> R
     }
     for entry in entries {
         let other = entry.with_context(|| format!("cannot read {name}"))?.file_name();
-        if !other.to_string_lossy().starts_with(".partial-") {
+        let is_trace = other.to_string_lossy().starts_with(".partial-");
+        if !is_trace && other != DirectoryLock::FILE_NAME {
             let other = other.display();
             bail!(
                 "{name} is not empty and no {what} with {file} (it holds {other}); name another directory"
@@ -70,9 +74,20 @@ pub fn holds(directory: &Path, what: &str, (file, beginning): (&str, &str)) -> R
     Ok(false)
 }
 
-/// Says something on stderr. If nobody listens there, nobody needs to know.
+/// Says something on stderr, without the characters that would control a terminal: names, messages of other libraries and texts of files are
+/// among what is said. If nobody listens there, nobody needs to know.
 pub fn note(text: impl AsRef<str>) {
-    let _ = writeln!(io::stderr(), "{}", text.as_ref());
+    let _ = writeln!(io::stderr(), "{}", visible(text.as_ref()));
+}
+
+/// A text whose control characters, but for ends of lines and tabs, are written as `\u001b`, the form that JSON has for them.
+fn visible(text: &str) -> Cow<'_, str> {
+    let controls = |c: char| c.is_control() && !"\n\t".contains(c);
+    if !text.contains(controls) {
+        return text.into();
+    }
+    let shown = |c: char| if controls(c) { format!("\\u{:04x}", u32::from(c)) } else { c.into() };
+    text.chars().map(shown).collect()
 }
 
 /// A bar of `n` steps on stderr; `template` says what stands beside it.
@@ -141,6 +156,15 @@ pub fn show(in_json: bool, report: &impl Serialize, markdown: &str, page: &Path)
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_would_control_a_terminal_is_made_visible() {
+        assert_eq!(visible("two lines\n\tand é 漢\n"), "two lines\n\tand é 漢\n");
+        assert_eq!(
+            visible("\u{1b}]0;title\u{7}\r\u{8}\u{7f}\u{9b}2J"),
+            "\\u001b]0;title\\u0007\\u000d\\u0008\\u007f\\u009b2J"
+        );
+    }
 
     #[test]
     fn numbers_are_grouped_by_three_digits() {

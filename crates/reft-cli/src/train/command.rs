@@ -4,11 +4,12 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use reft_bench::Error;
 use reft_methods::adapter_bytes;
-use reft_models::{AdapterStack, ChatOptions, Model};
+use reft_models::{AdapterStack, ChatOptions, DirectoryLock, Model, weights_digest};
 use reft_train::{
-    Dataset, Encoding, Learner, NextToken, Outcome, Summary, Trainer, TurnOptions, read_records,
+    Dataset, Encoding, Learner, NextToken, Outcome, Summary, Trainer, TurnOptions, WEIGHTS_DIGEST,
+    read_records,
 };
-use serde_json::json;
+use serde_json::{Map, json};
 use toml::Table;
 
 use crate::machine::{DeviceChoice, MachineOptions};
@@ -52,7 +53,10 @@ pub struct TrainArgs {
 
 /// Runs the command.
 pub fn run(args: &TrainArgs) -> Result<()> {
-    let (given, saved) = options(args)?;
+    let asked = asked(args)?;
+    // from the first look into the directory to the end it is this run's
+    let _lock = locked(&asked)?;
+    let (given, saved) = with_saved(args, asked)?;
     let run: RunOptions = part(&given)?;
     let machine: MachineOptions = part(&given)?;
     let model = needed(&run.model, "model")?;
@@ -75,6 +79,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         stop_flag("stopping after this step; a checkpoint will be saved (again: stop at once)")?;
     let threads = machine.set_up()?;
     let (_, decoder) = open_decoder(&model, &machine)?;
+    let facts = Map::from_iter([(WEIGHTS_DIGEST.to_owned(), weights_digest(&path)?.into())]);
     let encoding = Encoding {
         text: text.encoder(run.template, turns.turns),
         vocab_size: shape.vocab_size,
@@ -96,7 +101,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     } else if args.resume {
         note(format!("nothing to resume in {}: starting anew", output.display()));
     }
-    let trainer = Trainer::new(&learner, &dataset, config)?.keeping(run.reuse());
+    let trainer = Trainer::new(&learner, &dataset, config)?.keeping(run.reuse()).with_facts(facts);
     let notes = [
         format!("reft {}, tch 0.24, libtorch 2.11", env!("CARGO_PKG_VERSION")),
         format!("Computed as: {}.", trainer.describe_kinds()),
@@ -110,19 +115,29 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let mut progress = TrainProgress::new();
     let outcome = trainer.run(&mut progress, stop);
     progress.close();
-    let outcome = outcome.with_context(|| match directory.is_worth_keeping() {
-        true => format!("training stopped; its newest checkpoint is in {}", output.display()),
-        false => "training failed; nothing was written".to_owned(),
-    })?;
+    let outcome = outcome.with_context(|| directory.after_failure())?;
     report(args, &output, &directory, &progress, &outcome)
 }
 
-/// The options that are given, and those of the run to be resumed, if there is one.
-fn options(args: &TrainArgs) -> Result<(Table, Option<Table>)> {
+/// The options that the command line and its file give.
+fn asked(args: &TrainArgs) -> Result<Table> {
     let file = args.config.as_deref().map(config_file::read).transpose()?.unwrap_or_default();
-    let asked = config_file::overlaid(&file, &args.options.0.0);
-    let output = asked.get("output").and_then(toml::Value::as_str).filter(|_| args.resume);
-    let Some(output) = output else { return Ok((asked, None)) };
+    Ok(config_file::overlaid(&file, &args.options.0.0))
+}
+
+fn output_of(asked: &Table) -> Option<&str> {
+    asked.get("output").and_then(toml::Value::as_str)
+}
+
+/// The output directory, if one is named, as this process's own. A second run there would mix its files with the first one's.
+fn locked(asked: &Table) -> Result<Option<DirectoryLock>> {
+    let output = output_of(asked).map(Path::new);
+    Ok(output.map(DirectoryLock::take).transpose()?)
+}
+
+/// The options in force, and those of the run to be resumed, if there is one.
+fn with_saved(args: &TrainArgs, asked: Table) -> Result<(Table, Option<Table>)> {
+    let Some(output) = output_of(&asked).filter(|_| args.resume) else { return Ok((asked, None)) };
     let saved = directory::options_of_run(Path::new(output))?;
     let below = saved.clone().unwrap_or_default();
     Ok((config_file::overlaid(&below, &asked), saved))

@@ -19,8 +19,11 @@ const CHECKPOINTS: &str = "checkpoint";
 /// First line of [`OPTIONS`]: by it a directory of ours is known.
 const HEADER: &str = "# The options of a run of `reft train`, with every default filled in.";
 
-/// Options that may change when a run goes on: they change no number, or only how it is rounded.
-const FREE: [&str; 9] = [
+/// Options that may change when a run goes on: they change no number, or only how it is rounded; model and data are known by their content,
+/// wherever they lie.
+const FREE: [&str; 11] = [
+    "model",
+    "data",
     "output",
     "threads",
     "device",
@@ -32,8 +35,8 @@ const FREE: [&str; 9] = [
     "reuse_dir",
 ];
 
-/// Options that name files, in whatever spelling.
-const PATHS: [&str; 3] = ["model", "data", "init_adapter"];
+/// The option that names a file, in whatever spelling.
+const PATH: &str = "init_adapter";
 
 /// The options of the run in a directory, if there is one.
 ///
@@ -80,15 +83,16 @@ pub fn check_same(saved: &Table, now: &Table) -> Result<()> {
 fn is_same(name: &str, saved: &Table, now: &Table) -> bool {
     let (saved, now) = (saved.get(name), now.get(name));
     let file = |value: Option<&toml::Value>| fs::canonicalize(value?.as_str()?).ok();
-    saved == now || (PATHS.contains(&name) && file(saved).is_some() && file(saved) == file(now))
+    saved == now || (name == PATH && file(saved).is_some() && file(saved) == file(now))
 }
 
-/// A directory that a run writes into. Unless a checkpoint or an adapter has got there, nothing is left of it when it is dropped.
+/// A directory that a run writes into. Unless a checkpoint or an adapter has got there, nothing is left of the run when it is dropped; what an
+/// earlier run has left there stays.
 #[derive(Debug)]
 pub struct TrainDirectory {
     path: PathBuf,
-    /// Directories that were not there before, the innermost first.
-    made: Vec<PathBuf>,
+    /// Whether a run was there before.
+    had_run: bool,
 }
 
 impl TrainDirectory {
@@ -102,11 +106,12 @@ impl TrainDirectory {
         options: &Table,
         notes: &[String],
     ) -> Result<Self> {
-        if overwrites && holds_run(path)? {
+        let mut had_run = holds_run(path)?;
+        if overwrites && had_run {
             remove_run(path)?;
+            had_run = false;
         }
-        let made = path.ancestors().take_while(|dir| !dir.exists() && *dir != Path::new(""));
-        let directory = Self { path: path.to_owned(), made: made.map(Path::to_owned).collect() };
+        let directory = Self { path: path.to_owned(), had_run };
         fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))?;
         let notes: String = notes.iter().map(|note| format!("# {note}\n")).collect();
         let text = format!("{HEADER}\n{notes}\n{}", in_toml(options));
@@ -114,8 +119,18 @@ impl TrainDirectory {
         Ok(directory)
     }
 
+    /// What is there when a run has failed.
+    pub fn after_failure(&self) -> String {
+        let name = self.path.display();
+        match (self.is_worth_keeping(), self.had_run) {
+            (true, _) => format!("training stopped; its newest checkpoint is in {name}"),
+            (false, true) => format!("training failed; {name} has no checkpoint yet"),
+            (false, false) => "training failed; nothing was written".to_owned(),
+        }
+    }
+
     /// Whether something is there that a later run can use.
-    pub fn is_worth_keeping(&self) -> bool {
+    fn is_worth_keeping(&self) -> bool {
         let checkpoints = fs::read_dir(self.path.join(CHECKPOINTS));
         let is_whole = |file: fs::DirEntry| file.file_name().to_string_lossy().starts_with("step-");
         checkpoints.is_ok_and(|files| files.flatten().any(is_whole))
@@ -132,13 +147,9 @@ impl TrainDirectory {
 
 impl Drop for TrainDirectory {
     fn drop(&mut self) {
-        if self.is_worth_keeping() {
-            return;
-        }
-        // What cannot be removed stays: there is nobody left to tell.
-        let _ = remove_run(&self.path);
-        for directory in &self.made {
-            let _ = fs::remove_dir(directory); // only if it is empty
+        if !self.had_run && !self.is_worth_keeping() {
+            // What cannot be removed stays: there is nobody left to tell.
+            let _ = remove_run(&self.path);
         }
     }
 }

@@ -5,14 +5,14 @@ use std::ffi::OsString;
 use serde_json::Value;
 
 use crate::Result;
-use crate::runs::{args, oracle, run, succeed};
+use crate::runs::{args, oracle, overridden, run, succeed};
 
 /// A small batch for the tiny model, and further flags.
 fn bench(more: &[&str]) -> Vec<OsString> {
     let model = oracle("tiny_llama");
     let flags = ["--batch-size", "3", "--prompt-length", "9", "--response-length", "4"];
     let options = args!["bench", "--model", model, "--threads", "1"];
-    [options, flags.iter().chain(more).map(OsString::from).collect()].concat()
+    overridden([options, flags.iter().chain(more).map(OsString::from).collect()].concat())
 }
 
 fn timed(more: &[&str]) -> Result<Value> {

@@ -42,7 +42,7 @@ labels = { 0 = "no", 1 = "yes" }
 "#;
 
 /// A model, data, a task and a comparison of it.
-fn bench() -> Result<TempDir> {
+pub fn bench() -> Result<TempDir> {
     let dir = tempfile::tempdir()?;
     let model = dir.path().join("model");
     fs::create_dir(&model)?;
@@ -73,7 +73,8 @@ fn bench() -> Result<TempDir> {
     Ok(dir)
 }
 
-fn compare(dir: &Path, output: &Path) -> Vec<std::ffi::OsString> {
+/// The command line of the comparison.
+pub fn compare(dir: &Path, output: &Path) -> Vec<std::ffi::OsString> {
     let (config, model) = (dir.join("compare.toml"), dir.join("model"));
     args![
         "compare",

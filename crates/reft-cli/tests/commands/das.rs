@@ -1,12 +1,13 @@
 //! Alignment search and steering on the tiny model, which is given a tokenizer of whole words.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use crate::Result;
-use crate::runs::{Run, args, oracle, run, succeed, text};
+use crate::runs::{Run, args, oracle, overridden, run, succeed, text};
 
 const WORDS: [&str; 16] = [
     "<unk>", "The", "near", "by", "dog", "cat", "child", "bird", "dogs", "cats", "children",
@@ -14,7 +15,7 @@ const WORDS: [&str; 16] = [
 ];
 
 /// The tiny model with a tokenizer: a word is a token.
-fn model(dir: &Path) -> Result<PathBuf> {
+pub fn model(dir: &Path) -> Result<PathBuf> {
     let model = dir.join("model");
     fs::create_dir(&model)?;
     for file in ["config.json", "generation_config.json", "model.safetensors"] {
@@ -30,7 +31,7 @@ fn model(dir: &Path) -> Result<PathBuf> {
     Ok(model)
 }
 
-const TASK: &str = r#"
+pub const TASK: &str = r#"
 name = "Number"
 templates = ["The {subject} near The {other}", "The {subject} by The {other}"]
 variable = "number"
@@ -54,35 +55,35 @@ plural = ["dogs", "cats", "children", "birds"]
 
 /// A search of the tiny model, flags after those of a good one.
 fn search(dir: &Path, model: &Path, task: &str, flags: &[&str]) -> Result<Run> {
-    let file = dir.join("task.toml");
-    fs::write(&file, task)?;
-    let common = args![
-        "das",
-        "--model",
-        model,
-        "--task",
-        file,
-        "--output",
-        dir.join("out"),
-        "--layers",
-        "1;3",
-        "--train-pairs",
-        "12",
-        "--test-pairs",
-        "8",
-        "--steps",
-        "2",
-        "--batch-size",
-        "4",
-        "--threads",
-        "1"
-    ];
-    let takes_rank = !flags.contains(&"--alignment") && !flags.contains(&"--rank");
-    let rank = if takes_rank { args!["--rank", "1"] } else { Vec::new() };
-    run([common, rank, flags.iter().map(Into::into).collect()].concat())
+    run(arguments(dir, model, task, flags)?)
 }
 
-fn report(dir: &Path) -> Result<Value> {
+/// The command line of a search.
+pub fn arguments(dir: &Path, model: &Path, task: &str, flags: &[&str]) -> Result<Vec<OsString>> {
+    let file = dir.join("task.toml");
+    fs::write(&file, task)?;
+    let mut words = args!["das", "--model", model, "--task", file];
+    let output = text(&dir.join("out"));
+    let defaults = [
+        ("--output", output.as_str()),
+        ("--layers", "1;3"),
+        ("--train-pairs", "12"),
+        ("--test-pairs", "8"),
+        ("--steps", "2"),
+        ("--batch-size", "4"),
+        ("--threads", "1"),
+        ("--rank", "1"),
+    ];
+    let is_given =
+        |flag: &str| flags.contains(&flag) || (flag == "--rank" && flags.contains(&"--alignment"));
+    for (flag, value) in defaults.into_iter().filter(|(flag, _)| !is_given(flag)) {
+        words.extend(args![flag, value]);
+    }
+    words.extend(flags.iter().map(OsString::from));
+    Ok(words)
+}
+
+pub fn report(dir: &Path) -> Result<Value> {
     Ok(serde_json::from_str(&fs::read_to_string(dir.join("out/das.json"))?)?)
 }
 
@@ -218,6 +219,11 @@ fn tasks_and_options_that_cannot_be_are_refused() -> Result {
     let changed = |from: &str, to: &str| TASK.replacen(from, to, 1);
     for (task, flags, says) in [
         (changed("{subject}", "{verb}"), vec![], "the slot {verb}, which is not under [slots]"),
+        (
+            changed("subject = ", "\"../../../x\" = \"nouns\"\nsubject = "),
+            vec![],
+            "slot \"../../../x\" is no plain name",
+        ),
         (changed("{other}\"", "{other\""), vec![], "{other"),
         (
             changed("subject = \"nouns\"", "subject = \"words\""),
@@ -342,7 +348,9 @@ fn steering_changes_the_reply_as_much_as_it_is_told_to() -> Result {
     fs::write(&negative, "The dog\nThe cat\nThe bird\n")?;
     let prompt = args!["--prompt", "The child near", "--max-new-tokens", "6", "--threads", "1"];
     let steer = |flags: Vec<std::ffi::OsString>| {
-        [args!["steer", "--model", model, "--layer", "1"], prompt.clone(), flags].concat()
+        overridden(
+            [args!["steer", "--model", model, "--layer", "1"], prompt.clone(), flags].concat(),
+        )
     };
     let texts = args!["--positive", positive, "--negative", negative];
     let reply = |more: Vec<std::ffi::OsString>| -> Result<String> {

@@ -12,13 +12,17 @@ mod directories;
 mod export;
 mod files;
 mod generation;
+mod identities;
 mod interruption;
 mod logits;
 mod memory;
 mod methods;
+mod not_finite;
 mod plan;
 mod recipes;
 mod runs;
+mod sharing;
+mod terminal;
 mod training;
 mod written_by_0_1;
 

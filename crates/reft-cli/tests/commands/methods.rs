@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::Result;
 use crate::files::{Tensors, listing, losses, many_rows, tensors};
 use crate::interruption::{start, wait_for_step};
-use crate::runs::{args, oracle, succeed};
+use crate::runs::{args, oracle, overridden, succeed};
 
 /// A method, its options, and the trained numbers of the tiny model: d 64, 4 layers, keys and values 32, MLP 128.
 const METHODS: [(&str, &[&str], i64); 11] = [
@@ -55,7 +55,7 @@ fn training(method: &str, options: &[&str], data: &Path, output: &Path) -> Vec<O
         "--threads",
         "1"
     ];
-    [run, options.iter().map(OsString::from).collect()].concat()
+    overridden([run, options.iter().map(OsString::from).collect()].concat())
 }
 
 /// A file of an adapter: its tensors, whose metadata may stand in any order, or its bytes.
@@ -141,7 +141,7 @@ fn options_in_force_make_the_same_run_again() -> Result {
         let run = |name: &str| dir.path().join(name).join(method);
         let (first, second) = (run("first"), run("second"));
         let short = args!["--max-steps", "2"];
-        succeed([training(method, options, &data, &first), short].concat())?;
+        succeed(overridden([training(method, options, &data, &first), short].concat()))?;
         succeed(args!["train", "--config", first.join("train.toml"), "--output", second])?;
         assert_eq!(losses(&first)?, losses(&second)?, "{method}");
         assert!(adapter_files(&first)? == adapter_files(&second)?, "{method}: other numbers");
@@ -163,7 +163,9 @@ fn a_start_from_an_adapter_goes_on_where_it_ended() -> Result {
             same.extend(args!["--dropout", "0"]);
         }
         let train = |output: &Path, own: Vec<&str>, more: Vec<OsString>| {
-            succeed([training(method, &own, &data, output), same.clone(), more].concat())
+            succeed(overridden(
+                [training(method, &own, &data, output), same.clone(), more].concat(),
+            ))
         };
         train(&longer, options.to_vec(), args!["--max-steps", "4"])?;
         train(&shorter, options.to_vec(), args!["--max-steps", "3"])?;
@@ -205,7 +207,7 @@ fn an_adapter_to_start_from_decides_what_it_is() -> Result {
             "--threads",
             "1"
         ];
-        crate::runs::run([run, more.iter().map(OsString::from).collect()].concat())
+        crate::runs::run(overridden([run, more.iter().map(OsString::from).collect()].concat()))
     };
     for (flags, says) in [
         (["--rank", "8"], "--rank is 8, but the adapter to start from"),
@@ -266,7 +268,9 @@ fn parts_of_a_subspace_are_trained_and_used_apart() -> Result {
     let data = rows("train.jsonl", &[first, second, first, second])?;
     let output = dir.path().join("run");
     let options = ["--rank", "4", "--positions", "f2+l1", "--lr", "0.1", "--schedule", "constant"];
-    succeed([training("loreft", &options, &data, &output), args!["--validation", "1"]].concat())?;
+    succeed(overridden(
+        [training("loreft", &options, &data, &output), args!["--validation", "1"]].concat(),
+    ))?;
     let replies = |input: &Path, more: &[&str]| {
         let run = args![
             "generate",
@@ -280,7 +284,7 @@ fn parts_of_a_subspace_are_trained_and_used_apart() -> Result {
             "5",
             "--json"
         ];
-        crate::runs::run([run, more.iter().map(OsString::from).collect()].concat())
+        crate::runs::run(overridden([run, more.iter().map(OsString::from).collect()].concat()))
     };
     let ids = |input: &Path, more: &[&str]| -> Result<Vec<Value>> {
         let result: Value = serde_json::from_str(&replies(input, more)?.stdout)?;

@@ -61,6 +61,23 @@ macro_rules! args {
 }
 pub(crate) use args;
 
+/// The words of a command line without those flags that are given again after them: a good run's, which a test changes.
+pub fn overridden(words: Vec<OsString>) -> Vec<OsString> {
+    let is_flag = |word: &OsString| word.to_string_lossy().starts_with("--");
+    let mut kept: Vec<Vec<OsString>> = Vec::new(); // a flag and its value
+    for word in words {
+        if is_flag(&word) {
+            kept.retain(|own| own[0] != word);
+            kept.push(vec![word]);
+        } else if let Some(own) = kept.last_mut().filter(|own| is_flag(&own[0])) {
+            own.push(word);
+        } else {
+            kept.push(vec![word]);
+        }
+    }
+    kept.concat()
+}
+
 /// `reft import` of an adapter that pyreft saved beside its oracle: edits of the first two and the last two tokens, tied.
 pub fn importing(name: &str, output: &Path) -> Vec<OsString> {
     let saved = oracle("reft_saved").join(name);

@@ -54,8 +54,7 @@ impl Hub {
         let homeless = "there is no home directory; set HF_HOME to say where the hub's cache is";
         let cache = path("HF_HUB_CACHE")
             .or_else(|| Some(path("HF_HOME")?.join("hub")))
-            .or_else(|| Some(path("XDG_CACHE_HOME")?.join("huggingface/hub")))
-            .or_else(|| Some(env::home_dir()?.join(".cache/huggingface/hub")))
+            .or_else(|| Some(user_cache()?.join("huggingface/hub")))
             .ok_or_else(|| unknown("", homeless))?;
         let endpoint = env::var("HF_ENDPOINT").unwrap_or_else(|_| DEFAULT_ENDPOINT.to_owned());
         let offline = env::var("HF_HUB_OFFLINE").unwrap_or_default().to_lowercase();
@@ -124,6 +123,12 @@ impl Hub {
         }
         self.cached(name).ok_or_else(|| "the download is not in the cache".to_owned())
     }
+}
+
+/// Where programs keep what they can make again: `XDG_CACHE_HOME`, or `.cache` in the home directory.
+pub(crate) fn user_cache() -> Option<PathBuf> {
+    let path = env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()).map(PathBuf::from);
+    path.or_else(|| Some(env::home_dir()?.join(".cache")))
 }
 
 /// An existing directory or GGUF file; a file of another kind is an error.

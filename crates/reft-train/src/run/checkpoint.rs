@@ -50,6 +50,9 @@ pub struct Best {
 
 pub(crate) const FORMAT_VERSION: u32 = 1;
 
+/// The fact of a run that says which weights its model has: their digest.
+pub const WEIGHTS_DIGEST: &str = "weights_digest";
+
 /// Directory of the checkpoints inside a run's directory.
 pub(crate) const CHECKPOINTS: &str = "checkpoint";
 
@@ -124,6 +127,7 @@ impl Checkpoint {
 
 impl RunState {
     /// Checks that a run is the one that was saved. An option that the checkpoint does not name had its default's effect when it was written.
+    /// A run that does not say which weights it was begun with is taken to have had those of now, with a warning.
     ///
     /// # Errors
     /// [`Error::ResumeMismatch`] with the first thing that differs.
@@ -134,6 +138,12 @@ impl RunState {
         for name in names {
             let saved = self.identity.get(name).or_else(|| defaults.get(name));
             let now = now.get(name);
+            if let (WEIGHTS_DIGEST, None, Some(now)) = (name.as_str(), saved, now) {
+                log::warn!(
+                    "the run was begun by a version that did not note its model's weights; those of now are taken for them ({now})"
+                );
+                continue;
+            }
             if saved != now {
                 return Err(Error::ResumeMismatch {
                     field: name.clone(),
@@ -250,6 +260,17 @@ mod tests {
         assert_eq!(differs(json!({"lr": 0.005})), mismatch("seed", "1", "not set"));
         let later = |factor: f64| json!({"lr": 0.005, "seed": 1, "rotation_lr_factor": factor});
         assert_eq!(differs(later(1.0)), None);
+        let noted = |digest: &str| json!({"lr": 0.005, "seed": 1, WEIGHTS_DIGEST: digest});
+        assert_eq!(differs(noted("a")), None); // the run is older than digests
+        let of = |digest: &str| match noted(digest) {
+            Value::Object(identity) => RunState { identity, ..state.clone() },
+            _ => unreachable!(),
+        };
+        let Value::Object(other) = noted("b") else { unreachable!() };
+        assert!(of("b").check_identity(&other).is_ok());
+        assert!(
+            matches!(of("a").check_identity(&other), Err(Error::ResumeMismatch { field, .. }) if field == WEIGHTS_DIGEST)
+        );
         assert_eq!(differs(later(2.0)), mismatch("rotation_lr_factor", "1.0", "2.0"));
         assert_eq!(
             differs(json!({"lr": 0.005, "seed": 1, "epochs": 2})),

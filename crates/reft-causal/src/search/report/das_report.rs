@@ -1,9 +1,9 @@
 use std::path::Path;
 
-use reft_models::{write_json_in_order, write_text};
+use reft_models::{read_json, write_json_in_order, write_text};
 use serde::{Deserialize, Serialize};
 
-use crate::{CellFile, DasCell, DasOptions, MeasuredShare, Result};
+use crate::{CellFile, DasCell, DasOptions, Error, MeasuredShare, Result};
 
 /// What a search has found: its `das.json`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -18,6 +18,9 @@ pub struct DasReport {
     pub variable: String,
     /// The model.
     pub model: String,
+    /// Digest of the model's weights; none of a network that the search trains, or in a file of a version that did not look at them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<String>,
     /// The command that began it.
     pub command: String,
     /// What was searched, and how.
@@ -71,8 +74,11 @@ pub struct DasRow {
 }
 
 impl DasReport {
-    /// Version of the file that this program writes.
-    pub const FORMAT_VERSION: u32 = 2;
+    /// Version of the file of a new search.
+    ///
+    /// In version 2 cells know their model by its name: what its weights are is noted, and a search whose weights have changed since is not
+    /// gone on with.
+    pub const FORMAT_VERSION: u32 = 3;
 
     /// Name of the file.
     pub const FILE_NAME: &str = "das.json";
@@ -94,6 +100,22 @@ impl DasReport {
             options,
             ..Self::default()
         }
+    }
+
+    /// The report of a search that goes on in a directory: as the one that is there was begun.
+    ///
+    /// # Errors
+    /// [`Error::File`] if that one knows its model by name, and the weights are others now.
+    pub(crate) fn going_on_in(self, output: &Path) -> Result<Self> {
+        let path = output.join(Self::FILE_NAME);
+        // what cannot be read is written anew
+        let known: Option<Self> = read_json(&path).ok();
+        let Some(known) = known.filter(|known| known.format_version == 2) else { return Ok(self) };
+        if known.weights.is_some() && known.weights != self.weights && known.model == self.model {
+            let reason = "the weights of the model have changed since the search was begun; search them in another directory";
+            return Err(Error::File { path, reason: reason.to_owned() });
+        }
+        Ok(Self { format_version: known.format_version, ..self })
     }
 
     /// Writes `das.json`, `das.md` and `das.html`.
