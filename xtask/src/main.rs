@@ -14,6 +14,7 @@ mod oracle;
 mod platform;
 mod python_environment;
 mod reft;
+mod reliability;
 mod rivals;
 mod setup;
 mod tidy;
@@ -63,6 +64,20 @@ enum Task {
         #[arg(long, required = true)]
         check: bool,
     },
+    /// Feed the parsers of files from elsewhere with made-up ones; needs cargo-fuzz and a nightly toolchain
+    Fuzz {
+        /// Seconds for each target
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+        /// Targets of fuzz/targets; all of them if none is named
+        targets: Vec<String>,
+    },
+    /// Kill runs at any moment, fill disks and take directories away; takes some minutes
+    Soak {
+        /// How often each kind of run is killed
+        #[arg(long, default_value_t = 70)]
+        times: u32,
+    },
     /// Time pyreft and PEFT beside this project, on the same batches in turns, and print the ratios
     Rivals(RivalsArgs),
 }
@@ -91,6 +106,8 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Ci => ci::run(&workspace),
         Task::Tidy => tidy::run(&workspace),
         Task::Oracle { check: _ } => oracle::check(&workspace),
+        Task::Fuzz { seconds, targets } => reliability::fuzz(&workspace, seconds, &targets),
+        Task::Soak { times } => reliability::soak(&workspace, times),
         Task::Rivals(arguments) => rivals::run(&workspace, &arguments),
     }
 }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use reft_models::{
-    AdapterStack, Component, Decoder, HookPoint, Hooks, JsonReason, Layout, Mode, Model, PaddingSide,
-    Row, Span, read_text, save_safetensors,
+    AdapterStack, Component, Decoder, HookPoint, Hooks, JsonReason, Layout, Mode, Model,
+    PaddingSide, Row, Span, read_text, save_safetensors,
 };
 use reft_train::IGNORE_INDEX;
 use serde::Deserialize;

@@ -126,6 +126,12 @@ pub(super) fn of_trained(kind: Precision, is_full: bool) -> u64 {
     }
 }
 
+/// Bytes alive for a moment in AdamW's step: of the largest trained tensor, the gradient in f32 where it is in bf16, and the buffer of its update.
+pub(super) fn of_update(kind: Precision, is_full: bool, largest: usize) -> u64 {
+    let copies = if is_full && kind == Precision::Bf16 { 2 } else { 1 };
+    (4 * copies * largest) as u64
+}
+
 /// Bytes of the model's weights as they are held.
 pub(super) fn of_weights(case: &TimingCase, model: &ModelDescription) -> Result<u64> {
     let dense = 8.0 * case.kind.kind().elt_size_in_bytes() as f64;

@@ -106,14 +106,16 @@ pub fn plan_step(case: &TimingCase, program: u64) -> Result<StepPlan> {
     let kept = methods.as_ref().map(|methods| methods.kept_per_token(&model, shape.kind_bytes));
     let kept = kept.transpose()?.unwrap_or_else(|| vec![0.0; model.num_hidden_layers]);
     let (activations, transient, frozen_batch) = memory::of_step(&model, &shape, &kept);
-    let trained = if methods.is_some() { numel(&stack.parameters()) } else { 0 };
+    let parameters = if methods.is_some() { stack.parameters() } else { Vec::new() };
+    let trained = numel(&parameters);
+    let largest = parameters.iter().map(|parameter| parameter.tensor.numel()).max().unwrap_or(0);
     let is_full = methods.is_some_and(|methods| methods.has("full"));
     let memory = MemoryPlan {
         program: program + memory::WORKSPACE,
         weights: memory::of_weights(case, &model)?,
         optimizer: trained as u64 * memory::of_trained(case.kind, is_full),
         activations: activations as u64,
-        transient: transient as u64,
+        transient: (transient as u64).max(memory::of_update(case.kind, is_full, largest)),
         frozen_batch: frozen_batch as u64,
     };
     let kept_row = if shape.keeps { shape.kept_row_bytes(&model) as u64 } else { 0 };

@@ -11,7 +11,7 @@ use crate::files::{losses, many_rows};
 use crate::runs::{Run, args, command, oracle, run, succeed};
 
 /// A run of some seconds with everything that could differ after a resumption: order, dropout, accumulation, validation, epochs.
-fn training(data: &Path, output: &Path, checkpoint_every: &str) -> Vec<OsString> {
+pub fn training(data: &Path, output: &Path, checkpoint_every: &str) -> Vec<OsString> {
     args![
         "train",
         "--model",
@@ -75,7 +75,7 @@ pub fn wait_for_step(run: &mut Child, output: &Path, step: usize) -> Result {
     Ok(())
 }
 
-fn send(signal: &str, run: &Child) -> Result {
+pub fn send(signal: &str, run: &Child) -> Result {
     let status = Command::new("kill").args([signal, &run.id().to_string()]).status()?;
     if status.success() { Ok(()) } else { Err(format!("kill {signal}: {status}").into()) }
 }

@@ -22,6 +22,7 @@ mod plan;
 mod recipes;
 mod runs;
 mod sharing;
+mod soak;
 mod terminal;
 mod training;
 mod written_by_0_1;

@@ -59,7 +59,9 @@ impl Method for Full {
     fn build(&self, model: &dyn Model, base_model: &str) -> crate::Result<Box<dyn Adapter>> {
         let trainable = |(name, mut tensor): (String, Tensor)| {
             // row by row, as its gradient is: AdamW then reads both in one order
-            tensor.set_data(&tensor.detach().contiguous());
+            if tensor.dim() == 2 && tensor.tr().is_contiguous() {
+                tensor.set_data(&tensor.detach().contiguous());
+            }
             (name, tensor.set_requires_grad(true))
         };
         Ok(Box::new(FullAdapter {

@@ -1,7 +1,7 @@
 //! Pieces of work that several processes share out among themselves.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -13,7 +13,8 @@ use crate::{DirectoryLock, Result, io_error};
 /// A directory whose work is this process's: no other that asks gets it until this one has dropped it, or has ended.
 ///
 /// It is a file `.claim` that is made for one process only, and whose time of change is set anew every few seconds. A claim that is not kept
-/// up, because its process was killed or its machine is gone, is another's to take.
+/// up, because its process was killed or its machine is gone, is another's to take. On the machine where it was made its end is seen at once:
+/// the process has the file locked.
 #[derive(Debug)]
 pub struct Claim {
     path: PathBuf,
@@ -38,8 +39,9 @@ impl Claim {
     pub fn take(directory: &Path) -> Result<Option<Self>> {
         fs::create_dir_all(directory).map_err(io_error("create", directory))?;
         let path = directory.join(Self::FILE_NAME);
-        let owner = format!("{}-{:016x}", process::id(), rand::random::<u64>());
-        if !create(&path, &owner)? {
+        let owner = format!("{} {}-{:016x}", system(), process::id(), rand::random::<u64>());
+        let mut made = create(&path, &owner)?;
+        if made.is_none() {
             if is_kept_up(&path) {
                 return Ok(None);
             }
@@ -49,11 +51,9 @@ impl Claim {
                 return Ok(None);
             }
             remove(&path)?;
-            if !create(&path, &owner)? {
-                return Ok(None);
-            }
+            made = create(&path, &owner)?;
         }
-        let file = OpenOptions::new().write(true).open(&path).map_err(io_error("open", &path))?;
+        let Some(file) = made else { return Ok(None) };
         let (sender, ended) = mpsc::channel();
         let heart = thread::spawn(move || {
             while ended.recv_timeout(BEAT) == Err(RecvTimeoutError::Timeout) {
@@ -88,15 +88,22 @@ impl Drop for Claim {
 }
 
 /// Makes the file, unless it is there.
-fn create(path: &Path, owner: &str) -> Result<bool> {
+fn create(path: &Path, owner: &str) -> Result<Option<File>> {
     match File::create_new(path) {
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(None),
         Err(error) => Err(io_error("create", path)(error)),
         Ok(mut file) => {
             file.write_all(owner.as_bytes()).map_err(io_error("write", path))?;
-            Ok(true)
+            // where there are no locks, the beats alone say that it is held
+            let _ = file.try_lock();
+            Ok(Some(file))
         }
     }
+}
+
+/// A name of the running operating system, which is another one after each start of the machine; empty where it has none.
+fn system() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
 fn remove(path: &Path) -> Result<()> {
@@ -106,11 +113,22 @@ fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// Whether the file is there and was changed not long ago.
+/// Whether the file is there, was changed not long ago, and is not of a process that is known to have ended.
 fn is_kept_up(path: &Path) -> bool {
-    let changed = fs::metadata(path).and_then(|file| file.modified());
+    let Ok(file) = File::open(path) else { return false };
+    let Ok(changed) = file.metadata().and_then(|metadata| metadata.modified()) else {
+        return false;
+    };
     // a time to come is that of a clock which goes before ours
-    changed.is_ok_and(|changed| changed.elapsed().map_or(true, |age| age <= GIVEN_UP))
+    let age = changed.elapsed().unwrap_or_else(|early| early.duration());
+    age <= GIVEN_UP && !(age > BEAT && is_left_behind(&file))
+}
+
+/// Whether a claim was made on this machine since it was started, by a process that has it locked no more.
+fn is_left_behind(mut file: &File) -> bool {
+    let (mut owner, system) = (String::new(), system());
+    let is_of_here = file.read_to_string(&mut owner).is_ok() && owner.starts_with(&system);
+    !system.is_empty() && is_of_here && file.try_lock().is_ok()
 }
 
 #[cfg(test)]
@@ -123,8 +141,37 @@ mod tests {
 
     /// Makes a claim look as if nobody had kept it up.
     fn give_up(directory: &Path) -> std::io::Result<()> {
-        let file = OpenOptions::new().write(true).open(directory.join(Claim::FILE_NAME))?;
-        file.set_modified(SystemTime::now() - 2 * GIVEN_UP)
+        set_time(directory, SystemTime::now() - 2 * GIVEN_UP)
+    }
+
+    fn set_time(directory: &Path, time: SystemTime) -> std::io::Result<()> {
+        File::options().write(true).open(directory.join(Claim::FILE_NAME))?.set_modified(time)
+    }
+
+    #[test]
+    fn times_to_come_are_of_a_clock_that_went_back() -> TestResult {
+        let directory = tempfile::tempdir()?;
+        let _held = Claim::take(directory.path())?.ok_or("it is free")?;
+        set_time(directory.path(), SystemTime::now() + BEAT)?;
+        assert!(Claim::take(directory.path())?.is_none());
+        set_time(directory.path(), SystemTime::now() + 2 * GIVEN_UP)?;
+        assert!(Claim::take(directory.path())?.is_some());
+        Ok(())
+    }
+
+    /// As a process does that is killed: its lock ends, its file stays.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_claim_of_a_process_that_has_ended_is_free_after_a_missing_beat() -> TestResult {
+        let directory = tempfile::tempdir()?;
+        let path = directory.path().join(Claim::FILE_NAME);
+        for (system, is_free) in [(system(), true), ("another".to_owned(), false)] {
+            fs::write(&path, format!("{system} 7-0"))?;
+            assert!(Claim::take(directory.path())?.is_none());
+            set_time(directory.path(), SystemTime::now() - BEAT - Duration::from_secs(1))?;
+            assert_eq!(Claim::take(directory.path())?.is_some(), is_free);
+        }
+        Ok(())
     }
 
     #[test]

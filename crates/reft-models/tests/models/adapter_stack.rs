@@ -435,6 +435,10 @@ fn rows_of_later_batches_are_refused_before_the_first_is_begun() -> Outcome {
             Vec::new()
         }
 
+        fn subspace_size(&self) -> Option<i64> {
+            Some(1)
+        }
+
         fn hooks<'a>(&'a self, layout: &Layout, _mode: Mode) -> Result<Box<dyn Hooks + 'a>> {
             match layout.rows().iter().any(|row| row.subspace.is_some()) {
                 true => Err(Error::Adapter { reason: "a subspace".into() }),

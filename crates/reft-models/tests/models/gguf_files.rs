@@ -463,7 +463,7 @@ fn the_template_for_tools_serves_conversations_with_tools() -> Outcome {
         .write(directory.path())?;
     let template = ChatTemplate::open(&path)?;
     let messages = [Message::new("user", "a")];
-    assert_eq!(template.render(&messages, false)?, "<s>a</s>");
+    assert_eq!(template.render(&messages, false)?, "<bos>a<eos>");
     let tools = [serde_json::json!({ "type": "function" })];
     assert_eq!(template.render_with_tools(&messages, Some(&tools), false)?, "1 tools");
     Ok(())

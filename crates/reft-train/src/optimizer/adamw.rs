@@ -117,9 +117,17 @@ impl AdamW {
                 }
                 let _m = m.lerp_(&g, 1.0 - BETA1);
                 *v *= BETA2;
-                *v += g.square() * (1.0 - BETA2);
-                let denominator = v.sqrt() / correction2.sqrt() + EPS;
-                *leaf -= &*m / denominator * (lr / correction1);
+                let mut square = g.square();
+                drop(g);
+                square *= 1.0 - BETA2;
+                *v += &square;
+                // in the buffer of `square`, which is of no use any more: a trained embedding is large
+                let mut update = v.sqrt_out(&square);
+                update /= correction2.sqrt();
+                update += EPS;
+                let mut update = m.divide_out(&update, &update);
+                update *= lr / correction1;
+                *leaf -= update;
                 if let Some(master) = master {
                     parameter.tensor.copy_(master);
                 }
