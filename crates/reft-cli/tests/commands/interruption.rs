@@ -1,6 +1,7 @@
 //! Runs that end early: killed, interrupted, resumed.
 
 use std::ffi::OsString;
+use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -150,6 +151,23 @@ fn a_second_signal_ends_the_program_and_crashes_nothing() -> Result {
         }
         let ended = Run::from(child.wait_with_output()?);
         assert_eq!(ended.code, Some(130), "{i}: {}", ended.stderr);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_directory_removed_under_the_run_is_one_message() -> Result {
+    let dir = tempfile::tempdir()?;
+    let data = many_rows(dir.path(), 20)?;
+    for step in [1, 30] {
+        let output = dir.path().join(format!("run{step}"));
+        let mut child = start(training(&data, &output, "7"))?;
+        wait_for_step(&mut child, &output, step)?;
+        fs::remove_dir_all(&output)?;
+        let ended = Run::from(child.wait_with_output()?);
+        assert_eq!(ended.code, Some(1), "{step}: {}", ended.stderr);
+        assert_eq!(ended.stderr.matches("error: ").count(), 1, "{step}: {}", ended.stderr);
+        assert!(!ended.stderr.contains("panicked"), "{step}: {}", ended.stderr);
     }
     Ok(())
 }

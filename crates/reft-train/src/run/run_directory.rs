@@ -60,12 +60,21 @@ impl RunDirectory {
         let mut line =
             serde_json::to_string(row).expect("invariant: rows hold numbers under names");
         line.push('\n');
+        self.metrics_are_there()?;
         let written = self.metrics.write_all(line.as_bytes());
         Ok(written.map_err(io_error("write", &self.path.join(METRICS)))?)
     }
 
+    /// Whether nobody has removed the directory: what is written to an open file would be lost, and a checkpoint be of a run without options.
+    fn metrics_are_there(&self) -> Result<()> {
+        let file = self.path.join(METRICS);
+        std::fs::metadata(&file).map_err(io_error("write", &file))?;
+        Ok(())
+    }
+
     /// Writes a checkpoint, when every row is on the disk; returns its directory.
     pub(crate) fn save(&mut self, checkpoint: &Checkpoint) -> Result<PathBuf> {
+        self.metrics_are_there()?;
         self.metrics.sync_data().map_err(io_error("write", &self.path.join(METRICS)))?;
         let path = checkpoint.save(&self.path)?;
         self.saved = Some(checkpoint.state.step);
