@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use reft_core::Parameter;
-use reft_models::{Adapter, AdapterStack, Model, ModelDescription};
+use reft_models::{Adapter, AdapterStack, Model, ModelDescription, TrainedText};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
@@ -259,6 +259,19 @@ fn combinable(adapters: Vec<Box<dyn Adapter>>) -> Result<Vec<Box<dyn Adapter>>> 
 /// What loading it refuses: fields and tensors by name, another base model.
 pub fn check_adapter(dir: &Path, model: &ModelDescription) -> Result<()> {
     each_in(dir, |method, dir| method.check_files(dir, model)).map(drop)
+}
+
+/// How the texts were framed that the adapter in a directory was trained on, if its files say it; of several, what the first says.
+///
+/// # Errors
+/// If the directory holds no adapter, or a file of it is missing or broken.
+pub fn trained_text(dir: &Path) -> Result<Option<TrainedText>> {
+    for (dir, method) in adapters_in(dir)? {
+        if let Some(text) = TrainedText::read(&dir.join(method.files.tensors()))? {
+            return Ok(Some(text));
+        }
+    }
+    Ok(None)
 }
 
 /// Puts an adapter directory into the model's weights: it computes what model and adapter did, at the model's own cost. Sums are made in

@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use reft_models::{BaseModel, Component, Site, load_safetensors};
+use reft_models::{BaseModel, Component, Site, TrainedText, load_safetensors};
 
 use crate::files::adapter_file;
 use crate::{
@@ -26,6 +26,8 @@ pub struct AdapterSummary {
     pub base_model_name: Option<String>,
     /// What identifies its base model, if the files say it.
     pub base_model: Option<BaseModel>,
+    /// How the texts were framed that it was trained on, if the files say it.
+    pub text: Option<TrainedText>,
     /// The adapters of a directory that holds several.
     pub parts: Vec<AdapterSummary>,
 }
@@ -52,6 +54,7 @@ impl AdapterSummary {
             bytes: adapter_bytes(dir)?,
             base_model_name: parts.iter().find_map(|part| part.base_model_name.clone()),
             base_model: parts.iter().find_map(|part| part.base_model.clone()),
+            text: parts.iter().find_map(|part| part.text.clone()),
             parts,
         })
     }
@@ -77,6 +80,7 @@ impl AdapterSummary {
             bytes: adapter_bytes(dir)?,
             base_model_name: named.or(in_config).filter(|name| !name.is_empty()),
             base_model,
+            text: TrainedText::read(&dir.join(files.tensors()))?,
             parts: Vec::new(),
         })
     }

@@ -8,7 +8,7 @@ use std::path::Path;
 use reft_core::Parameter;
 use reft_models::{
     Adapter, BaseModel, Fields, Hooks, Layout, Mode, Model, ModelDescription, Reach, Row, Site,
-    Weight, read_json,
+    TrainedText, Weight, read_json,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -223,6 +223,7 @@ type Heads = Vec<(String, Tensor)>;
 struct TensorAdapter<M: TensorMethod> {
     method: M,
     base_model: BaseModel,
+    text: Option<TrainedText>,
     table: Table<M::Constants>,
     /// Tensors of its file that belong to the head of a task, by name: kept for whoever has the head.
     heads: Heads,
@@ -260,10 +261,15 @@ impl<M: TensorMethod> Adapter for TensorAdapter<M> {
         Reach::of_sites(self.table.parts.keys().flatten().copied(), 0)
     }
 
+    fn keep_trained_text(&mut self, text: TrainedText) {
+        self.text = Some(text);
+    }
+
     fn save(&self, dir: &Path) -> reft_models::Result<()> {
         let mut tensors = self.method.saved(&self.table);
         tensors.extend(self.heads.iter().map(|(name, head)| (name.clone(), head.shallow_clone())));
-        adapter_file::write(M::DECLARATION.files, dir, &self.method, &tensors, &self.base_model)
+        let of = (&self.base_model, self.text.as_ref());
+        adapter_file::write(M::DECLARATION.files, dir, &self.method, &tensors, of)
     }
 }
 
@@ -288,7 +294,7 @@ impl<M: TensorMethod> Method for M {
         }
         let parts = method.parts(model.description())?;
         let table = Table::make(parts, model.device(), &|spec| spec.make(model))?;
-        Ok(Box::new(TensorAdapter { method, base_model, table, heads: Vec::new() }))
+        Ok(Box::new(TensorAdapter { method, base_model, text: None, table, heads: Vec::new() }))
     }
 
     fn load(&self, dir: &Path, model: &dyn Model) -> Result<Box<dyn Adapter>> {
@@ -301,7 +307,8 @@ impl<M: TensorMethod> Method for M {
                 BaseModel::of(model.description(), name.unwrap_or_default())
             }
         };
-        Ok(Box::new(TensorAdapter { method, base_model, table, heads }))
+        let text = TrainedText::read(&dir.join(M::DECLARATION.files.tensors()))?;
+        Ok(Box::new(TensorAdapter { method, base_model, text, table, heads }))
     }
 
     fn check_files(&self, dir: &Path, model: &ModelDescription) -> Result<()> {

@@ -38,6 +38,7 @@ mod gguf;
 pub use adapters::adapter::{Adapter, Mode, Reach};
 pub use adapters::base_model::BaseModel;
 pub use adapters::stack::{AdapterStack, StackEntry};
+pub use adapters::trained_text::TrainedText;
 pub use error::{Error, Result};
 pub use files::atomic_file::{atomic_directory, atomic_write, io_error};
 pub use files::claim::Claim;

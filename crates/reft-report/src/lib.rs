@@ -26,6 +26,7 @@ mod axis;
 mod heat_map;
 mod plots;
 mod svg;
+mod texts;
 
 mod numbers;
 
@@ -38,3 +39,4 @@ pub use numbers::{
 };
 pub use page::{COLOURS, page};
 pub use plots::{Bar, Curve, Names, Point, bars, curves, scatter};
+pub use texts::texts;

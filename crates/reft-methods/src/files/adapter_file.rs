@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use reft_models::{
-    BaseModel, ModelDescription, Result, Weights, json_error, load_safetensors,
+    BaseModel, ModelDescription, Result, TrainedText, Weights, json_error, load_safetensors,
     load_safetensors_metadata, read_json, save_safetensors, write_json,
 };
 use serde::Serialize;
@@ -28,9 +28,9 @@ pub(crate) fn write(
     dir: &Path,
     config: &impl Serialize,
     tensors: &[(String, Tensor)],
-    base_model: &BaseModel,
+    (base_model, text): (&BaseModel, Option<&TrainedText>),
 ) -> Result<()> {
-    write_tensors(&dir.join(files.tensors()), tensors, base_model)?;
+    write_tensors(&dir.join(files.tensors()), tensors, (base_model, text))?;
     let path = dir.join(files.configuration());
     let mut config = serde_json::to_value(config).map_err(json_error(&path))?;
     if let AdapterFiles::Peft(_) = files {
@@ -39,16 +39,18 @@ pub(crate) fn write(
     write_json(&path, &config)
 }
 
-/// Writes tensors with the identity of the model that they belong to.
+/// Writes tensors with the identity of the model that they belong to, and how the texts were framed that they were trained on.
 pub(crate) fn write_tensors(
     path: &Path,
     tensors: &[(String, Tensor)],
-    base_model: &BaseModel,
+    (base_model, text): (&BaseModel, Option<&TrainedText>),
 ) -> Result<()> {
     let identity = serde_json::to_string(base_model).map_err(json_error(path))?;
-    let metadata = [("format".to_owned(), "pt".to_owned()), (BASE_MODEL.to_owned(), identity)];
+    let mut metadata =
+        HashMap::from([("format".to_owned(), "pt".to_owned()), (BASE_MODEL.to_owned(), identity)]);
+    metadata.extend(text.map(|text| text.metadata(path)).transpose()?);
     let detached: Vec<_> = tensors.iter().map(|(name, t)| (name.clone(), t.detach())).collect();
-    save_safetensors(path, &detached, Some(HashMap::from(metadata)))
+    save_safetensors(path, &detached, Some(metadata))
 }
 
 /// A text in the configuration of an adapter directory.

@@ -4,6 +4,7 @@ use std::path::Path;
 use reft_core::Parameter;
 use reft_models::{
     Adapter, BaseModel, Component, Hooks, Layout, Mode, Model, ModelDescription, NoHooks, Result,
+    TrainedText,
 };
 use tch::Tensor;
 
@@ -67,14 +68,18 @@ impl Method for Full {
         Ok(Box::new(FullAdapter {
             weights: weight_tensors(model)?.into_iter().map(trainable).collect(),
             base_model: BaseModel::of(model.description(), base_model),
+            text: None,
         }))
     }
 
     fn load(&self, dir: &Path, model: &dyn Model) -> crate::Result<Box<dyn Adapter>> {
         let tensors = Self::read(dir, model.description())?;
         let name = adapter_file::base_model(FULL.files, dir)?.and_then(|model| model.name);
-        let full = self.build(model, &name.unwrap_or_default())?;
+        let mut full = self.build(model, &name.unwrap_or_default())?;
         full.load_state(&tensors)?;
+        if let Some(text) = TrainedText::read(&dir.join(FULL.files.tensors()))? {
+            full.keep_trained_text(text);
+        }
         Ok(full)
     }
 
@@ -103,6 +108,7 @@ impl Method for Full {
 #[derive(Debug)]
 struct FullAdapter {
     base_model: BaseModel,
+    text: Option<TrainedText>,
     weights: Vec<(String, Tensor)>,
 }
 
@@ -127,8 +133,12 @@ impl Adapter for FullAdapter {
         true
     }
 
+    fn keep_trained_text(&mut self, text: TrainedText) {
+        self.text = Some(text);
+    }
+
     fn save(&self, dir: &Path) -> Result<()> {
         let path = dir.join(FULL.files.tensors());
-        adapter_file::write_tensors(&path, &self.weights, &self.base_model)
+        adapter_file::write_tensors(&path, &self.weights, (&self.base_model, self.text.as_ref()))
     }
 }

@@ -7,7 +7,7 @@ use reft_core::{
 };
 use reft_models::{
     Adapter, Cut, Error, HookPoint, Hooks, Layout, Mode, Model, Reach, Result, Row, Site, Span,
-    save_safetensors, send, write_json_in_order,
+    TrainedText, save_safetensors, send, write_json_in_order,
 };
 use tch::{Device, Tensor};
 
@@ -19,6 +19,7 @@ use crate::{AdapterFiles, ReftConfig};
 pub struct ReftAdapter {
     config: ReftConfig,
     interventions: InterventionSet, // in the order of ReftConfig::sites
+    text: Option<TrainedText>,
 }
 
 impl ReftAdapter {
@@ -33,7 +34,7 @@ impl ReftAdapter {
         config.check_model(model.description())?;
         let (n, d) = (config.sites().len() as i64, model.description().hidden_size);
         let interventions = InterventionSet::new(config.intervention(), n, d, model.device())?;
-        Ok(Self { config, interventions })
+        Ok(Self { config, interventions, text: None })
     }
 
     /// An adapter of given interventions, in the order of [`ReftConfig::sites`].
@@ -48,7 +49,7 @@ impl ReftAdapter {
                 format!("{found} interventions are given, the configuration has {expected}");
             return Err(Error::Adapter { reason });
         }
-        Ok(Self { config, interventions })
+        Ok(Self { config, interventions, text: None })
     }
 
     /// Reads an adapter, to be used, and checks that it belongs to the decoder.
@@ -90,7 +91,8 @@ impl ReftAdapter {
             config.sites().into_iter().map(of_place).collect();
         let interventions =
             InterventionSet::from_tensors(config.intervention(), d, &interventions, device)?;
-        Ok(Self { config, interventions })
+        let text = TrainedText::read(&dir.join(Self::FILE_NAME))?;
+        Ok(Self { config, interventions, text })
     }
 
     /// Makes a loaded adapter trainable; see [`InterventionSet::into_trainable`].
@@ -177,6 +179,10 @@ impl Adapter for ReftAdapter {
         Ok(self.interventions.load_state(state)?)
     }
 
+    fn keep_trained_text(&mut self, text: TrainedText) {
+        self.text = Some(text);
+    }
+
     fn save(&self, dir: &Path) -> Result<()> {
         let mut tensors = Vec::new();
         for (place, own) in self.config.sites().into_iter().zip(self.interventions.tensors()) {
@@ -184,7 +190,9 @@ impl Adapter for ReftAdapter {
                 own.into_iter().map(|(name, t)| (ReftConfig::tensor_name(place, &name), t)),
             );
         }
-        save_safetensors(&dir.join(Self::FILE_NAME), &tensors, None)?;
+        let path = dir.join(Self::FILE_NAME);
+        let text = self.text.as_ref().map(|text| text.metadata(&path)).transpose()?;
+        save_safetensors(&path, &tensors, text.map(|text| [text].into()))?;
         write_json_in_order(&dir.join(ReftConfig::FILE_NAME), &self.config)
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use reft_core::Parameter;
 use tch::Tensor;
 
-use crate::{Error, Hooks, Layout, Result, Row, Site};
+use crate::{Error, Hooks, Layout, Result, Row, Site, TrainedText};
 
 /// Whether a forward is part of training (dropout is on) or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,6 +99,10 @@ pub trait Adapter {
     fn load_state(&self, state: &BTreeMap<String, Tensor>) -> Result<()> {
         write_into(&self.parameters(), state)
     }
+
+    /// Keeps with the adapter how the texts are framed that it is trained on: [`Self::save`] writes it. An adapter without files keeps
+    /// nothing.
+    fn keep_trained_text(&mut self, _text: TrainedText) {}
 
     /// Writes the adapter's files into a directory that exists.
     ///

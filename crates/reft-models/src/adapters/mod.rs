@@ -3,3 +3,4 @@
 pub(crate) mod adapter;
 pub(crate) mod base_model;
 pub(crate) mod stack;
+pub(crate) mod trained_text;

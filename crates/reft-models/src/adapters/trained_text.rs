@@ -1,0 +1,41 @@
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ChatVars, Error, Result, json_error, load_safetensors_metadata};
+
+/// How the texts that an adapter was trained on were framed: what uses the adapter frames prompts alike unless it is told otherwise.
+///
+/// It stands in the metadata of the adapter's tensors, beside the identity of the base model: readers that do not know it pass it over,
+/// PEFT among them, whose configuration has no place for it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainedText {
+    /// The template, as `--template` names it.
+    pub template: String,
+    /// Variables of the chat template.
+    #[serde(default, skip_serializing_if = "ChatVars::is_empty")]
+    pub chat_vars: ChatVars,
+}
+
+/// Its name among the metadata.
+const NAME: &str = "trained_text";
+
+impl TrainedText {
+    /// Its entry in the metadata of a file of tensors.
+    ///
+    /// # Errors
+    /// [`Error::Json`] if the variables have no form in JSON.
+    pub fn metadata(&self, file: &Path) -> Result<(String, String)> {
+        Ok((NAME.to_owned(), serde_json::to_string(self).map_err(json_error(file))?))
+    }
+
+    /// What a file of tensors says; `None` if it was written before there was this, or by another program.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Safetensors`] or [`Error::Json`] if the file is missing or broken.
+    pub fn read(file: &Path) -> Result<Option<Self>, Error> {
+        let metadata = load_safetensors_metadata(file)?;
+        let text = metadata.get(NAME).map(|text| serde_json::from_str(text));
+        text.transpose().map_err(json_error(file))
+    }
+}
