@@ -7,13 +7,14 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use reft_bench::{Metric, Scorer, TaskConfig, TaskKind, encode_questions, read_questions};
-use reft_models::{ChatOptions, ContextLimit, Model};
+use reft_models::{AdapterStack, ChatOptions, ContextLimit, Model};
 use reft_train::{
-    Encoding, Learner, LossReport, NextToken, Template, TurnOptions, Turns, read_records,
+    ColumnOptions, Encoding, Learner, LossReport, NextToken, Record, Template, TurnOptions, Turns,
+    read_records,
 };
 use serde_json::json;
 
-use crate::model::{ModelArgs, ModelText, examples};
+use crate::model::{Framing, ModelArgs, ModelText, examples};
 use crate::options::{Declared, FlagGroup, Flags, check_counts};
 use crate::terminal::{duration, grouped, output};
 
@@ -33,10 +34,12 @@ pub struct EvalArgs {
     /// What is measured: lm, commonsense, arithmetic, memorise, or a TOML file that describes a task
     #[arg(long, value_name = "NAME", value_parser = task_name)]
     task: PathBuf,
-    /// Examples, as `reft train` takes them; for other tasks than lm and memorise JSON, JSONL, TSV or CSV with the task's columns
-    #[arg(long, value_name = "FILE")]
-    data: PathBuf,
-    /// How a row becomes text: auto, chat, alpaca or plain [default: auto = as the row's form suggests]
+    /// Examples, as `reft train` takes them; for other tasks than lm and memorise with the task's columns; several times for several files
+    #[arg(long, value_name = "FILE", required = true)]
+    data: Vec<PathBuf>,
+    #[command(flatten)]
+    columns: Flags<ColumnOptions>,
+    /// How a row becomes text: auto (as its form suggests), chat, alpaca or plain [default: as the adapter was trained, else auto]
     #[arg(long, value_name = "NAME")]
     template: Option<Template>,
     #[command(flatten)]
@@ -52,11 +55,20 @@ pub struct EvalArgs {
     /// Examples computed at once
     #[arg(long, value_name = "N", default_value_t = 8)]
     batch_size: usize,
+    /// Measure the model without its adapters too, and print both
+    #[arg(long)]
+    compare_base: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     model: ModelArgs,
+}
+
+impl FlagGroup for ColumnOptions {
+    fn declared() -> Vec<Declared> {
+        Declared::of::<Self>()
+    }
 }
 
 impl FlagGroup for TurnOptions {
@@ -95,23 +107,31 @@ fn answers(args: &EvalArgs, task: &TaskConfig) -> Result<()> {
     if args.turns.0.turns != Turns::Last {
         bail!("--turns belongs to task lm; a question is one turn");
     }
-    let questions = read_questions(task, &args.data)?;
+    let columns = args.columns.0.columns.as_ref();
+    let questions = args.data.iter().map(|path| read_questions(task, path, columns));
+    let questions = questions.collect::<Result<Vec<_>, _>>()?.concat();
     let model = args.model.open()?;
     let chat_vars = task.chat_vars.overlaid(&args.chat.0.chat_vars);
-    let text = ModelText::open(&model.path, &ChatOptions { chat_vars })?;
-    let encoding = encoding(args, &text, task.template, &model.decoder, usize::MAX);
+    let asked = args.template.or(Some(task.template).filter(|own| *own != Template::Auto));
+    let rows: Vec<Record> = questions.iter().map(|question| question.record.clone()).collect();
+    let framing = Framing::of(model.trained.as_ref(), asked, &ChatOptions { chat_vars }, &rows)?;
+    let text = ModelText::open(&model.path, &framing.chat)?;
+    let encoding = encoding(args, &text, framing.template, &model.decoder, usize::MAX);
     let questions = encode_questions(task, &questions, &encoding)
-        .with_context(|| format!("cannot use {}", args.data.display()))?;
+        .with_context(|| format!("cannot use {}", names(&args.data)))?;
     let (tokenizer, stop) = (text.tokenizer.as_ref(), AtomicBool::new(false));
     let scorer = Scorer { task, tokenizer, batch_size: args.batch_size, stop: &stop };
-    let learner = Learner::new(&model.decoder, &model.stack()?, &NextToken);
-    let score = scorer.score(&learner, &questions)?;
-    let metric = score.metric;
-    let value = match metric {
-        Metric::Loss => format!("{:.4}", score.value),
-        Metric::Accuracy | Metric::Recall => format!("{:.2} %", 100.0 * score.value),
+    let base = args.compare_base.then(|| model.base()).transpose()?;
+    let score = |stack: &AdapterStack| {
+        scorer.score(&Learner::new(&model.decoder, stack, &NextToken), &questions)
     };
-    let json = json!({
+    let (base, score) = (base.map(|base| score(&base)).transpose()?, score(&model.stack()?)?);
+    let metric = score.metric;
+    let text = |value: f64| match metric {
+        Metric::Loss => format!("{value:.4}"),
+        Metric::Accuracy | Metric::Recall => format!("{:.2} %", 100.0 * value),
+    };
+    let mut json = json!({
         "task": task.name,
         "metric": metric,
         metric.name(): score.value,
@@ -120,7 +140,17 @@ fn answers(args: &EvalArgs, task: &TaskConfig) -> Result<()> {
         "answers": score.answers,
     });
     let on = format!("{} questions", grouped(score.questions as i64));
-    let rows = [(metric.name(), value), ("on", on), ("time", duration(score.seconds))];
+    let mut rows = vec![(metric.name(), text(score.value))];
+    if let Some(base) = base {
+        json["base"] = json!({ metric.name(): base.value, "answers": base.answers });
+        rows.push(("base model", text(base.value)));
+        let points = match metric {
+            Metric::Loss => format!("{:+.4}", score.value - base.value),
+            _ => format!("{:+.2} points", 100.0 * (score.value - base.value)),
+        };
+        rows.push(("difference", points));
+    }
+    rows.extend([("on", on), ("time", duration(score.seconds))]);
     output::result(args.json, &json, || output::table(&rows))
 }
 
@@ -132,30 +162,48 @@ fn encoding<'a>(
     model: &dyn Model,
     max_length: usize,
 ) -> Encoding<'a> {
-    let text = text.encoder(args.template.unwrap_or(template), args.turns.0.turns);
+    let text = text.encoder(template, args.turns.0.turns);
     Encoding { text, vocab_size: model.description().vocab_size, max_length }
 }
 
+/// The files, as messages name them.
+fn names(files: &[PathBuf]) -> String {
+    let names: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
+    names.join(", ")
+}
+
 fn lm(args: &EvalArgs) -> Result<()> {
-    let records = read_records(&args.data)?;
+    let columns = args.columns.0.columns.as_ref();
+    let records = args.data.iter().map(|path| read_records(path, columns));
+    let records = records.collect::<Result<Vec<_>, _>>()?;
     let model = args.model.open()?;
-    let text = ModelText::open(&model.path, &args.chat.0)?;
+    let (trained, rows) = (model.trained.as_ref(), records.concat());
+    let framing = Framing::of(trained, args.template, &args.chat.0, &rows)?;
+    let text = ModelText::open(&model.path, &framing.chat)?;
     let stack = model.stack()?;
     let room = ContextLimit::of(model.decoder.description(), &stack).room();
     let usual = if args.drop_too_long { room } else { usize::MAX };
     let max_length = args.max_length.unwrap_or(usual);
-    let encoding = encoding(args, &text, Template::Auto, &model.decoder, max_length);
-    let examples = examples(&records, &args.data, &encoding, args.drop_too_long)?;
+    let encoding = encoding(args, &text, framing.template, &model.decoder, max_length);
+    let of_file = |(path, records): (&PathBuf, &Vec<Record>)| {
+        examples(records, path, &encoding, args.drop_too_long)
+    };
+    let examples =
+        args.data.iter().zip(&records).map(of_file).collect::<Result<Vec<_>>>()?.concat();
     if examples.is_empty() {
-        let data = args.data.display();
+        let data = names(&args.data);
         bail!("{data} has no example within {max_length} tokens; raise --max-length");
     }
     let started = Instant::now();
-    let learner = Learner::new(&model.decoder, &stack, &NextToken);
-    let report = learner.evaluate(&examples, args.batch_size, None)?;
-    let LossReport { loss, perplexity, target_tokens } = report;
+    let base = args.compare_base.then(|| model.base()).transpose()?;
+    let measure = |stack: &AdapterStack| {
+        let learner = Learner::new(&model.decoder, stack, &NextToken);
+        learner.evaluate(&examples, args.batch_size, None)
+    };
+    let LossReport { loss, perplexity, target_tokens } = measure(&stack)?;
+    let base = base.map(|base| measure(&base)).transpose()?;
     let (n, seconds) = (examples.len(), started.elapsed().as_secs_f64());
-    let json = json!({
+    let mut json = json!({
         "task": "lm",
         "loss": loss,
         "perplexity": perplexity,
@@ -163,11 +211,15 @@ fn lm(args: &EvalArgs) -> Result<()> {
         "examples": n,
         "seconds": seconds,
     });
-    let rows = [
-        ("loss", format!("{loss:.4}")),
-        ("perplexity", format!("{perplexity:.4}")),
+    let mut rows = vec![("loss", format!("{loss:.4}")), ("perplexity", format!("{perplexity:.4}"))];
+    if let Some(base) = base {
+        json["base"] = json!({ "loss": base.loss, "perplexity": base.perplexity });
+        rows.push(("base model", format!("{:.4}, perplexity {:.4}", base.loss, base.perplexity)));
+        rows.push(("difference", format!("{:+.4}", loss - base.loss)));
+    }
+    rows.extend([
         ("on", format!("{} target tokens of {n} examples", grouped(target_tokens))),
         ("time", duration(seconds)),
-    ];
+    ]);
     output::result(args.json, &json, || output::table(&rows))
 }

@@ -329,8 +329,8 @@ fn rows() -> Result<()> {
         json!({ "messages": [message, message] }),
         json!({ "input_ids": [5, 6], "prompt_length": 1, "labels": [-100, 6], "subspace": [0] }),
     ] {
-        reader.json("rows.jsonl", &row, |path| Ok(read_records(path).map(drop)?))?;
-        reader.json("rows.json", &json!([row]), |path| Ok(read_records(path).map(drop)?))?;
+        reader.json("rows.jsonl", &row, |path| Ok(read_records(path, None).map(drop)?))?;
+        reader.json("rows.json", &json!([row]), |path| Ok(read_records(path, None).map(drop)?))?;
     }
     let batch = json!({ "input_ids": [[1, 2]], "prompt_lengths": [1], "labels": [[-100, 2]] });
     reader.json("batch.json", &batch, |path| crate::logits::read(path).map(drop))

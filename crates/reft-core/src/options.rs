@@ -93,6 +93,8 @@ pub enum OptionKind {
     Switch,
     /// A name, or any text.
     Text,
+    /// A text, or a list of them. Its flag gives one, and is given several times for several.
+    Texts,
     /// Values by name. Its flag, which is called in the singular, gives one, and is given several times for several.
     Table,
 }

@@ -1,4 +1,5 @@
-//! The tables in docs/methods.md are those of the declarations, and those in docs/interop.md what readers of files check with. With
+//! The tables in docs/methods.md are those of the declarations, those in docs/interop.md what readers of files check with, and that in
+//! docs/data.md what rows are known by. With
 //! `REFT_WRITE_DOCS=1` they are written anew.
 
 use std::fmt::Write;
@@ -7,8 +8,8 @@ use std::path::Path;
 use reft_methods::{
     METHODS, Merging, MethodDeclaration, MethodOption, PEFT_FILES, PYREFT_FILE, all_options,
 };
-use reft_models::{Fields, MODEL_FILES};
-use reft_train::ROWS;
+use reft_models::{Fate, Fields, MODEL_FILES};
+use reft_train::{Need, ROW_FORMS, RowColumn, RowForm};
 
 /// Compares what stands between two marks of a page with what should, or writes it there.
 fn check_page(page: &str, mark: &str, expected: &str) -> Result<(), Box<dyn std::error::Error>> {
@@ -85,8 +86,37 @@ fn tables_of_methods_and_options_are_those_of_the_declarations()
 #[test]
 fn tables_of_fields_are_those_that_readers_check_with() -> Result<(), Box<dyn std::error::Error>> {
     let files: Vec<&Fields> =
-        MODEL_FILES.iter().chain(&PEFT_FILES).copied().chain([&PYREFT_FILE]).chain(&ROWS).collect();
+        MODEL_FILES.iter().chain(&PEFT_FILES).copied().chain([&PYREFT_FILE]).collect();
     let section = |fields: &&Fields| format!("### {}\n\n{}", fields.file, fields.table());
     let sections: Vec<String> = files.iter().map(section).collect();
     check_page("interop.md", "fields", &sections.join("\n"))
+}
+
+fn of_form(form: &RowForm) -> String {
+    let columns = |needs: &[Need]| {
+        let columns = form.columns.iter().filter(|column| needs.contains(&column.need));
+        let names = |column: &RowColumn| {
+            let (first, others) = (code([column.names[0]]), &column.names[1..]);
+            if others.is_empty() { first } else { format!("{first} ({})", code(others.to_vec())) }
+        };
+        columns.map(names).collect::<Vec<_>>().join(", ")
+    };
+    let passed = form.others.groups.iter().copied().flatten();
+    let passed = passed.filter(|field| matches!(field.fate, Fate::Neutral));
+    let passed = passed.flat_map(|field| field.names);
+    let passed = code(passed.copied());
+    let needed = columns(&[Need::Given, Need::Learned]);
+    row([form.name, &needed, &columns(&[Need::Optional]), form.becomes, &passed])
+}
+
+#[test]
+fn the_table_of_rows_is_that_of_their_forms() -> Result<(), Box<dyn std::error::Error>> {
+    let heads = [
+        "form",
+        "columns, and their other names",
+        "may have",
+        "how it is taken",
+        "passed over without a word",
+    ];
+    check_page("data.md", "rows", &table(heads, ROW_FORMS.iter().map(of_form)))
 }

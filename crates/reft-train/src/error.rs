@@ -29,6 +29,14 @@ pub enum Error {
         /// What was found and what was expected.
         reason: String,
     },
+    /// A data file that no rows can be read of.
+    #[error("{}: {reason}", path.display())]
+    DataFile {
+        /// The file.
+        path: PathBuf,
+        /// What was found, what was expected, and what to do.
+        reason: String,
+    },
     /// A data file without a row.
     #[error("{} holds no example; every line is one, or the file is a list of them", path.display())]
     NoExamples {

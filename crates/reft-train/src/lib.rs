@@ -29,7 +29,7 @@
 //!         vocab_size: decoder.description().vocab_size,
 //!         max_length: config.max_length,
 //!     };
-//!     let examples = NextToken.examples(&read_records(data)?, &encoding)?;
+//!     let examples = NextToken.examples(&read_records(data, None)?, &encoding)?;
 //!     let dataset = Dataset::split(examples, config.validation, config.seed)?;
 //!     let learner = Learner::new(&decoder, &AdapterStack::one(adapter), &NextToken);
 //!     let mut trainer = Trainer::new(&learner, &dataset, config)?.starting_in(output)?;
@@ -56,7 +56,11 @@ pub use data::batch::Batch;
 pub use data::dataset::Dataset;
 pub use data::encoding::Encoding;
 pub use data::example::{Example, IGNORE_INDEX, Sequence};
-pub use data::record::{Content, ROWS, Record, read_prompts, read_records};
+pub use data::files::table::{RowPlace, TableRow, read_table};
+pub use data::rows::columns::{ColumnNames, ColumnOptions};
+pub use data::rows::data_source::{DataSource, DataSources};
+pub use data::rows::form::{Need, ROW_FORMS, RowColumn, RowForm};
+pub use data::rows::record::{Content, Record, read_prompts, read_records};
 pub use data::template::{Template, TextEncoder, Turn, TurnOptions, Turns};
 pub use data::text_template::{Rendered, TextTemplate, column};
 pub use error::{Error, Result};

@@ -2,6 +2,7 @@ use std::path::{Path, PathBuf};
 
 use reft_methods::{MethodOptions, resolve};
 use reft_models::{Key, ModelDescription, line_of, read_text, toml_error};
+use reft_train::ColumnNames;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::fields::{read_fields, with_field};
@@ -63,6 +64,9 @@ pub struct DataConfig {
     pub validation: Option<PathBuf>,
     /// Files to test on.
     pub test: Vec<PathBuf>,
+    /// What the columns of the files are, as `reft train --columns` takes it; by default they are told by their names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub columns: Option<ColumnNames>,
     /// Rows to train on, drawn with `seed`; by default all that are not held out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub train_size: Option<usize>,

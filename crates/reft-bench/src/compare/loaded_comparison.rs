@@ -15,7 +15,8 @@ use crate::compare::plan::{ComparisonPlan, check_weights, version_in};
 use crate::tasks::question::{EncodedQuestion, Question, cut, encode_questions, read_questions};
 use crate::tasks::score::check_context;
 use crate::{
-    CompareConfig, DataFacts, Error, Leakage, Machine, MethodEntry, PartFacts, Result, TaskConfig,
+    CompareConfig, DataConfig, DataFacts, Error, Leakage, Machine, MethodEntry, PartFacts, Result,
+    TaskConfig,
 };
 
 /// A comparison as it is asked for.
@@ -218,7 +219,7 @@ impl Parts {
     fn read(config: &CompareConfig, task: &TaskConfig, training: &TaskConfig) -> Result<Self> {
         let data = &config.data;
         let file = data.path(&data.train);
-        let mut rest = shuffled(read_questions(training, &file)?, data.seed);
+        let mut rest = shuffled(read_questions(training, &file, data.columns.as_ref())?, data.seed);
         let available = rest.len();
         let held_out = if data.validation.is_none() { data.validation_size } else { 0 };
         let n = data.train_size.unwrap_or(available.saturating_sub(held_out));
@@ -233,17 +234,19 @@ impl Parts {
         held.truncate(held_out);
         let train = Part { file: file.clone(), available, questions: rest };
         let validation = match &data.validation {
-            Some(path) => drawn(task, data.path(path), Some(data.validation_size), data.seed)?,
+            Some(path) => drawn(task, data, path, Some(data.validation_size))?,
             None => Part { file, available, questions: held },
         };
-        let test = |path: &PathBuf| drawn(task, data.path(path), data.test_size, data.seed);
+        let test = |path: &PathBuf| drawn(task, data, path, data.test_size);
         let tests = data.test.iter().map(test).collect::<Result<_>>()?;
         Ok(Self { train, validation, tests })
     }
 }
 
-fn drawn(task: &TaskConfig, file: PathBuf, size: Option<usize>, seed: u64) -> Result<Part> {
-    let mut questions = shuffled(read_questions(task, &file)?, seed);
+fn drawn(task: &TaskConfig, data: &DataConfig, path: &Path, size: Option<usize>) -> Result<Part> {
+    let file = data.path(path);
+    let questions = read_questions(task, &file, data.columns.as_ref())?;
+    let mut questions = shuffled(questions, data.seed);
     let available = questions.len();
     let size = size.unwrap_or(available);
     if size > available {

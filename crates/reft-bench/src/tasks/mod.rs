@@ -4,5 +4,5 @@ pub(crate) mod answer;
 pub(crate) mod likelihood;
 pub(crate) mod question;
 pub(crate) mod score;
-pub(crate) mod table;
 pub(crate) mod task_config;
+pub(crate) mod task_row;

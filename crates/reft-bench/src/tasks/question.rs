@@ -2,9 +2,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use reft_models::{Row, read_text};
-use reft_train::{Content, Encoding, Example, Record, TextTemplate, column, read_records};
+use reft_train::{
+    ColumnNames, Content, Encoding, Example, Record, TextTemplate, column, read_records,
+};
 
-use crate::tasks::table::{TableRow, read_table};
+use crate::tasks::task_row::{TaskRow, task_rows};
 use crate::{Error, Result, Scoring, TaskConfig, TaskKind};
 
 /// A row of a task: what is asked, what is to be said, and what may be chosen.
@@ -27,12 +29,16 @@ pub struct Choice {
     pub completion: String,
 }
 
-/// The rows of a data file as questions.
+/// The rows of a data file as questions; `columns` names columns anew.
 ///
 /// # Errors
-/// [`reft_models::Error::Line`] for a row without a column that the task needs or with an unknown label; an ending of the file that is not
-/// known; what [`read_records`] refuses; a text to be memorised that is empty or no UTF-8.
-pub fn read_questions(task: &TaskConfig, path: &Path) -> Result<Vec<Question>> {
+/// [`reft_models::Error::Line`] for a row without a column that the task needs or with an unknown label; what [`read_records`] and
+/// [`reft_train::read_table`] refuse; a text to be memorised that is empty or no UTF-8.
+pub fn read_questions(
+    task: &TaskConfig,
+    path: &Path,
+    columns: Option<&ColumnNames>,
+) -> Result<Vec<Question>> {
     if let (TaskKind::Memorise, Some(prompt)) = (task.kind, &task.prompt) {
         return Ok(vec![whole_text(prompt, path)?]);
     }
@@ -41,9 +47,9 @@ pub fn read_questions(task: &TaskConfig, path: &Path) -> Result<Vec<Question>> {
             record.id = format!("{} of {}", record.id, path.display());
             Question { record, answer: String::new(), choices: Vec::new() }
         };
-        return Ok(read_records(path)?.into_iter().map(question).collect());
+        return Ok(read_records(path, columns)?.into_iter().map(question).collect());
     }
-    let rows = read_table(path, task.columns.as_deref())?;
+    let rows = task_rows(path, task.columns.as_deref(), columns)?;
     let parse =
         |template: &Option<String>| template.as_deref().map(TextTemplate::parse).transpose();
     let in_file = |reason: String| Error::File { path: path.to_owned(), reason };
@@ -51,9 +57,9 @@ pub fn read_questions(task: &TaskConfig, path: &Path) -> Result<Vec<Question>> {
         prompt: parse(&task.prompt).map_err(in_file)?,
         completion: parse(&task.completion).map_err(in_file)?,
     };
-    let question = |row: &TableRow| {
+    let question = |row: &TaskRow| {
         let question = templates.question(task, path, row);
-        question.map_err(|reason| Error::line(path, row.line, reason))
+        question.map_err(|reason| row.refused(path, reason))
     };
     rows.iter().map(question).collect()
 }
@@ -77,7 +83,7 @@ struct Templates {
 }
 
 impl Templates {
-    fn question(&self, task: &TaskConfig, path: &Path, row: &TableRow) -> Result<Question, String> {
+    fn question(&self, task: &TaskConfig, path: &Path, row: &TaskRow) -> Result<Question, String> {
         let fields = &row.fields;
         let found = column(fields, task.answer.as_deref().unwrap_or("answer"))?.trim();
         let (instruction, input) = match &self.prompt {
@@ -117,7 +123,7 @@ impl Templates {
             Ok(Choice { answer: word, completion })
         };
         let choices = answers.into_iter().map(choice).collect::<Result<_, String>>()?;
-        let id = format!("{}, line {}", path.display(), row.line);
+        let id = format!("{}, {}", path.display(), row.place());
         let answer = answer.to_owned();
         let content = Content::Instruction {
             instruction,
@@ -296,7 +302,7 @@ mod tests {
             tempfile::tempdir().map_err(reft_models::io_error("create", Path::new(name)))?;
         let path = directory.path().join(name);
         std::fs::write(&path, text).map_err(reft_models::io_error("write", &path))?;
-        read_questions(task, &path)
+        read_questions(task, &path, None)
     }
 
     fn sentiment() -> Result<TaskConfig> {

@@ -16,7 +16,7 @@ fn questions(
     let (template, turns) = (Template::Plain, Turns::Last);
     let text = TextEncoder { tokenizer: &tokenizer, chat_template: None, template, turns };
     let encoding = Encoding { text: Some(text), vocab_size: 128, max_length: 256 };
-    let questions = read_questions(task, &bench.path(file))?;
+    let questions = read_questions(task, &bench.path(file), None)?;
     let encoded = encode_questions(task, &questions, &encoding)?;
     Ok((tokenizer, encoded))
 }

@@ -1,20 +1,25 @@
 use std::io::{self, BufRead, IsTerminal};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
-use reft_models::{ChatOptions, ChatTemplate, Message, Row, Tokenizer};
+use reft_models::{
+    Adapter, AdapterStack, ChatOptions, ChatTemplate, Message, Row, StackEntry, Tokenizer,
+};
+use reft_train::Template;
 
+use crate::generation::prompts::prompt_record;
 use crate::generation::reply_text::{ReplyText, stream};
 use crate::generation::sampling_args::SamplingArgs;
-use crate::model::ModelArgs;
+use crate::model::{Framing, Model, ModelArgs};
 use crate::options::Flags;
 use crate::terminal::{end_at_once, note, on_signal, output};
 
 /// Talk with a model in the terminal
 ///
 /// A line is a message. The whole conversation is the prompt of every reply, framed by the model's chat template; an adapter edits it
-/// at each turn. /reset begins anew, /quit or the end of input ends it, Ctrl-C cuts a reply short.
+/// at each turn. /base answers without adapters, /adapter NAME with one of them, /strength X at another strength; /reset begins anew,
+/// /help lists these, /quit or the end of input ends it, Ctrl-C cuts a reply short.
 #[derive(Debug, Args)]
 #[command(
     next_help_heading = "Conversation",
@@ -37,7 +42,9 @@ pub struct ChatArgs {
 pub fn run(args: &ChatArgs) -> Result<()> {
     let model = args.model.open()?;
     let tokenizer = Tokenizer::open(&model.path)?;
-    let template = ChatTemplate::open(&model.path)?.with_variables(&args.chat.0.chat_vars)?;
+    let any = [prompt_record("message", "")]; // a conversation is text
+    let chat = Framing::of(model.trained.as_ref(), Some(Template::Chat), &args.chat.0, &any)?.chat;
+    let template = ChatTemplate::open(&model.path)?.with_variables(&chat.chat_vars)?;
     let config = args.sampling.config(Some(&tokenizer))?;
     on_signal(|| {
         if !IS_REPLYING.load(Ordering::SeqCst) || IS_CUT_SHORT.swap(true, Ordering::SeqCst) {
@@ -46,10 +53,11 @@ pub fn run(args: &ChatArgs) -> Result<()> {
     })?;
     let is_terminal = io::stdin().is_terminal();
     if is_terminal {
-        note("a line is a message; /reset begins anew, /quit ends");
+        note("a line is a message; /help lists commands, /quit ends");
     }
     let system = || args.system.iter().map(|text| Message::new("system", text)).collect();
     let mut messages: Vec<Message> = system();
+    let mut voice = Voice::new(&model);
     let mut lines = io::stdin().lock().lines();
     loop {
         if is_terminal {
@@ -64,6 +72,10 @@ pub fn run(args: &ChatArgs) -> Result<()> {
                 note("the conversation begins anew");
                 continue;
             }
+            line if line.starts_with('/') => {
+                note(voice.told(line).unwrap_or_else(|refused| format!("{refused:#}")));
+                continue;
+            }
             text => messages.push(Message::new("user", text)),
         }
         let prompt = template.render(&messages, true)?;
@@ -72,12 +84,82 @@ pub fn run(args: &ChatArgs) -> Result<()> {
         IS_CUT_SHORT.store(false, Ordering::SeqCst);
         IS_REPLYING.store(true, Ordering::SeqCst);
         let is_cut = || IS_CUT_SHORT.load(Ordering::SeqCst);
-        let text = stream(&model, &row, &config, reply, &is_cut);
+        let text = stream(&model, &voice.stack()?, &row, &config, reply, &is_cut);
         IS_REPLYING.store(false, Ordering::SeqCst);
         messages.push(Message::new("assistant", text?.trim()));
         output::piece("\n")?;
     }
     Ok(())
+}
+
+const HELP: &str = "/base             answer without adapters
+/adapter NAME     answer with this adapter, or with all again without a name
+/strength X       base + X · (edited − base); 1 is the adapter as it was trained
+/reset            begin the conversation anew
+/help             list the commands
+/quit             end";
+
+/// Which of the adapters answer, and how strongly.
+struct Voice<'a> {
+    model: &'a Model,
+    /// The names of those that do.
+    names: Vec<&'a str>,
+    strength: f64,
+}
+
+impl<'a> Voice<'a> {
+    /// All of them, as they were trained.
+    fn new(model: &'a Model) -> Self {
+        Self { model, names: model.names.iter().map(String::as_str).collect(), strength: 1.0 }
+    }
+
+    fn stack(&self) -> Result<AdapterStack<'a>> {
+        let adapters = self.model.adapters.iter().map(|adapter| &**adapter);
+        let own = self.model.names.iter().zip(adapters);
+        let own = own.filter(|(name, _)| self.names.contains(&name.as_str()));
+        let entry = |(_, adapter): (&String, &'a dyn Adapter)| StackEntry {
+            strength: self.strength,
+            ..StackEntry::from(adapter)
+        };
+        Ok(AdapterStack::new(own.map(entry).collect())?)
+    }
+
+    /// Does what a command says; returns what holds from now on. What cannot be changes nothing.
+    fn told(&mut self, line: &str) -> Result<String> {
+        let (command, argument) = line.split_once(' ').unwrap_or((line, ""));
+        let argument = argument.trim();
+        let model = self.model;
+        let all = || model.names.iter().map(String::as_str);
+        let is_in_weights = model.adapters.iter().any(|adapter| adapter.is_in_weights());
+        let mut told = Self { names: self.names.clone(), ..*self };
+        match command {
+            "/help" => return Ok(HELP.to_owned()),
+            "/base" if is_in_weights => {
+                bail!("an adapter is the model's weights: beside it there is no base model");
+            }
+            "/base" => told.names.clear(),
+            "/adapter" if argument.is_empty() => told.names = all().collect(),
+            "/adapter" => match all().find(|name| *name == argument) {
+                Some(name) => told.names = vec![name],
+                None if model.names.is_empty() => bail!("there is no adapter; give --adapter"),
+                None => {
+                    let names: Vec<&str> = all().collect();
+                    bail!("no adapter is called {argument}; use one of {}", names.join(", "));
+                }
+            },
+            "/strength" => match argument.parse() {
+                Ok(strength) => told.strength = strength,
+                Err(_) => bail!("the strength is {argument:?}, expected a number such as 0.5"),
+            },
+            _ => bail!("there is no command {command}; /help lists those that there are"),
+        }
+        told.stack()?; // refuses what cannot be
+        *self = told;
+        Ok(match &self.names[..] {
+            [] => "without adapters".to_owned(),
+            names => format!("with {} at strength {}", names.join(", "), self.strength),
+        })
+    }
 }
 
 /// Whether a signal means the end of a reply that is under way, rather than that of the program.

@@ -1,5 +1,5 @@
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Instant;
 
@@ -8,17 +8,18 @@ use clap::Args;
 use reft_methods::{AdapterFiles, MethodDeclaration, declaration};
 use reft_models::{
     AdapterStack, ChatOptions, ContextLimit, Finish, Generated, GenerationConfig, Message,
-    Model as _, Row, Tokenizer,
+    Model as _, Row, Tokenizer, write_text,
 };
-use reft_train::{Content, Record, Template, Turns, read_prompts};
+use reft_report::{page, texts};
+use reft_train::{ColumnOptions, Content, Record, Template, Turns, read_prompts};
 use serde_json::{Value, json};
 
 use crate::generation::prompts::{lines, prompt_record};
 use crate::generation::reply_text::{ReplyText, stream};
 use crate::generation::sampling_args::SamplingArgs;
-use crate::model::{Model, ModelArgs, ModelText};
+use crate::model::{Framing, Model, ModelArgs, ModelText};
 use crate::options::Flags;
-use crate::terminal::output;
+use crate::terminal::{command, note, output};
 
 /// Generate replies to one prompt or to a file of them
 ///
@@ -32,19 +33,21 @@ use crate::terminal::output;
   reft generate --model models/SmolLM2-135M-Instruct --input questions.txt --batch-size 16 --json"
 )]
 pub struct GenerateArgs {
-    /// The prompt, as it is unless --chat or --template frames it
+    /// The prompt, as it is unless --chat, --template or the adapter's own template frames it
     #[arg(long, value_name = "TEXT", required_unless_present = "input", conflicts_with = "input")]
     prompt: Option<String>,
     /// Prompts: a .txt file with one a line, or rows as `reft train` takes them, with or without what is to be learned
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
+    #[command(flatten)]
+    columns: Flags<ColumnOptions>,
     /// The prompt is a user's message: the model's chat template frames it
     #[arg(long, conflicts_with = "template")]
     chat: bool,
     /// Begin the chat with this system message
     #[arg(long, value_name = "TEXT", requires = "chat")]
     system: Option<String>,
-    /// How a prompt is framed: auto, chat, alpaca or plain [default: auto = as the row's form suggests]
+    /// How a prompt is framed: auto (as its row's form suggests), chat, alpaca or plain [default: as the adapter was trained, else auto]
     #[arg(long, value_name = "NAME")]
     template: Option<Template>,
     /// Coordinates of ReFT's subspace that the edit may change, 0-3 or 0-3,6 [default: all, or what a row names]
@@ -53,6 +56,12 @@ pub struct GenerateArgs {
     /// Prompts generated for at once
     #[arg(long, value_name = "N", default_value_t = 8)]
     batch_size: usize,
+    /// Generate without the adapters too, and show both replies
+    #[arg(long)]
+    compare_base: bool,
+    /// Write prompts and replies as a page that needs nothing else
+    #[arg(long, value_name = "FILE.html")]
+    page: Option<PathBuf>,
     /// Print replies and token ids as JSON
     #[arg(long)]
     json: bool,
@@ -72,49 +81,107 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
             let record = |(n, line): (usize, String)| prompt_record(&format!("line {n}"), &line);
             lines(path)?.into_iter().map(record).collect()
         }
-        Some(path) => read_prompts(path)?,
+        Some(path) => read_prompts(path, args.columns.0.columns.as_ref())?,
     };
     let model = args.model.open()?;
-    let text = ModelText::open(&model.path, &args.variables.0)?;
+    let chosen = if args.chat { Some(Template::Chat) } else { args.template };
+    let framing = Framing::of(model.trained.as_ref(), chosen, &args.variables.0, &records)?;
+    let text = ModelText::open(&model.path, &framing.chat)?;
     let tokenizer = text.tokenizer.as_ref();
     let batch_size = Some(args.batch_size);
     let config = GenerationConfig { batch_size, ..args.sampling.config(tokenizer)? };
-    let rows = rows(args, &records, &model, &text)?;
-    if let ([row], Some(tokenizer), false) = (&rows[..], tokenizer, args.json) {
-        let reply = ReplyText::new(tokenizer, &config.stop_ids, &args.sampling.stop);
-        stream(&model, row, &config, reply, &|| false)?;
-        return output::piece("\n");
+    let rows = rows(args, &records, &model, &text, framing.template)?;
+    let stack = model.stack()?;
+    let base = args.compare_base.then(|| model.base()).transpose()?;
+    if let ([row], Some(tokenizer), false, None) = (&rows[..], tokenizer, args.json, &args.page) {
+        let sides = [("base model", base.as_ref()), ("with the adapter", Some(&stack))];
+        for (side, stack) in sides.into_iter().filter_map(|(side, stack)| Some((side, stack?))) {
+            if base.is_some() {
+                output::line(format!("[{side}]"))?;
+            }
+            let reply = ReplyText::new(tokenizer, &config.stop_ids, &args.sampling.stop);
+            stream(&model, stack, row, &config, reply, &|| false)?;
+            output::piece("\n")?;
+        }
+        return Ok(());
     }
     let started = Instant::now();
-    let stack = model.stack()?;
     let context = ContextLimit::of(model.decoder.description(), &stack);
     let lengths = records.iter().zip(&rows).map(|(record, row)| (&record.id, row.input_ids.len()));
     context.generating(config.max_new_tokens).check(lengths)?; // by the names that the file has
     let generated = generate(&model, &stack, &rows, &config)?;
     let seconds = started.elapsed().as_secs_f64();
     let tokens: usize = generated.iter().map(|generated| generated.ids.len()).sum();
-    let reply = |((record, row), generated): ((&Record, &Row), &Generated)| -> Result<Value> {
+    let of_base = base.map(|base| generate(&model, &base, &rows, &config)).transpose()?;
+    let reply = |generated: &Generated| -> Result<Value> {
         let (text, finish) = said(args, tokenizer, &config, generated)?;
-        let n = row.input_ids.len();
-        let mut reply =
-            json!({"id": record.id, "prompt_tokens": n, "ids": generated.ids, "finish": finish});
+        let mut reply = json!({"ids": generated.ids, "finish": finish});
         if let Some(text) = text {
             reply["text"] = text.into();
         }
         Ok(reply)
     };
-    let replies =
-        records.iter().zip(&rows).zip(&generated).map(reply).collect::<Result<Vec<_>>>()?;
+    let of_row = |(i, (record, row)): (usize, (&Record, &Row))| -> Result<Value> {
+        let mut all = json!({"id": record.id, "prompt_tokens": row.input_ids.len()});
+        if let (Some(all), Value::Object(own)) = (all.as_object_mut(), reply(&generated[i])?) {
+            all.extend(own);
+        }
+        if let Some(of_base) = &of_base {
+            all["base"] = reply(&of_base[i])?;
+        }
+        Ok(all)
+    };
+    let replies = records.iter().zip(&rows).enumerate().map(of_row).collect::<Result<Vec<_>>>()?;
+    if let Some(path) = &args.page {
+        write_page(path, tokenizer, &rows, &replies)?;
+        note(format!("page: {}", path.display()));
+    }
     let speed = tokens as f64 / seconds;
     let json =
         json!({"rows": replies, "tokens": tokens, "seconds": seconds, "tokens_per_second": speed});
     output::result(args.json, &json, || {
-        records.iter().zip(&replies).zip(&generated).try_for_each(|((record, reply), generated)| {
-            let ids = || format!("{:?}", generated.ids);
-            let text = reply["text"].as_str().map_or_else(ids, |text| text.trim_end().to_owned());
-            output::line(format!("[{}] {text}", record.id))
+        records.iter().zip(&replies).try_for_each(|(record, reply)| {
+            if reply["base"].is_object() {
+                output::line(format!("[{}, base model] {}", record.id, text_of(&reply["base"])))?;
+            }
+            output::line(format!("[{}] {}", record.id, text_of(reply)))
         })
     })
+}
+
+/// The text of a reply, or its ids if it has none.
+fn text_of(reply: &Value) -> String {
+    let ids = || reply["ids"].to_string();
+    reply["text"].as_str().map_or_else(ids, |text| text.trim_end().to_owned())
+}
+
+/// Writes prompts, as the model sees them, and replies side by side as a page.
+fn write_page(
+    path: &Path,
+    tokenizer: Option<&Tokenizer>,
+    rows: &[Row],
+    replies: &[Value],
+) -> Result<()> {
+    let prompt = |row: &Row| match tokenizer {
+        Some(tokenizer) => tokenizer.decode(&row.input_ids, false),
+        None => Ok(format!("{:?}", row.input_ids)),
+    };
+    let has_base = replies.iter().any(|reply| reply["base"].is_object());
+    let of_row = |(row, reply): (&Row, &Value)| -> Result<Vec<String>> {
+        let sides = [has_base.then(|| text_of(&reply["base"])), Some(text_of(reply))];
+        Ok([Some(prompt(row)?)].into_iter().chain(sides).flatten().collect())
+    };
+    let cells = rows.iter().zip(replies).map(of_row).collect::<Result<Vec<_>>>()?;
+    let (heads, legend): (&[&str], _) = match has_base {
+        true => (
+            &["prompt", "base model", "with the adapter"],
+            "The base model is the model without its adapters.",
+        ),
+        false => (&["prompt", "reply"], ""),
+    };
+    let facts = vec![format!("{} prompts", rows.len()), format!("Command: `{}`", command())];
+    let page = page("Replies", facts, legend, |out| texts(out, heads, &cells));
+    Ok(write_text(path, &page)?)
 }
 
 /// The prompts as tokens.
@@ -123,6 +190,7 @@ fn rows(
     records: &[Record],
     model: &Model,
     text: &ModelText,
+    template: Template,
 ) -> Result<Vec<Row>> {
     let methods = model.adapters.iter().map(|adapter| declaration(adapter.method()));
     let is_reft = |method: &MethodDeclaration| method.files == AdapterFiles::Reft;
@@ -130,8 +198,7 @@ fn rows(
         bail!("--subspace is for ReFT adapters, and none is given; leave it out");
     }
     let stack = model.stack()?;
-    let chosen = if args.chat { Some(Template::Chat) } else { args.template };
-    let encoder = text.encoder(chosen.unwrap_or(Template::Auto), Turns::Last);
+    let encoder = text.encoder(template, Turns::Last);
     let row = |record: &Record| -> Result<Row> {
         let id = &record.id;
         let prompt = match (&record.content, &encoder) {

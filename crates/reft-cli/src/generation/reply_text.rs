@@ -1,7 +1,7 @@
 use std::ops::ControlFlow;
 use std::slice;
 
-use reft_models::{DecodeStream, GenerationConfig, Result, Row, Tokenizer, generate};
+use reft_models::{AdapterStack, DecodeStream, GenerationConfig, Result, Row, Tokenizer, generate};
 
 use crate::model::Model;
 use crate::terminal::output;
@@ -85,6 +85,7 @@ impl StopText<'_> {
 /// If generation fails, or stdout is closed.
 pub fn stream(
     model: &Model,
+    stack: &AdapterStack,
     row: &Row,
     config: &GenerationConfig,
     mut reply: ReplyText,
@@ -103,7 +104,7 @@ pub fn stream(
         }
         ControlFlow::Continue(())
     };
-    generate(&model.decoder, &model.stack()?, slice::from_ref(row), config, on_token)?;
+    generate(&model.decoder, stack, slice::from_ref(row), config, on_token)?;
     if let Some(failed) = failed {
         return Err(failed);
     }

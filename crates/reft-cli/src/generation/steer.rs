@@ -110,7 +110,7 @@ pub fn run(args: &SteerArgs) -> Result<()> {
     let steering = SteeringAdapter::new(site, direction.vector(), args.strength)?;
     model.adapters.push(Box::new(steering));
     let reply = ReplyText::new(tokenizer, &config.stop_ids, &args.sampling.stop);
-    stream(&model, &row, &config, reply, &|| false)?;
+    stream(&model, &model.stack()?, &row, &config, reply, &|| false)?;
     output::piece("\n")
 }
 

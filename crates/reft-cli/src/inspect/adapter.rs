@@ -41,6 +41,9 @@ pub fn describe(directory: &Path, model: Option<&str>) -> Result<(Rows, Value)> 
     for part in &summary.parts {
         add("part", format!("{}, {} parameters", part.method, grouped(part.parameters)));
     }
+    if let Some(text) = &summary.text {
+        add("template", text.template.clone());
+    }
     add("base model", base_text(&summary));
     add("size", bytes(summary.bytes));
     let base_json = summary.base_model.as_ref().map(|base| json!(base));
@@ -56,6 +59,7 @@ pub fn describe(directory: &Path, model: Option<&str>) -> Result<(Rows, Value)> 
         "trainable_share": total.map(|total| summary.parameters as f64 / total as f64),
         "orthonormality_error": error,
         "base_model": base_json.unwrap_or(json!({"name": summary.base_model_name})),
+        "trained_text": summary.text,
         "parts": summary.parts.iter().map(part_json).collect::<Vec<_>>(),
         "bytes": summary.bytes,
     });

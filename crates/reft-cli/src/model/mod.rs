@@ -1,9 +1,11 @@
 //! The model of a command, its adapters and its text.
 
 mod adapter_directory;
+mod framing;
 mod model_text;
 mod open_model;
 
 pub use adapter_directory::{check_adapter_directory, is_saved_by_pyreft};
+pub use framing::Framing;
 pub use model_text::{ModelText, examples};
 pub use open_model::{Model, ModelArgs, open_config, open_decoder};

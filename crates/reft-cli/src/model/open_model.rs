@@ -1,12 +1,15 @@
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
-use reft_methods::load_adapters;
-use reft_models::{Adapter, AdapterStack, Decoder, DecoderConfig, Weights, resolve_model};
+use reft_methods::{load_adapters, trained_text};
+use reft_models::{
+    Adapter, AdapterStack, Decoder, DecoderConfig, TrainedText, Weights, resolve_model,
+};
 
 use crate::machine::MachineOptions;
 use crate::model::adapter_directory::check_adapter_directory;
+use crate::model::framing::trained_together;
 use crate::options::Flags;
 
 /// The flags of every command that runs a model.
@@ -32,16 +35,21 @@ impl ModelArgs {
         self.machine.0.set_up()?;
         let (path, decoder) = open_decoder(&self.model, &self.machine.0)?;
         let mut adapters: Vec<Box<dyn Adapter>> = Vec::new();
+        let (mut names, mut trained) = (Vec::new(), Vec::new());
         for dir in &self.adapter {
             let load = || {
                 check_adapter_directory(dir)?;
-                Ok::<_, anyhow::Error>(load_adapters(dir, &decoder)?)
+                Ok::<_, anyhow::Error>((load_adapters(dir, &decoder)?, trained_text(dir)?))
             };
-            adapters.extend(load().with_context(|| {
+            let (own, text) = load().with_context(|| {
                 format!("cannot run adapter {} on {}", dir.display(), self.model)
-            })?);
+            })?;
+            let name = dir.file_name().unwrap_or(dir.as_os_str()).to_string_lossy();
+            names.extend(own.iter().map(|_| name.clone().into_owned()));
+            adapters.extend(own);
+            trained.extend(text);
         }
-        Ok(Model { path, decoder, adapters })
+        Ok(Model { path, decoder, adapters, names, trained: trained_together(trained) })
     }
 }
 
@@ -53,6 +61,10 @@ pub struct Model {
     pub decoder: Decoder,
     /// The adapters, in the order given.
     pub adapters: Vec<Box<dyn Adapter>>,
+    /// The directory that each adapter is of, by its last name.
+    pub names: Vec<String>,
+    /// How the texts were framed that the adapters were trained on, if they say it with one voice.
+    pub trained: Option<TrainedText>,
 }
 
 impl Model {
@@ -62,6 +74,25 @@ impl Model {
     /// If they cannot be used at once.
     pub fn stack(&self) -> Result<AdapterStack<'_>> {
         Ok(AdapterStack::of_boxed(&self.adapters)?)
+    }
+
+    /// The plain model, to compare its adapters with.
+    ///
+    /// # Errors
+    /// If there is no adapter, or one has changed the model's weights.
+    pub fn base(&self) -> Result<AdapterStack<'static>> {
+        if self.adapters.is_empty() {
+            bail!(
+                "--compare-base compares adapters with the model without them, and none is given; give --adapter"
+            );
+        }
+        if let Some(adapter) = self.adapters.iter().find(|adapter| adapter.is_in_weights()) {
+            bail!(
+                "the adapter of method {} is the model's weights: beside it there is no base model; run the command once with it and once without",
+                adapter.method()
+            );
+        }
+        Ok(AdapterStack::EMPTY)
     }
 }
 

@@ -80,6 +80,7 @@ impl Declared {
         let flag = self.name.replace('_', "-");
         let (flag, action) = match (self.kind, flag.strip_suffix('s')) {
             (OptionKind::Table, Some(one)) => (one.to_owned(), ArgAction::Append),
+            (OptionKind::Texts, _) => (flag, ArgAction::Append),
             _ => (flag, ArgAction::Set),
         };
         let arg = Arg::new(self.name)
@@ -95,7 +96,7 @@ impl Declared {
             OptionKind::Switch => {
                 arg.num_args(0..=1).default_missing_value("true").require_equals(true)
             }
-            OptionKind::Text | OptionKind::Table => arg,
+            OptionKind::Text | OptionKind::Texts | OptionKind::Table => arg,
         };
         arg.value_parser(move |text: &str| self.parse(text))
     }
@@ -109,7 +110,7 @@ impl Declared {
             OptionKind::Count => text.parse().ok().map(Value::Integer),
             OptionKind::Number => text.parse().ok().map(Value::Float),
             OptionKind::Switch => text.parse().ok().map(Value::Boolean),
-            OptionKind::Text => None,
+            OptionKind::Text | OptionKind::Texts => None,
             OptionKind::Table => Some(Value::Table(entry(text)?)),
         };
         if value.is_none() && self.kind == OptionKind::Count && is_natural(text) {
@@ -118,13 +119,21 @@ impl Declared {
         self.checked(value.unwrap_or_else(|| Value::String(text.to_owned())))
     }
 
-    /// The value that is given on a command line, if one is: of a table, all its entries.
+    /// The value that is given on a command line, if one is: of a table all its entries, of texts all that are given.
     pub fn given(&self, matches: &ArgMatches) -> Option<Value> {
         let values = matches.get_many::<Value>(self.name)?.cloned();
         let one = |above: Value, below: Value| match (above, below) {
             (Value::Table(mut table), Value::Table(entries)) => {
                 table.extend(entries);
                 Value::Table(table)
+            }
+            (above, below) if self.kind == OptionKind::Texts => {
+                let mut texts = match above {
+                    Value::Array(texts) => texts,
+                    first => vec![first],
+                };
+                texts.push(below);
+                Value::Array(texts)
             }
             (_, last) => last,
         };
@@ -147,6 +156,10 @@ impl Declared {
             OptionKind::Number => (value.is_integer() || value.is_float(), "a number"),
             OptionKind::Switch => (value.is_bool(), "true or false"),
             OptionKind::Text => (value.is_str(), "a text"),
+            OptionKind::Texts => {
+                let texts = value.as_array().map(|list| list.iter().all(Value::is_str));
+                (value.is_str() || texts == Some(true), "a text or a list of texts")
+            }
             OptionKind::Table => (value.is_table(), "values by name, as { name = value }"),
         };
         if !is_one {

@@ -8,6 +8,6 @@ mod warnings;
 
 pub use failure::{INTERRUPTED, exit_code, report_panics};
 pub use interrupt::{end_at_once, on_signal, stop_flag};
-pub use output::{Rows, bytes, command, grouped, holds, note, percent, share, show};
+pub use output::{Rows, bytes, command, grouped, holds, note, percent, share, show, visible};
 pub use progress::{TrainProgress, duration};
 pub use warnings::say_warnings;

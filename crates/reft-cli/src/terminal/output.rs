@@ -81,7 +81,7 @@ pub fn note(text: impl AsRef<str>) {
 }
 
 /// A text whose control characters, but for ends of lines and tabs, are written as `\u001b`, the form that JSON has for them.
-fn visible(text: &str) -> Cow<'_, str> {
+pub fn visible(text: &str) -> Cow<'_, str> {
     let controls = |c: char| c.is_control() && !"\n\t".contains(c);
     if !text.contains(controls) {
         return text.into();

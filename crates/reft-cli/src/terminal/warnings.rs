@@ -7,21 +7,21 @@ use log::{LevelFilter, Log, Metadata, Record};
 
 use crate::terminal::note;
 
-/// Says warnings of this workspace's crates on stderr, each once: an adapter may be looked at several times before it is used.
+/// Says warnings and remarks of this workspace's crates on stderr, each once: an adapter may be looked at several times before it is used.
 struct Warnings(Mutex<BTreeSet<String>>);
 
 static WARNINGS: Warnings = Warnings(Mutex::new(BTreeSet::new()));
 
-/// From now on, warnings of the libraries are said.
+/// From now on, warnings and remarks of the libraries are said.
 pub fn say_warnings() {
     if log::set_logger(&WARNINGS).is_ok() {
-        log::set_max_level(LevelFilter::Warn);
+        log::set_max_level(LevelFilter::Info);
     }
 }
 
 impl Log for Warnings {
     fn enabled(&self, metadata: &Metadata) -> bool {
-        metadata.level() <= LevelFilter::Warn && metadata.target().starts_with("reft")
+        metadata.level() <= LevelFilter::Info && metadata.target().starts_with("reft")
     }
 
     fn log(&self, record: &Record) {
@@ -29,7 +29,8 @@ impl Log for Warnings {
             let text = record.args().to_string();
             let is_new = self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(text.clone());
             if is_new {
-                note(format!("warning: {text}"));
+                let is_warning = record.level() <= LevelFilter::Warn;
+                note(if is_warning { format!("warning: {text}") } else { text });
             }
         }
     }

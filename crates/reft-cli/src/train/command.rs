@@ -3,21 +3,22 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use reft_bench::Error;
-use reft_methods::adapter_bytes;
-use reft_models::{AdapterStack, ChatOptions, DirectoryLock, Model, weights_digest};
+use reft_methods::{adapter_bytes, trained_text};
+use reft_models::{AdapterStack, ChatOptions, DirectoryLock, Model, TrainedText, weights_digest};
 use reft_train::{
-    Dataset, Encoding, Learner, NextToken, Outcome, Summary, Trainer, TurnOptions, WEIGHTS_DIGEST,
-    read_records,
+    ColumnOptions, Dataset, Encoding, Learner, NextToken, Outcome, Summary, Template, Trainer,
+    TurnOptions, WEIGHTS_DIGEST,
 };
 use serde_json::{Map, json};
 use toml::Table;
 
 use crate::machine::{DeviceChoice, MachineOptions};
-use crate::model::{ModelText, examples, open_config, open_decoder};
+use crate::model::{Framing, ModelText, examples, open_config, open_decoder};
 use crate::options::Flags;
 use crate::terminal::{TrainProgress, bytes, duration, grouped, note, output, share, stop_flag};
 use crate::train::config_file;
 use crate::train::directory::{self, TrainDirectory};
+use crate::train::first_example;
 use crate::train::method::TrainMethod;
 use crate::train::run_options::{RunOptions, TrainFlags, needed, part, table};
 
@@ -68,9 +69,14 @@ pub fn run(args: &TrainArgs) -> Result<()> {
             "{output} holds a training run already; go on with it with --resume, remove it with --overwrite, or name another directory"
         );
     }
-    let records = read_records(&data)?;
+    let columns: ColumnOptions = part(&given)?;
+    let sources = data.read(columns.columns.as_ref())?;
     let (path, shape) = open_config(&model)?;
     let (turns, chat): (TurnOptions, ChatOptions) = (part(&given)?, part(&given)?);
+    let before = run.init_adapter.as_deref().map(trained_text).transpose()?.flatten();
+    let asked = given.contains_key("template").then_some(run.template);
+    let Framing { template, chat } = Framing::of(before.as_ref(), asked, &chat, &[])?;
+    let run = RunOptions { template, ..run };
     let text = ModelText::open(&path, &chat)?;
     let shape = shape.describe();
     let method = TrainMethod::of(&run, &given, &shape, text.tokenizer.as_ref())?;
@@ -85,14 +91,28 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         vocab_size: shape.vocab_size,
         max_length: config.max_length,
     };
-    let examples = examples(&records, &data, &encoding, run.drop_too_long)?;
-    let dataset = Dataset::split(examples, config.validation, config.seed)?;
-    let adapters = method.adapters(config.seed, &decoder, &model)?;
+    let examples = sources.iter().map(|(source, records)| {
+        let examples = examples(records, &source.path, &encoding, run.drop_too_long)?;
+        Ok((examples, source.weight))
+    });
+    let examples = examples.collect::<Result<Vec<_>>>()?;
+    let dataset = Dataset::weighted(examples, config.validation, config.seed)?;
+    let mut adapters = method.adapters(config.seed, &decoder, &model)?;
+    let rows = sources.iter().flat_map(|(_, records)| records);
+    if let Some(in_force) = encoding.text.and_then(|encoder| encoder.in_force(rows)) {
+        note(said_of(in_force, run.template, text.chat_template.is_some()));
+        let ChatOptions { chat_vars } = chat.clone();
+        let text = TrainedText { template: in_force.to_string(), chat_vars };
+        adapters.iter_mut().for_each(|adapter| adapter.keep_trained_text(text.clone()));
+    }
+    let first = &dataset.train[0];
+    let edited = method.edited(first.row().prompt_length);
+    first_example::say(first, text.tokenizer.as_ref(), &edited)?;
     let learner = Learner::new(&decoder, &AdapterStack::of_boxed(&adapters)?, &NextToken);
 
     let device = DeviceChoice::of(decoder.device());
     let machine = MachineOptions { device, threads: Some(threads), ..machine };
-    let of_rows = [table(&turns)?, table(&chat)?];
+    let of_rows = [table(&columns)?, table(&turns)?, table(&chat)?];
     let parts = [table(&run)?, table(&config)?, table(&machine)?, method.resolved(&run)?];
     let mut resolved: Table = parts.into_iter().chain(of_rows).flatten().collect();
     resolved.retain(|name, _| !["no_shuffle", "reuse"].contains(&name)); // said by others
@@ -117,6 +137,19 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     progress.close();
     let outcome = outcome.with_context(|| directory.after_failure())?;
     report(args, &output, &directory, &progress, &outcome)
+}
+
+/// How rows are framed, why, and what would change it.
+fn said_of(in_force: Template, asked: Template, has_chat_template: bool) -> String {
+    let (what, other) = match in_force {
+        Template::Auto => ("rows of several forms, each in its own way", "chat, alpaca or plain"),
+        Template::Plain if has_chat_template => ("text as it stands", "chat"),
+        Template::Plain => ("text as it stands", "alpaca"),
+        Template::Chat => ("framed by the model's chat template", "plain"),
+        Template::Alpaca => ("Alpaca's frame", "plain"),
+    };
+    let why = if asked == Template::Auto { ", by the rows' form" } else { "" };
+    format!("template {in_force}: {what}{why} (--template {other} changes it)")
 }
 
 /// The options that the command line and its file give.

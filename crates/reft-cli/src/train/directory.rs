@@ -21,9 +21,10 @@ const HEADER: &str = "# The options of a run of `reft train`, with every default
 
 /// Options that may change when a run goes on: they change no number, or only how it is rounded; model and data are known by their content,
 /// wherever they lie.
-const FREE: [&str; 11] = [
+const FREE: [&str; 12] = [
     "model",
     "data",
+    "columns",
     "output",
     "threads",
     "device",

@@ -1,9 +1,11 @@
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
+use reft_core::{Positions, TokenGroup};
 use reft_methods::{
-    INIT_TOKENS, LAYERS, MethodOptions, Methods, check_adapter, load_trainable_adapters,
-    options_of, resolve,
+    INIT_TOKENS, LAYERS, MethodOptions, Methods, POSITION_RULE, POSITIONS, check_adapter,
+    load_trainable_adapters, options_of, resolve,
 };
 use reft_models::{Adapter, Model, ModelDescription, Tokenizer};
 use serde_json::{Value, json};
@@ -89,6 +91,15 @@ impl TrainMethod {
             Start::Adapter(dir) => load_trainable_adapters(dir, model)
                 .with_context(|| format!("cannot start from adapter {}", dir.display())),
         }
+    }
+
+    /// The prompt tokens that are edited, of a prompt of `n` tokens; empty if the method edits no tokens of its own choice.
+    pub fn edited(&self, n: usize) -> BTreeSet<usize> {
+        let positions: Option<Positions> = self.options.get(&POSITIONS);
+        let rule = self.options.get(&POSITION_RULE).unwrap_or_default();
+        let tokens =
+            positions.map(|positions| positions.in_prompt(n, rule).group(TokenGroup::FirstAndLast));
+        tokens.into_iter().flatten().collect()
     }
 
     /// The method's part of the options in force, none left out.

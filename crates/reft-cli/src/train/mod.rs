@@ -3,5 +3,6 @@
 pub mod command;
 pub mod config_file;
 pub mod directory;
+pub mod first_example;
 pub mod method;
 pub mod run_options;

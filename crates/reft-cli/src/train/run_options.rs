@@ -5,7 +5,9 @@ use bytesize::ByteSize;
 use reft_core::{DeclaredOptions, declare_options};
 use reft_methods::method_names;
 use reft_models::ChatOptions;
-use reft_train::{ReuseConfig, Shuffle, Template, TrainConfig, TurnOptions};
+use reft_train::{
+    ColumnOptions, DataSources, ReuseConfig, Shuffle, Template, TrainConfig, TurnOptions,
+};
 use serde::{Deserialize, Deserializer, Serialize};
 use toml::Table;
 
@@ -17,8 +19,9 @@ declare_options! {
     pub struct RunOptions {
         /// Model: a Hugging Face directory, a GGUF file, or a hub name such as org/name
         model: Option<String> = None, Text("DIR") in "Input and output";
-        /// Examples: JSONL or a JSON list of rows with prompt and completion, instruction and output, messages, or input_ids
-        data: Option<PathBuf> = None, Text("FILE") in "Input and output";
+        /// Examples: CSV, TSV, JSON, JSONL or Parquet with prompt and completion, instruction and output, question and answer, messages, text
+        /// or input_ids; several times for several files, FILE:2 takes its rows twice
+        data: Option<DataSources> = None, Texts("FILE[:N]") in "Input and output";
         /// Directory to write: adapter, train.toml, metrics.jsonl, checkpoint; new or empty
         output: Option<PathBuf> = None, Text("DIR") in "Input and output";
         /// Start from this adapter; what it is (method, layers, rank, …) holds
@@ -69,6 +72,7 @@ pub fn declared() -> Vec<Declared> {
     let of_trainer = Declared::of::<TrainConfig>();
     let of_trainer = of_trainer.into_iter().filter(|option| option.name != "reuse"); // --no-reuse
     let mut options = Declared::of::<RunOptions>();
+    options.extend(Declared::of::<ColumnOptions>());
     options.extend(Declared::of::<TurnOptions>());
     options.extend(Declared::of::<ChatOptions>());
     options.extend(Declared::of_methods());

@@ -278,11 +278,15 @@ fn data_is_refused_with_its_line_or_example() -> Result {
         (
             format!("{good}\n{{}}"),
             &[],
-            &["line 2", "none of prompt, instruction, messages and input_ids"],
+            &["line 2", "the row has no column; expected input_ids and prompt_length, or messages"],
         ),
         (format!("{good}\n[1]"), &[], &["line 2", "no JSON object"]),
         (good.replace("input_ids", "input_idz"), &[], &["line 1"]),
-        (good.replace("}", ", \"weight\": 2}"), &[], &["line 1", "unknown field `weight`"]),
+        (
+            good.replace("prompt_length", "length"),
+            &[],
+            &["line 1", "--columns prompt_length=COLUMN"],
+        ),
         (
             good.replace("4]", "128]"),
             &[],

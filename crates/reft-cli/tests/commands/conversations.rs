@@ -9,7 +9,7 @@ use crate::Result;
 use crate::runs::{Run, args, oracle, run, succeed};
 
 /// The tiny model with a byte-level tokenizer of another size than it, cut to the model's, and a chat template.
-fn chat_model(dir: &Path, template: &str) -> Result<PathBuf> {
+pub fn chat_model(dir: &Path, template: &str) -> Result<PathBuf> {
     let model = dir.join("model");
     fs::create_dir_all(&model)?;
     for file in ["config.json", "model.safetensors"] {
@@ -33,7 +33,8 @@ fn chat_model(dir: &Path, template: &str) -> Result<PathBuf> {
     Ok(model)
 }
 
-const PLAIN: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}\
+/// A template that frames each message.
+pub const PLAIN: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}\
                      {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
 const ROWS: [&str; 6] = [
@@ -81,10 +82,10 @@ fn rows_of_common_shapes_are_learned_and_measured() -> Result {
         assert_eq!(is_said, i == 5, "{}", trained.stderr);
         assert_eq!(eval(&model, &data, &[])?["target_tokens"], tokens, "{row}");
     }
-    let data = dir.path().join("unknown.jsonl");
-    fs::write(&data, r#"{"instruction": "a", "context": "c", "output": "b"}"#)?;
-    let refused = train(&model, &data, &dir.path().join("unknown"), &[])?;
-    assert!(refused.stderr.contains("line 1: unknown field `context`"), "{}", refused.stderr);
+    let data = dir.path().join("more.jsonl");
+    fs::write(&data, r#"{"instruction": "a", "weather": "c", "output": "b", "source": "here"}"#)?;
+    let trained = train(&model, &data, &dir.path().join("more"), &[])?;
+    assert!(trained.stderr.contains("more.jsonl: not used: weather\n"), "{}", trained.stderr);
     Ok(())
 }
 

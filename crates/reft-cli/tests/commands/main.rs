@@ -1,11 +1,13 @@
 //! The binary `reft` as its users run it: exit codes, files, numbers against the reference systems' own.
 
 mod bad_input;
+mod before_and_after;
 mod bench;
 mod compare;
 mod context;
 mod conversations;
 mod das;
+mod data_files;
 mod demo_model;
 mod devices;
 mod directories;
@@ -23,6 +25,7 @@ mod recipes;
 mod runs;
 mod sharing;
 mod soak;
+mod templates;
 mod terminal;
 mod training;
 mod written_by_0_1;

@@ -21,7 +21,16 @@ impl Dataset {
     /// # Errors
     /// [`Error::TooFewExamples`] if none is left to train on.
     pub fn split(examples: Vec<Example>, validation: f64, seed: u64) -> Result<Self> {
-        let n = examples.len();
+        Self::weighted(vec![(examples, 1.0)], validation, seed)
+    }
+
+    /// As [`Self::split`] of all examples of several sources, each with a weight: how many times those that are left to train on are
+    /// taken. A fraction takes that share of them, rounded and drawn by the seed. Examples held out are held out once, and trained on never.
+    ///
+    /// # Errors
+    /// As [`Self::split`].
+    pub fn weighted(sources: Vec<(Vec<Example>, f64)>, validation: f64, seed: u64) -> Result<Self> {
+        let n = sources.iter().map(|(examples, _)| examples.len()).sum();
         let held_out = match validation {
             0.0 => 0,
             share if share < 1.0 => ((share * n as f64).round() as usize).max(1),
@@ -34,10 +43,18 @@ impl Dataset {
         let mut is_held_out = vec![false; n];
         is_held_out[..held_out].fill(true);
         is_held_out.shuffle(&mut StdRng::seed_from_u64(seed_of(&[seed, n as u64])));
+        let mut is_held_out = is_held_out.into_iter();
         let mut dataset = Self::default();
-        for (example, is_held_out) in examples.into_iter().zip(is_held_out) {
-            let part = if is_held_out { &mut dataset.validation } else { &mut dataset.train };
-            part.push(example);
+        for (i, (examples, weight)) in sources.into_iter().enumerate() {
+            let mut train = Vec::with_capacity(examples.len());
+            for (example, is_held_out) in examples.into_iter().zip(&mut is_held_out) {
+                let part = if is_held_out { &mut dataset.validation } else { &mut train };
+                part.push(example);
+            }
+            dataset.train.extend(taken(train, weight, seed_of(&[seed, n as u64, i as u64])));
+        }
+        if dataset.train.is_empty() {
+            return Err(Error::TooFewExamples { train: 0, validation: held_out });
         }
         Ok(dataset)
     }
@@ -71,6 +88,20 @@ impl Dataset {
     }
 }
 
+/// Examples as many times as a weight says, in their order.
+fn taken(examples: Vec<Example>, weight: f64, seed: u64) -> Vec<Example> {
+    if weight == 1.0 {
+        return examples;
+    }
+    let (n, whole) = (examples.len(), weight.trunc() as usize);
+    let mut is_once_more = vec![false; n];
+    is_once_more[..(weight.fract() * n as f64).round() as usize].fill(true);
+    is_once_more.shuffle(&mut StdRng::seed_from_u64(seed));
+    let times =
+        |(example, is_once_more)| std::iter::repeat_n(example, whole + usize::from(is_once_more));
+    examples.into_iter().zip(is_once_more).flat_map(times).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,6 +133,31 @@ mod tests {
             Dataset::split(examples, 40.0, 3),
             Err(Error::TooFewExamples { train: 0, validation: 40 })
         ));
+        Ok(())
+    }
+
+    #[test]
+    fn weights_take_training_examples_more_or_less_often_and_held_out_ones_once() -> Result<()> {
+        let of = |first: i64| (first..first + 20).map(|i| example(&[i, i], 1)).collect::<Vec<_>>();
+        let weighted = |weights: [f64; 2], validation| {
+            Dataset::weighted(vec![(of(0), weights[0]), (of(20), weights[1])], validation, 3)
+        };
+        let plain = Dataset::split([of(0), of(20)].concat(), 8.0, 3)?;
+        let more = weighted([1.0, 2.5], 8.0)?;
+        assert_eq!(more.validation, plain.validation);
+        let counts = |dataset: &Dataset| -> Vec<usize> {
+            let of = |i| dataset.train.iter().filter(|e| e.row().input_ids[0] == i).count();
+            (0..40).map(of).collect()
+        };
+        let (plain, more) = (counts(&plain), counts(&more));
+        assert_eq!(more[..20], plain[..20]);
+        let second = || plain[20..].iter().zip(&more[20..]);
+        assert!(second().all(|(once, times)| once * 2 <= *times && *times <= once * 3));
+        let (n, taken) = (plain[20..].iter().sum::<usize>(), more[20..].iter().sum::<usize>());
+        assert_eq!(taken, 2 * n + (n as f64 / 2.0).round() as usize);
+        assert_eq!(counts(&weighted([0.5, 1.0], 0.0)?)[..20].iter().sum::<usize>(), 10);
+        let none = weighted([0.01, 0.01], 0.0);
+        assert!(matches!(none, Err(Error::TooFewExamples { train: 0, validation: 0 })));
         Ok(())
     }
 

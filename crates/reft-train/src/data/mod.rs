@@ -1,7 +1,11 @@
-//! From the rows of a file to batches of tokens.
+//! From data files over their rows to batches of tokens.
 
-pub(crate) mod record;
+pub(crate) mod files;
+
+pub(crate) mod rows;
+
 pub(crate) mod template;
+pub(crate) mod text_template;
 
 pub(crate) mod encoding;
 pub(crate) mod example;
@@ -10,4 +14,3 @@ pub(crate) mod dataset;
 pub(crate) mod needed;
 
 pub(crate) mod batch;
-pub(crate) mod text_template;

@@ -175,6 +175,19 @@ impl TextEncoder<'_> {
         }
     }
 
+    /// The template that frames rows: of `auto` the one that their forms suggest, if it is the same for all. `None` if they hold tokens alone.
+    pub fn in_force<'r>(&self, rows: impl IntoIterator<Item = &'r Record>) -> Option<Template> {
+        let of_row = |record: &Record| match &record.content {
+            Content::Tokens { .. } => None,
+            _ if self.template != Template::Auto => Some(self.template),
+            Content::Completion { .. } => Some(Template::Plain),
+            Content::Instruction { .. } if self.chat_template.is_none() => Some(Template::Alpaca),
+            Content::Instruction { .. } | Content::Chat { .. } => Some(Template::Chat),
+        };
+        let same = |one, other| if one == other { one } else { Template::Auto };
+        rows.into_iter().filter_map(of_row).reduce(same)
+    }
+
     /// Tokens of what a user asks, framed as the prompt of a training row: [`Content::Instruction`] by the template in force.
     ///
     /// # Errors
@@ -537,6 +550,25 @@ mod tests {
             "{framed}"
         );
         assert!(framed.contains("paired with an input"), "{framed}");
+        Ok(())
+    }
+
+    #[test]
+    fn the_template_in_force_is_that_of_all_rows() -> TestResult {
+        let tokenizer = tokenizer(true)?;
+        let chat = ChatTemplate::new(CHAT, Vec::new())?;
+        let tokens = Content::Tokens { input_ids: vec![3], prompt_length: 1, labels: None };
+        let in_force = |template, chat_template, contents: &[&Content]| {
+            let rows: Vec<Record> = contents.iter().map(|&c| record(c.clone())).collect();
+            encoder(&tokenizer, chat_template, template).in_force(&rows)
+        };
+        let (asked, plain) = (instruction(""), completion("a", "b"));
+        assert_eq!(in_force(Template::Auto, Some(&chat), &[&asked, &tokens]), Some(Template::Chat));
+        assert_eq!(in_force(Template::Auto, None, &[&asked]), Some(Template::Alpaca));
+        assert_eq!(in_force(Template::Auto, Some(&chat), &[&plain]), Some(Template::Plain));
+        assert_eq!(in_force(Template::Auto, Some(&chat), &[&plain, &asked]), Some(Template::Auto));
+        assert_eq!(in_force(Template::Chat, Some(&chat), &[&plain]), Some(Template::Chat));
+        assert_eq!(in_force(Template::Auto, Some(&chat), &[&tokens]), None);
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! Whole training runs on the tiny model of `tests/oracle`.
 
 mod composition;
+mod data_files;
 mod full;
 mod kinds;
 mod loss_scaler;

@@ -1,0 +1,271 @@
+use reft_models::{Field, Fields};
+use serde_json::{Map, Value};
+
+use crate::ColumnNames;
+
+/// A form that rows have, known by its columns.
+#[derive(Debug)]
+pub struct RowForm {
+    /// What messages and documentation call a row of it.
+    pub name: &'static str,
+    /// What its texts become.
+    pub becomes: &'static str,
+    /// The form of [`Content`](crate::Content) that it becomes, by that form's first field.
+    pub(crate) content: &'static str,
+    /// Its columns.
+    pub columns: &'static [RowColumn],
+    /// Columns that it has beside these: those that change nothing and are passed over without a word, and those that are refused.
+    pub others: Fields,
+}
+
+/// A column of a form.
+#[derive(Debug)]
+pub struct RowColumn {
+    /// The field of [`Content`](crate::Content) that it becomes, or `system`.
+    pub(crate) field: &'static str,
+    /// Its names; of several that a row has, the first counts.
+    pub names: &'static [&'static str],
+    /// Whether rows of the form have it.
+    pub need: Need,
+}
+
+/// Whether rows of a form have a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// All have it.
+    Given,
+    /// All have it that are learned from or measured on; prompts alone do not.
+    Learned,
+    /// Some have it.
+    Optional,
+}
+
+const fn given(field: &'static str, names: &'static [&'static str]) -> RowColumn {
+    RowColumn { field, names, need: Need::Given }
+}
+
+const fn learned(field: &'static str, names: &'static [&'static str]) -> RowColumn {
+    RowColumn { field, names, need: Need::Learned }
+}
+
+const fn optional(field: &'static str, names: &'static [&'static str]) -> RowColumn {
+    RowColumn { field, names, need: Need::Optional }
+}
+
+/// What stands before a conversation.
+pub(crate) const SYSTEM: &str = "system";
+const SYSTEM_COLUMN: RowColumn = optional(SYSTEM, &[SYSTEM, "system_prompt"]);
+
+/// The forms of rows. A row is of the first of them whose columns it has.
+pub static ROW_FORMS: [RowForm; 6] = [
+    RowForm {
+        name: "tokens",
+        becomes: "taken as they are",
+        content: "input_ids",
+        columns: &[
+            given("input_ids", &["input_ids"]),
+            learned("prompt_length", &["prompt_length"]),
+            optional("labels", &["labels"]),
+        ],
+        others: Fields { file: "a row of tokens", groups: &[COMMON] },
+    },
+    RowForm {
+        name: "a conversation",
+        becomes: "framed by the model's chat template; the assistant's last turn is learned, or all of them",
+        content: "messages",
+        columns: &[
+            given("messages", &["messages", "conversations", "conversation", "dialog"]),
+            optional("tools", &["tools"]),
+            SYSTEM_COLUMN,
+        ],
+        others: Fields {
+            file: "a row with a conversation",
+            groups: &[
+                &[
+                    Field::neutral(
+                        &[
+                            "parallel_tool_calls",
+                            "prompt",
+                            "prompt_id",
+                            "chosen_rating",
+                            "system_id",
+                        ],
+                        "what a service was asked, and what stands in the messages, too",
+                    ),
+                    Field::refused(&["functions"], "give them as tools"),
+                ],
+                COMMON,
+            ],
+        },
+    },
+    RowForm {
+        name: "an instruction",
+        becomes: "framed by the model's chat template, or by Alpaca's frame if it has none; the output is learned",
+        content: "instruction",
+        columns: &[
+            given("instruction", &["instruction"]),
+            optional("input", &["input", "context"]),
+            learned("output", &["output", "response"]),
+            optional("answer", &["answer"]),
+            SYSTEM_COLUMN,
+        ],
+        others: Fields {
+            file: "a row with an instruction",
+            groups: &[&[Field::neutral(&["text"], "the row as Alpaca frames it")], COMMON],
+        },
+    },
+    RowForm {
+        name: "prompt and completion",
+        becomes: "taken as they stand; the completion and an end token are learned",
+        content: "prompt",
+        columns: &[
+            given("prompt", &["prompt"]),
+            learned("completion", &["completion", "response"]),
+        ],
+        others: Fields { file: "a row with a prompt", groups: &[COMMON] },
+    },
+    RowForm {
+        name: "a question",
+        becomes: "as an instruction; the answer is learned",
+        content: "instruction",
+        columns: &[
+            given("instruction", &["question", "query", "problem"]),
+            optional("input", &["context", "input"]),
+            learned("output", &["answer", "response", "output", "completion", "solution"]),
+            SYSTEM_COLUMN,
+        ],
+        others: Fields { file: "a row with a question", groups: &[COMMON] },
+    },
+    RowForm {
+        name: "a text",
+        becomes: "taken as it stands; all of it and an end token are learned, without a prompt",
+        content: "prompt",
+        columns: &[given("completion", &["text", "content"])],
+        others: Fields { file: "a row with a text", groups: &[COMMON] },
+    },
+];
+
+/// Columns that any row may have.
+pub(crate) const ID: &str = "id";
+pub(crate) const SUBSPACE: &str = "subspace";
+
+const COMMON: &[Field] = &[Field::neutral(
+    &["source", "dataset", "category", "language", "license", "url", "metadata", "split"],
+    "where the row comes from",
+)];
+
+/// A row's form, and under which names the row has the columns of it.
+pub(crate) struct FoundForm {
+    pub(crate) form: &'static RowForm,
+    /// Each column of the form that the row has, and its name there.
+    pub(crate) columns: Vec<(&'static RowColumn, &'static str)>,
+}
+
+impl RowForm {
+    /// The columns of the form that a row has, if it has those that it needs.
+    fn found(&'static self, row: &Map<String, Value>, is_prompt: bool) -> Option<FoundForm> {
+        let is_needed = |need| need == Need::Given || (need == Need::Learned && !is_prompt);
+        let name = |column: &RowColumn| column.names.iter().find(|name| row.contains_key(**name));
+        let lacks = |column: &RowColumn| is_needed(column.need) && name(column).is_none();
+        if self.columns.iter().any(lacks) {
+            return None;
+        }
+        let columns = self.columns.iter().filter_map(|column| Some((column, *name(column)?)));
+        Some(FoundForm { form: self, columns: columns.collect() })
+    }
+
+    /// Whether a name is one of its columns.
+    fn has(&self, name: &str) -> bool {
+        self.columns.iter().any(|column| column.names.contains(&name))
+    }
+}
+
+impl FoundForm {
+    /// The form of a row; of several, one with the columns that `columns` names.
+    ///
+    /// # Errors
+    /// The columns that the row has, and what it lacks.
+    pub(crate) fn of(
+        row: &Map<String, Value>,
+        columns: Option<&ColumnNames>,
+        is_prompt: bool,
+    ) -> Result<Self, String> {
+        let mut forms: Vec<&'static RowForm> = ROW_FORMS.iter().collect();
+        if let Some(columns) = columns {
+            let unnamed = |form: &&RowForm| columns.iter().filter(|(n, _)| !form.has(n)).count();
+            forms.sort_by_key(unnamed); // stable
+        }
+        let found = forms.iter().find_map(|form| form.found(row, is_prompt));
+        found.ok_or_else(|| lacking(row, &forms))
+    }
+
+    /// What the row's columns are taken for, where their names do not say it alone.
+    pub(crate) fn said(&self) -> Option<String> {
+        let is_plain = |(column, name): &(&RowColumn, &str)| column.field == *name;
+        if self.columns.iter().all(is_plain) {
+            return None;
+        }
+        let names: Vec<&str> = self.columns.iter().map(|(_, name)| *name).collect();
+        Some(format!("{} ({}): {}", self.form.name, names.join(", "), self.form.becomes))
+    }
+
+    /// Whether a column of the row is one of the form's.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.columns.iter().any(|(_, own)| *own == name)
+    }
+
+    /// The names of those columns of a row that say something and are not used.
+    pub(crate) fn unused<'a>(
+        &'a self,
+        row: &'a Map<String, Value>,
+    ) -> impl Iterator<Item = &'a str> {
+        let is_known = |name: &str| {
+            [ID, SUBSPACE].contains(&name)
+                || self.has(name)
+                || self.form.others.find(name).is_some()
+        };
+        let unused = row
+            .iter()
+            .filter(move |(name, value)| !is_known(name) && !reft_models::says_nothing(value));
+        unused.map(|(name, _)| name.as_str())
+    }
+}
+
+/// What is to be said of a row of no form: its columns, what is lacking, and how to name it.
+fn lacking(row: &Map<String, Value>, forms: &[&'static RowForm]) -> String {
+    let found: Vec<&str> = row.keys().map(String::as_str).collect();
+    let found = match &found[..] {
+        [] => "the row has no column".to_owned(),
+        found => format!("the row has {}", found.join(", ")),
+    };
+    let needed = |form: &RowForm| {
+        let needed = form.columns.iter().filter(|column| column.need != Need::Optional);
+        needed.map(|column| column.names[0]).collect::<Vec<_>>()
+    };
+    let begun = forms.iter().find(|form| {
+        let given = form.columns.iter().find(|column| column.need == Need::Given);
+        given.is_some_and(|column| column.names.iter().any(|name| row.contains_key(*name)))
+    });
+    if let Some(form) = begun {
+        let lacks = form.columns.iter().find(|column| {
+            column.need == Need::Learned && !column.names.iter().any(|name| row.contains_key(*name))
+        });
+        let lacks = lacks.map_or("it", |column| column.names[0]);
+        return format!(
+            "{found}, and for {} it lacks {lacks}; say which column that is with --columns {lacks}=COLUMN",
+            form.name
+        );
+    }
+    let accepted: Vec<String> = forms.iter().map(|form| needed(form).join(" and ")).collect();
+    format!(
+        "{found}; expected {}; say which columns these are with --columns, such as --columns prompt=COLUMN,completion=COLUMN",
+        accepted.join(", or ")
+    )
+}
+
+/// The first name of `columns` that is no form's.
+pub(crate) fn unknown_name(columns: &ColumnNames) -> Option<&str> {
+    let is_known =
+        |name: &str| [ID, SUBSPACE].contains(&name) || ROW_FORMS.iter().any(|form| form.has(name));
+    columns.iter().map(|(name, _)| name).find(|name| !is_known(name))
+}

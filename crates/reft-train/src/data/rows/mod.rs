@@ -1,0 +1,9 @@
+//! What rows of data files mean.
+
+pub(crate) mod columns;
+pub(crate) mod form;
+
+pub(crate) mod conversation;
+pub(crate) mod record;
+
+pub(crate) mod data_source;
