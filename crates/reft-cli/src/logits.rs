@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use reft_models::{
     AdapterStack, Component, Decoder, HookPoint, Hooks, JsonReason, Layout, Mode, Model,
-    PaddingSide, Row, Span, read_text, save_safetensors,
+    PaddingSide, Row, Site, Span, read_text, save_safetensors,
 };
 use reft_train::IGNORE_INDEX;
 use serde::Deserialize;
@@ -184,14 +184,14 @@ fn in_callers_order(tensor: &Tensor, layout: &Layout) -> Tensor {
     Tensor::stack(&layout.rows().iter().enumerate().map(row).collect::<Vec<_>>(), 0)
 }
 
-/// Keeps the embeddings and the output of every block.
+/// Keeps what goes into the first block and the output of every block.
 struct Collect<'a>(&'a mut Vec<Tensor>);
 
 impl Hooks for Collect<'_> {
     fn visit(&mut self, point: HookPoint, h: Tensor, _: &Span) -> reft_models::Result<Tensor> {
         match point {
-            HookPoint::Embeddings => self.0.push(h.shallow_clone()),
-            HookPoint::Residual(site) if site.component == Component::BlockOutput => {
+            HookPoint::Residual(Site { layer: 0, component: Component::BlockInput })
+            | HookPoint::Residual(Site { component: Component::BlockOutput, .. }) => {
                 self.0.push(h.shallow_clone());
             }
             _ => {}

@@ -278,8 +278,17 @@ fn find(folder: &Path, name: &str) -> Result<Vec<PathBuf>> {
 #[test]
 fn models() -> Result<()> {
     let reader = Reader::new()?;
-    for family in ["llama_rope_llama3", "mistral", "qwen2", "qwen3"] {
-        let document = document(&format!("tests/oracle/families/{family}/config.json"))?;
+    for family in [
+        "families/llama_rope_llama3",
+        "families/mistral",
+        "families/qwen2",
+        "families/qwen3",
+        "more_families/gemma2",
+        "more_families/gemma3_images",
+        "more_families/phi3_longrope",
+        "more_families/ministral3",
+    ] {
+        let document = document(&format!("tests/oracle/{family}/config.json"))?;
         reader.json("config.json", &document, |path| {
             Ok(DecoderConfig::open(path.parent().unwrap_or(path)).map(drop)?)
         })?;

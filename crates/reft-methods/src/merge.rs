@@ -1,7 +1,9 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use reft_models::{Model, Weight, atomic_directory, io_error, save_safetensors};
+use reft_models::{
+    Model, Weight, atomic_directory, decoder_config, io_error, save_safetensors, write_json,
+};
 use tch::{Tensor, no_grad};
 
 use crate::{AdapterFiles, Error, Result};
@@ -57,9 +59,11 @@ pub(crate) fn weight_tensors(model: &dyn Model) -> reft_models::Result<Vec<(Stri
     model.weights().into_iter().map(tensor).collect()
 }
 
+const CONFIG: &str = "config.json";
+
 /// Files of a model directory that are not weights.
 const MODEL_FILES: [&str; 10] = [
-    "config.json",
+    CONFIG,
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -102,6 +106,11 @@ pub fn export_model(
                 let copy = dir.join(name);
                 std::fs::write(&copy, content).map_err(io_error("write", &copy))?;
             }
+        }
+        // of a model that sees images the decoder alone is written
+        let config = Some(base.join(CONFIG)).filter(|config| config.is_file());
+        if let Some(own) = config.map(|config| decoder_config(&config)).transpose()?.flatten() {
+            write_json(&dir.join(CONFIG), &own)?;
         }
         Ok::<_, reft_models::Error>(())
     })?)

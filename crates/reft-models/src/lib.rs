@@ -64,7 +64,7 @@ pub use model::frozen_model::{Forward, Head, Model};
 pub use model::hooks::{Cut, HookPoint, Hooks, NoHooks, Stacked};
 pub use model::kv_cache::{KeyValueRecorder, KvCache, Past};
 pub use model::layout::{Layout, PaddingSide, Row, Span};
-pub use model_files::MODEL_FILES;
+pub use model_files::model_files;
 pub use place::Place;
 pub use site::{Component, Site};
 pub use text::chat_template::ChatTemplate;
@@ -73,8 +73,13 @@ pub use text::decode_stream::DecodeStream;
 pub use text::message::Message;
 pub use text::tokenizer::Tokenizer;
 pub use text::tokenizer_config::{GENERATION_CONFIG, TOKENIZER_CONFIG};
-pub use transformer::config::{DecoderConfig, RopeScaling};
-pub use transformer::config_file::TRANSFORMERS_FIELDS;
+pub use transformer::config::config_file::TRANSFORMERS_FIELDS;
+pub use transformer::config::decoder_config::DecoderConfig;
+pub use transformer::config::options::{
+    AttentionOptions, MlpActivation, MlpOptions, Multipliers, NormKind, NormOptions, NormPlaces,
+    QkNorm, QueryScaling, RopeOptions, RopeScaling,
+};
+pub use transformer::config::text_part::decoder_config;
 pub use transformer::decoder::Decoder;
 pub(crate) use transformer::pass::{BlockColumns, Pass};
 pub(crate) use transformer::rms_norm::RmsNorm;

@@ -1,7 +1,14 @@
 use crate::Fields;
 use crate::gguf::fields::GGUF;
 use crate::text::tokenizer_config::{GENERATION_CONFIG, TOKENIZER_CONFIG};
-use crate::transformer::config_file::CONFIG;
+use crate::transformer::config::config_file::CONFIG;
+use crate::transformer::config::text_part::MULTIMODAL;
+use crate::transformer::families::FAMILIES;
 
 /// The fields of every file that belongs to a model and is read here.
-pub const MODEL_FILES: [&Fields; 4] = [&CONFIG, &GENERATION_CONFIG, &TOKENIZER_CONFIG, &GGUF];
+pub fn model_files() -> Vec<&'static Fields> {
+    let of_family = FAMILIES.into_iter().map(|family| &family.fields);
+    let of_family = of_family.filter(|fields| !fields.groups.is_empty());
+    let others = [&MULTIMODAL, &GENERATION_CONFIG, &TOKENIZER_CONFIG, &GGUF];
+    [&CONFIG].into_iter().chain(of_family).chain(others).collect()
+}

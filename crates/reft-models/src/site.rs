@@ -25,6 +25,10 @@ pub enum Component {
     Up,
     /// The MLP's down projection.
     Down,
+    /// Attention's query, key and value projections in one.
+    QueryKeyValue,
+    /// The MLP's gate and up projections in one.
+    GateUp,
 }
 
 reft_core::names!(Component, "component", crate::Error, {
@@ -39,12 +43,23 @@ reft_core::names!(Component, "component", crate::Error, {
     Gate => "gate_proj",
     Up => "up_proj",
     Down => "down_proj",
+    QueryKeyValue => "qkv_proj",
+    GateUp => "gate_up_proj",
 });
 
 impl Component {
-    /// The seven linear projections.
-    pub const PROJECTIONS: [Self; 7] =
-        [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
+    /// The linear projections, of which no model has all.
+    pub const PROJECTIONS: [Self; 9] = [
+        Self::Query,
+        Self::Key,
+        Self::Value,
+        Self::Output,
+        Self::Gate,
+        Self::Up,
+        Self::Down,
+        Self::QueryKeyValue,
+        Self::GateUp,
+    ];
 }
 
 /// A place where a hidden state can be read or replaced: a component of a layer.

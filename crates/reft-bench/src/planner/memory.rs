@@ -56,10 +56,18 @@ impl BlockNumbers {
         let has = |norm: &str| model.tensors.iter().any(|tensor| tensor.name.ends_with(norm));
         let of_queries = if has("q_norm.weight") { 4.0 * q } else { 0.0 };
         let of_keys = if has("k_norm.weight") { 4.0 * kv } else { 0.0 };
+        let first_norm = if has("input_layernorm.weight") { norm } else { 0.0 };
+        let other_norms = model.norms_of_block() as f64 * norm - first_norm;
+        // with a soft cap: the scores, their tanh and their softmax, of every query and key
+        let scores = if model.keeps_scores {
+            3.0 * kind * n_h * (shape.kept_columns + shape.columns)
+        } else {
+            0.0
+        };
         Self {
-            every: norm + of_keys,
-            // query and result of attention with its log-sum, the second norm; gate, silu(gate) and up
-            wanted: 2.0 * kind * q + 4.0 * n_h + norm + of_queries + 3.0 * kind * f,
+            every: first_norm + of_keys,
+            // query and result of attention with its log-sum, the other norms; gate, its activation and up
+            wanted: 2.0 * kind * q + 4.0 * n_h + other_norms + of_queries + scores + 3.0 * kind * f,
             key: 2.0 * kind * kv,
         }
     }

@@ -84,6 +84,9 @@ impl FeedForward {
             max_position_embeddings: i64::MAX,
             is_causal: true, // no token sees another
             windows: vec![None; layers.len()],
+            keys_change_at: None,
+            depends_on_length: false,
+            keeps_scores: false,
             tensors,
         };
         Self { inputs: inputs.shallow_clone(), layers, output, description }

@@ -261,7 +261,8 @@ fn a_source_that_is_the_base_changes_nothing_at_any_place() -> Outcome {
     let plain = logits_of(&decoder, &layout, &mut NoHooks)?;
     let tokens = at(&[(0, 2), (1, 1), (2, 0), (2, 4)]);
     tch::manual_seed(3);
-    for &component in Component::ALL {
+    let fused = [Component::QueryKeyValue, Component::GateUp].map(|fused| fused.name());
+    for &component in Component::ALL.iter().filter(|own| !fused.contains(&own.name())) {
         let place = Place::whole(Site { layer: 2, component });
         let d = decoder.description().size_of(&place)?;
         let source = collect(&decoder, &layout, vec![(place.clone(), tokens.clone())])?.remove(0);

@@ -22,6 +22,7 @@ pub fn describe(path: &Path) -> Result<(Rows, Value)> {
     let (c, parameters) = (&config, config.describe().parameters());
     let (heads, kv_heads, d_h) = (c.num_attention_heads, c.num_key_value_heads, c.head_dim);
     let head = if c.tie_word_embeddings { "tied to the embeddings" } else { "of its own" };
+    let unlike = c.differences();
     let vocabulary = text.tokenizer.as_ref().map(|tokenizer| tokenizer.vocab_size());
     let merged = merged(path);
     let dtypes = weights.dtypes().into_iter();
@@ -33,6 +34,7 @@ pub fn describe(path: &Path) -> Result<(Rows, Value)> {
         ("hidden size", c.hidden_size.to_string()),
         ("attention", format!("{heads} heads of {d_h}, {kv_heads} for keys and values")),
         ("MLP", c.intermediate_size.to_string()),
+        ("unlike Llama", if unlike.is_empty() { "nothing".to_owned() } else { unlike.join("; ") }),
         ("vocabulary", format!("{}, head {head}", grouped(c.vocab_size))),
         ("context", format!("{} tokens", grouped(c.max_position_embeddings))),
         ("weights", format!("{} tensors, {}", dtypes.join(" + "), bytes(size))),
@@ -60,6 +62,7 @@ pub fn describe(path: &Path) -> Result<(Rows, Value)> {
         "tensors": weights.dtypes(),
         "tokenizer_size": vocabulary,
         "chat_template": has_chat_template,
+        "unlike_llama": unlike,
         "merged": merged.map(|(adapter, base_model)| json!({"adapter": adapter, "base_model": base_model})),
         "bytes": size,
     });

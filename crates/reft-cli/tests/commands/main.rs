@@ -12,6 +12,7 @@ mod demo_model;
 mod devices;
 mod directories;
 mod export;
+mod families;
 mod files;
 mod generation;
 mod identities;

@@ -141,8 +141,8 @@ impl BottleneckHooks<'_> {
     fn see_input(&mut self, site: Site, x: &Tensor) {
         // attention and the MLP begin with these projections
         let component = match site.component {
-            Component::Query => Component::AttentionOutput,
-            Component::Gate => Component::MlpOutput,
+            Component::Query | Component::QueryKeyValue => Component::AttentionOutput,
+            Component::Gate | Component::GateUp => Component::MlpOutput,
             _ => return,
         };
         let branch = Site { layer: site.layer, component };

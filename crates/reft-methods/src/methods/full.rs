@@ -92,11 +92,14 @@ impl Method for Full {
     }
 
     fn kept_per_token(&self, model: &ModelDescription, kind_bytes: f64) -> crate::Result<Vec<f64>> {
-        use Component::{Down, Gate, Output, Query};
+        use Component::{Down, Gate, GateUp, Output, Query, QueryKeyValue};
         // what the weights of the norms are multiplied with, and one input of each group of projections
-        let mut bytes = vec![2.0 * kind_bytes * model.hidden_size as f64; model.num_hidden_layers];
+        let norms = model.norms_of_block() as f64;
+        let mut bytes =
+            vec![norms * kind_bytes * model.hidden_size as f64; model.num_hidden_layers];
+        let first = [Query, QueryKeyValue, Output, Gate, GateUp, Down];
         for projection in model.projections() {
-            if [Query, Output, Gate, Down].contains(&projection.site.component) {
+            if first.contains(&projection.site.component) {
                 bytes[projection.site.layer] += kind_bytes * projection.in_features as f64;
             }
         }

@@ -58,7 +58,11 @@ impl TensorMethod for Ia3Config {
     type Constants = Factors;
 
     fn decide(_: &str, options: &MethodOptions, model: &ModelDescription) -> crate::Result<Self> {
-        let targets = || TargetModules::of(&[Component::Key, Component::Value, Component::Down]);
+        let is_fused = model.projection_names().contains(&Component::QueryKeyValue.name());
+        let targets = || match is_fused {
+            true => TargetModules::of(&[Component::QueryKeyValue, Component::Down]),
+            false => TargetModules::of(&[Component::Key, Component::Value, Component::Down]),
+        };
         Ok(Self {
             target_modules: TargetModules::given(options, model)?.unwrap_or_else(targets),
             exclude_modules: None,

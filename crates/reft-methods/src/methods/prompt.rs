@@ -1,5 +1,6 @@
 use reft_models::{
-    Error, Fields, HookPoint, Hooks, Layout, Mode, Model, ModelDescription, Result, Span, send,
+    Error, Fields, HookPoint, Hooks, Layout, Mode, Model, ModelDescription, PaddingSide, Result,
+    Row, Span, send,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -8,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 use crate::files::peft_fields::{self, OtherFields, check_model};
 use crate::trained::{
     Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, check_positive, read_config,
-    resolve_config, weight_of,
+    resolve_config,
 };
 use crate::{
     AdapterFiles, INIT, INIT_TOKENS, Merging, MethodDeclaration, MethodOptions, N_VIRTUAL_TOKENS,
@@ -66,10 +67,11 @@ pub(crate) fn cycled(tokens: Vec<i64>, n: i64) -> crate::Result<Vec<i64>> {
     Ok(tokens.into_iter().cycle().take(n as usize).collect())
 }
 
-/// The embeddings of tokens, `[n, d]`.
-fn embeddings(model: &dyn Model, ids: &Tensor) -> Result<Tensor> {
-    let name = model.description().embeddings().unwrap_or("embeddings");
-    Ok(weight_of(model, name)?.rows_at(&ids.to_device(model.device())))
+/// The embeddings of tokens, `[n, d]`, as a forward looks them up.
+fn embeddings(model: &dyn Model, ids: Vec<i64>) -> Result<Tensor> {
+    let layout = Layout::new(vec![Row::prompt(ids)], PaddingSide::Right)?;
+    let forward = model.forward(&layout.whole(), 0);
+    Ok(forward.embed(&layout.input_ids(model.device())).select(0, 0))
 }
 
 impl TensorMethod for PromptConfig {
@@ -125,14 +127,14 @@ impl TensorMethod for PromptConfig {
         let start = match (self.init, self.text.clone()) {
             (_, Some(tokens)) => Start::FromModel(Box::new(move |model| {
                 tokens.iter().try_for_each(|&token| model.check_token(token))?;
-                embeddings(model, &Tensor::from_slice(&tokens))
+                embeddings(model, tokens.clone())
             })),
             // Vocabularies of byte-pair encodings begin with what was merged first, so the first 5,000 ids are frequent tokens,
             // as Lester et al. sample from the 5,000 most common ones.
             (Some("vocabulary"), None) => Start::FromModel(Box::new(move |model| {
                 let frequent = model.description().vocab_size.min(5_000);
                 let ids = Tensor::randint(frequent, [n], (Kind::Int64, Device::Cpu));
-                embeddings(model, &ids)
+                embeddings(model, ids.try_into()?)
             })),
             _ => Start::Normal, // as in PEFT
         };

@@ -3,6 +3,7 @@
 mod composition;
 mod declarations;
 mod equations;
+mod families;
 mod files;
 mod interop;
 mod merging;

@@ -134,7 +134,16 @@ impl Generation<'_> {
         let mut input_ids = layout.input_ids(model.device());
         let mut hooks = adapters.hooks(&layout, Mode::Eval)?;
         while !batch.is_empty() {
-            let span = Span { layout: &layout, columns: columns.clone() };
+            let mut span = Span { layout: &layout, columns: columns.clone() };
+            if keys_change(model, &span, adapters.prefix_length()) {
+                // all tokens once more: the keys of the earlier ones are others now
+                cache.len = 0;
+                span.columns.start = 0;
+                input_ids = Tensor::cat(
+                    &[layout.input_ids(model.device()), self.generated(&batch, model.device())],
+                    1,
+                );
+            }
             let h = model.hidden_states(&input_ids, &span, Some(&mut cache), &mut hooks)?;
             let logits = model.logits(&last_tokens(&h, &span)); // [b, v]
             let ids = self.choose(&logits, &batch)?;
@@ -160,6 +169,13 @@ impl Generation<'_> {
         Ok(ControlFlow::Continue(()))
     }
 
+    /// The tokens of replies so far, `[b, n]`.
+    fn generated(&self, batch: &[usize], device: Device) -> Tensor {
+        let ids = batch.iter().flat_map(|&i| self.replies[i].generated.ids.iter().copied());
+        let ids: Vec<i64> = ids.collect();
+        send(&Tensor::from_slice(&ids).view([batch.len() as i64, -1]), device)
+    }
+
     /// The next token of each row of `logits` `[b, v]`.
     fn choose(&mut self, logits: &Tensor, batch: &[usize]) -> Result<Vec<i64>> {
         let (best, ids) = logits.max_dim(-1, false); // NaN if one is among them
@@ -179,11 +195,18 @@ impl Generation<'_> {
     }
 }
 
+/// Whether this pass makes a row one whose earlier tokens have other keys.
+fn keys_change(model: &dyn Model, span: &Span, prefix: usize) -> bool {
+    let first = model.description().keys_change_at.map(|longest| longest + 1);
+    let mut lengths = (0..span.layout.batch_size()).map(|row| prefix + span.row_length(row));
+    span.columns.start > 0 && first.is_some_and(|first| lengths.any(|length| length == first))
+}
+
 /// The hidden state of every row's last token, `[b, d]`, of `h` `[b, t, d]`.
 fn last_tokens(h: &Tensor, span: &Span) -> Tensor {
     let layout = span.layout;
-    if span.columns.start > 0 {
-        return h.squeeze_dim(1); // [b, 1, d]: a generated token
+    if span.columns.end > layout.width() {
+        return h.select(1, -1); // a generated token
     }
     let last = |row: usize| {
         let token = layout.rows()[row].input_ids.len() - 1;

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value as Json, json};
 
 use crate::Result;
-use crate::gguf::gguf_file::{Gguf, ROPE_FREQUENCIES, Stored};
+use crate::gguf::gguf_file::{Gguf, ROPE_FREQUENCIES, ROPE_LONG, ROPE_SHORT, Stored};
 
 /// llama3's rope scaling, as far as Meta's models fix it; the file stores only the factors that follow from it.
 const LLAMA3_LOW_FREQUENCY_FACTOR: f64 = 1.0;
@@ -20,9 +20,16 @@ impl Gguf {
         self.check_model_keys()?;
         let sliding_window =
             self.optional::<i64>(&self.key("attention.sliding_window"), "an integer")?;
-        let (class, model_type) = match self.architecture {
+        let (class, model_type) = match self.architecture.name {
             "qwen2" => ("Qwen2ForCausalLM", "qwen2"),
             "qwen3" => ("Qwen3ForCausalLM", "qwen3"),
+            "gemma2" => ("Gemma2ForCausalLM", "gemma2"),
+            "gemma3" => ("Gemma3ForCausalLM", "gemma3_text"),
+            "smollm3" => ("SmolLM3ForCausalLM", "smollm3"),
+            "granite" => ("GraniteForCausalLM", "granite"),
+            "olmo2" if sliding_window.is_some() => ("Olmo3ForCausalLM", "olmo3"),
+            "olmo2" => ("Olmo2ForCausalLM", "olmo2"),
+            "phi3" => ("Phi3ForCausalLM", "phi3"),
             _ if sliding_window.is_some() => ("MistralForCausalLM", "mistral"),
             _ => ("LlamaForCausalLM", "llama"),
         };
@@ -32,7 +39,8 @@ impl Gguf {
         let head_dim = head_dim.unwrap_or(hidden_size / n_heads);
         let rotated: Option<i64> =
             self.optional(&self.key("rope.dimension_count"), "an integer")?;
-        if let Some(rotated) = rotated.filter(|rotated| *rotated != head_dim) {
+        let rotated = rotated.filter(|rotated| *rotated != head_dim);
+        if let Some(rotated) = rotated.filter(|_| model_type != "phi3") {
             return Err(self.broken(format!(
                 "rope turns {rotated} of {head_dim} dimensions of a head; only whole heads can be turned"
             )));
@@ -55,7 +63,10 @@ impl Gguf {
         set("max_position_embeddings", json!(self.size("context_length")?));
         set("rms_norm_eps", json!(shortest(epsilon)));
         set("rope_theta", json!(shortest(rope_theta)));
-        set("rope_scaling", self.rope_scaling(head_dim, f64::from(rope_theta))?);
+        set("rope_scaling", self.rope_scaling(rotated.unwrap_or(head_dim), f64::from(rope_theta))?);
+        if let Some(rotated) = rotated {
+            set("partial_rotary_factor", json!(rotated as f64 / head_dim as f64));
+        }
         set("attention_bias", json!(self.holds("model.layers.0.self_attn.q_proj.bias")));
         set("mlp_bias", json!(self.holds("model.layers.0.mlp.gate_proj.bias")));
         set("tie_word_embeddings", json!(!self.holds("lm_head.weight")));
@@ -66,7 +77,73 @@ impl Gguf {
         set("eos_token_id", json!(self.token_id("eos")?));
         set("pad_token_id", json!(self.token_id("padding")?));
         set("torch_dtype", json!("float32"));
+        self.set_own(model_type, (hidden_size, n_heads, head_dim), &mut config)?;
         Ok(config.into())
+    }
+
+    /// What an architecture has of its own; some of it llama.cpp fixes, and the file does not say.
+    fn set_own(
+        &self,
+        model_type: &str,
+        (hidden_size, n_heads, head_dim): (i64, i64, i64),
+        config: &mut Map<String, Json>,
+    ) -> Result<()> {
+        let number = |key: &str| -> Result<Json> {
+            let found: Option<f32> = self.optional(&self.key(key), "a number")?;
+            Ok(json!(found.filter(|number| *number != 0.0).map(shortest)))
+        };
+        let mut set = |key: &str, value: Json| config.insert(key.to_owned(), value);
+        match model_type {
+            "gemma2" | "gemma3_text" => {
+                // the largest of both are scaled by their hidden size
+                let layers = self.size("block_count")?;
+                let is_largest = layers == if model_type == "gemma2" { 46 } else { 62 };
+                let scalar = if is_largest { hidden_size / n_heads } else { head_dim };
+                set("query_pre_attn_scalar", json!(scalar));
+                set("hidden_activation", json!("gelu_pytorch_tanh"));
+                set("attn_logit_softcapping", number("attn_logit_softcapping")?);
+                set("final_logit_softcapping", number("final_logit_softcapping")?);
+            }
+            "granite" => {
+                for (key, own) in [
+                    ("attention_multiplier", "attention.scale"),
+                    ("embedding_multiplier", "embedding_scale"),
+                    ("residual_multiplier", "residual_scale"),
+                    ("logits_scaling", "logit_scale"),
+                ] {
+                    set(key, number(own)?);
+                }
+            }
+            "olmo3" => {
+                let (theta, scaling) =
+                    (set("rope_theta", Json::Null), set("rope_scaling", Json::Null));
+                let theta = theta.unwrap_or_default();
+                if scaling.is_some_and(|scaling| !scaling.is_null()) {
+                    return Err(self.broken("rope scaling of OLMo 3 is not read".to_owned()));
+                }
+                let rope = json!({ "rope_type": "default", "rope_theta": theta });
+                set(
+                    "rope_parameters",
+                    json!({ "full_attention": rope, "sliding_attention": rope }),
+                );
+            }
+            "phi3" => {
+                let key = self.key("rope.scaling.original_context_length");
+                let original: Option<i64> = self.optional(&key, "an integer")?;
+                if let Some(original) = original {
+                    set("original_max_position_embeddings", json!(original));
+                }
+            }
+            _ => {}
+        }
+        if model_type == "gemma3_text" {
+            let key = self.key("attention.sliding_window_pattern");
+            let pattern: Option<i64> = self.optional(&key, "an integer")?;
+            set("sliding_window_pattern", json!(pattern.unwrap_or(6)));
+            let local: Option<f32> = self.optional(&self.key("rope.freq_base_swa"), "a number")?;
+            set("rope_local_base_freq", json!(shortest(local.unwrap_or(10_000.0))));
+        }
+        Ok(())
     }
 
     /// No token may see a later one, values be of another size than keys, or scores be scaled otherwise than by 1 / √(head size).
@@ -84,6 +161,9 @@ impl Gguf {
             return Err(self.broken(format!(
                 "metadata {key} is {found}, expected {head_dim}, the size of a head's keys"
             )));
+        }
+        if self.architecture.own.contains(&"attention.scale") {
+            return Ok(());
         }
         let (key, usual) = (self.key("attention.scale"), 1.0 / (head_dim as f64).sqrt());
         let is_other = |scale: &f64| *scale != 0.0 && (scale / usual - 1.0).abs() > 1e-5; // f32 in the file
@@ -153,7 +233,11 @@ impl Gguf {
                 );
             }
         };
-        match &self.rope_frequencies {
+        let factors = |name: &str| self.rope_factors.get(name);
+        if let (Some(short), Some(long)) = (factors(ROPE_SHORT), factors(ROPE_LONG)) {
+            return self.longrope(short, long, &linear);
+        }
+        match factors(ROPE_FREQUENCIES) {
             None => Ok(linear),
             Some(factors) if linear.is_null() => self.llama3_scaling(factors, head_dim, theta),
             Some(_) => Err(self.broken(format!(
@@ -162,12 +246,37 @@ impl Gguf {
         }
     }
 
+    /// The numbers of a vector.
+    fn vector(&self, stored: &Stored) -> Result<Vec<f32>> {
+        Ok(Vec::try_from(self.dequantise(stored, 0, 1)?.f_flatten(0, -1)?)?)
+    }
+
+    /// LongRoPE: its factors are tensors of the file.
+    fn longrope(&self, short: &Stored, long: &Stored, linear: &Json) -> Result<Json> {
+        if self.architecture.name != "phi3" || !linear.is_null() {
+            return Err(self.broken(format!(
+                "it holds {ROPE_SHORT} and {ROPE_LONG}, and is not a Phi-3 without other rope scaling"
+            )));
+        }
+        let numbers = |stored: &Stored| -> Result<Vec<f64>> {
+            Ok(self.vector(stored)?.into_iter().map(shortest).collect())
+        };
+        let key = self.key("rope.scaling.attn_factor");
+        let attention: Option<f32> = self.optional(&key, "a number")?;
+        Ok(json!({
+            "rope_type": "longrope",
+            "short_factor": numbers(short)?,
+            "long_factor": numbers(long)?,
+            "attention_factor": attention.map(shortest),
+        }))
+    }
+
     /// Recognises llama3's scaling by the factors that follow from it.
     ///
     /// With wavelength λ = 2π θ^(2i/d), a pair's frequency is divided by 1 where λ is below length / high, by the factor
     /// where it is above length / low, and by an interpolation of the two between.
     fn llama3_scaling(&self, factors: &Stored, head_dim: i64, theta: f64) -> Result<Json> {
-        let found = Vec::<f32>::try_from(self.dequantise(factors, 0, 1)?.f_flatten(0, -1)?)?;
+        let found = self.vector(factors)?;
         let factor = f64::from(found.iter().copied().fold(1.0, f32::max));
         let (low, high) = (LLAMA3_LOW_FREQUENCY_FACTOR, LLAMA3_HIGH_FREQUENCY_FACTOR);
         let expected = (0..head_dim / 2).map(|i| {

@@ -32,19 +32,19 @@ pub const GGUF: Fields = Fields {
                 "{architecture}.rope.scale_linear",
             ])
             .with_note("types none and linear; linear where a factor stands without a type"),
+            Field::applied(&["{architecture}.rope.scaling.original_context_length"])
+                .with_note("of Phi-3; elsewhere of types of scaling that are refused"),
             Field::applied(&["{architecture}.rope.dimension_count"])
-                .with_note("whole heads are turned"),
+                .with_note("whole heads are turned but in Phi-3"),
             Field::applied(&["{architecture}.attention.value_length"])
                 .with_note("the same as `key_length`"),
             Field::applied(&["{architecture}.attention.scale"])
-                .with_note("0, or 1 over the root of the head size"),
+                .with_note("0, or 1 over the root of the head size; in Granite any"),
             Field::applied(&["{architecture}.attention.causal"]).with_note("true"),
             Field::only(
                 &[
                     "{architecture}.attention.clamp_kqv",
                     "{architecture}.attention.max_alibi_bias",
-                    "{architecture}.attn_logit_softcapping",
-                    "{architecture}.final_logit_softcapping",
                     "{architecture}.router_logit_softcapping",
                     "{architecture}.expert_count",
                     "{architecture}.expert_used_count",
@@ -57,17 +57,32 @@ pub const GGUF: Fields = Fields {
             ),
             Field::only(
                 &[
+                    "{architecture}.attn_logit_softcapping",
+                    "{architecture}.final_logit_softcapping",
+                ],
+                |cap| cap.as_f64() == Some(0.0),
+                "0; in Gemma, whose scores (2) and logits are capped, applied",
+            ),
+            Field::refused(
+                &[
+                    "{architecture}.attention.sliding_window_pattern",
+                    "{architecture}.rope.freq_base_swa",
+                ],
+                "only in Gemma 3 they are applied",
+            ),
+            Field::only(
+                &[
                     "{architecture}.embedding_scale",
                     "{architecture}.logit_scale",
                     "{architecture}.residual_scale",
                 ],
                 |scale| scale.as_f64().is_some_and(|scale| scale == 0.0 || scale == 1.0),
-                "1: no such thing is computed",
+                "1; in Granite applied",
             ),
             Field::only(
                 &["{architecture}.rope.scaling.attn_factor"],
                 |factor| factor.as_f64() == Some(1.0),
-                "1",
+                "1; in Phi-3 applied",
             ),
             Field::only(
                 &["{architecture}.tensor_data_layout"],
@@ -80,9 +95,8 @@ pub const GGUF: Fields = Fields {
                     "{architecture}.vocab_size",
                     "{architecture}.pooling_type",
                     "{architecture}.rope.scaling.finetuned",
-                    "{architecture}.rope.scaling.original_context_length",
                 ],
-                "the embeddings' rows are the vocabulary; the others are for embeddings and for types of scaling that are refused",
+                "the embeddings' rows are the vocabulary; the others are for embeddings and history",
             ),
         ],
         &[
@@ -166,6 +180,10 @@ impl Gguf {
                 other => other.clone(),
             };
             let named = self.name_in_table(key);
+            let own = named.strip_prefix("{architecture}.").unwrap_or_default();
+            if self.architecture.own.contains(&own) {
+                continue;
+            }
             let in_file = |refusal: String| {
                 self.broken(format!("metadata {}", refusal.replacen(&named, key, 1)))
             };
@@ -184,7 +202,9 @@ impl Gguf {
         }
         match key.split_once('.') {
             Some(("tokenizer", _)) => key.to_owned(),
-            Some((first, rest)) if first == self.architecture => format!("{{architecture}}.{rest}"),
+            Some((first, rest)) if first == self.architecture.name => {
+                format!("{{architecture}}.{rest}")
+            }
             _ => "*".to_owned(),
         }
     }

@@ -14,23 +14,21 @@ use serde::Deserialize;
 use serde_json::Value as Json;
 use tch::{Device, Kind, Tensor};
 
+use crate::gguf::architecture::{ARCHITECTURES, Architecture};
 use crate::gguf::header::{Header, TensorInfo};
 use crate::gguf::split::read_parts;
 use crate::weights::quantised::{BlockFormat, Quantised};
 use crate::{Error, Result, io_error};
 
-/// A GGUF file of the Llama family, or the files that one was split into.
+/// A GGUF file of a decoder, or the files that one was split into.
 #[derive(Debug)]
 pub struct Gguf {
     parts: Vec<(PathBuf, Header)>, // the first has the metadata
-    pub(crate) architecture: &'static str,
+    pub(crate) architecture: Architecture,
     tensors: BTreeMap<String, Stored>, // under their Hugging Face names
-    /// The factors of llama3's rope scaling: part of the configuration, no tensor of the model.
-    pub(crate) rope_frequencies: Option<Stored>,
+    /// Factors of rope scaling, by their names in the file: part of the configuration, no tensors of the model.
+    pub(crate) rope_factors: BTreeMap<String, Stored>,
 }
-
-/// The architectures whose tensors are a Llama-family decoder's: names in the file, and prefixes of metadata keys.
-const ARCHITECTURES: [&str; 3] = ["llama", "qwen2", "qwen3"];
 
 /// A tensor as the file stores it.
 #[derive(Debug)]
@@ -40,14 +38,16 @@ pub(crate) struct Stored {
     info: TensorInfo,
     /// Heads whose rows llama.cpp has interleaved.
     interleaved_heads: Option<i64>,
+    /// Whether it holds `1 + w`.
+    is_one_more: bool,
 }
 
 impl Gguf {
     /// Reads the header of `path`; of a model that was split into several files, `path` is the first.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be read; [`Error::Format`] if it is not a whole GGUF file, or not of a Llama-family
-    /// architecture (`llama`, `qwen2`, `qwen3`), or holds tensors that such a model does not have, or if parts are missing.
+    /// [`Error::Io`] if it cannot be read; [`Error::Format`] if it is not a whole GGUF file, or not of an architecture that is
+    /// read, or holds tensors that such a model does not have, or if parts are missing.
     pub fn open(path: &Path) -> Result<Self> {
         let parts = read_parts(path)?;
         let broken = |reason| Error::Format { path: path.to_owned(), reason };
@@ -55,10 +55,11 @@ impl Gguf {
             return Err(broken("it names no general.architecture".to_owned()));
         };
         let architecture =
-            ARCHITECTURES.into_iter().find(|known| known == name).ok_or_else(|| {
-                broken(format!("its architecture is {name:?}; llama, qwen2 and qwen3 can be read"))
+            ARCHITECTURES.into_iter().find(|known| known.name == name).ok_or_else(|| {
+                let known = ARCHITECTURES.map(|known| known.name).join(", ");
+                broken(format!("its architecture is {name:?}; {known} can be read"))
             })?;
-        Self { parts, architecture, tensors: BTreeMap::new(), rope_frequencies: None }
+        Self { parts, architecture, tensors: BTreeMap::new(), rope_factors: BTreeMap::new() }
             .with_tensors()
     }
 
@@ -89,7 +90,9 @@ impl Gguf {
     /// # Errors
     /// [`Error::UnknownTensor`] if it is not there, [`Error::Format`] if its data cannot be read.
     pub(crate) fn load_rows(&self, name: &str, first: i64, n: i64) -> Result<Tensor> {
-        self.dequantise(self.stored(name)?, first, n)
+        let stored = self.stored(name)?;
+        let rows = self.dequantise(stored, first, n)?;
+        Ok(if stored.is_one_more { rows.f_sub_scalar(1.0)? } else { rows })
     }
 
     /// A matrix in the blocks that the file holds it in; none if they are of a type that is not kept packed.
@@ -222,7 +225,7 @@ impl Gguf {
 
     /// `{architecture}.{key}`.
     pub(crate) fn key(&self, key: &str) -> String {
-        format!("{}.{key}", self.architecture)
+        format!("{}.{key}", self.architecture.name)
     }
 
     /// Gives the headers' tensors their Hugging Face names.
@@ -232,17 +235,18 @@ impl Gguf {
         let mut unknown = Vec::new();
         for part in 0..self.parts.len() {
             for (name, info) in std::mem::take(&mut self.parts[part].1.tensors) {
-                let interleaved_heads = match (self.architecture, name.rsplit('.').nth(1)) {
-                    ("llama", Some("attn_q")) => Some(n_heads),
-                    ("llama", Some("attn_k")) => Some(n_kv_heads),
+                let interleaved_heads = match name.rsplit('.').nth(1) {
+                    Some("attn_q") if self.architecture.interleaves => Some(n_heads),
+                    Some("attn_k") if self.architecture.interleaves => Some(n_kv_heads),
                     _ => None,
                 };
-                let stored = Stored { name, part, info, interleaved_heads };
-                if stored.name == ROPE_FREQUENCIES {
-                    self.rope_frequencies = Some(stored);
+                let is_one_more = self.architecture.adds_one && name.ends_with("norm.weight");
+                let stored = Stored { name, part, info, interleaved_heads, is_one_more };
+                if stored.name.starts_with("rope_f") {
+                    self.rope_factors.insert(stored.name.clone(), stored);
                     continue;
                 }
-                let Some(name) = hugging_face_name(&stored.name) else {
+                let Some(name) = self.architecture.hugging_face_name(&stored.name) else {
                     unknown.push(stored.name);
                     continue;
                 };
@@ -260,8 +264,9 @@ impl Gguf {
         unknown.truncate(UNKNOWN_SHOWN);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let names = unknown.join(", ");
-        Err(self
-            .broken(format!("it holds tensors that no Llama-family decoder has: {names}{more}")))
+        Err(self.broken(format!(
+            "it holds tensors that no decoder of its architecture has: {names}{more}"
+        )))
     }
 
     /// Key and value heads; as many as query heads where the file does not say.
@@ -289,36 +294,7 @@ impl Gguf {
 /// Names that an error lists.
 const UNKNOWN_SHOWN: usize = 5;
 
-/// The tensor in which llama.cpp keeps the factors of llama3's rope scaling.
+/// The tensor in which llama.cpp keeps the factors of llama3's rope scaling, and those of LongRoPE within the original context and past it.
 pub(crate) const ROPE_FREQUENCIES: &str = "rope_freqs.weight";
-
-/// `blk.3.attn_q.weight` → `model.layers.3.self_attn.q_proj.weight`.
-fn hugging_face_name(name: &str) -> Option<String> {
-    let of_model = [
-        ("token_embd.weight", "model.embed_tokens.weight"),
-        ("output_norm.weight", "model.norm.weight"),
-        ("output.weight", "lm_head.weight"),
-    ];
-    if let Some((_, found)) = of_model.iter().find(|(own, _)| *own == name) {
-        return Some((*found).to_owned());
-    }
-    let (layer, rest) = name.strip_prefix("blk.")?.split_once('.')?;
-    let layer: u32 = layer.parse().ok()?;
-    let (module, parameter) = rest.rsplit_once('.')?;
-    let module = match module {
-        "attn_norm" => "input_layernorm",
-        "ffn_norm" => "post_attention_layernorm",
-        "attn_q" => "self_attn.q_proj",
-        "attn_k" => "self_attn.k_proj",
-        "attn_v" => "self_attn.v_proj",
-        "attn_output" => "self_attn.o_proj",
-        "attn_q_norm" => "self_attn.q_norm",
-        "attn_k_norm" => "self_attn.k_norm",
-        "ffn_gate" => "mlp.gate_proj",
-        "ffn_up" => "mlp.up_proj",
-        "ffn_down" => "mlp.down_proj",
-        _ => return None,
-    };
-    matches!(parameter, "weight" | "bias")
-        .then(|| format!("model.layers.{layer}.{module}.{parameter}"))
-}
+pub(crate) const ROPE_SHORT: &str = "rope_factors_short.weight";
+pub(crate) const ROPE_LONG: &str = "rope_factors_long.weight";

@@ -1,5 +1,6 @@
 //! GGUF files: the header, the tensors, and what they say of a model and its tokenizer.
 
+pub(crate) mod architecture;
 pub(crate) mod config;
 pub(crate) mod fields;
 pub(crate) mod gguf_file;

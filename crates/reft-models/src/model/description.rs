@@ -25,6 +25,12 @@ pub struct ModelDescription {
     pub is_causal: bool,
     /// How many tokens back each layer sees, itself included; `None`: all.
     pub windows: Vec<Option<i64>>,
+    /// A row with more tokens than this has other keys for all of them, so that a cache filled before is filled anew (LongRoPE).
+    pub keys_change_at: Option<usize>,
+    /// Whether the number of a row's tokens is seen by all of them (RoPE of types dynamic and longrope): then none may be left out.
+    pub depends_on_length: bool,
+    /// Whether a backward needs the scores of attention, as a soft cap of them does.
+    pub keeps_scores: bool,
     /// Every tensor of the model, in the order of its checkpoints.
     pub tensors: Vec<ModelTensor>,
 }
@@ -95,7 +101,11 @@ impl ModelDescription {
         match component {
             Component::Query | Component::Output => self.num_attention_heads * self.head_dim,
             Component::Key | Component::Value => self.num_key_value_heads * self.head_dim,
+            Component::QueryKeyValue => {
+                (self.num_attention_heads + 2 * self.num_key_value_heads) * self.head_dim
+            }
             Component::Gate | Component::Up | Component::Down => self.intermediate_size,
+            Component::GateUp => 2 * self.intermediate_size,
             Component::BlockInput
             | Component::AttentionOutput
             | Component::MlpOutput
@@ -113,6 +123,14 @@ impl ModelDescription {
             return Err(Error::NoSuchLayer { layer, layers });
         }
         place.size(self.width(place.site.component))
+    }
+
+    /// How many norms of the residual stream or of branches a block has.
+    pub fn norms_of_block(&self) -> usize {
+        let is_norm = |tensor: &&ModelTensor| {
+            tensor.name.starts_with("model.layers.0.") && tensor.name.ends_with("layernorm.weight")
+        };
+        self.tensors.iter().filter(is_norm).count()
     }
 
     /// The name of the token embeddings.

@@ -130,24 +130,40 @@ pub trait Forward<'a> {
     fn finish(&self, h: Tensor, hooks: &mut dyn Hooks) -> Result<Tensor>;
 }
 
-/// What turns hidden states into logits.
+/// What turns hidden states into logits: `cap · tanh(W h / (divisor · cap))`, in most models `W h`.
 #[derive(Debug)]
-pub struct Head(Linear);
+pub struct Head {
+    linear: Linear,
+    divisor: f64,
+    soft_cap: Option<f64>,
+}
 
 impl Head {
     /// A head `W` `[v, d]`, with a bias or without.
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self(Linear { weight: Weight::Dense(weight), bias })
+        let linear = Linear { weight: Weight::Dense(weight), bias };
+        Self { linear, divisor: 1.0, soft_cap: None }
+    }
+
+    /// The same with logits divided, then brought into ±cap.
+    pub fn scaled(self, divisor: f64, soft_cap: Option<f64>) -> Self {
+        Self { divisor, soft_cap, ..self }
     }
 
     /// The head of some tokens `[a]` alone, for those who choose between them.
     pub fn of_tokens(&self, tokens: &Tensor) -> Self {
-        let bias = self.0.bias.as_ref().map(|bias| bias.index_select(0, tokens));
-        Self::new(self.0.weight.dense().index_select(0, tokens), bias)
+        let bias = self.linear.bias.as_ref().map(|bias| bias.index_select(0, tokens));
+        Self::new(self.linear.weight.dense().index_select(0, tokens), bias)
+            .scaled(self.divisor, self.soft_cap)
     }
 
     /// Logits `[.., v]` in f32 of hidden states `[.., d]`.
     pub fn logits(&self, h: &Tensor) -> Tensor {
-        self.0.forward(h).to_kind(Kind::Float)
+        let logits = self.linear.forward(h).to_kind(Kind::Float);
+        let logits = if self.divisor == 1.0 { logits } else { logits / self.divisor };
+        match self.soft_cap {
+            Some(cap) => (logits / cap).tanh() * cap,
+            None => logits,
+        }
     }
 }

@@ -187,6 +187,11 @@ impl Span<'_> {
         self.columns.len()
     }
 
+    /// Tokens that a row has when the pass ends: its own, virtual ones included, and those generated since.
+    pub(crate) fn row_length(&self, row: usize) -> usize {
+        self.layout.columns(row).len() + self.columns.end.saturating_sub(self.layout.width())
+    }
+
     /// Index into the pass's tokens, flattened to `[b·t, ..]`, of token `token` of a row; `None` if another pass computes it.
     pub fn flat_index(&self, row: usize, token: usize) -> Option<i64> {
         self.flat_column(row, self.layout.column(row, token))

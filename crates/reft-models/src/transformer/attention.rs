@@ -1,20 +1,31 @@
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use crate::site::Component::{Key, Output, Query, Value};
+use crate::site::Component::{Key, Output, Query, QueryKeyValue, Value};
 use crate::transformer::attention_mask::AttentionMask;
-use crate::{BlockColumns, Hooks, Linear, Past, Result, RmsNorm};
+use crate::{BlockColumns, Hooks, Linear, Past, QkNorm, Result, RmsNorm};
 
 /// Causal self-attention with grouped queries (Ainslie et al. 2023): `n_h` query heads share `n_kv` key and value heads.
 #[derive(Debug)]
 pub(crate) struct Attention {
-    pub(crate) query: Linear,
-    pub(crate) key: Linear,
-    pub(crate) value: Linear,
+    pub(crate) input: AttentionInput,
     pub(crate) output: Linear,
-    pub(crate) qk_norm: Option<(RmsNorm, RmsNorm)>,
+    pub(crate) qk_norm: Option<(QkNorm, RmsNorm, RmsNorm)>,
+    /// Which of the pass's angles queries and keys are turned by.
+    pub(crate) rope: Option<usize>,
+    pub(crate) scale: Option<f64>, // none: 1 / √d_h
+    pub(crate) soft_cap: Option<f64>,
     pub(crate) n_h: i64,
     pub(crate) n_kv: i64,
     pub(crate) d_h: i64,
+}
+
+/// Where queries, keys and values come from.
+#[derive(Debug)]
+pub(crate) enum AttentionInput {
+    /// Three projections.
+    Separate { query: Linear, key: Linear, value: Linear },
+    /// One projection: queries, then keys, then values.
+    Fused(Linear),
 }
 
 impl Attention {
@@ -31,15 +42,30 @@ impl Attention {
             let (b, t, _) = x.size3().expect("invariant: [b, t, n·d_h]");
             x.view([b, t, n, self.d_h]).transpose(1, 2) // [b, n, t, d_h]
         };
-        let asking = queries.last_columns(x);
-        let q = heads(queries.project(layer, Query, &self.query, &asking, hooks)?, self.n_h);
-        let k = heads(pass.project(layer, Key, &self.key, x, hooks)?, self.n_kv);
-        let v = heads(pass.project(layer, Value, &self.value, x, hooks)?, self.n_kv);
-        let (q, k) = match &self.qk_norm {
-            Some((q_norm, k_norm)) => (q_norm.forward(&q), k_norm.forward(&k)),
-            None => (q, k),
+        let (q, k, v) = match &self.input {
+            AttentionInput::Separate { query, key, value } => {
+                let asking = queries.last_columns(x);
+                let q = queries.project(layer, Query, query, &asking, hooks)?;
+                let k = pass.project(layer, Key, key, x, hooks)?;
+                (q, k, pass.project(layer, Value, value, x, hooks)?)
+            }
+            AttentionInput::Fused(all) => {
+                let all = pass.project(layer, QueryKeyValue, all, x, hooks)?;
+                let (q, kv) = (self.n_h * self.d_h, self.n_kv * self.d_h);
+                let part = |start, width| all.narrow(2, start, width);
+                (queries.last_columns(&part(0, q)), part(q, kv), part(q + kv, kv))
+            }
         };
-        let (q, mut k, mut v) = (queries.angles.rotate(&q), pass.angles.rotate(&k), v);
+        let (q, k) = self.normed(QkNorm::FullWidth, q, k);
+        let (q, k, mut v) = (heads(q, self.n_h), heads(k, self.n_kv), heads(v, self.n_kv));
+        let (mut q, mut k) = self.normed(QkNorm::PerHead, q, k);
+        if let Some(rope) = self.rope {
+            (q, k) = (queries.angles[rope].rotate(&q), pass.angles[rope].rotate(&k));
+        }
+        let q = match &queries.query_scale {
+            Some(scale) => q * scale,
+            None => q,
+        };
         let prefix = pass.begins_with_prefix().then(|| hooks.prefix(layer, &pass.span)).flatten();
         if let Some((prefix_k, prefix_v)) = prefix {
             k = Tensor::cat(&[prefix_k.to_kind(k.kind()), k], 2);
@@ -48,13 +74,24 @@ impl Attention {
         if let Some(past) = past {
             (k, v) = past.extend(layer, k, v);
         }
-        let mixed = match queries.mask(layer) {
-            AttentionMask::Causal => self.causal_attention(&q, k, v),
-            AttentionMask::Full => self.grouped_attention(&q, &k, &v, None),
-            AttentionMask::Explicit(mask) => self.grouped_attention(&q, &k, &v, Some(mask)),
+        let mixed = match (queries.mask(layer), self.soft_cap) {
+            (mask, Some(cap)) => self.capped_attention(&q, &k, &v, (mask, cap)),
+            (AttentionMask::Causal, None) => self.causal_attention(&q, k, v),
+            (AttentionMask::Full, None) => self.grouped_attention(&q, &k, &v, None),
+            (AttentionMask::Explicit(mask), None) => self.grouped_attention(&q, &k, &v, Some(mask)),
         };
         let mixed = mixed.transpose(1, 2).flatten(2, 3); // [b, q, n_h·d_h]
         queries.project(layer, Output, &self.output, &mixed, hooks)
+    }
+
+    /// Queries and keys after their norms, if those stand here.
+    fn normed(&self, place: QkNorm, q: Tensor, k: Tensor) -> (Tensor, Tensor) {
+        match &self.qk_norm {
+            Some((own, q_norm, k_norm)) if *own == place => {
+                (q_norm.forward(&q), k_norm.forward(&k))
+            }
+            _ => (q, k),
+        }
     }
 
     fn groups(&self) -> i64 {
@@ -70,11 +107,11 @@ impl Attention {
         let padded = (prefix > 0).then(|| q.constant_pad_nd([0, 0, prefix, 0]));
         let q = padded.as_ref().unwrap_or(q);
         let mixed = if groups == 1 || q.device() == Device::Cpu {
-            dot_product_attention(q, &k, &v, None, true)
+            self.dot_product_attention(q, &k, &v, None, true)
         } else {
             // a GPU's kernel for f32 wants a key head for every query head
             let repeated = |x: Tensor| x.repeat_interleave_self_int(groups, 1, None);
-            dot_product_attention(q, &repeated(k), &repeated(v), None, true)
+            self.dot_product_attention(q, &repeated(k), &repeated(v), None, true)
         };
         mixed.narrow(2, prefix, queries)
     }
@@ -90,22 +127,52 @@ impl Attention {
     ) -> Tensor {
         let groups = self.groups();
         if groups == 1 {
-            return dot_product_attention(q, k, v, mask, false);
+            return self.dot_product_attention(q, k, v, mask, false);
         }
         let (b, n_h, t, d_h) = q.size4().expect("invariant: [b, n_h, q, d_h]");
         let q = q.reshape([b, self.n_kv, groups * t, d_h]);
-        dot_product_attention(&q, k, v, mask, false).reshape([b, n_h, t, d_h])
+        self.dot_product_attention(&q, k, v, mask, false).reshape([b, n_h, t, d_h])
     }
-}
 
-/// `softmax(q kᵀ / √d_h) v` of `q` `[b, n, q, d_h]` and `k`, `v` `[b, m, t, d_h]`: each of the `m` serves `n / m` query heads.
-fn dot_product_attention(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    mask: Option<&Tensor>,
-    is_causal: bool,
-) -> Tensor {
-    let is_grouped = q.size()[1] != k.size()[1];
-    Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, is_causal, None, is_grouped)
+    /// `softmax(scale · q kᵀ) v` of `q` `[b, n, q, d_h]` and `k`, `v` `[b, m, t, d_h]`: each of the `m` serves `n / m` query heads.
+    fn dot_product_attention(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        mask: Option<&Tensor>,
+        is_causal: bool,
+    ) -> Tensor {
+        let is_grouped = q.size()[1] != k.size()[1];
+        Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, is_causal, self.scale, is_grouped)
+    }
+
+    /// Attention with scores brought into ±cap, which libtorch has no kernel for: `softmax(cap · tanh(scale · q kᵀ / cap)) v`, as
+    /// [`Self::grouped_attention`].
+    fn capped_attention(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        (mask, cap): (&AttentionMask, f64),
+    ) -> Tensor {
+        let groups = self.groups();
+        let (b, n_h, t, d_h) = q.size4().expect("invariant: [b, n_h, q, d_h]");
+        let keys = k.size()[2];
+        let q = q.reshape([b, self.n_kv, groups * t, d_h]);
+        let scale = self.scale.unwrap_or_else(|| (d_h as f64).powf(-0.5));
+        let scores = q.matmul(&k.transpose(2, 3)) * scale; // [b, n_kv, groups · q, t]
+        let scores = (scores / cap).tanh() * cap;
+        let scores = match mask {
+            AttentionMask::Full => scores,
+            AttentionMask::Explicit(mask) => scores + mask,
+            AttentionMask::Causal => {
+                let options = (scores.kind(), scores.device());
+                let later = Tensor::full([t, keys], f64::NEG_INFINITY, options);
+                scores + later.triu(keys - t + 1).repeat([groups, 1])
+            }
+        };
+        let weights = scores.softmax(-1, Kind::Float).to_kind(v.kind());
+        weights.matmul(v).reshape([b, n_h, t, d_h])
+    }
 }

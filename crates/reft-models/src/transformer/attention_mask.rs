@@ -30,7 +30,7 @@ impl AttentionMask {
         let reach = window.map_or(usize::MAX, |window| window as usize);
         if span.layout.is_left_aligned() && prefix + keys <= reach {
             // Padding stands after every token of its row, so what is causal does not see it.
-            if span.columns.start == 0 {
+            if span.columns.start == 0 && keys <= span.layout.width() {
                 return Self::Causal;
             }
             if span.width() == 1 && keys <= span.layout.width() {

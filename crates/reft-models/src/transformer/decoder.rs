@@ -1,31 +1,32 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
-use crate::transformer::attention::Attention;
-use crate::transformer::decoder_block::DecoderBlock;
+use crate::site::Component::{Down, Gate, GateUp, Key, Output, Query, QueryKeyValue, Up, Value};
+use crate::transformer::attention::{Attention, AttentionInput};
+use crate::transformer::decoder_block::{Branch, DecoderBlock};
 use crate::transformer::forward::DecoderForward;
-use crate::transformer::mlp::Mlp;
+use crate::transformer::mlp::{Mlp, MlpInput};
 use crate::transformer::rope::Rope;
 use crate::weights::checkpoint::{Usage, Weights};
 use crate::{
-    DecoderConfig, Forward, Head, Linear, Model, ModelDescription, ModelTensor, Pass, Result,
-    RmsNorm, Span, TensorRole, Weight,
+    Component, DecoderConfig, Forward, Head, Linear, Model, ModelDescription, ModelTensor,
+    Multipliers, Pass, Result, RmsNorm, Span, TensorRole, Weight,
 };
 
-/// A frozen Llama-family decoder with hooks at every site.
+/// A frozen decoder with hooks at every site.
 ///
-/// Llama 1 to 3.x, TinyLlama, SmolLM2, Mistral, Qwen2 and Qwen3 are this decoder with other options
-/// ([`DecoderConfig`]). One forward, [`Model::hidden_states`], serves training, evaluation, prefill and decoding.
+/// Llama, Mistral, Qwen, Gemma, SmolLM3, Granite, OLMo and Phi-3 are this decoder with other options ([`DecoderConfig`]). One forward, [`Model::hidden_states`], serves training, evaluation, prefill and decoding.
 #[derive(Debug)]
 pub struct Decoder {
     config: DecoderConfig,
     pub(crate) embed_tokens: Weight, // [v, d]
     pub(crate) blocks: Vec<DecoderBlock>,
     pub(crate) norm: RmsNorm,
-    head: Weight, // [v, d]; embed_tokens if they are tied
-    rope: Rope,
+    head: Weight,     // [v, d]; embed_tokens if they are tied
+    ropes: Vec<Rope>, // one for each kind of layer
+    pub(crate) embedding_scale: f64,
     tensors: Vec<(String, Weight)>, // all of them, in the order of the description
     description: ModelDescription,
 }
@@ -89,38 +90,67 @@ impl Decoder {
             let bias = find(format!("{name}.bias")).map(|bias| bias.dense());
             Linear { weight: weight(&name), bias }
         };
-        let norm =
-            |name: String| RmsNorm { weight: weight(&name).dense(), eps: config.rms_norm_eps };
+        let (attention, mlp) = (&config.attention, &config.mlp);
+        let norm = |name: String| RmsNorm {
+            weight: weight(&name).dense(),
+            eps: config.norm.eps,
+            kind: config.norm.kind,
+        };
         let block = |layer: usize| {
             let at = |part: &str| format!("model.layers.{layer}.{part}");
-            let qk_norm = || (norm(at("self_attn.q_norm")), norm(at("self_attn.k_norm")));
+            let projection = |part: &str, own: Component| linear(at(&format!("{part}.{own}")));
+            let of_attention = |own| projection("self_attn", own);
+            let of_mlp = |own| projection("mlp", own);
+            let qk_norm = |kind| (kind, norm(at("self_attn.q_norm")), norm(at("self_attn.k_norm")));
+            let branch = |[before, after]: [Option<&str>; 2]| Branch {
+                norm_before: before.map(|name| norm(at(name))),
+                norm_after: after.map(|name| norm(at(name))),
+                multiplier: config.multipliers.residual,
+            };
+            let [attention_branch, mlp_branch] = config.norm.places.branches().map(branch);
             DecoderBlock {
                 layer,
-                attention_norm: norm(at("input_layernorm")),
+                attention_branch,
                 attention: Attention {
-                    query: linear(at("self_attn.q_proj")),
-                    key: linear(at("self_attn.k_proj")),
-                    value: linear(at("self_attn.v_proj")),
-                    output: linear(at("self_attn.o_proj")),
-                    qk_norm: config.qk_norm.then(qk_norm),
+                    input: if attention.is_fused {
+                        AttentionInput::Fused(of_attention(QueryKeyValue))
+                    } else {
+                        AttentionInput::Separate {
+                            query: of_attention(Query),
+                            key: of_attention(Key),
+                            value: of_attention(Value),
+                        }
+                    },
+                    output: of_attention(Output),
+                    qk_norm: attention.qk_norm.map(qk_norm),
+                    rope: attention.rope_of_layer[layer],
+                    scale: attention.scale,
+                    soft_cap: attention.soft_cap,
                     n_h: config.num_attention_heads,
                     n_kv: config.num_key_value_heads,
                     d_h: config.head_dim,
                 },
-                mlp_norm: norm(at("post_attention_layernorm")),
+                mlp_branch,
                 mlp: Mlp {
-                    gate: linear(at("mlp.gate_proj")),
-                    up: linear(at("mlp.up_proj")),
-                    down: linear(at("mlp.down_proj")),
+                    input: if mlp.is_fused {
+                        MlpInput::Fused(of_mlp(GateUp))
+                    } else {
+                        MlpInput::Separate { gate: of_mlp(Gate), up: of_mlp(Up) }
+                    },
+                    down: of_mlp(Down),
+                    activation: mlp.activation,
                 },
             }
         };
+        // as a number of the model's kind, which transformers rounds it to
+        let embedding_scale = Tensor::from(config.multipliers.embedding).to_kind(kind);
         Ok(Self {
             embed_tokens: weight("model.embed_tokens"),
             blocks: (0..config.num_hidden_layers).map(block).collect(),
             norm: norm("model.norm".into()),
             head: weight(if config.tie_word_embeddings { "model.embed_tokens" } else { "lm_head" }),
-            rope: Rope::new(&config, device),
+            ropes: attention.ropes.iter().map(|rope| Rope::new(rope.clone(), device)).collect(),
+            embedding_scale: embedding_scale.double_value(&[]),
             config,
             tensors,
             description,
@@ -133,7 +163,7 @@ impl Decoder {
     }
 
     pub(crate) fn pass<'a>(&'a self, span: Span<'a>, prefix: usize) -> Pass<'a> {
-        Pass::new(span, &self.config, &self.rope, prefix, (self.kind(), self.device()))
+        Pass::new(span, &self.config, &self.ropes, prefix, (self.kind(), self.device()))
     }
 }
 
@@ -209,7 +239,8 @@ impl Model for Decoder {
     }
 
     fn head(&self) -> Head {
-        Head::new(self.head.dense(), None)
+        let Multipliers { logit_divisor, logit_soft_cap, .. } = self.config.multipliers;
+        Head::new(self.head.dense(), None).scaled(logit_divisor, logit_soft_cap)
     }
 
     fn trains_head(&self) -> bool {

@@ -5,18 +5,40 @@ use crate::transformer::attention::Attention;
 use crate::transformer::mlp::Mlp;
 use crate::{BlockColumns, Hooks, Past, Result, RmsNorm};
 
-/// Pre-norm decoder block: `m = x + Attention(norm₁(x))`, `y = m + MLP(norm₂(m))`.
+/// Decoder block of two branches: `m = x + Attention(x)`, `y = m + MLP(m)`, each between the norms of its [`Branch`].
 #[derive(Debug)]
 pub(crate) struct DecoderBlock {
     pub(crate) layer: usize,
-    pub(crate) attention_norm: RmsNorm,
+    pub(crate) attention_branch: Branch,
     pub(crate) attention: Attention,
-    pub(crate) mlp_norm: RmsNorm,
+    pub(crate) mlp_branch: Branch,
     pub(crate) mlp: Mlp,
 }
 
+/// What stands before and behind a branch: `multiplier · norm(branch(norm(x)))`.
+#[derive(Debug)]
+pub(crate) struct Branch {
+    pub(crate) norm_before: Option<RmsNorm>,
+    pub(crate) norm_after: Option<RmsNorm>,
+    pub(crate) multiplier: f64,
+}
+
+impl Branch {
+    /// What goes into the branch.
+    fn input(&self, x: &Tensor) -> Tensor {
+        self.norm_before.as_ref().map_or_else(|| x.shallow_clone(), |norm| norm.forward(x))
+    }
+
+    /// What is added to the residual stream.
+    fn output(&self, y: Tensor) -> Tensor {
+        let y = self.norm_after.as_ref().map_or_else(|| y.shallow_clone(), |norm| norm.forward(&y));
+        if self.multiplier == 1.0 { y } else { y * self.multiplier }
+    }
+}
+
 impl DecoderBlock {
-    /// `x` `[b, t, d]` to `y` `[b, q, d]`, whose columns are the `q` computed ones. `hooks` sees x and both branch outputs, and may replace each.
+    /// `x` `[b, t, d]` to `y` `[b, q, d]`, whose columns are the `q` computed ones. `hooks` sees x and what both branches add, and may replace
+    /// each.
     pub(crate) fn forward(
         &self,
         x: Tensor,
@@ -26,11 +48,13 @@ impl DecoderBlock {
     ) -> Result<Tensor> {
         let BlockColumns { seen, computed } = columns;
         let x = hooks.visit_residual(self.layer, BlockInput, x, &seen.span)?;
-        let normed = self.attention_norm.forward(&x);
+        let normed = self.attention_branch.input(&x);
         let a = self.attention.forward(self.layer, &normed, columns, past, hooks)?;
+        let a = self.attention_branch.output(a);
         let a = hooks.visit_residual(self.layer, AttentionOutput, a, &computed.span)?;
         let m = computed.last_columns(&x) + a;
-        let f = self.mlp.forward(self.layer, &self.mlp_norm.forward(&m), computed, hooks)?;
+        let f = self.mlp.forward(self.layer, &self.mlp_branch.input(&m), computed, hooks)?;
+        let f = self.mlp_branch.output(f);
         Ok(m + hooks.visit_residual(self.layer, MlpOutput, f, &computed.span)?)
     }
 }

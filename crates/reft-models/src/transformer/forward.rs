@@ -34,7 +34,9 @@ impl<'a> Forward<'a> for DecoderForward<'a> {
     }
 
     fn embed(&self, input_ids: &Tensor) -> Tensor {
-        self.decoder.embed_tokens.rows_at(input_ids)
+        let embeddings = self.decoder.embed_tokens.rows_at(input_ids);
+        let scale = self.decoder.embedding_scale;
+        if scale == 1.0 { embeddings } else { embeddings * scale }
     }
 
     fn run(
@@ -47,7 +49,11 @@ impl<'a> Forward<'a> for DecoderForward<'a> {
         let blocks = &self.decoder.blocks;
         for stage in stages {
             h = match stage.checked_sub(1) {
-                None => hooks.visit(HookPoint::Embeddings, h, &self.pass.span)?,
+                None => {
+                    let h = hooks.visit(HookPoint::Embeddings, h, &self.pass.span)?;
+                    let scale = self.decoder.config().multipliers.input;
+                    if scale == 1.0 { h } else { h * scale }
+                }
                 Some(below) => hooks.visit_residual(below, BlockOutput, h, &self.pass.span)?,
             };
             let is_last = stage + 1 == blocks.len();

@@ -1,14 +1,23 @@
 use tch::Tensor;
 
-use crate::site::Component::{Down, Gate, Up};
-use crate::{Hooks, Linear, Pass, Result};
+use crate::site::Component::{Down, Gate, GateUp, Up};
+use crate::{Hooks, Linear, MlpActivation, Pass, Result};
 
-/// SwiGLU (Shazeer 2020): `down(silu(gate x) ⊙ up x)`.
+/// A gated MLP (Shazeer 2020): `down(activation(gate x) ⊙ up x)`.
 #[derive(Debug)]
 pub(crate) struct Mlp {
-    pub(crate) gate: Linear,
-    pub(crate) up: Linear,
+    pub(crate) input: MlpInput,
     pub(crate) down: Linear,
+    pub(crate) activation: MlpActivation,
+}
+
+/// The two halves of an MLP's input.
+#[derive(Debug)]
+pub(crate) enum MlpInput {
+    /// Two projections.
+    Separate { gate: Linear, up: Linear },
+    /// One projection, gate first.
+    Fused(Linear),
 }
 
 impl Mlp {
@@ -20,8 +29,28 @@ impl Mlp {
         pass: &Pass,
         hooks: &mut dyn Hooks,
     ) -> Result<Tensor> {
-        let gate = pass.project(layer, Gate, &self.gate, x, hooks)?;
-        let up = pass.project(layer, Up, &self.up, x, hooks)?;
-        pass.project(layer, Down, &self.down, &(gate.silu() * up), hooks)
+        let (gate, up) = match &self.input {
+            MlpInput::Separate { gate, up } => {
+                let gate = pass.project(layer, Gate, gate, x, hooks)?;
+                (gate, pass.project(layer, Up, up, x, hooks)?)
+            }
+            MlpInput::Fused(both) => {
+                let both = pass.project(layer, GateUp, both, x, hooks)?; // [b, t, 2 f]
+                let half = both.size()[2] / 2;
+                (both.narrow(2, 0, half), both.narrow(2, half, half))
+            }
+        };
+        let gated = self.activation.apply(&gate) * up;
+        pass.project(layer, Down, &self.down, &gated, hooks)
+    }
+}
+
+impl MlpActivation {
+    fn apply(self, x: &Tensor) -> Tensor {
+        match self {
+            Self::Silu => x.silu(),
+            Self::Gelu => x.gelu("none"),
+            Self::TanhGelu => x.gelu("tanh"),
+        }
     }
 }

@@ -3,9 +3,9 @@
 pub(crate) mod attention;
 pub(crate) mod attention_mask;
 pub(crate) mod config;
-pub(crate) mod config_file;
 pub(crate) mod decoder;
 pub(crate) mod decoder_block;
+pub(crate) mod families;
 pub(crate) mod forward;
 pub(crate) mod mlp;
 pub(crate) mod pass;

@@ -5,13 +5,15 @@ use tch::{Device, Kind, Tensor};
 
 use crate::transformer::attention_mask::AttentionMask;
 use crate::transformer::rope::{Angles, Rope};
-use crate::{Component, DecoderConfig, HookPoint, Hooks, Linear, Result, Site, Span};
+use crate::{Component, DecoderConfig, HookPoint, Hooks, Linear, QueryScaling, Result, Site, Span};
 
-/// What is the same for every block of one forward: rotary angles and attention masks.
+/// What is the same for every block of one forward: rotary angles and attention masks of each kind of layer.
 #[derive(Debug)]
 pub(crate) struct Pass<'a> {
     pub(crate) span: Span<'a>,
-    pub(crate) angles: Angles,
+    pub(crate) angles: Vec<Angles>,
+    /// What queries are multiplied with, `[b, 1, t, 1]`.
+    pub(crate) query_scale: Option<Tensor>,
     pub(crate) prefix: usize,
     windows: &'a [Option<i64>],
     masks: BTreeMap<Option<i64>, OnceCell<AttentionMask>>,
@@ -30,15 +32,23 @@ impl<'a> Pass<'a> {
     pub(crate) fn new(
         span: Span<'a>,
         config: &'a DecoderConfig,
-        rope: &Rope,
+        ropes: &[Rope],
         prefix: usize,
         options: (Kind, Device),
     ) -> Self {
         let (kind, device) = options;
         let position_ids = span.position_ids(device) + prefix as i64;
         let masks = config.windows.iter().map(|window| (*window, OnceCell::new())).collect();
+        let lengths = || {
+            let lengths = (0..span.layout.batch_size()).map(|row| prefix + span.row_length(row));
+            lengths.collect()
+        };
+        let query_scale = config.attention.query_scaling.map(|scaling| {
+            scaling.of_positions(&position_ids).to_kind(kind).unsqueeze(1).unsqueeze(-1)
+        });
         Self {
-            angles: rope.angles(&position_ids, kind),
+            angles: ropes.iter().map(|rope| rope.angles(&position_ids, lengths, kind)).collect(),
+            query_scale,
             span,
             prefix,
             windows: &config.windows,
@@ -80,5 +90,14 @@ impl<'a> Pass<'a> {
         let x = hooks.visit(HookPoint::Input(site), x.shallow_clone(), &self.span)?;
         let y = linear.forward(&x);
         hooks.visit(HookPoint::Output(site, linear, &x), y, &self.span)
+    }
+}
+
+impl QueryScaling {
+    /// Factors of the queries at these positions.
+    fn of_positions(self, position_ids: &Tensor) -> Tensor {
+        let Self { beta, original_max_position_embeddings: original } = self;
+        let contexts = (position_ids.to_kind(Kind::Float) / original).floor();
+        (contexts + 1.0).log() * beta + 1.0
     }
 }

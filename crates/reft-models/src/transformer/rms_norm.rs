@@ -1,15 +1,26 @@
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-/// RMSNorm (Zhang and Sennrich 2019): `x / √(mean(x²) + ε) ⊙ weight`, the mean in f32.
+use crate::NormKind;
+
+/// RMSNorm, the mean in f32.
 #[derive(Debug)]
 pub(crate) struct RmsNorm {
     pub(crate) weight: Tensor, // [d]
     pub(crate) eps: f64,
+    pub(crate) kind: NormKind,
 }
 
 impl RmsNorm {
     /// `[.., d]` to `[.., d]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
-        x.rms_norm(self.weight.size(), Some(&self.weight), self.eps)
+        match self.kind {
+            NormKind::Rms => x.rms_norm(self.weight.size(), Some(&self.weight), self.eps),
+            NormKind::RmsPlusOne => {
+                // in f32 to the end: 1 + w would lose the last digits of a w in half precision
+                let weight = self.weight.to_kind(Kind::Float) + 1.0;
+                let x32 = x.to_kind(Kind::Float);
+                x32.rms_norm(weight.size(), Some(&weight), self.eps).to_kind(x.kind())
+            }
+        }
     }
 }

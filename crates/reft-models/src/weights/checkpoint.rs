@@ -102,7 +102,7 @@ impl Weights {
         let index = path.join("model.safetensors.index.json");
         if single.is_file() {
             let weights = Self::open_file(&single)?;
-            Ok(Self { tensors: under_model(weights.tensors), ..weights })
+            Ok(Self { tensors: of_decoder(weights.tensors), ..weights })
         } else if index.is_file() {
             Self::open_shards(path, &index)
         } else {
@@ -172,7 +172,7 @@ impl Weights {
         {
             return Err(broken(format!("shard {shard} holds no tensor {name}")));
         }
-        Ok(Self::of(directory, Source::Safetensors(files), under_model(tensors)))
+        Ok(Self::of(directory, Source::Safetensors(files), of_decoder(tensors)))
     }
 
     /// Where the tensors come from.
@@ -392,13 +392,30 @@ fn entry(file: usize, name: &str, shape: &[i64]) -> (String, Entry) {
     (name.to_owned(), Entry { file, stored: name.to_owned(), shape: shape.to_vec() })
 }
 
-/// The names of a whole model where a file has those of its body alone: `layers.0.…` instead of `model.layers.0.…`.
-fn under_model(tensors: BTreeMap<String, Entry>) -> BTreeMap<String, Entry> {
+/// The decoder's names for what a file holds under others: `model.layers.0.…` for `layers.0.…` of a file of the body alone, and for
+/// `language_model.model.layers.0.…` or `model.language_model.layers.0.…` of a model that sees images too, whose other parts are left out.
+fn of_decoder(tensors: BTreeMap<String, Entry>) -> BTreeMap<String, Entry> {
     const HEAD: &str = "lm_head.";
-    let is_body = tensors.keys().any(|name| name.starts_with("layers."))
-        && !tensors.keys().any(|name| name.starts_with("model."));
-    let rename = |name: String| {
-        if is_body && !name.starts_with(HEAD) { format!("model.{name}") } else { name }
+    const IMAGES: [&str; 2] = ["vision_tower.", "multi_modal_projector."];
+    let begins = |start: &str| tensors.keys().any(|name| name.starts_with(start));
+    let is_body = begins("layers.") && !begins("model.");
+    let sees_images = begins("language_model.") || begins("model.language_model.");
+    let rename = |name: &str| {
+        if is_body && !name.starts_with(HEAD) {
+            return Some(format!("model.{name}"));
+        }
+        if !sees_images {
+            return Some(name.to_owned());
+        }
+        if let Some(rest) = name.strip_prefix("model.language_model.") {
+            return Some(format!("model.{rest}"));
+        }
+        let name = name.strip_prefix("language_model.").unwrap_or(name);
+        let part = name.strip_prefix("model.").unwrap_or(name);
+        (!IMAGES.iter().any(|own| part.starts_with(own))).then(|| name.to_owned())
     };
-    tensors.into_iter().map(|(name, entry)| (rename(name), entry)).collect()
+    let named = tensors.keys().filter_map(|name| Some((name.clone(), rename(name)?)));
+    let mut names: BTreeMap<String, String> = named.collect();
+    let entries = tensors.into_iter();
+    entries.filter_map(|(name, entry)| Some((names.remove(&name)?, entry))).collect()
 }

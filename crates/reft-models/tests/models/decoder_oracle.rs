@@ -132,10 +132,10 @@ fn every_family_equals_transformers() -> Outcome {
 fn every_option_of_the_families_matters() -> Outcome {
     type Change = (&'static str, &'static str, fn(&mut DecoderConfig));
     let changes: [Change; 6] = [
-        ("llama_rope_llama3", "scaling", |c| c.rope_scaling = RopeScaling::None),
-        ("llama_rope_linear", "scaling", |c| c.rope_scaling = RopeScaling::None),
-        ("llama_head_dim", "theta", |c| c.rope_theta = 100.0),
-        ("llama_tied", "eps", |c| c.rms_norm_eps = 0.1),
+        ("llama_rope_llama3", "scaling", |c| c.attention.ropes[0].scaling = RopeScaling::None),
+        ("llama_rope_linear", "scaling", |c| c.attention.ropes[0].scaling = RopeScaling::None),
+        ("llama_head_dim", "theta", |c| c.attention.ropes[0].theta = 100.0),
+        ("llama_tied", "eps", |c| c.norm.eps = 0.1),
         ("mistral", "window", |c| c.model.windows.fill(Some(5))),
         ("qwen2", "window", |c| c.model.windows.fill(Some(4))),
     ];
@@ -162,7 +162,8 @@ fn rope_scaling_is_read_in_every_spelling() -> Outcome {
         let mut config = written.clone();
         config["rope_scaling"] = serde_json::Value::Null;
         config[field] = rope;
-        Ok(DecoderConfig::from_json(config, "config.json".as_ref())?.rope_scaling)
+        let mut config = DecoderConfig::from_json(config, "config.json".as_ref())?;
+        Ok(config.attention.ropes.remove(0).scaling)
     };
     let expected = RopeScaling::Linear { factor: 2.0 };
     assert_eq!(with(written["rope_scaling"].clone(), "rope_scaling")?, expected);
@@ -171,7 +172,7 @@ fn rope_scaling_is_read_in_every_spelling() -> Outcome {
     assert_eq!(with(json!({"rope_type": "linear", "factor": 2.0}), "rope_parameters")?, expected);
     assert_eq!(with(json!({"rope_type": "default"}), "rope_parameters")?, RopeScaling::None);
     for bad in [
-        json!({"type": "yarn", "factor": 2.0}),
+        json!({"type": "proportional", "factor": 2.0}),
         json!({"type": "linear"}),
         json!({"type": "linear", "factor": 0}),
     ] {

@@ -46,7 +46,7 @@ fn values(n: usize) -> Vec<f32> {
 }
 
 /// What `convert_hf_to_gguf` does to the rows of q and k: half `s`, row `i` of a head goes to row `2 i + s`.
-fn interleave(values: &[f32], n_heads: usize, columns: usize) -> Vec<f32> {
+pub fn interleave(values: &[f32], n_heads: usize, columns: usize) -> Vec<f32> {
     let head_dim = values.len() / columns / n_heads;
     let mut stored = vec![0.0; values.len()];
     for head in 0..n_heads {
@@ -62,12 +62,16 @@ fn interleave(values: &[f32], n_heads: usize, columns: usize) -> Vec<f32> {
 }
 
 /// A file to be written: metadata and tensors in llama.cpp's terms.
-struct Draft {
-    metadata: Vec<(String, Value)>,
-    tensors: Vec<(String, QTensor)>,
+pub struct Draft {
+    pub metadata: Vec<(String, Value)>,
+    pub tensors: Vec<(String, QTensor)>,
 }
 
-fn quantised(values: &[f32], shape: &[usize], dtype: GgmlDType) -> candle_core::Result<QTensor> {
+pub fn quantised(
+    values: &[f32],
+    shape: &[usize],
+    dtype: GgmlDType,
+) -> candle_core::Result<QTensor> {
     let tensor = candle_core::Tensor::from_slice(values, shape, &candle_core::Device::Cpu)?;
     QTensor::quantize(&tensor, dtype)
 }
@@ -151,7 +155,7 @@ impl Draft {
         Ok(bytes.into_inner())
     }
 
-    fn write(&self, directory: &Path) -> Result<PathBuf, Box<dyn std::error::Error>> {
+    pub fn write(&self, directory: &Path) -> Result<PathBuf, Box<dyn std::error::Error>> {
         let path = directory.join("model.gguf");
         fs::write(&path, self.bytes()?)?;
         Ok(path)

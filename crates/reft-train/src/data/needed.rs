@@ -17,13 +17,13 @@ pub(crate) struct Needed<'d> {
 impl<'d> Needed<'d> {
     /// Of a sequence of which the final hidden states of `wanted` tokens are read, beside those that labels are predicted from.
     ///
-    /// If the model is not causal, every token is needed: each sees all others.
-    pub(crate) fn new(sequence: &'d Sequence, wanted: Range<usize>, is_causal: bool) -> Self {
+    /// If those behind it can tell on a token, every token is needed: in a model that is not causal, or depends on the length of a row.
+    pub(crate) fn new(sequence: &'d Sequence, wanted: Range<usize>, is_cut: bool) -> Self {
         let n = sequence.row.input_ids.len();
         let read = [wanted, sequence.predicting()].into_iter().filter(|range| !range.is_empty());
         let read = read.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end));
         let length = match &read {
-            Some(read) if is_causal => read.end.max(sequence.row.prompt_length).max(1).min(n),
+            Some(read) if is_cut => read.end.max(sequence.row.prompt_length).max(1).min(n),
             _ => n,
         };
         Self { sequence, length, first_wanted: read.map_or(length, |read| read.start) }
@@ -52,8 +52,8 @@ mod tests {
         Sequence { row, labels: (0..6).map(label).collect() }
     }
 
-    fn needed(sequence: &Sequence, wanted: Range<usize>, is_causal: bool) -> (usize, usize) {
-        let needed = Needed::new(sequence, wanted, is_causal);
+    fn needed(sequence: &Sequence, wanted: Range<usize>, is_cut: bool) -> (usize, usize) {
+        let needed = Needed::new(sequence, wanted, is_cut);
         (needed.row().input_ids.len(), needed.first_wanted)
     }
 
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_that_is_not_causal_needs_every_token() {
+    fn every_token_is_needed_where_later_ones_tell() {
         assert_eq!(needed(&sequence(2, 2..4), 0..0, false), (6, 1));
         assert_eq!(needed(&sequence(2, 6..6), 3..4, false), (6, 3));
     }

@@ -257,7 +257,8 @@ impl<'a> Learner<'a> {
     /// What is needed of a sequence.
     pub(crate) fn needed<'d>(&self, sequence: &'d Sequence) -> Needed<'d> {
         let wanted = self.objective.wanted(sequence);
-        Needed::new(sequence, wanted, self.model.description().is_causal)
+        let model = self.model.description();
+        Needed::new(sequence, wanted, model.is_causal && !model.depends_on_length)
     }
 }
 

@@ -1,0 +1,107 @@
+//! The architectures of GGUF files that are read: what their blocks hold, and what llama.cpp's converter did to the numbers.
+
+/// Modules of a block: llama.cpp's name, then Hugging Face's.
+type Modules = &'static [(&'static str, &'static str)];
+
+/// An architecture.
+#[derive(Debug)]
+pub(crate) struct Architecture {
+    /// Its name in the file, and the prefix of its metadata keys.
+    pub(crate) name: &'static str,
+    /// The norms of a block.
+    norms: Modules,
+    /// The projections into attention and MLP.
+    projections: Modules,
+    /// Whether the two rotary halves of each head are interleaved in the rows of q and k.
+    pub(crate) interleaves: bool,
+    /// Whether norms hold `1 + w`.
+    pub(crate) adds_one: bool,
+    /// Keys that are applied in this architecture, and refused in others.
+    pub(crate) own: &'static [&'static str],
+}
+
+const PRE: Modules = &[("attn_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm")];
+const POST: Modules = &[
+    ("post_attention_norm", "post_attention_layernorm"),
+    ("post_ffw_norm", "post_feedforward_layernorm"),
+];
+const BOTH: Modules = &[
+    ("attn_norm", "input_layernorm"),
+    ("post_attention_norm", "post_attention_layernorm"),
+    ("ffn_norm", "pre_feedforward_layernorm"),
+    ("post_ffw_norm", "post_feedforward_layernorm"),
+];
+const SEPARATE: Modules = &[
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+];
+const FUSED: Modules = &[("attn_qkv", "self_attn.qkv_proj"), ("ffn_up", "mlp.gate_up_proj")];
+/// What every architecture has, or may have.
+const OF_ALL: Modules = &[
+    ("attn_output", "self_attn.o_proj"),
+    ("attn_q_norm", "self_attn.q_norm"),
+    ("attn_k_norm", "self_attn.k_norm"),
+    ("ffn_down", "mlp.down_proj"),
+];
+
+const LLAMA: Architecture = Architecture {
+    name: "llama",
+    norms: PRE,
+    projections: SEPARATE,
+    interleaves: true,
+    adds_one: false,
+    own: &[],
+};
+const QWEN2: Architecture = Architecture { name: "qwen2", interleaves: false, ..LLAMA };
+const GEMMA2: Architecture = Architecture {
+    name: "gemma2",
+    norms: BOTH,
+    adds_one: true,
+    own: &["attn_logit_softcapping", "final_logit_softcapping"],
+    ..QWEN2
+};
+
+/// Those that are read.
+pub(crate) const ARCHITECTURES: [Architecture; 9] = [
+    LLAMA,
+    QWEN2,
+    Architecture { name: "qwen3", ..QWEN2 },
+    GEMMA2,
+    Architecture {
+        name: "gemma3",
+        own: &["final_logit_softcapping", "attention.sliding_window_pattern", "rope.freq_base_swa"],
+        ..GEMMA2
+    },
+    Architecture { name: "smollm3", ..LLAMA },
+    Architecture {
+        name: "granite",
+        own: &["attention.scale", "embedding_scale", "residual_scale", "logit_scale"],
+        ..LLAMA
+    },
+    Architecture { name: "olmo2", norms: POST, ..QWEN2 },
+    Architecture { name: "phi3", projections: FUSED, own: &["rope.scaling.attn_factor"], ..QWEN2 },
+];
+
+impl Architecture {
+    /// `blk.3.attn_q.weight` → `model.layers.3.self_attn.q_proj.weight`.
+    pub(crate) fn hugging_face_name(&self, name: &str) -> Option<String> {
+        let of_model = [
+            ("token_embd.weight", "model.embed_tokens.weight"),
+            ("output_norm.weight", "model.norm.weight"),
+            ("output.weight", "lm_head.weight"),
+        ];
+        if let Some((_, found)) = of_model.iter().find(|(own, _)| *own == name) {
+            return Some((*found).to_owned());
+        }
+        let (layer, rest) = name.strip_prefix("blk.")?.split_once('.')?;
+        let layer: u32 = layer.parse().ok()?;
+        let (module, parameter) = rest.rsplit_once('.')?;
+        let mut modules = [self.norms, self.projections, OF_ALL].into_iter().flatten();
+        let (_, module) = modules.find(|(own, _)| *own == module)?;
+        matches!(parameter, "weight" | "bias")
+            .then(|| format!("model.layers.{layer}.{module}.{parameter}"))
+    }
+}

@@ -1,0 +1,213 @@
+/// What a norm does with its weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// RMSNorm (Zhang and Sennrich 2019): `x / √(mean(x²) + ε) ⊙ w`.
+    Rms,
+    /// The same with `1 + w` in the place of `w`, so that weights of 0 scale nothing (Gemma).
+    RmsPlusOne,
+}
+
+/// Where the two branches of a block are normalised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormPlaces {
+    /// What goes into a branch (Llama).
+    Pre,
+    /// What comes out of it, before it is added to the residual stream (OLMo 2).
+    Post,
+    /// Both, the "sandwich" (Gemma 2).
+    Both,
+}
+
+/// What is normalised of queries and keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QkNorm {
+    /// Each head by itself, with one weight for all heads (Qwen 3).
+    PerHead,
+    /// All heads side by side (OLMo 2).
+    FullWidth,
+}
+
+/// The function between the two halves of the MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MlpActivation {
+    /// `x · σ(x)`.
+    Silu,
+    /// `x · Φ(x)`, exactly.
+    Gelu,
+    /// GELU by way of tanh.
+    TanhGelu,
+}
+
+impl MlpActivation {
+    /// The function that `config.json` names.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "silu" | "swish" => Self::Silu,
+            "gelu" => Self::Gelu,
+            "gelu_pytorch_tanh" | "gelu_new" => Self::TanhGelu,
+            _ => return None,
+        })
+    }
+}
+
+/// Rotary position embedding of one kind of layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RopeOptions {
+    /// Base θ.
+    pub theta: f64,
+    /// How many of a head's coordinates are turned: the first ones, an even number.
+    pub rotated: i64,
+    /// How the frequencies are stretched for longer contexts.
+    pub scaling: RopeScaling,
+}
+
+/// Stretching of the rotary frequencies.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RopeScaling {
+    /// As they are.
+    None,
+    /// Positions divided by a factor.
+    Linear {
+        /// The factor.
+        factor: f64,
+    },
+    /// Llama 3.1: long wavelengths divided by a factor, short ones kept, a smooth passage between.
+    Llama3 {
+        /// The factor.
+        factor: f64,
+        /// Wavelengths past `original / low_freq_factor` are stretched in full.
+        low_freq_factor: f64,
+        /// Wavelengths below `original / high_freq_factor` are kept.
+        high_freq_factor: f64,
+        /// Context that the frequencies were made for.
+        original_max_position_embeddings: f64,
+    },
+    /// A base θ that grows with a row that is longer than the original context ("dynamic NTK").
+    Dynamic {
+        /// The factor.
+        factor: f64,
+        /// Context that the frequencies were made for.
+        original_max_position_embeddings: f64,
+    },
+    /// YaRN (Peng et al. 2023, arXiv:2309.00071): long wavelengths divided by a factor, short ones kept, by the number of turns in the
+    /// original context.
+    Yarn {
+        /// The factor.
+        factor: f64,
+        /// What cosines and sines are multiplied with.
+        attention_factor: f64,
+        /// Turns from which on a wavelength is kept.
+        beta_fast: f64,
+        /// Turns below which it is stretched in full.
+        beta_slow: f64,
+        /// Whether the limits between are rounded to whole coordinates.
+        truncate: bool,
+        /// Context that the frequencies were made for.
+        original_max_position_embeddings: f64,
+    },
+    /// LongRoPE (Ding et al. 2024, arXiv:2402.13753): a factor for each frequency, others in rows that are longer than the original context.
+    LongRope {
+        /// Factors within the original context.
+        short_factor: Vec<f64>,
+        /// Factors past it.
+        long_factor: Vec<f64>,
+        /// What cosines and sines are multiplied with.
+        attention_factor: f64,
+        /// Context that the frequencies were made for.
+        original_max_position_embeddings: f64,
+    },
+}
+
+impl RopeScaling {
+    /// Whether the frequencies of a row depend on how many tokens it has.
+    pub(crate) fn depends_on_length(&self) -> bool {
+        matches!(self, Self::Dynamic { .. } | Self::LongRope { .. })
+    }
+
+    /// Its name in `config.json`, if it stretches anything.
+    pub fn name(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::None => return None,
+            Self::Linear { .. } => "linear",
+            Self::Llama3 { .. } => "llama3",
+            Self::Dynamic { .. } => "dynamic",
+            Self::Yarn { .. } => "yarn",
+            Self::LongRope { .. } => "longrope",
+        })
+    }
+}
+
+/// Queries that grow with their position: `q · (1 + β ln(1 + ⌊position / original⌋))` (Ministral 3, after Llama 4).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QueryScaling {
+    /// β.
+    pub beta: f64,
+    /// Positions in the original context.
+    pub original_max_position_embeddings: f64,
+}
+
+/// What attention has beside its sizes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttentionOptions {
+    /// What scores are multiplied with; `None`: 1 / √(head size).
+    pub scale: Option<f64>,
+    /// Scores are brought into ±cap: `cap · tanh(score / cap)`.
+    pub soft_cap: Option<f64>,
+    /// What is normalised of queries and keys.
+    pub qk_norm: Option<QkNorm>,
+    /// Whether query, key and value are one projection, `qkv_proj`.
+    pub is_fused: bool,
+    /// Whether q, k and v have a bias.
+    pub qkv_bias: bool,
+    /// Whether the output has a bias.
+    pub output_bias: bool,
+    /// Queries that grow with their position.
+    pub query_scaling: Option<QueryScaling>,
+    /// The rotary position embeddings of the model's kinds of layers.
+    pub ropes: Vec<RopeOptions>,
+    /// Which of [`Self::ropes`] each layer has; `None`: it knows no positions.
+    pub rope_of_layer: Vec<Option<usize>>,
+}
+
+/// What the MLP has beside its sizes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MlpOptions {
+    /// The function of the gate.
+    pub activation: MlpActivation,
+    /// Whether gate and up are one projection, `gate_up_proj`.
+    pub is_fused: bool,
+    /// Whether its projections have a bias.
+    pub bias: bool,
+}
+
+/// What the norms have beside their sizes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NormOptions {
+    /// What they do with their weights.
+    pub kind: NormKind,
+    /// Where they stand in a block.
+    pub places: NormPlaces,
+    /// ε.
+    pub eps: f64,
+}
+
+/// Numbers that a family multiplies or bounds the stream with; 1 and none in Llama.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Multipliers {
+    /// Of looked up embeddings, rounded to the kind of the model (Gemma).
+    pub embedding: f64,
+    /// Of all embeddings, those of virtual tokens too (Granite).
+    pub input: f64,
+    /// Of what a branch adds to the residual stream (Granite).
+    pub residual: f64,
+    /// Divisor of logits (Granite).
+    pub logit_divisor: f64,
+    /// Logits are brought into ±cap: `cap · tanh(logit / cap)` (Gemma 2).
+    pub logit_soft_cap: Option<f64>,
+}
+
+impl Default for Multipliers {
+    fn default() -> Self {
+        Self { embedding: 1.0, input: 1.0, residual: 1.0, logit_divisor: 1.0, logit_soft_cap: None }
+    }
+}

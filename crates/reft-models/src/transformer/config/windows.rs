@@ -1,0 +1,76 @@
+use crate::transformer::config::config_file::{ConfigFile, Resolved};
+
+/// Where a family has sliding windows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Window {
+    /// Nowhere, whatever the file says.
+    Never,
+    /// At every layer, if the file gives a size.
+    Everywhere,
+    /// At the layers that `layer_types` names sliding; without it at those for which the function says so.
+    ByLayer(fn(&ConfigFile, usize) -> bool),
+    /// The same, only if `use_sliding_window` is set.
+    ByLayerIfUsed(fn(&ConfigFile, usize) -> bool),
+}
+
+/// The two kinds of layers that `layer_types` names.
+pub(crate) const LAYER_TYPES: [&str; 2] = ["full_attention", "sliding_attention"];
+
+impl ConfigFile {
+    /// Whether a layer is one that slides, if its family has such layers.
+    pub(crate) fn slides(&self, layer: usize, usual: fn(&Self, usize) -> bool) -> bool {
+        match &self.layer_types {
+            Some(types) => types[layer] == LAYER_TYPES[1],
+            None => usual(self, layer),
+        }
+    }
+
+    /// How far each layer sees.
+    pub(crate) fn windows(&self, family: Window) -> Resolved<Vec<Option<i64>>> {
+        let layers = self.num_hidden_layers;
+        if let Some(types) = &self.layer_types {
+            if types.len() != layers {
+                let found = types.len();
+                return Err(format!("layer_types names {found} layers, expected {layers}"));
+            }
+            if let Some(other) = types.iter().find(|name| !LAYER_TYPES.contains(&name.as_str())) {
+                let expected = LAYER_TYPES.join(" or ");
+                return Err(format!("layer_types names {other:?}, expected {expected}"));
+            }
+        }
+        let window = match family {
+            Window::Never => None,
+            Window::ByLayerIfUsed(_) if self.use_sliding_window != Some(true) => None,
+            Window::Everywhere | Window::ByLayer(_) | Window::ByLayerIfUsed(_) => {
+                self.sliding_window
+            }
+        };
+        if let Some(window) = window.filter(|window| *window < 1) {
+            return Err(format!("sliding_window is {window}, expected a positive size or null"));
+        }
+        let slides = |layer: usize| match family {
+            Window::ByLayer(usual) | Window::ByLayerIfUsed(usual) => self.slides(layer, usual),
+            Window::Never | Window::Everywhere => true,
+        };
+        if let Window::ByLayer(usual) = family
+            && window.is_none()
+            && let Some(layer) = (0..layers).find(|&layer| self.slides(layer, usual))
+        {
+            return Err(format!(
+                "sliding_window is missing, and layer {layer} is one with a sliding window; expected a positive size"
+            ));
+        }
+        let of_layer = |layer| window.filter(|_| slides(layer));
+        let windows: Vec<Option<i64>> = (0..layers).map(of_layer).collect();
+        // what the file says of layers, and what transformers makes of it, should be the same
+        for (layer, name) in self.layer_types.iter().flatten().enumerate() {
+            if (name == LAYER_TYPES[1]) != windows[layer].is_some() {
+                return Err(format!(
+                    "layer_types says {name} of layer {layer}, and sliding_window and use_sliding_window of {} say otherwise",
+                    self.model_type
+                ));
+            }
+        }
+        Ok(windows)
+    }
+}
