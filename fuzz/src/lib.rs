@@ -98,7 +98,7 @@ pub fn positions(data: &[u8]) {
 
 /// Rows of data.
 pub fn rows(data: &[u8]) {
-    drop(read_records(&file("rows.jsonl", data)));
+    drop(read_records(&file("rows.jsonl", data), None));
 }
 
 /// A chat template, which renders a conversation with and without tools.

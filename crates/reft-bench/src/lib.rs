@@ -24,7 +24,7 @@
 //!     vocab_size: description.vocab_size,
 //!     max_length: usize::MAX, // questions are not cut
 //! };
-//! let questions = read_questions(&task, Path::new("data/sst2/test.tsv"))?;
+//! let questions = read_questions(&task, Path::new("data/sst2/test.tsv"), None)?;
 //! let questions = encode_questions(&task, &questions, &encoding)?;
 //! let (tokenizer, stop) = (Some(&tokenizer), AtomicBool::new(false));
 //! let scorer = Scorer { task: &task, tokenizer, batch_size: 16, stop: &stop };
