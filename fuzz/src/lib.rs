@@ -43,7 +43,9 @@ pub fn safetensors(data: &[u8]) {
 /// A GGUF file: its header, the model that it describes, its tokenizer and chat template.
 pub fn gguf(data: &[u8]) {
     let Ok(gguf) = Gguf::open(&file("model.gguf", data)) else { return };
-    drop(gguf.config().map(|config| config.describe()));
+    if let Ok(config) = gguf.config() {
+        drop(DecoderConfig::from_json(config, gguf.path()).map(|config| config.describe()));
+    }
     drop(gguf.tokenizer_json());
     drop(gguf.tokenizer_config());
 }
@@ -88,7 +90,7 @@ pub fn positions(data: &[u8]) {
     for rule in [PositionRule::Paper, PositionRule::Pyreft] {
         let n = usize::from(*length);
         let found = positions.in_prompt(n, rule);
-        let [first, last] = [TokenGroup::Prefix, TokenGroup::Suffix].map(|group| found.group(group));
+        let [first, last] = [TokenGroup::First, TokenGroup::Last].map(|group| found.group(group));
         let tokens: Vec<usize> = first.chain(last).collect();
         assert!(tokens.is_sorted_by(|a, b| a < b), "{text} in {n} tokens: {tokens:?}");
         assert!(tokens.iter().all(|token| *token < n), "{text} in {n} tokens: {tokens:?}");
@@ -106,7 +108,8 @@ pub fn chat_templates(data: &[u8]) {
     let Ok(source) = std::str::from_utf8(data) else { return };
     let tokens = vec![("bos_token", "<s>".to_owned()), ("eos_token", "</s>".to_owned())];
     let Ok(template) = ChatTemplate::new(source, tokens) else { return };
-    let messages = [("system", "s"), ("user", "a b"), ("assistant", "c")].map(|(role, text)| Message::new(role, text));
+    let messages = [("system", "s"), ("user", "a b"), ("assistant", "c")]
+        .map(|(role, text)| Message::new(role, text));
     drop(template.render(&messages, false));
     let tools = [json!({ "type": "function", "function": { "name": "f", "parameters": {} } })];
     drop(template.render_with_tools(&messages, Some(&tools), true));
