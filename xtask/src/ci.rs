@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::workspace::Workspace;
-use crate::{command, model, reft, setup, tidy};
+use crate::{command, model, setup, tidy};
 
 /// Runs `cargo test --workspace` with `arguments`, after setting up what is missing.
 pub fn test(workspace: &Workspace, arguments: &[String]) -> Result<()> {
@@ -20,8 +20,6 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     step("fmt", || command::run(workspace.cargo().args(["fmt", "--all", "--check"])))?;
     step("tidy", || tidy::run(workspace))?;
     step("setup", || setup::run(workspace, false))?;
-    // before clippy, so that torch-sys's C++ is compiled beside the rest and nothing waits for it
-    step("build", || reft::build(workspace))?;
     step("clippy", || {
         let lints = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
         command::run(workspace.cargo().args(lints))
