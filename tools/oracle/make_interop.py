@@ -212,7 +212,7 @@ def truth(out, case):
 
 
 def main():
-    out = Path(sys.argv[1]) / "interop"
+    out = Path(sys.argv[1])
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     torch.manual_seed(SEED)

@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 
 use crate::{command, workspace};
 
-/// Versions that the kept oracle files were made with, and of what pyreft and pyvene import besides.
-const REQUIREMENTS: [&str; 7] = [
+/// Versions that the kept oracle files were made with, and of what pyreft and pyvene import besides; what reads and writes data files.
+const REQUIREMENTS: [&str; 10] = [
     "torch==2.11.0",
     "transformers==4.49.0",
     "peft==0.14.0",
@@ -17,6 +17,9 @@ const REQUIREMENTS: [&str; 7] = [
     "datasets==3.6.0",
     "matplotlib==3.10.8",
     "huggingface-hub==0.36.2",
+    "pandas==2.3.3",
+    "pyarrow==22.0.0",
+    "zstandard==0.25.0",
 ];
 
 /// pyreft's metadata asks for transformers 4.45.1 and for notebooks; it works without either.
@@ -27,7 +30,7 @@ const NEWER: [&str; 1] = ["transformers==4.51.3"];
 
 /// PEFT and transformers of today, with what they import besides torch and numpy, and what writes GGUF files and vocabularies; in a folder of its
 /// own too.
-const TODAY: [&str; 16] = [
+const TODAY: [&str; 19] = [
     "peft==0.21.2",
     "transformers==5.24.0",
     "huggingface-hub==2.4.0",
@@ -37,6 +40,9 @@ const TODAY: [&str; 16] = [
     "httpx2==2.16.2",
     "httpcore2==2.16.2",
     "truststore==0.10.5",
+    "h11==0.16.0",
+    "anyio==4.16.0",
+    "click==8.5.1",
     "annotated-doc==0.0.7",
     "typer==0.29.2",
     "shellingham==1.5.4",
