@@ -51,6 +51,7 @@ mod interchange;
 mod alignment;
 mod direction;
 mod network;
+mod patching;
 
 mod search;
 
@@ -68,6 +69,8 @@ pub use interchange::hooks::{InterchangeHooks, Swap};
 pub use interchange::source_states::{SourceToken, source_states};
 pub use network::feed_forward::FeedForward;
 pub use network::hierarchical_equality::HierarchicalEquality;
+pub use patching::metric::Metric;
+pub use patching::patch::PromptPair;
 pub(crate) use search::cell::CellFile;
 pub use search::cell::{DasCell, MeasuredShare};
 pub use search::das_search::DasSearch;

@@ -1,4 +1,4 @@
-use reft_models::{Layout, Model, PaddingSide, Place, Result, Row, TokenAt, collect};
+use reft_models::{AdapterStack, Layout, Model, PaddingSide, Place, Result, Row, TokenAt, collect};
 use tch::Tensor;
 
 /// A token of a source run.
@@ -34,7 +34,9 @@ pub fn source_states(
             let tokens = tokens[first..first + rows.len()].iter().enumerate();
             (place.clone(), tokens.map(|(row, &token)| TokenAt { row, token }).collect())
         });
-        for (found, states) in found.iter_mut().zip(collect(model, &layout, of_batch.collect())?) {
+        for (found, states) in
+            found.iter_mut().zip(collect(model, &AdapterStack::EMPTY, &layout, of_batch.collect())?)
+        {
             found.push(states);
         }
     }

@@ -7,8 +7,8 @@ use reft_core::{
     boundary_gate, random_columns, sigmoid_gate,
 };
 use reft_models::{
-    Collect, Component, Decoder, Error, HookPoint, Hooks, Layout, Linear, Model, NoHooks,
-    PaddingSide, Place, Row, Site, Span, TokenAt, collect,
+    AdapterStack, Collect, Component, Decoder, Error, HookPoint, Hooks, Layout, Linear, Model,
+    NoHooks, PaddingSide, Place, Row, Site, Span, TokenAt, collect,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -49,7 +49,7 @@ impl Experiment {
         };
         let (base, source) = (layout("base_ids")?, layout("source_ids")?);
         let wanted = vec![(block_output(1), every_row(2, 4))];
-        let source = collect(&decoder, &source, wanted)?.remove(0);
+        let source = collect(&decoder, &AdapterStack::EMPTY, &source, wanted)?.remove(0);
         Ok(Self { decoder, base, source, recorded })
     }
 
@@ -221,7 +221,7 @@ fn what_is_collected_is_what_flows_past_whatever_the_padding_and_the_passes() ->
     ];
     let wanted = || places.iter().map(|place| (place.clone(), tokens.clone())).collect::<Vec<_>>();
     let right = Layout::new(uneven(), PaddingSide::Right)?;
-    let found = collect(&decoder, &right, wanted())?;
+    let found = collect(&decoder, &AdapterStack::EMPTY, &right, wanted())?;
     assert_eq!(found[3].size(), [4, 32]);
     assert_eq!(found[4].size(), [4, 16]);
 
@@ -236,7 +236,7 @@ fn what_is_collected_is_what_flows_past_whatever_the_padding_and_the_passes() ->
     }
 
     let left = Layout::new(uneven(), PaddingSide::Left)?;
-    for (i, other) in collect(&decoder, &left, wanted())?.iter().enumerate() {
+    for (i, other) in collect(&decoder, &AdapterStack::EMPTY, &left, wanted())?.iter().enumerate() {
         // f32 sums over other columns in another order: measured 1e-5 after the last block
         assert_close(&format!("left padding, {}", places[i]), other, &found[i], 2e-5);
     }
@@ -265,7 +265,13 @@ fn a_source_that_is_the_base_changes_nothing_at_any_place() -> Outcome {
     for &component in Component::ALL.iter().filter(|own| !fused.contains(&own.name())) {
         let place = Place::whole(Site { layer: 2, component });
         let d = decoder.description().size_of(&place)?;
-        let source = collect(&decoder, &layout, vec![(place.clone(), tokens.clone())])?.remove(0);
+        let source = collect(
+            &decoder,
+            &AdapterStack::EMPTY,
+            &layout,
+            vec![(place.clone(), tokens.clone())],
+        )?
+        .remove(0);
         let columns = random_columns(1, d, 5, Device::Cpu).select(0, 0);
         let interchange = SubspaceInterchange::new(&columns)?;
         let swap =
@@ -294,7 +300,7 @@ fn swapping_a_whole_site_from_one_row_gives_that_row_s_continuation() -> Outcome
     let interchanges: [&dyn Interchange; 2] = [&vanilla, &everything];
     for interchange in interchanges {
         let wanted = vec![(block_output(1), tokens.clone())];
-        let found = collect(&decoder, &source, wanted)?.remove(0);
+        let found = collect(&decoder, &AdapterStack::EMPTY, &source, wanted)?.remove(0);
         let swap = Swap {
             place: block_output(1),
             tokens: tokens.clone(),
@@ -434,7 +440,9 @@ fn two_sources_bring_their_own_coordinates_of_one_subspace() -> Outcome {
 fn what_does_not_fit_is_refused() -> Outcome {
     let decoder = tiny_llama()?;
     let layout = Layout::new(uneven(), PaddingSide::Right)?;
-    let collected = |place: Place, tokens| collect(&decoder, &layout, vec![(place, tokens)]);
+    let collected = |place: Place, tokens| {
+        collect(&decoder, &AdapterStack::EMPTY, &layout, vec![(place, tokens)])
+    };
     assert!(matches!(
         collected(block_output(4), at(&[(0, 0)])),
         Err(Error::NoSuchLayer { layer: 4, layers: 4 })
@@ -499,7 +507,9 @@ fn the_same_hooks_drive_a_plain_network() -> Outcome {
 
     let place = block_output(0);
     let tokens = every_row(1, 0);
-    let found = collect(&network, &source, vec![(place.clone(), tokens.clone())])?.remove(0);
+    let found =
+        collect(&network, &AdapterStack::EMPTY, &source, vec![(place.clone(), tokens.clone())])?
+            .remove(0);
     assert_eq!(found, Tensor::from_slice(&[0f32, 5.0, 2.5]).view([1, 3]));
     let neurons = SubspaceInterchange::neurons(3, 0..2, Device::Cpu)?;
     let swap =
@@ -508,10 +518,11 @@ fn the_same_hooks_drive_a_plain_network() -> Outcome {
     let swapped = logits(&base, &mut hooks)?;
     assert_eq!(swapped, Tensor::from_slice(&[5f32, 4.5]).view([1, 1, 2]));
 
-    let no_layer = collect(&network, &source, vec![(block_output(1), tokens.clone())]);
+    let no_layer =
+        collect(&network, &AdapterStack::EMPTY, &source, vec![(block_output(1), tokens.clone())]);
     assert!(matches!(no_layer, Err(Error::NoSuchLayer { layer: 1, layers: 1 })), "{no_layer:?}");
     let attention = Place::whole(Site { layer: 0, component: Component::AttentionOutput });
-    let nowhere = collect(&network, &source, vec![(attention, tokens)]);
+    let nowhere = collect(&network, &AdapterStack::EMPTY, &source, vec![(attention, tokens)]);
     assert!(matches!(nowhere, Err(Error::NotReached { .. })), "{nowhere:?}");
     let refused = FeedForward::from_layers(&inputs, vec![linear(&[&[1.0, 2.0]], &[0.0])]);
     assert!(matches!(

@@ -1,6 +1,8 @@
 use tch::Tensor;
 
-use crate::{Error, HookPoint, Hooks, Layout, Model, Place, Result, Span, send};
+use crate::{
+    AdapterStack, Error, HookPoint, Hooks, Layout, Mode, Model, Place, Result, Span, send,
+};
 
 /// A token of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -96,14 +98,17 @@ impl Hooks for Collect {
     }
 }
 
-/// A source run: hidden states of chosen tokens at chosen places, `[m, d]` each and without gradient.
+/// A source run: hidden states of chosen tokens at chosen places, `[m, d]` each and without gradient, as adapters leave them
+/// ([`AdapterStack::EMPTY`]: the plain model's).
 ///
 /// The model is run no further up than the highest place, and only what is asked for is kept.
 ///
 /// # Errors
-/// [`Error::NoSuchLayer`], [`Error::Coordinates`], [`Error::NoSuchToken`], or [`Error::NotReached`] if the model has no such site.
+/// [`Error::NoSuchLayer`], [`Error::Coordinates`], [`Error::NoSuchToken`], or [`Error::NotReached`] if the model has no such site; what an
+/// adapter refuses.
 pub fn collect(
     model: &dyn Model,
+    adapters: &AdapterStack,
     layout: &Layout,
     wanted: Vec<(Place, Vec<TokenAt>)>,
 ) -> Result<Vec<Tensor>> {
@@ -112,13 +117,18 @@ pub fn collect(
     }
     let layers = model.description().num_hidden_layers;
     let highest = wanted.iter().map(|(place, _)| place.site.stage()).max().unwrap_or(0);
-    let mut collect = Collect::new(wanted, layout)?;
     let _guard = tch::no_grad_guard();
-    let forward = model.forward(&layout.whole(), 0);
+    let layout = adapters.layout(layout.clone());
+    let mut collect = Collect::new(wanted, &layout)?;
+    let mut hooks = adapters.hooks(&layout, Mode::Eval)?;
+    hooks.0.push(Box::new(&mut collect)); // last: it sees what the adapters leave
+    let span = layout.whole();
+    let forward = model.forward(&span, hooks.prefix_length());
     let embeddings = forward.embed(&layout.input_ids(model.device()));
-    let h = forward.run(0..layers.min(highest + 1), embeddings, None, &mut collect)?;
+    let h = forward.run(0..layers.min(highest + 1), embeddings, None, &mut hooks)?;
     if highest == layers {
-        let _normed = forward.finish(h, &mut collect)?;
+        let _normed = forward.finish(h, &mut hooks)?;
     }
+    drop(hooks);
     collect.finish()
 }

@@ -64,6 +64,29 @@ pub trait Hooks {
     }
 }
 
+/// Hooks that stay their owner's.
+impl<T: Hooks + ?Sized> Hooks for &mut T {
+    fn visit(&mut self, point: HookPoint, h: Tensor, span: &Span) -> Result<Tensor> {
+        (**self).visit(point, h, span)
+    }
+
+    fn prefix_length(&self) -> usize {
+        (**self).prefix_length()
+    }
+
+    fn prefix(&mut self, layer: usize, span: &Span) -> Option<(Tensor, Tensor)> {
+        (**self).prefix(layer, span)
+    }
+
+    fn keep_rows(&mut self, rows: &[usize]) {
+        (**self).keep_rows(rows);
+    }
+
+    fn cut(&mut self) -> Vec<Cut> {
+        (**self).cut()
+    }
+}
+
 impl dyn Hooks + '_ {
     /// Shows the hidden states at a point of the residual stream.
     ///

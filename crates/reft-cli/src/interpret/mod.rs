@@ -1,0 +1,7 @@
+//! What goes on inside a model: its tokens, its hidden states, what they would say, and which of them carry an answer.
+
+pub mod lens;
+pub mod patch;
+pub mod prompt_tokens;
+pub mod states;
+pub mod tokenize;
