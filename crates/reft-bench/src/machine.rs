@@ -47,11 +47,6 @@ impl Machine {
     }
 }
 
-/// Bytes of memory that this process holds now, where the system tells it.
-pub fn resident_memory() -> Option<u64> {
-    kilobytes("/proc/self/status", "VmRSS")
-}
-
 /// The most memory that this process has held at once, in bytes: the resident set's high-water mark, where the system tells it.
 ///
 /// It never falls, so a process that is to be measured does nothing else.

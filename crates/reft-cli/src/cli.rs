@@ -12,10 +12,15 @@ use crate::generation::chat::{self, ChatArgs};
 use crate::generation::generate::{self, GenerateArgs};
 use crate::generation::steer::{self, SteerArgs};
 use crate::inspect::command::{self as inspect, InspectArgs};
+use crate::interpret::lens::{self, LensArgs};
+use crate::interpret::patch::{self, PatchArgs};
+use crate::interpret::states::{self, StatesArgs};
+use crate::interpret::tokenize::{self, TokenizeArgs};
 use crate::logits::{self, LogitsArgs};
 use crate::machine::devices::{self, DevicesArgs};
 use crate::report::compare::{self, CellArgs, CompareArgs};
 use crate::report::das::{self, DasArgs};
+use crate::report::runs::{self, ReportArgs};
 use crate::train::command::{self as train, TrainArgs};
 
 /// Representation fine-tuning (ReFT) of language models: small learned edits of the hidden states of a frozen model
@@ -32,11 +37,16 @@ enum Command {
     Generate(GenerateArgs),
     Chat(ChatArgs),
     Eval(EvalArgs),
+    Report(ReportArgs),
     Compare(CompareArgs),
     #[command(hide = true)]
     CompareCell(CellArgs),
     Das(Box<DasArgs>),
     Steer(Box<SteerArgs>),
+    Patch(PatchArgs),
+    Lens(LensArgs),
+    States(StatesArgs),
+    Tokenize(TokenizeArgs),
     Bench(Box<BenchArgs>),
     #[command(hide = true)]
     BenchCase(CaseArgs),
@@ -59,10 +69,15 @@ impl Cli {
             Command::Generate(args) => generate::run(&args),
             Command::Chat(args) => chat::run(&args),
             Command::Eval(args) => eval::run(&args),
+            Command::Report(args) => runs::run(&args),
             Command::Compare(args) => compare::run(&args),
             Command::CompareCell(args) => compare::run_one_cell(&args),
             Command::Das(args) => das::run(&args),
             Command::Steer(args) => steer::run(&args),
+            Command::Patch(args) => patch::run(&args),
+            Command::Lens(args) => lens::run(&args),
+            Command::States(args) => states::run(&args),
+            Command::Tokenize(args) => tokenize::run(&args),
             Command::Bench(args) => bench::run(&args),
             Command::BenchCase(args) => bench::run_one_case(&args),
             Command::Plan(args) => plan::run(&args),

@@ -10,6 +10,7 @@ mod generation;
 
 mod eval;
 mod inspect;
+mod interpret;
 mod logits;
 
 mod report;

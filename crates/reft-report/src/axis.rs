@@ -27,11 +27,15 @@ impl Axis {
         Self { low, high, is_log: false, ends }
     }
 
-    /// A logarithmic axis over positive values, ends a little past them.
-    pub(crate) fn log(values: impl IntoIterator<Item = f64>, ends: (f64, f64)) -> Self {
+    /// A logarithmic axis over positive values, ends a little past them: by `margin`, in decades, at least.
+    pub(crate) fn log(
+        values: impl IntoIterator<Item = f64>,
+        margin: f64,
+        ends: (f64, f64),
+    ) -> Self {
         let (low, high) = range(values);
         let (low, high) = (low.max(1e-12).log10(), high.max(1e-12).log10());
-        let margin = (0.12 * (high - low)).max(0.35);
+        let margin = (MARGIN_OF_LOG * (high - low)).max(margin);
         Self { low: low - margin, high: high + margin, is_log: true, ends }
     }
 
@@ -45,8 +49,7 @@ impl Axis {
     /// The values that ticks stand at.
     pub(crate) fn ticks(&self) -> Vec<f64> {
         if self.is_log {
-            let decades = self.low.ceil() as i32..=self.high.floor() as i32;
-            return decades.map(|exponent| 10f64.powi(exponent)).collect();
+            return self.ticks_of_log();
         }
         let step = step_of(self.high - self.low);
         let first = (self.low / step - 1e-9).ceil() as i64;
@@ -54,12 +57,44 @@ impl Axis {
         (first..=last).map(|i| i as f64 * step).collect()
     }
 
-    /// Decimals that tell ticks apart, of values multiplied by `factor`.
-    pub(crate) fn decimals(&self, factor: f64) -> usize {
+    /// Powers of ten, and if that is few, other round numbers between them.
+    fn ticks_of_log(&self) -> Vec<f64> {
+        let (first, last) = (self.low.floor() as i32, self.high.floor() as i32);
+        let ticks = |digits: &[f64]| -> Vec<f64> {
+            let all = (first..=last).flat_map(|exponent| {
+                // by division where it is one: 1e-1 is the f64 nearest to 0.1, and 10 times 1e-2 is not
+                let power = 10f64.powi(exponent.abs());
+                digits.iter().map(
+                    move |digit| {
+                        if exponent < 0 { digit / power } else { digit * power }
+                    },
+                )
+            });
+            all.filter(|tick| (self.low..=self.high).contains(&tick.log10())).collect()
+        };
+        const DIGITS: [&[f64]; 3] =
+            [&[1.0], &[1.0, 2.0, 5.0], &[1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]];
+        let enough = DIGITS.into_iter().map(ticks).find(|ticks| ticks.len() >= 3);
+        enough.unwrap_or_else(|| {
+            let (low, high) = (10f64.powf(self.low), 10f64.powf(self.high));
+            Self { low, high, is_log: false, ..*self }.ticks()
+        })
+    }
+
+    /// Decimals that tell a tick from others, of values multiplied by `factor`.
+    pub(crate) fn decimals(&self, tick: f64, factor: f64) -> usize {
+        if self.is_log {
+            let text = format!("{:.9}", tick * factor);
+            let digits = text.trim_end_matches('0');
+            return digits.split_once('.').map_or(0, |(_, decimals)| decimals.len());
+        }
         let step = step_of(self.high - self.low) * factor;
         (-(step + 1e-12).log10().floor()).clamp(0.0, 9.0) as usize
     }
 }
+
+/// The room past the values at each end of a logarithmic axis, as a share of what they span.
+const MARGIN_OF_LOG: f64 = 0.12;
 
 fn range(values: impl IntoIterator<Item = f64>) -> (f64, f64) {
     let (low, high) = values
@@ -92,15 +127,33 @@ mod tests {
 
     #[test]
     fn log_ticks_are_decades() {
-        let axis = Axis::log([2_000.0, 3_000_000.0], (0.0, 10.0));
+        let axis = Axis::log([2_000.0, 3_000_000.0], 0.35, (0.0, 10.0));
         assert_eq!(axis.ticks(), [1e3, 1e4, 1e5, 1e6]);
         let apart = axis.place(1e5) - axis.place(1e4);
         assert!((axis.place(1e4) - axis.place(1e3) - apart).abs() < 1e-9); // f64 rounding
     }
 
     #[test]
+    fn log_ticks_are_enough_to_read_a_narrow_range_by() {
+        for (values, expected) in [
+            ([0.03, 2.0], &[0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0][..]),
+            ([0.9, 2.2], &[0.9, 1.0, 1.5, 2.0]),
+            ([2.31, 2.34], &[2.25, 2.3, 2.35, 2.4, 2.45]),
+        ] {
+            let axis = Axis::log(values, 0.02, (0.0, 100.0));
+            let ticks = axis.ticks();
+            let is_same = |(a, b): (&f64, &f64)| (a - b).abs() < 1e-12; // f64 rounding
+            let same = ticks.len() == expected.len() && ticks.iter().zip(expected).all(is_same);
+            assert!(same, "{values:?}: {ticks:?}");
+        }
+        let axis = Axis::log([0.03, 2.0], 0.02, (0.0, 100.0));
+        let decimals = axis.ticks().into_iter().map(|tick| axis.decimals(tick, 1.0));
+        assert_eq!(decimals.collect::<Vec<_>>(), [2, 2, 1, 1, 1, 0, 0]);
+    }
+
+    #[test]
     fn one_value_has_an_axis_too() {
-        for axis in [Axis::linear([0.5], (0.0, 1.0)), Axis::log([100.0], (0.0, 1.0))] {
+        for axis in [Axis::linear([0.5], (0.0, 1.0)), Axis::log([100.0], 0.35, (0.0, 1.0))] {
             let value = if axis.is_log { 100.0 } else { 0.5 };
             assert!((0.05..=0.95).contains(&axis.place(value)), "{axis:?}");
         }

@@ -3,14 +3,14 @@
 //! It draws numbers and names, and knows neither models nor tensors.
 //!
 //! ```
-//! use reft_report::{Curve, Names, curves, figure, page};
+//! use reft_report::{Curve, Names, Scale, curves, figure, page};
 //!
 //! let facts = ["Model tiny", "Task sums", "Command: `reft train`"].map(str::to_owned);
 //! let html = page("Two methods", facts.into(), "The loss is that before each step.", |out| {
-//!     let loreft = Curve { label: "LoReFT".to_owned(), colour: 0, values: vec![2.3, 1.2, 0.9] };
-//!     let lora = Curve { label: "LoRA".to_owned(), colour: 1, values: vec![2.3, 1.4, 1.0] };
+//!     let loreft = Curve::of_steps("LoReFT".to_owned(), 0, vec![2.3, 1.2, 0.9]);
+//!     let lora = Curve::of_steps("LoRA".to_owned(), 1, vec![2.3, 1.4, 1.0]);
 //!     let drawn = [loreft, lora];
-//!     let plot = curves(&drawn, &Names { x: "step", y: "training loss" });
+//!     let plot = curves(&drawn, &Names { x: "step", y: "training loss" }, Scale::Log);
 //!     figure(out, "Training loss", "In nats.", &plot, &drawn)
 //! });
 //! assert!(html.starts_with("<!doctype html>"));
@@ -38,5 +38,5 @@ pub use numbers::{
     spread,
 };
 pub use page::{COLOURS, page};
-pub use plots::{Bar, Curve, Names, Point, bars, curves, scatter};
+pub use plots::{Bar, Curve, Names, Point, Scale, bars, curves, scatter};
 pub use texts::texts;

@@ -33,8 +33,25 @@ pub struct Curve {
     pub label: String,
     /// Which of the page's [`COLOURS`](crate::COLOURS).
     pub colour: usize,
-    /// A value for each step, from the first on.
-    pub values: Vec<f64>,
+    /// Its points from left to right: a step, and the value there.
+    pub points: Vec<(f64, f64)>,
+}
+
+impl Curve {
+    /// A curve of a value for each step, from the first on.
+    pub fn of_steps(label: String, colour: usize, values: Vec<f64>) -> Self {
+        let points = (1..).map(f64::from).zip(values).collect();
+        Self { label, colour, points }
+    }
+}
+
+/// How values are spread along an axis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scale {
+    /// Evenly.
+    Linear,
+    /// By their logarithm; all of them are above 0.
+    Log,
 }
 
 /// A bar.
@@ -69,7 +86,7 @@ pub fn scatter(
         let sd = point.sd.unwrap_or(0.0);
         [point.y - sd, point.y + sd]
     };
-    let x = Axis::log(points.iter().map(|point| point.x), (LEFT, RIGHT));
+    let x = Axis::log(points.iter().map(|point| point.x), 0.35, (LEFT, RIGHT));
     let y = Axis::linear(
         points.iter().flat_map(reach).chain(line.map(|(_, value)| value)),
         (BOTTOM, TOP),
@@ -110,19 +127,26 @@ pub fn scatter(
     svg.finish()
 }
 
-/// Curves over the steps of a run.
-pub fn curves(curves: &[Curve], names: &Names) -> String {
-    let steps = curves.iter().map(|curve| curve.values.len()).max().unwrap_or(1).max(2);
-    let x = Axis::between(1.0, steps as f64, (LEFT, RIGHT));
-    let y =
-        Axis::linear(curves.iter().flat_map(|curve| curve.values.iter().copied()), (BOTTOM, TOP));
+/// Curves over the steps of a run. With a value that is not above 0 the left axis is linear, whatever is asked for.
+pub fn curves(curves: &[Curve], names: &Names, scale: Scale) -> String {
+    let points = || curves.iter().flat_map(|curve| curve.points.iter().copied());
+    let (first, last) = points()
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), (x, _)| (low.min(x), high.max(x)));
+    let x = match first < last {
+        true => Axis::between(first, last, (LEFT, RIGHT)),
+        false => Axis::between(0.0, 1.0, (LEFT, RIGHT)),
+    };
+    let values = || points().map(|(_, y)| y).filter(|y| y.is_finite());
+    let y = match scale {
+        Scale::Log if values().all(|y| y > 0.0) => Axis::log(values(), 0.02, (BOTTOM, TOP)),
+        _ => Axis::linear(values(), (BOTTOM, TOP)),
+    };
     let mut svg = drawing(&format!("{} over {}", names.y, names.x), HEIGHT);
     frame(&mut svg, (&x, &y), names, false, |tick| format!("{tick:.0}"));
     for curve in curves {
-        let finite = curve.values.iter().enumerate().filter(|(_, value)| value.is_finite());
-        let place = |(i, value): (usize, &f64)| {
-            format!("{:.1} {:.1}", x.place(i as f64 + 1.0), y.place(*value))
-        };
+        let finite = curve.points.iter().filter(|(_, value)| value.is_finite());
+        let place =
+            |(step, value): &(f64, f64)| format!("{:.1} {:.1}", x.place(*step), y.place(*value));
         let path = finite.map(place).collect::<Vec<_>>().join("L");
         let start = if path.is_empty() { "" } else { "M" };
         svg.add(format_args!(
@@ -170,10 +194,10 @@ fn frame(
     x_tick: impl Fn(f64) -> String,
 ) {
     let (factor, unit) = if percent { (100.0, " %") } else { (1.0, "") };
-    let decimals = y.decimals(factor);
     for tick in y.ticks() {
         let at = y.place(tick);
         svg.line("grid", (LEFT, at), (RIGHT, at));
+        let decimals = y.decimals(tick, factor);
         let text = format!("{:.decimals$}{unit}", tick * factor);
         svg.text("tick", (LEFT - 6.0, at + 4.0), "end", &text);
     }

@@ -76,8 +76,9 @@ pub use run::checkpoint::{Best, WEIGHTS_DIGEST};
 pub use run::order::Shuffle;
 pub use run::out_of_memory::is_out_of_memory;
 pub use run::progress::{
-    Outcome, Plan, Progress, Silent, Step, StepStats, Summary, ValidationStats,
+    Listeners, Outcome, Plan, Progress, Silent, Step, StepStats, Summary, ValidationStats,
 };
+pub use run::resident_memory::resident_memory;
 pub use run::share::{Alone, Reduce, Share};
 pub use run::train_config::TrainConfig;
 pub use run::trainer::Trainer;

@@ -89,7 +89,7 @@ impl Shape {
 
 /// Plans a step of a case that [`TimingCase::check`] accepts, from the model's shape alone: no weight is read or made.
 ///
-/// `program` is what the process holds without a model ([`resident_memory`](crate::resident_memory)).
+/// `program` is what the process holds without a model ([`resident_memory`](reft_train::resident_memory)).
 ///
 /// # Errors
 /// What the method refuses.

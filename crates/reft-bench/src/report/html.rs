@@ -1,8 +1,8 @@
 use std::fmt::Write;
 
 use reft_report::{
-    Bar, COLOURS, Curve, Names, Point, bars, curves, escape, figure, grouped, page, running_mean,
-    running_mean_steps, scatter, short,
+    Bar, COLOURS, Curve, Names, Point, Scale, bars, curves, escape, figure, grouped, page,
+    running_mean, running_mean_steps, scatter, short,
 };
 
 use crate::report::markdown::summary;
@@ -68,19 +68,17 @@ fn plots(out: &mut String, report: &Report) -> std::fmt::Result {
         &[],
     )?;
 
-    let curve = |(i, method): (usize, &MethodReport)| Curve {
-        label: method.label.clone(),
-        colour: i % COLOURS,
-        values: running_mean(&method.losses),
+    let curve = |(i, method): (usize, &MethodReport)| {
+        Curve::of_steps(method.label.clone(), i % COLOURS, running_mean(&method.losses))
     };
-    let drawn: Vec<Curve> = of_methods().map(curve).filter(|c| !c.values.is_empty()).collect();
+    let drawn: Vec<Curve> = of_methods().map(curve).filter(|c| !c.points.is_empty()).collect();
     let names = Names { x: "step", y: "training loss" };
-    let steps = drawn.iter().map(|curve| curve.values.len()).max().unwrap_or(0);
+    let steps = drawn.iter().map(|curve| curve.points.len()).max().unwrap_or(0);
     let note = format!(
-        "Mean over seeds, at the chosen rate; running mean over {} steps.",
+        "Mean over seeds, at the chosen rate; running mean over {} steps; the left axis is logarithmic.",
         running_mean_steps(steps)
     );
-    figure(out, "Training loss", &note, &curves(&drawn, &names), &drawn)?;
+    figure(out, "Training loss", &note, &curves(&drawn, &names, Scale::Log), &drawn)?;
 
     let results = report.results();
     let measures = [

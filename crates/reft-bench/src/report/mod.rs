@@ -1,4 +1,4 @@
-//! The report of a comparison: what the cells come to, as JSON, Markdown and one HTML page.
+//! Reports: what the cells of a comparison come to, as JSON, Markdown and one HTML page; training runs side by side.
 
 pub(crate) mod results;
 pub(crate) mod sweep;
@@ -9,3 +9,5 @@ pub(crate) mod tables;
 pub(crate) mod markdown;
 
 pub(crate) mod html;
+
+pub(crate) mod run;

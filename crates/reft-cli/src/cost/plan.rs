@@ -1,9 +1,8 @@
 use anyhow::{Context, Result, bail};
 use bytesize::ByteSize;
 use clap::Args;
-use reft_bench::{
-    EFFICIENCY, Machine, StepPlan, TimingCase, Way, plan_step, product_rate, resident_memory, ways,
-};
+use reft_bench::{EFFICIENCY, Machine, StepPlan, TimingCase, Way, plan_step, product_rate, ways};
+use reft_train::resident_memory;
 use serde_json::{Value, json};
 
 use crate::cost::step_args::StepArgs;

@@ -8,4 +8,4 @@ mod open_model;
 pub use adapter_directory::{check_adapter_directory, is_saved_by_pyreft};
 pub use framing::Framing;
 pub use model_text::{ModelText, examples};
-pub use open_model::{Model, ModelArgs, open_config, open_decoder};
+pub use open_model::{Model, ModelArgs, model_name, open_config, open_decoder};

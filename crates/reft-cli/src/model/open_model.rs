@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -94,6 +94,22 @@ impl Model {
         }
         Ok(AdapterStack::EMPTY)
     }
+}
+
+/// What a model is called in the files of its adapters: its name on the hub if it has one, else that of its directory or file, never a
+/// path.
+pub fn model_name(model: &str, path: &Path) -> String {
+    // a snapshot in the hub's cache: models--ORG--NAME/snapshots/COMMIT
+    let of_cache = path.ancestors().find_map(|folder| {
+        let name = folder.file_name()?.to_str()?.strip_prefix("models--")?;
+        name.split_once("--").map(|(organisation, name)| format!("{organisation}/{name}"))
+    });
+    let of_hub = || (path != Path::new(model)).then(|| model.to_owned());
+    let of_directory = || {
+        let whole = std::fs::canonicalize(path).ok()?;
+        Some(whole.file_name()?.to_string_lossy().into_owned())
+    };
+    of_cache.or_else(of_hub).or_else(of_directory).unwrap_or_else(|| model.to_owned())
 }
 
 /// Finds and loads a model.

@@ -1,4 +1,5 @@
-//! Commands that write a report: comparisons of methods, searches for a variable.
+//! Commands that write a report: comparisons of methods, searches for a variable, training runs side by side.
 
 pub mod compare;
 pub mod das;
+pub mod runs;

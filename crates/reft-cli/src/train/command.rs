@@ -6,21 +6,26 @@ use reft_bench::Error;
 use reft_methods::{adapter_bytes, trained_text};
 use reft_models::{AdapterStack, ChatOptions, DirectoryLock, Model, TrainedText, weights_digest};
 use reft_train::{
-    ColumnOptions, Dataset, Encoding, Learner, NextToken, Outcome, Summary, Template, Trainer,
-    TurnOptions, WEIGHTS_DIGEST,
+    ColumnOptions, Dataset, Encoding, Learner, Listeners, NextToken, Outcome, Plan, Progress,
+    Record, Summary, Template, TrainConfig, Trainer, TurnOptions, WEIGHTS_DIGEST, read_records,
 };
 use serde_json::{Map, json};
 use toml::Table;
 
 use crate::machine::{DeviceChoice, MachineOptions};
-use crate::model::{Framing, ModelText, examples, open_config, open_decoder};
+use crate::model::{Framing, ModelText, examples, model_name, open_config, open_decoder};
 use crate::options::Flags;
 use crate::terminal::{TrainProgress, bytes, duration, grouped, note, output, share, stop_flag};
+use crate::train::card::Card;
 use crate::train::config_file;
 use crate::train::directory::{self, TrainDirectory};
 use crate::train::first_example;
 use crate::train::method::TrainMethod;
 use crate::train::run_options::{RunOptions, TrainFlags, needed, part, table};
+use crate::train::watch::options::{Log, WatchOptions};
+use crate::train::watch::page::RunPage;
+use crate::train::watch::samples::Samples;
+use crate::train::watch::tensorboard::EventFile;
 
 /// Train an adapter on a frozen model: ReFT, LoRA and the other methods
 ///
@@ -91,13 +96,26 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         vocab_size: shape.vocab_size,
         max_length: config.max_length,
     };
-    let examples = sources.iter().map(|(source, records)| {
-        let examples = examples(records, &source.path, &encoding, run.drop_too_long)?;
-        Ok((examples, source.weight))
-    });
-    let examples = examples.collect::<Result<Vec<_>>>()?;
-    let dataset = Dataset::weighted(examples, config.validation, config.seed)?;
-    let mut adapters = method.adapters(config.seed, &decoder, &model)?;
+    let examples_of =
+        |records: &[Record], file: &Path| examples(records, file, &encoding, run.drop_too_long);
+    let weighted = sources
+        .iter()
+        .map(|(source, records)| Ok((examples_of(records, &source.path)?, source.weight)));
+    let weighted = weighted.collect::<Result<Vec<_>>>()?;
+    let n = weighted.iter().map(|(examples, _)| examples.len()).sum();
+    let config = with_validation(config, &run, &given, n);
+    let mut dataset = Dataset::weighted(weighted, config.validation, config.seed)?;
+    if let Some(file) = &run.validation_data {
+        let records = read_records(file, columns.columns.as_ref())?;
+        dataset.validation = examples_of(&records, file)?;
+    }
+    if let (Some(patience), true) = (config.patience, dataset.validation.is_empty()) {
+        bail!(
+            "--patience is {patience}, and no examples are held out; hold some out with --validation, or name a file of them with --validation-data"
+        );
+    }
+    let base_model = model_name(&model, &path);
+    let mut adapters = method.adapters(config.seed, &decoder, &base_model)?;
     let rows = sources.iter().flat_map(|(_, records)| records);
     if let Some(in_force) = encoding.text.and_then(|encoder| encoder.in_force(rows)) {
         note(said_of(in_force, run.template, text.chat_template.is_some()));
@@ -113,8 +131,10 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let device = DeviceChoice::of(decoder.device());
     let machine = MachineOptions { device, threads: Some(threads), ..machine };
     let of_rows = [table(&columns)?, table(&turns)?, table(&chat)?];
-    let parts = [table(&run)?, table(&config)?, table(&machine)?, method.resolved(&run)?];
-    let mut resolved: Table = parts.into_iter().chain(of_rows).flatten().collect();
+    let watch: WatchOptions = part(&given)?;
+    let of_run = [table(&run)?, table(&watch)?];
+    let parts = [table(&config)?, table(&machine)?, method.resolved(&run)?];
+    let mut resolved: Table = of_run.into_iter().chain(parts).chain(of_rows).flatten().collect();
     resolved.retain(|name, _| !["no_shuffle", "reuse"].contains(&name)); // said by others
     if let Some(saved) = &saved {
         directory::check_same(saved, &resolved)?;
@@ -127,16 +147,80 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         format!("Computed as: {}.", trainer.describe_kinds()),
         "Use it again with: reft train --config train.toml --output DIR".to_owned(),
     ];
-    let directory = TrainDirectory::prepare(&output, args.overwrite, &resolved, &notes)?;
-    let mut trainer = match args.resume {
-        true => trainer.resuming_in(&output)?,
-        false => trainer.starting_in(&output)?,
+    let prepare = || TrainDirectory::prepare(&output, args.overwrite, &resolved, &notes);
+    let (mut trainer, directory) = match (args.resume, &saved) {
+        // what the trainer refuses leaves the options of the run as they are
+        (true, Some(_)) => (trainer.resuming_in(&output)?, prepare()?),
+        (true, None) => {
+            let directory = prepare()?;
+            (trainer.resuming_in(&output)?, directory)
+        }
+        (false, _) => {
+            let directory = prepare()?;
+            (trainer.starting_in(&output)?, directory)
+        }
     };
+    if let Some(saved) = &saved {
+        say_longer(saved, &resolved, &trainer.plan());
+    }
     let mut progress = TrainProgress::new();
-    let outcome = trainer.run(&mut progress, stop);
+    let mut page = RunPage::new(&output);
+    let stack = AdapterStack::of_boxed(&adapters)?;
+    let mut samples = Samples::new(&watch, &decoder, stack, encoding.text, &output)?;
+    let mut events = watch.log.map(|Log::Tensorboard| EventFile::create(&output)).transpose()?;
+    let mut listeners: Vec<&mut dyn Progress> = vec![&mut progress];
+    listeners.extend(samples.as_mut().map(|samples| samples as &mut dyn Progress));
+    listeners.extend(events.as_mut().map(|events| events as &mut dyn Progress));
+    listeners.push(&mut page);
+    let outcome = trainer.run(&mut Listeners(listeners), stop);
     progress.close();
     let outcome = outcome.with_context(|| directory.after_failure())?;
+    let page = RunPage::write(&output)?;
+    note(format!("page: {}", page.display()));
+    if matches!(outcome, Outcome::Finished(_)) {
+        let card = Card {
+            base_model: &base_model,
+            license: run.license.as_deref(),
+            data_digest: &dataset.digest(),
+            examples: (dataset.train.len(), dataset.validation.len()),
+            trainable: trainer.plan().trainable,
+        };
+        card.write(&output)?;
+    }
     report(args, &output, &directory, &progress, &outcome)
+}
+
+/// So many examples are enough to hold some out unasked: one in twenty, and no more than are needed to tell adapters apart.
+const ENOUGH: usize = 200;
+const HELD_OUT: usize = 20;
+const MOST_HELD_OUT: usize = 200;
+
+/// The options with examples held out by default, where there are enough and nothing is said of it.
+fn with_validation(
+    config: TrainConfig,
+    run: &RunOptions,
+    given: &Table,
+    examples: usize,
+) -> TrainConfig {
+    if given.contains_key("validation") || run.validation_data.is_some() || examples < ENOUGH {
+        return config;
+    }
+    let held_out = (examples / HELD_OUT).min(MOST_HELD_OUT);
+    note(format!(
+        "{held_out} of {examples} examples are held out, and the adapter that does best on them is kept (--validation 0 trains on all)"
+    ));
+    TrainConfig { validation: held_out as f64, ..config }
+}
+
+/// Says that a run goes on for longer than it was begun for, and what becomes of its learning rate.
+fn say_longer(saved: &Table, now: &Table, plan: &Plan) {
+    if ["epochs", "max_steps"].iter().any(|length| saved.get(*length) != now.get(*length)) {
+        let (schedule, lr) = (&now["schedule"], plan.lr);
+        note(format!(
+            "the run now has {} steps; its learning rate, on schedule {schedule} of all of them, goes on at {lr:.3e}",
+            plan.steps
+        ));
+    }
 }
 
 /// How rows are framed, why, and what would change it.
@@ -230,7 +314,8 @@ fn rows(
         let speed = grouped(progress.tokens_per_second() as i64);
         rows.push(("time", format!("{}, {speed} tokens/s", duration(progress.seconds))));
     } else {
-        rows.push(("loss", format!("all {} steps had been taken", summary.steps)));
+        let said = "had been taken; --epochs or --max-steps makes the run longer";
+        rows.push(("loss", format!("all {} steps {said}", summary.steps)));
     }
     if let Some(best) = summary.best {
         let text = format!("{:.4} after step {}, which is kept", best.validation_loss, best.step);

@@ -3,27 +3,39 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use reft_bench::TrainingRun;
 use reft_methods::{adapters_in, remove_adapter};
 use reft_models::write_text;
 use toml::{Table, toml};
 
 use crate::terminal::holds;
+use crate::train::card::remove_card;
 use crate::train::config_file;
 use crate::train::run_options::in_toml;
+use crate::train::watch::tensorboard::EVENTS;
 
 /// The options in force, beside what they made.
-const OPTIONS: &str = "train.toml";
-const METRICS: &str = "metrics.jsonl";
+const OPTIONS: &str = TrainingRun::OPTIONS;
+const METRICS: &str = TrainingRun::METRICS;
 const CHECKPOINTS: &str = "checkpoint";
 
 /// First line of [`OPTIONS`]: by it a directory of ours is known.
 const HEADER: &str = "# The options of a run of `reft train`, with every default filled in.";
 
 /// Options that may change when a run goes on: they change no number, or only how it is rounded; model and data are known by their content,
-/// wherever they lie.
-const FREE: [&str; 12] = [
+/// wherever they lie; how long a run is may grow, which the trainer checks.
+const FREE: [&str; 21] = [
     "model",
     "data",
+    "validation_data",
+    "epochs",
+    "max_steps",
+    "patience",
+    "sample_prompt",
+    "sample_every",
+    "sample_tokens",
+    "log",
+    "license",
     "columns",
     "output",
     "threads",
@@ -166,8 +178,14 @@ fn remove_run(directory: &Path) -> Result<()> {
     let checkpoints = directory.join(CHECKPOINTS);
     removed(&checkpoints, fs::remove_dir_all(&checkpoints))?;
     remove_adapter(directory)?;
-    for name in [METRICS, OPTIONS] {
-        let file = directory.join(name);
+    removed(directory, remove_card(directory))?;
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let is_events = |path: &PathBuf| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(EVENTS))
+    };
+    let events = entries.map(|entry| entry.path()).filter(is_events);
+    let names = [METRICS, TrainingRun::SAMPLES, TrainingRun::PAGE, OPTIONS];
+    for file in events.chain(names.map(|name| directory.join(name))) {
         removed(&file, fs::remove_file(&file))?;
     }
     Ok(())

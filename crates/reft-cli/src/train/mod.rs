@@ -1,8 +1,10 @@
 //! `reft train`: an adapter learns from examples.
 
+pub mod card;
 pub mod command;
 pub mod config_file;
 pub mod directory;
 pub mod first_example;
 pub mod method;
 pub mod run_options;
+pub mod watch;

@@ -13,6 +13,7 @@ use toml::Table;
 
 use crate::machine::MachineOptions;
 use crate::options::{Declared, FlagGroup, in_flags, method_name};
+use crate::train::watch::options::WatchOptions;
 
 declare_options! {
     /// The options of a run that are neither its method's nor its trainer's.
@@ -24,6 +25,8 @@ declare_options! {
         data: Option<DataSources> = None, Texts("FILE[:N]") in "Input and output";
         /// Directory to write: adapter, train.toml, metrics.jsonl, checkpoint; new or empty
         output: Option<PathBuf> = None, Text("DIR") in "Input and output";
+        /// Licence of the adapter, for its model card: a name as the hub has it, such as apache-2.0
+        license: Option<String> = None, Text("NAME") in "Input and output";
         /// Start from this adapter; what it is (method, layers, rank, …) holds
         init_adapter: Option<PathBuf> = None, Text("DIR") in "Input and output";
         /// several at once as loreft+lora
@@ -33,6 +36,8 @@ declare_options! {
         init_text: Option<String> = None, Text("TEXT") in "Method";
         /// How a row becomes text: auto (as the row's form suggests), chat, alpaca or plain
         template: Template = Template::Auto, Text("NAME") in "Data";
+        /// Examples to choose the best adapter by, from a file of their own instead of a part of those to train on
+        validation_data: Option<PathBuf> = None, Text("FILE") in "Data";
         /// Leave out examples that have no label left when they are cut, instead of failing
         drop_too_long: bool = false, Switch("BOOL") in "Data";
         /// Take the examples in the order of the file: the same as --shuffle none
@@ -53,8 +58,8 @@ fn read_method<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::
 
 /// Options of which only one can hold. A file of before may have said one of the last two and not meant it.
 pub const EXCLUSIVE: [(&str, &str); 2] = [("max_steps", "epochs"), ("no_shuffle", "shuffle")];
-const EXCLUSIVE_FLAGS: [(&str, &str); 2] =
-    [("reuse_memory", "no_reuse"), ("reuse_dir", "no_reuse")];
+const EXCLUSIVE_FLAGS: [(&str, &str); 3] =
+    [("reuse_memory", "no_reuse"), ("reuse_dir", "no_reuse"), ("validation_data", "validation")];
 
 /// The flags of `reft train` that are given, by their names in files.
 #[derive(Debug, Clone, Deserialize)]
@@ -68,7 +73,7 @@ impl FlagGroup for TrainFlags {
 
 /// Every option that decides what a run does, in the order that help and files have them in.
 pub fn declared() -> Vec<Declared> {
-    const PLACES: [&str; 5] = ["Input", "Method", "Data", "Training", "Machine"];
+    const PLACES: [&str; 6] = ["Input", "Method", "Data", "Training", "Watching", "Machine"];
     let of_trainer = Declared::of::<TrainConfig>();
     let of_trainer = of_trainer.into_iter().filter(|option| option.name != "reuse"); // --no-reuse
     let mut options = Declared::of::<RunOptions>();
@@ -76,6 +81,7 @@ pub fn declared() -> Vec<Declared> {
     options.extend(Declared::of::<TurnOptions>());
     options.extend(Declared::of::<ChatOptions>());
     options.extend(Declared::of_methods());
+    options.extend(Declared::of::<WatchOptions>());
     options.extend(of_trainer.chain(Declared::of::<MachineOptions>()));
     options.sort_by_key(|option| PLACES.iter().position(|place| option.heading.starts_with(place)));
     for option in &mut options {

@@ -198,8 +198,7 @@ fn a_run_goes_on_only_with_its_own_options() -> Result {
     let cases = [
         (args!["--rank", "3"], "rank was 2 when the run was started, now it is 3"),
         (args!["--lr", "0.5"], "lr was 0.001 when the run was started, now it is 0.5"),
-        (args!["--max-steps", "9"], "max_steps was 4 when the run was started, now it is 9"),
-        (args!["--epochs", "9"], "max_steps was 4 when the run was started, now it is not set"),
+        (args!["--max-steps", "3"], "number of steps was 4 when the run was started, now it is 3"),
         (args!["--kind", "bf16"], "kind was \"f32\" when the run was started"),
     ];
     for (flags, says) in cases {
@@ -208,10 +207,7 @@ fn a_run_goes_on_only_with_its_own_options() -> Result {
         assert_eq!(run.code, Some(1), "{says}");
         assert!(run.stderr.contains(says), "{}", run.stderr);
     }
-    assert_eq!(
-        run(args!["train", "--resume", "--output", output, "--threads", "2"])?.code,
-        Some(0)
-    );
+    succeed(args!["train", "--resume", "--output", output, "--threads", "2"])?;
     many_rows(dir.path(), 9)?;
     let other_data = run(args!["train", "--resume", "--output", output])?;
     assert!(other_data.stderr.contains("cannot resume: data"), "{}", other_data.stderr);

@@ -16,6 +16,7 @@ mod families;
 mod files;
 mod generation;
 mod identities;
+mod interpret;
 mod interruption;
 mod logits;
 mod memory;
@@ -29,6 +30,7 @@ mod soak;
 mod templates;
 mod terminal;
 mod training;
+mod watching;
 mod written_by_0_1;
 
 /// What a test returns: any failure with its own words.

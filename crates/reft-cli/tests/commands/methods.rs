@@ -119,12 +119,10 @@ fn every_method_trains_and_a_killed_run_goes_on_as_if_nothing_had_been() -> Resu
         let sizes = files.map(|file| Ok(fs::metadata(whole.join(file))?.len()));
         let bytes: u64 = sizes.collect::<Result<Vec<_>>>()?.iter().sum();
         assert_eq!(inspected["bytes"], bytes, "{method}");
-        let text = succeed(args!["inspect", whole])?.stdout;
-        assert!(text.contains("tiny_llama"), "{method}: {text}");
-
         // overwriting removes what this method left, and nothing else
         fs::write(whole.join("notes.txt"), "mine")?;
-        let again = [training("prompt", &[], &data, &whole), args!["--overwrite"]].concat();
+        let one_step = training("prompt", &["--max-steps", "1"], &data, &whole);
+        let again = [one_step, args!["--overwrite"]].concat();
         succeed(again)?;
         let left: Vec<PathBuf> = adapter_files(&whole)?.into_keys().collect();
         let prompt = ["adapter_config.json", "adapter_model.safetensors", "notes.txt"];

@@ -60,7 +60,7 @@ impl Dataset {
     }
 
     /// SHA-256 of everything that training depends on, in hexadecimal.
-    pub(crate) fn digest(&self) -> String {
+    pub fn digest(&self) -> String {
         let mut hasher = Sha256::new();
         let mut number = |x: i64| hasher.update(x.to_le_bytes());
         for part in [&self.train, &self.validation] {

@@ -37,8 +37,13 @@ impl<'a> Feed<'a> {
 
     /// Optimizer steps of the whole run.
     pub(crate) fn total_steps(&self) -> usize {
-        let epochs = self.config.epochs.unwrap_or(DEFAULT_EPOCHS);
-        self.config.max_steps.unwrap_or_else(|| epochs * self.steps_per_epoch())
+        self.steps_of(self.config.epochs, self.config.max_steps)
+    }
+
+    /// Optimizer steps of a run of so many epochs, or so many steps.
+    pub(crate) fn steps_of(&self, epochs: Option<usize>, max_steps: Option<usize>) -> usize {
+        let epochs = epochs.unwrap_or(DEFAULT_EPOCHS);
+        max_steps.unwrap_or_else(|| epochs * self.steps_per_epoch())
     }
 
     /// Optimizer steps of an epoch.

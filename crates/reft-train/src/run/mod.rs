@@ -7,6 +7,7 @@ pub(crate) mod feed;
 pub(crate) mod share;
 
 pub(crate) mod out_of_memory;
+pub(crate) mod resident_memory;
 mod step;
 pub(crate) mod trainer;
 

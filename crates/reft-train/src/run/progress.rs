@@ -24,6 +24,8 @@ pub struct Plan {
     pub total: usize,
     /// Which kind computes what, in words.
     pub kinds: String,
+    /// Learning rate of the next step.
+    pub lr: f64,
 }
 
 /// Hears what happens in a run; every method has a default that does nothing.
@@ -52,6 +54,41 @@ pub trait Progress {
 pub struct Silent;
 
 impl Progress for Silent {}
+
+/// Tells several listeners, one after the other.
+pub struct Listeners<'a>(pub Vec<&'a mut dyn Progress>);
+
+impl Listeners<'_> {
+    fn each(&mut self, mut tell: impl FnMut(&mut dyn Progress)) {
+        self.0.iter_mut().for_each(|listener| tell(&mut **listener));
+    }
+}
+
+impl Progress for Listeners<'_> {
+    fn started(&mut self, plan: &Plan) {
+        self.each(|listener| listener.started(plan));
+    }
+
+    fn step(&mut self, stats: &StepStats) {
+        self.each(|listener| listener.step(stats));
+    }
+
+    fn overflowed(&mut self, step: usize, loss_scale: f64) {
+        self.each(|listener| listener.overflowed(step, loss_scale));
+    }
+
+    fn warned(&mut self, warning: &str) {
+        self.each(|listener| listener.warned(warning));
+    }
+
+    fn validated(&mut self, stats: &ValidationStats) {
+        self.each(|listener| listener.validated(stats));
+    }
+
+    fn checkpoint_saved(&mut self, step: usize, path: &Path) {
+        self.each(|listener| listener.checkpoint_saved(step, path));
+    }
+}
 
 /// What became of a step.
 #[derive(Debug, Clone, PartialEq)]
@@ -104,6 +141,9 @@ pub struct StepStats {
     pub target_tokens: i64,
     /// Wall time of the step.
     pub seconds: f64,
+    /// Bytes of the machine's memory that the process holds after it, where the system tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
 }
 
 /// A row of `metrics.jsonl` for each validation.

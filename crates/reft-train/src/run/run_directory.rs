@@ -109,6 +109,7 @@ mod tests {
             tokens: 10,
             target_tokens: 4,
             seconds: 0.5,
+            memory: None,
         }
     }
 

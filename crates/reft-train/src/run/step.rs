@@ -5,7 +5,9 @@ use tch::{Kind, Tensor, autocast};
 use crate::forward::learner::add;
 use crate::optimizer::clip::clip_grad_norm;
 use crate::run::out_of_memory;
-use crate::{Batch, Error, Grads, Progress, Result, Step, StepStats, Trainer, seed_of};
+use crate::{
+    Batch, Error, Grads, Progress, Result, Step, StepStats, Trainer, resident_memory, seed_of,
+};
 
 impl Trainer<'_> {
     /// One optimizer step. The loss is normalised over all of its micro-batches, so cutting it into other micro-batches, or sharing
@@ -62,6 +64,7 @@ impl Trainer<'_> {
             tokens: tokens as usize,
             target_tokens: target_tokens as i64,
             seconds: started.elapsed().as_secs_f64(),
+            memory: resident_memory(),
         }))
     }
 

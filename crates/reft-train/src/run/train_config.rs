@@ -48,6 +48,9 @@ declare_options! {
         /// Training ends after the first step whose loss is no more than this; without it all steps are taken
         #[serde(skip_serializing_if = "Option::is_none")]
         stop_at_loss: Option<f64> = None, Number("X") in "Training" [recipe] if |x: f64| x.is_finite() && x > 0.0, ABOVE_ZERO;
+        /// Training ends when so many validations one after the other have found no lower loss
+        #[serde(skip_serializing_if = "Option::is_none")]
+        patience: Option<usize> = None, Count("N") in "Training" if is_positive, AT_LEAST_ONE;
         /// Examples held out to choose the best adapter by: a share below 1, or a number
         validation: f64 = 0.0, Number("X") in "Data"
             if |x: f64| (0.0..1.0).contains(&x) || (x.is_finite() && x.fract() == 0.0 && x >= 1.0),
@@ -124,6 +127,7 @@ mod tests {
             (TrainConfig { grad_accum: absurd, ..ok() }, "grad_accum"),
             (TrainConfig { max_length: absurd, ..ok() }, "max_length"),
             (TrainConfig { eval_every: absurd, ..ok() }, "eval_every"),
+            (TrainConfig { patience: Some(0), ..ok() }, "patience"),
             (TrainConfig { checkpoint_every: absurd, ..ok() }, "checkpoint_every"),
         ] {
             assert_eq!(refused(config), option);

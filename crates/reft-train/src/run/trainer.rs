@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use reft_core::Error as CoreError;
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor, autocast};
 
@@ -25,6 +26,8 @@ pub struct Trainer<'a> {
     pub(super) scaler: LossScaler,
     /// Steps taken. The place in the data and all random numbers follow from it.
     pub(super) step: usize,
+    /// Loss of the last step.
+    loss: Option<f64>,
     best: Option<(Best, Rc<BTreeMap<String, Tensor>>)>,
     directory: Option<RunDirectory>,
     /// The frozen model's part of the examples, if it is cached.
@@ -54,6 +57,13 @@ impl<'a> Trainer<'a> {
             let validation = dataset.validation.len();
             return Err(Error::TooFewExamples { train: 0, validation });
         }
+        if let Some(patience) = config.patience
+            && dataset.validation.is_empty()
+        {
+            let found = format!("{patience} and no examples are held out");
+            let expected = "examples to validate with";
+            return Err(CoreError::OptionValue { option: "patience", found, expected }.into());
+        }
         check_trainable(learner)?;
         learner.check_lengths(dataset.train.iter().chain(&dataset.validation))?;
         learner.check(&dataset.train)?;
@@ -75,6 +85,7 @@ impl<'a> Trainer<'a> {
             by_block,
             scaler,
             step: 0,
+            loss: None,
             best: None,
             directory: None,
             frozen: None,
@@ -126,15 +137,20 @@ impl<'a> Trainer<'a> {
 
     /// Goes on after the newest checkpoint of a directory, bit for bit as if nothing had been; without one it begins anew.
     ///
+    /// A run may be given more epochs or steps than it was begun with. The schedule of the learning rate is then that of the longer run, from
+    /// the checkpoint on.
+    ///
     /// # Errors
-    /// [`Error::ResumeMismatch`] if options, data or model are not those of that run; [`Error::Checkpoint`]; what the file
-    /// system refuses.
+    /// [`Error::ResumeMismatch`] if options, data or model are not those of that run, or if it is to be shorter; [`Error::Checkpoint`]; what
+    /// the file system refuses.
     pub fn resuming_in(mut self, directory: &Path) -> Result<Self> {
         let identity = self.identity();
         let mut saved = None;
+        self.loss = None;
         if let Some(checkpoint) = Checkpoint::load_newest(directory)? {
             let Checkpoint { state, adapter, optimizer, best } = checkpoint;
             state.check_identity(&identity)?;
+            self.check_length(&state)?;
             self.learner.load_state(&adapter)?;
             self.optimizer.load_state(&optimizer)?;
             self.scaler = state.scaler;
@@ -142,6 +158,7 @@ impl<'a> Trainer<'a> {
                 frozen.in_groups = state.rows_side_by_side;
             }
             self.step = state.step;
+            self.loss = state.loss;
             saved = Some(state.step);
             self.best = state.best.zip(best);
         }
@@ -162,6 +179,7 @@ impl<'a> Trainer<'a> {
             trainable: self.learner.parameters().iter().map(|p| p.tensor.numel()).sum(),
             total: self.learner.model.weights().iter().map(|(_, weight)| weight.numel()).sum(),
             kinds: self.describe_kinds(),
+            lr: self.lr(),
         }
     }
 
@@ -201,11 +219,11 @@ impl<'a> Trainer<'a> {
         if self.step == 0 {
             self.validate(progress)?;
         }
-        let mut loss = None;
-        while self.step < self.total_steps() {
+        let mut taken = false;
+        while self.step < self.total_steps() && !self.ends_early() {
             if stop.load(Ordering::Relaxed) {
                 self.save_checkpoint(progress)?;
-                return Ok(Outcome::Interrupted(self.summary(loss)));
+                return Ok(Outcome::Interrupted(self.summary(taken)));
             }
             let micro_batches = self.micro_batches(self.step)?;
             let stats = match self.take_step(&micro_batches, progress) {
@@ -218,7 +236,8 @@ impl<'a> Trainer<'a> {
                 }
                 stats => stats?,
             };
-            loss = Some(stats.loss);
+            self.loss = Some(stats.loss);
+            taken = true;
             if let Some(directory) = &mut self.directory {
                 directory.write(&stats)?;
             }
@@ -232,9 +251,6 @@ impl<'a> Trainer<'a> {
             if self.is_due(self.config.checkpoint_every, self.total_steps()) {
                 self.save_checkpoint(progress)?;
             }
-            if self.config.stop_at_loss.is_some_and(|enough| stats.loss <= enough) {
-                break;
-            }
         }
         self.save_checkpoint(progress)?;
         if let Some((_, best)) = &self.best {
@@ -243,7 +259,7 @@ impl<'a> Trainer<'a> {
         if let Some(directory) = &self.directory {
             self.learner.stack.save(&directory.path)?;
         }
-        Ok(Outcome::Finished(self.summary(loss)))
+        Ok(Outcome::Finished(self.summary(taken)))
     }
 
     /// This process's batches of a step, counted from 0. The last step of an epoch may have fewer or smaller ones, or none for some of
@@ -269,6 +285,16 @@ impl<'a> Trainer<'a> {
     pub(super) fn lr(&self) -> f64 {
         let TrainConfig { schedule, lr, warmup_ratio, .. } = self.config;
         schedule.lr(lr, warmup_ratio, self.step, self.total_steps())
+    }
+
+    /// Whether no further step is worth taking: the loss is low enough, or validations find no lower one any more.
+    fn ends_early(&self) -> bool {
+        let TrainConfig { stop_at_loss, patience, eval_every, .. } = self.config;
+        let is_low = stop_at_loss.zip(self.loss).is_some_and(|(enough, loss)| loss <= enough);
+        let every = if eval_every > 0 { eval_every } else { self.steps_per_epoch() };
+        let best = self.best.as_ref().map_or(0, |(best, _)| best.step);
+        let in_vain = self.step / every - best / every;
+        is_low || patience.is_some_and(|patience| in_vain >= patience)
     }
 
     /// Whether something is to happen after the present step: every `every` steps, or if that is 0 every `default` steps; and
@@ -318,6 +344,7 @@ impl<'a> Trainer<'a> {
                 step: self.step,
                 scaler: self.scaler.clone(),
                 rows_side_by_side: self.frozen.as_ref().and_then(|frozen| frozen.in_groups),
+                loss: self.loss,
                 best: self.best.as_ref().map(|(best, _)| *best),
                 identity: directory.identity.clone(),
             },
@@ -336,7 +363,8 @@ impl<'a> Trainer<'a> {
             Ok(Value::Object(fields)) => fields,
             other => panic!("invariant: options are an object of texts and numbers, got {other:?}"),
         };
-        for changes_no_number in ["checkpoint_every", "checkpoint_activations", "reuse"] {
+        for changes_no_number in ["checkpoint_every", "checkpoint_activations", "reuse", "patience"]
+        {
             identity.remove(changes_no_number); // but for rounding
         }
         let model = self.learner.model;
@@ -360,7 +388,22 @@ impl<'a> Trainer<'a> {
         identity
     }
 
-    fn summary(&self, loss: Option<f64>) -> Summary {
+    /// Checks that a run is not to be shorter than it was begun.
+    fn check_length(&self, state: &RunState) -> Result<()> {
+        let (epochs, max_steps) = state.length();
+        let begun = self.feed.steps_of(epochs, max_steps);
+        if self.total_steps() < begun {
+            return Err(Error::ResumeMismatch {
+                field: "number of steps".to_owned(),
+                saved: begun.to_string(),
+                now: format!("{}; a run can be made longer", self.total_steps()),
+            });
+        }
+        Ok(())
+    }
+
+    fn summary(&self, taken: bool) -> Summary {
+        let loss = self.loss.filter(|_| taken);
         Summary { steps: self.step, loss, best: self.best.as_ref().map(|(best, _)| *best) }
     }
 

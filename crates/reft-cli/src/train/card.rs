@@ -1,0 +1,144 @@
+//! The model card: `README.md` beside an adapter, in the form that the hub reads.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use anyhow::Result;
+use reft_bench::TrainingRun;
+use reft_methods::{AdapterFiles, declarations};
+use reft_models::write_text;
+use reft_report::{grouped, seconds};
+use toml::Table;
+
+/// Name of the card's file.
+const CARD: &str = "README.md";
+
+/// Marks a card that a run wrote: it is written anew with the run, and one that a person has written is left alone.
+const MARK: &str = "<!-- Written by `reft train`; without this line it is left as it is. -->";
+
+/// What a card says that the run's files do not.
+#[derive(Debug)]
+pub struct Card<'a> {
+    /// The base model by its hub name, or by the name of its directory.
+    pub base_model: &'a str,
+    /// The licence, as the hub names it.
+    pub license: Option<&'a str>,
+    /// SHA-256 of the examples.
+    pub data_digest: &'a str,
+    /// Examples trained on, and held out.
+    pub examples: (usize, usize),
+    /// Trainable parameters.
+    pub trainable: usize,
+}
+
+impl Card<'_> {
+    /// Writes the card of a finished run, unless somebody has written one.
+    ///
+    /// # Errors
+    /// If the run cannot be read, or the card not be written.
+    pub fn write(&self, directory: &Path) -> Result<()> {
+        let path = directory.join(CARD);
+        if path.exists() && !is_ours(&path) {
+            return Ok(());
+        }
+        let run = TrainingRun::read(directory)?;
+        Ok(write_text(&path, &self.text(&run)?)?)
+    }
+
+    fn text(&self, run: &TrainingRun) -> Result<String> {
+        let option = |name: &str| text_of(&run.options, name);
+        let method = option("method").unwrap_or_default();
+        let is_of_peft =
+            declarations(&method)?.iter().all(|own| matches!(own.files, AdapterFiles::Peft(_)));
+        let library = if is_of_peft { "peft" } else { "reft" };
+        let mut out = String::from("---\n");
+        if self.base_model.contains('/') {
+            writeln!(out, "base_model: {}", self.base_model)?;
+        }
+        writeln!(out, "library_name: {library}")?;
+        if let Some(license) = self.license {
+            writeln!(out, "license: {license}")?;
+        }
+        writeln!(out, "tags:")?;
+        for tag in ["reft"].into_iter().chain(method.split('+')) {
+            writeln!(out, "- {tag}")?;
+        }
+        let base = self.base_model;
+        writeln!(out, "---\n{MARK}\n\n# {}\n", run.name)?;
+        writeln!(
+            out,
+            "A `{method}` adapter of **{base}**: the model's own weights are unchanged.\n"
+        )?;
+        writeln!(out, "| | |\n| --- | --- |")?;
+        let (train, held_out) = self.examples;
+        let last = run.steps.last();
+        let best = run.best().map(|best| {
+            format!("{:.4} after step {}, which is kept", best.validation_loss, best.step)
+        });
+        let rows = [
+            ("layers", option("layers")),
+            ("positions", option("positions")),
+            ("rank", option("rank")),
+            ("trained parameters", Some(grouped(self.trainable as i64))),
+            ("examples", Some(format!("{train}, and {held_out} held out"))),
+            ("SHA-256 of the examples as tokens", Some(format!("`{}`", self.data_digest))),
+            ("template", option("template")),
+            ("steps", last.map(|step| format!("{} in {}", step.step, seconds(run.seconds())))),
+            (
+                "training loss",
+                run.steps
+                    .first()
+                    .zip(last)
+                    .map(|(first, last)| format!("{:.4} → {:.4}", first.loss, last.loss)),
+            ),
+            ("validation loss", best),
+            ("trained with", Some(format!("reft {}", env!("CARGO_PKG_VERSION")))),
+        ];
+        for (name, value) in rows {
+            if let Some(value) = value {
+                writeln!(out, "| {name} | {} |", value.replace('|', "\\|"))?;
+            }
+        }
+        writeln!(
+            out,
+            "\n## Use it\n\n```\nreft chat --model {base} --adapter {}\n```\n",
+            run.name
+        )?;
+        if is_of_peft {
+            writeln!(
+                out,
+                "With PEFT:\n\n```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n\
+                 model = AutoModelForCausalLM.from_pretrained(\"{base}\")\nmodel = PeftModel.from_pretrained(model, \"{}\")\n```\n",
+                run.name
+            )?;
+        }
+        writeln!(out, "`train.toml` has every option, and makes the same run again:\n")?;
+        writeln!(
+            out,
+            "```\nreft train --config train.toml --model {base} --data FILE --output DIR\n```"
+        )?;
+        Ok(out)
+    }
+}
+
+/// An option as a text.
+fn text_of(options: &Table, name: &str) -> Option<String> {
+    match options.get(name)? {
+        toml::Value::String(text) => Some(text.clone()),
+        value => Some(value.to_string()),
+    }
+}
+
+fn is_ours(path: &Path) -> bool {
+    fs::read_to_string(path).is_ok_and(|text| text.contains(MARK))
+}
+
+/// Removes the card of a run, if the run wrote it.
+///
+/// # Errors
+/// What the file system refuses.
+pub fn remove_card(directory: &Path) -> std::io::Result<()> {
+    let path = directory.join(CARD);
+    if is_ours(&path) { fs::remove_file(path) } else { Ok(()) }
+}

@@ -1,0 +1,72 @@
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use reft_bench::{TrainingRun, runs_page};
+use reft_models::write_text;
+use reft_train::{Plan, Progress, StepStats, ValidationStats};
+
+use crate::terminal::note;
+
+/// Draws the run's page while it goes on. A page that cannot be written ends no run.
+#[derive(Debug)]
+pub struct RunPage {
+    directory: PathBuf,
+    drawn: Instant,
+    /// Time from one drawing to the next; a multiple of what a drawing takes.
+    pause: Duration,
+    has_failed: bool,
+}
+
+/// The page is drawn no more often, and takes no larger share of the time.
+const PAUSE: Duration = Duration::from_secs(5);
+const SHARE: u32 = 200;
+
+impl RunPage {
+    /// Of the run in a directory.
+    pub fn new(directory: &Path) -> Self {
+        let directory = directory.to_owned();
+        Self { directory, drawn: Instant::now(), pause: PAUSE, has_failed: false }
+    }
+
+    /// Draws the page of what is there.
+    ///
+    /// # Errors
+    /// If the run cannot be read, or the page not be written.
+    pub fn write(directory: &Path) -> Result<PathBuf> {
+        let path = directory.join(TrainingRun::PAGE);
+        let run = TrainingRun::read(directory)?;
+        let command = format!("reft report {}", run.name);
+        write_text(&path, &runs_page(&[run], &command))?;
+        Ok(path)
+    }
+
+    fn draw(&mut self) {
+        let started = Instant::now();
+        if let Err(error) = Self::write(&self.directory)
+            && !std::mem::replace(&mut self.has_failed, true)
+        {
+            note(format!("warning: the page of the run is not drawn: {error:#}"));
+        }
+        self.drawn = Instant::now();
+        self.pause = PAUSE.max(started.elapsed() * SHARE);
+    }
+}
+
+impl Progress for RunPage {
+    fn started(&mut self, _plan: &Plan) {
+        self.draw();
+    }
+
+    fn step(&mut self, _stats: &StepStats) {
+        if self.drawn.elapsed() >= self.pause {
+            self.draw();
+        }
+    }
+
+    fn validated(&mut self, stats: &ValidationStats) {
+        if stats.step > 0 && self.drawn.elapsed() >= self.pause / 5 {
+            self.draw();
+        }
+    }
+}
