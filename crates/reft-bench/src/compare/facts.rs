@@ -140,7 +140,7 @@ mod tests {
         let question = |(i, prompt): (usize, &&str)| {
             let content =
                 Content::Completion { prompt: (*prompt).to_owned(), completion: i.to_string() };
-            let record = Record { id: format!("line {}", i + 1), content, subspace: None };
+            let record = Record::new(format!("line {}", i + 1), content);
             Question { record, answer: String::new(), choices: Vec::new() }
         };
         prompts.iter().enumerate().map(question).collect()

@@ -186,8 +186,7 @@ impl Scorer<'_> {
         })?;
         let max_new_tokens = generated_tokens(self.task, questions)
             .expect("invariant: only tasks that are scored by what is generated come here");
-        let stop_ids = tokenizer.eos_ids().to_vec();
-        let config = GenerationConfig { max_new_tokens, stop_ids, ..GenerationConfig::default() };
+        let config = GenerationConfig { max_new_tokens, ..GenerationConfig::of(tokenizer) };
         let replies = self.replies(learner, questions, config)?;
         let (mut right, mut answers) = (0, Vec::with_capacity(questions.len()));
         for (reply, question) in replies.iter().zip(questions) {

@@ -21,5 +21,5 @@ pub fn lines(path: &Path) -> Result<Vec<(usize, String)>> {
 /// A prompt as a data row.
 pub fn prompt_record(id: &str, prompt: &str) -> Record {
     let content = Content::Completion { prompt: prompt.to_owned(), completion: String::new() };
-    Record { id: id.to_owned(), content, subspace: None }
+    Record::new(id, content)
 }

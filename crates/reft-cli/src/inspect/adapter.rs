@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::model::check_adapter_directory;
 use crate::terminal::{Rows, bytes, grouped, percent};
+use crate::train::directory::options_of_run;
 
 /// What the adapter in a directory is; `model`: its base model, if the caller names it.
 ///
@@ -16,7 +17,7 @@ use crate::terminal::{Rows, bytes, grouped, percent};
 pub fn describe(directory: &Path, model: Option<&str>) -> Result<(Rows, Value)> {
     check_adapter_directory(directory)?;
     let summary = AdapterSummary::read(directory)?;
-    let base = base_model(&summary, model)?;
+    let base = base_model(directory, &summary, model)?;
     if let Some(base) = &base {
         check_adapter(directory, base)?;
     }
@@ -117,13 +118,20 @@ fn method_rows(summary: &AdapterSummary) -> Rows {
     rows
 }
 
-/// The base model, if it is asked for or at hand.
-fn base_model(summary: &AdapterSummary, asked: Option<&str>) -> Result<Option<ModelDescription>> {
+/// The base model, if it is asked for or at hand: where the run's options say it was, or by the adapter's own name for it.
+fn base_model(
+    directory: &Path,
+    summary: &AdapterSummary,
+    asked: Option<&str>,
+) -> Result<Option<ModelDescription>> {
     if let Some(model) = asked {
         return Ok(Some(DecoderConfig::open(&resolve_model(model)?)?.describe()));
     }
-    let at_hand = summary.base_model_name.as_deref().map(Path::new).filter(|path| path.exists());
-    let model = at_hand.and_then(|path| Some(DecoderConfig::open(path).ok()?.describe()));
+    let of_run = options_of_run(directory).ok().flatten();
+    let of_run = of_run.as_ref().and_then(|options| options.get("model")?.as_str());
+    let mut names = of_run.into_iter().chain(summary.base_model_name.as_deref());
+    let at_hand = names.find(|name| Path::new(name).exists());
+    let model = at_hand.and_then(|path| Some(DecoderConfig::open(path.as_ref()).ok()?.describe()));
     let fits = |model: &ModelDescription| {
         summary.base_model.as_ref().is_none_or(|base| base.check(model).is_ok())
     };

@@ -70,7 +70,8 @@ fn adapter_files(run: &Path) -> Result<BTreeMap<PathBuf, Content>> {
     let mut files = BTreeMap::new();
     for path in listing(run)?.into_iter().filter(|path| path.is_file()) {
         let place = path.strip_prefix(run)?.to_owned();
-        let is_runs = [".lock", "checkpoint", "train.toml", "metrics.jsonl"];
+        let is_runs =
+            [".lock", "checkpoint", "train.toml", "metrics.jsonl", "report.html", "README.md"];
         if is_runs.iter().any(|name| place.starts_with(name)) {
             continue;
         }

@@ -4,7 +4,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use reft_core::{DeclaredOptions, OptionDeclaration, declare_options};
 
-use crate::Result;
+use crate::{Result, Tokenizer};
 
 declare_options! {
     /// How tokens are chosen, and when to stop: greedily, 256 tokens and no stop token unless it says otherwise.
@@ -40,6 +40,11 @@ declare_options! {
 }
 
 impl GenerationConfig {
+    /// The default, greedy, with replies that end as the model's own do: at its end tokens.
+    pub fn of(tokenizer: &Tokenizer) -> Self {
+        Self { stop_ids: tokenizer.eos_ids().to_vec(), ..Self::default() }
+    }
+
     /// Checks that every option has a value that means something.
     ///
     /// # Errors

@@ -195,7 +195,7 @@ mod tests {
             }
         }
         let text = Content::Completion { prompt: "a".into(), completion: "b".into() };
-        let text = Record { id: "it".into(), content: text, subspace: None };
+        let text = Record::new("it", text);
         for (record, words) in [
             (tokens(&[5, 100, 7], 1, None), "token id 100 is not in the vocabulary of 100"),
             (tokens(&[5, 6, 7], 1, Some(&[-100, -1, 7])), "token id -1"),

@@ -199,7 +199,7 @@ impl TextEncoder<'_> {
             output: String::new(),
             answer: None,
         };
-        self.prompt(&Record { id: "prompt".to_owned(), content, subspace: None })
+        self.prompt(&Record::new("prompt", content))
     }
 
     fn tokens(&self, record: &Record, text: &str, add_special_tokens: bool) -> Result<Vec<i64>> {
@@ -461,7 +461,7 @@ mod tests {
     }
 
     fn record(content: Content) -> Record {
-        Record { id: "it".into(), content, subspace: None }
+        Record::new("it", content)
     }
 
     fn completion(prompt: &str, completion: &str) -> Content {

@@ -29,7 +29,7 @@ fn a_conversation_has_the_tokens_of_the_chat_template_and_ends_with_the_end_toke
         let ids: Vec<i64> = serde_json::from_value(case[3].clone())?;
         if messages.last().is_some_and(|message| message.role() == "assistant") {
             let content = Content::Chat { messages, tools: None };
-            let record = Record { id: "1".into(), content, subspace: None };
+            let record = Record::new("1", content);
             let examples = encoding.examples(&[record])?;
             let (example, end) = (&examples[0], tokenizer.eos_id().ok_or("no end token")?);
             // the template writes a line break after the end token, which nobody generates

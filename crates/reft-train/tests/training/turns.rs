@@ -37,7 +37,7 @@ fn tokenizer() -> Result<(tempfile::TempDir, Tokenizer), Box<dyn std::error::Err
 
 fn record(messages: &[Message], tools: Option<Vec<Value>>) -> Record {
     let content = Content::Chat { messages: messages.to_vec(), tools };
-    Record { id: "it".to_owned(), content, subspace: None }
+    Record::new("it", content)
 }
 
 /// Oracle: transformers' renderings and marks. The tokens of a turn that are learned say what the template prints for it beyond the

@@ -52,9 +52,8 @@ impl<'a> Samples<'a> {
         let prompts = options.sample_prompt.0.iter().map(row).collect::<Result<Vec<_>>>()?;
         let tokenizer = text.tokenizer;
         let config = GenerationConfig {
-            stop_ids: tokenizer.eos_ids().to_vec(),
             max_new_tokens: options.sample_tokens,
-            ..GenerationConfig::default()
+            ..GenerationConfig::of(tokenizer)
         };
         Ok(Some(Self {
             model,

@@ -7,3 +7,5 @@ pub(crate) mod json;
 pub(crate) mod parquet;
 
 pub(crate) mod table;
+
+pub(crate) mod hub_dataset;

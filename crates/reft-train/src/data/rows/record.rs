@@ -6,6 +6,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
+use crate::data::files::hub_dataset::files_of;
 use crate::data::files::table::empty_is_nothing;
 use crate::data::rows::conversation::messages;
 use crate::data::rows::form::{FoundForm, ID, SUBSPACE, SYSTEM, unknown_name};
@@ -70,6 +71,11 @@ pub enum Content {
 }
 
 impl Record {
+    /// A row that is in no file. Messages name it by its id.
+    pub fn new(id: impl Into<String>, content: Content) -> Self {
+        Self { id: id.into(), content, subspace: None }
+    }
+
     /// Why no example can be made of it.
     pub(crate) fn refused(&self, reason: impl Into<String>) -> Error {
         Error::Refused { id: self.id.clone(), reason: reason.into() }
@@ -141,20 +147,25 @@ struct Remarks {
 
 impl RowReader<'_> {
     fn read(&self, path: &Path) -> Result<Vec<Record>> {
-        let mut rows = read_table(path, None)?;
-        if empty_is_nothing(path) {
-            rows.iter_mut().for_each(|row| row.fields.retain(|_, value| value != ""));
-        }
-        self.check_columns(&rows)
-            .map_err(|reason| Error::DataFile { path: path.to_owned(), reason })?;
         let mut remarks = Remarks::default();
-        let record =
-            |(row, i): (TableRow, usize)| {
-                self.record(row.fields, format!("row {i}"), &mut remarks).map_err(|reason| {
-                    Error::Row { path: path.to_owned(), place: row.place.to_string(), reason }
-                })
-            };
-        let records = rows.into_iter().zip(1..).map(record).collect::<Result<Vec<_>>>()?;
+        let mut records = Vec::new();
+        for path in files_of(path)? {
+            let mut rows = read_table(&path, None)?;
+            if empty_is_nothing(&path) {
+                rows.iter_mut().for_each(|row| row.fields.retain(|_, value| value != ""));
+            }
+            self.check_columns(&rows)
+                .map_err(|reason| Error::DataFile { path: path.clone(), reason })?;
+            for row in rows {
+                let id = format!("row {}", records.len() + 1);
+                let record = self.record(row.fields, id, &mut remarks);
+                records.push(record.map_err(|reason| Error::Row {
+                    path: path.clone(),
+                    place: row.place.to_string(),
+                    reason,
+                })?);
+            }
+        }
         remarks.say(path);
         Ok(records)
     }
