@@ -69,6 +69,7 @@ impl TensorMethod for Ia3Config {
                 .unwrap_or_else(|| TargetModules::of(&[Down], model)),
             other: OtherFields::of(
                 "IA3",
+                model,
                 json!({ "fan_in_fan_out": false, "init_ia3_weights": true, "modules_to_save": null }),
             ),
         })

@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 
 use crate::families::{assert_recorded_gradients, recorded_loreft};
 use crate::oracle::{
-    Outcome, Tensors, assert_close, difference, disturb, load_adapter, model, names_in,
+    Outcome, Tensors, assert_close, difference, disturb, json, load_adapter, model, names_in,
     new_adapter, path, tensors,
 };
 
@@ -97,6 +97,30 @@ fn loreft_on_whole_texts_and_its_gradients_equal_plain_torch() -> Outcome {
         sum.reduce(|a, b| a + b).ok_or("no rows")?.backward();
         assert_recorded_gradients(&case.name, &case.io, &stack, &layers)?;
     }
+    Ok(())
+}
+
+/// What PEFT reads: its class for models without a head, and the family's names of modules.
+#[test]
+fn a_new_lora_of_an_encoder_is_written_for_the_bare_model() -> Outcome {
+    let encoder = model("encoders/bert")?;
+    let dir = tempfile::tempdir()?;
+    let stack = new_adapter("lora", &MethodOptions::default(), &encoder)?;
+    stack.entries()[0].adapter.save(dir.path())?;
+    let config = json(&dir.path().join("adapter_config.json"))?;
+    assert_eq!(config["task_type"], "FEATURE_EXTRACTION");
+    let modules = serde_json::json!([
+        "query",
+        "key",
+        "value",
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense"
+    ]);
+    assert_eq!(config["target_modules"], modules);
+    let tensors = reft_models::load_safetensors(&dir.path().join("adapter_model.safetensors"))?;
+    let first = "base_model.model.encoder.layer.0.attention.self.query.lora_A.weight";
+    assert!(tensors.contains_key(first), "{:?}", tensors.keys());
     Ok(())
 }
 
