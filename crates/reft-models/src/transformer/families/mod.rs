@@ -37,6 +37,7 @@ pub(crate) const FAMILIES: &[&Family] = &[
     &encoders::roberta::XLM_ROBERTA,
     &encoders::roberta::CAMEMBERT,
     &encoders::modernbert::MODERNBERT,
+    &encoders::distilbert::DISTILBERT,
 ];
 
 /// Families that people ask for, and what of them is not computed.

@@ -6,6 +6,7 @@ use crate::{
 };
 
 pub(crate) mod bert;
+pub(crate) mod distilbert;
 pub(crate) mod modernbert;
 pub(crate) mod roberta;
 
