@@ -15,10 +15,17 @@ pub fn build(workspace: &Workspace) -> Result<()> {
     command::run_as_progress(workspace.cargo().args(["build", "--bin", "reft"]))
 }
 
-fn reft(workspace: &Workspace, subcommand: &str) -> Command {
+/// The program, for a script that gives it its arguments.
+pub fn program(workspace: &Workspace) -> Command {
     let mut cargo = workspace.cargo();
-    cargo.args(["run", "--quiet", "--bin", "reft", "--", subcommand]);
+    cargo.args(["run", "--quiet", "--bin", "reft", "--"]);
     cargo
+}
+
+fn reft(workspace: &Workspace, subcommand: &str) -> Command {
+    let mut program = program(workspace);
+    program.arg(subcommand);
+    program
 }
 
 /// Converts a GGUF file to a Hugging Face directory.

@@ -110,7 +110,7 @@ fn answers(args: &EvalArgs, task: &TaskConfig) -> Result<()> {
     let columns = args.columns.0.columns.as_ref();
     let questions = args.data.iter().map(|path| read_questions(task, path, columns));
     let questions = questions.collect::<Result<Vec<_>, _>>()?.concat();
-    let model = args.model.open()?;
+    let model = args.model.open_for("reft eval")?;
     let chat_vars = task.chat_vars.overlaid(&args.chat.0.chat_vars);
     let asked = args.template.or(Some(task.template).filter(|own| *own != Template::Auto));
     let rows: Vec<Record> = questions.iter().map(|question| question.record.clone()).collect();
@@ -176,7 +176,7 @@ fn lm(args: &EvalArgs) -> Result<()> {
     let columns = args.columns.0.columns.as_ref();
     let records = args.data.iter().map(|path| read_records(path, columns));
     let records = records.collect::<Result<Vec<_>, _>>()?;
-    let model = args.model.open()?;
+    let model = args.model.open_for("reft eval")?;
     let (trained, rows) = (model.trained.as_ref(), records.concat());
     let framing = Framing::of(trained, args.template, &args.chat.0, &rows)?;
     let text = ModelText::open(&model.path, &framing.chat)?;

@@ -23,6 +23,10 @@ use crate::terminal::output;
 /// The output holds `logits` f32 `[b, t, v]`; with labels `loss`, one number, the mean over labelled positions after the shift by one; with
 /// --hidden-states `hidden.{i}` f32 [b, t, d], 0 = embeddings, i = what block i−1 gives, edits included. Tokens stand in the caller's
 /// order, from column 0; what is past a row's end is 0.
+///
+/// An encoder (BERT, RoBERTa, DistilBERT, ModernBERT) has no logits: with --hidden-states it writes `hidden.{i}`, and `hidden.last`, what
+/// transformers calls `last_hidden_state`. Its rows are whole texts, without `prompt_lengths` and `labels`; `token_type_ids`, a list like
+/// `input_ids`, are 0 where there are none.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Example:
   echo '{\"input_ids\": [[1, 2, 3], [4, 5]]}' > batch.json
@@ -52,6 +56,7 @@ pub(crate) struct Input {
     input_ids: Vec<Vec<i64>>,
     prompt_lengths: Option<Vec<usize>>,
     labels: Option<Vec<Vec<i64>>>,
+    token_type_ids: Option<Vec<Vec<i64>>>,
 }
 
 /// Runs the command.
@@ -59,6 +64,17 @@ pub fn run(args: &LogitsArgs) -> Result<()> {
     let input = read(&args.input)?;
     let model = args.model.open()?;
     let decoder = &model.decoder;
+    let is_encoder = !decoder.description().is_causal;
+    let model_type = &decoder.description().model_type;
+    if is_encoder {
+        check_for_encoder(args, &input, model_type)?;
+    }
+    if input.token_type_ids.is_some() && decoder.config().embeddings.token_types == 0 {
+        let path = args.input.display();
+        bail!(
+            "{path}: token_type_ids are there, and {model_type} has no types of tokens; leave them out"
+        );
+    }
     let _guard = tch::no_grad_guard();
 
     let padding = if args.left_pad { PaddingSide::Left } else { PaddingSide::Right };
@@ -68,30 +84,54 @@ pub fn run(args: &LogitsArgs) -> Result<()> {
 
     let (h, hidden) =
         forward(decoder, &stack, &layout, args.hidden_states).with_context(in_input)?;
-    let logits = in_callers_order(&decoder.logits(&h), &layout);
-    if let Some((row, token)) = not_finite(&logits) {
+    let (what, last) = match is_encoder {
+        true => ("hidden.last", h.to_kind(Kind::Float)),
+        false => ("logits", decoder.logits(&h)),
+    };
+    let last = in_callers_order(&last, &layout);
+    if let Some((row, token)) = not_finite(&last) {
         let (_, hidden) = forward(decoder, &stack, &layout, true)?;
         let first = hidden.iter().position(|h| not_finite(&in_callers_order(h, &layout)).is_some());
         let place = match first {
             Some(0) => "in the embeddings".to_owned(),
             Some(i) => format!("in layer {}", i - 1),
+            None if is_encoder => "behind the last layer".to_owned(),
             None => "in the head".to_owned(),
         };
         bail!(
-            "the logits of row {row} at token {token} are NaN or infinite, and the first numbers that are so are {place}; look at the weights, the adapter and the kind (f16 ends at 65504); nothing is written"
+            "the {what} of row {row} at token {token} are NaN or infinite, and the first numbers that are so are {place}; look at the weights, the adapter and the kind (f16 ends at 65504); nothing is written"
         );
     }
     let mut tensors = Vec::new();
     if let Some(labels) = &input.labels {
-        tensors.push(("loss".to_owned(), loss(&logits, labels).with_context(in_input)?));
+        tensors.push(("loss".to_owned(), loss(&last, labels).with_context(in_input)?));
     }
-    tensors.push(("logits".to_owned(), logits));
+    tensors.push((what.to_owned(), last));
     for (i, h) in hidden.iter().enumerate() {
         tensors.push((format!("hidden.{i}"), in_callers_order(&h.to_kind(Kind::Float), &layout)));
     }
     save_safetensors(&args.output, &tensors, None)?;
     let rows = layout.batch_size();
-    output::line(format!("logits of {rows} rows are in {}", args.output.display()))
+    let what = if is_encoder { "hidden states" } else { what };
+    output::line(format!("{what} of {rows} rows are in {}", args.output.display()))
+}
+
+/// Checks that nothing is asked of an encoder that it does not have.
+fn check_for_encoder(args: &LogitsArgs, input: &Input, model_type: &str) -> Result<()> {
+    if !args.hidden_states {
+        bail!("{model_type} is an encoder, which has no logits; give --hidden-states");
+    }
+    for (name, is_there) in
+        [("prompt_lengths", input.prompt_lengths.is_some()), ("labels", input.labels.is_some())]
+    {
+        if is_there {
+            let path = args.input.display();
+            bail!(
+                "{path}: {name} are there, and {model_type} is an encoder, whose rows are whole texts and which predicts no tokens; leave them out"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Final hidden states, and if they are wanted the embeddings and the output of every block.
@@ -129,6 +169,7 @@ pub(crate) fn read(path: &Path) -> Result<Input> {
     let lists = [
         ("prompt_lengths", input.prompt_lengths.as_ref().map(Vec::len)),
         ("labels", input.labels.as_ref().map(Vec::len)),
+        ("token_type_ids", input.token_type_ids.as_ref().map(Vec::len)),
     ];
     for (name, found) in lists {
         if let Some(found) = found.filter(|found| *found != rows) {
@@ -150,7 +191,8 @@ fn layout(input: &Input, decoder: &Decoder, padding: PaddingSide) -> Result<Layo
             bail!("row {i} has {} labels for {} input_ids; give one each", labels.len(), ids.len());
         }
         let prompt_length = input.prompt_lengths.as_ref().map_or(ids.len(), |lengths| lengths[i]);
-        rows.push(Row { input_ids: ids.clone(), prompt_length, ..Row::default() });
+        let token_types = input.token_type_ids.as_ref().map(|types| types[i].clone());
+        rows.push(Row { input_ids: ids.clone(), prompt_length, token_types, ..Row::default() });
     }
     Ok(Layout::new(rows, padding)?)
 }

@@ -12,21 +12,22 @@ use crate::{MethodOptions, TARGET_MODULES};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "expected a list of module names, or a pattern")]
 pub enum TargetModules {
-    /// Module names or their endings: `q_proj`, `mlp.down_proj`, `model.layers.3.self_attn.q_proj`.
+    /// Module names or their endings: `q_proj`, `mlp.down_proj`, `model.layers.3.self_attn.q_proj`; of BERT `query`, `intermediate.dense`.
     Names(Vec<String>),
     /// A regular expression that must match a whole module name, or `all-linear`.
     Pattern(String),
 }
 
 impl TargetModules {
-    /// These projections in every layer.
-    pub fn of(components: &[Component]) -> Self {
-        Self::Names(components.iter().map(ToString::to_string).collect())
+    /// Those of these projections that a model has, in every layer.
+    pub fn of(components: &[Component], model: &ModelDescription) -> Self {
+        let names = components.iter().filter_map(|own| model.projection_name(*own));
+        Self::Names(names.collect())
     }
 
     /// Every projection of a model.
     pub fn all(model: &ModelDescription) -> Self {
-        Self::Names(model.projection_names().into_iter().map(str::to_owned).collect())
+        Self::Names(model.projection_names())
     }
 
     /// Whether it means a module, as PEFT decides it.
@@ -41,6 +42,14 @@ impl TargetModules {
         })
     }
 
+    /// Whether it means a projection, by its name in the model or in one with the head of a task.
+    fn means_module(&self, projection: &Projection, model: &ModelDescription) -> Result<bool> {
+        let module = &projection.module;
+        let in_whole = model.prefix.map(|prefix| format!("{prefix}.{module}"));
+        let means_whole = in_whole.map(|module| self.means(&module)).transpose()?;
+        Ok(self.means(module)? || means_whole.unwrap_or(false))
+    }
+
     /// Whether it tells modules: it is not empty, and a pattern that can be read.
     pub(crate) fn are_told(&self) -> bool {
         match self {
@@ -53,14 +62,10 @@ impl TargetModules {
     pub(crate) fn of_tensors(path: &Path) -> Result<Self> {
         let file = Weights::open_file(path)?;
         let module = |name: &str| {
-            let mut rest = name.strip_prefix("base_model.model.")?;
-            while let Some((module, _)) = rest.rsplit_once('.') {
-                if module.rsplit_once('.')?.1.parse::<Component>().is_ok() {
-                    return Some(module.to_owned());
-                }
-                rest = module;
-            }
-            None
+            let parts: Vec<&str> = name.strip_prefix("base_model.model.")?.split('.').collect();
+            let is_own = |part: &&str| OWN_PARTS.iter().any(|own| part.starts_with(own));
+            let end = parts.iter().position(is_own)?;
+            Some(parts[..end].join("."))
         };
         let modules: BTreeSet<String> = file.names().filter_map(module).collect();
         Ok(Self::Names(modules.into_iter().collect()))
@@ -104,7 +109,7 @@ impl TargetModules {
         let accepted = model.projection_names().join(", ");
         let mut selected = Vec::new();
         for projection in all.into_iter().filter(in_layers) {
-            if self.means(&projection.module)? {
+            if self.means_module(&projection, model)? {
                 selected.push(projection);
             }
         }
@@ -122,7 +127,7 @@ impl TargetModules {
         };
         let mut kept = Vec::with_capacity(selected.len());
         for projection in &selected {
-            if !excluded.means(&projection.module)? {
+            if !excluded.means_module(projection, model)? {
                 kept.push(projection.clone());
             }
         }
@@ -156,8 +161,13 @@ pub(crate) fn share_an_input(a: Site, b: Site) -> bool {
         && groups.iter().any(|group| group.contains(&a.component) && group.contains(&b.component))
 }
 
+/// What the names of an adapter's tensors have behind the module's begins with.
+const OWN_PARTS: [&str; 3] = ["lora_", "ia3_", "road_"];
+
 /// Whether a name means none of the model's projections.
 fn means_nothing(name: &str, model: &ModelDescription) -> bool {
+    let name =
+        model.prefix.and_then(|own| name.strip_prefix(own)?.strip_prefix('.')).unwrap_or(name);
     !model.projections().iter().any(|p| is_or_ends_with(&p.module, name))
 }
 

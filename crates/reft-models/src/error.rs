@@ -131,6 +131,36 @@ pub enum Error {
         /// The row's length.
         length: usize,
     },
+    /// A row has types for another number of tokens than it has.
+    #[error(
+        "a row has {length} tokens and {found} token types; give each token one, or leave them out"
+    )]
+    TokenTypes {
+        /// Number of types.
+        found: usize,
+        /// Number of tokens.
+        length: usize,
+    },
+    /// A token has a type that the model does not have.
+    #[error("row {row} has a token of type {id}, and the model has types 0..={}", types - 1)]
+    TokenType {
+        /// The row.
+        row: usize,
+        /// The type.
+        id: i64,
+        /// Number of types of the model.
+        types: i64,
+    },
+    /// Something was asked of an encoder that needs a model which predicts next tokens.
+    #[error(
+        "{model_type} is an encoder, which predicts no next tokens, and {what} needs them; use a decoder. Of an encoder `reft logits --hidden-states` writes hidden states, `reft inspect` tells what it is, and the library trains adapters by an objective with a head of its own"
+    )]
+    Encoder {
+        /// The model's family.
+        model_type: String,
+        /// What was asked.
+        what: String,
+    },
     /// A row names coordinates of a subspace, and no adapter edits in one.
     #[error(
         "it names coordinates of a subspace, and {method} edits in none; leave its subspace out"

@@ -75,14 +75,14 @@ pub use text::tokenizer::Tokenizer;
 pub use text::tokenizer_config::{GENERATION_CONFIG, TOKENIZER_CONFIG};
 pub use transformer::config::config_file::TRANSFORMERS_FIELDS;
 pub use transformer::config::decoder_config::DecoderConfig;
+pub use transformer::config::module_names::ModuleNames;
 pub use transformer::config::options::{
-    AttentionOptions, MlpActivation, MlpOptions, Multipliers, NormKind, NormOptions, NormPlaces,
-    QkNorm, QueryScaling, RopeOptions, RopeScaling,
+    AttentionOptions, EmbeddingOptions, LearnedPositions, MlpActivation, MlpKind, MlpOptions,
+    Multipliers, NormKind, NormOptions, NormPlaces, QkNorm, QueryScaling, RopeOptions, RopeScaling,
 };
 pub use transformer::config::text_part::decoder_config;
 pub use transformer::decoder::Decoder;
 pub(crate) use transformer::pass::{BlockColumns, Pass};
-pub(crate) use transformer::rms_norm::RmsNorm;
 pub use weights::checkpoint::Weights;
 pub use weights::quantised::Quantised;
 pub use weights::send::send;

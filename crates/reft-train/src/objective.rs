@@ -39,6 +39,11 @@ pub trait Objective {
         0..0
     }
 
+    /// Whether its loss is made of logits, which an encoder does not have.
+    fn reads_logits(&self) -> bool {
+        true
+    }
+
     /// The strengths of the adapters in each forward that is wanted of a batch: 1 is the trained model, 0 the plain one, which is run
     /// without gradient, and −1 turns edits around. An objective that runs its own forward wants none.
     fn strengths(&self) -> &[f64] {

@@ -1,6 +1,7 @@
-//! `cargo xtask oracle --check`: do the Python reference systems still say what tests/oracle says?
+//! `cargo xtask oracle`: do the Python reference systems still say what tests/oracle says, and of published models what this program says?
 
 mod difference;
+pub mod real;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -81,6 +81,7 @@ impl LoadedComparison {
         }
         let model = resolve_model(&config.model)?;
         let description = DecoderConfig::open(&model)?.describe();
+        description.check_predicts("a comparison")?;
         let methods = config.method.iter();
         let methods = methods.map(|entry| resolve_entry(entry, format_version, &description));
         let methods: Vec<Methods> = methods.collect::<Result<_>>()?;

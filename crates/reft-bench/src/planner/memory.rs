@@ -147,6 +147,7 @@ pub(super) fn of_weights(case: &TimingCase, model: &ModelDescription) -> Result<
         return Ok(fs::metadata(&case.model).map_err(io_error("read", &case.model))?.len());
     }
     let bits = |tensor: &ModelTensor| match (case.weights, &tensor.shape[..]) {
+        _ if tensor.role == TensorRole::Vector => dense,
         (WeightStorage::Int8 | WeightStorage::Int4, &[_, columns]) if columns % 32 == 0 => {
             let is_of_tokens = matches!(tensor.role, TensorRole::Embeddings | TensorRole::Head);
             if case.weights == WeightStorage::Int4 && !is_of_tokens { 4.5 } else { 8.5 }

@@ -86,6 +86,7 @@ impl Scorer<'_> {
     /// [`reft_models::Error::ContextFull`] before the first is asked; [`Error::Interrupted`]; [`TrainError::EvaluationNotFinite`] with the
     /// questions; what the model or an adapter refuses.
     pub fn score(&self, learner: &Learner, questions: &[EncodedQuestion]) -> Result<Score> {
+        learner.model.description().check_predicts("a score")?;
         let context = ContextLimit::of(learner.model.description(), &learner.stack);
         check_context(self.task, questions, context)?;
         let started = Instant::now();

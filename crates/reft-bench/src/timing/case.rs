@@ -62,8 +62,10 @@ impl TimingCase {
     /// Checks everything against the model, so that nothing is left to fail when weights have been read.
     ///
     /// # Errors
-    /// [`MethodError::OptionValue`] for a size that cannot be, [`MethodError::UnknownMethod`], what the method refuses.
+    /// [`MethodError::OptionValue`] for a size that cannot be, [`MethodError::UnknownMethod`], what the method refuses; those of
+    /// [`ModelDescription::check_predicts`].
     pub fn check(&self, model: &ModelDescription) -> Result<()> {
+        model.check_predicts("a step of training on next tokens")?;
         at_least("batch_size", self.batch_size, 1)?;
         at_least("prompt_length", self.prompt_length, 1)?;
         at_least("response_length", self.response_length, 1)?;

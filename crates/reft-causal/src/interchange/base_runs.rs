@@ -80,6 +80,7 @@ impl<'a> BaseRuns<'a> {
         swaps: Vec<Swap>,
         answers: &[i64],
     ) -> Result<Vec<i64>> {
+        self.model.description().check_predicts("an interchange of answers")?;
         let _guard = tch::no_grad_guard();
         let (h, _) = self.run(batch, trials, swaps)?;
         let head = self.model.head();

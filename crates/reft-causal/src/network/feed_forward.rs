@@ -87,6 +87,7 @@ impl FeedForward {
             keys_change_at: None,
             depends_on_length: false,
             keeps_scores: false,
+            prefix: None,
             tensors,
         };
         Self { inputs: inputs.shallow_clone(), layers, output, description }

@@ -40,7 +40,7 @@ pub struct ChatArgs {
 
 /// Runs the command.
 pub fn run(args: &ChatArgs) -> Result<()> {
-    let model = args.model.open()?;
+    let model = args.model.open_for("reft chat")?;
     let tokenizer = Tokenizer::open(&model.path)?;
     let any = [prompt_record("message", "")]; // a conversation is text
     let chat = Framing::of(model.trained.as_ref(), Some(Template::Chat), &args.chat.0, &any)?.chat;

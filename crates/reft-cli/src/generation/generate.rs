@@ -83,7 +83,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         }
         Some(path) => read_prompts(path, args.columns.0.columns.as_ref())?,
     };
-    let model = args.model.open()?;
+    let model = args.model.open_for("reft generate")?;
     let chosen = if args.chat { Some(Template::Chat) } else { args.template };
     let framing = Framing::of(model.trained.as_ref(), chosen, &args.variables.0, &records)?;
     let text = ModelText::open(&model.path, &framing.chat)?;

@@ -71,7 +71,7 @@ pub fn run(args: &SteerArgs) -> Result<()> {
     }
     let texts = |path: &Option<PathBuf>| path.as_deref().map(lines).transpose();
     let (positive, negative) = (texts(&args.positive)?, texts(&args.negative)?);
-    let mut model = args.model.open()?;
+    let mut model = args.model.open_for("reft steer")?;
     let (layer, layers) = (args.layer, model.decoder.description().num_hidden_layers);
     if layer >= layers {
         bail!("--layer is {layer}, the model has {layers} layers, 0 to {}", layers - 1);

@@ -21,7 +21,11 @@ pub fn describe(path: &Path) -> Result<(Rows, Value)> {
     let size = weight_bytes(path)?;
     let (c, parameters) = (&config, config.describe().parameters());
     let (heads, kv_heads, d_h) = (c.num_attention_heads, c.num_key_value_heads, c.head_dim);
-    let head = if c.tie_word_embeddings { "tied to the embeddings" } else { "of its own" };
+    let head = match (c.is_causal, c.tie_word_embeddings) {
+        (false, _) => "no head is read",
+        (true, true) => "head tied to the embeddings",
+        (true, false) => "head of its own",
+    };
     let unlike = c.differences();
     let vocabulary = text.tokenizer.as_ref().map(|tokenizer| tokenizer.vocab_size());
     let merged = merged(path);
@@ -35,7 +39,7 @@ pub fn describe(path: &Path) -> Result<(Rows, Value)> {
         ("attention", format!("{heads} heads of {d_h}, {kv_heads} for keys and values")),
         ("MLP", c.intermediate_size.to_string()),
         ("unlike Llama", if unlike.is_empty() { "nothing".to_owned() } else { unlike.join("; ") }),
-        ("vocabulary", format!("{}, head {head}", grouped(c.vocab_size))),
+        ("vocabulary", format!("{}, {head}", grouped(c.vocab_size))),
         ("context", format!("{} tokens", grouped(c.max_position_embeddings))),
         ("weights", format!("{} tensors, {}", dtypes.join(" + "), bytes(size))),
         ("tokenizer", vocabulary.map_or("none".into(), |n| format!("{} tokens", grouped(n)))),
@@ -58,6 +62,7 @@ pub fn describe(path: &Path) -> Result<(Rows, Value)> {
         "intermediate_size": c.intermediate_size,
         "vocab_size": c.vocab_size,
         "tie_word_embeddings": c.tie_word_embeddings,
+        "is_causal": c.is_causal,
         "max_position_embeddings": c.max_position_embeddings,
         "tensors": weights.dtypes(),
         "tokenizer_size": vocabulary,

@@ -27,6 +27,15 @@ pub struct ModelArgs {
 }
 
 impl ModelArgs {
+    /// Loads the model and its adapters for a command that needs next tokens.
+    ///
+    /// # Errors
+    /// If one of them is not there or broken, an adapter belongs to another model, or the model is an encoder.
+    pub fn open_for(&self, command: &str) -> Result<Model> {
+        open_config(&self.model)?.1.check_predicts(command)?;
+        self.open()
+    }
+
     /// Loads the model and its adapters.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use reft_models::{ChatOptions, Model, weights_digest};
 use serde_json::Value;
 
 use crate::machine::{MachineOptions, Place};
-use crate::model::{ModelText, open_decoder};
+use crate::model::{ModelText, open_config, open_decoder};
 use crate::options::{Flags, List};
 use crate::terminal::{command, holds, note, show, stop_flag};
 
@@ -116,6 +116,7 @@ pub fn run(args: &DasArgs) -> Result<()> {
         }
         (DasRecipe::Text(task), Some(model)) => {
             let machine = MachineOptions { kind: args.kind, ..args.place.0.0.clone() };
+            open_config(model)?.1.check_predicts("reft das")?;
             let (path, decoder) = open_decoder(model, &machine)?;
             let Some(tokenizer) = ModelText::open(&path, &ChatOptions::default())?.tokenizer else {
                 bail!("model {model} has no tokenizer, and the task is text");

@@ -77,6 +77,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let columns: ColumnOptions = part(&given)?;
     let sources = data.read(columns.columns.as_ref())?;
     let (path, shape) = open_config(&model)?;
+    shape.check_predicts("reft train")?;
     let (turns, chat): (TurnOptions, ChatOptions) = (part(&given)?, part(&given)?);
     let before = run.init_adapter.as_deref().map(trained_text).transpose()?.flatten();
     let asked = given.contains_key("template").then_some(run.template);

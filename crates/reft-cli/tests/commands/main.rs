@@ -11,6 +11,7 @@ mod data_files;
 mod demo_model;
 mod devices;
 mod directories;
+mod encoders;
 mod export;
 mod families;
 mod files;

@@ -73,7 +73,8 @@ pub(crate) fn base_model(files: AdapterFiles, dir: &Path) -> Result<Option<BaseM
     base_model.map_err(json_error(&path))
 }
 
-/// Reads tensors and checks that they are exactly those expected beside heads of tasks, and that they belong to the model.
+/// Reads tensors and checks that they are exactly those expected beside heads of tasks, and that they belong to the model. What was trained
+/// on a model of the family with a head has the modules' names in that.
 ///
 /// # Errors
 /// [`Error::Adapter`] if the file names another model, [`Error::WeightMismatch`] with every missing, unexpected and misshapen
@@ -88,8 +89,26 @@ pub(crate) fn read_tensors(
     if let Some(base_model) = base_model(files, dir)? {
         base_model.check(model)?;
     }
-    read_exactly(&dir.join(files.tensors()), expected, is_head)
+    let path = dir.join(files.tensors());
+    let Some(prefix) = model.prefix else { return read_exactly(&path, expected, is_head) };
+    let (bare, whole) = (OF_PEFT.to_owned(), format!("{OF_PEFT}{prefix}."));
+    let has_head = Weights::open_file(&path)?.names().any(|name| name.starts_with(&whole));
+    if !has_head || expected.iter().any(|(name, _)| name.starts_with(&whole)) {
+        return read_exactly(&path, expected, is_head);
+    }
+    let in_whole = |name: &str| name.replacen(&bare, &whole, 1);
+    let own = expected.iter().map(|(name, shape)| (in_whole(name), shape.clone())).collect();
+    let mut tensors = read_exactly(&path, &own, is_head)?;
+    for (name, _) in expected {
+        if let Some(tensor) = tensors.remove(&in_whole(name)) {
+            tensors.insert(name.clone(), tensor);
+        }
+    }
+    Ok(tensors)
 }
+
+/// What PEFT puts before the names of modules.
+const OF_PEFT: &str = "base_model.model.";
 
 /// Reads tensors and checks that they are exactly those expected, beside those that may be there or not.
 ///

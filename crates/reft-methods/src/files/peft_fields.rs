@@ -196,10 +196,10 @@ pub const PEFT_FILES: [&Fields; 5] = [&LORA, &IA3, &ROAD, &PREFIX, &PROMPT];
 
 impl OtherFields {
     /// The fields that PEFT writes of every method, and a method's own.
-    pub(crate) fn of(peft_type: &str, own: Value) -> Self {
+    pub(crate) fn of(peft_type: &str, model: &ModelDescription, own: Value) -> Self {
         let common = json!({
             "auto_mapping": null, "inference_mode": true, "peft_type": peft_type, "revision": null,
-            "task_type": "CAUSAL_LM",
+            "task_type": if model.is_causal { "CAUSAL_LM" } else { "FEATURE_EXTRACTION" },
         });
         let fields = [common, own].map(serde_json::from_value::<BTreeMap<String, Value>>);
         Self(fields.into_iter().flat_map(|own| own.expect("invariant: fields by name")).collect())
@@ -220,14 +220,15 @@ impl OtherFields {
         }
     }
 
-    /// Whether a tensor belongs to the head of a task that the file keeps beside the adapter.
+    /// Whether a tensor belongs to the head of a task that the file keeps beside the adapter. PEFT saves every module whose name ends so:
+    /// `pre_classifier` for `classifier`.
     pub(crate) fn has_head(&self, tensor: &str) -> bool {
         let modules = self.0.get("modules_to_save").and_then(Value::as_array);
         modules
             .into_iter()
             .flatten()
             .filter_map(Value::as_str)
-            .any(|own| tensor.split('.').any(|part| part == own))
+            .any(|own| tensor.match_indices('.').any(|(end, _)| tensor[..end].ends_with(own)))
     }
 
     /// Whether it says that it started as LoRA-GA does, which changes the base model's weights too.
@@ -261,5 +262,26 @@ pub(crate) fn whole_if_it_is<S: Serializer>(x: &f64, serializer: S) -> Result<S:
         serializer.serialize_i64(*x as i64)
     } else {
         serializer.serialize_f64(*x)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_are_modules_whose_names_end_as_those_that_are_saved() -> serde_json::Result<()> {
+        let other: OtherFields =
+            serde_json::from_value(json!({ "modules_to_save": ["classifier", "score"] }))?;
+        for (tensor, is_head) in [
+            ("base_model.model.classifier.weight", true),
+            ("base_model.model.pre_classifier.bias", true),
+            ("base_model.model.classifier.dense.weight", true),
+            ("base_model.model.scores.weight", false),
+            ("base_model.model.encoder.layer.0.output.dense.lora_A.weight", false),
+        ] {
+            assert_eq!(other.has_head(tensor), is_head, "{tensor}");
+        }
+        Ok(())
     }
 }

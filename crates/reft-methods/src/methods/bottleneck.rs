@@ -139,15 +139,16 @@ struct BottleneckHooks<'a> {
 impl BottleneckHooks<'_> {
     /// Remembers what goes into a branch that has a parallel adapter.
     fn see_input(&mut self, site: Site, x: &Tensor) {
-        // attention and the MLP begin with these projections
+        // attention and the MLP begin with these projections; of gate and up the first counts
         let component = match site.component {
             Component::Query | Component::QueryKeyValue => Component::AttentionOutput,
-            Component::Gate | Component::GateUp => Component::MlpOutput,
+            Component::Gate | Component::GateUp | Component::Up => Component::MlpOutput,
             _ => return,
         };
         let branch = Site { layer: site.layer, component };
         let is_parallel = self.config.method == BottleneckKind::Parallel;
-        if is_parallel && self.table.at(branch).is_some() {
+        let is_seen = self.input.as_ref().is_some_and(|(seen, _)| *seen == branch);
+        if is_parallel && !is_seen && self.table.at(branch).is_some() {
             self.input = Some((branch, x.shallow_clone()));
         }
     }

@@ -92,13 +92,16 @@ impl Method for Full {
     }
 
     fn kept_per_token(&self, model: &ModelDescription, kind_bytes: f64) -> crate::Result<Vec<f64>> {
-        use Component::{Down, Gate, GateUp, Output, Query, QueryKeyValue};
+        use Component::{Down, Gate, GateUp, Output, Query, QueryKeyValue, Up};
         // what the weights of the norms are multiplied with, and one input of each group of projections
         let norms = model.norms_of_block() as f64;
         let mut bytes =
             vec![norms * kind_bytes * model.hidden_size as f64; model.num_hidden_layers];
-        let first = [Query, QueryKeyValue, Output, Gate, GateUp, Down];
-        for projection in model.projections() {
+        let projections = model.projections();
+        let has_gate = projections.iter().any(|projection| projection.site.component == Gate);
+        let of_mlp = if has_gate { Gate } else { Up };
+        let first = [Query, QueryKeyValue, Output, of_mlp, GateUp, Down];
+        for projection in projections {
             if first.contains(&projection.site.component) {
                 bytes[projection.site.layer] += kind_bytes * projection.in_features as f64;
             }

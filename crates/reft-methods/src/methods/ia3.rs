@@ -58,19 +58,18 @@ impl TensorMethod for Ia3Config {
     type Constants = Factors;
 
     fn decide(_: &str, options: &MethodOptions, model: &ModelDescription) -> crate::Result<Self> {
-        let is_fused = model.projection_names().contains(&Component::QueryKeyValue.name());
-        let targets = || match is_fused {
-            true => TargetModules::of(&[Component::QueryKeyValue, Component::Down]),
-            false => TargetModules::of(&[Component::Key, Component::Value, Component::Down]),
-        };
+        use Component::{Down, Key, QueryKeyValue, Value};
+        // of queries, keys and values in one, or of keys and values: whichever the model has
+        let targets = || TargetModules::of(&[QueryKeyValue, Key, Value, Down], model);
         Ok(Self {
             target_modules: TargetModules::given(options, model)?.unwrap_or_else(targets),
             exclude_modules: None,
             feedforward_modules: options
                 .get(&FEEDFORWARD_MODULES)
-                .unwrap_or_else(|| TargetModules::of(&[Component::Down])),
+                .unwrap_or_else(|| TargetModules::of(&[Down], model)),
             other: OtherFields::of(
                 "IA3",
+                model,
                 json!({ "fan_in_fan_out": false, "init_ia3_weights": true, "modules_to_save": null }),
             ),
         })

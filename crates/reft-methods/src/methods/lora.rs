@@ -227,6 +227,7 @@ impl TensorMethod for LoraConfig {
             use_dora: name == DORA.name,
             other: OtherFields::of(
                 "LORA",
+                model,
                 json!({
                     "bias": "none", "eva_config": null, "fan_in_fan_out": false,
                     "init_lora_weights": true, "layer_replication": null,

@@ -116,7 +116,11 @@ impl TensorMethod for PrefixConfig {
             num_layers: model.num_hidden_layers,
             encoder_hidden_size: encoder.unwrap_or(token_dim),
             prefix_projection: encoder.is_some(),
-            other: OtherFields::of("PREFIX_TUNING", json!({ "num_transformer_submodules": 1 })),
+            other: OtherFields::of(
+                "PREFIX_TUNING",
+                model,
+                json!({ "num_transformer_submodules": 1 }),
+            ),
             text: text.map(|text| cycled(text, n)).transpose()?,
             is_read: false,
         })

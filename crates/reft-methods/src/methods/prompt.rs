@@ -99,7 +99,7 @@ impl TensorMethod for PromptConfig {
             token_dim: model.hidden_size,
             num_attention_heads: model.num_attention_heads,
             num_layers: model.num_hidden_layers,
-            other: OtherFields::of("PROMPT_TUNING", other),
+            other: OtherFields::of("PROMPT_TUNING", model, other),
             init,
             text,
         })

@@ -124,6 +124,7 @@ impl TensorMethod for RoadConfig {
             target_modules,
             other: OtherFields::of(
                 "ROAD",
+                model,
                 json!({ "init_weights": true, "modules_to_save": null }),
             ),
         })

@@ -69,45 +69,62 @@ fn lora_of_peft_on_the_modules_of_each_family_gives_peft_logits() -> Outcome {
 fn loreft_and_its_gradients_equal_plain_torch() -> Outcome {
     for case in cases()? {
         let (layers, decoder) = ([0, 2], &case.decoder);
-        let base_model = BaseModel::of(decoder.description(), "tiny");
-        let config = ReftConfig::new(
-            &InterventionConfig::new(Method::Loreft, 3),
-            layers.to_vec(),
-            "f2+l1".parse()?,
-            base_model,
-        );
-        let config = ReftConfig { share_weights: true, ..config };
-        let dir = tempfile::tempdir()?;
-        ReftAdapter::new(config, decoder)?.save(dir.path())?;
-        let mut own: Vec<(String, Tensor)> = Vec::new();
-        for layer in layers {
-            for (name, part) in [
-                ("rotation", "rotation"),
-                ("learned_source.weight", "weight"),
-                ("learned_source.bias", "bias"),
-            ] {
-                let recorded = &case.io[&format!("reft.{layer}.{part}")];
-                let name = format!("layers.{layer}.block_output.tied.{name}");
-                own.push((name, recorded.shallow_clone()));
-            }
-        }
-        save_safetensors(&dir.path().join(ReftAdapter::FILE_NAME), &own, None)?;
-        let adapter = ReftAdapter::load(dir.path(), decoder)?.into_trainable()?;
+        let adapter = recorded_loreft(&case.io, decoder, &layers, "f2+l1")?;
         let stack = AdapterStack::one(&adapter);
         assert_recorded(&case, "reft.logits", &stack)?;
         loss(decoder, &stack, &case.examples)?.backward();
-        let parameters = stack.parameters();
-        for part in ["weight", "bias"] {
-            let name = format!("learned_source.{part}");
-            let parameter = parameters.iter().find(|parameter| parameter.name == name);
-            let gradient = parameter.ok_or("no learned source")?.tensor.grad(); // [layers, ..]
-            for (i, layer) in layers.iter().enumerate() {
-                let expected = &case.io[&format!("reft.{layer}.grad.{part}")];
-                let scale = expected.abs().max();
-                let (found, expected) = (gradient.select(0, i as i64) / &scale, expected / &scale);
-                let what = format!("{}: gradient of {name} at layer {layer}", case.family);
-                assert_close(&what, &found, &expected, GRADIENTS);
-            }
+        assert_recorded_gradients(&case.family, &case.io, &stack, &layers)?;
+    }
+    Ok(())
+}
+
+/// The LoReFT on block outputs that a script recorded.
+pub fn recorded_loreft(
+    io: &Tensors,
+    model: &Decoder,
+    layers: &[usize],
+    positions: &str,
+) -> Outcome<ReftAdapter> {
+    let base_model = BaseModel::of(model.description(), "tiny");
+    let intervention = InterventionConfig::new(Method::Loreft, 3);
+    let config = ReftConfig::new(&intervention, layers.to_vec(), positions.parse()?, base_model);
+    let config = ReftConfig { share_weights: true, ..config };
+    let dir = tempfile::tempdir()?;
+    ReftAdapter::new(config, model)?.save(dir.path())?;
+    let mut own: Vec<(String, Tensor)> = Vec::new();
+    for layer in layers {
+        for (name, part) in [
+            ("rotation", "rotation"),
+            ("learned_source.weight", "weight"),
+            ("learned_source.bias", "bias"),
+        ] {
+            let recorded = &io[&format!("reft.{layer}.{part}")];
+            let name = format!("layers.{layer}.block_output.tied.{name}");
+            own.push((name, recorded.shallow_clone()));
+        }
+    }
+    save_safetensors(&dir.path().join(ReftAdapter::FILE_NAME), &own, None)?;
+    Ok(ReftAdapter::load(dir.path(), model)?.into_trainable()?)
+}
+
+/// Compares the gradients of a [`recorded_loreft`] with those recorded.
+pub fn assert_recorded_gradients(
+    what: &str,
+    io: &Tensors,
+    stack: &AdapterStack,
+    layers: &[usize],
+) -> Outcome {
+    let parameters = stack.parameters();
+    for part in ["weight", "bias"] {
+        let name = format!("learned_source.{part}");
+        let parameter = parameters.iter().find(|parameter| parameter.name == name);
+        let gradient = parameter.ok_or("no learned source")?.tensor.grad(); // [layers, ..]
+        for (i, layer) in layers.iter().enumerate() {
+            let expected = &io[&format!("reft.{layer}.grad.{part}")];
+            let scale = expected.abs().max();
+            let (found, expected) = (gradient.select(0, i as i64) / &scale, expected / &scale);
+            let what = format!("{what}: gradient of {name} at layer {layer}");
+            assert_close(&what, &found, &expected, GRADIENTS);
         }
     }
     Ok(())

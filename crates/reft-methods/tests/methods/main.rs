@@ -2,6 +2,7 @@
 
 mod composition;
 mod declarations;
+mod encoders;
 mod equations;
 mod families;
 mod files;

@@ -59,6 +59,7 @@ pub fn generate(
     on_token: &mut dyn FnMut(usize, i64) -> ControlFlow<()>,
 ) -> Result<Vec<Generated>> {
     config.check()?;
+    model.description().check_predicts("generation")?;
     let batch_size = config.batch_size.unwrap_or(rows.len());
     for id in rows.iter().flat_map(|row| &row.input_ids) {
         model.check_token(*id)?;

@@ -21,9 +21,10 @@ pub struct ModelDescription {
     pub head_dim: i64,
     /// Longest context, in tokens.
     pub max_position_embeddings: i64,
-    /// Whether no token sees a later one: then what is before a method's first token is the frozen model's alone.
+    /// Whether no token sees a later one: then what is before a method's first token is the frozen model's alone. A model whose tokens see
+    /// later ones is an encoder: it predicts no next tokens, and has no head.
     pub is_causal: bool,
-    /// How many tokens back each layer sees, itself included; `None`: all.
+    /// How many tokens back each layer sees, itself included, and of an encoder as many ahead; `None`: all.
     pub windows: Vec<Option<i64>>,
     /// A row with more tokens than this has other keys for all of them, so that a cache filled before is filled anew (LongRoPE).
     pub keys_change_at: Option<usize>,
@@ -31,6 +32,8 @@ pub struct ModelDescription {
     pub depends_on_length: bool,
     /// Whether a backward needs the scores of attention, as a soft cap of them does.
     pub keeps_scores: bool,
+    /// What modules have before their names in a model of this family with the head of a task, whose adapters fit all the same: `bert`.
+    pub prefix: Option<&'static str>,
     /// Every tensor of the model, in the order of its checkpoints.
     pub tensors: Vec<ModelTensor>,
 }
@@ -55,7 +58,9 @@ pub enum TensorRole {
     Head,
     /// The matrix `[out, in]` of a projection that methods can name.
     Projection(Site),
-    /// Everything else: norms and biases.
+    /// The weight of a norm of a block's residual stream or branches.
+    Norm(usize),
+    /// Everything else: biases, other norms, tables of positions and of types of tokens.
     Vector,
 }
 
@@ -85,15 +90,35 @@ impl ModelDescription {
         self.tensors.iter().filter_map(projection).collect()
     }
 
-    /// Names of the projections of a block, as methods name them: `q_proj`, `down_proj`, ….
-    pub fn projection_names(&self) -> Vec<&'static str> {
-        let mut names: Vec<&str> = Vec::new();
+    /// Names of the projections of a block, as methods name them: `q_proj`, `down_proj`, …, in each family its modules' own.
+    pub fn projection_names(&self) -> Vec<String> {
+        let mut components: Vec<Component> = Vec::new();
         for Projection { site, .. } in self.projections() {
-            if !names.contains(&site.component.name()) {
-                names.push(site.component.name());
+            if !components.contains(&site.component) {
+                components.push(site.component);
             }
         }
-        names
+        components.into_iter().filter_map(|own| self.projection_name(own)).collect()
+    }
+
+    /// The name of a projection, if the model has it: as few of the last parts of its module's name as no other projection has
+    /// (`down_proj`, and in BERT `intermediate.dense`), all in its block if others end so too.
+    pub fn projection_name(&self, component: Component) -> Option<String> {
+        let all = self.projections();
+        let in_block = |projection: &Projection| {
+            let mut parts = projection.module.split('.');
+            parts.find(|part| part.parse::<usize>().is_ok());
+            parts.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let own = in_block(all.iter().find(|other| other.site.component == component)?);
+        let others: Vec<Vec<String>> = all
+            .iter()
+            .filter(|other| other.site.layer == 0 && other.site.component != component)
+            .map(in_block)
+            .collect();
+        let is_own = |parts: &&[String]| !others.iter().any(|other| other.ends_with(parts));
+        let endings = (0..own.len()).rev().map(|start| &own[start..]);
+        Some(endings.clone().find(is_own).unwrap_or(&own).join("."))
     }
 
     /// Number of coordinates of what hooks see at a site; for `o_proj` and `down_proj` what goes into the projection.
@@ -127,10 +152,19 @@ impl ModelDescription {
 
     /// How many norms of the residual stream or of branches a block has.
     pub fn norms_of_block(&self) -> usize {
-        let is_norm = |tensor: &&ModelTensor| {
-            tensor.name.starts_with("model.layers.0.") && tensor.name.ends_with("layernorm.weight")
-        };
-        self.tensors.iter().filter(is_norm).count()
+        let last = self.num_hidden_layers.saturating_sub(1);
+        self.tensors.iter().filter(|tensor| tensor.role == TensorRole::Norm(last)).count()
+    }
+
+    /// Checks that the model predicts next tokens, which `what` needs.
+    ///
+    /// # Errors
+    /// [`Error::Encoder`].
+    pub fn check_predicts(&self, what: impl Into<String>) -> Result<()> {
+        match self.is_causal {
+            true => Ok(()),
+            false => Err(Error::Encoder { model_type: self.model_type.clone(), what: what.into() }),
+        }
     }
 
     /// The name of the token embeddings.

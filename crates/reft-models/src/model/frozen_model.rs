@@ -24,12 +24,18 @@ pub trait Model {
     fn forward<'a>(&'a self, span: &Span<'a>, prefix_length: usize) -> Box<dyn Forward<'a> + 'a>;
 
     /// What turns the hidden states that a forward ends with into logits; if it is quantised, it is expanded once for several products.
+    ///
+    /// # Panics
+    /// If the model is an encoder, which has none: [`ModelDescription::check_predicts`] tells it in time.
     fn head(&self) -> Head;
 
     /// Whether gradients are wanted of the head's weights, which are the embeddings' if they are tied.
     fn trains_head(&self) -> bool;
 
     /// Logits `[.., v]` in f32 of hidden states `[.., d]`.
+    ///
+    /// # Panics
+    /// As [`Self::head`].
     fn logits(&self, h: &Tensor) -> Tensor {
         self.head().logits(h)
     }

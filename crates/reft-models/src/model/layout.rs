@@ -23,6 +23,8 @@ pub struct Row {
     pub prompt_length: usize,
     /// Coordinates of the subspace that edits of this row may change; `None`: all of them.
     pub subspace: Option<Vec<i64>>,
+    /// The type of each token, for models that have types (BERT: 1 in the second of two texts); `None`: 0 everywhere.
+    pub token_types: Option<Vec<i64>>,
 }
 
 impl Row {
@@ -48,7 +50,8 @@ impl Layout {
     /// The layout of rows that are padded to the longest on one side.
     ///
     /// # Errors
-    /// [`Error::EmptyBatch`] without rows or with an empty row; [`Error::PromptLength`] if a prompt is longer than its row.
+    /// [`Error::EmptyBatch`] without rows or with an empty row; [`Error::PromptLength`] if a prompt is longer than its row;
+    /// [`Error::TokenTypes`] if not every token of a row has a type.
     pub fn new(rows: Vec<Row>, padding: PaddingSide) -> Result<Self> {
         let aligned = match padding {
             PaddingSide::Left => rows.iter().map(|row| row.input_ids.len()).collect(),
@@ -72,6 +75,9 @@ impl Layout {
             let (length, prompt_length) = (row.input_ids.len(), row.prompt_length);
             if prompt_length > length {
                 return Err(Error::PromptLength { prompt_length, length });
+            }
+            if let Some(found) = row.token_types.as_ref().map(Vec::len).filter(|n| *n != length) {
+                return Err(Error::TokenTypes { found, length });
             }
         }
         assert_eq!(rows.len(), tokens.len(), "one token for each row");

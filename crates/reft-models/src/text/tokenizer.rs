@@ -11,7 +11,7 @@ use tokenizers::{AddedToken, ModelWrapper};
 
 use crate::text::tokenizer_class::TokenizerClass;
 use crate::text::tokenizer_config::{TokenIds, TokenizerConfig, present, read_optional};
-use crate::{DecodeStream, Error, Gguf, Result, io_error, json_error};
+use crate::{DecodeStream, Error, Gguf, Result, Row, io_error, json_error};
 
 /// A model's tokenizer with its special tokens.
 #[derive(Debug)]
@@ -107,6 +107,23 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<i64>> {
         let encoding = self.inner.encode_fast(text, add_special_tokens).map_err(tokenizer_error)?;
         Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
+    }
+
+    /// A text, or two, as an encoder takes them: with the tokens around each that the tokenizer's file says, and the types that it gives
+    /// them.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_row(&self, text: &str, second: Option<&str>) -> Result<Row> {
+        let encoding = match second {
+            None => self.inner.encode_fast(text, true),
+            Some(second) => self.inner.encode_fast((text, second), true),
+        };
+        let encoding = encoding.map_err(tokenizer_error)?;
+        let numbers = |of: &[u32]| of.iter().map(|&number| i64::from(number)).collect::<Vec<_>>();
+        let types = Some(numbers(encoding.get_type_ids()));
+        let token_types = types.filter(|types| types.iter().any(|own| *own != 0));
+        Ok(Row { token_types, ..Row::prompt(numbers(encoding.get_ids())) })
     }
 
     /// The ids of `text`, without tokens around it, each with the bytes of the text that it stands for.

@@ -11,12 +11,16 @@ pub(crate) enum TokenizerClass {
     Qwen35,
     Gpt2,
     Gemma,
+    Bert,
+    Roberta,
 }
 
-use TokenizerClass::{AsWritten, Gemma, Gpt2, Llama, Qwen2, Qwen35};
+use TokenizerClass::{AsWritten, Bert, Gemma, Gpt2, Llama, Qwen2, Qwen35, Roberta};
 
 /// The class that goes with a model type, where one does.
-const OF_MODELS: [(&[&str], TokenizerClass); 5] = [
+const OF_MODELS: [(&[&str], TokenizerClass); 7] = [
+    (&["bert", "distilbert"], Bert),
+    (&["roberta"], Roberta),
     (
         &[
             "gemma",
@@ -106,6 +110,8 @@ impl TokenizerClass {
                 "Qwen3_5Tokenizer" => Qwen35,
                 "GPT2Tokenizer" => Gpt2,
                 "GemmaTokenizer" => Gemma,
+                "BertTokenizer" | "DistilBertTokenizer" => Bert,
+                "RobertaTokenizer" => Roberta,
                 "PreTrainedTokenizer" | "TokenizersBackend" | "PythonBackend" => AsWritten,
                 other => {
                     log::warn!(
@@ -129,6 +135,22 @@ impl TokenizerClass {
                 ("unk_token", "<unk>"),
                 ("bos_token", "<bos>"),
                 ("eos_token", "<eos>"),
+                ("pad_token", "<pad>"),
+                ("mask_token", "<mask>"),
+            ],
+            Bert => &[
+                ("unk_token", "[UNK]"),
+                ("sep_token", "[SEP]"),
+                ("pad_token", "[PAD]"),
+                ("cls_token", "[CLS]"),
+                ("mask_token", "[MASK]"),
+            ],
+            Roberta => &[
+                ("bos_token", "<s>"),
+                ("eos_token", "</s>"),
+                ("sep_token", "</s>"),
+                ("cls_token", "<s>"),
+                ("unk_token", "<unk>"),
                 ("pad_token", "<pad>"),
                 ("mask_token", "<mask>"),
             ],
@@ -182,7 +204,26 @@ impl TokenizerClass {
                     None,
                 )
             }
-            Gpt2 => (Value::Null, byte_level(prefix_space(false), true), decoded, false, None),
+            Gpt2 | Roberta => {
+                (Value::Null, byte_level(prefix_space(false), true), decoded, false, None)
+            }
+            Bert => {
+                let is_set = |name: &str| field(name).is_none_or(|given| given == true);
+                let normalizer = json!({
+                    "type": "BertNormalizer",
+                    "clean_text": true,
+                    "handle_chinese_chars": is_set("tokenize_chinese_chars"),
+                    "strip_accents": field("strip_accents"),
+                    "lowercase": is_set("do_lower_case"),
+                });
+                (
+                    normalizer,
+                    json!({"type": "BertPreTokenizer"}),
+                    json!({"type": "WordPiece", "prefix": "##", "cleanup": true}),
+                    false,
+                    Some(field("unk_token").unwrap_or_else(|| json!("[UNK]"))),
+                )
+            }
             Gemma => (
                 json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"}),
                 json!({"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": false}),
@@ -208,7 +249,14 @@ impl TokenizerClass {
             merges => merges.clone(),
         };
         let unknown = unknown.map(|token| token.get("content").cloned().unwrap_or(token));
-        let model = json!({
+        let word_piece = json!({
+            "type": "WordPiece",
+            "unk_token": unknown,
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": vocabulary,
+        });
+        let byte_pairs = json!({
             "type": "BPE",
             "dropout": null,
             "unk_token": unknown,
@@ -225,7 +273,7 @@ impl TokenizerClass {
             ("normalizer", normalizer),
             ("pre_tokenizer", pre_tokenizer),
             ("decoder", decoder),
-            ("model", model),
+            ("model", if self == Bert { word_piece } else { byte_pairs }),
         ];
         file.extend(fields.map(|(name, value)| (name.to_owned(), value)));
         file

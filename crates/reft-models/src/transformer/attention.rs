@@ -2,14 +2,15 @@ use tch::{Device, Kind, Tensor};
 
 use crate::site::Component::{Key, Output, Query, QueryKeyValue, Value};
 use crate::transformer::attention_mask::AttentionMask;
-use crate::{BlockColumns, Hooks, Linear, Past, QkNorm, Result, RmsNorm};
+use crate::transformer::norm::Norm;
+use crate::{BlockColumns, Hooks, Linear, Past, QkNorm, Result};
 
-/// Causal self-attention with grouped queries (Ainslie et al. 2023): `n_h` query heads share `n_kv` key and value heads.
+/// Self-attention with grouped queries (Ainslie et al. 2023): `n_h` query heads share `n_kv` key and value heads.
 #[derive(Debug)]
 pub(crate) struct Attention {
     pub(crate) input: AttentionInput,
     pub(crate) output: Linear,
-    pub(crate) qk_norm: Option<(QkNorm, RmsNorm, RmsNorm)>,
+    pub(crate) qk_norm: Option<(QkNorm, Norm, Norm)>,
     /// Which of the pass's angles queries and keys are turned by.
     pub(crate) rope: Option<usize>,
     pub(crate) scale: Option<f64>, // none: 1 / √d_h

@@ -7,7 +7,7 @@ use crate::{Span, send};
 pub(crate) enum AttentionMask {
     /// Query and key columns are the same, behind a prefix or not, and each query sees the prefix and the keys up to its own.
     Causal,
-    /// Every query sees every key: one new token after tokens without padding.
+    /// Every query sees every key: one new token after tokens without padding, or tokens without padding that see later ones.
     Full,
     /// 0 where a query sees a key and −∞ elsewhere, to be added to the scores, once for every query head of a group:
     /// `[b, 1, groups · queries, keys]`.
@@ -17,18 +17,21 @@ pub(crate) enum AttentionMask {
 impl AttentionMask {
     /// The mask of a pass whose keys are `prefix` extra ones, then all columns of the batch up to the last of the pass.
     ///
-    /// A query sees the prefix and the tokens of its row that are not after it, the last `window` of all these at most. Padding sees
-    /// itself alone, so that no softmax is empty; nobody reads what comes of it.
+    /// A query sees the prefix and the tokens of its row that are not after it, the last `window` of all these at most. If the model is not
+    /// causal, it sees as many behind it. Padding sees itself alone, so that no softmax is empty; nobody reads what comes of it.
     pub(crate) fn new(
         span: &Span,
         prefix: usize,
-        window: Option<i64>,
+        (window, is_causal): (Option<i64>, bool),
         groups: i64,
         (kind, device): (Kind, Device),
     ) -> Self {
         let keys = span.columns.end;
         let reach = window.map_or(usize::MAX, |window| window as usize);
-        if span.layout.is_left_aligned() && prefix + keys <= reach {
+        if !is_causal && prefix + keys <= reach && span.layout.is_unpadded() {
+            return Self::Full;
+        }
+        if is_causal && span.layout.is_left_aligned() && prefix + keys <= reach {
             // Padding stands after every token of its row, so what is causal does not see it.
             if span.columns.start == 0 && keys <= span.layout.width() {
                 return Self::Causal;
@@ -37,7 +40,7 @@ impl AttentionMask {
                 return Self::Full;
             }
         }
-        if span.width() == 1 && prefix + keys <= reach && span.layout.is_unpadded() {
+        if is_causal && span.width() == 1 && prefix + keys <= reach && span.layout.is_unpadded() {
             return Self::Full;
         }
         let rows = span.layout.batch_size();
@@ -59,6 +62,10 @@ impl AttentionMask {
                     left -= 1;
                 }
                 seen[prefix.saturating_sub(left)..prefix].fill(1);
+                if !is_causal {
+                    let later = (query + 1..keys).filter(|&key| is_token(key));
+                    later.take(reach - 1).for_each(|key| seen[prefix + key] = 1);
+                }
             }
         }
         let shape = [rows as i64, 1, span.width() as i64, (prefix + keys) as i64];
@@ -81,7 +88,7 @@ mod tests {
         let rows = [4, 2].map(|length| Row::prompt(vec![1; length])).to_vec();
         let layout = Layout::new(rows, padding)?;
         let span = Span { layout: &layout, columns };
-        Ok(AttentionMask::new(&span, prefix, None, 1, (Kind::Float, Device::Cpu)))
+        Ok(AttentionMask::new(&span, prefix, (None, true), 1, (Kind::Float, Device::Cpu)))
     }
 
     #[test]

@@ -5,28 +5,34 @@ use tch::{Device, Kind, Tensor};
 
 use crate::site::Component::{Down, Gate, GateUp, Key, Output, Query, QueryKeyValue, Up, Value};
 use crate::transformer::attention::{Attention, AttentionInput};
+use crate::transformer::config::module_names::BranchNorms;
 use crate::transformer::decoder_block::{Branch, DecoderBlock};
+use crate::transformer::embeddings::Embeddings;
 use crate::transformer::forward::DecoderForward;
 use crate::transformer::mlp::{Mlp, MlpInput};
+use crate::transformer::norm::Norm;
 use crate::transformer::rope::Rope;
+use crate::transformer::stored::Stored;
 use crate::weights::checkpoint::{Usage, Weights};
 use crate::{
-    Component, DecoderConfig, Forward, Head, Linear, Model, ModelDescription, ModelTensor,
-    Multipliers, Pass, Result, RmsNorm, Span, TensorRole, Weight,
+    Component, DecoderConfig, Forward, Head, Linear, MlpKind, Model, ModelDescription, ModelTensor,
+    Multipliers, Pass, Result, Span, TensorRole, Weight,
 };
 
-/// A frozen decoder with hooks at every site.
+/// A frozen decoder, or encoder, with hooks at every site.
 ///
-/// Llama, Mistral, Qwen, Gemma, SmolLM3, Granite, OLMo and Phi-3 are this decoder with other options ([`DecoderConfig`]). One forward, [`Model::hidden_states`], serves training, evaluation, prefill and decoding.
+/// Llama, Mistral, Qwen, Gemma, SmolLM3, Granite, OLMo and Phi-3 are this decoder with other options ([`DecoderConfig`]), and so are BERT,
+/// RoBERTa, DistilBERT and ModernBERT, whose tokens see later ones and which have no head. One forward, [`Model::hidden_states`], serves
+/// training, evaluation, prefill and decoding.
 #[derive(Debug)]
 pub struct Decoder {
     config: DecoderConfig,
-    pub(crate) embed_tokens: Weight, // [v, d]
+    pub(crate) embeddings: Embeddings,
     pub(crate) blocks: Vec<DecoderBlock>,
-    pub(crate) norm: RmsNorm,
-    head: Weight,     // [v, d]; embed_tokens if they are tied
-    ropes: Vec<Rope>, // one for each kind of layer
-    pub(crate) embedding_scale: f64,
+    pub(crate) norm: Option<Norm>, // of what the last block gives
+    head: Option<Weight>,          // [v, d]; the embeddings if they are tied; none of an encoder
+    ropes: Vec<Rope>,              // one for each kind of layer
+    options: (Kind, Device),
     tensors: Vec<(String, Weight)>, // all of them, in the order of the description
     description: ModelDescription,
 }
@@ -60,25 +66,26 @@ impl Decoder {
         kind: Kind,
         device: Device,
     ) -> Result<Self> {
-        let Stored { config, description, is_stored_as_head } = Stored::new(config, weights)?;
-        let read = |tensor: &ModelTensor| -> Result<(String, Weight)> {
+        let Stored { config, description, names } = Stored::new(config, weights)?;
+        let read = |(tensor, stored): (&ModelTensor, &String)| -> Result<(String, Weight)> {
             let usage = match tensor.role {
                 TensorRole::Head | TensorRole::Projection(_) => Usage::Product,
                 TensorRole::Embeddings if config.tie_word_embeddings => Usage::Product,
-                TensorRole::Embeddings | TensorRole::Vector => Usage::Lookup,
+                TensorRole::Embeddings => Usage::Lookup,
+                TensorRole::Norm(_) | TensorRole::Vector => {
+                    let tensor_of = weights.load(stored, kind, device)?;
+                    return Ok((tensor.name.clone(), Weight::Dense(tensor_of)));
+                }
             };
-            let weight = weights.load_weight(
-                stored_name(tensor, is_stored_as_head),
-                usage,
-                (kind, device),
-            )?;
+            let weight = weights.load_weight(stored, usage, (kind, device))?;
             Ok((tensor.name.clone(), weight))
         };
         // Random weights are drawn as they are read: the head first, though it is the last of the tensors.
+        let stored = description.tensors.iter().zip(&names);
         let (head, others): (Vec<_>, Vec<_>) =
-            description.tensors.iter().partition(|tensor| tensor.role == TensorRole::Head);
+            stored.partition(|(tensor, _)| tensor.role == TensorRole::Head);
         let mut tensors =
-            head.iter().chain(&others).map(|tensor| read(tensor)).collect::<Result<Vec<_>>>()?;
+            head.iter().chain(&others).copied().map(read).collect::<Result<Vec<_>>>()?;
         tensors.rotate_left(head.len());
         let by_name: HashMap<&str, &Weight> =
             tensors.iter().map(|(name, weight)| (name.as_str(), weight)).collect();
@@ -86,42 +93,42 @@ impl Decoder {
         let weight = |name: &str| {
             find(format!("{name}.weight")).expect("invariant: the description has every tensor")
         };
-        let linear = |name: String| {
-            let bias = find(format!("{name}.bias")).map(|bias| bias.dense());
-            Linear { weight: weight(&name), bias }
-        };
-        let (attention, mlp) = (&config.attention, &config.mlp);
-        let norm = |name: String| RmsNorm {
+        let bias = |name: &str| find(format!("{name}.bias")).map(|bias| bias.dense());
+        let norm = |name: String| Norm {
             weight: weight(&name).dense(),
+            bias: bias(&name),
             eps: config.norm.eps,
             kind: config.norm.kind,
         };
+        let (names, attention, mlp) = (config.names, &config.attention, &config.mlp);
         let block = |layer: usize| {
-            let at = |part: &str| format!("model.layers.{layer}.{part}");
-            let projection = |part: &str, own: Component| linear(at(&format!("{part}.{own}")));
-            let of_attention = |own| projection("self_attn", own);
-            let of_mlp = |own| projection("mlp", own);
-            let qk_norm = |kind| (kind, norm(at("self_attn.q_norm")), norm(at("self_attn.k_norm")));
-            let branch = |[before, after]: [Option<&str>; 2]| Branch {
-                norm_before: before.map(|name| norm(at(name))),
-                norm_after: after.map(|name| norm(at(name))),
-                multiplier: config.multipliers.residual,
+            let at = |part: &str| format!("{}.{layer}.{part}", names.layers);
+            let projection = |own: Component| {
+                let module = at(names.projection(own));
+                Linear { weight: weight(&module), bias: bias(&module) }
             };
-            let [attention_branch, mlp_branch] = config.norm.places.branches().map(branch);
+            let qk_norm = |kind| (kind, norm(at("self_attn.q_norm")), norm(at("self_attn.k_norm")));
+            let branch = |BranchNorms { before, after, stream }| {
+                let [norm_before, norm_after, norm_of_stream] =
+                    [before, after, stream].map(|name| name.map(|name| norm(at(name))));
+                let multiplier = config.multipliers.residual;
+                Branch { norm_before, norm_after, norm_of_stream, multiplier }
+            };
+            let [attention_branch, mlp_branch] = config.branch_norms(layer).map(branch);
             DecoderBlock {
                 layer,
                 attention_branch,
                 attention: Attention {
                     input: if attention.is_fused {
-                        AttentionInput::Fused(of_attention(QueryKeyValue))
+                        AttentionInput::Fused(projection(QueryKeyValue))
                     } else {
                         AttentionInput::Separate {
-                            query: of_attention(Query),
-                            key: of_attention(Key),
-                            value: of_attention(Value),
+                            query: projection(Query),
+                            key: projection(Key),
+                            value: projection(Value),
                         }
                     },
-                    output: of_attention(Output),
+                    output: projection(Output),
                     qk_norm: attention.qk_norm.map(qk_norm),
                     rope: attention.rope_of_layer[layer],
                     scale: attention.scale,
@@ -132,25 +139,37 @@ impl Decoder {
                 },
                 mlp_branch,
                 mlp: Mlp {
-                    input: if mlp.is_fused {
-                        MlpInput::Fused(of_mlp(GateUp))
-                    } else {
-                        MlpInput::Separate { gate: of_mlp(Gate), up: of_mlp(Up) }
+                    input: match mlp.kind {
+                        MlpKind::Gated => {
+                            MlpInput::Separate { gate: projection(Gate), up: projection(Up) }
+                        }
+                        MlpKind::FusedGate => MlpInput::Fused(projection(GateUp)),
+                        MlpKind::Plain => MlpInput::Plain(projection(Up)),
                     },
-                    down: of_mlp(Down),
+                    down: projection(Down),
                     activation: mlp.activation,
                 },
             }
         };
         // as a number of the model's kind, which transformers rounds it to
-        let embedding_scale = Tensor::from(config.multipliers.embedding).to_kind(kind);
+        let token_scale = Tensor::from(config.multipliers.embedding).to_kind(kind);
+        let added = config.embeddings;
+        let embeddings = Embeddings {
+            tokens: weight(names.embeddings),
+            token_scale: token_scale.double_value(&[]),
+            scale: config.multipliers.input,
+            positions: added.positions.map(|own| (own, weight(names.positions).dense())),
+            token_types: (added.token_types > 0).then(|| weight(names.token_types).dense()),
+            norm: added.is_normed.then(|| norm(names.embedding_norm.into())),
+        };
+        let head = |head| weight(if config.tie_word_embeddings { names.embeddings } else { head });
         Ok(Self {
-            embed_tokens: weight("model.embed_tokens"),
+            embeddings,
             blocks: (0..config.num_hidden_layers).map(block).collect(),
-            norm: norm("model.norm".into()),
-            head: weight(if config.tie_word_embeddings { "model.embed_tokens" } else { "lm_head" }),
+            norm: names.final_norm.map(|name| norm(name.into())),
+            head: names.head.map(head),
             ropes: attention.ropes.iter().map(|rope| Rope::new(rope.clone(), device)).collect(),
-            embedding_scale: embedding_scale.double_value(&[]),
+            options: (kind, device),
             config,
             tensors,
             description,
@@ -163,58 +182,8 @@ impl Decoder {
     }
 
     pub(crate) fn pass<'a>(&'a self, span: Span<'a>, prefix: usize) -> Pass<'a> {
-        Pass::new(span, &self.config, &self.ropes, prefix, (self.kind(), self.device()))
+        Pass::new(span, &self.config, &self.ropes, prefix, self.options)
     }
-}
-
-const EMBEDDINGS: &str = "model.embed_tokens.weight";
-const HEAD: &str = "lm_head.weight";
-
-/// A model as a checkpoint holds it.
-struct Stored {
-    config: DecoderConfig,
-    description: ModelDescription,
-    /// Whether embeddings and head are one, which is stored under the head's name.
-    is_stored_as_head: bool,
-}
-
-impl Stored {
-    fn new(mut config: DecoderConfig, weights: &Weights) -> Result<Self> {
-        let [has_embeddings, has_head] =
-            [EMBEDDINGS, HEAD].map(|name| weights.shape(name).is_some());
-        if config.tie_word_embeddings && has_embeddings && has_head {
-            config.tie_word_embeddings = weights.are_equal(EMBEDDINGS, HEAD)?;
-        }
-        let description = config.describe();
-        let is_stored_as_head = config.tie_word_embeddings && !has_embeddings && has_head;
-        let stored = |tensor| (stored_name(tensor, is_stored_as_head), tensor.shape.as_slice());
-        // constants that some checkpoints carry, and a copy of a tied head
-        weights.check(description.tensors.iter().map(stored), &|name| {
-            is_constant(weights, name) || (config.tie_word_embeddings && name == HEAD)
-        })?;
-        Ok(Self { config, description, is_stored_as_head })
-    }
-}
-
-/// The name that a tensor has in a checkpoint.
-fn stored_name(tensor: &ModelTensor, is_stored_as_head: bool) -> &str {
-    match tensor.role {
-        TensorRole::Embeddings if is_stored_as_head => HEAD,
-        _ => &tensor.name,
-    }
-}
-
-/// Whether a tensor of a checkpoint changes no number: tables that follow from the configuration, and scales of 1.
-fn is_constant(weights: &Weights, name: &str) -> bool {
-    const TABLES: [&str; 3] =
-        ["rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached"];
-    const SCALES: [&str; 3] = [".q_scale", ".k_scale", ".v_scale"];
-    let is_one = || {
-        let scale = weights.load(name, Kind::Float, Device::Cpu);
-        scale.is_ok_and(|scale| scale.eq(1.0).all().int64_value(&[]) == 1)
-    };
-    TABLES.iter().any(|table| name.ends_with(table))
-        || (SCALES.iter().any(|scale| name.ends_with(scale)) && is_one())
 }
 
 impl Model for Decoder {
@@ -223,11 +192,11 @@ impl Model for Decoder {
     }
 
     fn kind(&self) -> Kind {
-        self.norm.weight.kind()
+        self.options.0
     }
 
     fn device(&self) -> Device {
-        self.norm.weight.device()
+        self.options.1
     }
 
     fn weights(&self) -> Vec<(String, Weight)> {
@@ -240,10 +209,11 @@ impl Model for Decoder {
 
     fn head(&self) -> Head {
         let Multipliers { logit_divisor, logit_soft_cap, .. } = self.config.multipliers;
-        Head::new(self.head.dense(), None).scaled(logit_divisor, logit_soft_cap)
+        let head = self.head.as_ref().expect("a model that predicts tokens, as was to be checked");
+        Head::new(head.dense(), None).scaled(logit_divisor, logit_soft_cap)
     }
 
     fn trains_head(&self) -> bool {
-        self.head.requires_grad()
+        self.head.as_ref().is_some_and(Weight::requires_grad)
     }
 }

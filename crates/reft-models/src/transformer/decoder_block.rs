@@ -3,9 +3,10 @@ use tch::Tensor;
 use crate::site::Component::{AttentionOutput, BlockInput, MlpOutput};
 use crate::transformer::attention::Attention;
 use crate::transformer::mlp::Mlp;
-use crate::{BlockColumns, Hooks, Past, Result, RmsNorm};
+use crate::transformer::norm::Norm;
+use crate::{BlockColumns, Hooks, Past, Result};
 
-/// Decoder block of two branches: `m = x + Attention(x)`, `y = m + MLP(m)`, each between the norms of its [`Branch`].
+/// A block of two branches: `m = x + Attention(x)`, `y = m + MLP(m)`, each between the norms of its [`Branch`].
 #[derive(Debug)]
 pub(crate) struct DecoderBlock {
     pub(crate) layer: usize,
@@ -15,11 +16,12 @@ pub(crate) struct DecoderBlock {
     pub(crate) mlp: Mlp,
 }
 
-/// What stands before and behind a branch: `multiplier · norm(branch(norm(x)))`.
+/// What stands before and behind a branch: `norm(x + multiplier · norm(branch(norm(x))))`, with those norms that a family has.
 #[derive(Debug)]
 pub(crate) struct Branch {
-    pub(crate) norm_before: Option<RmsNorm>,
-    pub(crate) norm_after: Option<RmsNorm>,
+    pub(crate) norm_before: Option<Norm>,
+    pub(crate) norm_after: Option<Norm>,
+    pub(crate) norm_of_stream: Option<Norm>,
     pub(crate) multiplier: f64,
 }
 
@@ -33,6 +35,14 @@ impl Branch {
     fn output(&self, y: Tensor) -> Tensor {
         let y = self.norm_after.as_ref().map_or_else(|| y.shallow_clone(), |norm| norm.forward(&y));
         if self.multiplier == 1.0 { y } else { y * self.multiplier }
+    }
+
+    /// The residual stream behind the branch.
+    fn stream(&self, sum: Tensor) -> Tensor {
+        match &self.norm_of_stream {
+            Some(norm) => norm.forward(&sum),
+            None => sum,
+        }
     }
 }
 
@@ -52,9 +62,10 @@ impl DecoderBlock {
         let a = self.attention.forward(self.layer, &normed, columns, past, hooks)?;
         let a = self.attention_branch.output(a);
         let a = hooks.visit_residual(self.layer, AttentionOutput, a, &computed.span)?;
-        let m = computed.last_columns(&x) + a;
+        let m = self.attention_branch.stream(computed.last_columns(&x) + a);
         let f = self.mlp.forward(self.layer, &self.mlp_branch.input(&m), computed, hooks)?;
         let f = self.mlp_branch.output(f);
-        Ok(m + hooks.visit_residual(self.layer, MlpOutput, f, &computed.span)?)
+        let f = hooks.visit_residual(self.layer, MlpOutput, f, &computed.span)?;
+        Ok(self.mlp_branch.stream(m + f))
     }
 }

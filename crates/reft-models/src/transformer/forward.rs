@@ -34,9 +34,7 @@ impl<'a> Forward<'a> for DecoderForward<'a> {
     }
 
     fn embed(&self, input_ids: &Tensor) -> Tensor {
-        let embeddings = self.decoder.embed_tokens.rows_at(input_ids);
-        let scale = self.decoder.embedding_scale;
-        if scale == 1.0 { embeddings } else { embeddings * scale }
+        self.decoder.embeddings.of_tokens(input_ids)
     }
 
     fn run(
@@ -51,8 +49,7 @@ impl<'a> Forward<'a> for DecoderForward<'a> {
             h = match stage.checked_sub(1) {
                 None => {
                     let h = hooks.visit(HookPoint::Embeddings, h, &self.pass.span)?;
-                    let scale = self.decoder.config().multipliers.input;
-                    if scale == 1.0 { h } else { h * scale }
+                    self.decoder.embeddings.block_input(h, &self.pass.span, self.pass.prefix)?
                 }
                 Some(below) => hooks.visit_residual(below, BlockOutput, h, &self.pass.span)?,
             };
@@ -73,6 +70,9 @@ impl<'a> Forward<'a> for DecoderForward<'a> {
             }
             None => h,
         };
-        Ok(self.decoder.norm.forward(&h))
+        Ok(match &self.decoder.norm {
+            Some(norm) => norm.forward(&h),
+            None => h,
+        })
     }
 }

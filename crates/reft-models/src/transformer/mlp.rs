@@ -3,7 +3,7 @@ use tch::Tensor;
 use crate::site::Component::{Down, Gate, GateUp, Up};
 use crate::{Hooks, Linear, MlpActivation, Pass, Result};
 
-/// A gated MLP (Shazeer 2020): `down(activation(gate x) ⊙ up x)`.
+/// The MLP of a block, of any [`crate::MlpKind`].
 #[derive(Debug)]
 pub(crate) struct Mlp {
     pub(crate) input: MlpInput,
@@ -11,13 +11,15 @@ pub(crate) struct Mlp {
     pub(crate) activation: MlpActivation,
 }
 
-/// The two halves of an MLP's input.
+/// What stands before the last projection of an MLP.
 #[derive(Debug)]
 pub(crate) enum MlpInput {
-    /// Two projections.
+    /// Two projections, one the gate of the other (Shazeer 2020): `activation(gate x) ⊙ up x`.
     Separate { gate: Linear, up: Linear },
-    /// One projection, gate first.
+    /// The same in one projection, gate first.
     Fused(Linear),
+    /// One projection, without a gate.
+    Plain(Linear),
 }
 
 impl Mlp {
@@ -29,19 +31,20 @@ impl Mlp {
         pass: &Pass,
         hooks: &mut dyn Hooks,
     ) -> Result<Tensor> {
-        let (gate, up) = match &self.input {
+        let inner = match &self.input {
             MlpInput::Separate { gate, up } => {
                 let gate = pass.project(layer, Gate, gate, x, hooks)?;
-                (gate, pass.project(layer, Up, up, x, hooks)?)
+                let up = pass.project(layer, Up, up, x, hooks)?;
+                self.activation.apply(&gate) * up
             }
             MlpInput::Fused(both) => {
                 let both = pass.project(layer, GateUp, both, x, hooks)?; // [b, t, 2 f]
                 let half = both.size()[2] / 2;
-                (both.narrow(2, 0, half), both.narrow(2, half, half))
+                self.activation.apply(&both.narrow(2, 0, half)) * both.narrow(2, half, half)
             }
+            MlpInput::Plain(up) => self.activation.apply(&pass.project(layer, Up, up, x, hooks)?),
         };
-        let gated = self.activation.apply(&gate) * up;
-        pass.project(layer, Down, &self.down, &gated, hooks)
+        pass.project(layer, Down, &self.down, &inner, hooks)
     }
 }
 

@@ -16,6 +16,7 @@ pub(crate) struct Pass<'a> {
     pub(crate) query_scale: Option<Tensor>,
     pub(crate) prefix: usize,
     windows: &'a [Option<i64>],
+    is_causal: bool,
     masks: BTreeMap<Option<i64>, OnceCell<AttentionMask>>,
     groups: i64,
     options: (Kind, Device),
@@ -52,6 +53,7 @@ impl<'a> Pass<'a> {
             span,
             prefix,
             windows: &config.windows,
+            is_causal: config.is_causal,
             masks,
             groups: config.num_attention_heads / config.num_key_value_heads,
             options,
@@ -67,7 +69,8 @@ impl<'a> Pass<'a> {
     pub(crate) fn mask(&self, layer: usize) -> &AttentionMask {
         let window = self.windows[layer];
         self.masks[&window].get_or_init(|| {
-            AttentionMask::new(&self.span, self.prefix, window, self.groups, self.options)
+            let seen = (window, self.is_causal);
+            AttentionMask::new(&self.span, self.prefix, seen, self.groups, self.options)
         })
     }
 

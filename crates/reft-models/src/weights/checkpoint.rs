@@ -297,7 +297,7 @@ impl Weights {
     ) -> Result<Weight> {
         let entry = self.entry(name)?;
         let blocks = match entry.shape[..] {
-            [rows, columns] => self.load_blocks(name, (rows, columns), options)?,
+            [rows, columns] => self.load_blocks(name, usage, (rows, columns), options)?,
             _ => None,
         };
         let Some(blocks) = blocks else {
@@ -314,10 +314,13 @@ impl Weights {
     fn load_blocks(
         &self,
         name: &str,
+        usage: Usage,
         shape: (i64, i64),
         options: (Kind, Device),
     ) -> Result<Option<Quantised>> {
-        let is_of_tokens = name.ends_with("embed_tokens.weight") || name == "lm_head.weight";
+        let is_of_tokens = usage == Usage::Lookup
+            || name.ends_with("embed_tokens.weight")
+            || name == "lm_head.weight";
         let format = match (self.storage, &self.source) {
             (WeightStorage::AsStored, Source::Gguf(gguf)) => {
                 return gguf.load_blocks(name, shape, options);

@@ -4,6 +4,7 @@ mod adapter_stack;
 mod checkpoint_files;
 mod configurations;
 mod decoder_oracle;
+mod encoders;
 mod families;
 mod generation;
 mod gguf_families;

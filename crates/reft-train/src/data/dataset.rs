@@ -77,6 +77,10 @@ impl Dataset {
                     subspace.unwrap_or_default().iter().for_each(|&x| number(x));
                     number(labels.len() as i64);
                     row.input_ids.iter().chain(labels).for_each(|&x| number(x));
+                    if let Some(types) = &row.token_types {
+                        number(i64::MIN + 1);
+                        types.iter().for_each(|&x| number(x));
+                    }
                 }
                 if let Some(value) = value {
                     number(i64::MIN);
@@ -111,7 +115,8 @@ mod tests {
     fn example(input_ids: &[i64], prompt_length: usize) -> Example {
         let mut labels = input_ids.to_vec();
         labels[..prompt_length].fill(IGNORE_INDEX);
-        let row = Row { input_ids: input_ids.to_vec(), prompt_length, subspace: Some(vec![1]) };
+        let (input_ids, subspace) = (input_ids.to_vec(), Some(vec![1]));
+        let row = Row { input_ids, prompt_length, subspace, ..Row::default() };
         Example::of("it", row, labels)
     }
 
@@ -181,6 +186,8 @@ mod tests {
             changed(&|example| example.sequences[0].labels[1] = IGNORE_INDEX),
             changed(&|example| example.sequences[0].row.prompt_length = 2),
             changed(&|example| example.sequences[0].row.subspace = None),
+            changed(&|example| example.sequences[0].row.token_types = Some(vec![0, 0, 0])),
+            changed(&|example| example.sequences[0].row.token_types = Some(vec![0, 0, 1])),
             changed(&|example| example.value = Some(0.0)),
             changed(&|example| example.value = Some(1.0)),
             changed(&|example| example.sequences.push(reference.sequences[0].clone())),
@@ -188,6 +195,6 @@ mod tests {
         ];
         digests.sort();
         digests.dedup();
-        assert_eq!(digests.len(), 10);
+        assert_eq!(digests.len(), 12);
     }
 }

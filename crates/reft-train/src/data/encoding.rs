@@ -134,7 +134,8 @@ impl Encoding<'_> {
         input_ids.truncate(self.max_length);
         labels.truncate(self.max_length);
         let prompt_length = prompt_length.min(input_ids.len());
-        let row = Row { input_ids, prompt_length, subspace: record.subspace.clone() };
+        let subspace = record.subspace.clone();
+        let row = Row { input_ids, prompt_length, subspace, ..Row::default() };
         Ok((Sequence { row, labels }, length))
     }
 }
@@ -161,7 +162,8 @@ mod tests {
     fn tokens_are_taken_as_they_are() -> Result<()> {
         let example = one(tokens(&[5, 6, 7, 8], 2, None), 512)?;
         assert_eq!(example.labels(), [-100, -100, 7, 8]);
-        let row = Row { input_ids: vec![5, 6, 7, 8], prompt_length: 2, subspace: Some(vec![1]) };
+        let subspace = Some(vec![1]);
+        let row = Row { input_ids: vec![5, 6, 7, 8], prompt_length: 2, subspace, ..Row::default() };
         assert_eq!((example.id.as_str(), example.row()), ("it", &row));
         let example = one(tokens(&[5, 6, 7, 8], 2, Some(&[-100, -100, -100, 3])), 512)?;
         assert_eq!(example.labels(), [-100, -100, -100, 3]);

@@ -36,7 +36,10 @@ impl<'d> Needed<'d> {
 
     /// The sequence without the others.
     pub(crate) fn row(&self) -> Row {
-        Row { input_ids: self.tokens().to_vec(), ..self.sequence.row.clone() }
+        let mut row = self.sequence.row.clone();
+        row.input_ids.truncate(self.length);
+        row.token_types.iter_mut().for_each(|types| types.truncate(self.length));
+        row
     }
 }
 

@@ -113,11 +113,15 @@ impl<'a> Learner<'a> {
         Ok(ContextLimit::of(self.model.description(), &self.stack).check(lengths)?)
     }
 
-    /// Checks that the adapters have the subspaces that examples name coordinates of.
+    /// Checks that the model has the logits that the objective reads, and the adapters the subspaces that examples name coordinates of.
     ///
     /// # Errors
-    /// [`Error::Example`] with the first whose coordinates are none.
+    /// [`reft_models::Error::Encoder`]; [`Error::Example`] with the first whose coordinates are none.
     pub fn check(&self, examples: &[Example]) -> Result<()> {
+        if self.objective.reads_logits() {
+            let what = format!("the objective {}", self.objective.name());
+            self.model.description().check_predicts(what)?;
+        }
         examples.iter().try_for_each(|example| {
             let mut rows = example.sequences.iter().map(|sequence| &sequence.row);
             rows.try_for_each(|row| self.stack.check_subspace(row)).map_err(|source| {

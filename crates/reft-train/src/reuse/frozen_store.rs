@@ -47,7 +47,7 @@ pub struct FrozenStore<'d> {
 }
 
 /// A row's tokens, and where it is reached.
-type Key = (Vec<i64>, Reach);
+type Key = (Vec<i64>, Option<Vec<i64>>, Reach);
 
 #[derive(Debug)]
 enum Cached {
@@ -115,11 +115,7 @@ impl<'d> FrozenStore<'d> {
             return Ok(cached);
         }
         let rows = match self.group(model, row, reach, token_of) {
-            Some(rows)
-                if rows.iter().any(|(r, at)| (&r.input_ids, *at) == (&row.input_ids, reach)) =>
-            {
-                rows
-            }
+            Some(rows) if rows.iter().any(|(r, at)| key(r, *at) == key(row, reach)) => rows,
             _ => vec![(row.clone(), reach)],
         };
         let wanted = key(row, reach);
@@ -272,7 +268,7 @@ impl<'d> FrozenStore<'d> {
 }
 
 fn key(row: &Row, reach: Reach) -> Key {
-    (row.input_ids.clone(), reach)
+    (row.input_ids.clone(), row.token_types.clone(), reach)
 }
 
 /// Available and total memory in bytes, of the machine or of the container that the program runs in: the smaller of the two.

@@ -40,7 +40,7 @@ impl<'d> Groups<'d> {
         let number = self.groups.len();
         let mut members = Vec::with_capacity(group.len());
         for needed in group {
-            let hash = hash(needed.tokens());
+            let hash = hash(&needed.row());
             if let std::collections::hash_map::Entry::Vacant(entry) = self.group_of.entry(hash) {
                 entry.insert(number);
                 members.push(*needed);
@@ -53,7 +53,7 @@ impl<'d> Groups<'d> {
 
     /// The group that a row is computed in with its number, if it is of one; a group without it if two hashes are equal by chance.
     pub(crate) fn of(&self, row: &Row) -> Option<(usize, &[Needed<'d>])> {
-        let number = *self.group_of.get(&hash(&row.input_ids))?;
+        let number = *self.group_of.get(&hash(row))?;
         Some((number, &self.groups[number]))
     }
 
@@ -63,9 +63,9 @@ impl<'d> Groups<'d> {
     }
 }
 
-fn hash(input_ids: &[i64]) -> u64 {
+fn hash(row: &Row) -> u64 {
     let mut hasher = DefaultHasher::new();
-    input_ids.hash(&mut hasher);
+    (&row.input_ids, &row.token_types).hash(&mut hasher);
     hasher.finish()
 }
 

@@ -78,7 +78,7 @@ fn frozen_work_gives_the_plain_loss_and_gradients() -> TestResult {
 }
 
 #[derive(Default)]
-struct Losses(Vec<f64>);
+pub struct Losses(pub Vec<f64>);
 
 impl reft_train::Progress for Losses {
     fn step(&mut self, stats: &reft_train::StepStats) {

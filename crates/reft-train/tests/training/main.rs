@@ -2,6 +2,7 @@
 
 mod composition;
 mod data_files;
+mod encoders;
 mod families;
 mod full;
 mod kinds;

@@ -20,13 +20,13 @@ use crate::tiny_llama::{TestResult, adapter, alone, decoder, examples, relative_
 const CLASSES: i64 = 3;
 
 /// A linear head on the last token's hidden state, and cross-entropy over classes: the mean over sequences.
-struct LastToken {
+pub struct LastToken {
     head: Tensor, // [classes, d]
     told: RefCell<Vec<f64>>,
 }
 
 impl LastToken {
-    fn new(d: i64) -> Self {
+    pub fn new(d: i64) -> Self {
         let head = Tensor::arange(CLASSES * d, (Kind::Float, Device::Cpu)).sin() * 0.1;
         Self { head: head.view([CLASSES, d]).set_requires_grad(true), told: RefCell::default() }
     }
@@ -35,6 +35,10 @@ impl LastToken {
 impl Objective for LastToken {
     fn name(&self) -> &'static str {
         "last-token"
+    }
+
+    fn reads_logits(&self) -> bool {
+        false
     }
 
     fn examples(
@@ -161,7 +165,7 @@ impl Objective for Pair {
 fn records(n: usize) -> Vec<Record> {
     let record = |(i, example): (usize, Example)| {
         let Sequence { row, labels } = example.sequences[0].clone();
-        let Row { input_ids, prompt_length, subspace } = row;
+        let Row { input_ids, prompt_length, subspace, .. } = row;
         let content = Content::Tokens { input_ids, prompt_length, labels: Some(labels) };
         Record { id: (i as i64 % CLASSES).to_string(), content, subspace }
     };

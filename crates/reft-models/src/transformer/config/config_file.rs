@@ -122,14 +122,18 @@ pub(crate) const CONFIG: Fields = Fields {
     ],
 };
 
-/// `config.json`.
+/// `config.json`. Other names are DistilBERT's.
 #[derive(Debug, Deserialize)]
 pub(crate) struct ConfigFile {
     pub(crate) model_type: String,
     pub(crate) vocab_size: i64,
+    #[serde(alias = "dim")]
     pub(crate) hidden_size: i64,
+    #[serde(alias = "hidden_dim")]
     pub(crate) intermediate_size: i64,
+    #[serde(alias = "n_layers")]
     pub(crate) num_hidden_layers: usize,
+    #[serde(alias = "n_heads")]
     pub(crate) num_attention_heads: i64,
     pub(crate) num_key_value_heads: Option<i64>,
     pub(crate) head_dim: Option<i64>,
@@ -144,6 +148,7 @@ pub(crate) struct ConfigFile {
     pub(crate) tie_word_embeddings: Option<bool>,
     pub(crate) attention_bias: Option<bool>,
     pub(crate) mlp_bias: Option<bool>,
+    #[serde(alias = "activation")]
     pub(crate) hidden_act: Option<String>,
     pub(crate) hidden_activation: Option<String>,
     pub(crate) sliding_window: Option<i64>,
@@ -160,6 +165,15 @@ pub(crate) struct ConfigFile {
     pub(crate) attention_multiplier: Option<f64>,
     pub(crate) residual_multiplier: Option<f64>,
     pub(crate) logits_scaling: Option<f64>,
+    pub(crate) layer_norm_eps: Option<f64>,
+    pub(crate) type_vocab_size: Option<i64>,
+    pub(crate) pad_token_id: Option<i64>,
+    pub(crate) norm_eps: Option<f64>,
+    pub(crate) norm_bias: Option<bool>,
+    pub(crate) local_attention: Option<i64>,
+    pub(crate) global_attn_every_n_layers: Option<usize>,
+    pub(crate) global_rope_theta: Option<f64>,
+    pub(crate) local_rope_theta: Option<f64>,
 }
 
 /// The activation that a field names.

@@ -1,18 +1,24 @@
 use std::collections::BTreeSet;
 use std::ops::Deref;
 
+use crate::transformer::config::module_names::BranchNorms;
 use crate::{
-    AttentionOptions, Component, MlpActivation, MlpOptions, ModelDescription, ModelTensor,
-    Multipliers, NormKind, NormOptions, NormPlaces, QkNorm, Site, TensorRole,
+    AttentionOptions, Component, EmbeddingOptions, MlpActivation, MlpKind, MlpOptions,
+    ModelDescription, ModelTensor, ModuleNames, Multipliers, NormKind, NormOptions, NormPlaces,
+    QkNorm, Site, TensorRole,
 };
 
-/// The options of a decoder: what a `config.json` says, with every default filled in.
+/// The options of a decoder or an encoder: what a `config.json` says, with every default filled in.
 ///
 /// It is used like the [`ModelDescription`] in it, whose tensors are listed by [`Self::describe`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderConfig {
     /// Family, sizes and windows.
     pub model: ModelDescription,
+    /// What its modules are called in checkpoints.
+    pub names: &'static ModuleNames,
+    /// What is added to the embeddings of tokens.
+    pub embeddings: EmbeddingOptions,
     /// The norms.
     pub norm: NormOptions,
     /// Attention.
@@ -34,30 +40,49 @@ impl Deref for DecoderConfig {
 }
 
 impl DecoderConfig {
-    /// What methods, trainer and planner know of the decoder.
+    /// What methods, trainer and planner know of the model.
     pub fn describe(&self) -> ModelDescription {
-        ModelDescription { tensors: self.tensors(), ..self.model.clone() }
+        let prefix = self.names.prefix;
+        ModelDescription { tensors: self.tensors(), prefix, ..self.model.clone() }
     }
 
-    /// What the decoder does otherwise than Llama, a few words each.
+    /// The norms of attention and of the MLP of a block.
+    pub(crate) fn branch_norms(&self, layer: usize) -> [BranchNorms; 2] {
+        let [mut attention, mlp] = self.names.branch_norms(self.norm.places);
+        if layer == 0 && self.norm.skips_first {
+            attention = BranchNorms::default();
+        }
+        [attention, mlp]
+    }
+
+    /// What the model does otherwise than Llama, a few words each.
     pub fn differences(&self) -> Vec<String> {
-        let Self { norm, attention, mlp, multipliers, .. } = self;
+        let Self { norm, attention, mlp, multipliers, embeddings, .. } = self;
         let mut said: Vec<String> = Vec::new();
         let mut say = |is_so: bool, what: &str| {
             if is_so {
                 said.push(what.to_owned());
             }
         };
+        say(!self.is_causal, "an encoder: tokens see later ones");
+        say(embeddings.positions.is_some(), "position embeddings");
+        say(embeddings.token_types > 0, "types of tokens");
+        say(embeddings.is_normed, "a norm of the embeddings");
         say(norm.kind == NormKind::RmsPlusOne, "norms with 1 + w");
+        say(norm.kind == NormKind::Layer, "LayerNorm");
+        say(norm.bias, "biases of the norms");
+        say(norm.places == NormPlaces::Stream, "norms of the residual stream behind each branch");
+        say(norm.skips_first, "no norm before the first attention");
         say(norm.places == NormPlaces::Post, "norms behind the branches");
         say(norm.places == NormPlaces::Both, "norms before and behind the branches");
-        say(attention.is_fused, "qkv_proj");
+        say(attention.is_fused, self.projection_name(Component::QueryKeyValue));
         say(attention.qkv_bias, "biases of q, k and v");
         say(attention.output_bias, "a bias of attention's output");
         say(attention.qk_norm == Some(QkNorm::PerHead), "queries and keys normalised per head");
         say(attention.qk_norm == Some(QkNorm::FullWidth), "queries and keys normalised as a whole");
         say(attention.query_scaling.is_some(), "queries that grow with their position");
-        say(mlp.is_fused, "gate_up_proj");
+        say(mlp.kind == MlpKind::FusedGate, self.projection_name(Component::GateUp));
+        say(mlp.kind == MlpKind::Plain, "an MLP without a gate");
         say(mlp.bias, "biases of the MLP");
         say(mlp.activation == MlpActivation::Gelu, "GELU");
         say(mlp.activation == MlpActivation::TanhGelu, "GELU by way of tanh");
@@ -96,51 +121,86 @@ impl DecoderConfig {
         said
     }
 
-    /// Every tensor of the decoder: what is read, listed, and named by methods.
-    fn tensors(&self) -> Vec<ModelTensor> {
+    /// The last part of a projection's name.
+    fn projection_name(&self, component: Component) -> &'static str {
+        let module = self.names.projection(component);
+        module.rsplit_once('.').map_or(module, |(_, name)| name)
+    }
+
+    /// The projections of a block with their sizes `[out, in]` and whether they have a bias, in the order of a checkpoint.
+    pub(crate) fn block_projections(&self) -> Vec<(Component, [i64; 2], bool)> {
+        use Component::{Down, Gate, GateUp, Key, Output, Query, QueryKeyValue, Up, Value};
         let (d, f) = (self.hidden_size, self.intermediate_size);
-        let AttentionOptions { is_fused, qkv_bias, output_bias, qk_norm, .. } = self.attention;
+        let AttentionOptions { is_fused, qkv_bias, output_bias, .. } = self.attention;
         let (q, kv) =
             (self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim);
-        let mut projections = Vec::new();
-        if is_fused {
-            projections.push((Component::QueryKeyValue, "self_attn", q + 2 * kv, d, qkv_bias));
-        } else {
-            for (component, rows) in
-                [(Component::Query, q), (Component::Key, kv), (Component::Value, kv)]
-            {
-                projections.push((component, "self_attn", rows, d, qkv_bias));
-            }
+        let bias = self.mlp.bias;
+        let mut projections = match is_fused {
+            true => vec![(QueryKeyValue, [q + 2 * kv, d], qkv_bias)],
+            false => [(Query, q), (Key, kv), (Value, kv)]
+                .map(|(component, rows)| (component, [rows, d], qkv_bias))
+                .to_vec(),
+        };
+        projections.push((Output, [d, q], output_bias));
+        match self.mlp.kind {
+            MlpKind::Gated => projections.extend([Gate, Up].map(|own| (own, [f, d], bias))),
+            MlpKind::FusedGate => projections.push((GateUp, [2 * f, d], bias)),
+            MlpKind::Plain => projections.push((Up, [f, d], bias)),
         }
-        projections.push((Component::Output, "self_attn", d, q, output_bias));
-        if self.mlp.is_fused {
-            projections.push((Component::GateUp, "mlp", 2 * f, d, self.mlp.bias));
-        } else {
-            for component in [Component::Gate, Component::Up] {
-                projections.push((component, "mlp", f, d, self.mlp.bias));
-            }
-        }
-        projections.push((Component::Down, "mlp", d, f, self.mlp.bias));
+        projections.push((Down, [d, f], bias));
+        projections
+    }
+
+    /// Every tensor of the model: what is read, listed, and named by methods.
+    fn tensors(&self) -> Vec<ModelTensor> {
+        let (names, d) = (self.names, self.hidden_size);
         let mut tensors = Vec::new();
         let mut add = |name: String, shape: Vec<i64>, role| {
             tensors.push(ModelTensor { name, shape, role });
         };
-        add("model.embed_tokens.weight".into(), vec![self.vocab_size, d], TensorRole::Embeddings);
+        let EmbeddingOptions { positions, token_types, is_normed } = self.embeddings;
+        add(
+            format!("{}.weight", names.embeddings),
+            vec![self.vocab_size, d],
+            TensorRole::Embeddings,
+        );
+        if let Some(positions) = positions {
+            let name = format!("{}.weight", names.positions);
+            add(name, vec![positions.rows, d], TensorRole::Vector);
+        }
+        if token_types > 0 {
+            add(format!("{}.weight", names.token_types), vec![token_types, d], TensorRole::Vector);
+        }
+        let parts = |bias| ["weight", "bias"].into_iter().take(1 + usize::from(bias));
+        if is_normed {
+            for part in parts(self.norm.bias) {
+                add(format!("{}.{part}", names.embedding_norm), vec![d], TensorRole::Vector);
+            }
+        }
+        let projections = self.block_projections();
         for layer in 0..self.num_hidden_layers {
-            let prefix = format!("model.layers.{layer}");
-            for &(component, part, rows, columns, bias) in &projections {
+            let prefix = format!("{}.{layer}", names.layers);
+            for &(component, [rows, columns], bias) in &projections {
+                let module = format!("{prefix}.{}", names.projection(component));
                 let role = TensorRole::Projection(Site { layer, component });
-                let name = format!("{prefix}.{part}.{component}.weight");
-                add(name, vec![rows, columns], role);
+                add(format!("{module}.weight"), vec![rows, columns], role);
                 if bias {
-                    let name = format!("{prefix}.{part}.{component}.bias");
-                    add(name, vec![rows], TensorRole::Vector);
+                    add(format!("{module}.bias"), vec![rows], TensorRole::Vector);
                 }
             }
-            for name in self.norm.places.branches().into_iter().flatten().flatten() {
-                add(format!("{prefix}.{name}.weight"), vec![d], TensorRole::Vector);
+            for name in self.branch_norms(layer).into_iter().flat_map(BranchNorms::names) {
+                for part in parts(self.norm.bias) {
+                    let name = format!("{prefix}.{name}.{part}");
+                    let role =
+                        if part == "weight" { TensorRole::Norm(layer) } else { TensorRole::Vector };
+                    add(name, vec![d], role);
+                }
             }
-            let sizes = qk_norm.map(|norm| match norm {
+            let (q, kv) = (
+                self.num_attention_heads * self.head_dim,
+                self.num_key_value_heads * self.head_dim,
+            );
+            let sizes = self.attention.qk_norm.map(|norm| match norm {
                 QkNorm::PerHead => [self.head_dim; 2],
                 QkNorm::FullWidth => [q, kv],
             });
@@ -149,26 +209,14 @@ impl DecoderConfig {
                 add(name, vec![size], TensorRole::Vector);
             }
         }
-        add("model.norm.weight".into(), vec![d], TensorRole::Vector);
-        if !self.tie_word_embeddings {
-            add("lm_head.weight".into(), vec![self.vocab_size, d], TensorRole::Head);
+        if let Some(norm) = names.final_norm {
+            for part in parts(self.norm.bias) {
+                add(format!("{norm}.{part}"), vec![d], TensorRole::Vector);
+            }
+        }
+        if let Some(head) = names.head.filter(|_| !self.tie_word_embeddings) {
+            add(format!("{head}.weight"), vec![self.vocab_size, d], TensorRole::Head);
         }
         tensors
-    }
-}
-
-impl NormPlaces {
-    /// The norms of attention and of the MLP: the module before the branch, and the one behind it.
-    pub(crate) fn branches(self) -> [[Option<&'static str>; 2]; 2] {
-        const AFTER_ATTENTION: &str = "post_attention_layernorm";
-        const AFTER_MLP: &str = "post_feedforward_layernorm";
-        match self {
-            Self::Pre => [[Some("input_layernorm"), None], [Some(AFTER_ATTENTION), None]],
-            Self::Post => [[None, Some(AFTER_ATTENTION)], [None, Some(AFTER_MLP)]],
-            Self::Both => [
-                [Some("input_layernorm"), Some(AFTER_ATTENTION)],
-                [Some("pre_feedforward_layernorm"), Some(AFTER_MLP)],
-            ],
-        }
     }
 }

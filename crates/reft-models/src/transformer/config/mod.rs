@@ -1,7 +1,8 @@
-//! What `config.json` says of a decoder, and what that means for its blocks.
+//! What `config.json` says of a model, and what that means for its blocks.
 
 pub(crate) mod config_file;
 pub(crate) mod decoder_config;
+pub(crate) mod module_names;
 pub(crate) mod options;
 pub(crate) mod rope_file;
 pub(crate) mod text_part;

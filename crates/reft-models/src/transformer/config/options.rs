@@ -5,6 +5,8 @@ pub enum NormKind {
     Rms,
     /// The same with `1 + w` in the place of `w`, so that weights of 0 scale nothing (Gemma).
     RmsPlusOne,
+    /// LayerNorm (Ba et al. 2016, arXiv:1607.06450): `(x − mean(x)) / √(var(x) + ε) ⊙ w`, and a bias if it has one.
+    Layer,
 }
 
 /// Where the two branches of a block are normalised.
@@ -16,6 +18,8 @@ pub enum NormPlaces {
     Post,
     /// Both, the "sandwich" (Gemma 2).
     Both,
+    /// The residual stream itself, once a branch has been added to it (BERT).
+    Stream,
 }
 
 /// What is normalised of queries and keys.
@@ -27,7 +31,18 @@ pub enum QkNorm {
     FullWidth,
 }
 
-/// The function between the two halves of the MLP.
+/// How an MLP takes its input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MlpKind {
+    /// Two projections, one the gate of the other: `down(f(gate x) ⊙ up x)` (Shazeer 2020).
+    Gated,
+    /// The same with gate and up in one projection, gate first.
+    FusedGate,
+    /// One projection: `down(f(up x))`.
+    Plain,
+}
+
+/// The function of an MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MlpActivation {
     /// `x · σ(x)`.
@@ -155,7 +170,7 @@ pub struct AttentionOptions {
     pub soft_cap: Option<f64>,
     /// What is normalised of queries and keys.
     pub qk_norm: Option<QkNorm>,
-    /// Whether query, key and value are one projection, `qkv_proj`.
+    /// Whether query, key and value are one projection.
     pub is_fused: bool,
     /// Whether q, k and v have a bias.
     pub qkv_bias: bool,
@@ -172,10 +187,10 @@ pub struct AttentionOptions {
 /// What the MLP has beside its sizes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MlpOptions {
-    /// The function of the gate.
+    /// Its function.
     pub activation: MlpActivation,
-    /// Whether gate and up are one projection, `gate_up_proj`.
-    pub is_fused: bool,
+    /// How it takes its input.
+    pub kind: MlpKind,
     /// Whether its projections have a bias.
     pub bias: bool,
 }
@@ -189,6 +204,32 @@ pub struct NormOptions {
     pub places: NormPlaces,
     /// ε.
     pub eps: f64,
+    /// Whether they have a bias.
+    pub bias: bool,
+    /// Whether attention of the first block goes without its norm, as what comes in is normalised already (ModernBERT).
+    pub skips_first: bool,
+}
+
+/// What is added to the embeddings of tokens, and done with the sum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EmbeddingOptions {
+    /// A trained vector for every position.
+    pub positions: Option<LearnedPositions>,
+    /// How many types of tokens have a trained vector; 0: tokens have no type.
+    pub token_types: i64,
+    /// Whether the sum is normalised.
+    pub is_normed: bool,
+}
+
+/// A table of position embeddings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LearnedPositions {
+    /// Rows of the table.
+    pub rows: i64,
+    /// The row of a text's first token.
+    pub first: i64,
+    /// The token that takes no position: wherever it stands, it has the row before the first (RoBERTa).
+    pub uncounted: Option<i64>,
 }
 
 /// Numbers that a family multiplies or bounds the stream with; 1 and none in Llama.

@@ -11,6 +11,8 @@ pub(crate) enum Window {
     ByLayer(fn(&ConfigFile, usize) -> bool),
     /// The same, only if `use_sliding_window` is set.
     ByLayerIfUsed(fn(&ConfigFile, usize) -> bool),
+    /// The same in an encoder: half of `local_attention` on either side of a token.
+    OnBothSides(fn(&ConfigFile, usize) -> bool),
 }
 
 /// The two kinds of layers that `layer_types` names.
@@ -39,25 +41,35 @@ impl ConfigFile {
             }
         }
         let window = match family {
-            Window::Never => None,
+            Window::Never | Window::OnBothSides(_) => None,
             Window::ByLayerIfUsed(_) if self.use_sliding_window != Some(true) => None,
             Window::Everywhere | Window::ByLayer(_) | Window::ByLayerIfUsed(_) => {
                 self.sliding_window
             }
         };
-        if let Some(window) = window.filter(|window| *window < 1) {
-            return Err(format!("sliding_window is {window}, expected a positive size or null"));
+        let (field, size) = match family {
+            Window::OnBothSides(_) => ("local_attention", self.local_attention),
+            _ => ("sliding_window", window),
+        };
+        if let Some(size) = size.filter(|size| *size < 1) {
+            return Err(format!("{field} is {size}, expected a positive size or null"));
         }
+        let window = match family {
+            Window::OnBothSides(_) => size.map(|size| size / 2 + 1), // half of it behind, and the token itself
+            _ => size,
+        };
         let slides = |layer: usize| match family {
-            Window::ByLayer(usual) | Window::ByLayerIfUsed(usual) => self.slides(layer, usual),
+            Window::ByLayer(usual) | Window::ByLayerIfUsed(usual) | Window::OnBothSides(usual) => {
+                self.slides(layer, usual)
+            }
             Window::Never | Window::Everywhere => true,
         };
-        if let Window::ByLayer(usual) = family
+        if let Window::ByLayer(usual) | Window::OnBothSides(usual) = family
             && window.is_none()
             && let Some(layer) = (0..layers).find(|&layer| self.slides(layer, usual))
         {
             return Err(format!(
-                "sliding_window is missing, and layer {layer} is one with a sliding window; expected a positive size"
+                "{field} is missing, and layer {layer} is one with a sliding window; expected a positive size"
             ));
         }
         let of_layer = |layer| window.filter(|_| slides(layer));

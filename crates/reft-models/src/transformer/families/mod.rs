@@ -1,11 +1,13 @@
-//! The families of decoders, each a row of options over the parts that all share. A new one is a file here and an entry of [`FAMILIES`].
-
-use serde_json::Value;
+//! The families of decoders and encoders, each a row of options over the parts that all share. A new one is a file here, or
+//! in `encoders`, and an entry of [`FAMILIES`].
 
 use crate::transformer::config::config_file::{ConfigFile, Resolved};
-use crate::transformer::config::windows::Window;
-use crate::{DecoderConfig, Field, Fields, RopeOptions};
+use crate::{DecoderConfig, Field, Fields};
 
+pub(crate) use family::Family;
+
+mod encoders;
+mod family;
 mod gemma;
 mod granite;
 mod llama;
@@ -16,28 +18,8 @@ mod qwen;
 mod read_config;
 mod smollm3;
 
-/// A family: what it reads of `config.json`, what it takes where that says nothing, and what its blocks have.
-pub(crate) struct Family {
-    /// Its name in `config.json`.
-    pub(crate) model_type: &'static str,
-    /// Fields that are its own, or mean something else in it.
-    pub(crate) fields: Fields,
-    /// What transformers 5.24 takes for fields that are not there.
-    pub(crate) defaults: fn() -> Value,
-    /// Whether `attention_bias` is read.
-    pub(crate) reads_attention_bias: bool,
-    /// Whether `mlp_bias` is read.
-    pub(crate) reads_mlp_bias: bool,
-    /// Where it has sliding windows.
-    pub(crate) window: Window,
-    /// Its RoPEs, given the head size.
-    pub(crate) ropes: fn(&ConfigFile, i64) -> Resolved<Vec<RopeOptions>>,
-    /// What its blocks have otherwise than Llama's.
-    pub(crate) options: fn(&ConfigFile, &mut DecoderConfig) -> Resolved<()>,
-}
-
 /// Every family.
-pub(crate) const FAMILIES: [&Family; 12] = [
+pub(crate) const FAMILIES: &[&Family] = &[
     &llama::LLAMA,
     &mistral::MISTRAL,
     &qwen::QWEN2,
@@ -50,6 +32,12 @@ pub(crate) const FAMILIES: [&Family; 12] = [
     &olmo::OLMO3,
     &phi3::PHI3,
     &mistral::MINISTRAL3,
+    &encoders::bert::BERT,
+    &encoders::roberta::ROBERTA,
+    &encoders::roberta::XLM_ROBERTA,
+    &encoders::roberta::CAMEMBERT,
+    &encoders::modernbert::MODERNBERT,
+    &encoders::distilbert::DISTILBERT,
 ];
 
 /// Families that people ask for, and what of them is not computed.

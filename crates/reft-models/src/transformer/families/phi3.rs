@@ -3,7 +3,7 @@ use serde_json::json;
 use super::Family;
 use crate::transformer::config::rope_file::{RopeRules, USUAL_ROPE, one_rope};
 use crate::transformer::config::windows::Window;
-use crate::{Field, Fields};
+use crate::{Field, Fields, MlpKind};
 
 /// Phi-3, Phi-3.5 and Phi-4-mini (2024, arXiv:2404.14219): fused projections, RoPE on a part of each head, LongRoPE.
 pub(super) const PHI3: Family = Family {
@@ -36,7 +36,7 @@ pub(super) const PHI3: Family = Family {
     },
     options: |_, config| {
         config.attention.is_fused = true;
-        config.mlp.is_fused = true;
+        config.mlp.kind = MlpKind::FusedGate;
         Ok(())
     },
 };

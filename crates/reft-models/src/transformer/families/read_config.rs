@@ -6,10 +6,12 @@ use serde_json::Value;
 
 use super::{FAMILIES, Family, NOT_COMPUTED};
 use crate::transformer::config::config_file::{CONFIG, ConfigFile, Resolved, activation};
+use crate::transformer::config::module_names::DECODER;
 use crate::transformer::config::text_part::text_part;
 use crate::{
-    AttentionOptions, DecoderConfig, Error, Gguf, MlpOptions, ModelDescription, Multipliers,
-    NormKind, NormOptions, NormPlaces, Result, RopeScaling, json_error, read_json,
+    AttentionOptions, DecoderConfig, EmbeddingOptions, Error, Gguf, MlpKind, MlpOptions,
+    ModelDescription, Multipliers, NormKind, NormOptions, NormPlaces, Result, RopeScaling,
+    json_error, read_json,
 };
 
 impl DecoderConfig {
@@ -44,7 +46,7 @@ fn known_family(mut json: Value) -> Resolved<(&'static Family, Value)> {
     let Some(model_type) = fields.get("model_type").and_then(Value::as_str) else {
         return Ok((FAMILIES[0], json)); // reading it tells what is wrong
     };
-    let family = FAMILIES.into_iter().find(|family| family.model_type == model_type);
+    let family = FAMILIES.iter().copied().find(|family| family.model_type == model_type);
     let Some(family) = family else {
         let missing = NOT_COMPUTED.iter().find(|(types, _)| types.contains(&model_type));
         let missing = missing.map_or("", |(_, missing)| missing);
@@ -97,7 +99,15 @@ impl ConfigFile {
         let attention_bias = self.attention_bias.filter(|_| family.reads_attention_bias);
         let ropes = (family.ropes)(&self, head_dim)?;
         let mut config = DecoderConfig {
-            norm: NormOptions { kind: NormKind::Rms, places: NormPlaces::Pre, eps },
+            names: &DECODER,
+            embeddings: EmbeddingOptions::default(),
+            norm: NormOptions {
+                kind: NormKind::Rms,
+                places: NormPlaces::Pre,
+                eps,
+                bias: false,
+                skips_first: false,
+            },
             attention: AttentionOptions {
                 scale: None,
                 soft_cap: None,
@@ -111,7 +121,7 @@ impl ConfigFile {
             },
             mlp: MlpOptions {
                 activation: activation("hidden_act", self.hidden_act.as_deref())?,
-                is_fused: false,
+                kind: MlpKind::Gated,
                 bias: self.mlp_bias.filter(|_| family.reads_mlp_bias).unwrap_or(false),
             },
             multipliers: Multipliers::default(),
@@ -130,6 +140,7 @@ impl ConfigFile {
                 keys_change_at: None,
                 depends_on_length: false,
                 keeps_scores: false,
+                prefix: None,
                 tensors: Vec::new(),
                 model_type: self.model_type.clone(),
             },

@@ -2,15 +2,16 @@ use tch::{Kind, Tensor};
 
 use crate::NormKind;
 
-/// RMSNorm, the mean in f32.
+/// A norm of the last dimension, its statistics in f32.
 #[derive(Debug)]
-pub(crate) struct RmsNorm {
-    pub(crate) weight: Tensor, // [d]
+pub(crate) struct Norm {
+    pub(crate) weight: Tensor,       // [d]
+    pub(crate) bias: Option<Tensor>, // [d]; of LayerNorm
     pub(crate) eps: f64,
     pub(crate) kind: NormKind,
 }
 
-impl RmsNorm {
+impl Norm {
     /// `[.., d]` to `[.., d]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         match self.kind {
@@ -20,6 +21,10 @@ impl RmsNorm {
                 let weight = self.weight.to_kind(Kind::Float) + 1.0;
                 let x32 = x.to_kind(Kind::Float);
                 x32.rms_norm(weight.size(), Some(&weight), self.eps).to_kind(x.kind())
+            }
+            NormKind::Layer => {
+                let weight = Some(&self.weight);
+                x.layer_norm(self.weight.size(), weight, self.bias.as_ref(), self.eps, false)
             }
         }
     }

@@ -1,0 +1,25 @@
+use serde_json::Value;
+
+use crate::transformer::config::config_file::{ConfigFile, Resolved};
+use crate::transformer::config::windows::Window;
+use crate::{DecoderConfig, Fields, RopeOptions};
+
+/// A family: what it reads of `config.json`, what it takes where that says nothing, and what its blocks have.
+pub(crate) struct Family {
+    /// Its name in `config.json`.
+    pub(crate) model_type: &'static str,
+    /// Fields that are its own, or mean something else in it.
+    pub(crate) fields: Fields,
+    /// What transformers 5.24 takes for fields that are not there.
+    pub(crate) defaults: fn() -> Value,
+    /// Whether `attention_bias` is read.
+    pub(crate) reads_attention_bias: bool,
+    /// Whether `mlp_bias` is read.
+    pub(crate) reads_mlp_bias: bool,
+    /// Where it has sliding windows.
+    pub(crate) window: Window,
+    /// Its RoPEs, given the head size.
+    pub(crate) ropes: fn(&ConfigFile, i64) -> Resolved<Vec<RopeOptions>>,
+    /// What its blocks have otherwise than Llama's.
+    pub(crate) options: fn(&ConfigFile, &mut DecoderConfig) -> Resolved<()>,
+}
