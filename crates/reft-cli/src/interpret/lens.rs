@@ -74,7 +74,7 @@ fn listed(likeliest: &[NextToken], between: &str) -> String {
 /// Runs the command.
 pub fn run(args: &LensArgs) -> Result<()> {
     crate::options::check_counts([("--top", args.top)])?;
-    let model = args.model.open()?;
+    let model = args.model.open_for("reft lens")?;
     let text = text_of(&model.path)?;
     let prompt = PromptTokens::of(&args.prompt, &text, args.chat)?;
     let tokenizer = encoder(&text, reft_train::Template::Plain)?.tokenizer;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::interpret::prompt_tokens::{PromptTokens, encoder, text_of};
 use crate::interpret::states::layers_of;
 use crate::machine::MachineOptions;
-use crate::model::open_decoder;
+use crate::model::{open_config, open_decoder};
 use crate::options::{Flags, List};
 use crate::terminal::{command, note, output};
 
@@ -64,6 +64,7 @@ type Map = Vec<Vec<f64>>;
 
 /// Runs the command.
 pub fn run(args: &PatchArgs) -> Result<()> {
+    open_config(&args.model)?.1.check_predicts("reft patch")?;
     args.machine.0.set_up()?;
     let (path, decoder) = open_decoder(&args.model, &args.machine.0)?;
     let text = text_of(&path)?;
