@@ -1,12 +1,14 @@
 use std::error::Error as StdError;
-use std::io;
+use std::io::{self, Write};
 use std::panic::{self, AssertUnwindSafe};
-use std::process::ExitCode;
 
 use anyhow::Result;
 use reft_train::is_out_of_memory;
 
+use crate::terminal::interrupt::exit_at_once;
 use crate::terminal::output::note;
+
+const SUCCEEDED: u8 = 0;
 
 /// Exit code of a failure; clap's own, for a command line that cannot be read, is 2.
 const FAILED: u8 = 1;
@@ -26,27 +28,30 @@ pub fn report_panics() {
     }));
 }
 
-/// Runs the program and reports how it went.
-pub fn exit_code(run: impl FnOnce() -> Result<()>) -> ExitCode {
+/// Runs the program, reports how it went, and ends the process.
+///
+/// No destructor of C++ runs: libtorch would take every operator out of its tables again, which takes as long as half of a start.
+pub fn run_and_exit(run: impl FnOnce() -> Result<()>) -> ! {
+    let (code, said) = ending(run);
+    said.iter().for_each(note);
+    // What cannot be written any more has been reported by who wrote it, or is no failure.
+    let _ = io::stdout().flush();
+    exit_at_once(code);
+}
+
+/// Runs the program: its exit code, and what is to be said of its end.
+pub fn ending(run: impl FnOnce() -> Result<()>) -> (u8, Option<String>) {
     // A panic has been reported by the hook; unwinding lets temporary files go.
     match panic::catch_unwind(AssertUnwindSafe(run)) {
-        Ok(Ok(())) => ExitCode::SUCCESS,
-        Ok(Err(failed)) if is_closed_stdout(&failed) => ExitCode::SUCCESS,
-        Ok(Err(failed)) if is_interruption(&failed) => {
-            note(failed.to_string());
-            ExitCode::from(INTERRUPTED)
-        }
-        Ok(Err(failed)) => {
-            note(message(&failed));
-            ExitCode::from(FAILED)
-        }
+        Ok(Ok(())) => (SUCCEEDED, None),
+        Ok(Err(failed)) if is_closed_stdout(&failed) => (SUCCEEDED, None),
+        Ok(Err(failed)) if is_interruption(&failed) => (INTERRUPTED, Some(failed.to_string())),
+        Ok(Err(failed)) => (FAILED, Some(message(&failed))),
         Err(panic) => {
             let said = panic.downcast_ref::<String>().map_or("", String::as_str);
-            if is_out_of_memory(said) {
-                let line = panic_line(&format!("\n{said}"));
-                note(format!("error: memory ran out: {line}\n{MEMORY_ADVICE}"));
-            }
-            ExitCode::from(FAILED)
+            let line = panic_line(&format!("\n{said}"));
+            let out_of_memory = format!("error: memory ran out: {line}\n{MEMORY_ADVICE}");
+            (FAILED, Some(out_of_memory).filter(|_| is_out_of_memory(said)))
         }
     }
 }

@@ -12,6 +12,10 @@ use crate::terminal::output::note;
 /// If the system refuses to tell us of signals.
 pub fn stop_flag(notice: &'static str) -> Result<&'static AtomicBool> {
     static STOP: AtomicBool = AtomicBool::new(false);
+    static LISTENS: AtomicBool = AtomicBool::new(false);
+    if LISTENS.swap(true, Ordering::SeqCst) {
+        return Ok(&STOP);
+    }
     on_signal(move || {
         if STOP.swap(true, Ordering::SeqCst) {
             end_at_once();
@@ -32,5 +36,10 @@ pub fn on_signal(act: impl FnMut() + Send + 'static) -> Result<()> {
 /// Ends the program as a signal does. No destructor runs, of C++ neither: the threads of a computation go on meanwhile, and would find gone
 /// what they work with.
 pub fn end_at_once() {
-    low_level::exit(INTERRUPTED.into());
+    exit_at_once(INTERRUPTED);
+}
+
+/// Ends the process with a code. No destructor runs.
+pub fn exit_at_once(code: u8) -> ! {
+    low_level::exit(code.into())
 }

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use serde_json::Value;
 
 use crate::Result;
-use crate::runs::{args, oracle, overridden, run, succeed};
+use crate::runs::{args, oracle, overridden, refuse, run, succeed};
 
 /// A small batch for the tiny model, and further flags.
 fn bench(more: &[&str]) -> Vec<OsString> {
@@ -140,7 +140,7 @@ fn what_cannot_be_timed_is_refused_in_one_message() -> Result {
         (&["--random-weights"], 2, &["--random-weights"]),
     ];
     for (flags, code, says) in cases {
-        let run = run(bench(flags))?;
+        let run = refuse(bench(flags));
         assert_eq!(run.code, Some(code), "{flags:?}: {}", run.stderr);
         for words in says {
             assert!(run.stderr.contains(words), "{flags:?}: {words:?} is not in {}", run.stderr);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::Result;
-use crate::runs::{args, oracle, run, succeed};
+use crate::runs::{args, oracle, refuse, run, succeed};
 
 const CONFIG: &str = r#"task = "task.toml"
 seeds = [0]
@@ -143,7 +143,7 @@ fn bad_comparisons_are_refused_before_anything_is_written() -> Result {
     ];
     for (from, to, expected) in cases {
         fs::write(dir.path().join("compare.toml"), CONFIG.replacen(from, to, 1))?;
-        let run = run(compare(dir.path(), &output))?;
+        let run = refuse(compare(dir.path(), &output));
         assert_eq!(run.code, Some(1), "{}", run.stderr);
         assert!(run.stderr.contains(expected), "{expected}: {}", run.stderr);
         assert!(!output.exists(), "{to}");
@@ -175,7 +175,7 @@ fn a_sweep_is_run_and_its_mistakes_are_named_with_their_line() -> Result {
     ] {
         assert!(config.contains(from), "{from}");
         fs::write(dir.path().join("compare.toml"), config.replacen(from, to, 1))?;
-        let run = run(compare(dir.path(), &output))?;
+        let run = refuse(compare(dir.path(), &output));
         assert_eq!(run.code, Some(1), "{}", run.stderr);
         assert!(run.stderr.contains(expected), "{expected}: {}", run.stderr);
         assert!(!output.exists(), "{to}");

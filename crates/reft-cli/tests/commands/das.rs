@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::Result;
-use crate::runs::{Run, args, oracle, overridden, run, succeed, text};
+use crate::runs::{Run, args, oracle, overridden, refuse, run, succeed, text};
 
 const WORDS: [&str; 16] = [
     "<unk>", "The", "near", "by", "dog", "cat", "child", "bird", "dogs", "cats", "children",
@@ -260,7 +260,7 @@ fn tasks_and_options_that_cannot_be_are_refused() -> Result {
         (TASK.to_owned(), vec!["--steps", "0"], "steps is 0"),
         (TASK.to_owned(), vec!["--lr", "0"], "lr"),
     ] {
-        let refused = search(dir.path(), &model, &task, &flags)?;
+        let refused = refuse(arguments(dir.path(), &model, &task, &flags)?);
         assert_eq!(refused.code, Some(1), "{says}: {}", refused.stderr);
         assert!(refused.stderr.contains(says), "{says} is not in {}", refused.stderr);
     }
@@ -380,7 +380,7 @@ fn steering_changes_the_reply_as_much_as_it_is_told_to() -> Result {
         (args!["--positive", positive, "--negative", positive], "same mean hidden state"),
         (args!["--positive", positive, "--negative", dir.path().join("none.txt")], "none.txt"),
     ] {
-        let refused = run(steer(flags))?;
+        let refused = refuse(steer(flags));
         assert!(
             refused.code != Some(0) && refused.stderr.contains(says),
             "{says} is not in {}",

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::Result;
 use crate::logits::import;
-use crate::runs::{args, command, oracle, run, succeed};
+use crate::runs::{args, command, oracle, refuse, run, succeed};
 
 #[test]
 fn token_rows_are_continued_without_a_tokenizer_in_any_batch() -> Result {
@@ -64,7 +64,7 @@ fn generation_refuses_what_means_nothing() -> Result {
         (args!["--input", "absent.jsonl"], 1, "cannot read absent.jsonl"),
     ];
     for (more, code, says) in cases {
-        let run = run([args!["generate", "--model", model], more].concat())?;
+        let run = refuse([args!["generate", "--model", model], more].concat());
         assert_eq!(run.code, Some(code), "{}", run.stderr);
         assert!(run.stderr.contains(says), "{}", run.stderr);
         assert!(!run.stderr.contains("panicked"), "{}", run.stderr);

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::Result;
-use crate::runs::{args, oracle, run, succeed};
+use crate::runs::{args, oracle, refuse, run, succeed};
 
 /// The shape of SmolLM2-135M with so many blocks; it has 30.
 fn demo_config(dir: &Path, num_hidden_layers: usize) -> Result<OsString> {
@@ -156,7 +156,7 @@ fn what_cannot_be_planned_is_refused() -> Result {
         (args!["--memory", "much"], "--memory"),
         (args!["--batch-size", "0"], "batch-size"),
     ] {
-        let run = run([args!["plan", "--model", &model], flags].concat())?;
+        let run = refuse([args!["plan", "--model", &model], flags].concat());
         assert!(run.code != Some(0), "{}", run.stderr);
         assert!(run.stderr.contains(expected), "{}", run.stderr);
         assert!(run.stdout.is_empty() && !run.stderr.contains("panicked"), "{}", run.stderr);

@@ -36,6 +36,14 @@ pub fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Result<Run> {
     Ok(command(args).output()?.into())
 }
 
+/// What a command line comes to that is refused before it has done anything, found in this process.
+pub fn refuse<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Run {
+    let args = args.into_iter().map(|arg| arg.as_ref().to_owned());
+    let (code, said) = reft_cli::ending(args);
+    let stderr = said.map(|said| said + "\n").unwrap_or_default();
+    Run { code: Some(code.into()), stdout: String::new(), stderr }
+}
+
 /// Runs the binary, which must succeed.
 pub fn succeed<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Result<Run> {
     let run = run(args)?;

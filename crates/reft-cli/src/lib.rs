@@ -1,0 +1,52 @@
+//! The program `reft`: representation fine-tuning from the command line.
+//!
+//! A file per command; results go to stdout, progress and messages to stderr. What is computed is computed in the libraries.
+
+mod cli;
+
+mod train;
+
+mod generation;
+
+mod eval;
+mod inspect;
+mod interpret;
+mod logits;
+
+mod report;
+
+mod cost;
+
+mod files;
+
+#[cfg(test)]
+mod messages;
+
+mod machine;
+mod model;
+mod options;
+mod terminal;
+
+use std::ffi::OsString;
+
+use clap::Parser;
+
+use crate::cli::Cli;
+
+/// Carries out the command line of this process, and ends it.
+pub fn main() -> ! {
+    #[cfg(target_os = "linux")]
+    machine::allocator::keep_memory_between_steps();
+    terminal::report_panics();
+    terminal::say_warnings();
+    terminal::run_and_exit(|| Cli::parse().run())
+}
+
+/// The exit code of a command line and what is said of its end, found without a process of its own: of many that are refused each is quick,
+/// where a process takes half a second to load libtorch.
+pub fn ending(arguments: impl IntoIterator<Item = OsString>) -> (u8, Option<String>) {
+    match Cli::try_parse_from(std::iter::once("reft".into()).chain(arguments)) {
+        Ok(cli) => terminal::ending(|| cli.run()),
+        Err(refused) => (refused.exit_code() as u8, Some(refused.to_string())),
+    }
+}
