@@ -20,6 +20,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 thread_local! {
+    static MODEL: ModelDescription = tiny_model();
     static DIRECTORY: OnceCell<TempDir> = const { OnceCell::new() };
 }
 
@@ -68,7 +69,7 @@ pub fn adapter_configs(data: &[u8]) {
     let path = file(names[usize::from(kind % 2)], text);
     let directory = path.parent().expect("a file has a directory");
     drop(AdapterSummary::read(directory));
-    drop(check_adapter(directory, &tiny_model()));
+    MODEL.with(|model| drop(check_adapter(directory, model)));
     fs::remove_file(path).expect("the file was there");
 }
 

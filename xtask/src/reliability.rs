@@ -41,6 +41,8 @@ pub fn fuzz(workspace: &Workspace, seconds: u32, targets: &[String]) -> Result<(
         let mut run = Command::new("cargo");
         // the toolchain of the Cargo that runs this is handed down, and would come before `+nightly`
         run.env_remove("CARGO").env_remove("RUSTUP_TOOLCHAIN").env_remove("LIBTORCH");
+        // cargo fuzz gives flags of its own, and with them goes the run path of libtorch/cargo.toml
+        run.env("LD_LIBRARY_PATH", workspace.libtorch().join("lib"));
         run.current_dir(workspace.root()).args(["+nightly", "fuzz", "run", "--sanitizer", "none"]);
         run.arg(name).args([found, corpus]).arg("--");
         run.args([

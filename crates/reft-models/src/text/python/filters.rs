@@ -1,13 +1,14 @@
 //! Jinja2's filters and tests where minijinja's differ or are missing.
 
 use minijinja::value::{Rest, Value, ValueKind};
-use minijinja::{Environment, Error};
+use minijinja::{Environment, Error, FormatStyle, State, filters, format_filter};
 
 use crate::text::python::arguments::{Arguments, refused};
 use crate::text::python::json::to_json;
 use crate::text::python::methods::{call_method, lines};
 use crate::text::python::printed::printed;
 use crate::text::python::tuple::Tuple;
+use crate::text::python::widths::{bounded, check_format};
 
 /// Makes them known.
 pub(crate) fn add_filters(environment: &mut Environment<'static>) {
@@ -27,12 +28,15 @@ pub(crate) fn add_filters(environment: &mut Environment<'static>) {
     environment.add_filter("int", int);
     environment.add_filter("float", float);
     environment.add_filter("round", round);
-    environment.add_filter(
-        "center",
-        |state: &minijinja::State, value: &Value, width: Option<i64>| {
-            call_method(state, &printed(value).into(), "center", &[width.unwrap_or(80).into()])
-        },
-    );
+    environment.add_filter("batch", batch);
+    environment.add_filter("slice", slice);
+    environment.add_filter("format", |format: &str, values: Rest<Value>| {
+        check_format(FormatStyle::Printf, format)?;
+        format_filter(FormatStyle::Printf, format, &values.0)
+    });
+    environment.add_filter("center", |state: &State, value: &Value, width: Option<i64>| {
+        call_method(state, &printed(value).into(), "center", &[width.unwrap_or(80).into()])
+    });
     environment.add_filter("trim", |value: &Value, chars: Option<String>| {
         let text = printed(value);
         match chars {
@@ -63,6 +67,14 @@ pub(crate) fn add_filters(environment: &mut Environment<'static>) {
     environment.add_test("callable", |value: &Value| value.kind() == ValueKind::Plain);
 }
 
+fn batch(state: &State, value: Value, n: i64, fill: Option<Value>) -> Result<Value, Error> {
+    filters::batch(state, value, bounded(n)?, fill)
+}
+
+fn slice(state: &State, value: Value, n: i64, fill: Option<Value>) -> Result<Value, Error> {
+    filters::slice(state, value, bounded(n)?, fill)
+}
+
 fn join(value: &Value, args: Rest<Value>) -> Result<Value, Error> {
     let args = Arguments::of(&args.0, ["d", "attribute"])?;
     let attribute = args.value(1);
@@ -82,7 +94,7 @@ fn truncate(value: &Value, args: Rest<Value>) -> Result<Value, Error> {
     if length < end_length || leeway < 0 {
         return Err(refused(format!("truncate: expected a length of at least {end_length}")));
     }
-    if text.chars().count() as i64 <= length + leeway {
+    if text.chars().count() as i64 <= length.saturating_add(leeway) {
         return Ok(text.into());
     }
     let kept: String = text.chars().take((length - end_length) as usize).collect();
@@ -97,7 +109,7 @@ fn indent(value: &Value, args: Rest<Value>) -> Result<Value, Error> {
     let args = Arguments::of(&args.0, ["width", "first", "blank"])?;
     let width = match args.value(0).and_then(Value::as_str) {
         Some(text) => text.to_owned(),
-        None => " ".repeat(args.integer(0)?.unwrap_or(4).max(0) as usize),
+        None => " ".repeat(bounded(args.integer(0)?.unwrap_or(4))?),
     };
     let text = printed(value) + "\n";
     let mut indented = String::new();

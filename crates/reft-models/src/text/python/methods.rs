@@ -1,10 +1,11 @@
 use minijinja::value::{Value, ValueKind};
-use minijinja::{Error, State};
+use minijinja::{Error, FormatStyle, State};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
 use crate::text::python::arguments::{Arguments, refused};
 use crate::text::python::operators::as_printed;
 use crate::text::python::tuple::Tuple;
+use crate::text::python::widths::{bounded, check_format};
 
 /// A method of a text, list or map, as Python has it. What a template must not do, such as changing a list, is unknown.
 pub(crate) fn call_method(
@@ -22,7 +23,10 @@ pub(crate) fn call_method(
     let printed = || args.iter().map(as_printed).collect::<Vec<_>>();
     match (done, method) {
         (Some(done), _) => Ok(done),
-        (None, "format") => unknown_method_callback(state, value, method, &printed()),
+        (None, "format") => {
+            check_format(FormatStyle::StrFormat, value.as_str().unwrap_or_default())?;
+            unknown_method_callback(state, value, method, &printed())
+        }
         (None, _) => unknown_method_callback(state, value, method, args),
     }
 }
@@ -149,7 +153,7 @@ fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Er
         "ljust" | "rjust" | "center" => {
             let args = Arguments::of(args, ["width", "fillchar"])?;
             let fill = args.text(1)?.unwrap_or(" ");
-            let missing = missing(text, args.integer(0)?);
+            let missing = missing(text, args.integer(0)?)?;
             let left = match method {
                 "ljust" => 0,
                 "rjust" => missing,
@@ -159,7 +163,7 @@ fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Er
             format!("{}{text}{}", fill.repeat(left), fill.repeat(missing - left)).into()
         }
         "zfill" => {
-            let zeros = "0".repeat(missing(text, one("width")?.integer(0)?));
+            let zeros = "0".repeat(missing(text, one("width")?.integer(0)?)?);
             let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
             format!("{}{zeros}{digits}", &text[..text.len() - digits.len()]).into()
         }
@@ -182,8 +186,8 @@ fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Er
 }
 
 /// How many characters a text lacks of a width.
-fn missing(text: &str, width: Option<i64>) -> usize {
-    usize::try_from(width.unwrap_or(0)).unwrap_or(0).saturating_sub(text.chars().count())
+fn missing(text: &str, width: Option<i64>) -> Result<usize, Error> {
+    Ok(bounded(width.unwrap_or(0))?.saturating_sub(text.chars().count()))
 }
 
 /// The part of a text from the character at one argument to that at the next, and the number of characters before it.
@@ -194,7 +198,7 @@ fn within<'a, const N: usize>(
 ) -> Result<(&'a str, usize), Error> {
     let length = text.chars().count() as i64;
     let place = |given: Option<i64>, or: i64| match given {
-        Some(place) if place < 0 => (place + length).max(0),
+        Some(place) if place < 0 => place.saturating_add(length).max(0),
         Some(place) => place.min(length),
         None => or,
     };

@@ -10,3 +10,4 @@ pub(crate) mod filters;
 pub(crate) mod methods;
 pub(crate) mod operators;
 pub(crate) mod tuple;
+pub(crate) mod widths;

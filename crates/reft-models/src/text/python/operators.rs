@@ -6,6 +6,7 @@ use minijinja::{Environment, Error, FormatStyle, format_filter};
 use crate::text::python::arguments::{Arguments, refused};
 use crate::text::python::printed::printed;
 use crate::text::python::tuple::Tuple;
+use crate::text::python::widths::check_format;
 
 pub(crate) const PRINTED: &str = "python_printed";
 pub(crate) const REMAINDER: &str = "python_remainder";
@@ -40,6 +41,7 @@ fn remainder(value: &Value, others: Rest<Value>) -> Result<Value, Error> {
             [map] if map.kind() == ValueKind::Map && format.contains("%(") => vec![map.clone()],
             values => values.iter().map(as_printed).collect::<Vec<_>>(),
         };
+        check_format(FormatStyle::Printf, format)?;
         return format_filter(FormatStyle::Printf, format, &values).map(Value::from);
     }
     let [other] = &others.0[..] else {
