@@ -58,12 +58,9 @@ impl BlockNumbers {
         let of_keys = if has("k_norm.weight") { 4.0 * kv } else { 0.0 };
         let first_norm = if has("input_layernorm.weight") { norm } else { 0.0 };
         let other_norms = model.norms_of_block() as f64 * norm - first_norm;
-        // with a soft cap: the scores, their tanh and their softmax, of every query and key
-        let scores = if model.keeps_scores {
-            3.0 * kind * n_h * (shape.kept_columns + shape.columns)
-        } else {
-            0.0
-        };
+        // with a soft cap, of every query and key: tanh and softmax in f32, which in half precision is kept rounded too
+        let scores =
+            if model.keeps_scores { 8.0 * n_h * (shape.kept_columns + shape.columns) } else { 0.0 };
         Self {
             every: first_norm + of_keys,
             // query and result of attention with its log-sum, the other norms; gate, its activation and up
@@ -85,6 +82,9 @@ const ALLOCATED: f64 = 1.08;
 
 /// Tensors of the MLP's inner size alive at once in the backward of a block.
 const INNER_GRADIENTS: f64 = 3.0;
+
+/// Gradients of a block's scores alive at once, where a soft cap has them computed one by one.
+const SCORE_GRADIENTS: f64 = 4.0;
 
 /// Activations, what is alive for a moment, and the batch's kept work, in bytes.
 ///
@@ -115,7 +115,13 @@ pub(super) fn of_step(model: &ModelDescription, shape: &Shape, extra: &[f64]) ->
     } else {
         (0.0, 0.0)
     };
-    let transient = (LOGIT_COPIES * 4.0 * logits + head).max(INNER_GRADIENTS * inner + block);
+    let scores = if model.keeps_scores {
+        model.num_attention_heads as f64 * shape.columns * keys * shape.kind_bytes
+    } else {
+        0.0
+    };
+    let in_block = (INNER_GRADIENTS * inner).max(SCORE_GRADIENTS * scores) + block;
+    let transient = (LOGIT_COPIES * 4.0 * logits + head).max(in_block);
     let kept_row = shape.kept_row_bytes(model);
     let frozen_batch = if shape.keeps { shape.rows * kept_row } else { 0.0 };
     (ALLOCATED * activations, ALLOCATED * transient, frozen_batch)

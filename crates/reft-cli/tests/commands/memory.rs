@@ -103,3 +103,40 @@ fn a_form_of_weights_that_does_not_exist_is_refused() -> Result {
     assert!(run.stderr.contains("\"int3\"") && run.stderr.contains("as-stored"), "{}", run.stderr);
     Ok(())
 }
+
+/// Attention with a soft cap has no kernel in libtorch: every score is held for the backward, which `reft plan` counts.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_scores_of_a_soft_cap_are_planned_as_they_are_held() -> Result {
+    let dir = tempfile::tempdir()?;
+    let config = dir.path().join("config.json");
+    let sizes = json!({
+        "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "hidden_size": 256,
+        "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "head_dim": 32, "vocab_size": 1024, "max_position_embeddings": 2048,
+        "query_pre_attn_scalar": 32, "sliding_window": 4096, "attn_logit_softcapping": 50.0,
+    });
+    std::fs::write(&config, sizes.to_string())?;
+    let case = args![
+        "--model-config",
+        config,
+        "--batch-size",
+        "2",
+        "--prompt-length",
+        "500",
+        "--response-length",
+        "20",
+        "--threads",
+        "1",
+        "--json",
+    ];
+    let plan = args!["plan", "--method", "loreft", "--tflops", "1", "--memory", "64GB"];
+    let plan: Value = serde_json::from_str(&succeed([plan, case.clone()].concat())?.stdout)?;
+    let bench =
+        args!["bench", "--methods", "loreft", "--random-weights", "--steps", "1", "--rounds", "1"];
+    let held = peak_mb(&serde_json::from_str(&succeed([bench, case].concat())?.stdout)?)?;
+    let planned = plan["peak_bytes"].as_f64().ok_or("no peak")? / 1e6;
+    // without the scores it would be off by 46 %
+    assert!((planned / held - 1.0).abs() < 0.15, "{planned} MB planned, {held} MB held");
+    Ok(())
+}

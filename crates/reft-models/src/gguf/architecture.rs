@@ -65,7 +65,7 @@ const GEMMA2: Architecture = Architecture {
 };
 
 /// Those that are read.
-pub(crate) const ARCHITECTURES: [Architecture; 9] = [
+pub(crate) const ARCHITECTURES: [Architecture; 10] = [
     LLAMA,
     QWEN2,
     Architecture { name: "qwen3", ..QWEN2 },
@@ -81,7 +81,17 @@ pub(crate) const ARCHITECTURES: [Architecture; 9] = [
         own: &["attention.scale", "embedding_scale", "residual_scale", "logit_scale"],
         ..LLAMA
     },
-    Architecture { name: "olmo2", norms: POST, ..QWEN2 },
+    Architecture {
+        name: "mistral3",
+        own: &["rope.scaling.yarn_log_multiplier", "attention.temperature_scale"],
+        ..LLAMA
+    },
+    Architecture {
+        name: "olmo2",
+        norms: POST,
+        own: &["attention.sliding_window_pattern", "rope.freq_base_swa"],
+        ..QWEN2
+    },
     Architecture { name: "phi3", projections: FUSED, own: &["rope.scaling.attn_factor"], ..QWEN2 },
 ];
 

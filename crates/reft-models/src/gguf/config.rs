@@ -20,7 +20,11 @@ impl Gguf {
         self.check_model_keys()?;
         let sliding_window =
             self.optional::<i64>(&self.key("attention.sliding_window"), "an integer")?;
+        let sliding_window = sliding_window.filter(|window| *window != 0); // what the converter writes for none
+        let temperature = self.temperature_scale()?;
         let (class, model_type) = match self.architecture.name {
+            "mistral3" if temperature.is_some() => ("Ministral3ForCausalLM", "ministral3"),
+            "mistral3" => ("MistralForCausalLM", "mistral"),
             "qwen2" => ("Qwen2ForCausalLM", "qwen2"),
             "qwen3" => ("Qwen3ForCausalLM", "qwen3"),
             "gemma2" => ("Gemma2ForCausalLM", "gemma2"),
@@ -72,6 +76,8 @@ impl Gguf {
         set("tie_word_embeddings", json!(!self.holds("lm_head.weight")));
         if let Some(window) = sliding_window {
             set("sliding_window", json!(window));
+        } else if self.architecture.name == "mistral3" {
+            set("sliding_window", Json::Null); // its families have one by default
         }
         set("bos_token_id", json!(self.token_id("bos")?));
         set("eos_token_id", json!(self.token_id("eos")?));
@@ -117,15 +123,20 @@ impl Gguf {
             "olmo3" => {
                 let (theta, scaling) =
                     (set("rope_theta", Json::Null), set("rope_scaling", Json::Null));
-                let theta = theta.unwrap_or_default();
-                if scaling.is_some_and(|scaling| !scaling.is_null()) {
-                    return Err(self.broken("rope scaling of OLMo 3 is not read".to_owned()));
-                }
-                let rope = json!({ "rope_type": "default", "rope_theta": theta });
+                // layers with a window turn without scaling
+                let mut full = scaling.filter(Json::is_object);
+                let full = full.get_or_insert_with(|| json!({ "rope_type": "default" }));
+                full["rope_theta"] = theta.unwrap_or_default();
+                let key = self.key("rope.freq_base_swa");
+                let own: Option<f32> = self.optional(&key, "a number")?;
+                let own =
+                    own.map_or_else(|| full["rope_theta"].clone(), |own| json!(shortest(own)));
+                let sliding = json!({ "rope_type": "default", "rope_theta": own });
                 set(
                     "rope_parameters",
-                    json!({ "full_attention": rope, "sliding_attention": rope }),
+                    json!({ "full_attention": full, "sliding_attention": sliding }),
                 );
+                set("layer_types", self.layer_types()?);
             }
             "phi3" => {
                 let key = self.key("rope.scaling.original_context_length");
@@ -144,6 +155,29 @@ impl Gguf {
             set("rope_local_base_freq", json!(shortest(local.unwrap_or(10_000.0))));
         }
         Ok(())
+    }
+
+    /// `layer_types` of OLMo 3: the file says of each layer whether it has a window, or after how many one has none; 4 if it says nothing.
+    fn layer_types(&self) -> Result<Json> {
+        let key = self.key("attention.sliding_window_pattern");
+        let pattern: Option<Json> = self.optional(&key, "a list or an integer")?;
+        let layers = self.size("block_count")?;
+        let slides: Vec<bool> = match pattern {
+            Some(Json::Array(list)) => list.iter().map(|slides| slides == true).collect(),
+            pattern => {
+                let period = pattern.and_then(|period| period.as_i64()).unwrap_or(4).max(1);
+                (1..=layers).map(|layer| layer % period != 0).collect()
+            }
+        };
+        let name = |slides: &bool| if *slides { "sliding_attention" } else { "full_attention" };
+        Ok(slides.iter().map(name).collect())
+    }
+
+    /// How much queries grow with their position; none where they do not.
+    fn temperature_scale(&self) -> Result<Option<f64>> {
+        let scale: Option<f32> =
+            self.optional(&self.key("attention.temperature_scale"), "a number")?;
+        Ok(scale.filter(|scale| *scale != 0.0).map(shortest))
     }
 
     /// No token may see a later one, values be of another size than keys, or scores be scaled otherwise than by 1 / √(head size).
@@ -224,13 +258,14 @@ impl Gguf {
             (None | Some("linear"), Some(factor)) => {
                 json!({ "rope_type": "linear", "factor": shortest(factor) })
             }
-            (Some("linear"), None) => {
-                return Err(self.broken(format!("metadata {key} is \"linear\", without a factor")));
+            (Some("yarn"), Some(factor)) => self.yarn(shortest(factor))?,
+            (Some(kind @ ("linear" | "yarn")), None) => {
+                return Err(self.broken(format!("metadata {key} is {kind:?}, without a factor")));
             }
             (Some(other), _) => {
-                return Err(
-                    self.broken(format!("rope scaling {other:?}; linear and llama3 can be read"))
-                );
+                return Err(self.broken(format!(
+                    "rope scaling {other:?}; linear, yarn and llama3 can be read"
+                )));
             }
         };
         let factors = |name: &str| self.rope_factors.get(name);
@@ -244,6 +279,33 @@ impl Gguf {
                 "it asks for linear rope scaling and holds the factors {ROPE_FREQUENCIES}; expected one of them"
             ))),
         }
+    }
+
+    /// YaRN. llama.cpp takes 1 for the `mscale` that the file does not hold.
+    fn yarn(&self, factor: f64) -> Result<Json> {
+        let number = |key: &str| -> Result<Option<f64>> {
+            let key = self.key(&format!("rope.scaling.{key}"));
+            let found: Option<f32> = self.optional(&key, "a number")?;
+            Ok(found.map(shortest))
+        };
+        let original = self.key("rope.scaling.original_context_length");
+        let original: Option<i64> = self.optional(&original, "an integer")?;
+        let mut rope = json!({
+            "rope_type": "yarn",
+            "factor": factor,
+            "original_max_position_embeddings": original,
+            "attention_factor": number("yarn_attn_factor")?,
+            "beta_fast": number("yarn_beta_fast")?,
+            "beta_slow": number("yarn_beta_slow")?,
+        });
+        if let Some(log) = number("yarn_log_multiplier")?.filter(|log| *log != 0.0) {
+            rope["mscale"] = json!(1.0);
+            rope["mscale_all_dim"] = json!(log);
+        }
+        if let Some(beta) = self.temperature_scale()? {
+            rope["llama_4_scaling_beta"] = json!(beta);
+        }
+        Ok(rope)
     }
 
     /// The numbers of a vector.

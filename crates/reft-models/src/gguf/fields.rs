@@ -31,9 +31,20 @@ pub const GGUF: Fields = Fields {
                 "{architecture}.rope.scaling.factor",
                 "{architecture}.rope.scale_linear",
             ])
-            .with_note("types none and linear; linear where a factor stands without a type"),
+            .with_note("types none, linear and yarn; linear where a factor stands without a type"),
+            Field::applied(&[
+                "{architecture}.rope.scaling.yarn_attn_factor",
+                "{architecture}.rope.scaling.yarn_beta_fast",
+                "{architecture}.rope.scaling.yarn_beta_slow",
+            ])
+            .with_note("of type yarn"),
+            Field::only(
+                &["{architecture}.rope.scaling.yarn_ext_factor"],
+                |factor| factor.as_f64() == Some(1.0),
+                "1",
+            ),
             Field::applied(&["{architecture}.rope.scaling.original_context_length"])
-                .with_note("of Phi-3; elsewhere of types of scaling that are refused"),
+                .with_note("of Phi-3, and of type yarn"),
             Field::applied(&["{architecture}.rope.dimension_count"])
                 .with_note("whole heads are turned but in Phi-3"),
             Field::applied(&["{architecture}.attention.value_length"])
@@ -68,7 +79,14 @@ pub const GGUF: Fields = Fields {
                     "{architecture}.attention.sliding_window_pattern",
                     "{architecture}.rope.freq_base_swa",
                 ],
-                "only in Gemma 3 they are applied",
+                "only in Gemma 3 and OLMo 3 they are applied",
+            ),
+            Field::refused(
+                &[
+                    "{architecture}.rope.scaling.yarn_log_multiplier",
+                    "{architecture}.attention.temperature_scale",
+                ],
+                "only in Ministral 3 (mistral3) they are applied",
             ),
             Field::only(
                 &[

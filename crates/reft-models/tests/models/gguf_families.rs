@@ -209,6 +209,66 @@ fn expected(case: &Case) -> Outcome<DecoderConfig> {
     Ok(DecoderConfig::from_json(config, "config.json".as_ref())?)
 }
 
+/// Files that llama.cpp's own converter made (`tools/oracle/make_gguf_families.py`), and what they cannot say of their models.
+fn converted() -> Vec<(String, Json)> {
+    let fixed = |family: &str| {
+        let case = cases().into_iter().find(|case| case.family == family);
+        (format!("more_families/{family}"), case.map_or_else(|| json!({}), |case| case.fixed))
+    };
+    let plain = |family: &str| (format!("families/{family}"), json!({}));
+    let yarn = json!({
+        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 12,
+        "beta_fast": 2.0, "beta_slow": 0.3, "attention_factor": 1.3,
+    });
+    let mut all = ["llama_biases", "llama_head_dim", "llama_rope_linear", "qwen2", "qwen3"]
+        .map(plain)
+        .to_vec();
+    all.extend(["gemma2", "gemma3", "smollm3"].map(fixed));
+    let (phi3, mut longrope) = fixed("phi3_longrope");
+    longrope["rope_parameters"]["attention_factor"] = json!(1.397_354_8); // computed by the converter, in f32
+    all.push((phi3, longrope));
+    all.extend(["olmo2", "olmo3"].map(|family| (format!("more_families/{family}"), json!({}))));
+    let llama = json!({ "model_type": "llama", "sliding_window": null });
+    all.push(("families/mistral".to_owned(), llama));
+    all.push(("more_families/llama_yarn".to_owned(), json!({ "rope_parameters": yarn })));
+    all.push(("more_families/ministral3".to_owned(), json!({ "sliding_window": null })));
+    all
+}
+
+#[test]
+fn files_of_llama_cpps_converter_are_the_models_that_they_were_made_of() -> Outcome {
+    for (family, fixed) in converted() {
+        let name = family.rsplit('/').next().unwrap_or_default();
+        let file = path("gguf_families").join(format!("{name}.gguf"));
+        let mut config = read(&format!("{family}/config.json"))?;
+        let fields = config.as_object_mut().ok_or("an object")?;
+        for (name, value) in fixed.as_object().into_iter().flatten() {
+            fields.insert(name.clone(), value.clone());
+        }
+        let expected = DecoderConfig::from_json(config, "config.json".as_ref())?;
+        let found = DecoderConfig::open(&file)?;
+        assert_eq!(found, expected, "{family}");
+        let io = tensors(&format!("{family}/io.safetensors"))?;
+        let rows = rows(&io["input_ids"], &io["attention_mask"])?;
+        let of = |config: DecoderConfig, weights| -> Outcome<Vec<Tensor>> {
+            let decoder = Decoder::from_weights(config, &weights, Kind::Float, Device::Cpu)?;
+            Ok(base_logits(&decoder, &rows, PaddingSide::Right)?)
+        };
+        let ours = of(found, Weights::open(&file)?)?;
+        let theirs = of(expected, Weights::open(&path(&family))?)?;
+        for (i, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
+            let what = format!("{family}, row {i}");
+            assert_close(&what, ours, theirs, 2e-5); // (1 + w) − 1 is rounded once
+            if fixed == json!({}) {
+                let expected = io["logits"].select(0, i as i64).narrow(0, 0, ours.size()[0]);
+                let largest = expected.abs().max().double_value(&[]);
+                assert_close(&what, ours, &expected, 2e-5 * (largest / 10.0).max(1.0));
+            }
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn configuration_and_numbers_are_those_of_the_hugging_face_directory() -> Outcome {
     for case in cases() {
