@@ -43,6 +43,6 @@ pub use maps::householder::Householder;
 pub use maps::orthonormal::{MapKind, OrthonormalMap, orthonormality_error, random_columns};
 pub use maps::principal_components::PrincipalComponents;
 pub use maps::qr::Qr;
-pub use options::{DeclaredOptions, LARGEST_COUNT, OptionDeclaration, OptionKind};
+pub use options::{DeclaredOptions, LARGEST_COUNT, OptionDeclaration, OptionKind, Texts};
 pub use parameter::Parameter;
 pub use positions::{PositionRule, Positions, PromptPositions, TokenGroup};

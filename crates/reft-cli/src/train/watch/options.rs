@@ -1,12 +1,11 @@
-use reft_core::{LARGEST_COUNT, declare_options};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use reft_core::{LARGEST_COUNT, Texts, declare_options};
 
 declare_options! {
     /// What is written while a run goes on. It changes no number.
     pub struct WatchOptions {
         /// Write the reply to this prompt, of the base model and as training goes on; several times for several prompts
-        #[serde(skip_serializing_if = "Prompts::is_empty")]
-        sample_prompt: Prompts = Prompts::default(), Texts("TEXT") in "Watching";
+        #[serde(skip_serializing_if = "is_none")]
+        sample_prompt: Texts = Texts::default(), Texts("TEXT") in "Watching";
         /// Steps between replies to sample prompts; 0 = after every epoch
         sample_every: usize = 0, Count("N") in "Watching" if |n: usize| n <= LARGEST_COUNT, "a whole number of at most 1,000,000,000";
         /// Tokens of a reply to a sample prompt
@@ -18,38 +17,8 @@ declare_options! {
     }
 }
 
-/// Prompts, of which a file may give one as a text.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Prompts(pub Vec<String>);
-
-impl Prompts {
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-impl Serialize for Prompts {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match &self.0[..] {
-            [one] => one.serialize(serializer),
-            several => several.serialize(serializer),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Prompts {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum OneOrMore {
-            One(String),
-            More(Vec<String>),
-        }
-        Ok(Self(match OneOrMore::deserialize(deserializer)? {
-            OneOrMore::One(one) => vec![one],
-            OneOrMore::More(more) => more,
-        }))
-    }
+fn is_none(texts: &Texts) -> bool {
+    texts.0.is_empty()
 }
 
 /// A form of metrics that other programs read.

@@ -2,7 +2,7 @@ use std::fmt::{self, Display};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use reft_core::Error as CoreError;
+use reft_core::{Error as CoreError, Texts};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -77,25 +77,13 @@ reft_core::as_text!(DataSource);
 /// In files: a text, or a list of them.
 impl Serialize for DataSources {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match &self.0[..] {
-            [one] => one.serialize(serializer),
-            several => several.serialize(serializer),
-        }
+        Texts(self.0.iter().map(DataSource::to_string).collect()).serialize(serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for DataSources {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum OneOrMore {
-            One(String),
-            More(Vec<String>),
-        }
-        let sources = match OneOrMore::deserialize(deserializer)? {
-            OneOrMore::One(one) => vec![one],
-            OneOrMore::More(more) => more,
-        };
+        let Texts(sources) = Texts::deserialize(deserializer)?;
         if sources.is_empty() {
             return Err(D::Error::custom("data is an empty list, expected at least one file"));
         }
