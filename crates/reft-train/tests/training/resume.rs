@@ -68,13 +68,15 @@ fn copy_tree(from: &Path, to: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Rows of `metrics.jsonl` as far as they are reproducible: everything but wall times.
+/// Rows of `metrics.jsonl` as far as they are reproducible: everything but wall times and the memory that the process happens to hold.
 fn metrics(run: &Path) -> Result<Vec<serde_json::Value>, Box<dyn std::error::Error>> {
     let text = std::fs::read_to_string(run.join("metrics.jsonl"))?;
     let mut rows = Vec::new();
     for line in text.lines() {
         let mut row: serde_json::Value = serde_json::from_str(line)?;
-        row.as_object_mut().ok_or("a row is an object")?.remove("seconds").ok_or("seconds")?;
+        let fields = row.as_object_mut().ok_or("a row is an object")?;
+        fields.remove("seconds").ok_or("seconds")?;
+        fields.remove("memory");
         rows.push(row);
     }
     Ok(rows)
