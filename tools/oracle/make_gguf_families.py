@@ -8,8 +8,13 @@ python: today
 
 The converter is that of the sources which the npm package node-llama-cpp 3.21.1 carries as a bundle of git; it is fetched with `npm pack`
 into a temporary folder unless LLAMA_CPP names a checkout. The tiny models have no tokenizer: each file gets 64 tokens without a
-meaning, everything else is the converter's. Weights are f32. Not taken: the tiny Granite and Phi-3, whose head size the converter does not write;
-llama3's RoPE with another original context than Meta's models have, which the file does not hold.
+meaning, everything else is the converter's. Weights are f32.
+
+Two models are made here, because the converter says less of the tiny ones than they are: it writes no head size for Granite, and of
+llama3's RoPE only factors for the original context of Meta's models.
+
+NAME.gguf
+NAME/   of the models made here: config.json, model.safetensors, io.safetensors (input_ids, attention_mask, logits)
 """
 
 import json
@@ -20,6 +25,10 @@ import tempfile
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
+from transformers import GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from make_more_families import LENGTHS, SEED, SIZES, padded, randomize, rows_of
 
 PACKAGE = "node-llama-cpp@3.21.1"
 MODELS = Path(__file__).resolve().parents[2] / "tests/oracle"
@@ -28,6 +37,19 @@ FAMILIES = [
     "families/qwen3", "more_families/gemma2", "more_families/gemma3",
     "more_families/llama_yarn", "more_families/ministral3", "more_families/olmo2", "more_families/olmo3", "more_families/phi3_longrope", "more_families/smollm3",
 ]
+
+# The head size is hidden_size / heads.
+SQUARE = {name: size for name, size in SIZES.items() if name != "head_dim"}
+MADE_HERE = {
+    "granite": (GraniteForCausalLM, GraniteConfig(**SQUARE | dict(
+        num_attention_heads=2, num_key_value_heads=1, embedding_multiplier=3.0, attention_multiplier=0.35, residual_multiplier=0.6,
+        logits_scaling=0.7, attention_bias=True, mlp_bias=True))),
+    # Wave lengths lie on both sides of 8192 / 4 and 8192 / 1, between which llama3 goes from one scale to the other.
+    "llama3": (LlamaForCausalLM, LlamaConfig(**SQUARE | dict(
+        hidden_size=48, num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=131072, rope_parameters=dict(
+            rope_type="llama3", rope_theta=50000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+            original_max_position_embeddings=8192)))),
+}
 
 
 def sources(folder):
@@ -67,6 +89,22 @@ def convert(model, file, folder):
     print(f"{model.name}: {architecture}, {file.stat().st_size // 1000} kB")
 
 
+@torch.no_grad()
+def make(name, out):
+    """A model of MADE_HERE, as transformers saves it, and its logits."""
+    kind, config = MADE_HERE[name]
+    generator = torch.Generator().manual_seed(SEED)
+    torch.manual_seed(SEED)
+    model = kind(config).eval()
+    randomize(model, generator)
+    model.save_pretrained(out)
+    (out / "generation_config.json").unlink(missing_ok=True)
+    rows = rows_of(generator)
+    logits = padded([model(row[None]).logits[0] for row in rows])
+    mask = padded([torch.ones(length, dtype=torch.long) for length in LENGTHS])
+    save_file(dict(input_ids=padded(rows), attention_mask=mask, logits=logits), out / "io.safetensors")
+
+
 def main():
     out = Path(sys.argv[1])
     out.mkdir(parents=True, exist_ok=True)
@@ -76,6 +114,9 @@ def main():
         sys.path[:0] = [str(source), str(source / "gguf-py")]
         for family in FAMILIES:
             convert(MODELS / family, out / f"{Path(family).name}.gguf", folder)
+        for name in MADE_HERE:
+            make(name, out / name)
+            convert(out / name, out / f"{name}.gguf", folder)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,8 @@ pub fn of_file(file: &Path, kept: &Path, fresh: &Path) -> Result<Vec<String>> {
             };
             values("$", &parse(&kept)?, &parse(&fresh)?, &mut found);
         }
+        // The converter copies the weights, and computes next to nothing.
+        Some("gguf") if kept != fresh => found.push("has other bytes".to_owned()),
         // Pickles: their tensors are also kept as `.bin_contents.safetensors`, and compared there.
         _ => {}
     }
@@ -194,6 +196,19 @@ mod tests {
     fn another_shape_is_a_difference_even_with_the_same_elements() -> Result<()> {
         let found = between((&[1.0, 2.0], &[2, 1]), (&[1.0, 2.0], &[1, 2]))?;
         assert_eq!(found, ["t.safetensors: w was F32 [2, 1], is F32 [1, 2]"]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_converted_file_is_compared_byte_by_byte() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let [a, b] = ["kept", "fresh"].map(|name| dir.path().join(name));
+        for (folder, bytes) in [(&a, b"GGUF\x03"), (&b, b"GGUF\x02")] {
+            fs::create_dir(folder)?;
+            fs::write(folder.join("t.gguf"), bytes)?;
+        }
+        assert_eq!(of_file(Path::new("t.gguf"), &a, &b)?, ["t.gguf: has other bytes"]);
+        assert_eq!(of_file(Path::new("t.gguf"), &a, &a)?, Vec::<String>::new());
         Ok(())
     }
 

@@ -223,6 +223,7 @@ fn converted() -> Vec<(String, Json)> {
     let mut all = ["llama_biases", "llama_head_dim", "llama_rope_linear", "qwen2", "qwen3"]
         .map(plain)
         .to_vec();
+    all.extend(["granite", "llama3"].map(|name| (format!("gguf_families/{name}"), json!({}))));
     all.extend(["gemma2", "gemma3", "smollm3"].map(fixed));
     let (phi3, mut longrope) = fixed("phi3_longrope");
     longrope["rope_parameters"]["attention_factor"] = json!(1.397_354_8); // computed by the converter, in f32
