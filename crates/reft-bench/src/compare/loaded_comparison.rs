@@ -6,7 +6,7 @@ use rand::seq::SliceRandom;
 use reft_methods::{Methods, SHARE_WEIGHTS, options_of, resolve};
 use reft_models::{
     ChatTemplate, ContextLimit, Decoder, DecoderConfig, ModelDescription, Row, Tokenizer,
-    read_text, resolve_model, weights_digest,
+    TrainedText, read_text, resolve_model, weights_digest,
 };
 use reft_train::{Dataset, Encoding, Example, IGNORE_INDEX, TextEncoder, Turns};
 use tch::Device;
@@ -37,12 +37,24 @@ pub struct LoadedComparison {
     pub plan: ComparisonPlan,
     pub(crate) methods: Vec<Methods>,
     pub(crate) tokenizer: Option<Tokenizer>,
+    /// How the texts that adapters are trained on are framed.
+    pub(crate) trained_text: Option<TrainedText>,
     pub(crate) dataset: Dataset,
     pub(crate) validation: Vec<EncodedQuestion>,
     pub(crate) tests: Vec<Vec<EncodedQuestion>>,
     pub(crate) neutral: Option<Vec<Example>>,
     model: PathBuf,
     device: Device,
+}
+
+/// What makes rows of a task's texts; `None` without a tokenizer.
+fn text_encoder<'a>(
+    task: &TaskConfig,
+    tokenizer: Option<&'a Tokenizer>,
+    chat_template: Option<&'a ChatTemplate>,
+) -> Option<TextEncoder<'a>> {
+    let (template, turns) = (task.template, Turns::Last);
+    Some(TextEncoder { tokenizer: tokenizer?, chat_template, template, turns })
 }
 
 impl LoadedComparison {
@@ -92,21 +104,27 @@ impl LoadedComparison {
             template => Some(template?),
         };
         let parts = Parts::read(&config, &task, training)?;
-        let encode = |task: &TaskConfig, part: &Part| {
+        let chat_of = |task: &TaskConfig| {
             let with_variables =
                 |template: &ChatTemplate| template.clone().with_variables(&task.chat_vars);
-            let chat_template = chat_template.as_ref().map(with_variables).transpose()?;
-            let text = tokenizer.as_ref().map(|tokenizer| TextEncoder {
-                tokenizer,
-                chat_template: chat_template.as_ref(),
-                template: task.template,
-                turns: Turns::Last,
-            });
+            chat_template.as_ref().map(with_variables).transpose()
+        };
+        let encode = |task: &TaskConfig, part: &Part| {
+            let chat_template = chat_of(task)?;
+            let text = text_encoder(task, tokenizer.as_ref(), chat_template.as_ref());
             let vocab_size = description.vocab_size;
             let encoding = Encoding { text, vocab_size, max_length: usize::MAX }; // questions are not cut
             encode_questions(task, &part.questions, &encoding)
         };
         let train = encode(training, &parts.train)?;
+        let training_chat = chat_of(training)?;
+        let in_training = text_encoder(training, tokenizer.as_ref(), training_chat.as_ref());
+        let records = parts.train.questions.iter().map(|question| &question.record);
+        let in_force = in_training.and_then(|encoder| encoder.in_force(records));
+        let trained_text = in_force.map(|template| TrainedText {
+            template: template.to_string(),
+            chat_vars: training.chat_vars.clone(),
+        });
         let validation_task = if config.data.validation.is_some() { &task } else { training };
         let validation = encode(validation_task, &parts.validation)?;
         let tests = parts.tests.iter().map(|part| encode(&task, part));
@@ -156,7 +174,7 @@ impl LoadedComparison {
             weights: Some(weights_digest(&model)?),
             machine: Machine::here(device),
         };
-        Ok(Self { plan, methods, tokenizer, dataset, validation, tests, neutral, model, device })
+        Ok(Self { plan, methods, tokenizer, trained_text, dataset, validation, tests, neutral, model, device })
     }
 
     /// Reads everything again as a plan has it: for a cell in a process of its own.

@@ -142,7 +142,11 @@ pub fn run_cell(
         (Some(method), None) => {
             remove(&adapter_directory)?;
             tch::manual_seed(cell.seed as i64);
-            loaded.methods[method].build(&model, &plan.config.model)?
+            let mut adapters = loaded.methods[method].build(&model, &plan.config.model)?;
+            if let Some(text) = &loaded.trained_text {
+                adapters.iter_mut().for_each(|adapter| adapter.keep_trained_text(text.clone()));
+            }
+            adapters
         }
     };
     let learner = Learner::new(&model, &AdapterStack::of_boxed(&adapters)?, &NextToken);

@@ -3,6 +3,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, PoisonError};
 
 use reft_bench::{Cell, LoadedComparison, Report, run_cell, run_comparison};
+use reft_methods::trained_text;
 use reft_train::Silent;
 
 use crate::tiny_model::{Bench, TestResult};
@@ -109,8 +110,12 @@ fn adapters_of_rates_that_were_not_chosen_are_removed() -> TestResult {
         cell.directory(&loaded.plan, &output).join("adapter").exists()
     };
     let chosen = report.methods[0].lr.ok_or("no rate")?;
-    let other = if chosen == 1e-2 { 2e-2 } else { 1e-2 };
+    let other = if chosen == 1e-2 { 5e-3 } else { 1e-2 };
     assert!(has_adapter(0, chosen, 0) && has_adapter(0, chosen, 1) && !has_adapter(0, other, 0));
+    // what is kept says how its texts were framed
+    let cell = Cell { method: Some(0), lr: chosen, seed: 0, test: true };
+    let text = trained_text(&cell.directory(&loaded.plan, &output).join("adapter"))?;
+    assert_eq!(text.map(|text| text.template), Some("plain".to_owned()));
     // fully fine-tuned weights are as large as the model
     assert!([1e-3, 2e-3].iter().all(|&lr| !has_adapter(1, lr, 0)));
     assert_eq!(report.methods[1].trainable_percent, 100.0);
