@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -13,9 +13,8 @@ use crate::{model, reft, setup};
 
 const RECIPE: &str = "recipes/emoji.toml";
 const DATA: &str = "examples/emoji.jsonl";
+const FOLDER: Folder = Folder { path: "runs/demo", holds: &["emoji"], command: "demo" };
 const RUN: &str = "runs/demo/emoji";
-/// Written beside the demo's runs; a folder without it is not ours to remove.
-const MARK: &str = "runs/demo/made-by-xtask-demo";
 
 /// Not among the trained examples; a test holds the data set to that.
 const HELD_OUT: [&str; 2] = ["What should I eat for dinner?", "Tell me about the ocean."];
@@ -32,7 +31,7 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     let model = workspace.model();
     let model = workspace.relative(&model);
     let adapter = Path::new(RUN);
-    clear_earlier_run(workspace.root())?;
+    FOLDER.begin(workspace.root())?;
     eprintln!("training on {DATA} with {RECIPE}");
     let started = Instant::now();
     reft::train(workspace, Path::new(RECIPE), model, Path::new(DATA), adapter)?;
@@ -89,27 +88,41 @@ fn comparison(prompt: &str, base: &str, adapted: &str) -> String {
     )
 }
 
-/// Removes what an earlier demo wrote, and nothing that somebody else put there.
-fn clear_earlier_run(root: &Path) -> Result<()> {
-    let run = root.join(RUN);
-    let mark = root.join(MARK);
-    if run.exists() {
-        if !mark.exists() {
-            bail!(
-                "{RUN} is there, but the demo did not make it: move it away and run the demo again"
-            );
+/// A folder in which a command of xtask writes some things anew each time.
+pub struct Folder {
+    /// Relative to the top folder.
+    pub path: &'static str,
+    /// What the command writes into it.
+    pub holds: &'static [&'static str],
+    /// The command: `cargo xtask …`.
+    pub command: &'static str,
+}
+
+impl Folder {
+    /// Removes what the command wrote earlier, and nothing that somebody else put there; returns the folder.
+    pub fn begin(&self, root: &Path) -> Result<PathBuf> {
+        let (path, command) = (self.path, self.command);
+        let folder = root.join(path);
+        let mark = folder.join(format!("made-by-xtask-{command}"));
+        for name in self.holds {
+            let own = folder.join(name);
+            if !own.exists() {
+                continue;
+            }
+            if !mark.exists() {
+                bail!(
+                    "{path}/{name} is there, but `cargo xtask {command}` did not make it: move it away and run this again"
+                );
+            }
+            let remove = if own.is_dir() { fs::remove_dir_all } else { fs::remove_file };
+            remove(&own).with_context(|| format!("cannot remove the earlier {path}/{name}"))?;
         }
-        fs::remove_dir_all(&run).with_context(|| format!("cannot remove the earlier run {RUN}"))?;
+        fs::create_dir_all(&folder).with_context(|| format!("cannot create {path}"))?;
+        let written = self.holds.join(", ");
+        let text = format!("Every `cargo xtask {command}` writes anew: {written}.\n");
+        fs::write(&mark, text).with_context(|| format!("cannot write to {path}"))?;
+        Ok(folder)
     }
-    if let Some(parent) = mark.parent() {
-        fs::create_dir_all(parent)
-            .with_context(|| format!("cannot create {}", parent.display()))?;
-    }
-    fs::write(
-        &mark,
-        "The folders beside this file are written again by every `cargo xtask demo`.\n",
-    )
-    .with_context(|| format!("cannot write {MARK}"))
 }
 
 #[cfg(test)]
@@ -117,18 +130,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_run_of_the_demo_is_removed() -> Result<()> {
+    fn only_what_the_command_made_is_removed() -> Result<()> {
         let root = tempfile::tempdir()?;
         let file = root.path().join(RUN).join("reft_config.json");
         fs::create_dir_all(root.path().join(RUN))?;
         fs::write(&file, "somebody's")?;
-        assert!(clear_earlier_run(root.path()).is_err());
+        assert!(FOLDER.begin(root.path()).is_err());
         assert_eq!(fs::read_to_string(&file)?, "somebody's");
         fs::remove_dir_all(root.path().join(RUN))?;
-        clear_earlier_run(root.path())?;
-        fs::create_dir(root.path().join(RUN))?;
-        clear_earlier_run(root.path())?;
-        assert!(!root.path().join(RUN).exists());
+        FOLDER.begin(root.path())?;
+        let beside = root.path().join(FOLDER.path).join("somebody's");
+        for folder in [&root.path().join(RUN), &beside] {
+            fs::create_dir(folder)?;
+        }
+        FOLDER.begin(root.path())?;
+        assert!(!root.path().join(RUN).exists() && beside.exists());
         Ok(())
     }
 

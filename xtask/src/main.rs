@@ -10,6 +10,7 @@ mod demo;
 mod libtorch;
 mod libtorch_config;
 mod model;
+mod newcomer;
 mod oracle;
 mod platform;
 mod python_environment;
@@ -48,6 +49,8 @@ enum Task {
     Model,
     /// Train LoReFT on the demo model and show its replies beside the base model's; sets up what is missing
     Demo,
+    /// Play somebody who has a table of questions and answers: train without a recipe, talk, compare with the base model, share
+    Newcomer,
     /// Run every test of the workspace; sets up what is missing
     Test {
         /// Passed on to `cargo test --workspace`, for instance `-- positions` or `-- --test models`
@@ -105,6 +108,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Setup { cuda } => setup::run(&workspace, cuda),
         Task::Model => model::run(&workspace),
         Task::Demo => demo::run(&workspace),
+        Task::Newcomer => newcomer::run(&workspace),
         Task::Test { arguments } => ci::test(&workspace, &arguments),
         Task::Ci => ci::run(&workspace),
         Task::Tidy => tidy::run(&workspace),

@@ -9,8 +9,10 @@ const RIGHT: f64 = 12.0;
 /// The least room that a value needs.
 const NARROWEST: f64 = 38.0;
 const ROW: f64 = 36.0;
-/// What stands below the grid: column names, their name, and the scale.
-const BELOW: f64 = 84.0;
+/// What stands below the grid: column names, their name, and the scale with a line above and below it.
+const BELOW: f64 = 102.0;
+/// A map of few columns does not grow past this, however wide the page is.
+const LARGEST_SCALE: f64 = 1.5;
 const STEPS: usize = 20;
 
 /// Values over two axes.
@@ -49,8 +51,10 @@ pub fn heat_map(title: &str, map: &HeatMap) -> String {
     let right = left + column * columns;
     let (width, bottom) = (right + RIGHT, TOP + ROW * y_names.len() as f64);
     let (height, narrowest) = (bottom + BELOW, (0.62 * width).max(width - 150.0));
-    let size =
-        format!("viewBox=\"0 0 {width:.0} {height:.0}\" style=\"min-width:{narrowest:.0}px\"");
+    let widest = LARGEST_SCALE * width;
+    let size = format!(
+        "viewBox=\"0 0 {width:.0} {height:.0}\" style=\"min-width:{narrowest:.0}px;max-width:{widest:.0}px\""
+    );
     let mut svg = Svg::new(&format!("class=\"map\" {size}"), title);
     svg.text("tick", (left - 8.0, TOP - 9.0), "end", y_name);
     for (i, name) in y_names.iter().enumerate() {
@@ -66,7 +70,7 @@ pub fn heat_map(title: &str, map: &HeatMap) -> String {
             add_cell(&mut svg, cell.as_ref(), map.range, (x, y, column - 2.0, ROW - 2.0));
         }
     }
-    add_scale(&mut svg, map, (left, right, bottom + 52.0));
+    add_scale(&mut svg, map, (left, right, bottom + 54.0));
     format!("<div class=\"wide\">{}</div>", svg.finish())
 }
 
@@ -95,7 +99,9 @@ fn add_cell(
 
 /// Colours from the palest to the strongest, between the two values that they stand for.
 fn add_scale(svg: &mut Svg, map: &HeatMap, (left, right, top): (f64, f64, f64)) {
-    let width = (right - left) / STEPS as f64;
+    // on a line of its own: beside the names of the ends there is no room on a narrow page
+    svg.text("tick", ((left + right) / 2.0, top + 4.0), "middle", map.unit);
+    let (top, width) = (top + 13.0, (right - left) / STEPS as f64);
     for i in 0..STEPS {
         let (x, shade) = (left + width * i as f64, (i as f64 + 0.5) / STEPS as f64);
         svg.add(format_args!(
@@ -104,7 +110,6 @@ fn add_scale(svg: &mut Svg, map: &HeatMap, (left, right, top): (f64, f64, f64)) 
     }
     let text = top + 23.0;
     svg.text("tick", (left, text), "start", &map.ends.0);
-    svg.text("tick", ((left + right) / 2.0, text), "middle", map.unit);
     svg.text("tick", (right, text), "end", &map.ends.1);
 }
 
@@ -153,6 +158,12 @@ mod tests {
             assert!(start.is_some_and(|start| start.contains(class)), "{text}: {start:?}");
         }
         assert!(svg.contains("&lt;16&gt;") && !svg.contains("<16>") && !svg.contains("<0.25>"));
+        let line_of = |text: &str| {
+            let start = svg.split(&format!(">{text}</text>")).next()?.rsplit(" y=\"").next()?;
+            start.split('"').next()?.parse::<f64>().ok()
+        };
+        assert_eq!(line_of("0 %"), line_of("100 %"));
+        assert!(line_of("tokens") < line_of("recall") && line_of("recall") < line_of("0 %"));
         // six frames, one of them alone, and none leaves the picture
         assert_eq!(svg.matches("class=\"empty\"").count(), 6);
         assert!(attributes(&svg, "x").iter().all(|x| (0.0..=WIDTH).contains(x)), "{svg}");

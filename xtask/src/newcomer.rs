@@ -1,0 +1,195 @@
+//! `cargo xtask newcomer`: what somebody does who has a table of questions and answers and nothing else.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::demo::Folder;
+use crate::workspace::Workspace;
+use crate::{command, model, reft, setup};
+
+/// Her own table, and questions that are not in it.
+const TABLE: &str = "examples/pirate.csv";
+const UNSEEN: &str = "examples/pirate-unseen.csv";
+const FOLDER: Folder = Folder {
+    path: "runs/newcomer",
+    holds: &["questions.csv", "pirate", "before-and-after.html"],
+    command: "newcomer",
+};
+
+/// How every answer of the table begins.
+const MANNER: &str = "Ahoy!";
+/// Of the twelve unseen questions, so many at least are answered in the manner.
+const LEAST: usize = 11;
+
+/// What the base model goes on with; with the adapter it must do the same.
+const CONTROLS: [(&str, &str); 3] = [
+    ("The capital of France is", "Paris"),
+    ("Monday, Tuesday, Wednesday,", "Thursday"),
+    ("One, two, three, four,", "five"),
+];
+
+/// Trains on the table without a recipe, looks at the page, talks, compares with the base model, and looks at what would be shared.
+pub fn run(workspace: &Workspace) -> Result<()> {
+    setup::ready(workspace)?;
+    model::ready(workspace)?;
+    reft::build(workspace)?;
+    let started = Instant::now();
+    let folder = FOLDER.begin(workspace.root())?;
+    let copied = |from: &str, to: &str| {
+        let from = workspace.root().join(from);
+        fs::copy(&from, folder.join(to)).with_context(|| format!("cannot copy {}", from.display()))
+    };
+    copied(TABLE, "questions.csv")?;
+    let model = workspace.model();
+    let here = |subcommand: &str| {
+        let mut program = reft::program(workspace);
+        program.arg(subcommand).arg("--model").arg(&model);
+        program
+    };
+    let (table, adapter) = (folder.join("questions.csv"), folder.join("pirate"));
+    let mut train = here("train");
+    train.arg("--data").arg(&table).arg("--output").arg(&adapter);
+    command::run_as_progress(&mut train)?;
+    for file in ["report.html", "README.md", "metrics.jsonl", "train.toml"] {
+        if fs::metadata(adapter.join(file)).map_or(0, |file| file.len()) == 0 {
+            bail!("the run left no {file} in {}", adapter.display());
+        }
+    }
+    let minutes = |what: &str| eprintln!("{what}: {:.0} s", started.elapsed().as_secs_f64());
+    minutes("trained");
+
+    let mut out = io::stdout().lock();
+    let mut chat = here("chat");
+    chat.arg("--adapter").arg(&adapter).args(["--max-new-tokens", "32"]);
+    let said = "What is the capital of France?\n/reset\n/base\nWhat is the capital of France?\n";
+    let talk = spoken(&mut chat, said)?;
+    writeln!(out, "\nchat, then without the adapter\n{}", indented(&talk))?;
+    if !talk.starts_with(MANNER) {
+        bail!("the first reply of the conversation does not begin with {MANNER:?}");
+    }
+
+    let unseen = workspace.root().join(UNSEEN);
+    let mut generate = here("generate");
+    generate.arg("--adapter").arg(&adapter).arg("--input").arg(unseen);
+    generate.arg("--page").arg(folder.join("before-and-after.html"));
+    generate.args(["--compare-base", "--max-new-tokens", "32", "--json"]);
+    let replies = Replies::read(&command::output(&mut generate)?)?;
+    writeln!(out, "questions that are not in the table\n{}", indented(&replies.shown()))?;
+    let in_manner = |text: &String| text.trim_start().starts_with(MANNER);
+    let count = replies.with.iter().filter(|text| in_manner(text)).count();
+    let before = replies.base.iter().filter(|text| in_manner(text)).count();
+    writeln!(
+        out,
+        "{count} of {} in the table's manner, {before} without the adapter",
+        replies.with.len()
+    )?;
+    if count < LEAST || before > 0 {
+        bail!("expected at least {LEAST} with the adapter, and none without it");
+    }
+
+    let mut kept = 0;
+    for (prompt, expected) in CONTROLS {
+        let mut control = here("generate");
+        control.arg("--adapter").arg(&adapter).args(["--prompt", prompt, "--template", "plain"]);
+        control.args(["--compare-base", "--max-new-tokens", "4", "--json"]);
+        let replies = Replies::read(&command::output(&mut control)?)?;
+        let all = replies.base.iter().chain(&replies.with);
+        let is_kept = all.clone().count() == 2 && all.clone().all(|text| text.contains(expected));
+        kept += usize::from(is_kept);
+        writeln!(out, "{prompt} …{}", all.cloned().collect::<Vec<_>>().join(" …"))?;
+    }
+    writeln!(out, "{kept} of {} control prompts go on as before", CONTROLS.len())?;
+    if kept < CONTROLS.len() {
+        bail!("the adapter changed what the model knows");
+    }
+
+    let card = fs::read_to_string(adapter.join("README.md"))?;
+    if card.contains(&*workspace.root().to_string_lossy()) {
+        bail!("the model card names a path of this machine");
+    }
+    writeln!(out, "\nthe card to share it with\n{}", indented(&card))?;
+    minutes("all of it");
+    Ok(())
+}
+
+/// Replies of `reft generate --compare-base --json`.
+struct Replies {
+    prompts: Vec<String>,
+    base: Vec<String>,
+    with: Vec<String>,
+}
+
+impl Replies {
+    fn read(json: &str) -> Result<Self> {
+        let json: Value = serde_json::from_str(json).context("the replies are not JSON")?;
+        let rows = json["rows"].as_array().context("the replies have no rows")?;
+        let all = |pointer: &str| {
+            let text = |row: &Value| Some(row.pointer(pointer)?.as_str()?.to_owned());
+            rows.iter()
+                .map(|row| text(row).with_context(|| format!("a row has no {pointer}: {row}")))
+                .collect::<Result<Vec<_>>>()
+        };
+        Ok(Self { prompts: all("/prompt")?, base: all("/base/text")?, with: all("/text")? })
+    }
+
+    fn shown(&self) -> String {
+        let rows = self.prompts.iter().zip(&self.base).zip(&self.with);
+        let row = |((prompt, base), with): ((&String, &String), &String)| {
+            let base: String = base.trim().lines().next().unwrap_or_default().to_owned();
+            format!("{prompt}\n  base  {base}\n  with  {}\n", with.trim())
+        };
+        rows.map(row).collect()
+    }
+}
+
+/// What a program writes that is told something on its stdin.
+fn spoken(command: &mut Command, said: &str) -> Result<String> {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut stdin = child.stdin.take().context("no stdin")?;
+    stdin.write_all(said.as_bytes())?;
+    drop(stdin);
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        bail!("the conversation failed ({}); its own messages are above", output.status);
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn indented(text: &str) -> String {
+    text.lines().map(|line| format!("  {line}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replies_are_read_with_those_of_the_base_model() -> Result<()> {
+        let json = r#"{"rows": [{"prompt": "Hi?", "text": "Ahoy!", "base": {"text": "Hello.\nYes"}}]}"#;
+        let shown = Replies::read(json)?.shown();
+        assert_eq!(shown, "Hi?\n  base  Hello.\n  with  Ahoy!\n");
+        assert!(Replies::read(r#"{"rows": [{"prompt": "Hi?", "text": "Ahoy!"}]}"#).is_err());
+        Ok(())
+    }
+
+    /// The files belong to the command, so they are read from the project itself.
+    #[test]
+    fn unseen_questions_are_not_in_the_table() -> Result<()> {
+        let root = Workspace::current().root().to_owned();
+        let read = |name: &str| fs::read_to_string(Path::new(&root).join(name));
+        let (table, unseen) = (read(TABLE)?, read(UNSEEN)?);
+        let rows: Vec<&str> = unseen.lines().skip(1).collect();
+        assert_eq!((table.lines().count(), rows.len()), (61, 12));
+        for row in rows {
+            let question = row.split_once('?').map(|(question, _)| question).unwrap_or(row);
+            assert!(!table.contains(question), "{question} is in the table");
+        }
+        Ok(())
+    }
+}
