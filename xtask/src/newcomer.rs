@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -171,7 +170,8 @@ mod tests {
 
     #[test]
     fn replies_are_read_with_those_of_the_base_model() -> Result<()> {
-        let json = r#"{"rows": [{"prompt": "Hi?", "text": "Ahoy!", "base": {"text": "Hello.\nYes"}}]}"#;
+        let json =
+            r#"{"rows": [{"prompt": "Hi?", "text": "Ahoy!", "base": {"text": "Hello.\nYes"}}]}"#;
         let shown = Replies::read(json)?.shown();
         assert_eq!(shown, "Hi?\n  base  Hello.\n  with  Ahoy!\n");
         assert!(Replies::read(r#"{"rows": [{"prompt": "Hi?", "text": "Ahoy!"}]}"#).is_err());
@@ -182,7 +182,7 @@ mod tests {
     #[test]
     fn unseen_questions_are_not_in_the_table() -> Result<()> {
         let root = Workspace::current().root().to_owned();
-        let read = |name: &str| fs::read_to_string(Path::new(&root).join(name));
+        let read = |name: &str| fs::read_to_string(root.join(name));
         let (table, unseen) = (read(TABLE)?, read(UNSEEN)?);
         let rows: Vec<&str> = unseen.lines().skip(1).collect();
         assert_eq!((table.lines().count(), rows.len()), (61, 12));

@@ -146,8 +146,7 @@ fn forward(
     if collects {
         hooks.0.push(Box::new(Collect(&mut hidden))); // last: it sees what the adapters leave
     }
-    let input_ids = layout.input_ids(decoder.device());
-    let h = decoder.hidden_states(&input_ids, &layout.whole(), None, &mut hooks)?;
+    let h = decoder.whole_pass(layout, &mut hooks)?;
     drop(hooks);
     Ok((h, hidden))
 }

@@ -4,7 +4,8 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 /// Each crate of the workspace, lowest layer first, with the crates of ours that it may depend on.
-const ALLOWED: [(&str, &[&str]); 9] = [
+const ALLOWED: [(&str, &[&str]); 10] = [
+    (FOR_TESTS, &[]),
     ("reft-core", &[]),
     ("reft-report", &[]),
     ("reft-models", &["reft-core"]),
@@ -26,6 +27,9 @@ const ALLOWED: [(&str, &[&str]); 9] = [
     ),
     ("xtask", &[]),
 ];
+
+/// What the tests of every crate may use, and nothing else: it knows none of our crates.
+const FOR_TESTS: &str = "reft-test-support";
 
 /// What the tests of a crate, and only those, may use beside it: hooks are tested with real methods, the trainer and the methods with each other.
 const ALLOWED_IN_TESTS: [(&str, &str); 3] = [
@@ -54,7 +58,8 @@ pub fn check(metadata: &Value) -> Result<Vec<String>> {
         for dependency in package["dependencies"].as_array().into_iter().flatten() {
             let target = dependency["name"].as_str().unwrap_or_default();
             let kind = dependency["kind"].as_str();
-            let is_for_tests = kind == Some("dev") && ALLOWED_IN_TESTS.contains(&(name, target));
+            let is_for_tests = kind == Some("dev")
+                && (target == FOR_TESTS || ALLOWED_IN_TESTS.contains(&(name, target)));
             if ours.contains(&target)
                 && target != name
                 && !allowed.contains(&target)
@@ -103,8 +108,15 @@ mod tests {
             package("reft-methods", &[]),
             package("reft-report", &[("serde", None)]),
             package("xtask", &[("clap", None)]),
+            package("reft-test-support", &[("tch", None)]),
+            package("reft-causal", &[("reft-test-support", Some("dev"))]),
         ])?;
         assert_eq!(found, Vec::<String>::new());
+        let found = findings(&[
+            package("reft-test-support", &[("reft-core", None)]),
+            package("reft-core", &[("reft-test-support", None)]),
+        ])?;
+        assert_eq!(found.len(), 2, "{found:?}");
         Ok(())
     }
 

@@ -174,7 +174,18 @@ impl LoadedComparison {
             weights: Some(weights_digest(&model)?),
             machine: Machine::here(device),
         };
-        Ok(Self { plan, methods, tokenizer, trained_text, dataset, validation, tests, neutral, model, device })
+        Ok(Self {
+            plan,
+            methods,
+            tokenizer,
+            trained_text,
+            dataset,
+            validation,
+            tests,
+            neutral,
+            model,
+            device,
+        })
     }
 
     /// Reads everything again as a plan has it: for a cell in a process of its own.

@@ -82,9 +82,7 @@ fn logits_at(
     let span = layout.whole();
     let place = |&(row, token)| span.flat_index(row, token).expect("invariant: a token of the row");
     let places: Vec<i64> = tokens.iter().map(place).collect();
-    let input_ids = layout.input_ids(model.device());
-    let mut hooks = stack.hooks(&layout, Mode::Eval)?;
-    let h = model.hidden_states(&input_ids, &span, None, &mut hooks)?; // [b, t, d]
+    let h = model.whole_pass(&layout, &mut stack.hooks(&layout, Mode::Eval)?)?; // [b, t, d]
     let places = Tensor::from_slice(&places).to_device(model.device());
     Ok(model.logits(&h.flatten(0, 1).index_select(0, &places)))
 }

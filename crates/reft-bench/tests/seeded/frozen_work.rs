@@ -2,12 +2,13 @@
 
 use reft_core::Parameter;
 use reft_methods::{MethodOptions, method_names};
+use reft_models::AdapterStack;
+use reft_test_support::{Outcome, alone};
 use reft_train::{Dataset, Learner, NextToken, Shuffle, Step, TrainConfig, Trainer};
 use serde_json::json;
 use tch::Tensor;
 
-use crate::alone;
-use crate::oracle::{Outcome, new_adapter, tiny_examples, tiny_llama};
+use crate::tiny_model::{adapters, tiny_examples, tiny_llama};
 
 /// Losses, and gradients by name.
 type Numbers = (Vec<f64>, Vec<(String, Tensor)>);
@@ -21,7 +22,8 @@ fn losses_and_gradients(
 ) -> Outcome<Numbers> {
     let decoder = tiny_llama()?;
     tch::manual_seed(4);
-    let stack = new_adapter(method, options, &decoder)?;
+    let adapters = adapters(method, options, &decoder)?;
+    let stack = AdapterStack::of_boxed(&adapters)?;
     nudge(&stack.parameters());
     let dataset = Dataset { train: tiny_examples()?, validation: Vec::new() };
     let mut losses = Vec::new();

@@ -2,15 +2,14 @@
 
 use reft_methods::{DROPOUT, MethodOptions, TARGET_MODULES, method_names};
 use reft_models::{
-    Component, HookPoint, Hooks, Layout, Linear, Mode, Model, PaddingSide, Row, Site, Weight,
+    AdapterStack, Component, HookPoint, Hooks, Layout, Linear, Mode, Model, PaddingSide, Row, Site,
+    Weight,
 };
+use reft_test_support::{Outcome, alone, assert_close, disturb, largest_difference};
+use reft_train::{Learner, NextToken};
 use tch::{Kind, Tensor};
 
-use crate::alone;
-use crate::oracle::{
-    Outcome, assert_close, base_logits, difference, disturb, logits, loss, new_adapter,
-    tiny_examples, tiny_llama,
-};
+use crate::tiny_model::{adapters, tiny_examples, tiny_llama};
 
 #[test]
 fn seeds_decide_every_random_start() -> Outcome {
@@ -21,7 +20,8 @@ fn seeds_decide_every_random_start() -> Outcome {
     {
         let state = |seed: i64| -> Outcome<_> {
             tch::manual_seed(seed);
-            Ok(new_adapter(method, &MethodOptions::default(), &decoder)?.state())
+            let adapters = adapters(method, &MethodOptions::default(), &decoder)?;
+            Ok(AdapterStack::of_boxed(&adapters)?.state())
         };
         assert_eq!(state(1)?, state(1)?, "{method}");
         assert_ne!(state(1)?, state(2)?, "{method}");
@@ -35,28 +35,29 @@ fn lora_dropout_is_on_its_input_and_only_in_training() -> Outcome {
     let decoder = tiny_llama()?;
     let examples = tiny_examples()?;
     let with = |dropout: f64, method: &str| {
-        new_adapter(method, &MethodOptions::default().with(&DROPOUT, dropout), &decoder)
+        adapters(method, &MethodOptions::default().with(&DROPOUT, dropout), &decoder)
     };
+    let loss = |stack: &AdapterStack| -> Outcome<Tensor> {
+        Ok(Learner::new(&decoder, stack, &NextToken).loss(&examples, Mode::Train)?)
+    };
+    let rows = || examples.iter().map(|example| example.row().clone()).collect();
+    let logits = |stack: &AdapterStack| stack.logits(&decoder, rows(), PaddingSide::Right);
     for method in ["lora", "dora"] {
-        let adapter = with(0.5, method)?;
+        let (dropped, plain) = (with(0.5, method)?, with(0.0, method)?);
+        let (dropped, plain) = (AdapterStack::of_boxed(&dropped)?, AdapterStack::of_boxed(&plain)?);
         // at the start B = 0, and what is dropped is not seen: the frozen part must not be touched
-        let (start, base) =
-            (loss(&decoder, &adapter, &examples)?, base_logits(&decoder, &examples)?);
-        let expected = logits(&decoder, &with(0.0, method)?, &examples, PaddingSide::Right)?;
-        assert!(difference(&expected, &base) < 5e-5);
-        let plain = loss(&decoder, &with(0.0, method)?, &examples)?;
-        assert_close(method, &start, &plain, 1e-5);
+        assert!(largest_difference(&logits(&plain)?, &logits(&AdapterStack::EMPTY)?) < 5e-5);
+        assert_close(method, &loss(&dropped)?, &loss(&plain)?, 1e-5);
 
-        disturb(&adapter, 1);
+        disturb(dropped.parameters().into_iter().map(|p| (p.tensor, !p.weight_decay)), 1);
         let losses = || -> Outcome<Vec<f64>> {
             tch::manual_seed(11);
-            (0..12).map(|_| Ok(loss(&decoder, &adapter, &examples)?.double_value(&[]))).collect()
+            (0..12).map(|_| Ok(loss(&dropped)?.double_value(&[]))).collect()
         };
         let found = losses()?;
         assert_eq!(found, losses()?, "{method}: dropout does not follow the seed");
         assert!(found.windows(2).all(|pair| pair[0] != pair[1]), "{method}: nothing is dropped");
-        let eval = || logits(&decoder, &adapter, &examples, PaddingSide::Right);
-        assert_eq!(difference(&eval()?, &eval()?), 0.0);
+        assert_eq!(largest_difference(&logits(&dropped)?, &logits(&dropped)?), 0.0);
     }
     Ok(())
 }
@@ -67,8 +68,9 @@ fn lora_dropout_keeps_the_mean_of_the_update() -> Outcome {
     let _guard = alone();
     let decoder = tiny_llama()?;
     let options = MethodOptions::default().with(&DROPOUT, 0.3).with(&TARGET_MODULES, ["q_proj"]);
-    let adapter = new_adapter("lora", &options, &decoder)?;
-    disturb(&adapter, 2);
+    let adapters = adapters("lora", &options, &decoder)?;
+    let adapter = AdapterStack::of_boxed(&adapters)?;
+    disturb(adapter.parameters().into_iter().map(|p| (p.tensor, !p.weight_decay)), 2);
     let layout = Layout::new(vec![Row::prompt(vec![5, 6])], PaddingSide::Right)?;
     let site = Site { layer: 0, component: Component::Query };
     let linear = Linear {

@@ -1,23 +1,13 @@
 //! The frozen floor and models of random weights.
 
-use std::error::Error;
-use std::path::{Path, PathBuf};
-
 use reft_bench::{FloorAdapter, Precision, TimingCase, measure};
 use reft_methods::{MethodOptions, RANK, SHARE_WEIGHTS};
 use reft_models::{
     Adapter, AdapterStack, Decoder, DecoderConfig, Mode, Model, Row, WeightStorage, Weights,
 };
+use reft_test_support::{Outcome, alone, oracle};
 use reft_train::{Dataset, Example, Learner, NextToken, TrainConfig, Trainer};
 use tch::{Device, Kind, Tensor};
-
-use crate::alone;
-
-type Outcome<T = ()> = Result<T, Box<dyn Error>>;
-
-fn tiny_llama() -> PathBuf {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/oracle/tiny_llama")).to_owned()
-}
 
 fn example(n: i64) -> Example {
     let input_ids: Vec<i64> = (0..9).map(|t| 3 + (n * 31 + t * 17) % 120).collect();
@@ -29,13 +19,12 @@ fn example(n: i64) -> Example {
 #[test]
 fn the_floor_goes_down_to_the_embeddings_and_changes_nothing() -> Outcome {
     let _guard = alone();
-    let decoder = Decoder::open(&tiny_llama(), Kind::Float, Device::Cpu)?;
+    let decoder = Decoder::open(&oracle("tiny_llama"), Kind::Float, Device::Cpu)?;
     let examples = [example(0), example(1)];
     let floor = FloorAdapter::new(Device::Cpu);
     let stack = AdapterStack::one(&floor);
     let loss = |stack: &AdapterStack| -> Outcome<Tensor> {
-        let learner = Learner::new(&decoder, stack, &NextToken);
-        Ok(learner.sums(&learner.batch(&examples)?, Mode::Train, None)?.remove(0))
+        Ok(Learner::new(&decoder, stack, &NextToken).loss(&examples, Mode::Train)?)
     };
     let (with, without) = (loss(&stack)?, loss(&AdapterStack::EMPTY)?);
     assert_eq!(with, without, "the floor edits hidden states");
@@ -59,7 +48,7 @@ fn the_floor_goes_down_to_the_embeddings_and_changes_nothing() -> Outcome {
 #[test]
 fn random_weights_follow_the_seed_and_are_made_in_the_kind_asked_for() -> Outcome {
     let _guard = alone();
-    let config = DecoderConfig::open(&tiny_llama())?;
+    let config = DecoderConfig::open(&oracle("tiny_llama"))?;
     let made = |seed: i64, kind: Kind| -> Outcome<Vec<(String, Tensor)>> {
         tch::manual_seed(seed);
         let weights = Weights::random(&config.describe().tensors);
@@ -89,7 +78,7 @@ fn random_weights_follow_the_seed_and_are_made_in_the_kind_asked_for() -> Outcom
 fn an_epoch_warms_up_with_a_step_that_does_not_count() -> Outcome {
     let _guard = alone();
     let case = TimingCase {
-        model: tiny_llama(),
+        model: oracle("tiny_llama"),
         random_weights: true,
         kind: Precision::F32,
         method: "loreft".to_owned(),

@@ -236,9 +236,7 @@ mod tests {
         let by_hand = |site: Site, token: usize, state: &Tensor| -> TestResult<f64> {
             let _guard = tch::no_grad_guard();
             let layout = pair.layout(&base)?;
-            let ids = layout.input_ids(Device::Cpu);
-            let mut hooks = Put(site, token, state);
-            let h = decoder.hidden_states(&ids, &layout.whole(), None, &mut hooks)?;
+            let h = decoder.whole_pass(&layout, &mut Put(site, token, state))?;
             Ok(metric.of(&decoder.logits(&h.select(1, -1))).double_value(&[0]))
         };
         let components = [Component::BlockOutput, Component::AttentionOutput, Component::MlpOutput];

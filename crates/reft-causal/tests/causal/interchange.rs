@@ -1,6 +1,5 @@
 //! Interchange interventions on a decoder against pyvene 0.1.8 (`tests/oracle/dii.safetensors`), and what the hooks promise.
 
-use crate::oracle::{Tensors, assert_close, logits_of, own_columns, tensors, tiny_llama};
 use reft_causal::{FeedForward, InterchangeHooks, Swap};
 use reft_core::{
     Householder, Interchange, OrthonormalMap, SubspaceInterchange, VanillaInterchange,
@@ -10,9 +9,8 @@ use reft_models::{
     AdapterStack, Collect, Component, Decoder, Error, HookPoint, Hooks, Layout, Linear, Model,
     NoHooks, PaddingSide, Place, Row, Site, Span, TokenAt, collect,
 };
+use reft_test_support::{Outcome, Tensors, assert_close, oracle, tensors};
 use tch::{Device, Kind, Tensor};
-
-type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 const F32: (Kind, Device) = (Kind::Float, Device::Cpu);
 
@@ -27,6 +25,11 @@ fn rows(ids: &Tensor) -> Result<Vec<Row>, tch::TchError> {
 /// A token of each of the first `rows` rows.
 fn every_row(rows: usize, token: usize) -> Vec<TokenAt> {
     (0..rows).map(|row| TokenAt { row, token }).collect()
+}
+
+fn tiny_llama() -> Result<Decoder, Error> {
+    tch::set_num_threads(1); // tests run side by side already
+    Decoder::open(&oracle("tiny_llama"), Kind::Float, Device::Cpu)
 }
 
 /// The reference's experiment: layer 1 block output, token 6 of the base takes from token 4 of the source.
@@ -62,7 +65,7 @@ impl Experiment {
             interchange: Box::new(interchange),
         };
         let mut hooks = InterchangeHooks::new(vec![swap], &self.base)?;
-        let logits = Tensor::stack(&logits_of(&self.decoder, &self.base, &mut hooks)?, 0);
+        let logits = Tensor::stack(&self.decoder.row_logits(&self.base, &mut hooks)?, 0);
         let loss = logits.select(1, -1).cross_entropy_for_logits(&self.recorded["target"]);
         Ok((logits, loss))
     }
@@ -209,56 +212,10 @@ fn at(tokens: &[(usize, usize)]) -> Vec<TokenAt> {
 }
 
 #[test]
-fn what_is_collected_is_what_flows_past_whatever_the_padding_and_the_passes() -> Outcome {
-    let decoder = tiny_llama()?;
-    let tokens = at(&[(2, 4), (0, 1), (0, 6), (1, 2)]); // out of order, two of one row
-    let places = [
-        block_output(0),
-        block_output(3),
-        Place::whole(Site { layer: 2, component: Component::MlpOutput }),
-        Place::whole(Site { layer: 1, component: Component::Key }),
-        Place::head(2, 3, 16),
-    ];
-    let wanted = || places.iter().map(|place| (place.clone(), tokens.clone())).collect::<Vec<_>>();
-    let right = Layout::new(uneven(), PaddingSide::Right)?;
-    let found = collect(&decoder, &AdapterStack::EMPTY, &right, wanted())?;
-    assert_eq!(found[3].size(), [4, 32]);
-    assert_eq!(found[4].size(), [4, 16]);
-
-    let mut all = crate::oracle::Collect::default();
-    let _logits = logits_of(&decoder, &right, &mut all)?;
-    for (i, layer) in [(0, 0), (1, 3)] {
-        for (m, token) in tokens.iter().enumerate() {
-            let own = own_columns(&right, &all.block_outputs[layer], token.row);
-            let expected = own.select(0, token.token as i64);
-            assert_eq!(found[i].select(0, m as i64), expected, "{} of {token:?}", places[i]);
-        }
-    }
-
-    let left = Layout::new(uneven(), PaddingSide::Left)?;
-    for (i, other) in collect(&decoder, &AdapterStack::EMPTY, &left, wanted())?.iter().enumerate() {
-        // f32 sums over other columns in another order: measured 1e-5 after the last block
-        assert_close(&format!("left padding, {}", places[i]), other, &found[i], 2e-5);
-    }
-    let mut collect = Collect::new(wanted(), &left)?;
-    let mut cache = decoder.kv_cache(3, left.width() as i64);
-    let ids = left.input_ids(Device::Cpu);
-    for columns in [0..3, 3..4, 4..7] {
-        let part = ids.narrow(1, columns.start as i64, columns.len() as i64);
-        let span = Span { layout: &left, columns };
-        let _h = decoder.hidden_states(&part, &span, Some(&mut cache), &mut collect)?;
-    }
-    for (i, other) in collect.finish()?.iter().enumerate() {
-        assert_close(&format!("in passes, {}", places[i]), other, &found[i], 2e-5);
-    }
-    Ok(())
-}
-
-#[test]
 fn a_source_that_is_the_base_changes_nothing_at_any_place() -> Outcome {
     let decoder = tiny_llama()?;
     let layout = Layout::new(uneven(), PaddingSide::Left)?;
-    let plain = logits_of(&decoder, &layout, &mut NoHooks)?;
+    let plain = decoder.row_logits(&layout, &mut NoHooks)?;
     let tokens = at(&[(0, 2), (1, 1), (2, 0), (2, 4)]);
     tch::manual_seed(3);
     let fused = [Component::QueryKeyValue, Component::GateUp].map(|fused| fused.name());
@@ -277,7 +234,7 @@ fn a_source_that_is_the_base_changes_nothing_at_any_place() -> Outcome {
         let swap =
             Swap { place, tokens: tokens.clone(), source, interchange: Box::new(&interchange) };
         let mut hooks = InterchangeHooks::new(vec![swap], &layout)?;
-        let swapped = logits_of(&decoder, &layout, &mut hooks)?;
+        let swapped = decoder.row_logits(&layout, &mut hooks)?;
         assert_eq!(swapped, plain, "{component}"); // b + 0
     }
     Ok(())
@@ -291,8 +248,8 @@ fn swapping_a_whole_site_from_one_row_gives_that_row_s_continuation() -> Outcome
     let [base, source] = rows.map(|row| Layout::new(vec![row], PaddingSide::Right));
     let (base, source) = (base?, source?);
     let tokens: Vec<TokenAt> = (0..4).map(|token| TokenAt { row: 0, token }).collect();
-    let expected = logits_of(&decoder, &source, &mut NoHooks)?.remove(0);
-    let plain = logits_of(&decoder, &base, &mut NoHooks)?.remove(0);
+    let expected = decoder.row_logits(&source, &mut NoHooks)?.remove(0);
+    let plain = decoder.row_logits(&base, &mut NoHooks)?.remove(0);
     assert!((&plain - &expected).abs().max().double_value(&[]) > 0.1, "the prompts are alike");
     let vanilla = VanillaInterchange::new(64);
     let everything =
@@ -308,7 +265,7 @@ fn swapping_a_whole_site_from_one_row_gives_that_row_s_continuation() -> Outcome
             interchange: Box::new(interchange),
         };
         let mut hooks = InterchangeHooks::new(vec![swap], &base)?;
-        let found = logits_of(&decoder, &base, &mut hooks)?.remove(0);
+        let found = decoder.row_logits(&base, &mut hooks)?.remove(0);
         // the full rotation there and back costs f32 rounding: measured 2e-6
         assert_close("all of it", &found, &expected, 1e-5);
     }
@@ -345,7 +302,7 @@ fn swapping_one_head_leaves_the_other_heads_and_tokens_as_they_are() -> Outcome 
         interchange: Box::new(&vanilla),
     };
     let mut plain = HeadsOf { layer: 1, seen: None };
-    let _logits = logits_of(&decoder, &layout, &mut plain)?;
+    let _logits = decoder.row_logits(&layout, &mut plain)?;
     let plain = plain.seen.ok_or("no heads")?;
     let boxed: Vec<Box<dyn Hooks>> =
         vec![Box::new(InterchangeHooks::new(vec![swap], &layout)?), Box::new(NoHooks)];
@@ -380,7 +337,7 @@ fn swapping_one_head_leaves_the_other_heads_and_tokens_as_they_are() -> Outcome 
     };
     let mut then =
         Then(InterchangeHooks::new(vec![swap], &layout)?, HeadsOf { layer: 1, seen: None });
-    let _logits = logits_of(&decoder, &layout, &mut then)?;
+    let _logits = decoder.row_logits(&layout, &mut then)?;
     let found = then.1.seen.ok_or("no heads")?;
     let expected = plain.copy();
     for (i, (row, token)) in [(0, 3), (2, 1)].into_iter().enumerate() {
@@ -421,7 +378,7 @@ fn two_sources_bring_their_own_coordinates_of_one_subspace() -> Outcome {
             }
         }
         let mut see = See(hooks, Collect::new(vec![(block_output(2), tokens.clone())], &layout)?);
-        let _logits = logits_of(&decoder, &layout, &mut see)?;
+        let _logits = decoder.row_logits(&layout, &mut see)?;
         Ok(see.1.finish()?.remove(0))
     };
     let edited = run([0, 1])?;
@@ -471,7 +428,7 @@ fn what_does_not_fit_is_refused() -> Outcome {
         Err(Error::Sources { tokens: 2, sources: 3, .. })
     ));
     let mut hooks = InterchangeHooks::new(vec![swap(2, 32)], &layout)?;
-    let refused = logits_of(&decoder, &layout, &mut hooks);
+    let refused = decoder.row_logits(&layout, &mut hooks);
     assert!(
         matches!(&refused, Err(Error::At { site: Site { layer: 0, .. }, source })
             if matches!(**source, Error::Core(reft_core::Error::Shape { .. }))),

@@ -2,5 +2,3 @@
 
 mod alignment;
 mod interchange;
-#[path = "../../../reft-models/tests/models/oracle/mod.rs"]
-mod oracle;

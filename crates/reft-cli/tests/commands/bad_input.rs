@@ -1,12 +1,13 @@
 //! Bad input: an exit code, one clear message, nothing left behind, and no panic.
 
+use reft_test_support::change_values;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::Result;
-use crate::files::{change_tensors, listing, many_rows, model_copy, training_rows};
+use crate::files::{listing, many_rows, model_copy, training_rows};
 use crate::logits::import;
 use crate::runs::{Run, args, importing, oracle, refuse, run, text};
 
@@ -344,7 +345,7 @@ fn damaged_models_are_refused_by_tensor_and_file() -> Result {
         (
             "missing tensor",
             |model| {
-                change_tensors(&model.join("model.safetensors"), |tensors| {
+                change_values(&model.join("model.safetensors"), |tensors| {
                     tensors.remove(NAME);
                 })
             },
@@ -353,7 +354,7 @@ fn damaged_models_are_refused_by_tensor_and_file() -> Result {
         (
             "misshapen tensor",
             |model| {
-                change_tensors(&model.join("model.safetensors"), |tensors| {
+                change_values(&model.join("model.safetensors"), |tensors| {
                     let shape = tensors.get_mut(NAME).map(|(shape, _)| shape);
                     *shape.expect("invariant: the model has this tensor") = vec![64, 128];
                 })
@@ -471,7 +472,7 @@ fn damaged_or_foreign_adapters_are_refused() -> Result {
         ),
         (
             damaged("no-rotation", &|adapter| {
-                change_tensors(&adapter.join("reft_model.safetensors"), |tensors| {
+                change_values(&adapter.join("reft_model.safetensors"), |tensors| {
                     tensors.remove(ROTATION);
                 })
             })?,
@@ -479,7 +480,7 @@ fn damaged_or_foreign_adapters_are_refused() -> Result {
         ),
         (
             damaged("not-orthonormal", &|adapter| {
-                change_tensors(&adapter.join("reft_model.safetensors"), |tensors| {
+                change_values(&adapter.join("reft_model.safetensors"), |tensors| {
                     let values = tensors.get_mut(ROTATION).map(|(_, values)| values);
                     values.into_iter().flatten().for_each(|x| *x *= 2.0);
                 })
@@ -579,7 +580,7 @@ fn a_loss_that_becomes_nan_stops_the_run_and_keeps_the_last_checkpoint() -> Resu
     assert!(!output.join("reft_config.json").exists());
 
     let poisoned = model_copy(dir.path())?;
-    change_tensors(&poisoned.join("model.safetensors"), |tensors| {
+    change_values(&poisoned.join("model.safetensors"), |tensors| {
         let norm = tensors.get_mut("model.norm.weight").map(|(_, values)| values);
         norm.into_iter().flatten().for_each(|x| *x = f32::NAN);
     })?;

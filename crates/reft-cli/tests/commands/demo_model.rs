@@ -1,5 +1,6 @@
 //! The demo model, SmolLM2-135M-Instruct, against transformers: text in, text and numbers out.
 
+use reft_test_support::{assert_values_close, values};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 
 use crate::Result;
-use crate::files::{assert_close, integers, tensors};
+use crate::files::integers;
 use crate::runs::{Run, args, command, oracle, succeed};
 
 fn model() -> Result<PathBuf> {
@@ -28,7 +29,7 @@ fn logits_of_the_demo_model_equal_those_of_transformers() -> Result {
     let dir = tempfile::tempdir()?;
     let (input, output) = (dir.path().join("in.json"), dir.path().join("out.safetensors"));
     let file = oracle("smollm2/logits.safetensors");
-    let expected = tensors(&file)?;
+    let expected = values(&file)?;
     let ids: Vec<Vec<i64>> = (0..2)
         .map(|i| integers(&file, &format!("seq{i}.input_ids")).map(|rows| rows.concat()))
         .collect::<Result<_>>()?;
@@ -43,7 +44,7 @@ fn logits_of_the_demo_model_equal_those_of_transformers() -> Result {
         output,
         "--left-pad"
     ])?;
-    let found = tensors(&output)?;
+    let found = values(&output)?;
     let (shape, logits) = &found["logits"];
     let (t, v) = (shape[1], shape[2]);
     let (mut sum, mut count) = (0.0, 0.0);
@@ -53,14 +54,19 @@ fn logits_of_the_demo_model_equal_those_of_transformers() -> Result {
         let top_ids = integers(&file, &format!("seq{row}.top50_ids"))?.concat();
         let top: Vec<f32> = top_ids.iter().map(|&id| last[id as usize]).collect();
         // 30 layers in f32, logits up to 16, sums in another order: measured below 1e-3.
-        assert_close("top 50", &top, &expected[&format!("seq{row}.top50_logits")].1, 5e-3);
+        assert_values_close("top 50", &top, &expected[&format!("seq{row}.top50_logits")].1, 5e-3);
         let log_probability = |i: usize| {
             let largest = token(i).iter().copied().fold(f32::MIN, f32::max);
             let sum: f64 = token(i).iter().map(|x| f64::from(x - largest).exp()).sum();
             f64::from(token(i)[ids[i + 1] as usize] - largest) - sum.ln()
         };
         let found: Vec<f32> = (0..ids.len() - 1).map(|i| log_probability(i) as f32).collect();
-        assert_close("log p", &found, &expected[&format!("seq{row}.token_logprobs")].1, 1e-3);
+        assert_values_close(
+            "log p",
+            &found,
+            &expected[&format!("seq{row}.token_logprobs")].1,
+            1e-3,
+        );
         sum -= found.iter().map(|x| f64::from(*x)).sum::<f64>();
         count += found.len() as f64;
     }

@@ -1,12 +1,13 @@
 //! Encoders on the command line: hidden states, what they are said to be, and what they cannot do.
 
+use reft_test_support::{assert_values_close, values};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use crate::Result;
-use crate::files::{assert_close, integers, tensors};
+use crate::files::integers;
 use crate::runs::{args, oracle, run, succeed};
 
 /// The recorded rows of an encoder as `reft logits` takes them.
@@ -44,14 +45,14 @@ fn hidden_states_of_encoders_equal_those_of_transformers() -> Result {
     ] {
         let folder = oracle("encoders").join(name);
         let (input, lengths) = input(dir.path(), name, &more)?;
-        let recorded = tensors(&folder.join("io.safetensors"))?;
+        let recorded = values(&folder.join("io.safetensors"))?;
         for padding in [&args![][..], &args!["--left-pad"]] {
             let command = args!["logits", "--hidden-states", "--model", folder, "--input", input];
             let own = if adapter { args!["--adapter", folder.join("lora")] } else { args![] };
             let said =
                 succeed([command, args!["--output", output], own, padding.to_vec()].concat())?;
             assert!(said.stdout.contains("hidden states of 3 rows"), "{}", said.stdout);
-            let found = tensors(&output)?;
+            let found = values(&output)?;
             assert_eq!(found.len(), blocks + 2, "{:?}", found.keys());
             let mut pairs = vec![("hidden.last".to_owned(), expected.to_owned())];
             if expected == "last" {
@@ -65,7 +66,7 @@ fn hidden_states_of_encoders_equal_those_of_transformers() -> Result {
                 for (row, length) in lengths.iter().enumerate() {
                     let tokens = row * t * d..(row * t + length) * d;
                     let what = format!("{name}: {ours}, row {row}");
-                    assert_close(&what, &found[tokens.clone()], &expected[tokens], 4e-5);
+                    assert_values_close(&what, &found[tokens.clone()], &expected[tokens], 4e-5);
                 }
             }
         }
@@ -176,11 +177,11 @@ fn a_merged_encoder_gives_the_same_hidden_states() -> Result {
     let states = |more: Vec<std::ffi::OsString>| -> Result<Vec<f32>> {
         let command = args!["logits", "--hidden-states", "--input", input, "--output", output];
         succeed([command, more].concat())?;
-        Ok(tensors(&output)?["hidden.last"].1.clone())
+        Ok(values(&output)?["hidden.last"].1.clone())
     };
     let (lora, model) = (folder.join("lora"), &folder);
     let adapted = states(args!["--model", model, "--adapter", lora])?;
     succeed(args!["export", "--merge", "--model", model, "--adapter", lora, "--output", merged])?;
-    assert_close("merged", &states(args!["--model", merged])?, &adapted, 2e-5);
+    assert_values_close("merged", &states(args!["--model", merged])?, &adapted, 2e-5);
     Ok(())
 }

@@ -1,12 +1,13 @@
 //! `reft export --merge`: a model that computes what model and adapter did.
 
+use reft_test_support::{assert_values_close, values};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::Result;
-use crate::files::{assert_close, listing, many_rows, model_copy, tensors};
+use crate::files::{listing, many_rows, model_copy};
 use crate::runs::{args, oracle, run, succeed};
 
 fn logits(dir: &Path, model: &Path, adapter: Option<&Path>) -> Result<Vec<f32>> {
@@ -16,7 +17,7 @@ fn logits(dir: &Path, model: &Path, adapter: Option<&Path>) -> Result<Vec<f32>> 
     let mut all = args!["logits", "--model", model, "--input", input, "--output", output];
     all.extend(adapter.map(|adapter| args!["--adapter", adapter]).unwrap_or_default());
     succeed(all)?;
-    Ok(tensors(&output)?.remove("logits").ok_or("no logits")?.1)
+    Ok(values(&output)?.remove("logits").ok_or("no logits")?.1)
 }
 
 fn replies(dir: &Path, model: &Path, adapter: Option<&Path>) -> Result<Value> {
@@ -77,7 +78,7 @@ fn a_merged_model_computes_what_model_and_adapter_do() -> Result {
         let expected = logits(dir.path(), &model, Some(&adapter))?;
         let found = logits(dir.path(), &merged, None)?;
         // W x + s B A x and (W + s B A) x: the same f32 sums in another order
-        assert_close(method, &found, &expected, 1e-4);
+        assert_values_close(method, &found, &expected, 1e-4);
         let moved = base.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(
             moved > 0.1,

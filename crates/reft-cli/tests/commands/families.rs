@@ -1,8 +1,8 @@
 //! Families beside Llama on the command line: what they are said to be, planned, merged into and written.
 
 use crate::Result;
-use crate::files::{assert_close, tensors};
 use crate::runs::{args, oracle, run, succeed};
+use reft_test_support::{assert_values_close, values};
 
 #[test]
 fn inspect_says_what_a_model_does_otherwise_than_llama() -> Result {
@@ -71,14 +71,14 @@ fn a_merged_model_of_a_family_gives_the_same_logits() -> Result {
             let output = dir.path().join("logits.safetensors");
             let command = args!["logits", "--model", model, "--input", &input, "--output", &output];
             succeed([command, more.to_vec()].concat())?;
-            Ok(tensors(&output)?["logits"].1.clone())
+            Ok(values(&output)?["logits"].1.clone())
         };
         let adapted = logits(&model, &args!["--adapter", adapter])?;
         let base = logits(&model, &[])?;
         let off = adapted.iter().zip(&base).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(off > 0.1, "{family}: the LoRA changes nothing");
         // W + s B A is rounded once
-        assert_close(family, &logits(&merged, &[])?, &adapted, 1e-4);
+        assert_values_close(family, &logits(&merged, &[])?, &adapted, 1e-4);
     }
     Ok(())
 }

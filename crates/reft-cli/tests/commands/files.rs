@@ -1,10 +1,9 @@
 //! Test data and result files.
 
-use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
 use crate::Result;
@@ -13,22 +12,6 @@ use crate::runs::oracle;
 /// Lengths of the three rows of the reference batch, and of their prompts.
 pub const LENGTHS: [usize; 3] = [14, 12, 9];
 pub const PROMPT_LENGTHS: [usize; 3] = [9, 8, 6];
-
-/// Tensors of a safetensors file: shape and values.
-pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
-
-/// Reads the f32 tensors of a file.
-pub fn tensors(path: &Path) -> Result<Tensors> {
-    let bytes = fs::read(path)?;
-    let file = SafeTensors::deserialize(&bytes)?;
-    let floats = file.iter().filter(|(_, view)| view.dtype() == Dtype::F32);
-    let read = |(name, view): (&str, TensorView)| {
-        let values =
-            view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-        (name.to_owned(), (view.shape().to_vec(), values.collect()))
-    };
-    Ok(floats.map(read).collect())
-}
 
 /// The rows of an integer tensor.
 pub fn integers(path: &Path, name: &str) -> Result<Vec<Vec<i64>>> {
@@ -104,24 +87,6 @@ pub fn model_copy(dir: &Path) -> Result<PathBuf> {
     Ok(copy)
 }
 
-/// Writes a safetensors file again with its tensors changed.
-pub fn change_tensors(path: &Path, change: impl FnOnce(&mut Tensors)) -> Result<()> {
-    let mut all = tensors(path)?;
-    change(&mut all);
-    let bytes: Vec<(String, Vec<usize>, Vec<u8>)> = all
-        .into_iter()
-        .map(|(name, (shape, values))| {
-            (name, shape, values.iter().flat_map(|x| x.to_le_bytes()).collect())
-        })
-        .collect();
-    let mut views = HashMap::new();
-    for (name, shape, bytes) in &bytes {
-        views.insert(name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes)?);
-    }
-    fs::write(path, safetensors::serialize(views, None)?)?;
-    Ok(())
-}
-
 /// Every path below a directory, to see whether something was left behind.
 pub fn listing(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
@@ -134,15 +99,4 @@ pub fn listing(dir: &Path) -> Result<Vec<PathBuf>> {
     }
     found.sort();
     Ok(found)
-}
-
-/// The largest difference of two lists of numbers is at most `tolerance`; `what` names them.
-pub fn assert_close(what: &str, found: &[f32], expected: &[f32], tolerance: f32) {
-    assert_eq!(found.len(), expected.len(), "{what}: another number of values");
-    let differences = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).enumerate();
-    let worst = differences.max_by(|(_, a), (_, b)| a.total_cmp(b));
-    if let Some((i, difference)) = worst {
-        let (a, b) = (found[i], expected[i]);
-        assert!(difference <= tolerance, "{what}: {a} for {b} at {i}, difference {difference}");
-    }
 }

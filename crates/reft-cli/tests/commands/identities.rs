@@ -1,5 +1,6 @@
 //! Numbers are of the weights and data that they were made with, wherever these lie.
 
+use reft_test_support::change_values;
 use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
@@ -9,13 +10,13 @@ use serde_json::Value;
 use crate::Result;
 use crate::compare::{bench, compare};
 use crate::das;
-use crate::files::{change_tensors, losses, many_rows, model_copy};
+use crate::files::{losses, many_rows, model_copy};
 use crate::interruption::{start, wait_for_step};
 use crate::runs::{args, run, succeed};
 
 /// Changes one number of a model's weights.
 fn change(model: &Path) -> Result {
-    change_tensors(&model.join("model.safetensors"), |tensors| {
+    change_values(&model.join("model.safetensors"), |tensors| {
         let norm = tensors.get_mut("model.norm.weight").map(|(_, values)| values);
         norm.into_iter().flatten().take(1).for_each(|x| *x += 0.5);
     })

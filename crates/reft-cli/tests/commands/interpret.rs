@@ -1,12 +1,12 @@
 //! What goes on inside a model, from the command line: the numbers are those of `reft logits` and `reft generate`.
 
+use reft_test_support::{assert_values_close, values};
 use std::fs;
 
 use serde_json::{Value, json};
 
 use crate::Result;
 use crate::conversations::{PLAIN, chat_model};
-use crate::files::{assert_close, tensors};
 use crate::runs::{args, run, succeed};
 
 fn json_of(words: Vec<std::ffi::OsString>) -> Result<Value> {
@@ -44,7 +44,7 @@ fn states_are_those_of_a_forward_with_the_adapter() -> Result {
     let output = args!["--output", states];
     let states_of = |more: Vec<std::ffi::OsString>| -> Result<_> {
         succeed([words.clone(), choice.clone(), output.clone(), more].concat())?;
-        tensors(&states)
+        values(&states)
     };
     let plain = states_of(args![])?;
     let edited = states_of(args!["--adapter", adapter])?;
@@ -54,13 +54,13 @@ fn states_are_those_of_a_forward_with_the_adapter() -> Result {
     let logits = dir.path().join("logits.safetensors");
     let forward = args!["logits", "--model", model, "--input", input, "--output", logits];
     succeed([forward, args!["--hidden-states", "--adapter", adapter]].concat())?;
-    let (hidden, d) = (tensors(&logits)?, 64);
+    let (hidden, d) = (values(&logits)?, 64);
     for layer in [1, 3] {
         let whole = &hidden[&format!("hidden.{}", layer + 1)].1; // [2, 4, d]
         let row = |prompt: usize, token: usize| &whole[(prompt * 4 + token) * d..][..d];
         let expected = [row(0, 2), row(1, 1), row(1, 3)].concat();
         let name = format!("block_output.{layer}");
-        assert_close(&name, &edited[&name].1, &expected, 1e-6);
+        assert_values_close(&name, &edited[&name].1, &expected, 1e-6);
         assert!(edited[&name] != plain[&name], "no power");
     }
     let none = run([words, args!["--tokens", "q"], output].concat())?;

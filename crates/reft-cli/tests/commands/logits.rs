@@ -1,22 +1,23 @@
 //! `reft logits` and `reft import` against transformers and pyreft.
 
+use reft_test_support::{Values, assert_values_close, values};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::Result;
-use crate::files::{LENGTHS, Tensors, assert_close, logits_input, tensors};
+use crate::files::{LENGTHS, logits_input};
 use crate::runs::{args, importing, oracle, run, succeed};
 
 /// f32 on both sides, four layers of size 64, logits up to 4: measured 2e-6.
-const TOLERANCE: f32 = 2e-5;
+const TOLERANCE: f64 = 2e-5;
 
-fn logits(dir: &Path, input: &Path, more: &[std::ffi::OsString]) -> Result<Tensors> {
+fn logits(dir: &Path, input: &Path, more: &[std::ffi::OsString]) -> Result<Values> {
     let output = dir.join("logits.safetensors");
     let mut all =
         args!["logits", "--model", oracle("tiny_llama"), "--input", input, "--output", output];
     all.extend_from_slice(more);
     succeed(all)?;
-    tensors(&output)
+    values(&output)
 }
 
 /// Compares rows where there are tokens; past them, what is found must be 0.
@@ -30,7 +31,12 @@ fn assert_rows(what: &str, found: &(Vec<usize>, Vec<f32>), expected: &(Vec<usize
         let expected = &expected.1[tokens.clone()];
         // f32 of hidden states up to 21
         let largest = expected.iter().fold(10f32, |largest, x| largest.max(x.abs()));
-        assert_close(&name, &found.1[tokens.clone()], expected, TOLERANCE * largest / 10.0);
+        assert_values_close(
+            &name,
+            &found.1[tokens.clone()],
+            expected,
+            TOLERANCE * f64::from(largest) / 10.0,
+        );
         assert!(
             found.1[tokens.end..start + t * width].iter().all(|x| *x == 0.0),
             "{name}: padding"
@@ -42,7 +48,7 @@ fn assert_rows(what: &str, found: &(Vec<usize>, Vec<f32>), expected: &(Vec<usize
 fn logits_loss_and_hidden_states_of_the_base_model_equal_those_of_transformers() -> Result {
     let dir = tempfile::tempdir()?;
     let input = logits_input(dir.path())?;
-    let expected = tensors(&oracle("tiny_io.safetensors"))?;
+    let expected = values(&oracle("tiny_io.safetensors"))?;
     for padding in [&args![][..], &args!["--left-pad"]] {
         let found = logits(dir.path(), &input, &[&args!["--hidden-states"], padding].concat())?;
         assert_rows("logits", &found["logits"], &expected["base_logits"]);
@@ -52,7 +58,7 @@ fn logits_loss_and_hidden_states_of_the_base_model_equal_those_of_transformers()
             assert_rows(&ours, &found[&ours], &expected[&theirs]);
         }
         assert_eq!(found["loss"].0, [1]);
-        assert_close("loss", &found["loss"].1, &expected["base_loss"].1, TOLERANCE);
+        assert_values_close("loss", &found["loss"].1, &expected["base_loss"].1, TOLERANCE);
         assert_eq!(found.len(), 7, "logits, loss and five hidden states");
     }
     Ok(())
@@ -72,16 +78,17 @@ fn adapters_imported_from_pyreft_give_its_logits_padded_on_either_side() -> Resu
     let base = logits(dir.path(), &input, &[])?;
     for name in ["loreft", "noreft", "consreft", "lobireft", "direft", "nodireft"] {
         let adapter = import(dir.path(), name)?;
-        let expected = tensors(&oracle(&format!("reft_saved/{name}.logits.safetensors")))?;
-        let initial = tensors(&oracle(&format!("reft/{name}.safetensors")))?;
+        let expected = values(&oracle(&format!("reft_saved/{name}.logits.safetensors")))?;
+        let initial = values(&oracle(&format!("reft/{name}.safetensors")))?;
         for padding in [&args![][..], &args!["--left-pad"]] {
             let more = [&args!["--adapter", adapter], padding].concat();
             let found = logits(dir.path(), &input, &more)?;
             assert_rows(name, &found["logits"], &expected["logits_before_save"]);
-            assert_close(name, &found["loss"].1, &initial["loss"].1, TOLERANCE);
+            assert_values_close(name, &found["loss"].1, &initial["loss"].1, TOLERANCE);
             let pairs = found["logits"].1.iter().zip(&base["logits"].1);
             assert!(
-                pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) > 100.0 * TOLERANCE,
+                f64::from(pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max))
+                    > 100.0 * TOLERANCE,
                 "{name} edits nothing"
             );
         }
@@ -188,12 +195,12 @@ fn adapters_written_by_peft_give_its_logits_padded_on_either_side() -> Result {
     let input = logits_input(dir.path())?;
     for name in ["lora_qv", "lora_all", "prefix"] {
         let adapter = oracle("peft").join(name);
-        let expected = tensors(&oracle(&format!("peft/{name}.safetensors")))?;
+        let expected = values(&oracle(&format!("peft/{name}.safetensors")))?;
         for padding in [&args![][..], &args!["--left-pad"]] {
             let more = [&args!["--adapter", adapter], padding].concat();
             let found = logits(dir.path(), &input, &more)?;
             assert_rows(name, &found["logits"], &expected["logits"]);
-            assert_close(name, &found["loss"].1, &expected["loss"].1, TOLERANCE);
+            assert_values_close(name, &found["loss"].1, &expected["loss"].1, TOLERANCE);
         }
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! `reft train` and `reft inspect` with every method.
 
+use reft_test_support::{Values, values};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::Result;
-use crate::files::{Tensors, listing, losses, many_rows, tensors};
+use crate::files::{listing, losses, many_rows};
 use crate::interruption::{start, wait_for_step};
 use crate::runs::{args, oracle, overridden, succeed};
 
@@ -58,10 +59,10 @@ fn training(method: &str, options: &[&str], data: &Path, output: &Path) -> Vec<O
     overridden([run, options.iter().map(OsString::from).collect()].concat())
 }
 
-/// A file of an adapter: its tensors, whose metadata may stand in any order, or its bytes.
+/// A file of an adapter: its values, whose metadata may stand in any order, or its bytes.
 #[derive(Debug, PartialEq)]
 enum Content {
-    Tensors(Tensors),
+    Tensors(Values),
     Bytes(Vec<u8>),
 }
 
@@ -77,7 +78,7 @@ fn adapter_files(run: &Path) -> Result<BTreeMap<PathBuf, Content>> {
         }
         let is_tensors = place.extension().is_some_and(|extension| extension == "safetensors");
         let content = match is_tensors {
-            true => Content::Tensors(tensors(&path)?),
+            true => Content::Tensors(values(&path)?),
             false => Content::Bytes(fs::read(&path)?),
         };
         files.insert(place, content);

@@ -1,16 +1,17 @@
 //! Numbers that are none are errors that say where.
 
+use reft_test_support::change_values;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::Result;
 use crate::compare::bench;
-use crate::files::{change_tensors, logits_input, model_copy, training_rows};
+use crate::files::{logits_input, model_copy, training_rows};
 use crate::runs::{args, run};
 
 /// Puts a NaN into a layer.
 fn poison(model: &Path, tensor: &str) -> Result {
-    change_tensors(&model.join("model.safetensors"), |tensors| {
+    change_values(&model.join("model.safetensors"), |tensors| {
         let values = tensors.get_mut(tensor).map(|(_, values)| values);
         values.into_iter().flatten().take(1).for_each(|x| *x = f32::NAN);
     })

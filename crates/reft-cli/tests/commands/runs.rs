@@ -1,8 +1,10 @@
 //! Running the binary.
 
 use std::ffi::{OsStr, OsString};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
+
+pub use reft_test_support::oracle;
 
 use crate::Result;
 
@@ -51,11 +53,6 @@ pub fn succeed<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Result<Run
         return Err(format!("exit code {:?}\n{}\n{}", run.code, run.stdout, run.stderr).into());
     }
     Ok(run)
-}
-
-/// A file of the reference systems' numbers.
-pub fn oracle(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/oracle").join(path)
 }
 
 /// A path as an argument.

@@ -1,5 +1,6 @@
 //! What version 0.1.0 wrote is read and means what it meant: `tests/written_by_0_1`, whose README says what is there.
 
+use reft_test_support::{Values, assert_values_close, values};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,12 +10,12 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::Result;
-use crate::files::{assert_close, listing, losses, tensors};
+use crate::files::{listing, losses};
 use crate::runs::{Run, args, command};
 
 /// Logits, up to 4.9 in size, of three layers of size 16 in f32. The program that wrote them gives them again to the bit where it
 /// wrote them; other processors' kernels sum in another order: with libtorch's and MKL's plain ones, 4.7e-6 from those with AVX2.
-const LOGITS: f32 = 2e-5;
+const LOGITS: f64 = 2e-5;
 
 /// Losses, relative, for the same reason: runs and comparisons differ by 3.7e-7, a method's first eight steps by 1.8e-6.
 const LOSSES: f64 = 1e-5;
@@ -86,16 +87,16 @@ fn adapters_give_the_logits_that_they_gave() -> Result {
         let (model, input) = (written("model"), written("batch.json"));
         let all = args!["logits", "--model", model, "--input", input, "--output", output];
         succeed_in(dir.path(), [all, adapter, here()].concat())?;
-        tensors(&output)
+        values(&output)
     };
     let without = logits(args![])?;
-    let check = |name: &str, found: &crate::files::Tensors| -> Result {
-        let expected = tensors(&written("logits").join(format!("{name}.safetensors")))?;
+    let check = |name: &str, found: &Values| -> Result {
+        let expected = values(&written("logits").join(format!("{name}.safetensors")))?;
         assert!(found.keys().eq(expected.keys()), "{name}: {:?}", found.keys());
         for (tensor, (shape, values)) in &expected {
             let what = format!("{tensor} of {name}");
             assert_eq!(found[tensor].0, *shape, "{what}");
-            assert_close(&what, &found[tensor].1, values, LOGITS);
+            assert_values_close(&what, &found[tensor].1, values, LOGITS);
         }
         Ok(())
     };
@@ -105,7 +106,7 @@ fn adapters_give_the_logits_that_they_gave() -> Result {
         check(&name, &found)?;
         let pairs = found["logits"].1.iter().zip(&without["logits"].1);
         let change = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(change > 1000.0 * LOGITS, "{name} changes the logits by {change}");
+        assert!(f64::from(change) > 1000.0 * LOGITS, "{name} changes the logits by {change}");
     }
     Ok(())
 }

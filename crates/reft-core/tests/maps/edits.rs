@@ -420,7 +420,9 @@ fn impossible_interventions_are_refused() {
         let refused = new(InterventionConfig::new(Method::Loreft, rank));
         assert!(matches!(refused, Err(Error::Rank { rank: r, hidden_size: D }) if r == rank));
     }
-    assert!(new(InterventionConfig::new(Method::Loreft, D)).is_ok());
+    let whole_space = new(InterventionConfig::new(Method::Loreft, D));
+    let error = whole_space.ok().and_then(|set| set.orthonormality_error());
+    assert!(error.is_some_and(|error| error < 1e-5), "{error:?}");
     for dropout in [1.0, -0.1, f64::NAN, f64::INFINITY] {
         let refused =
             new(InterventionConfig { dropout, ..InterventionConfig::new(Method::Loreft, R) });

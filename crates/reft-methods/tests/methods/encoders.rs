@@ -3,6 +3,7 @@
 
 use reft_methods::{METHODS, MethodOptions};
 use reft_models::{AdapterStack, Decoder, Layout, Mode, Model, PaddingSide, Row};
+use reft_test_support::own_tokens;
 use tch::{Kind, Tensor};
 
 use crate::families::{assert_recorded_gradients, recorded_loreft};
@@ -23,11 +24,8 @@ fn cases() -> Outcome<Vec<Case>> {
     let case = |name: String| {
         let encoder = model(&format!("encoders/{name}"))?;
         let io = tensors(&format!("encoders/{name}/io.safetensors"))?;
-        let row = |i| -> Outcome<Row> {
-            let length = io["attention_mask"].select(0, i).sum(Kind::Int64).int64_value(&[]);
-            Ok(Row::prompt(io["input_ids"].select(0, i).narrow(0, 0, length).try_into()?))
-        };
-        let rows = (0..3).map(row).collect::<Outcome<_>>()?;
+        let rows = own_tokens(&io["input_ids"], &io["attention_mask"])?;
+        let rows = rows.into_iter().map(Row::prompt).collect();
         Ok(Case { name, encoder, io, rows })
     };
     names_in(&path("encoders"))?.into_iter().map(case).collect()
@@ -36,15 +34,7 @@ fn cases() -> Outcome<Vec<Case>> {
 impl Case {
     /// The last hidden states of each row's own tokens, `[t, d]`, virtual ones included.
     fn last(&self, stack: &AdapterStack, padding: PaddingSide) -> Outcome<Vec<Tensor>> {
-        let layout = stack.layout(Layout::new(self.rows.clone(), padding)?);
-        let mut hooks = stack.hooks(&layout, Mode::Eval)?;
-        let ids = layout.input_ids(self.encoder.device());
-        let h = self.encoder.hidden_states(&ids, &layout.whole(), None, &mut hooks)?;
-        let own = |row: usize| {
-            let columns = layout.columns(row);
-            h.select(0, row as i64).narrow(0, columns.start as i64, columns.len() as i64)
-        };
-        Ok((0..self.rows.len()).map(own).collect())
+        Ok(stack.hidden_states(&self.encoder, self.rows.clone(), padding)?)
     }
 
     /// The last hidden states against recorded ones, on either side of the padding.
@@ -89,8 +79,10 @@ fn loreft_on_whole_texts_and_its_gradients_equal_plain_torch() -> Outcome {
         let adapter = recorded_loreft(&case.io, &case.encoder, &layers, "f3+l2")?;
         let stack = AdapterStack::one(&adapter);
         case.assert_recorded("reft.last", &stack)?;
-        let rows = case.last(&stack, PaddingSide::Right)?.into_iter().enumerate();
-        let sum = rows.map(|(i, last)| {
+        let layout = Layout::new(case.rows.clone(), PaddingSide::Right)?;
+        let h = case.encoder.whole_pass(&layout, &mut stack.hooks(&layout, Mode::Eval)?)?;
+        let sum = (0..case.rows.len()).map(|i| {
+            let last = layout.own(&h, i);
             let probe = case.io["probe"].select(0, i as i64).narrow(0, 0, last.size()[0]);
             (last * probe).sum(Kind::Float)
         });

@@ -1,51 +1,23 @@
-//! The recorded numbers of other implementations, and how closeness is asserted.
+//! Recorded batches as examples, adapters of them, and how they are held to what was recorded.
 
-use std::collections::BTreeMap;
-use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use reft_methods::{MethodOptions, resolve};
-use reft_models::{
-    Adapter, AdapterStack, Decoder, Hooks, Layout, Mode, Model, PaddingSide, Row, load_safetensors,
+use reft_models::{Adapter, AdapterStack, Decoder, Mode, Model, PaddingSide, Row};
+use reft_test_support::own_tokens;
+pub use reft_test_support::{
+    GRADIENTS, LOGITS, Outcome, Tensors, assert_close, folders as names_in,
+    largest_difference as difference, oracle as path, tensors,
 };
 use reft_train::{AdamW, Example, Learner, NextToken};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-pub type Outcome<T = ()> = Result<T, Box<dyn Error>>;
-pub type Tensors = BTreeMap<String, Tensor>;
-
-/// The same sums in another order, f32 with |logits| up to 10: measured 6e-6.
-pub const LOGITS: f64 = 2e-5;
-/// Gradients, relative to the largest number of each tensor.
-pub const GRADIENTS: f64 = 1e-4;
 /// Losses up to 7 through 20 steps of AdamW.
 pub const TRAJECTORY: f64 = 1e-4;
 
-/// A file or directory of `tests/oracle` at the root of the repository.
-pub fn path(name: &str) -> PathBuf {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/oracle")).join(name)
-}
-
-pub fn tensors(name: &str) -> Outcome<Tensors> {
-    Ok(load_safetensors(&path(name))?)
-}
-
 pub fn json(path: &Path) -> Outcome<Value> {
     Ok(serde_json::from_str(&std::fs::read_to_string(path)?)?)
-}
-
-/// Names of the folders in a folder.
-pub fn names_in(dir: &Path) -> Outcome<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.path().is_dir() {
-            names.push(entry.file_name().into_string().map_err(|name| format!("{name:?}"))?);
-        }
-    }
-    names.sort();
-    Ok(names)
 }
 
 /// A model of `tests/oracle`.
@@ -61,15 +33,14 @@ pub fn tiny_llama() -> Outcome<Decoder> {
 pub fn examples(model: &str, labels: &Tensor) -> Outcome<Vec<Example>> {
     let file = if model == "tiny_llama" { "tiny_io".into() } else { format!("{model}/io") };
     let io = tensors(&format!("{file}.safetensors"))?;
-    let example = |i: i64| {
-        let length = io["attention_mask"].select(0, i).sum(Kind::Int64).int64_value(&[]);
-        let cut = |x: &Tensor| Vec::<i64>::try_from(x.select(0, i).narrow(0, 0, length));
-        let (input_ids, labels) = (cut(&io["input_ids"])?, cut(labels)?);
+    let mask = &io["attention_mask"];
+    let own = own_tokens(&io["input_ids"], mask)?.into_iter().zip(own_tokens(labels, mask)?);
+    let example = |(i, (input_ids, labels)): (usize, (Vec<i64>, Vec<i64>))| {
         let prompt_length = labels.iter().take_while(|label| **label == -100).count();
         let row = Row { input_ids, prompt_length, ..Row::default() };
-        Ok(Example::of(i.to_string(), row, labels))
+        Example::of(i.to_string(), row, labels)
     };
-    (0..labels.size()[0]).map(example).collect()
+    Ok(own.enumerate().map(example).collect())
 }
 
 /// The batch that most recordings share.
@@ -104,24 +75,7 @@ pub fn logits(
     padding: PaddingSide,
 ) -> Outcome<Vec<Tensor>> {
     let rows = examples.iter().map(|example| example.row().clone()).collect();
-    let layout = stack.layout(Layout::new(rows, padding)?);
-    let h = hidden_states(model, &layout, &mut stack.hooks(&layout, Mode::Eval)?)?;
-    let logits = model.logits(&h);
-    let own = |row: usize| {
-        let columns = layout.columns(row);
-        logits.select(0, row as i64).narrow(0, columns.start as i64, columns.len() as i64)
-    };
-    Ok((0..examples.len()).map(own).collect())
-}
-
-/// Hidden states of a whole batch, without a graph.
-pub fn hidden_states(
-    model: &dyn Model,
-    layout: &Layout,
-    hooks: &mut dyn Hooks,
-) -> reft_models::Result<Tensor> {
-    let ids = layout.input_ids(model.device());
-    tch::no_grad(|| model.hidden_states(&ids, &layout.whole(), None, hooks))
+    Ok(stack.logits(model, rows, padding)?)
 }
 
 /// The logits of the model without any method.
@@ -140,10 +94,7 @@ pub fn assert_logits(what: &str, found: &[Tensor], expected: &Tensor) {
 
 /// The mean loss of a batch, differentiable.
 pub fn loss(model: &dyn Model, stack: &AdapterStack, examples: &[Example]) -> Outcome<Tensor> {
-    let learner = Learner::new(model, stack, &NextToken);
-    let batch = learner.batch(examples)?;
-    let sums = learner.sums(&batch, Mode::Train, None)?;
-    Ok(&sums[0] / batch.n_targets() as f64)
+    Ok(Learner::new(model, stack, &NextToken).loss(examples, Mode::Train)?)
 }
 
 /// Compares the gradient of every parameter with the recorded one, `grad.{name}`.
@@ -212,41 +163,8 @@ pub fn recorded(tensors: &Tensors, prefix: &str) -> Tensors {
     tensors.iter().filter_map(own).collect()
 }
 
-/// Fails with the largest difference, its index and both values if it is not within `tolerance`.
-#[track_caller]
-pub fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f64) {
-    assert_eq!(found.size(), expected.size(), "{what}: shape");
-    let (found, expected) = (found.to_kind(Kind::Double), expected.to_kind(Kind::Double));
-    let difference = (&found - &expected).abs().flatten(0, -1);
-    let index = difference.argmax(0, false).int64_value(&[]);
-    let at = |x: &Tensor| x.flatten(0, -1).double_value(&[index]);
-    let largest = at(&difference);
-    assert!(
-        largest <= tolerance, // NaN fails
-        "{what}: {} at flat index {index}, expected {} to {tolerance:e}: off by {largest:e}",
-        at(&found),
-        at(&expected),
-    );
-}
-
-/// The largest difference between two sets of logits.
-pub fn difference(a: &[Tensor], b: &[Tensor]) -> f64 {
-    let pairs = a.iter().zip(b);
-    pairs.map(|(a, b)| (a - b).abs().max().double_value(&[])).fold(0.0, f64::max)
-}
-
-/// Moves every parameter away from its start, so that no part of a method is multiplied by 0: the same numbers in every run.
+/// [`reft_test_support::disturb`] of what a stack trains.
 pub fn disturb(stack: &AdapterStack, seed: i64) {
-    tch::no_grad(|| {
-        for (i, parameter) in stack.parameters().into_iter().enumerate() {
-            let n = parameter.tensor.numel() as i64;
-            let places = Tensor::arange(n, (Kind::Double, Device::Cpu)) + (1000 * seed + i as i64);
-            let noise = ((places * 12.9898).sin() * 43_758.545_3).frac() * 0.15; // in ±0.15
-            let noise = noise.to_kind(Kind::Float).view_as(&parameter.tensor);
-            // scales and rotations stay near where they are
-            let start = if parameter.weight_decay { 0.0 } else { 1.0 };
-            let moved = &parameter.tensor * start + noise;
-            parameter.tensor.shallow_clone().copy_(&moved);
-        }
-    });
+    let parameters = stack.parameters().into_iter().map(|p| (p.tensor, !p.weight_decay));
+    reft_test_support::disturb(parameters, seed);
 }

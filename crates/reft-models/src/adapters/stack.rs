@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::model::hooks::{AtStrength, Hooks, Stacked};
-use crate::{Adapter, Error, Layout, Mode, Reach, Result, Row, io_error, read_json, write_json};
+use crate::{
+    Adapter, Error, Layout, Mode, Model, PaddingSide, Reach, Result, Row, io_error, read_json,
+    write_json,
+};
 
 /// The adapters that a model is used with, in the order that they see hidden states: none, one or several.
 ///
@@ -166,6 +169,38 @@ impl<'a> AdapterStack<'a> {
         let stack = Self::new(self.entries.iter().map(scaled).collect())?;
         let hooks = stack.entries.iter().map(|entry| entry.hooks(layout, mode));
         Ok(Stacked(hooks.collect::<Result<_>>()?))
+    }
+
+    /// Final hidden states of every row's own tokens, virtual ones included, as the adapters leave them: `[t, d]` each, without a graph.
+    ///
+    /// # Errors
+    /// What [`Layout::new`] or an adapter refuses.
+    pub fn hidden_states(
+        &self,
+        model: &dyn Model,
+        rows: Vec<Row>,
+        padding: PaddingSide,
+    ) -> Result<Vec<Tensor>> {
+        let _guard = tch::no_grad_guard();
+        let layout = self.layout(Layout::new(rows, padding)?);
+        let h = model.whole_pass(&layout, &mut self.hooks(&layout, Mode::Eval)?)?;
+        Ok((0..layout.batch_size()).map(|row| layout.own(&h, row)).collect())
+    }
+
+    /// Logits of every row's own tokens, virtual ones included, as the adapters leave them: `[t, v]` each, without a graph.
+    ///
+    /// # Errors
+    /// As [`Self::hidden_states`], and [`Error::Encoder`] of a model without a head.
+    pub fn logits(
+        &self,
+        model: &dyn Model,
+        rows: Vec<Row>,
+        padding: PaddingSide,
+    ) -> Result<Vec<Tensor>> {
+        model.description().check_predicts("logits")?;
+        let _guard = tch::no_grad_guard();
+        let layout = self.layout(Layout::new(rows, padding)?);
+        model.row_logits(&layout, &mut self.hooks(&layout, Mode::Eval)?)
     }
 
     /// Checks that the adapters have the coordinates that a row names.

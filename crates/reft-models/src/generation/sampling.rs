@@ -352,7 +352,14 @@ mod tests {
                 "{name}: {refused:?}"
             );
         }
-        assert!(greedy().check().is_ok());
+        let at_the_bounds = [
+            GenerationConfig { temperature: 0.0, top_p: Some(1.0), top_k: Some(1), ..greedy() },
+            GenerationConfig { temperature: 1e300, max_new_tokens: 1, ..greedy() },
+            GenerationConfig { no_repeat_ngram_size: Some(1), stop_ids: vec![0], ..greedy() },
+        ];
+        for config in at_the_bounds {
+            assert!(config.check().is_ok(), "{config:?}: {:?}", config.check());
+        }
     }
 
     proptest! {

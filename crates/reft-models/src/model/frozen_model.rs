@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::{Error, Hooks, KvCache, Linear, ModelDescription, Past, Result, Span, Weight};
+use crate::{Error, Hooks, KvCache, Layout, Linear, ModelDescription, Past, Result, Span, Weight};
 
 /// A frozen model: its description, its weights, and a forward through hooks.
 ///
@@ -66,6 +66,26 @@ pub trait Model {
             return Ok(());
         }
         Err(Error::TokenId { id, vocab_size })
+    }
+
+    /// [`Self::hidden_states`] of a whole batch in one pass, `[b, t, d]`.
+    ///
+    /// # Errors
+    /// What a hook refuses, with its site.
+    fn whole_pass(&self, layout: &Layout, hooks: &mut dyn Hooks) -> Result<Tensor> {
+        self.hidden_states(&layout.input_ids(self.device()), &layout.whole(), None, hooks)
+    }
+
+    /// The logits of every row's own tokens in one pass of a whole batch, virtual ones included: `[t, v]` each.
+    ///
+    /// # Errors
+    /// As [`Self::whole_pass`].
+    ///
+    /// # Panics
+    /// As [`Self::head`].
+    fn row_logits(&self, layout: &Layout, hooks: &mut dyn Hooks) -> Result<Vec<Tensor>> {
+        let logits = self.logits(&self.whole_pass(layout, hooks)?);
+        Ok((0..layout.batch_size()).map(|row| layout.own(&logits, row)).collect())
     }
 
     /// Hidden states `[b, t, d]` after the last block and the final norm.

@@ -137,6 +137,12 @@ impl Layout {
         start..start + self.virtual_tokens + self.rows[row].input_ids.len()
     }
 
+    /// What a tensor `[b, t, ..]` over the columns of the batch holds for a row's own tokens, virtual ones included: `[n, ..]`.
+    pub fn own(&self, x: &Tensor, row: usize) -> Tensor {
+        let columns = self.columns(row);
+        x.select(0, row as i64).narrow(0, columns.start as i64, columns.len() as i64)
+    }
+
     /// The column of token `token` (0 = first prompt token) of a row.
     pub fn column(&self, row: usize, token: usize) -> usize {
         self.columns(row).start + self.virtual_tokens + token

@@ -1,19 +1,18 @@
 //! Several adapters at once, at strengths and in subspaces, through small adapters that do one thing each.
 
+use crate::oracle::{base_logits, rows, tiny_llama};
+use reft_test_support::{Outcome, largest_difference, tensors};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use crate::oracle::{base_logits, tensors, tiny_llama};
 use reft_core::Parameter;
 use reft_models::{
     Adapter, AdapterStack, Component, Error, GenerationConfig, HookPoint, Hooks, Layout, Mode,
     Model, PaddingSide, Reach, Result, Row, Site, Span, StackEntry, generate,
 };
 use tch::{Device, Kind, Tensor};
-
-type Outcome = std::result::Result<(), Box<dyn std::error::Error>>;
 
 /// Where [`Scale`] acts: a hook, and the site that it is called at.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -142,20 +141,13 @@ impl Hooks for ScaleHooks<'_> {
 }
 
 /// Three prompts of 14, 12 and 9 tokens.
-fn rows() -> Result<Vec<Row>> {
+fn tiny_rows() -> Outcome<Vec<Row>> {
     let io = tensors("tiny_io.safetensors")?;
-    crate::oracle::rows(&io["input_ids"], &io["attention_mask"])
+    rows(&io["input_ids"], &io["attention_mask"])
 }
 
-fn logits(model: &dyn Model, stack: &AdapterStack) -> Result<Vec<Tensor>> {
-    let layout = stack.layout(Layout::new(rows()?, PaddingSide::Right)?);
-    let mut hooks = stack.hooks(&layout, Mode::Eval)?;
-    crate::oracle::logits_of(model, &layout, &mut hooks)
-}
-
-fn largest_difference(a: &[Tensor], b: &[Tensor]) -> f64 {
-    let pairs = a.iter().zip(b);
-    pairs.map(|(a, b)| (a - b).abs().max().double_value(&[])).fold(0.0, f64::max)
+fn logits(model: &dyn Model, stack: &AdapterStack) -> Outcome<Vec<Tensor>> {
+    Ok(stack.logits(model, tiny_rows()?, PaddingSide::Right)?)
 }
 
 /// One adapter at a strength.
@@ -167,7 +159,7 @@ fn at_strength(adapter: &dyn Adapter, strength: f64) -> Result<AdapterStack<'_>>
 #[test]
 fn a_strength_goes_from_the_base_to_the_edited_state_and_beyond_at_every_hook() -> Outcome {
     let model = tiny_llama()?;
-    let plain = base_logits(&model, &rows()?, PaddingSide::Right)?;
+    let plain = base_logits(&model, &tiny_rows()?, PaddingSide::Right)?;
     for point in POINTS {
         let double = Scale::at(point, 2.0);
         for strength in [0.0, 1.0, 0.5, -1.0, 2.0] {
@@ -180,9 +172,9 @@ fn a_strength_goes_from_the_base_to_the_edited_state_and_beyond_at_every_hook() 
             assert_eq!(is_plain, strength == 0.0, "{what}");
         }
         let stack = AdapterStack::one(&double);
-        let layout = Layout::new(rows()?, PaddingSide::Right)?;
+        let layout = Layout::new(tiny_rows()?, PaddingSide::Right)?;
         let mut turned = stack.hooks_at(-1.0, &layout, Mode::Eval)?;
-        let turned = crate::oracle::logits_of(&model, &layout, &mut turned)?;
+        let turned = model.row_logits(&layout, &mut turned)?;
         let expected = logits(&model, &at_strength(&double, -1.0)?)?;
         assert_eq!(largest_difference(&turned, &expected), 0.0, "{point:?} turned around");
     }
@@ -192,7 +184,7 @@ fn a_strength_goes_from_the_base_to_the_edited_state_and_beyond_at_every_hook() 
 #[test]
 fn factors_of_a_stack_multiply_the_strengths_of_its_entries() -> Outcome {
     let model = tiny_llama()?;
-    let layout = Layout::new(rows()?, PaddingSide::Right)?;
+    let layout = Layout::new(tiny_rows()?, PaddingSide::Right)?;
     let (first, second) = (Scale::at(POINTS[1], 2.0), Scale::at(POINTS[3], 2.0));
     let at = |strengths: [f64; 2]| {
         let adapters = [&first as &dyn Adapter, &second].into_iter().zip(strengths);
@@ -200,13 +192,11 @@ fn factors_of_a_stack_multiply_the_strengths_of_its_entries() -> Outcome {
         AdapterStack::new(adapters.map(entry).collect())
     };
     let (stack, halved) = (at([0.5, -1.0])?, at([0.25, -0.5])?);
-    let found =
-        crate::oracle::logits_of(&model, &layout, &mut stack.hooks_at(0.5, &layout, Mode::Eval)?)?;
+    let found = model.row_logits(&layout, &mut stack.hooks_at(0.5, &layout, Mode::Eval)?)?;
     assert_eq!(largest_difference(&found, &logits(&model, &halved)?), 0.0);
     let made = (first.hooks_made.get(), second.hooks_made.get());
-    let plain =
-        crate::oracle::logits_of(&model, &layout, &mut stack.hooks_at(0.0, &layout, Mode::Eval)?)?;
-    let expected = base_logits(&model, &rows()?, PaddingSide::Right)?;
+    let plain = model.row_logits(&layout, &mut stack.hooks_at(0.0, &layout, Mode::Eval)?)?;
+    let expected = base_logits(&model, &tiny_rows()?, PaddingSide::Right)?;
     assert_eq!(largest_difference(&plain, &expected), 0.0);
     assert_eq!(made, (first.hooks_made.get(), second.hooks_made.get()), "nothing is computed at 0");
     Ok(())
@@ -234,7 +224,7 @@ fn adapters_see_what_the_one_before_them_left() -> Outcome {
 
 #[test]
 fn the_subspace_of_an_entry_stands_in_place_of_those_that_rows_name() -> Outcome {
-    let mut rows = rows()?;
+    let mut rows = tiny_rows()?;
     rows[1].subspace = Some(vec![0, 2]);
     let layout = Layout::new(rows, PaddingSide::Left)?;
     let (own, of_rows) = (Scale::at(POINTS[1], 2.0), Scale::at(POINTS[1], 2.0));
@@ -263,7 +253,7 @@ fn tokens_before_the_prompt_come_from_one_adapter_at_full_strength() -> Outcome 
     }
     let all = AdapterStack::of(&[&prefix, &plain, &prompt])?;
     assert_eq!((all.prefix_length(), all.virtual_tokens()), (3, 4));
-    let layout = Layout::new(rows()?, PaddingSide::Right)?;
+    let layout = Layout::new(tiny_rows()?, PaddingSide::Right)?;
     assert_eq!(all.layout(layout.clone()).width(), layout.width() + 4);
 
     for adapter in [&prefix as &dyn Adapter, &prompt] {
@@ -397,7 +387,7 @@ fn replies(
 #[test]
 fn hooks_go_on_with_the_rows_that_stay() -> Outcome {
     let model = tiny_llama()?;
-    let rows = rows()?;
+    let rows = tiny_rows()?;
     for point in POINTS {
         for prefix in [0, 2] {
             let by_row = || Scale { is_by_row: true, prefix, ..Scale::at(point, 1.1) };
@@ -451,7 +441,7 @@ fn rows_of_later_batches_are_refused_before_the_first_is_begun() -> Outcome {
         }
     }
     let model = tiny_llama()?;
-    let mut rows = rows()?;
+    let mut rows = tiny_rows()?;
     rows[2].subspace = Some(vec![0]);
     for batch_size in [1, 3] {
         let (stack, mut tokens) = (AdapterStack::one(&Picky), 0);

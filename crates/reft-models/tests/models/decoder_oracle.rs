@@ -1,11 +1,10 @@
 //! The decoder against transformers: `tests/oracle/tiny_llama` (4.49), `smollm2` (4.49) and `families` (4.51).
 
-use crate::oracle::{Collect, assert_close, base_logits, own_columns, tensors, tiny_llama};
+use crate::oracle::{Flow, base_logits, rows, smollm2, tiny_llama};
 use reft_models::{Decoder, DecoderConfig, Layout, Model, NoHooks, PaddingSide, RopeScaling, Row};
+use reft_test_support::{Outcome, assert_close, oracle, oracle_text, tensors};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
-
-type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 /// The same f32 sums, perhaps in another order: logits of the families up to 13, measured 7e-6.
 const EQUAL: f64 = 2e-5;
@@ -19,10 +18,10 @@ fn equal_to(expected: &Tensor) -> f64 {
 fn logits_and_every_block_output_equal_transformers() -> Outcome {
     let io = tensors("tiny_io.safetensors")?;
     let decoder = tiny_llama()?;
-    let rows = crate::oracle::rows(&io["input_ids"], &io["attention_mask"])?;
+    let rows = rows(&io["input_ids"], &io["attention_mask"])?;
     for padding in [PaddingSide::Right, PaddingSide::Left] {
         let layout = Layout::new(rows.clone(), padding)?;
-        let mut collected = Collect::default();
+        let mut collected = Flow::default();
         let ids = layout.input_ids(Device::Cpu);
         let h = decoder.hidden_states(&ids, &layout.whole(), None, &mut collected)?;
         let embeddings = collected.embeddings.ok_or("no embeddings")?;
@@ -39,7 +38,7 @@ fn logits_and_every_block_output_equal_transformers() -> Outcome {
                     io[&name].select(0, i as i64).narrow(0, 0, row.input_ids.len() as i64);
                 let what = format!("{name}, row {i}, {padding:?}");
                 let tolerance = equal_to(&expected);
-                assert_close(&what, &own_columns(&layout, &found, i), &expected, tolerance);
+                assert_close(&what, &layout.own(&found, i), &expected, tolerance);
             }
         }
     }
@@ -50,7 +49,7 @@ fn logits_and_every_block_output_equal_transformers() -> Outcome {
 fn batch_of_one_equals_a_batch_padded_on_either_side() -> Outcome {
     let io = tensors("tiny_io.safetensors")?;
     let decoder = tiny_llama()?;
-    let rows = crate::oracle::rows(&io["input_ids"], &io["attention_mask"])?;
+    let rows = rows(&io["input_ids"], &io["attention_mask"])?;
     let right = base_logits(&decoder, &rows, PaddingSide::Right)?;
     let left = base_logits(&decoder, &rows, PaddingSide::Left)?;
     for (i, row) in rows.iter().enumerate() {
@@ -66,7 +65,7 @@ fn batch_of_one_equals_a_batch_padded_on_either_side() -> Outcome {
 fn a_cache_filled_in_pieces_equals_one_pass() -> Outcome {
     let io = tensors("tiny_io.safetensors")?;
     let decoder = tiny_llama()?;
-    let rows = crate::oracle::rows(&io["input_ids"], &io["attention_mask"])?;
+    let rows = rows(&io["input_ids"], &io["attention_mask"])?;
     for padding in [PaddingSide::Right, PaddingSide::Left] {
         let layout = Layout::new(rows.clone(), padding)?;
         let ids = layout.input_ids(Device::Cpu);
@@ -81,8 +80,8 @@ fn a_cache_filled_in_pieces_equals_one_pass() -> Outcome {
         }
         let pieces = Tensor::cat(&pieces, 1);
         for i in 0..3 {
-            let found = own_columns(&layout, &pieces, i);
-            let expected = own_columns(&layout, &whole, i);
+            let found = layout.own(&pieces, i);
+            let expected = layout.own(&whole, i);
             // after the final norm |h| is up to 4; f32 sums in another order, measured 5e-6
             assert_close(&format!("row {i}, {padding:?}"), &found, &expected, EQUAL);
         }
@@ -106,10 +105,10 @@ fn every_family_equals_transformers() -> Outcome {
         "qwen3",
     ];
     for family in families {
-        let dir = crate::oracle::path("families").join(family);
+        let dir = oracle("families").join(family);
         let decoder = Decoder::open(&dir, Kind::Float, Device::Cpu)?;
         let io = tensors(&format!("families/{family}/io.safetensors"))?;
-        let rows = crate::oracle::rows(&io["input_ids"], &io["attention_mask"])?;
+        let rows = rows(&io["input_ids"], &io["attention_mask"])?;
         for padding in [PaddingSide::Right, PaddingSide::Left] {
             let found = base_logits(&decoder, &rows, padding)?;
             for (i, row) in rows.iter().enumerate() {
@@ -140,13 +139,13 @@ fn every_option_of_the_families_matters() -> Outcome {
         ("qwen2", "window", |c| c.model.windows.fill(Some(4))),
     ];
     for (family, option, change) in changes {
-        let dir = crate::oracle::path("families").join(family);
+        let dir = oracle("families").join(family);
         let mut config = DecoderConfig::open(&dir)?;
         change(&mut config);
         let weights = reft_models::Weights::open(&dir)?;
         let decoder = Decoder::from_weights(config, &weights, Kind::Float, Device::Cpu)?;
         let io = tensors(&format!("families/{family}/io.safetensors"))?;
-        let rows = crate::oracle::rows(&io["input_ids"], &io["attention_mask"])?;
+        let rows = rows(&io["input_ids"], &io["attention_mask"])?;
         let found = &base_logits(&decoder, &rows, PaddingSide::Right)?[0];
         let expected = io["logits"].select(0, 0).narrow(0, 0, found.size()[0]);
         let difference = (found - expected).abs().max().double_value(&[]);
@@ -157,7 +156,9 @@ fn every_option_of_the_families_matters() -> Outcome {
 
 #[test]
 fn rope_scaling_is_read_in_every_spelling() -> Outcome {
-    let written = crate::oracle::json("families/llama_rope_linear/config.json")?; // "type" and "rope_type"
+    let written = serde_json::from_str::<serde_json::Value>(&oracle_text(
+        "families/llama_rope_linear/config.json",
+    )?)?; // "type" and "rope_type"
     let with = |rope: serde_json::Value, field: &str| -> Result<_, reft_models::Error> {
         let mut config = written.clone();
         config["rope_scaling"] = serde_json::Value::Null;
@@ -187,12 +188,12 @@ fn rope_scaling_is_read_in_every_spelling() -> Outcome {
 #[test]
 fn smollm2_equals_transformers() -> Outcome {
     let io = tensors("smollm2/logits.safetensors")?;
-    let decoder = crate::oracle::smollm2()?;
+    let decoder = smollm2()?;
     for seq in ["seq0", "seq1"] {
         let recorded = |name: &str| &io[&format!("{seq}.{name}")];
         let ids: Vec<i64> = recorded("input_ids").try_into()?;
         let layout = Layout::new(vec![Row::prompt(ids)], PaddingSide::Right)?;
-        let mut collected = Collect::default();
+        let mut collected = Flow::default();
         let ids = layout.input_ids(Device::Cpu);
         let h = decoder.hidden_states(&ids, &layout.whole(), None, &mut collected)?;
         let logits = decoder.logits(&h).select(0, 0); // [t, v]

@@ -1,31 +1,27 @@
 //! Encoders against transformers 5.24: `tests/oracle/encoders`, made by `tools/oracle/make_encoders.py`.
 
+use crate::oracle::rows;
+use reft_test_support::{
+    Outcome, Tensors, assert_close, folders, of_logits, oracle, oracle_text, tensors,
+};
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use reft_models::{
     AdapterStack, Component, Decoder, DecoderConfig, Error, GenerationConfig, HookPoint, Hooks,
-    Layout, MlpActivation, Model, NoHooks, NormPlaces, PaddingSide, Row, Site, Span, Tokenizer,
+    Layout, MlpActivation, Model, NormPlaces, PaddingSide, Row, Site, Span, Tokenizer,
     WeightStorage, Weights, generate, load_safetensors, save_safetensors,
 };
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
-use crate::oracle::{Tensors, assert_close, own_columns, path, rows, tensors};
-
-type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
-
 fn folder(name: &str) -> PathBuf {
-    path("encoders").join(name)
+    oracle("encoders").join(name)
 }
 
 fn encoders() -> Outcome<Vec<String>> {
-    let entries = fs::read_dir(path("encoders"))?;
-    let name = |entry: fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
-    let mut names =
-        entries.map(|entry| Ok(name(entry?))).collect::<Result<Vec<_>, std::io::Error>>()?;
-    names.sort();
+    let names = folders(&oracle("encoders"))?;
     assert!(names.len() >= 7, "{names:?}");
     Ok(names)
 }
@@ -39,11 +35,6 @@ fn recorded(name: &str) -> Outcome<(Tensors, Vec<Row>)> {
     let io = tensors(&format!("encoders/{name}/io.safetensors"))?;
     let rows = rows(&io["input_ids"], &io["attention_mask"])?;
     Ok((io, rows))
-}
-
-/// f32 sums in another order, relative to the largest number.
-fn tolerance(expected: &Tensor) -> f64 {
-    2e-5 * (expected.abs().max().double_value(&[]) / 10.0).max(1.0)
 }
 
 /// Keeps what goes into the first block, and the output of every block.
@@ -65,10 +56,7 @@ impl Hooks for Stream {
 
 /// Last hidden states of each row's own tokens.
 fn last(model: &Decoder, rows: &[Row], padding: PaddingSide) -> Outcome<Vec<Tensor>> {
-    let layout = Layout::new(rows.to_vec(), padding)?;
-    let ids = layout.input_ids(Device::Cpu);
-    let h = model.hidden_states(&ids, &layout.whole(), None, &mut NoHooks)?;
-    Ok((0..rows.len()).map(|row| own_columns(&layout, &h, row)).collect())
+    Ok(AdapterStack::EMPTY.hidden_states(model, rows.to_vec(), padding)?)
 }
 
 fn of_row(recorded: &Tensor, row: usize, rows: &[Row]) -> Tensor {
@@ -95,8 +83,8 @@ fn every_hidden_state_equals_that_of_transformers() -> Outcome {
                 for row in 0..rows.len() {
                     let expected = of_row(&io[&state], row, &rows);
                     let what = format!("{name}: {state}, row {row}, {padding:?}");
-                    let found = own_columns(&layout, &found, row);
-                    assert_close(&what, &found, &expected, tolerance(&expected));
+                    let found = layout.own(&found, row);
+                    assert_close(&what, &found, &expected, of_logits(&expected));
                 }
             }
         }
@@ -111,7 +99,7 @@ fn a_row_alone_needs_no_mask_and_gives_the_same() -> Outcome {
         for row in 0..rows.len() {
             let expected = of_row(&io["last"], row, &rows);
             let found = last(&model, &rows[row..=row], PaddingSide::Right)?;
-            assert_close(&format!("{name}: {row}"), &found[0], &expected, tolerance(&expected));
+            assert_close(&format!("{name}: {row}"), &found[0], &expected, of_logits(&expected));
         }
     }
     Ok(())
@@ -130,7 +118,7 @@ fn tokens_have_the_types_that_they_are_given() -> Outcome {
     for padding in [PaddingSide::Right, PaddingSide::Left] {
         for (i, found) in last(&model, &rows, padding)?.iter().enumerate() {
             let expected = of_row(&io["typed.last"], i, &rows);
-            assert_close(&format!("row {i}, {padding:?}"), found, &expected, tolerance(&expected));
+            assert_close(&format!("row {i}, {padding:?}"), found, &expected, of_logits(&expected));
         }
     }
     // one row without types: all of its tokens have type 0
@@ -140,7 +128,7 @@ fn tokens_have_the_types_that_they_are_given() -> Outcome {
         PaddingSide::Left,
     )?;
     let expected = of_row(&io["last"], 0, &rows);
-    assert_close("without types", &plain[0], &expected, tolerance(&expected));
+    assert_close("without types", &plain[0], &expected, of_logits(&expected));
     rows[1].token_types = Some(vec![3; rows[1].input_ids.len()]);
     let refused = last(&model, &rows, PaddingSide::Right).err().ok_or("accepted")?.to_string();
     assert_eq!(refused, "row 1 has a token of type 3, and the model has types 0..=2");
@@ -248,7 +236,7 @@ fn norms_with_gamma_and_beta_are_read() -> Outcome {
     let (io, rows) = recorded("bert")?;
     let expected = of_row(&io["last"], 0, &rows);
     let found = last(&model, &rows[..1], PaddingSide::Right)?;
-    assert_close("gamma and beta", &found[0], &expected, tolerance(&expected));
+    assert_close("gamma and beta", &found[0], &expected, of_logits(&expected));
     Ok(())
 }
 
@@ -344,7 +332,9 @@ struct Text {
 fn texts_become_the_rows_that_they_are_in_transformers() -> Outcome {
     for name in ["bert", "roberta"] {
         let tokenizer = Tokenizer::open(&folder(name))?;
-        let texts = crate::oracle::json(&format!("encoders/{name}/texts.json"))?;
+        let texts = serde_json::from_str::<serde_json::Value>(&oracle_text(&format!(
+            "encoders/{name}/texts.json"
+        ))?)?;
         let texts: Vec<Text> = serde_json::from_value(texts)?;
         for Text { text, ids, types } in texts {
             let row = tokenizer.encode_row(&text[0], text.get(1).map(String::as_str))?;

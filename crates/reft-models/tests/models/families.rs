@@ -1,5 +1,7 @@
 //! Families and types of RoPE against transformers 5.24: `tests/oracle/more_families`, made by `tools/oracle/make_more_families.py`.
 
+use crate::oracle::{Flow, base_logits, rows};
+use reft_test_support::{Outcome, Tensors, assert_close, of_logits, oracle, tensors};
 use std::ops::ControlFlow;
 
 use reft_models::{
@@ -7,10 +9,6 @@ use reft_models::{
     NormPlaces, PaddingSide, QkNorm, RopeScaling, Row, Span, WeightStorage, Weights, generate,
 };
 use tch::{Device, Kind, Tensor};
-
-use crate::oracle::{Collect, assert_close, base_logits, own_columns, path, rows, tensors};
-
-type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
 const FAMILIES: [&str; 12] = [
     "gemma2",
@@ -31,7 +29,7 @@ const FAMILIES: [&str; 12] = [
 const PROMPT: usize = 9;
 
 fn folder(family: &str) -> std::path::PathBuf {
-    path("more_families").join(family)
+    oracle("more_families").join(family)
 }
 
 fn decoder(family: &str) -> Outcome<Decoder> {
@@ -39,13 +37,8 @@ fn decoder(family: &str) -> Outcome<Decoder> {
     Ok(Decoder::open(&folder(family), Kind::Float, Device::Cpu)?)
 }
 
-fn recorded(family: &str) -> Outcome<crate::oracle::Tensors> {
-    Ok(tensors(&format!("more_families/{family}/io.safetensors"))?)
-}
-
-/// f32 sums in another order: measured 1e-5 for logits up to 25, relative to the largest number.
-fn tolerance(expected: &Tensor) -> f64 {
-    2e-5 * (expected.abs().max().double_value(&[]) / 10.0).max(1.0)
+fn recorded(family: &str) -> Outcome<Tensors> {
+    tensors(&format!("more_families/{family}/io.safetensors"))
 }
 
 #[test]
@@ -55,7 +48,7 @@ fn logits_and_every_block_output_equal_transformers() -> Outcome {
         let rows = rows(&io["input_ids"], &io["attention_mask"])?;
         for padding in [PaddingSide::Right, PaddingSide::Left] {
             let layout = Layout::new(rows.clone(), padding)?;
-            let mut collected = Collect::default();
+            let mut collected = Flow::default();
             let ids = layout.input_ids(Device::Cpu);
             let h = decoder.hidden_states(&ids, &layout.whole(), None, &mut collected)?;
             assert_eq!(collected.block_outputs.len(), decoder.description().num_hidden_layers);
@@ -68,8 +61,8 @@ fn logits_and_every_block_output_equal_transformers() -> Outcome {
                     let length = row.input_ids.len() as i64;
                     let expected = io[&name].select(0, i as i64).narrow(0, 0, length);
                     let what = format!("{family}: {name}, row {i}, {padding:?}");
-                    let found = own_columns(&layout, &found, i);
-                    assert_close(&what, &found, &expected, tolerance(&expected));
+                    let found = layout.own(&found, i);
+                    assert_close(&what, &found, &expected, of_logits(&expected));
                 }
             }
         }
@@ -95,10 +88,10 @@ fn a_cache_filled_in_pieces_equals_one_pass() -> Outcome {
             }
             let pieces = Tensor::cat(&pieces, 1);
             for i in 0..3 {
-                let expected = own_columns(&layout, &whole, i);
-                let found = own_columns(&layout, &pieces, i);
+                let expected = layout.own(&whole, i);
+                let found = layout.own(&pieces, i);
                 let what = format!("{family}: row {i}, {padding:?}");
-                assert_close(&what, &found, &expected, tolerance(&expected));
+                assert_close(&what, &found, &expected, of_logits(&expected));
             }
         }
     }

@@ -1,9 +1,10 @@
 //! Generation against transformers' recorded continuations, and against the same model without cache, batch or padding.
 
+use crate::oracle::{rows, smollm2, tiny_llama};
+use reft_test_support::{Outcome, assert_close, oracle, oracle_text, tensors};
 use std::cell::RefCell;
 use std::ops::ControlFlow;
 
-use crate::oracle::{assert_close, tensors, tiny_llama};
 use reft_core::{Init, InterventionConfig, Method, Parameter};
 use reft_methods::{ReftAdapter, ReftConfig};
 use reft_models::{
@@ -11,8 +12,6 @@ use reft_models::{
     HookPoint, Hooks, Layout, Mode, Model, NoHooks, PaddingSide, Result, Row, Span, generate,
 };
 use tch::{Device, Kind, Tensor};
-
-type Outcome = std::result::Result<(), Box<dyn std::error::Error>>;
 
 const BOTH_SIDES: [PaddingSide; 2] = [PaddingSide::Left, PaddingSide::Right];
 
@@ -35,9 +34,9 @@ fn ids(replies: &[Generated]) -> Vec<Vec<i64>> {
 }
 
 /// Three prompts of 14, 12 and 9 tokens.
-fn tiny_prompts() -> Result<Vec<Row>> {
+fn tiny_prompts() -> Outcome<Vec<Row>> {
     let io = tensors("tiny_io.safetensors")?;
-    crate::oracle::rows(&io["input_ids"], &io["attention_mask"])
+    rows(&io["input_ids"], &io["attention_mask"])
 }
 
 /// Greedy decoding as it is defined: one row, no cache, everything computed again for every token.
@@ -52,7 +51,7 @@ fn recomputed(
         let layout = Layout::new(vec![row.clone()], PaddingSide::Right)?;
         let layout = adapters.layout(layout);
         let mut hooks = adapters.hooks(&layout, Mode::Eval)?;
-        let logits = crate::oracle::logits_of(model, &layout, &mut hooks)?;
+        let logits = model.row_logits(&layout, &mut hooks)?;
         row.input_ids.push(logits[0].select(0, -1).argmax(0, false).int64_value(&[]));
     }
     Ok(row.input_ids.split_off(prompt.input_ids.len()))
@@ -150,8 +149,9 @@ impl Hooks for VirtualHooks<'_> {
 /// Oracle: transformers 4.49, greedy, in `tests/oracle/smollm2/smollm2.json`.
 #[test]
 fn smollm2_continues_as_in_transformers_alone_and_batched() -> Outcome {
-    let recorded = crate::oracle::json("smollm2/smollm2.json")?;
-    let decoder = crate::oracle::smollm2()?;
+    let recorded =
+        serde_json::from_str::<serde_json::Value>(&oracle_text("smollm2/smollm2.json")?)?;
+    let decoder = smollm2()?;
     let of = |name: &str| -> std::result::Result<Vec<Vec<i64>>, Box<dyn std::error::Error>> {
         let cases = recorded["greedy"].as_array().ok_or("no greedy cases")?;
         cases.iter().map(|case| Ok(serde_json::from_value(case[name].clone())?)).collect()
@@ -173,16 +173,15 @@ fn smollm2_continues_as_in_transformers_alone_and_batched() -> Outcome {
 
 #[test]
 fn cached_and_batched_equals_recomputed_row_by_row() -> Outcome {
-    let rows = tiny_prompts()?;
+    let prompts = tiny_prompts()?;
     let tiny = tiny_llama()?;
     // windows and normalised keys, with the model's own batch of 23, 17 and 9 tokens of 64
-    let family = |name: &str| -> Result<(Decoder, Vec<Row>)> {
-        let decoder =
-            Decoder::open(&crate::oracle::path("families").join(name), Kind::Float, Device::Cpu)?;
+    let family = |name: &str| -> Outcome<(Decoder, Vec<Row>)> {
+        let decoder = Decoder::open(&oracle("families").join(name), Kind::Float, Device::Cpu)?;
         let io = tensors(&format!("families/{name}/io.safetensors"))?;
-        Ok((decoder, crate::oracle::rows(&io["input_ids"], &io["attention_mask"])?))
+        Ok((decoder, rows(&io["input_ids"], &io["attention_mask"])?))
     };
-    for (decoder, rows) in [(tiny, rows), family("mistral")?, family("qwen3")?] {
+    for (decoder, rows) in [(tiny, prompts), family("mistral")?, family("qwen3")?] {
         let n = 24;
         let expected: Vec<Vec<i64>> = rows
             .iter()
@@ -238,7 +237,10 @@ fn two_adapters_with_virtual_tokens_or_prefixes_are_refused() -> Outcome {
             Err(Error::NotCombinable { .. })
         ));
     }
-    assert!(run(&decoder, &[&prompt, &prefix], &rows, &greedy(2)).is_ok());
+    let both = run(&decoder, &[&prompt, &prefix], &rows, &greedy(2))?;
+    let of_prompt = run(&decoder, &[&prompt], &rows, &greedy(2))?;
+    assert!(both.iter().all(|reply| (1..=2).contains(&reply.ids.len())));
+    assert_ne!(ids(&both), ids(&of_prompt), "the prefix is not there");
     Ok(())
 }
 
@@ -290,7 +292,7 @@ fn an_adapted_batch_of_one_equals_padded_batches() -> Outcome {
     let adapted = |rows: &[Row], padding| {
         let layout = Layout::new(rows.to_vec(), padding)?;
         let mut hooks = adapter.hooks(&layout, Mode::Eval)?;
-        crate::oracle::logits_of(&decoder, &layout, &mut *hooks)
+        decoder.row_logits(&layout, &mut *hooks)
     };
     let (left, right) = (adapted(&rows, PaddingSide::Left)?, adapted(&rows, PaddingSide::Right)?);
     for (i, row) in rows.iter().enumerate() {

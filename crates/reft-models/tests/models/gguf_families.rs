@@ -1,15 +1,18 @@
 //! Families in GGUF files: models of `tests/oracle/more_families`, written with llama.cpp's names, permutations and metadata.
 
+use crate::oracle::{base_logits, rows};
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::Value;
 use reft_models::{Decoder, DecoderConfig, Model, PaddingSide, Weights, load_safetensors};
+use reft_test_support::{Outcome, assert_close, oracle, oracle_text, tensors};
 use serde_json::{Value as Json, json};
 use tch::{Device, Kind, Tensor};
 
 use crate::gguf_files::{Draft, interleave, quantised};
-use crate::oracle::{assert_close, base_logits, json as read, path, rows, tensors};
 
-type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
+fn parsed(name: &str) -> Outcome<Json> {
+    Ok(serde_json::from_str(&oracle_text(name)?)?)
+}
 
 /// A family in a GGUF file.
 struct Case {
@@ -137,7 +140,7 @@ fn module(architecture: &str, name: &str) -> &'static str {
 /// The file that llama.cpp's converter would write of a family.
 fn draft(case: &Case) -> Outcome<Draft> {
     let Case { family, architecture, keys, .. } = case;
-    let config = read(&format!("more_families/{family}/config.json"))?;
+    let config = parsed(&format!("more_families/{family}/config.json"))?;
     let mut metadata =
         vec![("general.architecture".to_owned(), Value::String((*architecture).to_owned()))];
     let mut set = |key: &str, value| metadata.push((format!("{architecture}.{key}"), value));
@@ -157,7 +160,7 @@ fn draft(case: &Case) -> Outcome<Draft> {
     keys.iter().for_each(|(key, value)| set(key, value.clone()));
     let mut own = Vec::new();
     for (name, tensor) in
-        load_safetensors(&path(&format!("more_families/{family}/model.safetensors")))?
+        load_safetensors(&oracle(&format!("more_families/{family}/model.safetensors")))?
     {
         let shape: Vec<usize> = tensor.size().iter().map(|&n| n as usize).collect();
         let mut values: Vec<f32> = tensor.flatten(0, -1).try_into()?;
@@ -198,7 +201,7 @@ fn draft(case: &Case) -> Outcome<Draft> {
 
 /// What `config.json` says, with what the file cannot say.
 fn expected(case: &Case) -> Outcome<DecoderConfig> {
-    let mut config = read(&format!("more_families/{}/config.json", case.family))?;
+    let mut config = parsed(&format!("more_families/{}/config.json", case.family))?;
     let fields = config.as_object_mut().ok_or("an object")?;
     for (name, value) in case.fixed.as_object().into_iter().flatten() {
         match value {
@@ -240,8 +243,8 @@ fn converted() -> Vec<(String, Json)> {
 fn files_of_llama_cpps_converter_are_the_models_that_they_were_made_of() -> Outcome {
     for (family, fixed) in converted() {
         let name = family.rsplit('/').next().unwrap_or_default();
-        let file = path("gguf_families").join(format!("{name}.gguf"));
-        let mut config = read(&format!("{family}/config.json"))?;
+        let file = oracle("gguf_families").join(format!("{name}.gguf"));
+        let mut config = parsed(&format!("{family}/config.json"))?;
         let fields = config.as_object_mut().ok_or("an object")?;
         for (name, value) in fixed.as_object().into_iter().flatten() {
             fields.insert(name.clone(), value.clone());
@@ -256,7 +259,7 @@ fn files_of_llama_cpps_converter_are_the_models_that_they_were_made_of() -> Outc
             Ok(base_logits(&decoder, &rows, PaddingSide::Right)?)
         };
         let ours = of(found, Weights::open(&file)?)?;
-        let theirs = of(expected, Weights::open(&path(&family))?)?;
+        let theirs = of(expected, Weights::open(&oracle(&family))?)?;
         for (i, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
             let what = format!("{family}, row {i}");
             assert_close(&what, ours, theirs, 2e-5); // (1 + w) − 1 is rounded once
@@ -278,7 +281,7 @@ fn configuration_and_numbers_are_those_of_the_hugging_face_directory() -> Outcom
         let file = draft(&case)?.write(directory.path())?;
         let config = DecoderConfig::open(&file)?;
         assert_eq!(config, expected(&case)?, "{family}");
-        let theirs = Weights::open(&path("more_families").join(family))?;
+        let theirs = Weights::open(&oracle("more_families").join(family))?;
         let ours = Weights::open(&file)?;
         for tensor in &config.describe().tensors {
             let read = |weights: &Weights| weights.load(&tensor.name, Kind::Float, Device::Cpu);

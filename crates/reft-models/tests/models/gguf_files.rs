@@ -511,8 +511,15 @@ fn a_split_model_is_read_whole_from_its_first_part() -> Outcome {
         let expected = whole.load(name, Kind::Float, Device::Cpu)?;
         assert_eq!(weights.load(name, Kind::Float, Device::Cpu)?, expected, "{name}");
     }
-    assert!(Decoder::open(&first, Kind::Float, Device::Cpu).is_ok());
-    assert!(Tokenizer::open(&first).is_ok());
+    let opened = Decoder::open(&first, Kind::Float, Device::Cpu)?;
+    let elements = whole.names().map(|name| whole.load(name, Kind::Float, Device::Cpu));
+    let elements = elements.map(|tensor| Ok(tensor?.numel())).sum::<Result<usize, Error>>()?;
+    assert_eq!(opened.weights().iter().map(|(_, weight)| weight.numel()).sum::<usize>(), elements);
+    let alone = directory.path().join("alone");
+    fs::create_dir(&alone)?;
+    let alone = draft("llama", GgmlDType::Q4_1)?.write(&alone)?;
+    let ids = |file: &Path| Tokenizer::open(file).and_then(|own| own.encode("a b c", false));
+    assert_eq!(ids(&first)?, ids(&alone)?);
 
     let second = directory.path().join(part_name(1, 3));
     let refused = reason(Gguf::open(&second));

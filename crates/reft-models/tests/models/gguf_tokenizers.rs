@@ -2,9 +2,8 @@
 //! `tools/oracle/make_gguf_tokenizers.py`.
 
 use reft_models::{Gguf, Tokenizer};
+use reft_test_support::{Outcome, oracle, oracle_text};
 use serde::Deserialize;
-
-type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 #[derive(Deserialize)]
 struct Case {
@@ -14,12 +13,14 @@ struct Case {
 }
 
 fn open(name: &str) -> reft_models::Result<Tokenizer> {
-    Tokenizer::open(&crate::oracle::path("gguf_tokenizers").join(format!("{name}.gguf")))
+    Tokenizer::open(&oracle("gguf_tokenizers").join(format!("{name}.gguf")))
 }
 
 #[test]
 fn sentencepiece_vocabularies_are_read_as_transformers_reads_them() -> Outcome {
-    let recorded = crate::oracle::json("gguf_tokenizers/gguf_tokenizers.json")?;
+    let recorded = serde_json::from_str::<serde_json::Value>(&oracle_text(
+        "gguf_tokenizers/gguf_tokenizers.json",
+    )?)?;
     for name in ["merged", "gemma", "unknown", "unigram", "unigram_bytes"] {
         let tokenizer = open(name)?;
         let cases: Vec<Case> = serde_json::from_value(recorded[name].clone())?;
@@ -36,7 +37,9 @@ fn sentencepiece_vocabularies_are_read_as_transformers_reads_them() -> Outcome {
 
 #[test]
 fn bos_and_eos_stand_where_the_file_wants_them() -> Outcome {
-    let recorded = crate::oracle::json("gguf_tokenizers/gguf_tokenizers.json")?;
+    let recorded = serde_json::from_str::<serde_json::Value>(&oracle_text(
+        "gguf_tokenizers/gguf_tokenizers.json",
+    )?)?;
     let text = "the model reads a text";
     let around = |name: &str| -> Result<_, Box<dyn std::error::Error>> {
         let tokenizer = open(name)?;
@@ -56,10 +59,11 @@ fn bos_and_eos_stand_where_the_file_wants_them() -> Outcome {
 
 #[test]
 fn a_converted_tokenizer_is_the_same() -> Outcome {
-    let recorded = crate::oracle::json("gguf_tokenizers/gguf_tokenizers.json")?;
+    let recorded = serde_json::from_str::<serde_json::Value>(&oracle_text(
+        "gguf_tokenizers/gguf_tokenizers.json",
+    )?)?;
     for name in ["merged", "unigram"] {
-        let gguf =
-            Gguf::open(&crate::oracle::path("gguf_tokenizers").join(format!("{name}.gguf")))?;
+        let gguf = Gguf::open(&oracle("gguf_tokenizers").join(format!("{name}.gguf")))?;
         let directory = tempfile::tempdir()?;
         std::fs::write(
             directory.path().join("tokenizer.json"),

@@ -2,6 +2,7 @@
 
 mod adapter_stack;
 mod checkpoint_files;
+mod collecting;
 mod configurations;
 mod decoder_oracle;
 mod encoders;

@@ -1,14 +1,13 @@
 //! Text in and out: the demo model's tokenizer and chat template against transformers, and what templates may do.
 
+use reft_test_support::{Outcome, demo_model, oracle_text};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use proptest::prelude::*;
 use reft_models::{ChatTemplate, Error, Message, Tokenizer};
 use serde::Deserialize;
 use serde_json::json;
-
-type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 /// The recorded cases of `smollm2.json`.
 #[derive(Deserialize)]
@@ -20,14 +19,7 @@ struct Cases {
 }
 
 fn cases() -> Result<Cases, Box<dyn std::error::Error>> {
-    Ok(serde_json::from_value(crate::oracle::json("smollm2/smollm2.json")?)?)
-}
-
-fn demo_model() -> PathBuf {
-    let path =
-        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/SmolLM2-135M-Instruct"));
-    assert!(path.exists(), "the demo model is not there: run `cargo xtask model`");
-    path.to_owned()
+    Ok(serde_json::from_str(&oracle_text("smollm2/smollm2.json")?)?)
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Chat templates and tokenizers against transformers: tests/oracle/text, which tools/oracle/make_text.py writes.
 
+use reft_test_support::{Outcome, oracle, oracle_text};
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
@@ -8,8 +9,6 @@ use std::path::Path;
 use reft_models::{ChatTemplate, ChatVars, Message, Tokenizer};
 use serde::Deserialize;
 use serde_json::Value;
-
-type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 #[derive(Deserialize)]
 struct Templates {
@@ -35,7 +34,7 @@ struct TemplateCase {
 #[test]
 fn every_template_prints_what_it_prints_in_transformers() -> Outcome {
     let Templates { templates, cases } =
-        serde_json::from_value(crate::oracle::json("text/templates.json")?)?;
+        serde_json::from_str(&oracle_text("text/templates.json")?)?;
     let tokens =
         [("bos_token", "<s>"), ("eos_token", "</s>"), ("pad_token", "<pad>"), ("unk_token", "?")];
     let tokens = || tokens.map(|(name, text)| (name, text.to_owned())).into();
@@ -66,7 +65,7 @@ fn every_template_prints_what_it_prints_in_transformers() -> Outcome {
 #[test]
 fn replies_are_marked_where_transformers_marks_them() -> Outcome {
     let Templates { templates, cases } =
-        serde_json::from_value(crate::oracle::json("text/templates.json")?)?;
+        serde_json::from_str(&oracle_text("text/templates.json")?)?;
     let mut compared = 0;
     for case in &cases {
         let (Some(marks), Some(name)) = (&case.marks, &case.template) else { continue };
@@ -99,12 +98,11 @@ struct TokenizerCase {
 
 #[test]
 fn every_tokenizer_has_the_ids_that_it_has_in_transformers() -> Outcome {
-    let cases: Vec<TokenizerCase> =
-        serde_json::from_value(crate::oracle::json("text/tokenizers.json")?)?;
+    let cases: Vec<TokenizerCase> = serde_json::from_str(&oracle_text("text/tokenizers.json")?)?;
     let mut wrong = Vec::new();
     for case in &cases {
         let directory = tempfile::tempdir()?;
-        let file = crate::oracle::path(&format!("text/tokenizers/{}.json", case.file));
+        let file = oracle(&format!("text/tokenizers/{}.json", case.file));
         fs::copy(file, directory.path().join("tokenizer.json"))?;
         for (name, content) in &case.beside {
             fs::write(directory.path().join(name), content.to_string())?;

@@ -66,6 +66,23 @@ impl<'a> Learner<'a> {
         Ok(self.sums_of(batch, &self.ready(batch, frozen)?, mode, None)?.0)
     }
 
+    /// The loss of examples that are computed together, a scalar that is differentiable in the [parameters](Self::parameters): for a loop of
+    /// one's own.
+    ///
+    /// # Errors
+    /// As [`Self::batch`] and [`Self::sums`].
+    pub fn loss<'e>(
+        &self,
+        examples: impl IntoIterator<Item = &'e Example>,
+        mode: Mode,
+    ) -> Result<Tensor> {
+        let batch = self.batch(examples)?;
+        let sums = self.sums(&batch, mode, None)?;
+        let divisors = self.divisors(&self.objective.counts(&batch));
+        let terms: Vec<Tensor> = sums.iter().zip(divisors).map(|(sum, n)| sum / n).collect();
+        Ok(Tensor::stack(&terms, 0).sum(None))
+    }
+
     /// The loss on examples; longest first, so that memory runs out at once if it does. With `frozen`, what the frozen model alone
     /// decides is taken from there.
     ///

@@ -1,5 +1,6 @@
 //! Training on encoders by an objective with a head of its own: frozen work by stages, and the backward block by block.
 
+use reft_test_support::folders;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
@@ -17,10 +18,8 @@ use crate::objectives::LastToken;
 use crate::tiny_llama::{TestResult, alone, oracle_path, relative_difference};
 
 fn encoders() -> Result<Vec<PathBuf>, Box<dyn std::error::Error>> {
-    let entries = std::fs::read_dir(oracle_path("encoders"))?;
-    let mut folders =
-        entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>, std::io::Error>>()?;
-    folders.sort();
+    let root = oracle_path("encoders");
+    let folders: Vec<_> = folders(&root)?.iter().map(|name| root.join(name)).collect();
     assert!(folders.len() >= 7);
     Ok(folders)
 }

@@ -1,5 +1,6 @@
 //! What the trainer does with every family of `tests/oracle/more_families`: frozen work once, and the backward block by block.
 
+use reft_test_support::folders;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
@@ -15,10 +16,8 @@ use tch::{Device, Kind, Tensor};
 use crate::tiny_llama::{TestResult, alone, learner, oracle_path, relative_difference};
 
 fn families() -> Result<Vec<PathBuf>, Box<dyn std::error::Error>> {
-    let entries = std::fs::read_dir(oracle_path("more_families"))?;
-    let mut folders =
-        entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>, std::io::Error>>()?;
-    folders.sort();
+    let root = oracle_path("more_families");
+    let folders: Vec<_> = folders(&root)?.iter().map(|name| root.join(name)).collect();
     assert_eq!(folders.len(), 12);
     Ok(folders)
 }

