@@ -7,7 +7,7 @@ use reft_methods::{adapter_bytes, trained_text};
 use reft_models::{AdapterStack, ChatOptions, DirectoryLock, Model, TrainedText, weights_digest};
 use reft_train::{
     ColumnOptions, Dataset, Encoding, Learner, Listeners, NextToken, Outcome, Plan, Progress,
-    Record, Summary, Template, TrainConfig, Trainer, TurnOptions, WEIGHTS_DIGEST, read_records,
+    Record, Summary, Template, Trainer, TurnOptions, WEIGHTS_DIGEST, read_records,
 };
 use serde_json::{Map, json};
 use toml::Table;
@@ -18,6 +18,7 @@ use crate::options::Flags;
 use crate::terminal::{TrainProgress, bytes, duration, grouped, note, output, share, stop_flag};
 use crate::train::card::Card;
 use crate::train::config_file;
+use crate::train::defaults::{with_length, with_validation};
 use crate::train::directory::{self, TrainDirectory};
 use crate::train::first_example;
 use crate::train::method::TrainMethod;
@@ -106,6 +107,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let n = weighted.iter().map(|(examples, _)| examples.len()).sum();
     let config = with_validation(config, &run, &given, n);
     let mut dataset = Dataset::weighted(weighted, config.validation, config.seed)?;
+    let config = with_length(config, dataset.train.len());
     if let Some(file) = &run.validation_data {
         let records = read_records(file, columns.columns.as_ref())?;
         dataset.validation = examples_of(&records, file)?;
@@ -189,28 +191,6 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         card.write(&output)?;
     }
     report(args, &output, &directory, &progress, &outcome)
-}
-
-/// So many examples are enough to hold some out unasked: one in twenty, and no more than are needed to tell adapters apart.
-const ENOUGH: usize = 200;
-const HELD_OUT: usize = 20;
-const MOST_HELD_OUT: usize = 200;
-
-/// The options with examples held out by default, where there are enough and nothing is said of it.
-fn with_validation(
-    config: TrainConfig,
-    run: &RunOptions,
-    given: &Table,
-    examples: usize,
-) -> TrainConfig {
-    if given.contains_key("validation") || run.validation_data.is_some() || examples < ENOUGH {
-        return config;
-    }
-    let held_out = (examples / HELD_OUT).min(MOST_HELD_OUT);
-    note(format!(
-        "{held_out} of {examples} examples are held out, and the adapter that does best on them is kept (--validation 0 trains on all)"
-    ));
-    TrainConfig { validation: held_out as f64, ..config }
 }
 
 /// Says that a run goes on for longer than it was begun for, and what becomes of its learning rate.

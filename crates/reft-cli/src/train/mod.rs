@@ -3,6 +3,7 @@
 pub mod card;
 pub mod command;
 pub mod config_file;
+pub mod defaults;
 pub mod directory;
 pub mod first_example;
 pub mod method;

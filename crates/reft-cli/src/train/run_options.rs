@@ -122,15 +122,10 @@ impl RunOptions {
         if self.no_shuffle {
             config.shuffle = Shuffle::None;
         }
-        if config.max_steps.is_none() {
-            config.epochs.get_or_insert(DEFAULT_EPOCHS);
-        }
         config.check().map_err(in_flags)?;
         Ok(config)
     }
 }
-
-const DEFAULT_EPOCHS: usize = 3;
 
 /// An input that every run needs.
 ///

@@ -353,7 +353,7 @@ mod tests {
             );
         }
         let at_the_bounds = [
-            GenerationConfig { temperature: 0.0, top_p: Some(1.0), top_k: Some(1), ..greedy() },
+            GenerationConfig { temperature: 0.0, top_p: 1.0, top_k: Some(1), ..greedy() },
             GenerationConfig { temperature: 1e300, max_new_tokens: 1, ..greedy() },
             GenerationConfig { no_repeat_ngram_size: Some(1), stop_ids: vec![0], ..greedy() },
         ];

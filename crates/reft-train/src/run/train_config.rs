@@ -16,7 +16,7 @@ declare_options! {
     ///
     /// The kind that the frozen model computes in is not among them: it is the [`Model`](reft_models::Model)'s.
     pub struct TrainConfig {
-        /// Passes over the data; without it and without max_steps: 3
+        /// Passes over the data; without it and without max_steps, `reft train` goes by the number of examples: 3 to 15, and at least 100 steps
         #[serde(skip_serializing_if = "Option::is_none")]
         epochs: Option<usize> = None, Count("N") in "Training" [recipe] if is_positive, AT_LEAST_ONE;
         /// Optimizer steps, whatever number of epochs they are; excludes epochs
