@@ -126,6 +126,28 @@ fn greedy_replies_of_the_demo_model_equal_those_of_transformers() -> Result {
     Ok(())
 }
 
+/// What a search for the gender of a noun finds in docs/interpretability.md: at the noun up to layer 20, at the last token from layer 26 on.
+#[test]
+fn patching_finds_the_gender_of_a_noun_where_alignment_search_does() -> Result {
+    let texts = args!["--base", "The king walked because", "--source", "The queen walked because"];
+    let patch = [args!["patch", "--model", model()?, "--metric", "logit( he)-logit( she)"], texts];
+    let found = succeed([patch.concat(), args!["--json"]].concat())?;
+    let found: Value = serde_json::from_str(&found.stdout)?;
+    let map = found["sites"][0]["patching"].as_array().ok_or("no map")?;
+    assert_eq!(map.len(), 30);
+    for (layer, tokens) in map.iter().enumerate() {
+        let share = |token: usize| tokens[token].as_f64().unwrap_or(f64::NAN);
+        let [noun, last] = [share(1), share(3)];
+        let holds = match layer {
+            0..=20 => noun > 0.9 && last < 0.3,
+            26.. => last > 0.9 && noun < 0.3,
+            _ => noun + last > 0.6, // on its way
+        };
+        assert!(holds, "layer {layer}: noun {noun}, last token {last}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_conversation_keeps_its_history_until_it_is_reset() -> Result {
     let lines =
