@@ -21,6 +21,7 @@ use crate::machine::devices::{self, DevicesArgs};
 use crate::report::compare::{self, CellArgs, CompareArgs};
 use crate::report::das::{self, DasArgs};
 use crate::report::runs::{self, ReportArgs};
+use crate::sharing::merge_adapters::{self, MergeAdaptersArgs};
 use crate::train::command::{self as train, TrainArgs};
 
 /// Representation fine-tuning (ReFT) of language models: small learned edits of the hidden states of a frozen model
@@ -56,6 +57,7 @@ enum Command {
     Inspect(InspectArgs),
     Import(ImportArgs),
     Export(ExportArgs),
+    MergeAdapters(MergeAdaptersArgs),
 }
 
 impl Cli {
@@ -86,6 +88,7 @@ impl Cli {
             Command::Inspect(args) => inspect::run(&args),
             Command::Import(args) => import::run(&args),
             Command::Export(args) => export::run(&args),
+            Command::MergeAdapters(args) => merge_adapters::run(&args),
         }
     }
 }

@@ -35,6 +35,9 @@ mod target_modules;
 mod trained;
 
 mod files;
+mod joined_tables;
+mod joining;
+mod joint;
 mod merge;
 mod pyreft;
 mod summary;
@@ -43,6 +46,10 @@ pub use declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
 pub use error::{Error, Result};
 pub(crate) use files::peft_fields::OtherFields;
 pub use files::peft_fields::PEFT_FILES;
+pub(crate) use joined_tables::{all_modules, check_sizes};
+pub use joining::join_adapters;
+pub(crate) use joint::ONE_PLACE;
+pub use joint::{JoinOptions, JoinPart, Joined, JoinedModule, Joining, Joint};
 pub(crate) use merge::MergedWeights;
 pub use merge::{MERGED_ADAPTER, MERGED_BASE_MODEL, export_model};
 pub use methods::METHODS;
@@ -65,5 +72,5 @@ pub use summary::AdapterSummary;
 pub use target_modules::TargetModules;
 pub(crate) use trained::{
     Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, check_positive, read_config,
-    resolve_config,
+    read_own, resolve_config,
 };

@@ -21,6 +21,7 @@ mod interpret;
 mod interruption;
 mod logits;
 mod memory;
+mod merge_adapters;
 mod methods;
 mod not_finite;
 mod plan;
