@@ -7,6 +7,7 @@ mod compare;
 mod context;
 mod conversations;
 mod das;
+mod das_reports;
 mod data_files;
 mod demo_model;
 mod devices;
