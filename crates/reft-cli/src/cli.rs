@@ -12,6 +12,7 @@ use crate::generation::chat::{self, ChatArgs};
 use crate::generation::generate::{self, GenerateArgs};
 use crate::generation::steer::{self, SteerArgs};
 use crate::inspect::command::{self as inspect, InspectArgs};
+use crate::interpret::attention::{self, AttentionArgs};
 use crate::interpret::lens::{self, LensArgs};
 use crate::interpret::patch::{self, PatchArgs};
 use crate::interpret::states::{self, StatesArgs};
@@ -46,6 +47,7 @@ enum Command {
     Steer(Box<SteerArgs>),
     Patch(PatchArgs),
     Lens(LensArgs),
+    Attention(AttentionArgs),
     States(StatesArgs),
     Tokenize(TokenizeArgs),
     Bench(Box<BenchArgs>),
@@ -78,6 +80,7 @@ impl Cli {
             Command::Steer(args) => steer::run(&args),
             Command::Patch(args) => patch::run(&args),
             Command::Lens(args) => lens::run(&args),
+            Command::Attention(args) => attention::run(&args),
             Command::States(args) => states::run(&args),
             Command::Tokenize(args) => tokenize::run(&args),
             Command::Bench(args) => bench::run(&args),

@@ -57,6 +57,7 @@ pub use generation::generate::{Finish, Generated, generate};
 pub use generation::sampling::GenerationConfig;
 pub use gguf::fields::GGUF;
 pub use gguf::gguf_file::Gguf;
+pub use model::attention_weights::attention_weights;
 pub use model::collect::{Collect, TokenAt, collect};
 pub use model::context::ContextLimit;
 pub use model::description::{ModelDescription, ModelTensor, Projection, TensorRole};
