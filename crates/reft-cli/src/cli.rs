@@ -23,6 +23,8 @@ use crate::report::compare::{self, CellArgs, CompareArgs};
 use crate::report::das::{self, DasArgs};
 use crate::report::runs::{self, ReportArgs};
 use crate::sharing::merge_adapters::{self, MergeAdaptersArgs};
+use crate::sharing::pull::{self, PullArgs};
+use crate::sharing::push::{self, PushArgs};
 use crate::train::command::{self as train, TrainArgs};
 
 /// Representation fine-tuning (ReFT) of language models: small learned edits of the hidden states of a frozen model
@@ -60,6 +62,8 @@ enum Command {
     Import(ImportArgs),
     Export(ExportArgs),
     MergeAdapters(MergeAdaptersArgs),
+    Pull(PullArgs),
+    Push(PushArgs),
 }
 
 impl Cli {
@@ -92,6 +96,8 @@ impl Cli {
             Command::Import(args) => import::run(&args),
             Command::Export(args) => export::run(&args),
             Command::MergeAdapters(args) => merge_adapters::run(&args),
+            Command::Pull(args) => pull::run(&args),
+            Command::Push(args) => push::run(&args),
         }
     }
 }

@@ -11,7 +11,7 @@ use reft_models::{Decoder, Model, atomic_directory, write_text};
 use serde_json::json;
 
 use crate::machine::{DeviceChoice, MachineOptions};
-use crate::model::{check_adapter_directory, open_config, open_decoder};
+use crate::model::{adapter_directory, open_config, open_decoder};
 use crate::sharing::model_card::{CARD, FrontMatter};
 use crate::terminal::{grouped, note, output};
 
@@ -25,7 +25,7 @@ use crate::terminal::{grouped, note, output};
   reft merge-adapters runs/style runs/facts --output runs/both
   reft merge-adapters runs/style@0.5 runs/facts@1.5 --method svd --rank 8 --output runs/small")]
 pub struct MergeAdaptersArgs {
-    /// Adapter directories in the order of the stack, each with a strength behind @ unless that is 1
+    /// Adapters in the order of the stack, directories or hub names such as org/name, each with a strength behind @ unless that is 1
     #[arg(value_name = "DIR[@STRENGTH]", required = true)]
     adapters: Vec<String>,
     /// Directory to write; new or empty
@@ -76,15 +76,17 @@ pub fn run(args: &MergeAdaptersArgs) -> Result<()> {
         (MergeMethod::Svd, None) => bail!("--rank is missing: the rank to approximate with"),
     };
     let parts = args.adapters.iter().map(|text| part(text)).collect::<Result<Vec<_>>>()?;
-    for part in &parts {
-        check_adapter_directory(&part.directory)?;
-    }
-    let decoder = args.model.as_deref().map(|model| open(model, &parts)).transpose()?;
+    let there = |part: &JoinPart| -> Result<JoinPart> {
+        let directory = adapter_directory(&part.directory)?;
+        Ok(JoinPart { directory, strength: part.strength })
+    };
+    let files = parts.iter().map(there).collect::<Result<Vec<_>>>()?;
+    let decoder = args.model.as_deref().map(|model| open(model, &files)).transpose()?;
     let model = decoder.as_ref().map(|decoder| decoder as &dyn Model);
     let options = JoinOptions { svd_rank, model };
     let mut made = None;
     let merged = atomic_directory(&args.output, |temporary| -> Result<()> {
-        let joined = join_adapters(&parts, options, temporary)?;
+        let joined = join_adapters(&files, options, temporary)?;
         let summary = AdapterSummary::read(temporary)?;
         let card = card(args, &parts, &joined, &summary)?;
         write_text(&temporary.join(CARD), &card)?;

@@ -52,3 +52,54 @@ impl FrontMatter<'_> {
         out
     }
 }
+
+/// Where the front matter of a card ends: behind its opening line, what it says, and what follows.
+fn parts(card: &str) -> Option<(&str, &str)> {
+    let rest = card.strip_prefix("---\n")?;
+    let end = rest.find("\n---")?;
+    Some((&rest[..end + 1], &rest[end + 1..]))
+}
+
+/// The licence that a card names.
+pub fn license_of(card: &str) -> Option<&str> {
+    let (front, _) = parts(card)?;
+    let own = front.lines().find_map(|line| line.strip_prefix("license:"))?;
+    Some(own.trim().trim_matches(['"', '\''])).filter(|own| !own.is_empty())
+}
+
+/// A card that names a licence, which it did not.
+pub fn with_license(card: &str, license: &str) -> String {
+    match parts(card) {
+        Some((front, rest)) => {
+            let others = front.lines().filter(|line| !line.starts_with("license:"));
+            let others: String = others.map(|line| format!("{line}\n")).collect();
+            format!("---\n{others}license: {license}\n{rest}")
+        }
+        None => format!("---\nlicense: {license}\n---\n\n{card}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_licence_is_found_and_added_in_the_front_matter_alone() {
+        assert_eq!(license_of("---\ntags:\n- a\nlicense: \"mit\"\n---\n# x\n"), Some("mit"));
+        for without in
+            ["# x\nlicense: mit\n", "---\ntags:\n- a\n---\nlicense: mit\n", "---\nlicense:\n---\n"]
+        {
+            assert_eq!(license_of(without), None, "{without}");
+            let with = with_license(without, "apache-2.0");
+            assert_eq!(license_of(&with), Some("apache-2.0"), "{with}");
+            assert_eq!(with.matches("\n---\n").count(), 1, "{with}");
+        }
+        let front = FrontMatter {
+            base_model: "org/base",
+            is_of_peft: true,
+            license: Some("mit"),
+            method: "lora",
+        };
+        assert_eq!(license_of(&front.text()), Some("mit"));
+    }
+}
