@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use hf_hub::api::sync::{Api as ApiSync, ApiBuilder};
 use hf_hub::{Cache, Repo, RepoType};
 
-use crate::hub::push::MAIN;
+use crate::hub::push::{MAIN, is_branch};
 use crate::weights::checkpoint::read_shard_index;
 use crate::{Error, Gguf, Result};
 
@@ -126,6 +126,9 @@ impl Hub {
             return Err(refuse("expected a name of the form organisation/name".to_owned()));
         }
         let revision = revision.unwrap_or(MAIN);
+        if !is_branch(revision) {
+            return Err(refuse(format!("{revision:?} is no name of a revision")));
+        }
         let repo = Repo::with_revision(name.to_owned(), RepoType::Model, revision.to_owned());
         let folder = self.cache.join(repo.folder_name());
         if self.offline {

@@ -118,12 +118,11 @@ impl Hub {
     pub fn push(&self, push: &Push, token: &str, say: &mut dyn FnMut(&str)) -> Result<Pushed> {
         let Push { name, branch, .. } = push;
         let client = Client::new(&self.endpoint, token, name);
-        let is_branch = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
         let Some((organisation, own_name)) = name.split_once('/').filter(|_| is_hub_name(name))
         else {
             return Err(client.refuse("push", "expected a name of the form organisation/name"));
         };
-        if branch.is_empty() || branch.contains("..") || !branch.chars().all(is_branch) {
+        if !is_branch(branch) {
             return Err(client.refuse("push", &format!("{branch:?} is no name of a branch")));
         }
         if self.offline {
@@ -165,6 +164,12 @@ impl Hub {
         let ignored = of_mode(Mode::Ignored).map(|file| file.path.clone()).collect();
         Ok(Pushed { url, ignored })
     }
+}
+
+/// Whether a text is a name that a branch can have, or a tag, or a commit.
+pub(crate) fn is_branch(name: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
+    !name.is_empty() && !name.starts_with('/') && !name.contains("..") && name.chars().all(is_plain)
 }
 
 /// How the hub keeps a file.
