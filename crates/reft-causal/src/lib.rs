@@ -75,7 +75,10 @@ pub(crate) use search::cell::CellFile;
 pub use search::cell::{DasCell, MeasuredShare};
 pub use search::das_search::DasSearch;
 pub use search::options::{DasAlignment, DasOptions, SearchDefaults, Start};
-pub use search::report::das_report::{DasReport, DasRow};
+pub use search::report::das_report::{
+    DasReport, DasRow, PlaceFailures, TemplateShares, WrongAnswer,
+};
+pub use search::report::side_by_side::searches_page;
 pub use search::searched::{ComponentOrHead, Searched};
 pub use search::tasks::das_task::{DasTask, Mechanism, Numbers, Slot, Words};
 pub use search::tasks::equality::{EqualityNetwork, EqualityTask, EqualityVariable, NetworkConfig};

@@ -12,6 +12,7 @@ use crate::generation::chat::{self, ChatArgs};
 use crate::generation::generate::{self, GenerateArgs};
 use crate::generation::steer::{self, SteerArgs};
 use crate::inspect::command::{self as inspect, InspectArgs};
+use crate::interpret::attention::{self, AttentionArgs};
 use crate::interpret::lens::{self, LensArgs};
 use crate::interpret::patch::{self, PatchArgs};
 use crate::interpret::states::{self, StatesArgs};
@@ -21,6 +22,9 @@ use crate::machine::devices::{self, DevicesArgs};
 use crate::report::compare::{self, CellArgs, CompareArgs};
 use crate::report::das::{self, DasArgs};
 use crate::report::runs::{self, ReportArgs};
+use crate::sharing::merge_adapters::{self, MergeAdaptersArgs};
+use crate::sharing::pull::{self, PullArgs};
+use crate::sharing::push::{self, PushArgs};
 use crate::train::command::{self as train, TrainArgs};
 
 /// Representation fine-tuning (ReFT) of language models: small learned edits of the hidden states of a frozen model
@@ -45,6 +49,7 @@ enum Command {
     Steer(Box<SteerArgs>),
     Patch(PatchArgs),
     Lens(LensArgs),
+    Attention(AttentionArgs),
     States(StatesArgs),
     Tokenize(TokenizeArgs),
     Bench(Box<BenchArgs>),
@@ -56,6 +61,9 @@ enum Command {
     Inspect(InspectArgs),
     Import(ImportArgs),
     Export(ExportArgs),
+    MergeAdapters(MergeAdaptersArgs),
+    Pull(PullArgs),
+    Push(PushArgs),
 }
 
 impl Cli {
@@ -76,6 +84,7 @@ impl Cli {
             Command::Steer(args) => steer::run(&args),
             Command::Patch(args) => patch::run(&args),
             Command::Lens(args) => lens::run(&args),
+            Command::Attention(args) => attention::run(&args),
             Command::States(args) => states::run(&args),
             Command::Tokenize(args) => tokenize::run(&args),
             Command::Bench(args) => bench::run(&args),
@@ -86,6 +95,9 @@ impl Cli {
             Command::Inspect(args) => inspect::run(&args),
             Command::Import(args) => import::run(&args),
             Command::Export(args) => export::run(&args),
+            Command::MergeAdapters(args) => merge_adapters::run(&args),
+            Command::Pull(args) => pull::run(&args),
+            Command::Push(args) => push::run(&args),
         }
     }
 }

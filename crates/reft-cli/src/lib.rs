@@ -18,6 +18,7 @@ mod report;
 mod cost;
 
 mod files;
+mod sharing;
 
 #[cfg(test)]
 mod messages;

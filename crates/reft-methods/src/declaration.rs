@@ -4,7 +4,7 @@ use std::path::Path;
 use reft_core::MapKind;
 use reft_models::{Adapter, Model, ModelDescription};
 
-use crate::{MethodOption, MethodOptions, Result};
+use crate::{Joining, MethodOption, MethodOptions, Result};
 
 /// What the workspace knows of a method: from it come flags, recipes, what `inspect`, `plan`, `bench` and `compare` show, and the
 /// documentation's table.
@@ -24,6 +24,8 @@ pub struct MethodDeclaration {
     pub files: AdapterFiles,
     /// Whether it can become part of the weights.
     pub merging: Merging,
+    /// Whether several adapters of it become one.
+    pub joining: Joining,
     /// Whether it changes how generated tokens are computed: given the cache of keys and values that the prompt left, the base model
     /// would compute something else. Prefixes and soft prompts act through that cache alone.
     pub acts_on_generated: bool,

@@ -74,6 +74,19 @@ pub enum Error {
         /// The methods that can.
         accepted: String,
     },
+    /// An adapter that cannot become one with others.
+    #[error(
+        "{} holds {what}, which cannot become one adapter with the others: {reason}",
+        path.display()
+    )]
+    NotJoinable {
+        /// The adapter's directory.
+        path: PathBuf,
+        /// What it is.
+        what: String,
+        /// Why not.
+        reason: String,
+    },
     /// A merged weight that is not a number.
     #[error(
         "merging makes {name} infinite or NaN; the adapter is broken, or the kind overflows: try f32"

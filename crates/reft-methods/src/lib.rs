@@ -35,6 +35,9 @@ mod target_modules;
 mod trained;
 
 mod files;
+mod joined_tables;
+mod joining;
+mod joint;
 mod merge;
 mod pyreft;
 mod summary;
@@ -43,6 +46,10 @@ pub use declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
 pub use error::{Error, Result};
 pub(crate) use files::peft_fields::OtherFields;
 pub use files::peft_fields::PEFT_FILES;
+pub(crate) use joined_tables::{all_modules, check_sizes};
+pub use joining::join_adapters;
+pub(crate) use joint::ONE_PLACE;
+pub use joint::{JoinOptions, JoinPart, Joined, JoinedModule, Joining, Joint};
 pub(crate) use merge::MergedWeights;
 pub use merge::{MERGED_ADAPTER, MERGED_BASE_MODEL, export_model};
 pub use methods::METHODS;
@@ -58,12 +65,13 @@ pub use reft::adapter::{ReftAdapter, ReftHooks};
 pub use reft::config::ReftConfig;
 pub use registry::{
     Methods, adapter_bytes, adapter_files, adapters_in, all_options, check_adapter,
-    check_mergeable, declaration, declarations, load_adapters, load_trainable_adapters,
-    merge_adapter, method_names, numel, options_of, remove_adapter, resolve, trained_text,
+    check_mergeable, declaration, declarations, is_adapter_file, load_adapters,
+    load_trainable_adapters, merge_adapter, method_names, numel, options_of, remove_adapter,
+    resolve, trained_text,
 };
 pub use summary::AdapterSummary;
 pub use target_modules::TargetModules;
 pub(crate) use trained::{
     Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, check_positive, read_config,
-    resolve_config,
+    read_own, resolve_config,
 };

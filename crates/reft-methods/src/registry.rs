@@ -333,6 +333,17 @@ pub fn adapter_bytes(dir: &Path) -> Result<u64> {
     adapter_files(dir)?.iter().map(size).sum()
 }
 
+/// Whether a path in a directory is a file of an adapter, of one or of one of several, told by its name. All weights of a model, as full
+/// fine-tuning keeps them, are a model's.
+pub fn is_adapter_file(path: &str) -> bool {
+    let own = METHODS.iter().filter(|method| method.files != AdapterFiles::Weights);
+    let is_named = |name: &str| own.clone().any(|method| method.files.names().contains(&name));
+    match path.split_once('/') {
+        None => path == AdapterStack::FILE_NAME || is_named(path),
+        Some((part, name)) => is_part(Path::new(part)) && is_named(name),
+    }
+}
+
 /// Removes the files of adapters from a directory, whole or not, and nothing else.
 ///
 /// # Errors

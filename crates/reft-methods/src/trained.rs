@@ -268,7 +268,7 @@ impl<M: TensorMethod> Adapter for TensorAdapter<M> {
     fn save(&self, dir: &Path) -> reft_models::Result<()> {
         let mut tensors = self.method.saved(&self.table);
         tensors.extend(self.heads.iter().map(|(name, head)| (name.clone(), head.shallow_clone())));
-        let of = (&self.base_model, self.text.as_ref());
+        let of = (Some(&self.base_model), self.text.as_ref());
         adapter_file::write(M::DECLARATION.files, dir, &self.method, &tensors, of)
     }
 }
@@ -358,6 +358,11 @@ pub(crate) fn resolve_config<M: TensorMethod>(
 
 /// Reads the configuration of an adapter directory.
 pub(crate) fn read_config<M: TensorMethod>(dir: &Path) -> Result<Box<dyn Method>> {
+    Ok(Box::new(read_own::<M>(dir)?))
+}
+
+/// [`read_config`] of a method that is known.
+pub(crate) fn read_own<M: TensorMethod>(dir: &Path) -> Result<M> {
     let files = M::DECLARATION.files;
     let mut method: M = read_json(&dir.join(files.configuration()))?;
     if let Some((fields, other)) = method.other() {
@@ -367,7 +372,7 @@ pub(crate) fn read_config<M: TensorMethod>(dir: &Path) -> Result<Box<dyn Method>
         *targets = TargetModules::of_tensors(&dir.join(files.tensors()))?;
     }
     method.check()?;
-    Ok(Box::new(method))
+    Ok(method)
 }
 
 /// The table of a directory's tensors, checked against a model, and the tensors of heads beside them.

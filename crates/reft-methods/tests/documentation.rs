@@ -6,7 +6,8 @@ use std::fmt::Write;
 use std::path::Path;
 
 use reft_methods::{
-    METHODS, Merging, MethodDeclaration, MethodOption, PEFT_FILES, PYREFT_FILE, all_options,
+    Joining, METHODS, Merging, MethodDeclaration, MethodOption, PEFT_FILES, PYREFT_FILE,
+    all_options,
 };
 use reft_models::{Fate, Fields, model_files};
 use reft_train::{Need, ROW_FORMS, RowColumn, RowForm};
@@ -49,12 +50,16 @@ fn of_method(method: &&MethodDeclaration) -> String {
         Merging::IntoWeights => "yes".to_owned(),
         Merging::Never(reason) => format!("no: {reason}"),
     };
+    let joins = match method.joining {
+        Joining::Exactly { how, .. } => how.to_owned(),
+        Joining::Never(reason) => format!("no: {reason}"),
+    };
     let yes_or_no = |is_so| if is_so { "yes" } else { "no" };
     let (acts, per_row) = (yes_or_no(method.acts_on_generated), yes_or_no(method.per_row));
     let name = format!("`{}`<br>{}", method.name, method.title);
     let files = code(method.files.names().iter().copied());
     let options = code(method.options.iter().map(|option| option.name));
-    row([&name, method.equation, method.source, &files, &merges, acts, per_row, &options])
+    row([&name, method.equation, method.source, &files, &merges, &joins, acts, per_row, &options])
 }
 
 fn of_option(option: &&MethodOption) -> String {
@@ -72,6 +77,7 @@ fn tables_of_methods_and_options_are_those_of_the_declarations()
         "paper",
         "files",
         "merges into the weights",
+        "several become one (`reft merge-adapters`)",
         "acts on generated tokens",
         "an adapter per row",
         "options",

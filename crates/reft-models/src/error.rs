@@ -120,6 +120,14 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// A repository of the hub that cannot be read or written.
+    #[error("{name}: {reason}")]
+    Hub {
+        /// The repository.
+        name: String,
+        /// What was done, and what came of it.
+        reason: String,
+    },
     /// A batch without a row, or with a row without a token.
     #[error("the batch has no rows, or a row without tokens; every row needs a token")]
     EmptyBatch,

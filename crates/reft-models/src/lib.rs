@@ -34,6 +34,7 @@ mod text;
 
 mod files;
 mod gguf;
+mod hub;
 
 pub use adapters::adapter::{Adapter, Mode, Reach};
 pub use adapters::base_model::BaseModel;
@@ -44,7 +45,6 @@ pub use files::atomic_file::{atomic_directory, atomic_write, io_error};
 pub use files::claim::Claim;
 pub use files::directory_lock::DirectoryLock;
 pub use files::fields::{Fate, Field, Fields, says_nothing};
-pub use files::hub::{Hub, resolve_model};
 pub use files::model_dir::convert_gguf;
 pub use files::reason::{JsonReason, plain_reason};
 pub use files::safetensors_file::{load_safetensors, load_safetensors_metadata, save_safetensors};
@@ -57,6 +57,9 @@ pub use generation::generate::{Finish, Generated, generate};
 pub use generation::sampling::GenerationConfig;
 pub use gguf::fields::GGUF;
 pub use gguf::gguf_file::Gguf;
+pub use hub::names::{Hub, is_hub_name, resolve_model};
+pub use hub::push::{Push, PushFile, Pushed};
+pub use model::attention_weights::attention_weights;
 pub use model::collect::{Collect, TokenAt, collect};
 pub use model::context::ContextLimit;
 pub use model::description::{ModelDescription, ModelTensor, Projection, TensorRole};

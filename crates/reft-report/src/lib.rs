@@ -22,6 +22,7 @@ mod page;
 
 mod figure;
 
+mod attention_maps;
 mod axis;
 mod heat_map;
 mod plots;
@@ -30,6 +31,7 @@ mod texts;
 
 mod numbers;
 
+pub use attention_maps::{AttentionMaps, attention_maps};
 pub use escape::escape;
 pub use figure::{figure, svg_file};
 pub use heat_map::{Heat, HeatMap, heat_map};

@@ -5,7 +5,7 @@ use reft_models::{Mode, TokenAt, send};
 use reft_train::{Batch, Example, cross_entropy};
 use tch::Tensor;
 
-use crate::interchange::accuracy::{Accuracy, hits, per_example};
+use crate::interchange::accuracy::{Accuracy, is_right, per_example};
 use crate::{Alignment, BaseRuns, Error, Result, Swap, VariableSwap};
 
 /// Base runs with the coordinates of variables taken from source runs.
@@ -64,19 +64,35 @@ impl<'a> InterchangeRuns<'a> {
         rows: usize,
         answers: &[i64],
     ) -> Result<Vec<Accuracy>> {
+        let of_trial = |given: Vec<Vec<i64>>| {
+            let hits = examples.iter().zip(&given).filter(|(own, given)| is_right(own, given));
+            Accuracy { hits: hits.count(), total: examples.len() }
+        };
+        Ok(self.answers(examples, rows, answers)?.into_iter().map(of_trial).collect())
+    }
+
+    /// What is answered at every target of each example, in each trial; as [`Self::accuracies`].
+    ///
+    /// # Errors
+    /// As [`Self::accuracies`].
+    pub fn answers(
+        &self,
+        examples: &[Example],
+        rows: usize,
+        answers: &[i64],
+    ) -> Result<Vec<Vec<Vec<i64>>>> {
         let _guard = tch::no_grad_guard();
-        let mut all_hits = vec![0; self.trials.len()];
+        let mut all = vec![Vec::with_capacity(examples.len()); self.trials.len()];
         for examples in examples.chunks((rows / self.trials.len().max(1)).max(1)) {
             let batch = self.base.batch(examples)?;
             let swaps = self.swaps(&batch, Mode::Eval)?;
             let given = self.base.answers(&batch, self.trials.len(), swaps, answers)?;
             let mut given = given.into_iter();
-            for of_trial in &mut all_hits {
-                *of_trial += hits(examples, per_example(examples, &mut given));
+            for of_trial in &mut all {
+                of_trial.extend(per_example(examples, &mut given));
             }
         }
-        let total = examples.len();
-        Ok(all_hits.into_iter().map(|hits| Accuracy { hits, total }).collect())
+        Ok(all)
     }
 
     /// `−log p(target)` of every target token in every trial, `[trials · m]`, differentiable in the alignment's parameters.

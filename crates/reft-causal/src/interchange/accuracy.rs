@@ -43,11 +43,9 @@ pub(crate) fn per_example(
     examples.iter().map(of_one).collect()
 }
 
-/// How many examples are answered as expected at every target.
-pub(crate) fn hits(examples: &[Example], given: Vec<Vec<i64>>) -> usize {
-    let is_right =
-        |(example, given): &(&Example, Vec<i64>)| targets(example).eq(given.iter().copied());
-    examples.iter().zip(given).filter(is_right).count()
+/// Whether an example is answered as expected at every target.
+pub(crate) fn is_right(example: &Example, given: &[i64]) -> bool {
+    targets(example).eq(given.iter().copied())
 }
 
 /// The labels of an example that count.

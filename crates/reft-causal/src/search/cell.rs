@@ -60,6 +60,10 @@ pub(crate) struct CellFile {
     pub(crate) random_rotation: Option<MeasuredShare>,
     /// As many neurons.
     pub(crate) neurons: Option<MeasuredShare>,
+    /// Held-out counterfactuals that are not answered as expected: their numbers, and what is answered. None in files of versions that did
+    /// not keep it.
+    #[serde(default)]
+    pub(crate) failed: Option<Vec<(usize, i64)>>,
     /// Loss of the last step.
     pub(crate) loss: Option<f64>,
     /// Its share of the wall time of training and measuring all that were searched with it.

@@ -157,6 +157,7 @@ impl<'a> DasSearch<'a> {
             return Err(Error::DasTask { task: report.name, reason: reason.to_owned() });
         }
         (report.example, report.n_answers) = (pairs.example.clone(), pairs.answers.len());
+        report.repeated = pairs.repeated(report.options.train_pairs);
         Ok(Self { searched, task, places, pairs, report })
     }
 
@@ -195,9 +196,12 @@ impl<'a> DasSearch<'a> {
             "{} of {} bases answered right; their runs and those of the sources took {run_seconds:.1} s",
             base_accuracy.hits, base_accuracy.total
         ));
+        let given: Vec<i64> = given.iter().map(|given| given[0]).collect();
         let report = DasReport {
             base_accuracy: Some(base_accuracy.into()),
             no_intervention: Some(no_intervention.into()),
+            templates: self.pairs.without_swaps(&given, options.train_pairs),
+            wrong_bases: self.pairs.wrong_bases(&given),
             run_seconds,
             ..known
         };
@@ -224,6 +228,7 @@ impl<'a> DasSearch<'a> {
             for (cell, file) in found.values() {
                 call.report.add(cell, file);
             }
+            self.pairs.tell_failures(&mut call.report);
             call.report.write(call.output)?;
             searched?;
         }

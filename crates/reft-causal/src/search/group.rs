@@ -12,10 +12,11 @@ use reft_train::{
 };
 use tch::{Kind, Tensor};
 
+use crate::interchange::accuracy::is_right;
 use crate::search::subspace::{leading_neurons, mean_directions};
 use crate::{
-    Alignment, BaseRuns, CellFile, DasAlignment, DasCell, DasOptions, Error, InterchangeObjective,
-    InterchangeRuns, MeasuredShare, Pairs, Result, Start, VariableSwap,
+    Accuracy, Alignment, BaseRuns, CellFile, DasAlignment, DasCell, DasOptions, Error,
+    InterchangeObjective, InterchangeRuns, MeasuredShare, Pairs, Result, Start, VariableSwap,
 };
 
 /// A cell to be searched.
@@ -126,13 +127,24 @@ pub(crate) fn search(
     }
     let alignment = Alignment::Fixed(interchanges);
     let runs = InterchangeRuns::new(base, &alignment, &pairs.bases, trials)?;
-    let measured = runs.accuracies(&pairs.bases[train..], ROWS_AT_ONCE, &pairs.answers)?;
+    let held_out = &pairs.bases[train..];
+    let given = runs.answers(held_out, ROWS_AT_ONCE, &pairs.answers)?;
+    let failed = |trial: usize| -> Vec<(usize, i64)> {
+        let wrong = held_out.iter().zip(&given[trial]).enumerate();
+        let wrong = wrong.filter(|(_, (base, given))| !is_right(base, given));
+        wrong.map(|(i, (_, given))| (train + i, given[0])).collect()
+    };
+    let measured = |trial: usize| {
+        let (total, wrong) = (held_out.len(), failed(trial).len());
+        MeasuredShare::from(Accuracy { hits: total - wrong, total })
+    };
 
     let seconds = started.elapsed().as_secs_f64() / group.len() as f64;
     let mut files = Vec::with_capacity(group.len());
     for (i, (planned, found_subspace)) in group.iter().zip(found).enumerate() {
+        let failed = trials_of[i][0].map(&failed);
         let [found, start, random_rotation, neurons] =
-            trials_of[i].map(|trial| Some(MeasuredShare::from(measured[trial?])));
+            trials_of[i].map(|trial| trial.map(measured));
         let file = CellFile {
             identity: planned.identity.clone(),
             found: found.expect("invariant: every cell is measured"),
@@ -140,6 +152,7 @@ pub(crate) fn search(
             start,
             random_rotation,
             neurons,
+            failed,
             loss: losses[i],
             seconds,
         };

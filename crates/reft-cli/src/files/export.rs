@@ -11,7 +11,7 @@ use reft_models::Weights;
 use serde_json::json;
 
 use crate::machine::{DeviceChoice, MachineOptions};
-use crate::model::{check_adapter_directory, open_config, open_decoder};
+use crate::model::{adapter_directory, open_config, open_decoder};
 use crate::terminal::{grouped, output};
 
 /// Write a model directory with an adapter merged into the weights
@@ -29,7 +29,7 @@ pub struct ExportArgs {
     /// Model: a Hugging Face directory, or a hub name such as org/name
     #[arg(long, value_name = "DIR")]
     model: String,
-    /// Adapter directory
+    /// Adapter: a directory, or a hub name such as org/name
     #[arg(long, value_name = "DIR")]
     adapter: PathBuf,
     /// Model directory to write; new or empty
@@ -54,7 +54,7 @@ fn merge_help() -> String {
 
 /// Runs the command.
 pub fn run(args: &ExportArgs) -> Result<()> {
-    let (model, adapter) = (&args.model, &args.adapter);
+    let model = &args.model;
     let (path, config) = open_config(model)?;
     if path.is_file() {
         bail!(
@@ -70,9 +70,9 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     };
     machine.set_up()?;
     let description = config.describe();
-    let cannot_merge = || format!("cannot merge adapter {} into {model}", adapter.display());
+    let adapter = &adapter_directory(&args.adapter)?;
+    let cannot_merge = || format!("cannot merge adapter {} into {model}", args.adapter.display());
     let check = || -> Result<String> {
-        check_adapter_directory(adapter)?;
         check_mergeable(adapter)?;
         check_adapter(adapter, &description)?;
         Ok(Methods::read(adapter)?.describe().0)
@@ -84,7 +84,7 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     export_model(&decoder, &path, &args.output, &facts)?;
     let parameters = description.parameters();
     let json = json!({
-        "output": args.output, "adapter": adapter, "method": method, "kind": kind, "parameters": parameters,
+        "output": args.output, "adapter": args.adapter, "method": method, "kind": kind, "parameters": parameters,
     });
     output::result(args.json, &json, || {
         let (n, kind, output) = (grouped(parameters), kind.name(), args.output.display());

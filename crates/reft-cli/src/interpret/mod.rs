@@ -1,5 +1,6 @@
-//! What goes on inside a model: its tokens, its hidden states, what they would say, and which of them carry an answer.
+//! What goes on inside a model: its tokens, its hidden states, what they would say, where heads look, and which of them carry an answer.
 
+pub mod attention;
 pub mod lens;
 pub mod patch;
 pub mod prompt_tokens;

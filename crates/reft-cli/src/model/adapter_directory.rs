@@ -1,7 +1,44 @@
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use reft_methods::{AdapterFiles, adapters_in};
+use reft_methods::{AdapterFiles, adapters_in, is_adapter_file};
+use reft_models::{Hub, is_hub_name};
+
+/// The directory of the adapter that a command line names: one that is there, or of the hub's `organisation/name` its files in the cache.
+///
+/// # Errors
+/// If it is neither, or holds no adapter.
+pub fn adapter_directory(named: &Path) -> Result<PathBuf> {
+    let hub_name = named.to_str().filter(|name| !named.exists() && is_hub_name(name));
+    let Some(name) = hub_name else {
+        check_adapter_directory(named)?;
+        return Ok(named.to_owned());
+    };
+    let fetched =
+        Hub::from_env().map_err(Into::into).and_then(|hub| fetch_adapter(&hub, name, None));
+    match fetched {
+        Ok(snapshot) => {
+            check_adapter_directory(&snapshot)?;
+            Ok(snapshot)
+        }
+        Err(failed) => {
+            let no_directory = check_adapter_directory(named).map_err(|error| error.to_string());
+            bail!("{}; and as a name of the hub: {failed}", no_directory.err().unwrap_or_default())
+        }
+    }
+}
+
+/// Fetches the files of an adapter of the hub into its cache.
+///
+/// # Errors
+/// If there is no such adapter, or it cannot be had whole.
+pub fn fetch_adapter(hub: &Hub, name: &str, revision: Option<&str>) -> Result<PathBuf> {
+    let is_wanted = |file: &str| is_adapter_file(file) || file == CARD;
+    Ok(hub.fetch(name, revision, &is_wanted)?)
+}
+
+/// The file that tells people what an adapter is.
+const CARD: &str = "README.md";
 
 /// Checks by its files that a directory holds an adapter, and says what it holds instead.
 ///

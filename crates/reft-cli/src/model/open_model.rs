@@ -8,7 +8,7 @@ use reft_models::{
 };
 
 use crate::machine::MachineOptions;
-use crate::model::adapter_directory::check_adapter_directory;
+use crate::model::adapter_directory::adapter_directory;
 use crate::model::framing::trained_together;
 use crate::options::Flags;
 
@@ -19,7 +19,7 @@ pub struct ModelArgs {
     /// Model: a Hugging Face directory, a GGUF file, or a hub name such as org/name
     #[arg(long, value_name = "DIR")]
     model: String,
-    /// Adapter directory; give it several times to use several at once, in this order
+    /// Adapter: a directory, or a hub name such as org/name; give it several times to use several at once, in this order
     #[arg(long, value_name = "DIR")]
     adapter: Vec<PathBuf>,
     #[command(flatten)]
@@ -47,8 +47,8 @@ impl ModelArgs {
         let (mut names, mut trained) = (Vec::new(), Vec::new());
         for dir in &self.adapter {
             let load = || {
-                check_adapter_directory(dir)?;
-                Ok::<_, anyhow::Error>((load_adapters(dir, &decoder)?, trained_text(dir)?))
+                let files = adapter_directory(dir)?;
+                Ok::<_, anyhow::Error>((load_adapters(&files, &decoder)?, trained_text(&files)?))
             };
             let (own, text) = load().with_context(|| {
                 format!("cannot run adapter {} on {}", dir.display(), self.model)

@@ -11,8 +11,7 @@ use reft_models::write_text;
 use reft_report::{grouped, seconds};
 use toml::Table;
 
-/// Name of the card's file.
-const CARD: &str = "README.md";
+use crate::sharing::model_card::{CARD, FrontMatter};
 
 /// Marks a card that a run wrote: it is written anew with the run, and one that a person has written is left alone.
 const MARK: &str = "<!-- Written by `reft train`; without this line it is left as it is. -->";
@@ -51,21 +50,15 @@ impl Card<'_> {
         let method = option("method").unwrap_or_default();
         let is_of_peft =
             declarations(&method)?.iter().all(|own| matches!(own.files, AdapterFiles::Peft(_)));
-        let library = if is_of_peft { "peft" } else { "reft" };
-        let mut out = String::from("---\n");
-        if self.base_model.contains('/') {
-            writeln!(out, "base_model: {}", self.base_model)?;
-        }
-        writeln!(out, "library_name: {library}")?;
-        if let Some(license) = self.license {
-            writeln!(out, "license: {license}")?;
-        }
-        writeln!(out, "tags:")?;
-        for tag in ["reft"].into_iter().chain(method.split('+')) {
-            writeln!(out, "- {tag}")?;
-        }
+        let front = FrontMatter {
+            base_model: self.base_model,
+            is_of_peft,
+            license: self.license,
+            method: &method,
+        };
+        let mut out = front.text();
         let base = self.base_model;
-        writeln!(out, "---\n{MARK}\n\n# {}\n", run.name)?;
+        writeln!(out, "{MARK}\n\n# {}\n", run.name)?;
         writeln!(
             out,
             "A `{method}` adapter of **{base}**: the model's own weights are unchanged.\n"
@@ -100,19 +93,7 @@ impl Card<'_> {
                 writeln!(out, "| {name} | {} |", value.replace('|', "\\|"))?;
             }
         }
-        writeln!(
-            out,
-            "\n## Use it\n\n```\nreft chat --model {base} --adapter {}\n```\n",
-            run.name
-        )?;
-        if is_of_peft {
-            writeln!(
-                out,
-                "With PEFT:\n\n```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n\
-                 model = AutoModelForCausalLM.from_pretrained(\"{base}\")\nmodel = PeftModel.from_pretrained(model, \"{}\")\n```\n",
-                run.name
-            )?;
-        }
+        out += &front.use_it(&run.name);
         writeln!(out, "`train.toml` has every option, and makes the same run again:\n")?;
         writeln!(
             out,

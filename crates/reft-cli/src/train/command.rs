@@ -13,7 +13,9 @@ use serde_json::{Map, json};
 use toml::Table;
 
 use crate::machine::{DeviceChoice, MachineOptions};
-use crate::model::{Framing, ModelText, examples, model_name, open_config, open_decoder};
+use crate::model::{
+    Framing, ModelText, adapter_directory, examples, model_name, open_config, open_decoder,
+};
 use crate::options::Flags;
 use crate::terminal::{TrainProgress, bytes, duration, grouped, note, output, share, stop_flag};
 use crate::train::card::Card;
@@ -80,7 +82,8 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let (path, shape) = open_config(&model)?;
     shape.check_predicts("reft train")?;
     let (turns, chat): (TurnOptions, ChatOptions) = (part(&given)?, part(&given)?);
-    let before = run.init_adapter.as_deref().map(trained_text).transpose()?.flatten();
+    let start = run.init_adapter.as_deref().map(adapter_directory).transpose()?;
+    let before = start.as_deref().map(trained_text).transpose()?.flatten();
     let asked = given.contains_key("template").then_some(run.template);
     let Framing { template, chat } = Framing::of(before.as_ref(), asked, &chat, &[])?;
     let run = RunOptions { template, ..run };

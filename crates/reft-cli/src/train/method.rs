@@ -11,7 +11,7 @@ use reft_models::{Adapter, Model, ModelDescription, Tokenizer};
 use serde_json::{Value, json};
 use toml::Table;
 
-use crate::model::check_adapter_directory;
+use crate::model::adapter_directory;
 use crate::options::{flag, in_flags};
 use crate::train::config_file;
 use crate::train::run_options::{RunOptions, table};
@@ -44,9 +44,9 @@ impl TrainMethod {
         tokenizer: Option<&Tokenizer>,
     ) -> Result<Self> {
         let mut asked = method_options(given, model)?;
-        if let Some(dir) = &run.init_adapter {
-            let in_start = || format!("cannot start from adapter {}", dir.display());
-            check_adapter_directory(dir)?;
+        if let Some(named) = &run.init_adapter {
+            let in_start = || format!("cannot start from adapter {}", named.display());
+            let dir = &adapter_directory(named)?;
             let (name, options) = Methods::read(dir).with_context(in_start)?.describe();
             if run.init_text.is_some() {
                 bail!(

@@ -27,7 +27,7 @@ declare_options! {
         output: Option<PathBuf> = None, Text("DIR") in "Input and output";
         /// Licence of the adapter, for its model card: a name as the hub has it, such as apache-2.0
         license: Option<String> = None, Text("NAME") in "Input and output";
-        /// Start from this adapter; what it is (method, layers, rank, …) holds
+        /// Start from this adapter, a directory or a hub name such as org/name; what it is (method, layers, rank, …) holds
         init_adapter: Option<PathBuf> = None, Text("DIR") in "Input and output";
         /// several at once as loreft+lora
         #[serde(deserialize_with = "read_method")]

@@ -111,3 +111,62 @@ fn the_lens_ends_with_what_is_generated_and_patching_with_the_source() -> Result
     }
     Ok(())
 }
+
+#[test]
+fn attention_is_a_page_of_heads_and_a_file_of_weights() -> Result {
+    let dir = tempfile::tempdir()?;
+    let model = chat_model(dir.path(), PLAIN)?;
+    let (page, weights) = (dir.path().join("attention.html"), dir.path().join("w.safetensors"));
+    let attention = args!["attention", "--model", model, "--prompt", "hello", "--threads", "1"];
+    let files = args!["--layers", "1;3", "--output", page, "--weights", weights];
+    succeed([attention.clone(), files.clone()].concat())?;
+    let plain = values(&weights)?;
+    assert_eq!(plain.keys().collect::<Vec<_>>(), ["layer.1", "layer.3"]);
+    let (shape, weight) = &plain["layer.3"];
+    assert_eq!(*shape, [4, 5, 5]);
+    for row in weight.chunks(5) {
+        assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-5, "{row:?}");
+    }
+    let html = fs::read_to_string(&page)?;
+    assert!(html.contains("data-queries=\"[&quot;h&quot;,&quot;e&quot;,&quot;l&quot;"), "{html}");
+    assert_eq!(html.matches("<button").count(), 8);
+    assert!(!html.contains("http"), "the page names something outside");
+    // the last head of the last layer: what the page holds is what the file holds, in 4095 steps
+    let held = html.rsplit("data-weights=\"").next().and_then(|rest| rest.split('"').next());
+    let held = held.ok_or("no weights on the page")?;
+    let steps: Vec<f32> = (0..25)
+        .map(|i| Ok(f32::from(u16::from_str_radix(&held[3 * i..3 * i + 3], 16)?) / 4095.0))
+        .collect::<Result<_>>()?;
+    assert_values_close("the page", &steps, &weight[75..], 0.5 / 4095.0 + 1e-6);
+
+    // a prefix and virtual tokens are looked at, and change the rest
+    let (data, adapters) = (dir.path().join("data.jsonl"), dir.path().join("adapters"));
+    fs::write(&data, "{\"prompt\": \"abc\", \"completion\": \"d\"}\n")?;
+    for (method, queries, keys) in [("prefix", 5, 8), ("prompt", 8, 8)] {
+        let adapter = adapters.join(method);
+        let train = args!["train", "--model", model, "--data", data, "--output", adapter];
+        let few = args![
+            "--max-steps",
+            "2",
+            "--method",
+            method,
+            "--n-virtual-tokens",
+            "3",
+            "--threads",
+            "1"
+        ];
+        succeed([train, few].concat())?;
+        succeed([attention.clone(), files.clone(), args!["--adapter", adapter]].concat())?;
+        let found = values(&weights)?;
+        assert_eq!(found["layer.3"].0, [4, queries, keys], "{method}");
+        let html = fs::read_to_string(&page)?;
+        let label =
+            if method == "prefix" { "&quot;prefix 0&quot;" } else { "&quot;virtual 0&quot;" };
+        assert!(html.contains(label), "{method}");
+    }
+    let none = run(attention.clone())?;
+    assert!(none.code == Some(2) && none.stderr.contains("--output"), "{}", none.stderr);
+    let layer = run([attention, args!["--layers", "9", "--output", page]].concat())?;
+    assert!(layer.code == Some(1) && layer.stderr.contains("layer 9"), "{}", layer.stderr);
+    Ok(())
+}

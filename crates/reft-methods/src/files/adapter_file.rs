@@ -28,12 +28,12 @@ pub(crate) fn write(
     dir: &Path,
     config: &impl Serialize,
     tensors: &[(String, Tensor)],
-    (base_model, text): (&BaseModel, Option<&TrainedText>),
+    (base_model, text): (Option<&BaseModel>, Option<&TrainedText>),
 ) -> Result<()> {
     write_tensors(&dir.join(files.tensors()), tensors, (base_model, text))?;
     let path = dir.join(files.configuration());
     let mut config = serde_json::to_value(config).map_err(json_error(&path))?;
-    if let AdapterFiles::Peft(_) = files {
+    if let (AdapterFiles::Peft(_), Some(base_model)) = (files, base_model) {
         config[BASE_MODEL_NAME] = json!(base_model.name);
     }
     write_json(&path, &config)
@@ -43,11 +43,13 @@ pub(crate) fn write(
 pub(crate) fn write_tensors(
     path: &Path,
     tensors: &[(String, Tensor)],
-    (base_model, text): (&BaseModel, Option<&TrainedText>),
+    (base_model, text): (Option<&BaseModel>, Option<&TrainedText>),
 ) -> Result<()> {
-    let identity = serde_json::to_string(base_model).map_err(json_error(path))?;
-    let mut metadata =
-        HashMap::from([("format".to_owned(), "pt".to_owned()), (BASE_MODEL.to_owned(), identity)]);
+    let mut metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    if let Some(base_model) = base_model {
+        let identity = serde_json::to_string(base_model).map_err(json_error(path))?;
+        metadata.insert(BASE_MODEL.to_owned(), identity);
+    }
     metadata.extend(text.map(|text| text.metadata(path)).transpose()?);
     let detached: Vec<_> = tensors.iter().map(|(name, t)| (name.clone(), t.detach())).collect();
     save_safetensors(path, &detached, Some(metadata))
@@ -108,7 +110,7 @@ pub(crate) fn read_tensors(
 }
 
 /// What PEFT puts before the names of modules.
-const OF_PEFT: &str = "base_model.model.";
+pub(crate) const OF_PEFT: &str = "base_model.model.";
 
 /// Reads tensors and checks that they are exactly those expected, beside those that may be there or not.
 ///

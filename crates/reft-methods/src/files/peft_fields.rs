@@ -231,6 +231,12 @@ impl OtherFields {
             .any(|own| tensor.match_indices('.').any(|(end, _)| tensor[..end].ends_with(own)))
     }
 
+    /// The fields with one of them changed.
+    pub(crate) fn with(mut self, field: &str, value: Value) -> Self {
+        self.0.insert(field.to_owned(), value);
+        self
+    }
+
     /// Whether it says that it started as LoRA-GA does, which changes the base model's weights too.
     pub(crate) fn starts_as_lora_ga(&self) -> bool {
         self.0.get("init_lora_weights").is_some_and(|start| start == LORA_GA)

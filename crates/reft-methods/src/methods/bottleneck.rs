@@ -1,16 +1,19 @@
+use std::path::Path;
+
 use reft_core::{Activation, names};
 use reft_models::{
     BaseModel, Component, Error, HookPoint, Hooks, Layout, Mode, ModelDescription, Result, Site,
     Span,
 };
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::files::own_config::{Branches, FORMAT_VERSION, tensor_name};
+use crate::joined_tables::{BranchMethod, all_branches};
 use crate::{
-    ACT_FN, AdapterFiles, BOTTLENECK_SIZE, COMPONENTS, Keeps, LAYERS, MadeHooks, Merging,
-    MethodDeclaration, MethodOptions, Part, Start, Table, TensorMethod, TensorSpec, check_positive,
-    read_config, resolve_config,
+    ACT_FN, AdapterFiles, BOTTLENECK_SIZE, COMPONENTS, Joined, Joining, Joint, Keeps, LAYERS,
+    MadeHooks, Merging, MethodDeclaration, MethodOptions, Part, Start, Table, TensorMethod,
+    TensorSpec, check_positive, read_config, resolve_config,
 };
 
 /// Series adapters: a small MLP behind a branch of every block.
@@ -31,6 +34,12 @@ pub(crate) const SERIES: MethodDeclaration = MethodDeclaration {
     options: &[&LAYERS, &ACT_FN, &COMPONENTS, &BOTTLENECK_SIZE],
     files: AdapterFiles::Own,
     merging: Merging::Never("it is an MLP of its own, with an activation inside"),
+    joining: Joining::Exactly {
+        with: &["series-adapter"],
+        how: "layers and components together, where no branch has two of them",
+        needs_weights: false,
+        join,
+    },
     acts_on_generated: true,
     per_row: true,
     resolve: resolve_config::<BottleneckConfig>,
@@ -43,6 +52,12 @@ pub(crate) const PARALLEL: MethodDeclaration = MethodDeclaration {
     title: "parallel adapter",
     equation: "f ← f + U σ(D x + c) + e",
     source: "He et al. 2021, arXiv:2110.04366",
+    joining: Joining::Exactly {
+        with: &["parallel-adapter"],
+        how: "layers and components together; the inner sizes of one branch side by side",
+        needs_weights: false,
+        join,
+    },
     ..SERIES
 };
 
@@ -105,7 +120,7 @@ impl TensorMethod for BottleneckConfig {
 
     fn parts(&self, model: &ModelDescription) -> crate::Result<Vec<Part<()>>> {
         check_positive("bottleneck_size", self.bottleneck_size)?;
-        let branches = Branches { layers: &self.layers, components: &self.components };
+        let branches = self.branches();
         branches.check(self.format_version, &ACCEPTED, &self.base_model, model)?;
         let (m, d) = (self.bottleneck_size, model.hidden_size);
         let part = |site: Site| {
@@ -126,6 +141,66 @@ impl TensorMethod for BottleneckConfig {
 
     fn hooks<'a>(&'a self, table: &'a Table<()>, _: &Layout, _: Mode) -> MadeHooks<'a> {
         Ok(Box::new(BottleneckHooks { config: self, table, input: None }))
+    }
+}
+
+/// Puts inner sizes side by side, `U σ(D x + c) + e` with `U` and `e` at their strength. Of series adapters the second of a branch sees what
+/// the first has made, which no MLP of one layer does.
+fn join(joint: &Joint, output: &Path) -> crate::Result<Joined> {
+    let refuse = |reason: String| Err(crate::Error::from(Error::Adapter { reason }));
+    let names = ["down.weight", "down.bias", "up.weight", "up.bias"];
+    let parts = joint.branches::<BottleneckConfig>(&names)?;
+    let first = &parts[0].config;
+    joint.takes_no_rank(first.method.name())?;
+    if let Some(other) = parts.iter().find(|part| part.config.act_fn != first.act_fn) {
+        return refuse(format!(
+            "the adapters have the activations {} and {}, and one adapter has one; use them as a stack",
+            first.act_fn, other.config.act_fn
+        ));
+    }
+    let (layers, components) = all_branches(parts.iter().map(|part| part.config.branches()));
+    let mut config = BottleneckConfig { layers, components, ..first.clone() };
+    let at = |site| parts.iter().filter(move |part| part.sites.contains_key(&site));
+    let size_at = |site| at(site).map(|part| part.config.bottleneck_size).sum();
+    config.bottleneck_size = config.branches().sites().map(size_at).max().unwrap_or(1);
+    let (m, d) = (config.bottleneck_size, config.base_model.hidden_size);
+    let zeros = |shape: [i64; 2]| Tensor::zeros(shape, (Kind::Double, Device::Cpu));
+    let mut tensors = Vec::new();
+    for site in config.branches().sites() {
+        if config.method == BottleneckKind::Series && at(site).count() > 1 {
+            return refuse(format!(
+                "two series adapters stand behind {site}, and the second sees what the first has made: no adapter alone does that; use them as a stack"
+            ));
+        }
+        // D [m, d], c [m], U [d, m] and e [d], filled up with zeros
+        let rest = m - size_at(site);
+        let (mut down, mut c, mut up) = (Vec::new(), Vec::new(), Vec::new());
+        let mut e = zeros([1, d]).squeeze();
+        for part in at(site) {
+            let own = &part.sites[&site];
+            down.push(own[names[0]].shallow_clone());
+            c.push(own[names[1]].shallow_clone());
+            up.push(&own[names[2]] * part.strength);
+            e += &own[names[3]] * part.strength;
+        }
+        down.push(zeros([rest, d]));
+        c.push(zeros([rest, 1]).flatten(0, 1));
+        up.push(zeros([d, rest]));
+        let whole = [Tensor::cat(&down, 0), Tensor::cat(&c, 0), Tensor::cat(&up, 1), e];
+        tensors.extend(names.iter().zip(whole).map(|(name, t)| (tensor_name(site, name), t)));
+    }
+    joint.write(&config, &tensors, output)
+}
+
+impl BottleneckConfig {
+    fn branches(&self) -> Branches<'_> {
+        Branches { layers: &self.layers, components: &self.components }
+    }
+}
+
+impl BranchMethod for BottleneckConfig {
+    fn sites(&self) -> Vec<Site> {
+        self.branches().sites().collect()
     }
 }
 

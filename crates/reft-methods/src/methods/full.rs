@@ -10,7 +10,7 @@ use tch::Tensor;
 
 use crate::files::adapter_file::{self, Shapes};
 use crate::merge::weight_tensors;
-use crate::{AdapterFiles, Merging, Method, MethodDeclaration, MethodOptions};
+use crate::{AdapterFiles, Joining, Merging, Method, MethodDeclaration, MethodOptions};
 
 /// Full fine-tuning: every weight of the model is trained.
 ///
@@ -25,6 +25,9 @@ pub(crate) const FULL: MethodDeclaration = MethodDeclaration {
     options: &[],
     files: AdapterFiles::Weights,
     merging: Merging::IntoWeights,
+    joining: Joining::Never(
+        "it is the model's weights themselves, with no base model beside them that a change could be told from",
+    ),
     acts_on_generated: true,
     per_row: false,
     resolve: |_, _, _| Ok(Box::new(Full)),
@@ -145,6 +148,10 @@ impl Adapter for FullAdapter {
 
     fn save(&self, dir: &Path) -> Result<()> {
         let path = dir.join(FULL.files.tensors());
-        adapter_file::write_tensors(&path, &self.weights, (&self.base_model, self.text.as_ref()))
+        adapter_file::write_tensors(
+            &path,
+            &self.weights,
+            (Some(&self.base_model), self.text.as_ref()),
+        )
     }
 }

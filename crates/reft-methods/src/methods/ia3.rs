@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use reft_models::{
     Component, Error, Fields, HookPoint, Hooks, Layout, Mode, ModelDescription, Projection, Result,
     Span,
@@ -6,12 +8,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Kind, Tensor};
 
+use crate::files::adapter_file::OF_PEFT;
 use crate::files::peft_fields;
+use crate::joined_tables::ModulePart;
 use crate::target_modules::or_default;
 use crate::{
-    AdapterFiles, FEEDFORWARD_MODULES, Keeps, MadeHooks, MergedWeights, Merging, MethodDeclaration,
-    MethodOptions, OtherFields, Part, Start, TARGET_MODULES, Table, TargetModules, TensorMethod,
-    TensorSpec, read_config, resolve_config,
+    AdapterFiles, FEEDFORWARD_MODULES, Joined, Joining, Joint, Keeps, MadeHooks, MergedWeights,
+    Merging, MethodDeclaration, MethodOptions, OtherFields, Part, Start, TARGET_MODULES, Table,
+    TargetModules, TensorMethod, TensorSpec, all_modules, check_sizes, read_config, resolve_config,
 };
 
 /// (IA)³: learned factors for keys, values and the inner state of the MLP.
@@ -26,6 +30,12 @@ pub(crate) const IA3: MethodDeclaration = MethodDeclaration {
     options: &[&TARGET_MODULES, &FEEDFORWARD_MODULES],
     files: AdapterFiles::Peft("IA3"),
     merging: Merging::IntoWeights,
+    joining: Joining::Exactly {
+        with: &["ia3"],
+        how: "factors are multiplied",
+        needs_weights: false,
+        join,
+    },
     acts_on_generated: true,
     per_row: true,
     resolve: resolve_config::<Ia3Config>,
@@ -131,6 +141,46 @@ impl TensorMethod for Ia3Config {
         }
         weights.change_bias(module, |bias| bias.to_kind(Kind::Float) * l.flatten(0, 1))
     }
+}
+
+/// Multiplies factors, each at its strength: `1 + s (l − 1)`.
+fn join(joint: &Joint, output: &Path) -> crate::Result<Joined> {
+    const FACTORS: &str = "ia3_l";
+    joint.takes_no_rank(IA3.name)?;
+    let parts = joint.modules::<Ia3Config>(&[FACTORS], &[])?;
+    let (mut tensors, mut feedforward) = (Vec::new(), Vec::new());
+    let modules = all_modules(&parts);
+    for module in &modules {
+        let own = parts
+            .iter()
+            .filter_map(|part| Some((part.strength, &part.modules.get(module)?[FACTORS])));
+        // [1, in] rescales the input, [out, 1] the output: one adapter does one of the two
+        check_sizes(module, &own.clone().map(|(_, l)| l.size()).collect::<Vec<_>>())?;
+        let at_strength = own.map(|(s, l)| (l - 1.0) * s + 1.0);
+        let Some(product) = at_strength.reduce(|product, l| product * l) else { continue };
+        if product.size()[0] == 1 {
+            feedforward.push(module.clone());
+        }
+        tensors.push((format!("{OF_PEFT}{module}.{FACTORS}"), product));
+    }
+    let first = &parts[0].config;
+    let is_same = |part: &ModulePart<Ia3Config>| {
+        (
+            &part.config.target_modules,
+            &part.config.exclude_modules,
+            &part.config.feedforward_modules,
+        ) == (&first.target_modules, &first.exclude_modules, &first.feedforward_modules)
+    };
+    let config = match parts.iter().all(is_same) {
+        true => first.clone(),
+        false => Ia3Config {
+            target_modules: TargetModules::Names(modules.into_iter().collect()),
+            exclude_modules: None,
+            feedforward_modules: TargetModules::Names(feedforward),
+            other: first.other.clone(),
+        },
+    };
+    joint.write(&config, &tensors, output)
 }
 
 /// The factors in one forward.

@@ -7,17 +7,20 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::path::Path;
 use tch::{Kind, Tensor, autocast, no_grad};
 
+use crate::files::adapter_file::OF_PEFT;
 use crate::files::peft_fields::{self, OtherFields, whole_if_it_is};
 use crate::target_modules::{TargetModules, matches_whole, or_default};
 use crate::trained::{
-    Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, read_config, resolve_config,
-    weight_of,
+    Keeps, MadeHooks, Part, Start, Table, TensorMethod, TensorSpec, check_positive, read_config,
+    resolve_config, weight_of,
 };
 use crate::{
-    ALPHA, AdapterFiles, DROPOUT, LAYERS, MergedWeights, Merging, MethodDeclaration, MethodOption,
-    MethodOptions, RANK, TARGET_MODULES,
+    ALPHA, AdapterFiles, DROPOUT, Joined, JoinedModule, Joining, Joint, LAYERS, MergedWeights,
+    Merging, MethodDeclaration, MethodOption, MethodOptions, RANK, TARGET_MODULES, all_modules,
+    check_sizes,
 };
 
 const OPTIONS: &[&MethodOption] = &[&LAYERS, &RANK, &DROPOUT, &ALPHA, &TARGET_MODULES];
@@ -34,6 +37,12 @@ pub(crate) const LORA: MethodDeclaration = MethodDeclaration {
     options: OPTIONS,
     files: AdapterFiles::Peft("LORA"),
     merging: Merging::IntoWeights,
+    joining: Joining::Exactly {
+        with: &["lora", "rslora", "dora"],
+        how: "ranks side by side; or the best approximation of a rank",
+        needs_weights: false,
+        join,
+    },
     acts_on_generated: true,
     per_row: true,
     resolve: resolve_config::<LoraConfig>,
@@ -61,6 +70,12 @@ pub(crate) const DORA: MethodDeclaration = MethodDeclaration {
     title: "DoRA",
     equation: "y = b + m ⊙ (W + s B A) x / ‖W + s B A‖",
     source: "Liu et al. 2024, arXiv:2402.09353",
+    joining: Joining::Exactly {
+        with: &["lora", "rslora", "dora"],
+        how: "ranks side by side, with lengths of the base model's rows",
+        needs_weights: true,
+        join,
+    },
     ..LORA
 };
 
@@ -319,18 +334,163 @@ impl TensorMethod for LoraConfig {
     }
 }
 
+/// What the joined update of a module is made of, adapter by adapter.
+#[derive(Default)]
+struct JoinedUpdate {
+    a: Vec<Tensor>,         // [r, in]
+    b: Vec<Tensor>,         // [out, r], scaled
+    factor: Option<Tensor>, // [out]: what DoRA has multiplied rows with; none is 1
+}
+
+impl JoinedUpdate {
+    /// Adds the update `s B A` of an adapter at a strength, behind those that are there: `y = b + g ⊙ (W + B A) x`.
+    fn add(&mut self, a: &Tensor, b: &Tensor, strength: f64) {
+        let b = b * strength;
+        self.b.push(match &self.factor {
+            Some(g) => b / g.unsqueeze(1),
+            None => b,
+        });
+        self.a.push(a.shallow_clone());
+    }
+
+    /// Adds an update whose sum with the weight DoRA multiplies by `f` `[out]`: `y ← y + s ((f − 1) (y − b) + f B A x)`.
+    fn add_scaled(&mut self, a: &Tensor, b: &Tensor, f: &Tensor, strength: f64) {
+        let before = self.factor.take().unwrap_or_else(|| f.ones_like());
+        self.factor = Some(before * ((f - 1.0) * strength + 1.0));
+        self.add(a, &(b * f.unsqueeze(1)), strength);
+    }
+
+    /// `A` `[r, in]` and `B` `[out, r]` of all.
+    fn concatenated(&self) -> (Tensor, Tensor) {
+        (Tensor::cat(&self.a, 0), Tensor::cat(&self.b, 1))
+    }
+}
+
+/// The best approximation of `B A` of a rank, and the part of its squared norm that it keeps.
+fn truncated((a, b): (Tensor, Tensor), rank: i64) -> (Tensor, Tensor, f64) {
+    // of B A = Q_B (R_B R_Aᵀ) Q_Aᵀ only the small middle needs its singular values
+    let (q_b, r_b) = Tensor::linalg_qr(&b, "reduced");
+    let (q_a, r_a) = Tensor::linalg_qr(&a.tr(), "reduced");
+    let (u, s, v) = r_b.matmul(&r_a.tr()).svd(true, true);
+    let rank = rank.min(s.size()[0]);
+    let squares = s.square();
+    let (kept, all) =
+        (squares.narrow(0, 0, rank).sum(Kind::Double), squares.sum(Kind::Double).double_value(&[]));
+    let kept = if all > 0.0 { kept.double_value(&[]) / all } else { 1.0 };
+    let b = q_b.matmul(&(u.narrow(1, 0, rank) * s.narrow(0, 0, rank)));
+    (v.narrow(1, 0, rank).tr().matmul(&q_a.tr()), b, kept)
+}
+
+/// Joins low-rank updates: the ranks stand side by side, and every strength and scaling goes into `B`, so that alpha / r is 1.
+fn join(joint: &Joint, output: &Path) -> crate::Result<Joined> {
+    let refuse = |reason: String| Err(crate::Error::from(Error::Adapter { reason }));
+    let [a, b, magnitude] = ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"];
+    let parts = joint.modules::<LoraConfig>(&[a, b, magnitude], &[magnitude])?;
+    let is_dora = parts.iter().any(|part| part.config.use_dora);
+    if parts.iter().any(|part| part.config.other.starts_as_lora_ga()) {
+        return refuse("one of the adapters started as LoRA-GA does, which changed the base model's weights before it was trained; convert it in PEFT first: save_pretrained with path_initial_model_for_weight_conversion".to_owned());
+    }
+    if is_dora && joint.options.svd_rank.is_some() {
+        return refuse("the best approximation of a rank is for lora and rslora: DoRA's lengths are those of the whole sum; leave the rank out".to_owned());
+    }
+    if let Some(rank) = joint.options.svd_rank {
+        check_positive("rank", rank)?;
+    }
+    let (mut tensors, mut joined_modules) = (Vec::new(), Vec::new());
+    for module in all_modules(&parts) {
+        let mut update = JoinedUpdate::default();
+        let of_model = |model| weight_of(model, &format!("{module}.weight"));
+        let weight = if is_dora { joint.options.model.map(of_model).transpose()? } else { None };
+        let weight = weight.map(|weight| weight.dense().to_kind(Kind::Double));
+        let own = parts.iter().filter_map(|part| Some((part, part.modules.get(&module)?)));
+        let sizes = own.clone().map(|(_, own)| vec![own[b].size()[0], own[a].size()[1]]);
+        check_sizes(&module, &sizes.collect::<Vec<_>>())?;
+        for (part, own) in own {
+            let (rank, scaling) = part.config.rank_and_scaling(&module)?;
+            if [own[a].size()[0], own[b].size()[1]] != [rank, rank] {
+                return refuse(format!(
+                    "{module} has tensors of rank {}, its configuration says {rank}",
+                    own[a].size()[0]
+                ));
+            }
+            let scaled = &own[b] * scaling;
+            match (&weight, own.get(magnitude)) {
+                (Some(weight), Some(m)) => {
+                    let f = m / row_norms(&(weight + scaled.matmul(&own[a])));
+                    update.add_scaled(&own[a], &scaled, &f, part.strength);
+                }
+                _ => update.add(&own[a], &scaled, part.strength),
+            }
+        }
+        let (mut own_a, mut own_b) = update.concatenated();
+        let mut kept = 1.0;
+        if let Some(rank) = joint.options.svd_rank {
+            (own_a, own_b, kept) = truncated((own_a, own_b), rank);
+        }
+        if let Some(weight) = weight {
+            let lengths = row_norms(&(weight + own_b.matmul(&own_a)));
+            let m = update.factor.map_or_else(|| lengths.shallow_clone(), |g| g * &lengths);
+            tensors.push((format!("{OF_PEFT}{module}.{magnitude}"), m));
+        }
+        joined_modules.push(JoinedModule { module: module.clone(), rank: own_a.size()[0], kept });
+        tensors.push((format!("{OF_PEFT}{module}.{a}"), own_a));
+        tensors.push((format!("{OF_PEFT}{module}.{b}"), own_b));
+    }
+    let configs: Vec<&LoraConfig> = parts.iter().map(|part| &part.config).collect();
+    let config = LoraConfig::joined(&configs, is_dora, &joined_modules);
+    let joined = joint.write(&config, &tensors, output)?;
+    Ok(Joined { modules: joined_modules, ..joined })
+}
+
+impl LoraConfig {
+    /// The configuration of joined updates whose scaling is 1: alpha is the rank of each.
+    fn joined(configs: &[&Self], use_dora: bool, modules: &[JoinedModule]) -> Self {
+        let first = configs[0];
+        let of_ranks = |rank| modules.iter().filter(|own| own.rank == rank).count();
+        let r = modules.iter().map(|own| own.rank).max_by_key(|rank| (of_ranks(*rank), *rank));
+        let r = r.unwrap_or(first.r);
+        let others = modules.iter().filter(|own| own.rank != r);
+        let pattern: Map<String, Value> =
+            others.map(|own| (own.module.clone(), json!(own.rank))).collect();
+        let selection = |own: &Self| {
+            let Self {
+                target_modules, exclude_modules, layers_to_transform, layers_pattern, ..
+            } = own;
+            let (targets, excluded) = (target_modules.clone(), exclude_modules.clone());
+            (targets, excluded, layers_to_transform.clone(), layers_pattern.clone())
+        };
+        let all = modules.iter().map(|own| own.module.clone()).collect();
+        let (target_modules, exclude_modules, layers_to_transform, layers_pattern) =
+            match configs.iter().all(|own| selection(own) == selection(first)) {
+                true => selection(first),
+                false => (TargetModules::Names(all), None, None, None),
+            };
+        Self {
+            r,
+            lora_alpha: r as f64,
+            lora_dropout: 0.0,
+            target_modules,
+            exclude_modules,
+            layers_to_transform,
+            layers_pattern,
+            alpha_pattern: pattern.clone(),
+            rank_pattern: pattern,
+            use_rslora: false,
+            use_dora,
+            other: first.other.clone().with("init_lora_weights", json!(true)),
+        }
+    }
+}
+
 /// `W + s B A` `[out, in]` in f32
 fn updated(weight: &Tensor, tensors: &[Tensor], scaling: f64) -> Tensor {
     weight.to_kind(Kind::Float) + tensors[1].matmul(&tensors[0]) * scaling
 }
 
-/// Length of every row `[out]` of `[out, in]`, in f32.
+/// Length of every row `[out]` of `[out, in]`, in f32 or in the f64 that they are in.
 fn row_norms(weight: &Tensor) -> Tensor {
-    weight
-        .to_kind(Kind::Float)
-        .square()
-        .sum_dim_intlist([1i64].as_slice(), false, Kind::Float)
-        .sqrt()
+    let kind = if weight.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    weight.to_kind(kind).square().sum_dim_intlist([1i64].as_slice(), false, kind).sqrt()
 }
 
 /// The updates in one forward.

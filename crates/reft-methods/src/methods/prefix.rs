@@ -9,9 +9,9 @@ use tch::{Device, Tensor, no_grad};
 use crate::files::peft_fields::{self, OtherFields, check_model};
 use crate::methods::prompt::{cycled, virtual_tokens};
 use crate::{
-    AdapterFiles, ENCODER_HIDDEN_SIZE, INIT_TOKENS, Keeps, MadeHooks, Merging, MethodDeclaration,
-    MethodOptions, N_VIRTUAL_TOKENS, Part, Start, Table, TensorMethod, TensorSpec, check_positive,
-    read_config, resolve_config,
+    AdapterFiles, ENCODER_HIDDEN_SIZE, INIT_TOKENS, Joining, Keeps, MadeHooks, Merging,
+    MethodDeclaration, MethodOptions, N_VIRTUAL_TOKENS, ONE_PLACE, Part, Start, Table,
+    TensorMethod, TensorSpec, check_positive, read_config, resolve_config,
 };
 
 /// Prefix tuning: trained keys and values before every layer's own.
@@ -30,6 +30,7 @@ pub(crate) const PREFIX: MethodDeclaration = MethodDeclaration {
     options: &[&INIT_TOKENS, &N_VIRTUAL_TOKENS, &ENCODER_HIDDEN_SIZE],
     files: AdapterFiles::Peft("PREFIX_TUNING"),
     merging: Merging::Never("its keys and values stand before those that the weights make"),
+    joining: Joining::Never(ONE_PLACE),
     acts_on_generated: false,
     per_row: false,
     resolve: resolve_config::<PrefixConfig>,

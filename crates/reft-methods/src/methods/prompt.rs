@@ -12,7 +12,8 @@ use crate::trained::{
     resolve_config,
 };
 use crate::{
-    AdapterFiles, INIT, INIT_TOKENS, Merging, MethodDeclaration, MethodOptions, N_VIRTUAL_TOKENS,
+    AdapterFiles, INIT, INIT_TOKENS, Joining, Merging, MethodDeclaration, MethodOptions,
+    N_VIRTUAL_TOKENS, ONE_PLACE,
 };
 
 /// Prompt tuning: trained embeddings of virtual tokens before every prompt (Lester et al. 2021, arXiv:2104.08691).
@@ -24,6 +25,7 @@ pub(crate) const PROMPT: MethodDeclaration = MethodDeclaration {
     options: &[&INIT, &INIT_TOKENS, &N_VIRTUAL_TOKENS],
     files: AdapterFiles::Peft("PROMPT_TUNING"),
     merging: Merging::Never("its embeddings stand before the prompt's own"),
+    joining: Joining::Never(ONE_PLACE),
     acts_on_generated: false,
     per_row: false,
     resolve: resolve_config::<PromptConfig>,

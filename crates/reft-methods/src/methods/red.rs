@@ -1,13 +1,17 @@
+use std::path::Path;
+
 use reft_models::{
     BaseModel, Component, HookPoint, Hooks, Layout, Mode, ModelDescription, Result, Site, Span,
 };
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 use crate::files::own_config::{Branches, FORMAT_VERSION, tensor_name};
+use crate::joined_tables::{BranchMethod, all_branches};
 use crate::{
-    AdapterFiles, COMPONENTS, Keeps, LAYERS, MadeHooks, Merging, MethodDeclaration, MethodOptions,
-    Part, Start, Table, TensorMethod, TensorSpec, read_config, resolve_config,
+    AdapterFiles, COMPONENTS, Joined, Joining, Joint, Keeps, LAYERS, MadeHooks, Merging,
+    MethodDeclaration, MethodOptions, Part, Start, Table, TensorMethod, TensorSpec, read_config,
+    resolve_config,
 };
 
 /// RED, representation editing: `h ← l ⊙ h + b` at every token.
@@ -24,6 +28,12 @@ pub(crate) const RED: MethodDeclaration = MethodDeclaration {
     merging: Merging::Never(
         "it scales and shifts hidden states, and the blocks have no bias for it",
     ),
+    joining: Joining::Exactly {
+        with: &["red"],
+        how: "layers and components together; scales and biases one after the other",
+        needs_weights: false,
+        join,
+    },
     acts_on_generated: true,
     per_row: true,
     resolve: resolve_config::<RedConfig>,
@@ -63,7 +73,7 @@ impl TensorMethod for RedConfig {
     }
 
     fn parts(&self, model: &ModelDescription) -> crate::Result<Vec<Part<()>>> {
-        let branches = Branches { layers: &self.layers, components: &self.components };
+        let branches = self.branches();
         branches.check(self.format_version, &COMPONENTS_OF_RED, &self.base_model, model)?;
         let part = |site: Site| {
             let d = [model.hidden_size];
@@ -78,6 +88,41 @@ impl TensorMethod for RedConfig {
 
     fn hooks<'a>(&'a self, table: &'a Table<()>, _: &Layout, _: Mode) -> MadeHooks<'a> {
         Ok(Box::new(RedHooks(table)))
+    }
+}
+
+/// Puts scales and biases one after the other, each at its strength: `(1 + s (l − 1)) ⊙ h + s b`. Where an adapter does nothing it has 1 and 0.
+fn join(joint: &Joint, output: &Path) -> crate::Result<Joined> {
+    joint.takes_no_rank(RED.name)?;
+    let parts = joint.branches::<RedConfig>(&["scale", "bias"])?;
+    let (layers, components) = all_branches(parts.iter().map(|part| part.config.branches()));
+    let config = RedConfig { layers, components, ..parts[0].config.clone() };
+    let d = config.base_model.hidden_size;
+    let mut tensors = Vec::new();
+    for site in config.branches().sites() {
+        let options = (Kind::Double, Device::Cpu);
+        let (mut scale, mut bias) = (Tensor::ones([d], options), Tensor::zeros([d], options));
+        for part in &parts {
+            let Some(own) = part.sites.get(&site) else { continue };
+            let l = (&own["scale"] - 1.0) * part.strength + 1.0;
+            bias = &l * bias + &own["bias"] * part.strength;
+            scale *= l;
+        }
+        tensors.push((tensor_name(site, "scale"), scale));
+        tensors.push((tensor_name(site, "bias"), bias));
+    }
+    joint.write(&config, &tensors, output)
+}
+
+impl RedConfig {
+    fn branches(&self) -> Branches<'_> {
+        Branches { layers: &self.layers, components: &self.components }
+    }
+}
+
+impl BranchMethod for RedConfig {
+    fn sites(&self) -> Vec<Site> {
+        self.branches().sites().collect()
     }
 }
 

@@ -1,3 +1,6 @@
+use std::borrow::Borrow;
+use std::path::Path;
+
 use reft_models::{
     Error, Fields, HookPoint, Hooks, Layout, Mode, ModelDescription, Projection, Result, Span,
 };
@@ -5,12 +8,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Kind, Tensor};
 
+use crate::files::adapter_file::OF_PEFT;
 use crate::files::peft_fields;
 use crate::target_modules::or_default;
 use crate::{
-    AdapterFiles, Keeps, MadeHooks, MergedWeights, Merging, MethodDeclaration, MethodOption,
-    MethodOptions, OtherFields, Part, Start, TARGET_MODULES, Table, TargetModules, TensorMethod,
-    TensorSpec, ValueKind, read_config, resolve_config,
+    AdapterFiles, Joined, Joining, Joint, Keeps, MadeHooks, MergedWeights, Merging,
+    MethodDeclaration, MethodOption, MethodOptions, OtherFields, Part, Start, TARGET_MODULES,
+    Table, TargetModules, TensorMethod, TensorSpec, ValueKind, all_modules, check_sizes,
+    read_config, resolve_config,
 };
 
 /// RoAd: the outputs of projections are rotated and scaled in planes.
@@ -31,6 +36,12 @@ pub(crate) const ROAD: MethodDeclaration = MethodDeclaration {
     options: &[&TARGET_MODULES, &VARIANT, &GROUP_SIZE],
     files: AdapterFiles::Peft("ROAD"),
     merging: Merging::IntoWeights,
+    joining: Joining::Exactly {
+        with: &["road"],
+        how: "the matrices of planes are multiplied",
+        needs_weights: false,
+        join,
+    },
     acts_on_generated: true,
     per_row: true,
     resolve: resolve_config::<RoadConfig>,
@@ -83,7 +94,7 @@ struct RoadConfig {
 
 impl RoadConfig {
     /// `c` and `s` of `θ` and `α`, `[d/G, 1 or 2, G/2]` each.
-    fn cosines_and_sines(&self, tensors: &[Tensor]) -> (Tensor, Tensor) {
+    fn cosines_and_sines(&self, tensors: &[impl Borrow<Tensor>]) -> (Tensor, Tensor) {
         let (of_each, halves) = match self.variant {
             Variant::Road1 => (1, 1),
             Variant::Road2 => (1, 2),
@@ -91,7 +102,7 @@ impl RoadConfig {
         };
         // [d/G, one for both or c and s, halves, G/2]
         let shaped = |x: &Tensor| x.view([-1, of_each, halves, self.group_size / 2]);
-        let (theta, alpha) = (shaped(&tensors[0]), shaped(&tensors[1]));
+        let (theta, alpha) = (shaped(tensors[0].borrow()), shaped(tensors[1].borrow()));
         let cosines = theta.select(1, 0).cos() * alpha.select(1, 0);
         (cosines, theta.select(1, -1).sin() * alpha.select(1, -1))
     }
@@ -177,6 +188,60 @@ impl TensorMethod for RoadConfig {
         weights.change(&format!("{module}.weight"), turned)?;
         weights.change_bias(module, |bias| self.rotated(bias, tensors))
     }
+}
+
+/// Multiplies the matrices `[[c₁, −s₁], [s₂, c₂]]` of planes, each at its strength. Angles and scales for each row of the product tell it
+/// whatever it is, which is road_2; products of road_1's, which all turn and scale, are road_1's.
+fn join(joint: &Joint, output: &Path) -> crate::Result<Joined> {
+    let [theta, alpha] = ["road_theta", "road_alpha"];
+    joint.takes_no_rank(ROAD.name)?;
+    let parts = joint.modules::<RoadConfig>(&[theta, alpha], &[])?;
+    let first = &parts[0].config;
+    let group = first.group_size;
+    if let Some(other) = parts.iter().map(|part| part.config.group_size).find(|g| *g != group) {
+        let reason = format!(
+            "the adapters turn planes of groups of {group} and of {other} coordinates, and those are different planes; use them as a stack"
+        );
+        return Err(Error::Adapter { reason }.into());
+    }
+    let is_first = parts.iter().all(|part| part.config.variant == Variant::Road1);
+    let variant = if is_first { Variant::Road1 } else { Variant::Road2 };
+    let modules = all_modules(&parts);
+    let mut tensors = Vec::new();
+    for module in &modules {
+        let mut product: Option<[Tensor; 4]> = None; // c₁, −s₁, s₂, c₂: [d/G, G/2] each
+        for part in &parts {
+            let Some(own) = part.modules.get(module) else { continue };
+            let (c, s) = part.config.cosines_and_sines(&[&own[theta], &own[alpha]]); // [d/G, 1 or 2, G/2]
+            let half = |x: &Tensor, at: i64| x.select(1, at.min(x.size()[1] - 1)) * part.strength;
+            let rest = 1.0 - part.strength; // s R + (1 − s)
+            let next = [half(&c, 0) + rest, half(&s, 0).neg(), half(&s, 1), half(&c, 1) + rest];
+            product = Some(match product {
+                None => next,
+                Some(last) => {
+                    check_sizes(module, &[last[0].size(), next[0].size()])?;
+                    let cell = |row: usize, column: usize| {
+                        &next[2 * row] * &last[column] + &next[2 * row + 1] * &last[2 + column]
+                    };
+                    [cell(0, 0), cell(0, 1), cell(1, 0), cell(1, 1)]
+                }
+            });
+        }
+        let Some([c1, minus_s1, s2, c2]) = product else { continue };
+        let rows = [(minus_s1.neg(), c1), (s2, c2)];
+        let rows = &rows[..if is_first { 1 } else { 2 }];
+        let of_rows = |number: &dyn Fn(&Tensor, &Tensor) -> Tensor| {
+            let rows: Vec<Tensor> = rows.iter().map(|(s, c)| number(s, c)).collect();
+            Tensor::stack(&rows, 1).flatten(0, -1) // [d/G, rows, G/2] as the file has it
+        };
+        tensors.push((format!("{OF_PEFT}{module}.{theta}"), of_rows(&|s, c| s.atan2(c))));
+        tensors.push((format!("{OF_PEFT}{module}.{alpha}"), of_rows(&|s, c| s.hypot(c))));
+    }
+    let is_same = parts.iter().all(|part| part.config.target_modules == first.target_modules);
+    let all = || TargetModules::Names(modules.into_iter().collect());
+    let target_modules = if is_same { first.target_modules.clone() } else { all() };
+    let config = RoadConfig { variant, target_modules, ..first.clone() };
+    joint.write(&config, &tensors, output)
 }
 
 /// The rotations in one forward.

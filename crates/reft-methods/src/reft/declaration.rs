@@ -3,8 +3,9 @@ use std::path::Path;
 use reft_core::{InterventionConfig, MapKind, Method as Edit, Positions};
 use reft_models::{Adapter, BaseModel, Component, Model, ModelDescription};
 
+use crate::reft::joining::join;
 use crate::{
-    ACT_FN, ADD_BIAS, AdapterFiles, COMPONENT, DROPOUT, INIT, LAYERS, Merging, Method,
+    ACT_FN, ADD_BIAS, AdapterFiles, COMPONENT, DROPOUT, INIT, Joining, LAYERS, Merging, Method,
     MethodDeclaration, MethodOptions, ORTHONORMAL_MAP, POSITION_RULE, POSITIONS, RANK, ReftAdapter,
     ReftConfig, Result, SHARE_WEIGHTS,
 };
@@ -30,6 +31,12 @@ pub(crate) const LOREFT: MethodDeclaration = MethodDeclaration {
     ],
     files: AdapterFiles::Reft,
     merging: Merging::Never("it edits hidden states of the prompt and leaves those of the reply"),
+    joining: Joining::Exactly {
+        with: &["loreft", "direft", "direft-orth", "noreft", "consreft", "lobireft"],
+        how: "layers and positions together; edits of one place one after the other, at the sum of their ranks",
+        needs_weights: false,
+        join,
+    },
     acts_on_generated: false,
     per_row: true,
     resolve,

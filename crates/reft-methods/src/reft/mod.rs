@@ -3,3 +3,4 @@
 pub(crate) mod adapter;
 pub(crate) mod config;
 pub(crate) mod declaration;
+pub(crate) mod joining;

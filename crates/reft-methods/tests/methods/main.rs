@@ -7,6 +7,7 @@ mod equations;
 mod families;
 mod files;
 mod interop;
+mod joining;
 mod merging;
 mod methods;
 mod oracle;

@@ -54,6 +54,28 @@ impl BaseModel {
         Err(Error::Adapter { reason })
     }
 
+    /// Checks that another adapter can be of the same base model.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] with both sides.
+    pub fn check_same(&self, other: &Self) -> Result<()> {
+        fn differ<T: PartialEq>(a: Option<&T>, b: Option<&T>) -> bool {
+            a.zip(b).is_some_and(|(a, b)| a != b)
+        }
+        if self.hidden_size == other.hidden_size
+            && !differ(self.model_type.as_ref(), other.model_type.as_ref())
+            && !differ(self.num_hidden_layers.as_ref(), other.num_hidden_layers.as_ref())
+            && !differ(self.vocab_size.as_ref(), other.vocab_size.as_ref())
+        {
+            return Ok(());
+        }
+        let (own, other) = (self.describe(), other.describe());
+        let reason = format!(
+            "the adapters belong to different base models, {other} and {own}; use adapters of one model"
+        );
+        Err(Error::Adapter { reason })
+    }
+
     fn describe(&self) -> String {
         let family = self.model_type.as_deref().unwrap_or("unknown family");
         let mut text = format!("{family}, hidden size {}", self.hidden_size);

@@ -4,7 +4,6 @@ pub(crate) mod atomic_file;
 pub(crate) mod claim;
 pub(crate) mod directory_lock;
 pub(crate) mod fields;
-pub(crate) mod hub;
 pub(crate) mod model_dir;
 pub(crate) mod reason;
 pub(crate) mod safetensors_file;

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::files::hub::user_cache;
+use crate::hub::names::user_cache;
 use crate::weights::checkpoint::read_shard_index;
 use crate::{Result, io_error, read_json, write_json};
 

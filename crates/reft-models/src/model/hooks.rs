@@ -50,6 +50,16 @@ pub trait Hooks {
         None
     }
 
+    /// Whether [`Self::see_attention`] is to be shown the attention weights of a layer. They are computed for those who ask, beside what the
+    /// layer computes itself, which stays as it is to the last bit.
+    fn wants_attention(&self, _layer: usize) -> bool {
+        false
+    }
+
+    /// Sees the attention weights of a layer, `[b, n_h, q, keys]` in f32: each query's sum to 1 over the keys, which are those of a prefix,
+    /// then those of the batch's columns.
+    fn see_attention(&mut self, _layer: usize, _weights: Tensor) {}
+
     /// Goes on with some of the batch's rows, in the order given, when the others have left it.
     ///
     /// Hooks that know nothing of rows have nothing to do.
@@ -76,6 +86,14 @@ impl<T: Hooks + ?Sized> Hooks for &mut T {
 
     fn prefix(&mut self, layer: usize, span: &Span) -> Option<(Tensor, Tensor)> {
         (**self).prefix(layer, span)
+    }
+
+    fn wants_attention(&self, layer: usize) -> bool {
+        (**self).wants_attention(layer)
+    }
+
+    fn see_attention(&mut self, layer: usize, weights: Tensor) {
+        (**self).see_attention(layer, weights);
     }
 
     fn keep_rows(&mut self, rows: &[usize]) {
@@ -148,6 +166,15 @@ impl Hooks for Stacked<'_> {
 
     fn prefix(&mut self, layer: usize, span: &Span) -> Option<(Tensor, Tensor)> {
         self.0.iter_mut().find(|hooks| hooks.prefix_length() > 0)?.prefix(layer, span)
+    }
+
+    fn wants_attention(&self, layer: usize) -> bool {
+        self.0.iter().any(|hooks| hooks.wants_attention(layer))
+    }
+
+    fn see_attention(&mut self, layer: usize, weights: Tensor) {
+        let asking = self.0.iter_mut().filter(|hooks| hooks.wants_attention(layer));
+        asking.for_each(|hooks| hooks.see_attention(layer, weights.shallow_clone()));
     }
 
     fn keep_rows(&mut self, rows: &[usize]) {

@@ -1,5 +1,6 @@
 //! What every model shows: its description, a forward through hooks, tokens in columns.
 
+pub(crate) mod attention_weights;
 pub(crate) mod collect;
 pub(crate) mod context;
 pub(crate) mod description;

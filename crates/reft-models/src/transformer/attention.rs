@@ -75,6 +75,9 @@ impl Attention {
         if let Some(past) = past {
             (k, v) = past.extend(layer, k, v);
         }
+        if hooks.wants_attention(layer) {
+            hooks.see_attention(layer, self.weights(&q, &k, queries.mask(layer)));
+        }
         let mixed = match (queries.mask(layer), self.soft_cap) {
             (mask, Some(cap)) => self.capped_attention(&q, &k, &v, (mask, cap)),
             (AttentionMask::Causal, None) => self.causal_attention(&q, k, v),
@@ -157,14 +160,32 @@ impl Attention {
         v: &Tensor,
         (mask, cap): (&AttentionMask, f64),
     ) -> Tensor {
-        let groups = self.groups();
         let (b, n_h, t, d_h) = q.size4().expect("invariant: [b, n_h, q, d_h]");
+        let weights = self.scores(q, k, (mask, Some(cap))).softmax(-1, Kind::Float);
+        weights.to_kind(v.kind()).matmul(v).reshape([b, n_h, t, d_h])
+    }
+
+    /// The attention weights `[b, n_h, q, keys]` of `q` `[b, n_h, q, d_h]` and `k` `[b, n_kv, keys, d_h]`, in f32, for whoever wants to see
+    /// them: no kernel tells them.
+    fn weights(&self, q: &Tensor, k: &Tensor, mask: &AttentionMask) -> Tensor {
+        let (b, n_h, t, _) = q.size4().expect("invariant: [b, n_h, q, d_h]");
+        let scores = self.scores(q, k, (mask, self.soft_cap));
+        scores.softmax(-1, Kind::Float).reshape([b, n_h, t, -1])
+    }
+
+    /// Scores, brought into ±cap and masked, `[b, n_kv, groups · q, keys]`: the query heads of a group behind each other.
+    fn scores(&self, q: &Tensor, k: &Tensor, (mask, cap): (&AttentionMask, Option<f64>)) -> Tensor {
+        let groups = self.groups();
+        let (b, _, t, d_h) = q.size4().expect("invariant: [b, n_h, q, d_h]");
         let keys = k.size()[2];
         let q = q.reshape([b, self.n_kv, groups * t, d_h]);
         let scale = self.scale.unwrap_or_else(|| (d_h as f64).powf(-0.5));
-        let scores = q.matmul(&k.transpose(2, 3)) * scale; // [b, n_kv, groups · q, t]
-        let scores = (scores / cap).tanh() * cap;
-        let scores = match mask {
+        let scores = q.matmul(&k.transpose(2, 3)) * scale;
+        let scores = match cap {
+            Some(cap) => (scores / cap).tanh() * cap,
+            None => scores,
+        };
+        match mask {
             AttentionMask::Full => scores,
             AttentionMask::Explicit(mask) => scores + mask,
             AttentionMask::Causal => {
@@ -172,8 +193,6 @@ impl Attention {
                 let later = Tensor::full([t, keys], f64::NEG_INFINITY, options);
                 scores + later.triu(keys - t + 1).repeat([groups, 1])
             }
-        };
-        let weights = scores.softmax(-1, Kind::Float).to_kind(v.kind());
-        weights.matmul(v).reshape([b, n_h, t, d_h])
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::Receiver;
 
 use reft_models::{Error, Hub, resolve_model};
 use serde_json::json;
@@ -114,12 +115,13 @@ fn what_is_no_hub_name_is_never_looked_up() {
 }
 
 /// The files of one model on a server that speaks as much of the hub's language as a download needs.
-const SERVED: [(&str, &str); 5] = [
+const SERVED: [(&str, &str); 6] = [
     ("config.json", r#"{"model_type": "llama"}"#),
     ("tokenizer.json", "{}"),
     ("generation_config.json", r#"{"eos_token_id": 2}"#),
     ("model.safetensors", "weights"),
     ("pytorch_model.bin", "never asked for"),
+    ("../outside.txt", "leads out of the directory"),
 ];
 
 /// Answers one request; says which path was asked for.
@@ -163,8 +165,8 @@ fn answer(stream: TcpStream) -> std::io::Result<String> {
     Ok(path)
 }
 
-#[test]
-fn a_model_is_downloaded_once_and_without_what_is_not_needed() -> Outcome {
+/// A server of [`SERVED`], and the paths that it is asked for.
+fn server() -> std::io::Result<(String, Receiver<String>)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let endpoint = format!("http://{}", listener.local_addr()?);
     let (sender, asked) = std::sync::mpsc::channel();
@@ -177,6 +179,37 @@ fn a_model_is_downloaded_once_and_without_what_is_not_needed() -> Outcome {
             }
         }
     });
+    Ok((endpoint, asked))
+}
+
+#[test]
+fn files_that_are_wanted_are_fetched_and_none_that_leads_elsewhere() -> Outcome {
+    let (endpoint, asked) = server()?;
+    let cache = tempfile::tempdir()?;
+    let hub = hub(cache.path(), &endpoint, false);
+    let snapshot = hub.fetch("org/served", None, &|file| file != "pytorch_model.bin")?;
+    for (file, text) in &SERVED[..4] {
+        assert_eq!(fs::read_to_string(snapshot.join(file))?, *text);
+    }
+    let requests: Vec<String> = asked.try_iter().collect();
+    for never in ["outside", "pytorch_model.bin"] {
+        assert!(!requests.iter().any(|path| path.contains(never)), "{requests:?}");
+    }
+    let offline = Hub { offline: true, ..hub };
+    assert_eq!(offline.fetch("org/served", Some("main"), &|_| true)?, snapshot);
+    for (revision, reason) in [("other", "HF_HUB_OFFLINE"), ("../main", "no name of a revision")] {
+        let refused = offline.fetch("org/served", Some(revision), &|_| true);
+        assert!(
+            matches!(&refused, Err(Error::Hub { reason: own, .. }) if own.contains(reason)),
+            "{refused:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_model_is_downloaded_once_and_without_what_is_not_needed() -> Outcome {
+    let (endpoint, asked) = server()?;
     let cache = tempfile::tempdir()?;
     let hub = hub(cache.path(), &endpoint, false);
     let snapshot = hub.resolve("org/served")?;

@@ -1,6 +1,7 @@
 //! The models, their files and their text against what transformers, llama.cpp and the tokenizers of Python record; adapters in use; generation.
 
 mod adapter_stack;
+mod attention_weights;
 mod checkpoint_files;
 mod collecting;
 mod configurations;

@@ -33,12 +33,64 @@ pub struct DasReport {
     pub base_accuracy: Option<MeasuredShare>,
     /// Held-out counterfactuals that are answered as expected although nothing is swapped.
     pub no_intervention: Option<MeasuredShare>,
+    /// Held-out counterfactuals that are also among those trained on, word for word; none of a task without texts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repeated: Option<usize>,
+    /// The templates, with what the model answers without any swap; none of a task without templates.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub templates: Vec<TemplateShares>,
+    /// Bases that the model does not answer right by itself: the first of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wrong_bases: Vec<WrongAnswer>,
+    /// Held-out counterfactuals that fail at the best place of each rank: the first of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<PlaceFailures>,
     /// Wall time of the runs that all cells share.
     pub run_seconds: f64,
     /// Wall time of the call that finished it.
     pub seconds: Option<f64>,
     /// What was found: a row for each place, token and rank.
     pub rows: Vec<DasRow>,
+}
+
+/// What the model answers to the texts of a template without any swap.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TemplateShares {
+    /// The template.
+    pub template: String,
+    /// Bases that are answered right.
+    pub base_accuracy: MeasuredShare,
+    /// Held-out counterfactuals that are answered as expected although nothing is swapped.
+    pub no_intervention: MeasuredShare,
+}
+
+/// A prompt that is not answered as expected.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WrongAnswer {
+    /// The base.
+    pub base: String,
+    /// The source; none where nothing was swapped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// The answer that the causal model gives.
+    pub expected: String,
+    /// The answer that came.
+    pub given: String,
+}
+
+/// What fails at a place.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlaceFailures {
+    /// Where, in words.
+    pub site: String,
+    /// The token, by name.
+    pub position: String,
+    /// Dimension of the subspace.
+    pub rank: i64,
+    /// How many fail.
+    pub failed: usize,
+    /// The first of them.
+    pub first: Vec<WrongAnswer>,
 }
 
 /// What was found at one place, token and rank.
@@ -67,6 +119,12 @@ pub struct DasRow {
     pub neurons: Option<MeasuredShare>,
     /// The same search in a model that was never trained.
     pub untrained_model: Option<MeasuredShare>,
+    /// The trained subspace on the held-out counterfactuals of each template; none in what earlier versions found.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub by_template: Vec<MeasuredShare>,
+    /// Counterfactuals that fail, and what is answered.
+    #[serde(skip)]
+    pub(crate) failed: Option<Vec<(usize, i64)>>,
     /// Loss of the last step.
     pub loss: Option<f64>,
     /// Its share of the wall time of training and measuring all that were searched with it.
@@ -161,6 +219,8 @@ impl DasReport {
             random_rotation: file.random_rotation,
             neurons: file.neurons,
             untrained_model: None,
+            by_template: Vec::new(),
+            failed: file.failed.clone(),
             loss: file.loss,
             seconds: file.seconds,
         });

@@ -1,6 +1,9 @@
 use std::fmt::Write;
 
-use crate::{DasAlignment, DasOptions, DasReport, DasRow, MeasuredShare, Start};
+use crate::{
+    DasAlignment, DasOptions, DasReport, DasRow, MeasuredShare, PlaceFailures, Start,
+    TemplateShares, WrongAnswer,
+};
 
 impl DasReport {
     /// The report as Markdown: the facts, the best of each rank, and every row.
@@ -18,8 +21,66 @@ impl DasReport {
         writeln!(out, "\n## The best of each rank\n")?;
         let best: Vec<&DasRow> = self.options.ranks.iter().filter_map(|&r| self.best(r)).collect();
         write_rows(out, &best)?;
+        for (heading, heads, rows) in self.details() {
+            writeln!(out, "\n## {heading}\n\n| {} |", heads.join(" | "))?;
+            writeln!(out, "|{}", " --- |".repeat(heads.len()))?;
+            for row in rows {
+                let cells: Vec<String> = row.iter().map(|cell| cell.replace('|', "\\|")).collect();
+                writeln!(out, "| {} |", cells.join(" | "))?;
+            }
+        }
         writeln!(out, "\n## Every place\n")?;
         write_rows(out, &self.rows.iter().collect::<Vec<_>>())
+    }
+
+    /// Tables beside the places: shares of each template, and prompts that fail; heading, heads and rows of texts.
+    pub(crate) fn details(&self) -> Vec<(String, Vec<String>, Vec<Vec<String>>)> {
+        let heads = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let mut tables = Vec::new();
+        if self.templates.len() > 1 {
+            let best: Vec<&DasRow> =
+                self.options.ranks.iter().filter_map(|&rank| self.best(rank)).collect();
+            let mut names: Vec<String> = heads(&["template", "right by itself", "no swap"]);
+            names.extend(
+                best.iter().map(|row| {
+                    format!("IIA of {} at {}, rank {}", row.site, row.position, row.rank)
+                }),
+            );
+            let of_template = |(i, own): (usize, &TemplateShares)| {
+                let mut cells = vec![
+                    own.template.clone(),
+                    counts(&own.base_accuracy),
+                    counts(&own.no_intervention),
+                ];
+                let found = |row: &&DasRow| row.by_template.get(i).map_or("–".to_owned(), counts);
+                cells.extend(best.iter().map(found));
+                cells
+            };
+            let rows = self.templates.iter().enumerate().map(of_template).collect();
+            tables.push(("By template".to_owned(), names, rows));
+        }
+        let row = |own: &WrongAnswer| {
+            let texts =
+                [Some(&own.base), own.source.as_ref(), Some(&own.expected), Some(&own.given)];
+            texts.into_iter().flatten().cloned().collect()
+        };
+        if !self.wrong_bases.is_empty() {
+            let heading = "Bases that the model answers wrong by itself, the first of them";
+            let rows = self.wrong_bases.iter().map(row).collect();
+            tables.push((heading.to_owned(), heads(&["base", "expected", "given"]), rows));
+        }
+        for own in self.failures.iter().filter(|own| own.failed > 0) {
+            let PlaceFailures { site, position, rank, failed, first } = own;
+            let shown = if first.len() < *failed {
+                format!(", the first {} of {failed}", first.len())
+            } else {
+                String::new()
+            };
+            let heading = format!("What fails at {site}, {position}, rank {rank}{shown}");
+            let rows = first.iter().map(row).collect();
+            tables.push((heading, heads(&["base", "source", "expected", "given"]), rows));
+        }
+        tables
     }
 
     /// What a reader must know, a sentence each.
@@ -64,9 +125,13 @@ impl DasReport {
                 training(o)
             ),
         });
-        facts.push(
-            "Controls: a random subspace of as many dimensions; as many neurons, those that follow the variable most; and the same search in a model of random weights. Start: the subspace before it was trained".to_owned(),
-        );
+        facts.extend(self.repeated.filter(|repeated| *repeated > 0).map(|repeated| {
+            format!(
+                "{repeated} of the {} held-out counterfactuals are word for word among those trained on: with so few words, what is held out says less about texts that were not seen",
+                o.test_pairs
+            )
+        }));
+        facts.push(controls(o));
         facts.push(
             "Intervals are Wilson's, 95 %, of each cell by itself: of many cells some are outside"
                 .to_owned(),
@@ -104,6 +169,33 @@ fn write_rows(out: &mut String, rows: &[&DasRow]) -> std::fmt::Result {
         )?;
     }
     Ok(())
+}
+
+/// The controls that were made.
+fn controls(o: &DasOptions) -> String {
+    use DasAlignment::{Das, Neurons, Whole};
+    let controls = [
+        (o.alignment != Whole, "a random subspace of as many dimensions"),
+        (
+            !matches!(o.alignment, Whole | Neurons),
+            "as many neurons, those that follow the variable most",
+        ),
+        (o.untrained_model, "the same search in a model of random weights"),
+    ];
+    let made: Vec<&str> = controls.into_iter().filter(|own| own.0).map(|own| own.1).collect();
+    let mut text = match made.is_empty() {
+        true => "Controls: none".to_owned(),
+        false => format!("Controls: {}", made.join("; ")),
+    };
+    if o.alignment == Das {
+        text += ". Start: the subspace before it was trained";
+    }
+    text
+}
+
+/// A share as a number, with its counts.
+fn counts(m: &MeasuredShare) -> String {
+    format!("{:.3} ({} of {})", m.iia, m.hits, m.total)
 }
 
 fn training(o: &DasOptions) -> String {

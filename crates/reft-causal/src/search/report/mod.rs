@@ -3,3 +3,4 @@
 pub(crate) mod das_report;
 pub(crate) mod markdown;
 pub(crate) mod page;
+pub(crate) mod side_by_side;

@@ -1,14 +1,14 @@
 use std::fmt::Write;
 
-use reft_report::{Heat, HeatMap, escape, figure, heat_map, page, short_share};
+use reft_report::{Heat, HeatMap, escape, figure, heat_map, page, short_share, texts};
 
 use crate::search::report::markdown::share;
 use crate::{DasReport, DasRow, MeasuredShare};
 
 /// What a map shows of a row.
-type Of = fn(&DasRow) -> Option<MeasuredShare>;
+pub(crate) type Of = fn(&DasRow) -> Option<MeasuredShare>;
 
-const MAPS: [(&str, &str, Of); 5] = [
+pub(crate) const MAPS: [(&str, &str, Of); 5] = [
     (
         "What is swapped",
         "Interchange intervention accuracy on held-out counterfactuals, in percent.",
@@ -33,7 +33,8 @@ const MAPS: [(&str, &str, Of); 5] = [
 ];
 
 const LEGEND: &str = "IIA is the share of held-out counterfactuals that are answered as the causal model says after the swap. \
-    It says what these swaps do on these inputs: not that the model has no other place for the variable, nor that a place with a low value holds nothing of it.";
+    It says what these swaps do on these inputs: not that the model has no other place for the variable, nor that a place with a low value holds nothing of it. \
+    Colours begin at the share that is right without a swap: a place without colour does no more than no swap at all.";
 
 impl DasReport {
     /// The report as one page that needs nothing else: heat maps of layers and tokens, one set for each rank.
@@ -48,8 +49,54 @@ impl DasReport {
                 }
                 writeln!(out, "</section>")?;
             }
+            for (heading, heads, rows) in self.details() {
+                writeln!(out, "<h2>{}</h2>", escape(&heading))?;
+                let heads: Vec<&str> = heads.iter().map(String::as_str).collect();
+                texts(out, &heads, &rows)?;
+            }
             Ok(())
         })
+    }
+
+    /// The share that is right without a swap, where the colours of maps begin; 0 if it is not known, or all is right.
+    pub(crate) fn palest(&self) -> f64 {
+        self.no_intervention.map(|share| share.iia).filter(|iia| *iia < 1.0).unwrap_or(0.0)
+    }
+
+    /// A map of a component at a rank whose colours go from `palest` to 1; none if there is nothing to show.
+    pub(crate) fn map(
+        &self,
+        name: &str,
+        (component, rank): (&str, i64),
+        of: Of,
+        palest: f64,
+    ) -> Option<String> {
+        let columns: Vec<String> = self.options.layers.iter().map(usize::to_string).collect();
+        let rows = &self.options.positions;
+        let cell = |position: &String, layer: &usize| {
+            let row = self.at(component, *layer, position, rank)?;
+            let value = of(row)?.iia;
+            Some(Heat { value, text: short_share(value), title: title(row) })
+        };
+        let line = |position| self.options.layers.iter().map(|l| cell(position, l)).collect();
+        let cells: Vec<Vec<Option<Heat>>> = rows.iter().map(line).collect();
+        if cells.iter().flatten().all(Option::is_none) {
+            return None;
+        }
+        let lowest = if palest > 0.0 {
+            format!("{} %, no swap", short_share(palest))
+        } else {
+            "0 %".to_owned()
+        };
+        let map = HeatMap {
+            x: ("layer", &columns),
+            y: ("token", rows),
+            cells,
+            range: (palest, 1.0),
+            ends: (lowest, "100 %".to_owned()),
+            unit: "IIA",
+        };
+        Some(heat_map(name, &map))
     }
 }
 
@@ -67,29 +114,11 @@ fn best(out: &mut String, report: &DasReport, rank: i64) -> std::fmt::Result {
 }
 
 fn maps(out: &mut String, report: &DasReport, component: &str, rank: i64) -> std::fmt::Result {
-    let columns: Vec<String> = report.options.layers.iter().map(usize::to_string).collect();
-    let rows = &report.options.positions;
     for (name, note, of) in MAPS {
-        let cell = |position: &String, layer: &usize| {
-            let row = report.at(component, *layer, position, rank)?;
-            let value = of(row)?.iia;
-            Some(Heat { value, text: short_share(value), title: title(row) })
-        };
-        let line = |position| report.options.layers.iter().map(|l| cell(position, l)).collect();
-        let cells: Vec<Vec<Option<Heat>>> = rows.iter().map(line).collect();
-        if cells.iter().flatten().all(Option::is_none) {
-            continue;
-        }
-        let map = HeatMap {
-            x: ("layer", &columns),
-            y: ("token", rows),
-            cells,
-            range: (0.0, 1.0),
-            ends: ("0 %".to_owned(), "100 %".to_owned()),
-            unit: "IIA",
-        };
         let name = format!("{name}, {component}, rank {rank}");
-        figure(out, &name, note, &heat_map(&name, &map), &[])?;
+        if let Some(map) = report.map(&name, (component, rank), of, report.palest()) {
+            figure(out, &name, note, &map, &[])?;
+        }
     }
     Ok(())
 }

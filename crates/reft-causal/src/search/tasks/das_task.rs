@@ -156,7 +156,8 @@ impl DasTask {
                     "slot {name:?} is no plain name; use letters, digits, _ and - only"
                 ));
             }
-            self.words(slot)?.check().map_err(|reason| format!("slot {name}: {reason}"))?;
+            let slots = self.slots.values().filter(|other| is_of_list(slot, other)).count();
+            self.words(slot)?.check(slots).map_err(|reason| format!("slot {name}: {reason}"))?;
         }
         self.model().map(|_| ())
     }
@@ -267,14 +268,29 @@ impl DasTask {
     }
 }
 
+/// Whether a slot is of the list of another.
+fn is_of_list(slot: &Slot, other: &Slot) -> bool {
+    matches!((slot, other), (Slot::List(one), Slot::List(other)) if one == other)
+}
+
 impl Words {
-    fn check(&self) -> Result<(), String> {
+    /// What is wrong with the words of one slot, or of several that never have the same word, in words.
+    fn check(&self, slots: usize) -> Result<(), String> {
         match self {
             Self::Plain(words) if words.len() < 2 => Err("give at least two words".to_owned()),
-            Self::Classes(classes)
-                if classes.is_empty() || classes.values().any(|w| w.len() < 2) =>
-            {
-                Err("give classes of at least two words each".to_owned())
+            Self::Classes(classes) if classes.values().map(Vec::len).sum::<usize>() < 2 => {
+                Err("give classes with at least two words in all".to_owned())
+            }
+            Self::Classes(classes) => {
+                let least = if slots > 1 { 2 } else { 1 };
+                match classes.iter().find(|(_, words)| words.len() < least) {
+                    Some((class, words)) if least > 1 => Err(format!(
+                        "class {class} has {} word, and {slots} slots of its list never have the same word; give it at least two",
+                        words.len()
+                    )),
+                    Some((class, _)) => Err(format!("class {class} has no word; give it one")),
+                    None => Ok(()),
+                }
             }
             Self::Numbers(Numbers { from, to, step, .. })
                 if !(from.is_finite() && to.is_finite() && *step > 0.0 && to >= from) =>

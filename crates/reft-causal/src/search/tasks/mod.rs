@@ -4,6 +4,7 @@ pub(crate) mod recipe;
 
 pub(crate) mod das_task;
 pub(crate) mod equality;
+pub(crate) mod failures;
 pub(crate) mod position;
 
 pub(crate) mod pairs;

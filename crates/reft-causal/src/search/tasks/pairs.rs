@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -25,6 +25,20 @@ pub(crate) struct Pairs {
     pub(crate) answers: Vec<i64>,
     /// The first pair in words.
     pub(crate) example: String,
+    /// Texts of base and source of each pair, and the number of their template; none of a task without texts.
+    pub(crate) texts: Vec<PairTexts>,
+    /// The templates.
+    pub(crate) templates: Vec<String>,
+    /// Texts of the answers.
+    pub(crate) answer_texts: BTreeMap<i64, String>,
+}
+
+/// A pair in words.
+#[derive(Debug, Clone)]
+pub(crate) struct PairTexts {
+    pub(crate) base: String,
+    pub(crate) source: String,
+    pub(crate) template: usize,
 }
 
 /// A prompt as tokens.
@@ -60,7 +74,7 @@ pub(crate) fn draw_pairs(
     };
     let drawn = model.draw(n, answer, &[&[searched]], seed, sample)?;
     let tokens = positions.iter().map(|_| (Vec::new(), Vec::new())).collect();
-    let mut pairs = Pairs { tokens, ..Pairs::default() };
+    let mut pairs = Pairs { tokens, templates: task.templates.clone(), ..Pairs::default() };
     let mut answers = BTreeSet::new();
     for (i, (drawn, template)) in drawn.iter().zip(chosen).enumerate() {
         let Counterfactual { base, sources, expected, unchanged } = drawn;
@@ -73,7 +87,10 @@ pub(crate) fn draw_pairs(
         }
         let [target, own] = [expected, unchanged].map(|value| answer_token(task, value, tokenizer));
         let (target, own) = (target?, own?);
-        answers.extend([target, own]);
+        for (token, value) in [(target, expected), (own, unchanged)] {
+            answers.insert(token);
+            pairs.answer_texts.entry(token).or_insert_with(|| task.answer_text(value));
+        }
         if i == 0 {
             let text = |value| task.answer_text(value);
             pairs.example = format!(
@@ -87,6 +104,8 @@ pub(crate) fn draw_pairs(
         }
         pairs.values.push(model.run(source)?[searched].clone());
         pairs.own_answers.push(own);
+        let (text, source) = (base.text.clone(), source_prompt.text.clone());
+        pairs.texts.push(PairTexts { base: text, source, template });
         pairs.sources.push(Row::prompt(source_prompt.input_ids));
         pairs.bases.push(example(i, base.input_ids, target));
     }

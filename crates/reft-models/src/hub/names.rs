@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use hf_hub::api::sync::ApiBuilder;
+use hf_hub::api::sync::{Api as ApiSync, ApiBuilder};
 use hf_hub::{Cache, Repo, RepoType};
 
+use crate::hub::push::{MAIN, is_branch};
 use crate::weights::checkpoint::read_shard_index;
 use crate::{Error, Gguf, Result};
 
@@ -95,13 +97,69 @@ impl Hub {
         config.parent().map(Path::to_owned)
     }
 
-    fn download(&self, name: &str) -> Result<PathBuf, String> {
-        let mut builder = ApiBuilder::from_cache(Cache::new(self.cache.clone()))
-            .with_endpoint(self.endpoint.clone());
-        if let Ok(token) = env::var("HF_TOKEN") {
-            builder = builder.with_token(Some(token));
+    /// The token of `HF_TOKEN`, else that of the file that the hub's own program keeps beside the cache.
+    pub fn token(&self) -> Option<String> {
+        let own = env::var("HF_TOKEN").ok().map(|token| token.trim().to_owned());
+        own.filter(|token| !token.is_empty()).or_else(|| Cache::new(self.cache.clone()).token())
+    }
+
+    /// The hub, to download from.
+    fn api(&self) -> Result<ApiSync, String> {
+        let builder = ApiBuilder::from_cache(Cache::new(self.cache.clone()));
+        let builder = builder.with_endpoint(self.endpoint.clone()).with_token(self.token());
+        builder.build().map_err(|failed| failed.to_string())
+    }
+
+    /// Finds the files of a repository `organisation/name` that are wanted in the cache, downloading those that are not there; gives the directory that
+    /// they lie in. A revision is a branch, a tag or a commit; without one it is the main branch.
+    ///
+    /// # Errors
+    /// [`Error::Hub`] if there is no such repository, or it has none of the files, or they cannot be had.
+    pub fn fetch(
+        &self,
+        name: &str,
+        revision: Option<&str>,
+        is_wanted: &dyn Fn(&str) -> bool,
+    ) -> Result<PathBuf> {
+        let refuse = |reason: String| Error::Hub { name: name.to_owned(), reason };
+        if !is_hub_name(name) {
+            return Err(refuse("expected a name of the form organisation/name".to_owned()));
         }
-        let api = builder.build().map_err(|failed| failed.to_string())?.repo(repo(name));
+        let revision = revision.unwrap_or(MAIN);
+        if !is_branch(revision) {
+            return Err(refuse(format!("{revision:?} is no name of a revision")));
+        }
+        let repo = Repo::with_revision(name.to_owned(), RepoType::Model, revision.to_owned());
+        let folder = self.cache.join(repo.folder_name());
+        if self.offline {
+            let commit = fs::read_to_string(folder.join("refs").join(revision)).ok();
+            let commit = commit.map_or_else(|| revision.to_owned(), |own| own.trim().to_owned());
+            let snapshot = folder.join("snapshots").join(commit);
+            let lacks = "the cache lacks it, and HF_HUB_OFFLINE forbids downloading";
+            return if snapshot.is_dir() { Ok(snapshot) } else { Err(refuse(lacks.to_owned())) };
+        }
+        let endpoint = &self.endpoint;
+        let failed = |failed: String| refuse(format!("{endpoint} gives: {failed}"));
+        let api = self.api().map_err(failed)?.repo(repo);
+        let info = api.info().map_err(|error| failed(error.to_string()))?;
+        let files: Vec<String> = info.siblings.into_iter().map(|file| file.rfilename).collect();
+        let mut snapshot = None;
+        for file in files.iter().filter(|file| is_plain(file) && is_wanted(file)) {
+            let found = api.get(file).map_err(|error| failed(format!("{file}: {error}")))?;
+            let folders = file.split('/').count();
+            snapshot = found.ancestors().nth(folders).map(Path::to_owned);
+        }
+        snapshot.ok_or_else(|| {
+            let shown: Vec<&str> = files.iter().take(12).map(String::as_str).collect();
+            refuse(format!(
+                "it holds none of the files that are wanted; it holds {}",
+                shown.join(", ")
+            ))
+        })
+    }
+
+    fn download(&self, name: &str) -> Result<PathBuf, String> {
+        let api = self.api()?.repo(repo(name));
         let info = api.info().map_err(|failed| failed.to_string())?;
         let offered: BTreeSet<String> =
             info.siblings.into_iter().map(|file| file.rfilename).collect();
@@ -140,13 +198,18 @@ fn local_model(name: &str) -> Result<Option<PathBuf>> {
     Ok((path.is_dir() || path.is_file()).then(|| path.to_owned()))
 }
 
-/// `organisation/name`, each of letters, digits, `.`, `_` and `-`, not beginning with a mark.
-fn is_hub_name(name: &str) -> bool {
+/// Whether a text is a name of the hub: `organisation/name`, each of letters, digits, `.`, `_` and `-`, not beginning with a mark.
+pub fn is_hub_name(name: &str) -> bool {
     let is_part = |part: &str| {
         part.starts_with(|c: char| c.is_ascii_alphanumeric())
             && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
     };
     name.split_once('/').is_some_and(|(organisation, name)| is_part(organisation) && is_part(name))
+}
+
+/// Whether a file's path stays in the directory that it is put into, in folders of plain names.
+fn is_plain(path: &str) -> bool {
+    path.split('/').all(|part| !part.is_empty() && !part.starts_with('.') && !part.contains('\\'))
 }
 
 /// What a snapshot lacks to be a whole model.

@@ -1,0 +1,7 @@
+//! The Hugging Face hub: models and adapters by name, from its local cache or downloaded into it, and adapters that are published there.
+
+mod client;
+pub(crate) mod names;
+pub(crate) mod push;
+
+pub(crate) use names::is_hub_name;
