@@ -4,10 +4,10 @@ writes: attentions
 python: today
 
     python3 -m venv venv && venv/bin/pip install torch==2.11.0 transformers==5.24.0 peft==0.21.2 safetensors numpy
-    venv/bin/python tools/oracle/make_attentions.py OUT_DIR TESTS_ORACLE_DIR
+    venv/bin/python tools/oracle/make_attentions.py OUT_DIR
 
 Reads tiny_llama, more_families/gemma2 (windows, scores brought into a range) and encoders/modernbert (windows to both sides) of
-TESTS_ORACLE_DIR (default: OUT_DIR's parent), and the LoRA peft/lora_all on tiny_llama. Attention is computed eagerly. Writes
+tests/oracle, and the LoRA peft/lora_all on tiny_llama. Attention is computed eagerly. Writes
 attentions.safetensors: input_ids [1, t], and CASE.{layer} [n_h, t, t] of llama, llama_lora, gemma2 and modernbert.
 """
 
@@ -33,22 +33,25 @@ def attentions(model, ids):
     return [layer[0].float().contiguous() for layer in found]
 
 
+# the inputs: other generators write them
+ORACLE = Path(__file__).resolve().parents[2] / "tests/oracle"
+
+
 def main():
     torch.set_num_threads(1)
     out = Path(sys.argv[1])
-    folder = Path(sys.argv[2]) if len(sys.argv) > 2 else out.parent
     out.mkdir(parents=True, exist_ok=True)
     ids = (torch.arange(LENGTH)[None] * 7 + 3) % 61 + 2
     eager = dict(attn_implementation="eager", dtype=torch.float32)
     models = {
-        "llama": AutoModelForCausalLM.from_pretrained(folder / "tiny_llama", **eager),
-        "gemma2": AutoModelForCausalLM.from_pretrained(folder / "more_families/gemma2", **eager),
-        "modernbert": AutoModel.from_pretrained(folder / "encoders/modernbert", **eager),
+        "llama": AutoModelForCausalLM.from_pretrained(ORACLE / "tiny_llama", **eager),
+        "gemma2": AutoModelForCausalLM.from_pretrained(ORACLE / "more_families/gemma2", **eager),
+        "modernbert": AutoModel.from_pretrained(ORACLE / "encoders/modernbert", **eager),
     }
     tensors = {"input_ids": ids}
     for name, model in models.items():
         tensors |= {f"{name}.{i}": layer for i, layer in enumerate(attentions(model.eval(), ids))}
-    lora = PeftModel.from_pretrained(models["llama"], folder / "peft/lora_all").eval()
+    lora = PeftModel.from_pretrained(models["llama"], ORACLE / "peft/lora_all").eval()
     tensors |= {f"llama_lora.{i}": layer for i, layer in enumerate(attentions(lora, ids))}
     metadata = dict(torch=torch.__version__, transformers=transformers.__version__, peft=peft.__version__)
     save_file(tensors, out / "attentions.safetensors", metadata)

@@ -4,9 +4,9 @@ writes: merged_adapters
 python: today
 
     python3 -m venv venv && venv/bin/pip install torch==2.11.0 transformers==5.24.0 peft==0.21.2 safetensors numpy
-    venv/bin/python tools/oracle/make_merged_adapters.py OUT_DIR TESTS_ORACLE_DIR
+    venv/bin/python tools/oracle/make_merged_adapters.py OUT_DIR
 
-Reads tiny_llama, tiny_io.safetensors and the adapters of TESTS_ORACLE_DIR (default: OUT_DIR's parent). Writes
+Reads tiny_llama, tiny_io.safetensors and the adapters in peft and peft_more of tests/oracle. Writes
     merged_adapters.json         CASE: adapters, weights, combination_type, svd_rank
     merged_adapters.safetensors  CASE: logits [b, t, v] of the batch of tiny_io
 """
@@ -45,13 +45,16 @@ def logits(folder, adapters, weights, combination_type, svd_rank):
         return wrapped(input_ids=io["input_ids"], attention_mask=io["attention_mask"]).logits
 
 
+# the inputs: other generators write them
+ORACLE = Path(__file__).resolve().parents[2] / "tests/oracle"
+
+
 def main():
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     out = Path(sys.argv[1])
-    folder = Path(sys.argv[2]) if len(sys.argv) > 2 else out.parent
     out.mkdir(parents=True, exist_ok=True)
-    found = {name: logits(folder, **case).contiguous() for name, case in CASES.items()}
+    found = {name: logits(ORACLE, **case).contiguous() for name, case in CASES.items()}
     metadata = dict(torch=torch.__version__, transformers=transformers.__version__, peft=peft.__version__)
     save_file(found, out / "merged_adapters.safetensors", metadata)
     (out / "merged_adapters.json").write_text(json.dumps(CASES, indent=1) + "\n")

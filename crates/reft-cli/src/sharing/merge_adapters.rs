@@ -197,9 +197,9 @@ fn card(
         _ => writeln!(out, "The sum is exact.\n")?,
     }
     for text in &joined.notes {
-        writeln!(out, "- {text}")?;
+        writeln!(out, "- {text}\n")?;
     }
-    writeln!(out, "\nMade with reft {}.", env!("CARGO_PKG_VERSION"))?;
+    writeln!(out, "Made with reft {}.", env!("CARGO_PKG_VERSION"))?;
     Ok(out + &front.use_it(&title))
 }
 

@@ -12,7 +12,10 @@ const LEGEND: &str = "All maps have one scale of colours. It begins at the lowes
 pub fn searches_page(searches: &[(String, DasReport)], command: &str) -> String {
     let palest = searches.iter().map(|(_, report)| report.palest()).reduce(f64::min).unwrap_or(0.0);
     let mut facts = vec![
-        format!("{} searches of {}", searches.len(), models(searches)),
+        match searches.len() {
+            1 => format!("A search of {}", models(searches)),
+            n => format!("{n} searches of {}", models(searches)),
+        },
         format!("Command: `{command}`"),
     ];
     for (name, report) in searches {
