@@ -355,3 +355,42 @@ fn a_repository_without_an_adapter_is_refused() -> Result {
     assert!(!output.exists());
     Ok(())
 }
+
+#[test]
+fn several_adapters_of_one_directory_go_both_ways() -> Result {
+    let dir = tempfile::tempdir()?;
+    let own = dir.path().join("both");
+    let mut files = vec![(
+        "combined.json".to_owned(),
+        json!({"format_version": 1, "adapters": ["0-lora", "1-ia3"]}).to_string().into_bytes(),
+    )];
+    for (part, case) in [("0-lora", "peft/lora_qv"), ("1-ia3", "peft_more/ia3")] {
+        for name in ["adapter_config.json", "adapter_model.safetensors"] {
+            files.push((format!("{part}/{name}"), fs::read(oracle(case).join(name))?));
+        }
+    }
+    files.push(("README.md".to_owned(), b"---\nlicense: mit\n---\n# Two\n".to_vec()));
+    for (name, content) in &files {
+        let path = own.join(name);
+        fs::create_dir_all(path.parent().ok_or("no folder")?)?;
+        fs::write(path, content)?;
+    }
+    let names: Vec<String> = files.iter().map(|(name, _)| name.clone()).collect();
+    files.push(("2-notes/adapter_config.json".to_owned(), b"{}".to_vec())); // no method's name
+    let hub = HubServer::start(files, no_other)?;
+    let run = with_hub(&hub.endpoint, dir.path(), args!["push", own, "org/name", "--dry-run"])?;
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    for name in &names {
+        assert!(run.stderr.contains(&format!("  {name}  ")), "{name}: {}", run.stderr);
+    }
+    let pulled = dir.path().join("pulled");
+    let pull = args!["pull", "org/name", "--output", pulled, "--json"];
+    let run = with_hub(&hub.endpoint, dir.path(), pull)?;
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    assert_eq!(serde_json::from_str::<Value>(&run.stdout)?["method"], "lora+ia3");
+    for name in &names {
+        assert!(fs::read(pulled.join(name))? == fs::read(own.join(name))?, "{name}");
+    }
+    assert!(!pulled.join("2-notes").exists());
+    Ok(())
+}
