@@ -108,11 +108,14 @@ pub fn run(workspace: &Workspace) -> Result<()> {
         bail!("the adapter changed what the model knows");
     }
 
+    let mut push = reft::program(workspace);
+    push.arg("push").arg(&adapter).args(["me/pirate", "--license", "apache-2.0", "--dry-run"]);
+    let listed = command::output(&mut push)?;
     let card = fs::read_to_string(adapter.join("README.md"))?;
+    writeln!(out, "\nwhat would be shared\n{}\n{}", indented(&listed), indented(&card))?;
     if card.contains(&*workspace.root().to_string_lossy()) {
         bail!("the model card names a path of this machine");
     }
-    writeln!(out, "\nthe card to share it with\n{}", indented(&card))?;
     minutes("all of it");
     Ok(())
 }

@@ -31,6 +31,8 @@ pub struct MethodDeclaration {
     pub acts_on_generated: bool,
     /// Whether each row of a batch may have an adapter of its own.
     pub per_row: bool,
+    /// The highest learning rate of `reft train` where none is given; docs/guide.md has what was measured.
+    pub usual_lr: f64,
     /// Decides what the options leave open, and checks it against a model: nothing is left to fail when training starts.
     pub resolve: fn(&str, &MethodOptions, &ModelDescription) -> Result<Box<dyn Method>>,
     /// Reads the configuration of an adapter directory.

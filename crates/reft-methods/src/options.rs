@@ -86,8 +86,8 @@ method_options! {
         "Probability of dropout in training, on ReFT's edit or LoRA's input, 0 to below 1";
     COMPONENT: "component", Name(&["block_input", "attention_output", "mlp_output", "block_output"]), "COMPONENT", REFT, "block_output", None =>
         "Where in a layer: block_input, attention_output, mlp_output or block_output";
-    POSITIONS: "positions", ValueKind::Positions, "POSITIONS", REFT, "f7+l7", None =>
-        "Prompt tokens to edit, f7+l7 = first 7 and last 7";
+    POSITIONS: "positions", ValueKind::Positions, "POSITIONS", REFT, "l1", None =>
+        "Prompt tokens to edit: l1 = the last one, f7+l7 = the first and the last 7";
     POSITION_RULE: "position_rule", Name(&["paper", "pyreft"]), "RULE", REFT, "paper", None =>
         "What happens to prompts shorter than the positions: paper or pyreft";
     SHARE_WEIGHTS: "share_weights", Switch, "BOOL", REFT, "false", None =>

@@ -59,7 +59,19 @@ fn of_method(method: &&MethodDeclaration) -> String {
     let name = format!("`{}`<br>{}", method.name, method.title);
     let files = code(method.files.names().iter().copied());
     let options = code(method.options.iter().map(|option| option.name));
-    row([&name, method.equation, method.source, &files, &merges, &joins, acts, per_row, &options])
+    let rate = format!("{:e}", method.usual_lr);
+    row([
+        &name,
+        method.equation,
+        method.source,
+        &files,
+        &merges,
+        &joins,
+        acts,
+        per_row,
+        &rate,
+        &options,
+    ])
 }
 
 fn of_option(option: &&MethodOption) -> String {
@@ -80,6 +92,7 @@ fn tables_of_methods_and_options_are_those_of_the_declarations()
         "several become one (`reft merge-adapters`)",
         "acts on generated tokens",
         "an adapter per row",
+        "usual rate",
         "options",
     ];
     let mut expected = table(heads, METHODS.iter().map(of_method));

@@ -3,7 +3,8 @@ use std::path::{Path, PathBuf};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use reft_methods::{Methods, SHARE_WEIGHTS, options_of, resolve};
+use reft_core::Positions;
+use reft_methods::{Methods, POSITIONS, SHARE_WEIGHTS, options_of, resolve};
 use reft_models::{
     ChatTemplate, ContextLimit, Decoder, DecoderConfig, ModelDescription, Row, Tokenizer,
     TrainedText, read_text, resolve_model, weights_digest,
@@ -218,9 +219,15 @@ fn resolve_entry(
     model: &ModelDescription,
 ) -> Result<Methods> {
     let mut options = entry.options.clone();
-    let can_share = options_of(&entry.method)?.contains(&&SHARE_WEIGHTS);
-    if format_version == 1 && can_share && options.get::<bool>(&SHARE_WEIGHTS).is_none() {
-        options = options.with(&SHARE_WEIGHTS, true);
+    let declared = options_of(&entry.method)?;
+    // what the first version took where a recipe says nothing
+    if format_version == 1 && declared.contains(&&SHARE_WEIGHTS) {
+        if options.get::<bool>(&SHARE_WEIGHTS).is_none() {
+            options = options.with(&SHARE_WEIGHTS, true);
+        }
+        if options.get::<Positions>(&POSITIONS).is_none() {
+            options = options.with(&POSITIONS, "f7+l7");
+        }
     }
     Ok(resolve(&entry.method, &options, model)?)
 }

@@ -20,7 +20,7 @@ use crate::options::Flags;
 use crate::terminal::{TrainProgress, bytes, duration, grouped, note, output, share, stop_flag};
 use crate::train::card::Card;
 use crate::train::config_file;
-use crate::train::defaults::{with_length, with_validation};
+use crate::train::defaults::{with_length, with_rate, with_validation};
 use crate::train::directory::{self, TrainDirectory};
 use crate::train::first_example;
 use crate::train::method::TrainMethod;
@@ -122,6 +122,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     }
     let base_model = model_name(&model, &path);
     let mut adapters = method.adapters(config.seed, &decoder, &base_model)?;
+    let config = with_rate(config, &given, &AdapterStack::of_boxed(&adapters)?.method())?;
     let rows = sources.iter().flat_map(|(_, records)| records);
     if let Some(in_force) = encoding.text.and_then(|encoder| encoder.in_force(rows)) {
         note(said_of(in_force, run.template, text.chat_template.is_some()));

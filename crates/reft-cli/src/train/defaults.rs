@@ -2,6 +2,8 @@
 
 use std::ops::RangeInclusive;
 
+use anyhow::Result;
+use reft_methods::declarations;
 use reft_train::TrainConfig;
 use toml::Table;
 
@@ -31,11 +33,11 @@ pub fn with_validation(
 }
 
 /// Optimizer steps of a run, as near to them as whole epochs come.
-const USUAL_STEPS: usize = 300;
+const USUAL_STEPS: usize = 200;
 /// Epochs of a run of many examples, and of few.
-const USUAL_EPOCHS: RangeInclusive<usize> = 3..=15;
+const USUAL_EPOCHS: RangeInclusive<usize> = 3..=10;
 /// Very few examples are seen more often, until a run has so many steps.
-const LEAST_STEPS: usize = 100;
+const LEAST_STEPS: usize = 80;
 
 /// The options with a number of epochs, where nothing is said of how long the run is to be.
 pub fn with_length(config: TrainConfig, examples: usize) -> TrainConfig {
@@ -47,6 +49,19 @@ pub fn with_length(config: TrainConfig, examples: usize) -> TrainConfig {
         "{epochs} epochs, by the number of examples (--epochs or --max-steps changes it)"
     ));
     TrainConfig { epochs: Some(epochs), ..config }
+}
+
+/// The options with the methods' usual rate, where none is given: the lowest of theirs.
+///
+/// # Errors
+/// If a method is not known.
+pub fn with_rate(config: TrainConfig, given: &Table, methods: &str) -> Result<TrainConfig> {
+    if given.contains_key("lr") {
+        return Ok(config);
+    }
+    let usual =
+        declarations(methods)?.iter().map(|method| method.usual_lr).fold(f64::MAX, f64::min);
+    Ok(TrainConfig { lr: usual, ..config })
 }
 
 /// Epochs of so many steps each.
@@ -63,10 +78,24 @@ mod tests {
     #[test]
     fn few_examples_are_seen_often_and_many_three_times() {
         for (steps, epochs) in
-            [(0, 100), (1, 100), (3, 34), (8, 15), (18, 15), (24, 13), (100, 3), (5000, 3)]
+            [(0, 80), (1, 80), (3, 27), (8, 10), (18, 10), (24, 9), (100, 3), (5000, 3)]
         {
             assert_eq!(epochs_of(steps), epochs, "{steps} steps an epoch");
         }
+    }
+
+    #[test]
+    fn a_rate_is_the_methods_unless_it_is_given() -> Result<()> {
+        let rate = |given: &Table, methods: &str| -> Result<f64> {
+            Ok(with_rate(TrainConfig { lr: 7e-3, ..TrainConfig::default() }, given, methods)?.lr)
+        };
+        let nothing = Table::new();
+        assert_eq!(rate(&nothing, "loreft")?, 2e-3);
+        assert_eq!(rate(&nothing, "loreft+lora")?, 1e-3);
+        assert_eq!(rate(&nothing, "full")?, 2e-5);
+        let given = Table::from_iter([("lr".to_owned(), toml::Value::Float(7e-3))]);
+        assert_eq!(rate(&given, "full")?, 7e-3);
+        Ok(())
     }
 
     #[test]
@@ -74,6 +103,6 @@ mod tests {
         let given = TrainConfig { max_steps: Some(7), ..TrainConfig::default() };
         assert_eq!(with_length(given.clone(), 60), given);
         let accumulated = TrainConfig { grad_accum: 3, ..TrainConfig::default() }; // 60 examples are 3 steps
-        assert_eq!(with_length(accumulated, 60).epochs, Some(34));
+        assert_eq!(with_length(accumulated, 60).epochs, Some(27));
     }
 }

@@ -42,6 +42,7 @@ pub(crate) const SERIES: MethodDeclaration = MethodDeclaration {
     },
     acts_on_generated: true,
     per_row: true,
+    usual_lr: 1e-3,
     resolve: resolve_config::<BottleneckConfig>,
     read: read_config::<BottleneckConfig>,
 };

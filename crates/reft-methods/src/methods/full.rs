@@ -30,6 +30,7 @@ pub(crate) const FULL: MethodDeclaration = MethodDeclaration {
     ),
     acts_on_generated: true,
     per_row: false,
+    usual_lr: 2e-5,
     resolve: |_, _, _| Ok(Box::new(Full)),
     read: |_| Ok(Box::new(Full)),
 };

@@ -38,6 +38,7 @@ pub(crate) const IA3: MethodDeclaration = MethodDeclaration {
     },
     acts_on_generated: true,
     per_row: true,
+    usual_lr: 1e-3,
     resolve: resolve_config::<Ia3Config>,
     read: read_config::<Ia3Config>,
 };

@@ -45,6 +45,7 @@ pub(crate) const LORA: MethodDeclaration = MethodDeclaration {
     },
     acts_on_generated: true,
     per_row: true,
+    usual_lr: 1e-3,
     resolve: resolve_config::<LoraConfig>,
     read: read_config::<LoraConfig>,
 };

@@ -33,6 +33,7 @@ pub(crate) const PREFIX: MethodDeclaration = MethodDeclaration {
     joining: Joining::Never(ONE_PLACE),
     acts_on_generated: false,
     per_row: false,
+    usual_lr: 1e-2,
     resolve: resolve_config::<PrefixConfig>,
     read: read_config::<PrefixConfig>,
 };

@@ -28,6 +28,7 @@ pub(crate) const PROMPT: MethodDeclaration = MethodDeclaration {
     joining: Joining::Never(ONE_PLACE),
     acts_on_generated: false,
     per_row: false,
+    usual_lr: 1e-2,
     resolve: resolve_config::<PromptConfig>,
     read: read_config::<PromptConfig>,
 };

@@ -36,6 +36,7 @@ pub(crate) const RED: MethodDeclaration = MethodDeclaration {
     },
     acts_on_generated: true,
     per_row: true,
+    usual_lr: 1e-3,
     resolve: resolve_config::<RedConfig>,
     read: read_config::<RedConfig>,
 };

@@ -44,6 +44,7 @@ pub(crate) const ROAD: MethodDeclaration = MethodDeclaration {
     },
     acts_on_generated: true,
     per_row: true,
+    usual_lr: 1e-3,
     resolve: resolve_config::<RoadConfig>,
     read: read_config::<RoadConfig>,
 };

@@ -39,6 +39,7 @@ pub(crate) const LOREFT: MethodDeclaration = MethodDeclaration {
     },
     acts_on_generated: false,
     per_row: true,
+    usual_lr: 2e-3,
     resolve,
     read: |dir| Ok(Box::new(ReftConfig::read(dir)?)),
 };
@@ -99,7 +100,7 @@ fn resolve(
     intervention.check(model.hidden_size)?; // before a start is chosen for it
     let positions: Positions = match options.get(&POSITIONS) {
         Some(positions) => positions,
-        None => "f7+l7".parse()?,
+        None => POSITIONS.default.parse()?,
     };
     let layers = options.layers_of(model.num_hidden_layers);
     let config = ReftConfig {

@@ -16,7 +16,7 @@ declare_options! {
     ///
     /// The kind that the frozen model computes in is not among them: it is the [`Model`](reft_models::Model)'s.
     pub struct TrainConfig {
-        /// Passes over the data; without it and without max_steps, `reft train` goes by the number of examples: 3 to 15, and at least 100 steps
+        /// Passes over the data; without it and without max_steps, `reft train` goes by the number of examples: 3 to 10, and at least 80 steps
         #[serde(skip_serializing_if = "Option::is_none")]
         epochs: Option<usize> = None, Count("N") in "Training" [recipe] if is_positive, AT_LEAST_ONE;
         /// Optimizer steps, whatever number of epochs they are; excludes epochs
@@ -26,7 +26,7 @@ declare_options! {
         batch_size: usize = 8, Count("N") in "Training" [recipe] if is_positive, AT_LEAST_ONE;
         /// Micro-batches of an optimizer step
         grad_accum: usize = 1, Count("N") in "Training" [recipe] if is_positive, AT_LEAST_ONE;
-        /// Highest learning rate of AdamW
+        /// Highest learning rate of AdamW; without it `reft train` takes the method's usual one
         lr: f64 = 1e-3, Number("X") in "Training" if |x: f64| x.is_finite() && x > 0.0, ABOVE_ZERO;
         /// Learning rate of ReFT's rotations, as a multiple of that of other parameters
         rotation_lr_factor: f64 = 1.0, Number("X") in "Training" if |x: f64| x.is_finite() && x > 0.0, ABOVE_ZERO;
@@ -169,6 +169,11 @@ mod tests {
         ];
         assert_eq!(names, expected);
         let lr = TrainConfig::DECLARED.iter().find(|option| option.name == "lr");
-        assert_eq!(lr.map(|option| option.help), Some("Highest learning rate of AdamW"));
+        assert_eq!(
+            lr.map(|option| option.help),
+            Some(
+                "Highest learning rate of AdamW; without it `reft train` takes the method's usual one"
+            )
+        );
     }
 }
