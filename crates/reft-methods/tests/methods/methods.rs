@@ -2,7 +2,8 @@
 
 use reft_methods::{
     AdapterSummary, Error, INIT, INIT_TOKENS, LAYERS, METHODS, MethodOption, MethodOptions,
-    Methods, N_VIRTUAL_TOKENS, TargetModules, numel, options_of, remove_adapter, resolve,
+    Methods, N_VIRTUAL_TOKENS, POSITIONS, TargetModules, numel, options_of, remove_adapter,
+    resolve,
 };
 use reft_models::{Layout, Model, NoHooks, PaddingSide, Row};
 use serde_json::json;
@@ -48,8 +49,8 @@ fn trainable_parameters_are_those_of_the_formulas() -> Outcome {
     // d 64, MLP 128, 4 layers, keys and values 2 · 16
     let all_rows_and_columns = (64 + 64) + 2 * (64 + 32) + (64 + 64) + 3 * (64 + 128);
     let expected = [
-        ("loreft", 2 * 4 * (2 * 8 * 64 + 8)), // for the first tokens, and for the last
-        ("consreft", 2 * 4 * (8 * 64 + 8)),
+        ("loreft", 4 * (2 * 8 * 64 + 8)),
+        ("consreft", 4 * (8 * 64 + 8)),
         ("lora", 4 * 8 * all_rows_and_columns),
         ("dora", 4 * (8 * all_rows_and_columns + 64 + 2 * 32 + 64 + 2 * 128 + 64)),
         ("prefix", 20 * 4 * 2 * 32),
@@ -64,6 +65,9 @@ fn trainable_parameters_are_those_of_the_formulas() -> Outcome {
         let adapter = new_adapter(method, &MethodOptions::default(), &decoder)?;
         assert_eq!(numel(&adapter.parameters()), expected, "{method}");
     }
+    let options = MethodOptions::default().with(&POSITIONS, "f7+l7"); // an edit for each end
+    let adapter = new_adapter("loreft", &options, &tiny_llama()?)?;
+    assert_eq!(numel(&adapter.parameters()), 2 * 4 * (2 * 8 * 64 + 8));
     Ok(())
 }
 
