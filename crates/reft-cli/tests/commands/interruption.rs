@@ -197,7 +197,7 @@ fn a_run_goes_on_only_with_its_own_options() -> Result {
     assert_eq!(train(args![])?.code, Some(0));
     let cases = [
         (args!["--rank", "3"], "rank was 2 when the run was started, now it is 3"),
-        (args!["--lr", "0.5"], "lr was 0.001 when the run was started, now it is 0.5"),
+        (args!["--lr", "0.5"], "lr was 0.002 when the run was started, now it is 0.5"),
         (args!["--max-steps", "3"], "number of steps was 4 when the run was started, now it is 3"),
         (args!["--kind", "bf16"], "kind was \"f32\" when the run was started"),
     ];

@@ -26,7 +26,7 @@ const METHODS: [(&str, &[&str], i64); 11] = [
     ("red", &["--layers", "0;2", "--components", "mlp_output,block_output"], 2 * 2 * 128),
     ("series-adapter", &["--bottleneck-size", "5", "--act-fn", "gelu"], 4 * (2 * 5 * 64 + 5 + 64)),
     ("full", &["--lr", "1e-3"], 164_416),
-    ("loreft+lora", &["--rank", "2", "--dropout", "0.1"], 8 * (4 * 64 + 2) + 4 * 2 * 1024),
+    ("loreft+lora", &["--rank", "2", "--dropout", "0.1"], 4 * (4 * 64 + 2) + 4 * 2 * 1024),
     ("direft", &["--positions", "l1", "--layers", "2"], 16 * 64 + 8),
 ];
 

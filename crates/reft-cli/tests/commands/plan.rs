@@ -112,7 +112,8 @@ fn a_run_that_does_not_fit_is_told_what_makes_it_fit() -> Result {
     let dir = tempfile::tempdir()?;
     let config = demo_config(dir.path(), 30)?;
     let asked = |memory: &str| {
-        args!["plan", "--model-config", &config, "--memory", memory, "--tflops", "1"]
+        let plan = args!["plan", "--model-config", &config, "--memory", memory, "--tflops", "1"];
+        [plan, args!["--positions", "f7+l7"]].concat()
     };
     let text = succeed(asked("1300MB"))?.stdout;
     assert!(text.contains("does not fit into 1.3 GB"), "{text}");

@@ -42,10 +42,10 @@ fn a_finished_run_is_made_longer_and_never_shorter() -> Result {
     let shorter = run(resume(args!["--max-steps", "5"]))?;
     assert_eq!(shorter.code, Some(1));
     assert!(shorter.stderr.contains("a run can be made longer"), "{}", shorter.stderr);
-    // 5 epochs of 2 steps; the rate of step 7 on a line from 1e-3 at 0 to 0 at 10
+    // 5 epochs of 2 steps; the rate of step 7 on a line from 2e-3 at 0 to 0 at 10
     let longer = succeed(resume(args!["--epochs", "5"]))?;
     assert!(longer.stderr.contains("now has 10 steps"), "{}", longer.stderr);
-    assert!(longer.stderr.contains("goes on at 4.000e-4"), "{}", longer.stderr);
+    assert!(longer.stderr.contains("goes on at 8.000e-4"), "{}", longer.stderr);
     let all = losses(&output)?;
     assert_eq!((all.len(), &all[..6]), (10, &first[..]));
     let options = fs::read_to_string(output.join("train.toml"))?;
