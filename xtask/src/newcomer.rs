@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -79,7 +80,8 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     generate.arg("--page").arg(folder.join("before-and-after.html"));
     generate.args(["--compare-base", "--max-new-tokens", "32", "--json"]);
     let replies = Replies::read(&command::output(&mut generate)?)?;
-    writeln!(out, "questions that are not in the table\n{}", indented(&replies.shown()))?;
+    let shown = replies.shown(&unseen_questions(workspace.root())?);
+    writeln!(out, "questions that are not in the table\n{}", indented(&shown))?;
     let in_manner = |text: &String| text.trim_start().starts_with(MANNER);
     let count = replies.with.iter().filter(|text| in_manner(text)).count();
     let before = replies.base.iter().filter(|text| in_manner(text)).count();
@@ -122,7 +124,6 @@ pub fn run(workspace: &Workspace) -> Result<()> {
 
 /// Replies of `reft generate --compare-base --json`.
 struct Replies {
-    prompts: Vec<String>,
     base: Vec<String>,
     with: Vec<String>,
 }
@@ -137,17 +138,28 @@ impl Replies {
                 .map(|row| text(row).with_context(|| format!("a row has no {pointer}: {row}")))
                 .collect::<Result<Vec<_>>>()
         };
-        Ok(Self { prompts: all("/prompt")?, base: all("/base/text")?, with: all("/text")? })
+        Ok(Self { base: all("/base/text")?, with: all("/text")? })
     }
 
-    fn shown(&self) -> String {
-        let rows = self.prompts.iter().zip(&self.base).zip(&self.with);
-        let row = |((prompt, base), with): ((&String, &String), &String)| {
-            let base: String = base.trim().lines().next().unwrap_or_default().to_owned();
-            format!("{prompt}\n  base  {base}\n  with  {}\n", with.trim())
+    fn shown(&self, questions: &[String]) -> String {
+        let rows = questions.iter().zip(&self.base).zip(&self.with);
+        let row = |((question, base), with): ((&String, &String), &String)| {
+            let base = base.trim().lines().next().unwrap_or_default();
+            format!("{question}\n  base  {base}\n  with  {}\n", with.trim())
         };
         rows.map(row).collect()
     }
+}
+
+/// The questions of the table of those that are not trained on.
+fn unseen_questions(root: &Path) -> Result<Vec<String>> {
+    let table =
+        fs::read_to_string(root.join(UNSEEN)).with_context(|| format!("cannot read {UNSEEN}"))?;
+    let question = |row: &str| {
+        let (question, _) = row.split_once('?').with_context(|| format!("{row} asks nothing"))?;
+        Ok(format!("{question}?"))
+    };
+    table.lines().skip(1).map(question).collect()
 }
 
 /// What a program writes that is told something on its stdin.
@@ -173,11 +185,10 @@ mod tests {
 
     #[test]
     fn replies_are_read_with_those_of_the_base_model() -> Result<()> {
-        let json =
-            r#"{"rows": [{"prompt": "Hi?", "text": "Ahoy!", "base": {"text": "Hello.\nYes"}}]}"#;
-        let shown = Replies::read(json)?.shown();
+        let json = r#"{"rows": [{"text": "Ahoy!", "base": {"text": "Hello.\nYes"}}]}"#;
+        let shown = Replies::read(json)?.shown(&["Hi?".to_owned()]);
         assert_eq!(shown, "Hi?\n  base  Hello.\n  with  Ahoy!\n");
-        assert!(Replies::read(r#"{"rows": [{"prompt": "Hi?", "text": "Ahoy!"}]}"#).is_err());
+        assert!(Replies::read(r#"{"rows": [{"text": "Ahoy!"}]}"#).is_err());
         Ok(())
     }
 
@@ -185,13 +196,11 @@ mod tests {
     #[test]
     fn unseen_questions_are_not_in_the_table() -> Result<()> {
         let root = Workspace::current().root().to_owned();
-        let read = |name: &str| fs::read_to_string(root.join(name));
-        let (table, unseen) = (read(TABLE)?, read(UNSEEN)?);
-        let rows: Vec<&str> = unseen.lines().skip(1).collect();
-        assert_eq!((table.lines().count(), rows.len()), (61, 12));
-        for row in rows {
-            let question = row.split_once('?').map(|(question, _)| question).unwrap_or(row);
-            assert!(!table.contains(question), "{question} is in the table");
+        let table = fs::read_to_string(root.join(TABLE))?;
+        let unseen = unseen_questions(&root)?;
+        assert_eq!((table.lines().count(), unseen.len()), (61, 12));
+        for question in unseen {
+            assert!(!table.contains(&question), "{question} is in the table");
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use tch::{Kind, Reduction, Tensor};
 
 use crate::model::ModelArgs;
-use crate::terminal::output;
+use crate::terminal::{counted, output};
 
 /// Compute logits, loss and hidden states of token ids, to check against other implementations
 ///
@@ -113,7 +113,7 @@ pub fn run(args: &LogitsArgs) -> Result<()> {
     save_safetensors(&args.output, &tensors, None)?;
     let rows = layout.batch_size();
     let what = if is_encoder { "hidden states" } else { what };
-    output::line(format!("{what} of {rows} rows are in {}", args.output.display()))
+    output::line(format!("{what} of {} are in {}", counted(rows, "row"), args.output.display()))
 }
 
 /// Checks that nothing is asked of an encoder that it does not have.

@@ -36,8 +36,8 @@ pub use escape::escape;
 pub use figure::{figure, svg_file};
 pub use heat_map::{Heat, HeatMap, heat_map};
 pub use numbers::{
-    Spread, bytes, grouped, percent, running_mean, running_mean_steps, seconds, short, short_share,
-    spread,
+    Spread, bytes, counted, grouped, percent, running_mean, running_mean_steps, seconds, short,
+    short_share, spread,
 };
 pub use page::{COLOURS, page};
 pub use plots::{Bar, Curve, Names, Point, Scale, bars, curves, scatter};

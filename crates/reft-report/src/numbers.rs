@@ -10,6 +10,12 @@ pub fn spread(spread: &Spread, decimals: usize) -> String {
     }
 }
 
+/// A number of things, whose name gets an `s` unless there is one of them: `1 step`, `12,000 steps`.
+pub fn counted(n: usize, name: &str) -> String {
+    let plural = if n == 1 { "" } else { "s" };
+    format!("{} {name}{plural}", grouped(n as i64))
+}
+
 /// A whole number with commas: `1,235,814,400`.
 pub fn grouped(n: i64) -> String {
     let digits = n.unsigned_abs().to_string();

@@ -1,7 +1,7 @@
 use std::fmt::Write;
 
 use reft_report::{
-    Bar, COLOURS, Curve, Names, Point, Scale, bars, curves, escape, figure, grouped, page,
+    Bar, COLOURS, Curve, Names, Point, Scale, bars, counted, curves, escape, figure, grouped, page,
     running_mean, running_mean_steps, scatter, short,
 };
 
@@ -75,8 +75,8 @@ fn plots(out: &mut String, report: &Report) -> std::fmt::Result {
     let names = Names { x: "step", y: "training loss" };
     let steps = drawn.iter().map(|curve| curve.points.len()).max().unwrap_or(0);
     let note = format!(
-        "Mean over seeds, at the chosen rate; running mean over {} steps; the left axis is logarithmic.",
-        running_mean_steps(steps)
+        "Mean over seeds, at the chosen rate; running mean over {}; the left axis is logarithmic.",
+        counted(running_mean_steps(steps), "step")
     );
     figure(out, "Training loss", &note, &curves(&drawn, &names, Scale::Log), &drawn)?;
 

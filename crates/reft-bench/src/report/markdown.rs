@@ -1,6 +1,6 @@
 use std::fmt::Write;
 
-use reft_report::{bytes, grouped};
+use reft_report::{bytes, counted, grouped};
 
 use crate::{Report, TaskKind};
 
@@ -39,8 +39,8 @@ pub(crate) fn summary(report: &Report) -> Vec<String> {
     let plan = &report.plan;
     let (data, machine, train) = (&plan.data, &plan.machine, &plan.config.train.options);
     let mut length = match (train.max_steps, train.epochs) {
-        (Some(steps), _) => format!("{steps} steps"),
-        (None, epochs) => format!("{} epochs", epochs.unwrap_or(3)),
+        (Some(steps), _) => counted(steps, "step"),
+        (None, epochs) => counted(epochs.unwrap_or(3), "epoch"),
     };
     if let Some(loss) = train.stop_at_loss {
         length += &format!(" at most, fewer once the training loss is {loss}");
@@ -97,10 +97,10 @@ pub(crate) fn summary(report: &Report) -> Vec<String> {
     }
     let memory = machine.memory_bytes.map_or(String::new(), |n| format!(", {} memory", bytes(n)));
     lines.push(format!(
-        "Machine: {}, {} threads of {} cores{memory}, {}, {}",
+        "Machine: {}, {} of {}{memory}, {}, {}",
         machine.cpu.as_deref().unwrap_or("unknown processor"),
-        machine.threads,
-        machine.cores,
+        counted(machine.threads, "thread"),
+        counted(machine.cores, "core"),
         machine.device,
         machine.system
     ));

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use reft_models::{io_error, read_text};
 use reft_report::{
-    COLOURS, Curve, Names, Scale, curves, escape, figure, grouped, page, running_mean,
+    COLOURS, Curve, Names, Scale, counted, curves, escape, figure, grouped, page, running_mean,
     running_mean_steps, seconds, texts,
 };
 use reft_train::{StepStats, ValidationStats};
@@ -166,8 +166,8 @@ pub fn runs_page(runs: &[TrainingRun], command: &str) -> String {
         },
         match runs {
             [run] => format!(
-                "{} steps in {}, {} tokens a second",
-                run.steps.len(),
+                "{} in {}, {} tokens a second",
+                counted(run.steps.len(), "step"),
                 seconds(run.seconds()),
                 grouped(run.tokens_per_second() as i64)
             ),
@@ -231,7 +231,7 @@ fn plots(out: &mut String, runs: &[TrainingRun]) -> std::fmt::Result {
         return writeln!(out, "<p>No step has been taken yet.</p>");
     }
     writeln!(out, "<h2>Curves</h2>\n<div class=\"plots\">")?;
-    let mean = format!("Running mean over {} steps", running_mean_steps(steps));
+    let mean = format!("Running mean over {}", counted(running_mean_steps(steps), "step"));
     let measures: [(&str, &str, &str, Scale, OfStep); 5] = [
         ("Training loss", "loss", "; the left axis is logarithmic.", Scale::Log, |s| Some(s.loss)),
         ("Gradient norm", "norm", ", before clipping; logarithmic.", Scale::Log, |s| {

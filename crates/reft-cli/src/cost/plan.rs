@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::cost::step_args::StepArgs;
 use crate::options::{check_counts, in_flags, method_name};
-use crate::terminal::{grouped, output};
+use crate::terminal::{counted, grouped, output};
 
 /// Say what training will take in memory and time, before a weight is read
 ///
@@ -171,15 +171,16 @@ impl Plan<'_> {
             text += &format!("  {flags:<62}{:>10}  {}\n", size(*peak), verdict(*peak));
         }
         let source = if self.args.tflops.is_none() { "measured here" } else { "as given" };
-        let (rate, epochs) = (self.rate / 1e12, self.args.epochs);
+        let (rate, epochs) = (self.rate / 1e12, counted(self.args.epochs, "epoch"));
         let (first, later, seconds, steps) = self.times();
-        let (steps, minutes) = (grouped(steps as i64), seconds / 60.0);
+        let (steps, minutes) = (counted(steps, "step"), seconds / 60.0);
+        let examples = counted(self.args.examples, "example");
         text += &format!(
             "
 time, at {EFFICIENCY} of {rate:.3} · 10¹² operations a second ({source})
   a step of the first epoch  {first:>9.3} s
   a step of later epochs     {later:>9.3} s
-  {steps} steps ({examples} examples, {epochs} epochs): {minutes:.1} min
+  {steps} ({examples}, {epochs}): {minutes:.1} min
 "
         );
         if self.fits(memory.total()) {

@@ -10,7 +10,7 @@ use reft_models::{
     AdapterStack, ChatOptions, ContextLimit, Finish, Generated, GenerationConfig, Message,
     Model as _, Row, Tokenizer, write_text,
 };
-use reft_report::{page, texts};
+use reft_report::{counted, page, texts};
 use reft_train::{ColumnOptions, Content, Record, Template, Turns, read_prompts};
 use serde_json::{Value, json};
 
@@ -179,7 +179,7 @@ fn write_page(
         ),
         false => (&["prompt", "reply"], ""),
     };
-    let facts = vec![format!("{} prompts", rows.len()), format!("Command: `{}`", command())];
+    let facts = vec![counted(rows.len(), "prompt"), format!("Command: `{}`", command())];
     let page = page("Replies", facts, legend, |out| texts(out, heads, &cells));
     Ok(write_text(path, &page)?)
 }

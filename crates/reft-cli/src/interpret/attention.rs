@@ -7,7 +7,7 @@ use reft_methods::LAYERS;
 use reft_models::{
     Layout, Model as _, PaddingSide, Row, attention_weights, save_safetensors, write_text,
 };
-use reft_report::{AttentionMaps, attention_maps, page};
+use reft_report::{AttentionMaps, attention_maps, counted, page};
 use serde_json::{Value, json};
 use tch::Tensor;
 
@@ -84,7 +84,11 @@ pub fn run(args: &AttentionArgs) -> Result<()> {
             ("keys".to_owned(), json!(keys).to_string()),
         ]);
         save_safetensors(path, &tensors, Some(metadata))?;
-        output::line(format!("the weights of {} layers are in {}", layers.len(), path.display()))?;
+        output::line(format!(
+            "the weights of {} are in {}",
+            counted(layers.len(), "layer"),
+            path.display()
+        ))?;
     }
     if let Some(path) = &args.output {
         let weights = Tensor::stack(&found, 0).flatten(0, -1);
@@ -98,7 +102,12 @@ pub fn run(args: &AttentionArgs) -> Result<()> {
         };
         let facts = vec![
             format!("Prompt `{}`", args.prompt),
-            format!("{} tokens, {} layers of {heads} heads", queries.len(), layers.len()),
+            format!(
+                "{}, {} of {}",
+                counted(queries.len(), "token"),
+                counted(layers.len(), "layer"),
+                counted(heads, "head")
+            ),
             format!("Command: `{}`", command()),
         ];
         let legend = "A weight is the share of a head's attention that a token pays to another; those of a row sum to 1. The colour follows its square root, so that small weights are seen. \

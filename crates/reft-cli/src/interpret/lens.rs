@@ -7,7 +7,7 @@ use reft_models::{
     Component, Layout, Model as _, NoHooks, PaddingSide, Place, Row, Site, TokenAt, collect,
     write_text,
 };
-use reft_report::{Heat, HeatMap, escape, figure, heat_map, page, short_share};
+use reft_report::{Heat, HeatMap, counted, escape, figure, heat_map, page, short_share};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tch::Kind;
@@ -143,7 +143,7 @@ fn drawn(text: &str, prompt: &PromptTokens, layers: &[usize], lens: &[Vec<Likeli
     };
     let facts = vec![
         format!("Prompt `{text}`"),
-        format!("{} tokens, {} layers", prompt.ids.len(), layers.len()),
+        format!("{}, {}", counted(prompt.ids.len(), "token"), counted(layers.len(), "layer")),
         format!("Command: `{}`", command()),
     ];
     let legend = "Each cell is the likeliest next token after its column's token, if the residual stream after its row's block were the last. A pointer on it shows others.";

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::machine::cuda::{self, Cuda, release};
 use crate::machine::device_choice::DeviceChoice;
-use crate::terminal::{bytes, output};
+use crate::terminal::{bytes, counted, output};
 
 /// Say what can be computed with: the libtorch in use, GPUs, and why CUDA is or is not used
 #[derive(Debug, Args)]
@@ -44,7 +44,7 @@ fn rows(cuda: &Cuda, auto: &str) -> Vec<(&'static str, String)> {
     let place = cuda.libtorch.directory.as_ref().map(|dir| format!(" in {}", dir.display()));
     let mut rows = vec![
         ("libtorch", format!("{version}{}", place.unwrap_or_default())),
-        ("cpu", format!("{} threads", tch::get_num_threads())),
+        ("cpu", counted(tch::get_num_threads() as usize, "thread")),
     ];
     if let Ok(loaded) = &cuda.library {
         let built_for = loaded.built_for.map(|version| format!(", for CUDA {}", release(version)));

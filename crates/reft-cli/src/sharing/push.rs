@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::model::check_adapter_directory;
 use crate::sharing::leaks::path_of_this_machine;
 use crate::sharing::model_card::{CARD, license_of, with_license};
-use crate::terminal::{bytes, note, output};
+use crate::terminal::{bytes, counted, note, output};
 
 /// Publish an adapter on the hub
 ///
@@ -77,7 +77,7 @@ pub fn run(args: &PushArgs) -> Result<()> {
     for PushFile { path, size, .. } in &files {
         note(format!("  {path}  {}", bytes(*size)));
     }
-    note(format!("  {} files, {}", files.len(), bytes(total)));
+    note(format!("  {}, {}", counted(files.len(), "file"), bytes(total)));
     let listed: Vec<_> =
         files.iter().map(|file| json!({"path": file.path, "bytes": file.size})).collect();
     if args.dry_run {

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use reft_models::DirectoryLock;
-pub use reft_report::grouped;
+pub use reft_report::{counted, grouped};
 use serde::Serialize;
 
 /// Prints a line, at once.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use indicatif::ProgressBar;
 use reft_train::{Plan, Progress, StepStats, ValidationStats};
 
-use crate::terminal::output::{bar, grouped, note, share};
+use crate::terminal::output::{bar, counted, grouped, note, share};
 
 /// Shows a run on stderr, and keeps what the summary needs.
 #[derive(Debug)]
@@ -62,7 +62,9 @@ impl Progress for TrainProgress {
         let held_out = some(validation_examples, format!(", {validation_examples} held out"));
         let from = some(done, format!(", going on after {done}"));
         note(format!(
-            "{examples} examples{held_out}; {steps} steps, {steps_per_epoch} an epoch{from}"
+            "{}{held_out}; {}, {steps_per_epoch} an epoch{from}",
+            counted(examples, "example"),
+            counted(steps, "step")
         ));
         if io::stderr().is_terminal() {
             let bar = bar(steps, "{bar:30} step {pos}/{len}  {msg}  {elapsed} gone");

@@ -17,7 +17,9 @@ use crate::model::{
     Framing, ModelText, adapter_directory, examples, model_name, open_config, open_decoder,
 };
 use crate::options::Flags;
-use crate::terminal::{TrainProgress, bytes, duration, grouped, note, output, share, stop_flag};
+use crate::terminal::{
+    TrainProgress, bytes, counted, duration, grouped, note, output, share, stop_flag,
+};
 use crate::train::card::Card;
 use crate::train::config_file;
 use crate::train::defaults::{with_length, with_rate, with_validation};
@@ -202,8 +204,8 @@ fn say_longer(saved: &Table, now: &Table, plan: &Plan) {
     if ["epochs", "max_steps"].iter().any(|length| saved.get(*length) != now.get(*length)) {
         let (schedule, lr) = (&now["schedule"], plan.lr);
         note(format!(
-            "the run now has {} steps; its learning rate, on schedule {schedule} of all of them, goes on at {lr:.3e}",
-            plan.steps
+            "the run now has {}; its learning rate, on schedule {schedule} of all of them, goes on at {lr:.3e}",
+            counted(plan.steps, "step")
         ));
     }
 }
@@ -295,12 +297,15 @@ fn rows(
 ) -> Vec<(&'static str, String)> {
     let mut rows = Vec::new();
     if let (Some(first), Some(last)) = (first, progress.loss) {
-        rows.push(("loss", format!("{first:.4} → {last:.4} in {} steps", summary.steps)));
+        rows.push((
+            "loss",
+            format!("{first:.4} → {last:.4} in {}", counted(summary.steps, "step")),
+        ));
         let speed = grouped(progress.tokens_per_second() as i64);
         rows.push(("time", format!("{}, {speed} tokens/s", duration(progress.seconds))));
     } else {
         let said = "had been taken; --epochs or --max-steps makes the run longer";
-        rows.push(("loss", format!("all {} steps {said}", summary.steps)));
+        rows.push(("loss", format!("all of {} {said}", counted(summary.steps, "step"))));
     }
     if let Some(best) = summary.best {
         let text = format!("{:.4} after step {}, which is kept", best.validation_loss, best.step);

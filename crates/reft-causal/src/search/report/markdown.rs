@@ -1,5 +1,7 @@
 use std::fmt::Write;
 
+use reft_report::counted;
+
 use crate::{
     DasAlignment, DasOptions, DasReport, DasRow, MeasuredShare, PlaceFailures, Start,
     TemplateShares, WrongAnswer,
@@ -204,8 +206,11 @@ fn training(o: &DasOptions) -> String {
         Start::Random => "random",
     };
     format!(
-        "{} steps of {} counterfactuals, learning rate {} falling to 0, start: {start}, seed {}",
-        o.steps, o.batch_size, o.lr, o.seed
+        "{} of {}, learning rate {} falling to 0, start: {start}, seed {}",
+        counted(o.steps, "step"),
+        counted(o.batch_size, "counterfactual"),
+        o.lr,
+        o.seed
     )
 }
 
