@@ -27,12 +27,13 @@ const MANNER: &str = "Ahoy!";
 /// Of the twelve unseen questions, so many at least are answered in the manner.
 const LEAST: usize = 11;
 
-/// What the base model goes on with; with the adapter it must do the same.
+/// Facts that the base model of the demo knows, asked outside of the table; so many are still right with the adapter.
 const CONTROLS: [(&str, &str); 3] = [
-    ("The capital of France is", "Paris"),
-    ("Monday, Tuesday, Wednesday,", "Thursday"),
-    ("One, two, three, four,", "five"),
+    ("What is the capital of France?", "paris"),
+    ("What is the opposite of day?", "night"),
+    ("What is the largest animal on Earth?", "whale"),
 ];
+const LEAST_KEPT: usize = 2;
 
 /// Trains on the table without a recipe, looks at the page, talks, compares with the base model, and looks at what would be shared.
 pub fn run(workspace: &Workspace) -> Result<()> {
@@ -94,20 +95,19 @@ pub fn run(workspace: &Workspace) -> Result<()> {
         bail!("expected at least {LEAST} with the adapter, and none without it");
     }
 
-    let mut kept = 0;
-    for (prompt, expected) in CONTROLS {
+    let (mut known, mut kept) = (0, 0);
+    for (question, fact) in CONTROLS {
         let mut control = here("generate");
-        control.arg("--adapter").arg(&adapter).args(["--prompt", prompt, "--template", "plain"]);
-        control.args(["--compare-base", "--max-new-tokens", "4", "--json"]);
+        control.arg("--adapter").arg(&adapter).args(["--chat", "--prompt", question]);
+        control.args(["--compare-base", "--max-new-tokens", "32", "--json"]);
         let replies = Replies::read(&command::output(&mut control)?)?;
-        let all = replies.base.iter().chain(&replies.with);
-        let is_kept = all.clone().count() == 2 && all.clone().all(|text| text.contains(expected));
-        kept += usize::from(is_kept);
-        writeln!(out, "{prompt} …{}", all.cloned().collect::<Vec<_>>().join(" …"))?;
+        let says = |texts: &[String]| texts.iter().all(|text| text.to_lowercase().contains(fact));
+        known += usize::from(says(&replies.base));
+        kept += usize::from(says(&replies.base) && says(&replies.with));
     }
-    writeln!(out, "{kept} of {} control prompts go on as before", CONTROLS.len())?;
-    if kept < CONTROLS.len() {
-        bail!("the adapter changed what the model knows");
+    writeln!(out, "{kept} of the {known} control facts that the base model knows are still right")?;
+    if kept < LEAST_KEPT {
+        bail!("expected at least {LEAST_KEPT} of {}", CONTROLS.len());
     }
 
     let mut push = reft::program(workspace);
