@@ -107,6 +107,12 @@ impl Processes<'_> {
         let [sums] = sums;
         Ok(sums.try_into()?)
     }
+
+    /// Which of several things is so for any of the processes: what one decides, all do.
+    pub(crate) fn any<const N: usize>(&self, own: [bool; N]) -> Result<[bool; N]> {
+        let sums = self.sums(&own.map(f64::from))?;
+        Ok(std::array::from_fn(|i| sums[i] > 0.0))
+    }
 }
 
 #[cfg(test)]

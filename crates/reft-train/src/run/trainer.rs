@@ -209,32 +209,35 @@ impl<'a> Trainer<'a> {
         )
     }
 
-    /// Trains to the end, or until `stop` is set: then the step that is under way is finished and a checkpoint written.
+    /// Trains to the end, or until `stop` is set: then the step that is under way is finished and a checkpoint written. Of several processes
+    /// all stop when one is to.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] if loss or gradient is no number, [`Error::Overflow`], [`Error::OutOfMemory`] (with a checkpoint), and what the
-    /// model, an adapter, the objective or the file system refuses. The newest checkpoint stays as it is.
+    /// [`Error::NotFinite`] if loss or gradient is no number, [`Error::Overflow`], [`Error::OutOfMemory`] and [`Error::Reduction`] (with a
+    /// checkpoint), and what the model, an adapter, the objective or the file system refuses. The newest checkpoint stays as it is.
     pub fn run(&mut self, progress: &mut dyn Progress, stop: &AtomicBool) -> Result<Outcome> {
         progress.started(&self.plan());
         if self.step == 0 {
             self.validate(progress)?;
         }
         let mut taken = false;
-        while self.step < self.total_steps() && !self.ends_early() {
-            if stop.load(Ordering::Relaxed) {
+        while self.step < self.total_steps() {
+            let own = [self.ends_early(), stop.load(Ordering::Relaxed)];
+            let [is_over, is_stopped] = match self.processes.any(own) {
+                Ok(decided) => decided,
+                Err(error) => return Err(self.kept_after(error, progress)?),
+            };
+            if is_over {
+                break;
+            }
+            if is_stopped {
                 self.save_checkpoint(progress)?;
                 return Ok(Outcome::Interrupted(self.summary(taken)));
             }
             let micro_batches = self.micro_batches(self.step)?;
             let stats = match self.take_step(&micro_batches, progress) {
-                Err(error @ Error::OutOfMemory { .. }) => {
-                    self.optimizer.zero_grad();
-                    if self.step > 0 {
-                        self.save_checkpoint(progress)?;
-                    }
-                    return Err(error);
-                }
-                stats => stats?,
+                Ok(stats) => stats,
+                Err(error) => return Err(self.kept_after(error, progress)?),
             };
             self.loss = Some(stats.loss);
             taken = true;
@@ -331,6 +334,17 @@ impl<'a> Trainer<'a> {
         }
         progress.validated(&stats);
         Ok(())
+    }
+
+    /// Writes a checkpoint if an error leaves the run as it was after its last step, and gives the error back.
+    fn kept_after(&mut self, error: Error, progress: &mut dyn Progress) -> Result<Error> {
+        if matches!(error, Error::OutOfMemory { .. } | Error::Reduction { .. }) {
+            self.optimizer.zero_grad();
+            if self.step > 0 {
+                self.save_checkpoint(progress)?;
+            }
+        }
+        Ok(error)
     }
 
     fn save_checkpoint(&mut self, progress: &mut dyn Progress) -> Result<()> {

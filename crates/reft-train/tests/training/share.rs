@@ -1,15 +1,16 @@
 //! A run that is shared out among processes is the run of one.
 
+use std::cell::Cell;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use reft_core::MapKind;
 use reft_models::{Adapter, AdapterStack};
 use reft_train::{
-    Alone, Batch, Dataset, Forwards, Learner, NextToken, Objective, Progress, Reduce, Share,
-    Shuffle, StepStats, Term, TrainConfig, Trainer,
+    Alone, Batch, Dataset, Error, Forwards, Learner, NextToken, Objective, Outcome, Progress,
+    Reduce, Share, Shuffle, StepStats, Term, TrainConfig, Trainer,
 };
 use tch::{Kind, Tensor};
 
@@ -359,5 +360,61 @@ fn a_loss_that_is_no_number_stops_every_process() -> TestResult {
     let error = train(&config, Share::new(0, 2)?, &Elsewhere, Setting::default()).err();
     let error = error.ok_or("it was not noticed")?.to_string();
     assert!(error.contains("loss is NaN at step 1, on examples of another process"), "{error}");
+    Ok(())
+}
+
+/// Stops the run after a step, on the process that has it.
+struct StopAfter<'a>(usize, &'a AtomicBool);
+
+impl Progress for StopAfter<'_> {
+    fn step(&mut self, stats: &StepStats) {
+        self.1.store(stats.step == self.0, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn when_one_process_is_stopped_all_stop_after_the_same_step() -> TestResult {
+    let _alone = alone();
+    let steps = in_turns(2, |share, reduction| {
+        let decoder = decoder(Kind::Float)?;
+        let adapter = adapter(&decoder, MapKind::Householder, 0.0, 7)?;
+        let dataset = Dataset { train: examples(13), validation: Vec::new() };
+        let learner = learner(&decoder, &adapter);
+        let trainer = Trainer::new(&learner, &dataset, config(3, 1, Shuffle::Plain))?;
+        let (stop, last) = (AtomicBool::new(false), if share.is_first() { 99 } else { 2 });
+        let outcome = trainer.sharing(share, reduction).run(&mut StopAfter(last, &stop), &stop)?;
+        match outcome {
+            Outcome::Interrupted(summary) => Ok(summary.steps),
+            Outcome::Finished(_) => Err("it was not stopped".into()),
+        }
+    })?;
+    assert_eq!(steps, [2, 2]);
+    Ok(())
+}
+
+/// Another process is lost after so many sums.
+struct LostAfter(Cell<usize>);
+
+impl Reduce for LostAfter {
+    fn sum(&self, _: &mut [Tensor]) -> reft_train::Result<()> {
+        let left = self.0.get().checked_sub(1);
+        self.0.set(left.ok_or_else(|| Error::Reduction { reason: "rank 1 is gone".to_owned() })?);
+        Ok(())
+    }
+}
+
+/// Four sums a step: what is decided together, the counts, the loss and the gradients.
+#[test]
+fn a_process_that_is_lost_leaves_a_checkpoint_of_the_last_whole_step() -> TestResult {
+    let _alone = alone();
+    for sums in [8, 9, 10, 11] {
+        let run = tempfile::tempdir()?;
+        let in_directory = Setting { directory: Some(run.path()), ..Setting::default() };
+        let lost = LostAfter(Cell::new(sums));
+        let error = train(&config(3, 1, Shuffle::Plain), Share::new(0, 2)?, &lost, in_directory);
+        let error = error.err().ok_or("it was not noticed")?.to_string();
+        assert!(error.contains("rank 1 is gone"), "{error}");
+        assert!(run.path().join("checkpoint/step-00000002").is_dir(), "after {sums} sums");
+    }
     Ok(())
 }
