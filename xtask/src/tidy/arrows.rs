@@ -4,13 +4,14 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 /// Each crate of the workspace, lowest layer first, with the crates of ours that it may depend on.
-const ALLOWED: [(&str, &[&str]); 10] = [
+const ALLOWED: [(&str, &[&str]); 11] = [
     (FOR_TESTS, &[]),
     ("reft-core", &[]),
     ("reft-report", &[]),
     ("reft-models", &["reft-core"]),
     ("reft-methods", &["reft-core", "reft-models"]),
     ("reft-train", &["reft-core", "reft-models"]),
+    ("reft-distributed", &["reft-core", "reft-models", "reft-train"]),
     ("reft-causal", &["reft-core", "reft-report", "reft-models", "reft-methods", "reft-train"]),
     ("reft-bench", &["reft-core", "reft-report", "reft-models", "reft-methods", "reft-train"]),
     (
@@ -21,6 +22,7 @@ const ALLOWED: [(&str, &[&str]); 10] = [
             "reft-models",
             "reft-methods",
             "reft-train",
+            "reft-distributed",
             "reft-causal",
             "reft-bench",
         ],
@@ -32,7 +34,8 @@ const ALLOWED: [(&str, &[&str]); 10] = [
 const FOR_TESTS: &str = "reft-test-support";
 
 /// What the tests of a crate, and only those, may use beside it: hooks are tested with real methods, the trainer and the methods with each other.
-const ALLOWED_IN_TESTS: [(&str, &str); 3] = [
+const ALLOWED_IN_TESTS: [(&str, &str); 4] = [
+    ("reft-distributed", "reft-methods"),
     ("reft-models", "reft-methods"),
     ("reft-train", "reft-methods"),
     ("reft-methods", "reft-train"),

@@ -3,6 +3,7 @@
 mod arrows;
 mod circles;
 mod files;
+mod unsafe_code;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -24,6 +25,7 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     let files = files::project_files(workspace.root())?;
     findings.extend(files::check(workspace.root(), &files)?);
     findings.extend(circles::check(workspace.root(), &files)?);
+    findings.extend(unsafe_code::check(workspace.root(), &files)?);
     for finding in &findings {
         eprintln!("tidy: {finding}");
     }

@@ -1,0 +1,73 @@
+/// Result with this crate's [`enum@Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong between the processes of a run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There are no process groups on this platform.
+    #[error(
+        "a run in several processes needs the process groups of libtorch, which this program calls on Linux on x86-64 alone: elsewhere they were not tried; use one process"
+    )]
+    Unsupported,
+    /// What a launcher says of this process is not whole, or not to be read.
+    #[error("{found}; {advice}")]
+    Environment {
+        /// The variables and their values.
+        found: String,
+        /// What to do.
+        advice: String,
+    },
+    /// The processes of a run were started otherwise.
+    #[error(
+        "the processes of the run do not agree on {what}: rank {rank} has {own}, rank {other} has {others}; start all of them alike"
+    )]
+    Disagreement {
+        /// What differs.
+        what: String,
+        /// This process.
+        rank: usize,
+        /// What it has.
+        own: String,
+        /// The process that has something else.
+        other: usize,
+        /// What that one has.
+        others: String,
+    },
+    /// Processes did not come, stopped, or ended.
+    #[error("{} of {world} processes (counted from 0) {what}; {reason}", name(ranks))]
+    Lost {
+        /// Their ranks.
+        ranks: Vec<usize>,
+        /// Number of processes.
+        world: usize,
+        /// What they did: "did not come within 30 s".
+        what: String,
+        /// What failed for it.
+        reason: String,
+    },
+    /// libtorch refused something that no process is to blame for.
+    #[error("libtorch's process group: {reason}")]
+    Engine {
+        /// What it says.
+        reason: String,
+    },
+    /// A tensor that cannot be shared.
+    #[error("tensors of kind {found} cannot be shared between processes; f32, f64 and i64 can")]
+    Kind {
+        /// Its kind.
+        found: String,
+    },
+    /// libtorch refused an operation.
+    #[error(transparent)]
+    Torch(#[from] tch::TchError),
+    /// The trainer refuses the place in the run.
+    #[error(transparent)]
+    Train(#[from] reft_train::Error),
+}
+
+/// "rank 1", "ranks 1, 3".
+fn name(ranks: &[usize]) -> String {
+    let numbers: Vec<String> = ranks.iter().map(usize::to_string).collect();
+    format!("rank{} {}", if ranks.len() == 1 { "" } else { "s" }, numbers.join(", "))
+}

@@ -1,0 +1,178 @@
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use reft_train::Share;
+use serde_json::{Value, json};
+
+use crate::Store;
+
+/// How often a process says that it is there.
+const BEAT: Duration = Duration::from_millis(50);
+
+/// How long a process that says nothing is looked at before it is called silent.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// How long the process that serves the store stays for the others to read it.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Where the processes that were found to be lost are written, for all to say the same.
+const LOSS: &str = "loss";
+
+/// What became of processes of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Loss {
+    pub(crate) ranks: Vec<usize>,
+    pub(crate) what: String,
+}
+
+/// A thread that counts, in the store, that this process is there, whatever it computes, and sees what others find.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    stop: Option<Sender<()>>,
+    ended: Receiver<()>,
+    loss: Arc<Mutex<Option<Loss>>>,
+}
+
+impl Keeper {
+    pub(crate) fn start(store: Store, share: Share, serves: bool) -> Self {
+        let (stop, stopped) = mpsc::channel();
+        let (end, ended) = mpsc::channel();
+        let loss = Arc::new(Mutex::new(None));
+        let found = Arc::clone(&loss);
+        thread::spawn(move || {
+            // A store that cannot be reached is found by whoever needs it.
+            let _ = keep(&store, share, serves, &stopped, &found);
+            drop(end);
+        });
+        Self { stop: Some(stop), ended, loss }
+    }
+
+    /// What another process has found.
+    pub(crate) fn loss(&self) -> Option<Loss> {
+        self.loss.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        // A store that does not answer, because its process stands still, must not hold this one.
+        let _ = self.ended.recv_timeout(LINGER * 2);
+    }
+}
+
+fn keep(
+    store: &Store,
+    share: Share,
+    serves: bool,
+    stopped: &Receiver<()>,
+    found: &Mutex<Option<Loss>>,
+) -> Result<(), String> {
+    loop {
+        store.add(&beat(share.rank()), 1)?;
+        if let Some(loss) = written(store)? {
+            *found.lock().unwrap_or_else(PoisonError::into_inner) = Some(loss);
+        }
+        if stopped.recv_timeout(BEAT) != Err(RecvTimeoutError::Timeout) {
+            break;
+        }
+    }
+    store.add(&left(share.rank()), 1)?;
+    let deadline = Instant::now() + LINGER;
+    while serves && Instant::now() < deadline {
+        if counters(store, share, left)?.iter().all(|count| *count > 0) {
+            break;
+        }
+        thread::sleep(BEAT / 5);
+    }
+    Ok(())
+}
+
+/// Waits until all processes are there; those that are not at the end of `limit` are lost.
+pub(crate) fn wait_for_all(
+    store: &Store,
+    share: Share,
+    limit: Duration,
+) -> Result<Option<Loss>, String> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let missing = ranks(&counters(store, share, beat)?, |count| count == 0);
+        if missing.is_empty() {
+            return Ok(None);
+        }
+        if let Some(loss) = written(store)? {
+            return Ok(Some(loss));
+        }
+        if Instant::now() >= deadline {
+            let what = format!("did not come within {} s", limit.as_secs_f64());
+            return write(store, Loss { ranks: missing, what }).map(Some);
+        }
+        thread::sleep(BEAT / 5);
+    }
+}
+
+/// Finds out which processes are lost, after something failed; none, if all are there. What is found is written for the others.
+pub(crate) fn look(store: &Store, share: Share) -> Result<Option<Loss>, String> {
+    if let Some(loss) = written(store)? {
+        return Ok(Some(loss));
+    }
+    let before = counters(store, share, beat)?;
+    thread::sleep(LOOK);
+    let after = counters(store, share, beat)?;
+    if let Some(loss) = written(store)? {
+        return Ok(Some(loss));
+    }
+    let others = |ranks: Vec<usize>| -> Vec<usize> {
+        ranks.into_iter().filter(|rank| *rank != share.rank()).collect()
+    };
+    let gone = others(ranks(&counters(store, share, left)?, |count| count > 0));
+    let moved: Vec<i64> = before.iter().zip(&after).map(|(before, after)| after - before).collect();
+    let silent = others(ranks(&moved, |beats| beats == 0));
+    let loss = match (gone.is_empty(), silent.is_empty()) {
+        (false, _) => Loss { ranks: gone, what: "ended before the others".to_owned() },
+        (true, false) => {
+            let what = "say nothing any more: they were killed, stopped or cut off";
+            Loss { ranks: silent, what: what.to_owned() }
+        }
+        (true, true) => return Ok(None),
+    };
+    write(store, loss).map(Some)
+}
+
+/// Tells the others what was found.
+fn write(store: &Store, loss: Loss) -> Result<Loss, String> {
+    store.set(&format!("{LOSS}/which"), &json!([loss.ranks, loss.what]).to_string())?;
+    store.add(LOSS, 1)?;
+    Ok(loss)
+}
+
+/// What a process has found and written.
+fn written(store: &Store) -> Result<Option<Loss>, String> {
+    if store.add(LOSS, 0)? == 0 {
+        return Ok(None);
+    }
+    let text = store.get(&format!("{LOSS}/which"), LOOK)?;
+    let which: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+    let numbers = which[0].as_array().into_iter().flatten().filter_map(Value::as_u64);
+    let ranks = numbers.filter_map(|rank| usize::try_from(rank).ok()).collect();
+    Ok(Some(Loss { ranks, what: which[1].as_str().unwrap_or_default().to_owned() }))
+}
+
+fn beat(rank: usize) -> String {
+    format!("beat/{rank}")
+}
+
+fn left(rank: usize) -> String {
+    format!("left/{rank}")
+}
+
+fn counters(store: &Store, share: Share, key: fn(usize) -> String) -> Result<Vec<i64>, String> {
+    (0..share.world()).map(|rank| store.add(&key(rank), 0)).collect()
+}
+
+fn ranks(counts: &[i64], wanted: fn(i64) -> bool) -> Vec<usize> {
+    let of = |(rank, count): (usize, &i64)| wanted(*count).then_some(rank);
+    counts.iter().enumerate().filter_map(of).collect()
+}

@@ -1,0 +1,146 @@
+//! The launchers of processes, and the variables by which each tells a process its number.
+
+use reft_train::Share;
+
+use crate::{Error, Result};
+
+/// Where a launcher says how many of the processes run on one machine.
+enum Here {
+    /// The number of processes of the run on this machine.
+    Processes(&'static str),
+    /// The number of machines of the run.
+    Machines(&'static str),
+}
+
+struct Launcher {
+    name: &'static str,
+    /// One of these says that the launcher started this process.
+    marks: &'static [&'static str],
+    rank: &'static str,
+    world: &'static str,
+    here: Here,
+    /// Launchers that start this one as their own process: what they say is of it and not of ours.
+    hides: &'static [&'static str],
+}
+
+const TORCHRUN: &str = "torchrun";
+const OPEN_MPI: &str = "mpirun (Open MPI)";
+const MPICH: &str = "mpirun (MPICH)";
+const SRUN: &str = "srun";
+
+/// A batch script, which `srun` did not start, has `SLURM_PROCID` too: only the tasks of a step have the step's number of them.
+const LAUNCHERS: [Launcher; 4] = [
+    Launcher {
+        name: TORCHRUN,
+        marks: &["RANK", "WORLD_SIZE"],
+        rank: "RANK",
+        world: "WORLD_SIZE",
+        here: Here::Processes("LOCAL_WORLD_SIZE"),
+        hides: &[],
+    },
+    Launcher {
+        name: OPEN_MPI,
+        marks: &["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"],
+        rank: "OMPI_COMM_WORLD_RANK",
+        world: "OMPI_COMM_WORLD_SIZE",
+        here: Here::Processes("OMPI_COMM_WORLD_LOCAL_SIZE"),
+        hides: &[SRUN],
+    },
+    Launcher {
+        name: MPICH,
+        marks: &["PMI_RANK", "PMI_SIZE"],
+        rank: "PMI_RANK",
+        world: "PMI_SIZE",
+        here: Here::Processes("MPI_LOCALNRANKS"),
+        hides: &[SRUN],
+    },
+    Launcher {
+        name: SRUN,
+        marks: &["SLURM_STEP_NUM_TASKS"],
+        rank: "SLURM_PROCID",
+        world: "SLURM_STEP_NUM_TASKS",
+        here: Here::Machines("SLURM_STEP_NUM_NODES"),
+        hides: &[],
+    },
+];
+
+/// Set by torchrun, and by nobody who sets torch's variables by hand. Such a process may run below any other launcher.
+const ELASTIC: &str = "TORCHELASTIC_RUN_ID";
+
+/// What the launchers say of this process.
+pub(crate) struct Found {
+    pub(crate) share: Share,
+    /// Whether torch's own variables say it, which come with an address and a port.
+    pub(crate) is_torch: bool,
+    /// Whether srun says it, whose list of machines is then that of the processes.
+    pub(crate) is_srun: bool,
+    /// Whether all processes run on this machine.
+    pub(crate) all_here: bool,
+}
+
+/// The place that launchers give this process, if one started it.
+pub(crate) fn find(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Found>> {
+    let is_set = |name: &&str| variable(name).is_some();
+    let mut found: Vec<&Launcher> =
+        LAUNCHERS.iter().filter(|launcher| launcher.marks.iter().any(is_set)).collect();
+    if variable(ELASTIC).is_some() && found.first().is_some_and(|first| first.name == TORCHRUN) {
+        found.truncate(1);
+    }
+    let hidden: Vec<&str> = found.iter().flat_map(|launcher| launcher.hides).copied().collect();
+    found.retain(|launcher| !hidden.contains(&launcher.name));
+    let Some(launcher) = found.first() else { return Ok(None) };
+    let first = numbers(launcher, variable)?;
+    for other in &found[1..] {
+        let others = numbers(other, variable)?;
+        if others != first {
+            let says = |launcher: &Launcher, (rank, world): (usize, usize)| {
+                format!("{}={rank} and {}={world}", launcher.rank, launcher.world)
+            };
+            return Err(Error::Environment {
+                found: format!(
+                    "{} ({}) contradict {} ({})",
+                    says(launcher, first),
+                    launcher.name,
+                    says(other, others),
+                    other.name
+                ),
+                advice: format!("unset those of {} or of {}", launcher.name, other.name),
+            });
+        }
+    }
+    let (rank, world) = first;
+    let all_here = found.iter().any(|launcher| match launcher.here {
+        Here::Processes(name) => variable(name).as_deref() == Some(&world.to_string()),
+        Here::Machines(name) => variable(name).as_deref() == Some("1"),
+    });
+    let share = Share::new(rank, world).map_err(|_| Error::Environment {
+        found: format!("{}={rank} and {}={world}", launcher.rank, launcher.world),
+        advice: format!("{} counts from 0 to below {}", launcher.rank, launcher.world),
+    })?;
+    let is = |name| launcher.name == name;
+    Ok(Some(Found { share, is_torch: is(TORCHRUN), is_srun: is(SRUN), all_here }))
+}
+
+/// Rank and world as one launcher gives them.
+fn numbers(
+    launcher: &Launcher,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Result<(usize, usize)> {
+    let set = |name: &str, other: &str| {
+        variable(name).ok_or_else(|| Error::Environment {
+            found: format!("{other} is set and {name} is not"),
+            advice: format!("set both as {} does, or neither", launcher.name),
+        })
+    };
+    let rank = number(launcher.rank, &set(launcher.rank, launcher.world)?)?;
+    let world = number(launcher.world, &set(launcher.world, launcher.rank)?)?;
+    Ok((rank, world))
+}
+
+/// The number that a variable holds.
+pub(crate) fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<T> {
+    value.trim().parse().map_err(|_| Error::Environment {
+        found: format!("{name} is {value:?}"),
+        advice: "give it a whole number that is in range".to_owned(),
+    })
+}

@@ -1,0 +1,287 @@
+use std::cell::{Cell, RefCell};
+use std::io::ErrorKind;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use reft_train::{Reduce, Share};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+use tch::{Device, Kind, Tensor, no_grad};
+
+use crate::keeper::{look, wait_for_all};
+use crate::{Error, Group, Keeper, Loss, Place, Result, Store, StoreHost};
+
+/// What the first process is called lost for when nothing can be asked of the store that it serves.
+const NO_STORE: &str = "cannot be reached any more, and with it the store of the run";
+
+/// How long the store is asked who was lost.
+const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// How often an address is tried at which nobody listens yet.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// Kinds that tensors may have.
+const KINDS: [(Kind, &str); 3] =
+    [(Kind::Float, "f32"), (Kind::Double, "f64"), (Kind::Int64, "i64")];
+
+/// The processes of a run, connected with each other by Gloo.
+///
+/// Every process calls the same functions in the same order with tensors of the same shapes. What differs is found before anything is sent,
+/// and is an error on all of them; a process that is lost is one on all others. After an error nothing can be shared any more.
+#[derive(Debug)]
+pub struct ProcessGroup {
+    place: Place,
+    /// `None` after an error.
+    group: RefCell<Option<Group>>,
+    /// It ends before the store does, which others may still read.
+    keeper: Keeper,
+    /// A connection for the time when another one may be stuck.
+    spare: RefCell<Option<Store>>,
+    store: Store,
+    /// Number of operations until now.
+    operations: Cell<u64>,
+}
+
+impl ProcessGroup {
+    /// Waits for all processes of the run, compares what they were started with, and connects them.
+    ///
+    /// `facts` are names and values that must be the same on all of them; the program's version is always one.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] if a process does not come within the place's time limit, [`Error::Disagreement`] if a fact differs,
+    /// [`Error::Unsupported`] on a platform without process groups.
+    pub fn join(place: &Place, facts: &[(&str, String)]) -> Result<Self> {
+        if cfg!(not(process_groups)) {
+            return Err(Error::Unsupported);
+        }
+        let Place { share, time_limit, .. } = *place;
+        let unreached = |reason: String| match place.store {
+            StoreHost::First if !share.is_first() => Error::Lost {
+                ranks: vec![0],
+                world: share.world(),
+                what: format!(
+                    "did not come within {} s to {}:{}",
+                    time_limit.as_secs_f64(),
+                    place.address,
+                    place.port
+                ),
+                reason,
+            },
+            _ => Error::Engine { reason },
+        };
+        let Place { address, port, prefix, .. } = place;
+        if !place.serves() {
+            reachable(address, *port, time_limit).map_err(unreached)?;
+        }
+        let store = Store::connect(address, *port, place.serves(), prefix, time_limit)
+            .map_err(unreached)?;
+        let again = || store.again().map_err(unreached);
+        let keeper = Keeper::start(again()?, share, place.serves());
+        let spare = RefCell::new(Some(again()?));
+        let (group, operations) = (RefCell::new(None), Cell::new(0));
+        let joined = Self { place: place.clone(), group, keeper, spare, store, operations };
+        if let Some(Loss { ranks, what }) =
+            joined.said(wait_for_all(&joined.store, share, time_limit))?
+        {
+            let reason = "start all of them, with the same address and port".to_owned();
+            return Err(Error::Lost { ranks, world: share.world(), what, reason });
+        }
+        let version = ("the program's version", env!("CARGO_PKG_VERSION").to_owned());
+        let own = ("the number of processes", share.world().to_string());
+        let facts = facts.iter().cloned().chain([version, own]);
+        joined.compare("start", facts.map(|(name, value)| (name.to_owned(), value)))?;
+        let connected = Group::connect(
+            &joined.store,
+            share.rank(),
+            share.world(),
+            place.own_address(),
+            time_limit,
+        );
+        *joined.group.borrow_mut() = Some(joined.said(connected)?);
+        Ok(joined)
+    }
+
+    /// This process's part of the run.
+    pub fn share(&self) -> Share {
+        self.place.share
+    }
+
+    /// Replaces each tensor, in place, by its sum over all processes: one message for all tensors of a kind.
+    ///
+    /// # Errors
+    /// [`Error::Lost`], [`Error::Disagreement`] if the tensors differ in number, shape or kind, [`Error::Kind`].
+    pub fn sum(&self, tensors: &mut [Tensor]) -> Result<()> {
+        self.share_out("sum", tensors, Group::sum)
+    }
+
+    /// Replaces each tensor, in place, by that of the first process.
+    ///
+    /// # Errors
+    /// As [`Self::sum`].
+    pub fn broadcast(&self, tensors: &mut [Tensor]) -> Result<()> {
+        self.share_out("broadcast", tensors, Group::broadcast)
+    }
+
+    /// Waits until every process is here.
+    ///
+    /// # Errors
+    /// [`Error::Lost`]; [`Error::Disagreement`] if another process is elsewhere.
+    pub fn barrier(&self) -> Result<()> {
+        self.check_alike("barrier", &[])
+    }
+
+    fn share_out(
+        &self,
+        name: &str,
+        tensors: &mut [Tensor],
+        act: fn(&Group, &mut Tensor) -> Result<(), String>,
+    ) -> Result<()> {
+        if let Some(other) =
+            tensors.iter().find(|t| KINDS.iter().all(|(kind, _)| *kind != t.kind()))
+        {
+            return Err(Error::Kind { found: format!("{:?}", other.kind()) });
+        }
+        self.check_alike(name, tensors)?;
+        for (kind, _) in KINDS {
+            let own: Vec<&mut Tensor> =
+                tensors.iter_mut().filter(|t| t.kind() == kind && t.numel() > 0).collect();
+            if own.is_empty() {
+                continue;
+            }
+            let flat: Vec<Tensor> = own.iter().map(|t| t.detach().reshape([-1])).collect();
+            let mut bucket = Tensor::cat(&flat, 0).to_device(Device::Cpu).contiguous();
+            self.with_group(|group| act(group, &mut bucket))?;
+            let sizes: Vec<i64> = flat.iter().map(|t| t.numel() as i64).collect();
+            for (tensor, part) in own.into_iter().zip(bucket.split_with_sizes(&sizes, 0)) {
+                no_grad(|| tensor.copy_(&part.view_as(tensor)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that every process is about to do the same. Gloo ends a process whose message has another size than was expected.
+    fn check_alike(&self, name: &str, tensors: &[Tensor]) -> Result<()> {
+        let shapes: Vec<String> = tensors.iter().map(describe).collect();
+        let operation = format!("{name} of {} tensors: {}", tensors.len(), shapes.join(", "));
+        let number = self.operations.replace(self.operations.get() + 1);
+        let hash = Sha256::digest(format!("{number} {operation}"));
+        let own = hash.iter().take(7).fold(0i64, |all, byte| all << 8 | i64::from(*byte));
+        let mut ends = Tensor::from_slice(&[own, -own]);
+        self.with_group(|group| group.largest(&mut ends))?;
+        // The largest, and the smallest with its sign turned, are both one's own for all or for none.
+        if ends.int64_value(&[0]) == own && ends.int64_value(&[1]) == -own {
+            return Ok(());
+        }
+        let what = "what they share";
+        self.compare(&format!("operation {number}"), [(what.to_owned(), operation)])?;
+        Err(Error::Engine { reason: format!("operation {number} is another one elsewhere") })
+    }
+
+    /// Compares named values with those of all other processes.
+    fn compare(
+        &self,
+        occasion: &str,
+        facts: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<()> {
+        let own: Map<String, Value> =
+            facts.into_iter().map(|(name, value)| (name, value.into())).collect();
+        let Place { share, time_limit, .. } = self.place;
+        let key = |rank: usize| format!("facts/{occasion}/{rank}");
+        self.said(self.store.set(&key(share.rank()), &Value::Object(own.clone()).to_string()))?;
+        let mut others = Vec::new();
+        for rank in (0..share.world()).filter(|rank| *rank != share.rank()) {
+            let text = self.said(self.store.get(&key(rank), time_limit))?;
+            let facts: Map<String, Value> = serde_json::from_str(&text)
+                .map_err(|error| Error::Engine { reason: format!("rank {rank}: {error}") })?;
+            others.push((rank, facts));
+        }
+        for (other, facts) in others {
+            let names = own.keys().chain(facts.keys().filter(|name| !own.contains_key(*name)));
+            for name in names {
+                let value = |facts: &Map<String, Value>| {
+                    facts.get(name).and_then(Value::as_str).unwrap_or("nothing").to_owned()
+                };
+                if own.get(name) != facts.get(name) {
+                    return Err(Error::Disagreement {
+                        what: name.clone(),
+                        rank: share.rank(),
+                        own: value(&own),
+                        other,
+                        others: value(&facts),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn with_group(&self, act: impl FnOnce(&Group) -> Result<(), String>) -> Result<()> {
+        let done = match &*self.group.borrow() {
+            Some(group) => act(group),
+            None => Err("something failed before, and nothing can be shared since".to_owned()),
+        };
+        self.said(done)
+    }
+
+    /// Makes an error of what libtorch says, with the processes that are to blame for it.
+    fn said<T>(&self, result: Result<T, String>) -> Result<T> {
+        let reason = match result {
+            Ok(value) => return Ok(value),
+            Err(reason) => reason,
+        };
+        // Those who wait for this process learn of it at once.
+        drop(self.group.borrow_mut().take());
+        let Some(Loss { ranks, what }) = self.keeper.loss().or_else(|| self.find_lost()) else {
+            return Err(Error::Engine { reason });
+        };
+        Err(Error::Lost { ranks, world: self.place.share.world(), what, reason })
+    }
+
+    /// The processes that are lost. A store whose process stands still never answers, so it is asked by a thread that may be left.
+    fn find_lost(&self) -> Option<Loss> {
+        let (store, share) = (self.spare.borrow_mut().take()?, self.place.share);
+        let (answer, answered) = mpsc::channel();
+        thread::spawn(move || {
+            let _ = answer.send(look(&store, share)); // nobody may wait any more
+        });
+        match answered.recv_timeout(PATIENCE) {
+            Ok(Ok(loss)) => loss,
+            _ if self.place.store == StoreHost::First && !share.is_first() => {
+                self.keeper.loss().or(Some(Loss { ranks: vec![0], what: NO_STORE.to_owned() }))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Reduce for ProcessGroup {
+    fn sum(&self, tensors: &mut [Tensor]) -> reft_train::Result<()> {
+        let summed = ProcessGroup::sum(self, tensors);
+        summed.map_err(|error| reft_train::Error::Reduction { reason: error.to_string() })
+    }
+}
+
+/// Waits until somebody listens at an address. libtorch's own waiting takes up to twice the limit, and a pause.
+fn reachable(address: &str, port: u16, limit: Duration) -> Result<(), String> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now()).max(RETRY);
+        let tried = (address, port).to_socket_addrs().and_then(|mut places| {
+            let first = places.next().ok_or(ErrorKind::AddrNotAvailable)?;
+            TcpStream::connect_timeout(&first, left)
+        });
+        match tried {
+            Ok(_) => return Ok(()),
+            Err(error) if Instant::now() >= deadline => return Err(error.to_string()),
+            Err(_) => thread::sleep(RETRY),
+        }
+    }
+}
+
+/// "f32 [2, 3]".
+fn describe(tensor: &Tensor) -> String {
+    let known = KINDS.iter().find(|(kind, _)| *kind == tensor.kind());
+    format!("{} {:?}", known.map_or("?", |(_, name)| name), tensor.size())
+}

@@ -1,0 +1,30 @@
+//! Runs of processes that are processes: the test program starts itself, once for each rank.
+
+mod groups;
+mod process;
+mod training;
+
+use reft_distributed::{Place, ProcessGroup};
+use reft_test_support::Outcome;
+
+use crate::process::{ACT, say};
+
+/// What a process does that a test has started; nothing in a run of all tests.
+#[test]
+fn a_process_of_a_run() -> Outcome {
+    let Ok(act) = std::env::var(ACT) else { return Ok(()) };
+    let place = Place::from_environment()?.ok_or("no place")?;
+    let data = if act == "other data" && place.share.rank() == 1 { "b" } else { "a" };
+    let group = match ProcessGroup::join(&place, &[("the data", data.to_owned())]) {
+        Ok(group) => group,
+        Err(error) => {
+            say(error);
+            return Ok(());
+        }
+    };
+    say("here");
+    match act.strip_prefix("train ") {
+        Some(method) => training::act(method, &group),
+        None => groups::act(&act, &group),
+    }
+}
