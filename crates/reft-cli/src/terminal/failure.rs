@@ -6,7 +6,7 @@ use anyhow::Result;
 use reft_train::is_out_of_memory;
 
 use crate::terminal::interrupt::exit_at_once;
-use crate::terminal::output::note;
+use crate::terminal::output::say;
 
 const SUCCEEDED: u8 = 0;
 
@@ -23,7 +23,7 @@ pub fn report_panics() {
     panic::set_hook(Box::new(|info| {
         let said = info.to_string();
         if !is_out_of_memory(&said) {
-            note(format!("error: internal: {}", panic_line(&said))); // the other is no fault of ours, and told by who catches it
+            say(format!("error: internal: {}", panic_line(&said))); // the other is no fault of ours, and told by who catches it
         }
     }));
 }
@@ -33,7 +33,7 @@ pub fn report_panics() {
 /// No destructor of C++ runs: libtorch would take every operator out of its tables again, which takes as long as half of a start.
 pub fn run_and_exit(run: impl FnOnce() -> Result<()>) -> ! {
     let (code, said) = ending(run);
-    said.iter().for_each(note);
+    said.iter().for_each(say);
     // What cannot be written any more has been reported by who wrote it, or is no failure.
     let _ = io::stdout().flush();
     exit_at_once(code);

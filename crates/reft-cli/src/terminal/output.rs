@@ -2,6 +2,7 @@ use std::borrow::Cow;
 use std::fs;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -74,10 +75,29 @@ pub fn holds(directory: &Path, what: &str, (file, beginning): (&str, &str)) -> R
     Ok(false)
 }
 
-/// Says something on stderr, without the characters that would control a terminal: names, messages of other libraries and texts of files are
-/// among what is said. If nobody listens there, nobody needs to know.
+/// Says something on stderr, unless another process of the run says the same.
 pub fn note(text: impl AsRef<str>) {
+    if !is_silent() {
+        say(text);
+    }
+}
+
+/// Says something on stderr that only this process can tell, without the characters that would control a terminal: names, messages of other
+/// libraries and texts of files are among what is said. If nobody listens there, nobody needs to know.
+pub fn say(text: impl AsRef<str>) {
     let _ = writeln!(io::stderr(), "{}", visible(text.as_ref()));
+}
+
+static SILENT: AtomicBool = AtomicBool::new(false);
+
+/// Leaves out notes from here on: another process of the run says the same.
+pub fn say_nothing() {
+    SILENT.store(true, Ordering::Relaxed);
+}
+
+/// Whether another process says what is to be said.
+pub fn is_silent() -> bool {
+    SILENT.load(Ordering::Relaxed)
 }
 
 /// A text whose control characters, but for ends of lines and tabs, are written as `\u001b`, the form that JSON has for them.

@@ -26,6 +26,7 @@ use crate::train::defaults::{with_length, with_rate, with_validation};
 use crate::train::directory::{self, TrainDirectory};
 use crate::train::first_example;
 use crate::train::method::TrainMethod;
+use crate::train::processes::{Processes, follow};
 use crate::train::run_options::{RunOptions, TrainFlags, needed, part, table};
 use crate::train::watch::options::{Log, WatchOptions};
 use crate::train::watch::page::RunPage;
@@ -65,15 +66,16 @@ pub struct TrainArgs {
 /// Runs the command.
 pub fn run(args: &TrainArgs) -> Result<()> {
     let asked = asked(args)?;
+    let processes = Processes::find()?;
     // from the first look into the directory to the end it is this run's
-    let _lock = locked(&asked)?;
+    let _lock = if processes.is_first() { locked(&asked)? } else { None };
     let (given, saved) = with_saved(args, asked)?;
     let run: RunOptions = part(&given)?;
     let machine: MachineOptions = part(&given)?;
     let model = needed(&run.model, "model")?;
     let (data, output) = (needed(&run.data, "data")?, needed(&run.output, "output")?);
     let config = run.train_config(&given)?;
-    if directory::holds_run(&output)? && !args.resume && !args.overwrite {
+    if processes.is_first() && directory::holds_run(&output)? && !args.resume && !args.overwrite {
         let output = output.display();
         bail!(
             "{output} holds a training run already; go on with it with --resume, remove it with --overwrite, or name another directory"
@@ -97,7 +99,8 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         stop_flag("stopping after this step; a checkpoint will be saved (again: stop at once)")?;
     let threads = machine.set_up()?;
     let (_, decoder) = open_decoder(&model, &machine)?;
-    let facts = Map::from_iter([(WEIGHTS_DIGEST.to_owned(), weights_digest(&path)?.into())]);
+    let digest = weights_digest(&path)?;
+    let facts = Map::from_iter([(WEIGHTS_DIGEST.to_owned(), digest.clone().into())]);
     let encoding = Encoding {
         text: text.encoder(run.template, turns.turns),
         vocab_size: shape.vocab_size,
@@ -150,7 +153,17 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     } else if args.resume {
         note(format!("nothing to resume in {}: starting anew", output.display()));
     }
-    let trainer = Trainer::new(&learner, &dataset, config)?.keeping(run.reuse()).with_facts(facts);
+    let contents = [("the data", dataset.digest()), ("the model's weights", digest)];
+    let stack = AdapterStack::of_boxed(&adapters)?;
+    let group = processes.join(&resolved, contents, &stack)?;
+    let mut trainer = Trainer::new(&learner, &dataset, config)?;
+    if let Some(group) = &group {
+        trainer = trainer.sharing(group.share(), group);
+    }
+    let trainer = trainer.keeping(run.reuse()).with_facts(facts);
+    if !processes.is_first() {
+        return follow(trainer, args.resume.then_some(output.as_path()), stop);
+    }
     let notes = [
         format!("reft {}, tch 0.24, libtorch 2.11", env!("CARGO_PKG_VERSION")),
         format!("Computed as: {}.", trainer.describe_kinds()),
@@ -174,7 +187,6 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     }
     let mut progress = TrainProgress::new();
     let mut page = RunPage::new(&output);
-    let stack = AdapterStack::of_boxed(&adapters)?;
     let mut samples = Samples::new(&watch, &decoder, stack, encoding.text, &output)?;
     let mut events = watch.log.map(|Log::Tensorboard| EventFile::create(&output)).transpose()?;
     let mut listeners: Vec<&mut dyn Progress> = vec![&mut progress];

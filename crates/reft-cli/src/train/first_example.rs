@@ -5,7 +5,7 @@ use anyhow::Result;
 use reft_models::Tokenizer;
 use reft_train::{Example, IGNORE_INDEX};
 
-use crate::terminal::visible;
+use crate::terminal::{is_silent, visible};
 
 /// Says the first example on stderr as it is trained: its text, what of it is learned, and which tokens are edited.
 ///
@@ -16,6 +16,9 @@ pub fn say(
     tokenizer: Option<&Tokenizer>,
     edited: &BTreeSet<usize>,
 ) -> Result<()> {
+    if is_silent() {
+        return Ok(());
+    }
     let stderr = io::stderr();
     let in_colour = stderr.is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let marks = if in_colour { &COLOURS } else { &PLAIN };

@@ -7,5 +7,6 @@ pub mod defaults;
 pub mod directory;
 pub mod first_example;
 pub mod method;
+pub mod processes;
 pub mod run_options;
 pub mod watch;

@@ -27,6 +27,7 @@ mod merge_adapters;
 mod methods;
 mod not_finite;
 mod plan;
+mod processes;
 mod push_pull;
 mod recipes;
 mod runs;
