@@ -138,7 +138,7 @@ mod tests {
     }
 
     fn known(variables: &[(&str, &str)]) -> (usize, usize, String, u16) {
-        let place = place(variables).unwrap().unwrap();
+        let place = place(variables).expect("it is whole").expect("there is one");
         (place.share.rank(), place.share.world(), place.address, place.port)
     }
 
@@ -182,12 +182,18 @@ mod tests {
 
     #[test]
     fn a_process_alone_has_no_place() {
-        assert_eq!(place(&[]).unwrap(), None);
-        assert_eq!(place(&[("MASTER_ADDR", "x"), ("MASTER_PORT", "1")]).unwrap(), None);
+        assert_eq!(place(&[]).expect("it is whole"), None);
+        assert_eq!(
+            place(&[("MASTER_ADDR", "x"), ("MASTER_PORT", "1")]).expect("it is whole"),
+            None
+        );
         // in a batch script, which srun did not start
-        assert_eq!(place(&[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "8")]).unwrap(), None);
+        assert_eq!(
+            place(&[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "8")]).expect("it is whole"),
+            None
+        );
         let one = [("RANK", "0"), ("WORLD_SIZE", "1")];
-        assert_eq!(place(&one).unwrap(), None);
+        assert_eq!(place(&one).expect("it is whole"), None);
     }
 
     #[test]
@@ -198,7 +204,9 @@ mod tests {
             ("TORCHELASTIC_RUN_ID", "none"),
             ("REFT_TIME_LIMIT", "7"),
         ];
-        let place = place(&[&TORCH[..], &elastic, &SLURM].concat()).unwrap().unwrap();
+        let place = place(&[&TORCH[..], &elastic, &SLURM].concat())
+            .expect("it is whole")
+            .expect("there is one");
         assert_eq!((place.share.rank(), place.share.world()), (1, 4), "srun started torchrun");
         assert_eq!((place.store, place.serves()), (StoreHost::Launcher, false));
         assert_eq!(place.prefix, "/worker/attempt_2");
@@ -208,7 +216,7 @@ mod tests {
     #[test]
     fn by_hand_the_first_serves_the_store() {
         let first = [("RANK", "0"), TORCH[1], TORCH[2], TORCH[3]];
-        let place = place(&first).unwrap().unwrap();
+        let place = place(&first).expect("it is whole").expect("there is one");
         assert!(place.serves() && place.time_limit == DEFAULT_TIME_LIMIT, "{place:?}");
     }
 
