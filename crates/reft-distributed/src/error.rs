@@ -1,3 +1,5 @@
+use std::io;
+
 /// Result with this crate's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -35,10 +37,12 @@ pub enum Error {
         others: String,
     },
     /// Processes did not come, stopped, or ended.
-    #[error("{} of {world} processes (counted from 0) {what}; {reason}", name(ranks))]
+    #[error("{} {what}; {reason}", name(ranks, *world))]
     Lost {
-        /// Their ranks.
+        /// Their ranks; none, if it is the launcher.
         ranks: Vec<usize>,
+        /// Whether this process is the one of those left that tells people.
+        tells: bool,
         /// Number of processes.
         world: usize,
         /// What they did: "did not come within 30 s".
@@ -46,6 +50,9 @@ pub enum Error {
         /// What failed for it.
         reason: String,
     },
+    /// A process cannot be started.
+    #[error("cannot start the processes of the run")]
+    Start(#[source] io::Error),
     /// libtorch refused something that no process is to blame for.
     #[error("libtorch's process group: {reason}")]
     Engine {
@@ -53,7 +60,9 @@ pub enum Error {
         reason: String,
     },
     /// A tensor that cannot be shared.
-    #[error("tensors of kind {found} cannot be shared between processes; f32, f64 and i64 can")]
+    #[error(
+        "tensors of kind {found} cannot be shared between processes; f32, bf16, f16, f64 and i64 can"
+    )]
     Kind {
         /// Its kind.
         found: String,
@@ -66,8 +75,19 @@ pub enum Error {
     Train(#[from] reft_train::Error),
 }
 
-/// "rank 1", "ranks 1, 3".
-fn name(ranks: &[usize]) -> String {
+impl Error {
+    /// Whether another process of the run says the same: of those that are left the first one tells who was lost.
+    pub fn is_told_elsewhere(&self) -> bool {
+        matches!(self, Self::Lost { tells: false, .. })
+    }
+}
+
+/// "rank 1 of 4 processes (counted from 0)", "ranks 1, 3 of …".
+fn name(ranks: &[usize], world: usize) -> String {
+    if ranks.is_empty() {
+        return format!("the launcher of the run's {world} processes");
+    }
     let numbers: Vec<String> = ranks.iter().map(usize::to_string).collect();
-    format!("rank{} {}", if ranks.len() == 1 { "" } else { "s" }, numbers.join(", "))
+    let ending = if ranks.len() == 1 { "" } else { "s" };
+    format!("rank{ending} {} of {world} processes (counted from 0)", numbers.join(", "))
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use reft_train::Share;
 use serde_json::{Value, json};
 
-use crate::Store;
+use crate::{Place, Store, StoreHost};
 
 /// How often a process says that it is there.
 const BEAT: Duration = Duration::from_millis(50);
@@ -23,8 +23,21 @@ const LOSS: &str = "loss";
 /// What became of processes of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Loss {
+    /// None, if it is the launcher.
     pub(crate) ranks: Vec<usize>,
     pub(crate) what: String,
+}
+
+impl Loss {
+    /// What is lost when nothing can be asked of the store: who serves it, unless that is this process.
+    pub(crate) fn of_store(place: &Place) -> Option<Self> {
+        let ranks = match place.store {
+            StoreHost::First => vec![0],
+            StoreHost::Launcher => Vec::new(),
+        };
+        let what = "cannot be reached any more, and with it the store of the run".to_owned();
+        (!place.serves()).then_some(Self { ranks, what })
+    }
 }
 
 /// A thread that counts, in the store, that this process is there, whatever it computes, and sees what others find.
@@ -36,14 +49,16 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    pub(crate) fn start(store: Store, share: Share, serves: bool) -> Self {
+    pub(crate) fn start(store: Store, place: &Place) -> Self {
         let (stop, stopped) = mpsc::channel();
         let (end, ended) = mpsc::channel();
         let loss = Arc::new(Mutex::new(None));
-        let found = Arc::clone(&loss);
+        let (found, place) = (Arc::clone(&loss), place.clone());
         thread::spawn(move || {
-            // A store that cannot be reached is found by whoever needs it.
-            let _ = keep(&store, share, serves, &stopped, &found);
+            if keep(&store, &place, &stopped, &found).is_err() {
+                let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+                *found = found.take().or_else(|| Loss::of_store(&place));
+            }
             drop(end);
         });
         Self { stop: Some(stop), ended, loss }
@@ -65,11 +80,11 @@ impl Drop for Keeper {
 
 fn keep(
     store: &Store,
-    share: Share,
-    serves: bool,
+    place: &Place,
     stopped: &Receiver<()>,
     found: &Mutex<Option<Loss>>,
 ) -> Result<(), String> {
+    let share = place.share;
     loop {
         store.add(&beat(share.rank()), 1)?;
         if let Some(loss) = written(store)? {
@@ -81,7 +96,7 @@ fn keep(
     }
     store.add(&left(share.rank()), 1)?;
     let deadline = Instant::now() + LINGER;
-    while serves && Instant::now() < deadline {
+    while place.serves() && Instant::now() < deadline {
         if counters(store, share, left)?.iter().all(|count| *count > 0) {
             break;
         }

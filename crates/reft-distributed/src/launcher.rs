@@ -18,6 +18,8 @@ struct Launcher {
     marks: &'static [&'static str],
     rank: &'static str,
     world: &'static str,
+    /// The process's number among those on its machine.
+    local_rank: &'static str,
     here: Here,
     /// Launchers that start this one as their own process: what they say is of it and not of ours.
     hides: &'static [&'static str],
@@ -35,6 +37,7 @@ const LAUNCHERS: [Launcher; 4] = [
         marks: &["RANK", "WORLD_SIZE"],
         rank: "RANK",
         world: "WORLD_SIZE",
+        local_rank: "LOCAL_RANK",
         here: Here::Processes("LOCAL_WORLD_SIZE"),
         hides: &[],
     },
@@ -43,6 +46,7 @@ const LAUNCHERS: [Launcher; 4] = [
         marks: &["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"],
         rank: "OMPI_COMM_WORLD_RANK",
         world: "OMPI_COMM_WORLD_SIZE",
+        local_rank: "OMPI_COMM_WORLD_LOCAL_RANK",
         here: Here::Processes("OMPI_COMM_WORLD_LOCAL_SIZE"),
         hides: &[SRUN],
     },
@@ -51,6 +55,7 @@ const LAUNCHERS: [Launcher; 4] = [
         marks: &["PMI_RANK", "PMI_SIZE"],
         rank: "PMI_RANK",
         world: "PMI_SIZE",
+        local_rank: "MPI_LOCALRANKID",
         here: Here::Processes("MPI_LOCALNRANKS"),
         hides: &[SRUN],
     },
@@ -59,6 +64,7 @@ const LAUNCHERS: [Launcher; 4] = [
         marks: &["SLURM_STEP_NUM_TASKS"],
         rank: "SLURM_PROCID",
         world: "SLURM_STEP_NUM_TASKS",
+        local_rank: "SLURM_LOCALID",
         here: Here::Machines("SLURM_STEP_NUM_NODES"),
         hides: &[],
     },
@@ -74,8 +80,10 @@ pub(crate) struct Found {
     pub(crate) is_torch: bool,
     /// Whether srun says it, whose list of machines is then that of the processes.
     pub(crate) is_srun: bool,
-    /// Whether all processes run on this machine.
-    pub(crate) all_here: bool,
+    /// The process's number among those on this machine.
+    pub(crate) local_rank: Option<usize>,
+    /// Number of the run's processes on this machine; 1, if nobody says it.
+    pub(crate) here: usize,
 }
 
 /// The place that launchers give this process, if one started it.
@@ -109,16 +117,25 @@ pub(crate) fn find(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<F
         }
     }
     let (rank, world) = first;
-    let all_here = found.iter().any(|launcher| match launcher.here {
-        Here::Processes(name) => variable(name).as_deref() == Some(&world.to_string()),
-        Here::Machines(name) => variable(name).as_deref() == Some("1"),
-    });
+    let mut here = 1;
+    for launcher in &found {
+        let (Here::Processes(name) | Here::Machines(name)) = launcher.here;
+        let Some(count) = variable(name) else { continue };
+        let count = number::<usize>(name, &count)?;
+        here = here.max(match launcher.here {
+            Here::Processes(_) => count,
+            Here::Machines(_) if count == 1 => world,
+            Here::Machines(_) => 1, // who knows on which
+        });
+    }
+    let local_rank = found.iter().find_map(|l| Some((l.local_rank, variable(l.local_rank)?)));
+    let local_rank = local_rank.map(|(name, value)| number(name, &value)).transpose()?;
     let share = Share::new(rank, world).map_err(|_| Error::Environment {
         found: format!("{}={rank} and {}={world}", launcher.rank, launcher.world),
         advice: format!("{} counts from 0 to below {}", launcher.rank, launcher.world),
     })?;
     let is = |name| launcher.name == name;
-    Ok(Some(Found { share, is_torch: is(TORCHRUN), is_srun: is(SRUN), all_here }))
+    Ok(Some(Found { share, is_torch: is(TORCHRUN), is_srun: is(SRUN), local_rank, here }))
 }
 
 /// Rank and world as one launcher gives them.

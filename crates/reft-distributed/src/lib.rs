@@ -2,7 +2,7 @@
 //!
 //! A launcher (`torchrun`, `srun`, `mpirun`) starts the processes and tells each its place by variables of the environment, which
 //! [`Place::from_environment`] reads. [`ProcessGroup::join`] waits for all of them, compares what they were started with, and connects them;
-//! the group is the trainer's [`reft_train::Reduce`].
+//! the group is the trainer's [`reft_train::Reduce`]. [`Launch`] is a launcher for one machine.
 //!
 //! ```no_run
 //! use reft_distributed::{Place, ProcessGroup};
@@ -25,14 +25,16 @@ mod engine;
 mod error;
 
 mod keeper;
+mod launch;
 mod launcher;
 mod place;
 mod process_group;
 
 pub use error::{Error, Result};
+pub use launch::{Ended, Launch};
 pub use place::{Place, StoreHost};
 pub use process_group::ProcessGroup;
 
-pub(crate) use engine::{Group, Store};
+pub(crate) use engine::{Group, Store, libtorch_version};
 pub(crate) use keeper::{Keeper, Loss};
 pub(crate) use launcher::{Found, find};

@@ -3,13 +3,16 @@ use std::time::Duration;
 use reft_train::Share;
 
 use crate::launcher::number;
-use crate::{Error, Found, Result, find};
+use crate::{Error, Found, Loss, Result, find};
 
 /// How long a process waits for another one unless [`TIME_LIMIT`] says otherwise: as long as PyTorch's groups do.
 const DEFAULT_TIME_LIMIT: Duration = Duration::from_secs(30 * 60);
 
 /// Seconds that a process waits for another one.
 const TIME_LIMIT: &str = "REFT_TIME_LIMIT";
+
+/// The file into which a process writes why it failed, for its launcher to tell: JSON with a `message`, as torchrun reads it.
+pub(crate) const ERROR_FILE: &str = "TORCHELASTIC_ERROR_FILE";
 
 /// Where PyTorch's processes meet unless something else is said.
 const DEFAULT_PORT: u16 = 29500;
@@ -19,6 +22,10 @@ const DEFAULT_PORT: u16 = 29500;
 pub struct Place {
     /// Its part of the run.
     pub share: Share,
+    /// The process's number among those of the run on its machine, where the launcher says it.
+    pub local_rank: Option<usize>,
+    /// Number of processes of the run on its machine, as far as the launcher says it; else 1.
+    pub here: usize,
     /// Name or address of the machine where the store is.
     pub address: String,
     /// The store's port.
@@ -60,23 +67,29 @@ impl Place {
         }
         let by_launcher = variable("TORCHELASTIC_USE_AGENT_STORE").as_deref() == Some("True");
         let attempt = variable("TORCHELASTIC_RESTART_COUNT").unwrap_or_else(|| "0".to_owned());
-        let time_limit = match variable(TIME_LIMIT) {
-            Some(seconds) => Duration::from_secs(number(TIME_LIMIT, &seconds)?),
-            None => DEFAULT_TIME_LIMIT,
-        };
         Ok(Some(Self {
             share: found.share,
+            local_rank: found.local_rank,
+            here: found.here,
             address: address(&found, variable)?,
             port: port(&found, variable)?,
             store: if by_launcher { StoreHost::Launcher } else { StoreHost::First },
             prefix: format!("/worker/attempt_{attempt}"),
-            time_limit,
+            time_limit: time_limit(variable)?,
         }))
     }
 
     /// Whether this process serves the store.
     pub(crate) fn serves(&self) -> bool {
         self.store == StoreHost::First && self.share.is_first()
+    }
+
+    /// The error of a process that is lost. Of those that are left the first one tells people.
+    pub(crate) fn lost(&self, Loss { ranks, what }: Loss, reason: String) -> Error {
+        let world = self.share.world();
+        let first_left = (0..world).find(|rank| !ranks.contains(rank));
+        let tells = first_left == Some(self.share.rank());
+        Error::Lost { ranks, tells, world, what, reason }
     }
 
     /// The address by which others reach this process, where it is known: on one machine, and not on the machine's name.
@@ -86,11 +99,17 @@ impl Place {
     }
 }
 
+/// How long a process waits for another one.
+pub(crate) fn time_limit(variable: &dyn Fn(&str) -> Option<String>) -> Result<Duration> {
+    let seconds = variable(TIME_LIMIT).map(|seconds| number(TIME_LIMIT, &seconds)).transpose()?;
+    Ok(seconds.map_or(DEFAULT_TIME_LIMIT, Duration::from_secs))
+}
+
 fn address(found: &Found, variable: &dyn Fn(&str) -> Option<String>) -> Result<String> {
     if let Some(address) = variable("MASTER_ADDR") {
         return Ok(address);
     }
-    if found.all_here && !found.is_torch {
+    if found.here == found.share.world() && !found.is_torch {
         return Ok("127.0.0.1".to_owned());
     }
     let machines = variable("SLURM_STEP_NODELIST").filter(|_| found.is_srun);
@@ -194,6 +213,38 @@ mod tests {
         );
         let one = [("RANK", "0"), ("WORLD_SIZE", "1")];
         assert_eq!(place(&one).expect("it is whole"), None);
+    }
+
+    /// A GPU is chosen by the number on the machine, and memory is divided among the processes there.
+    #[test]
+    fn a_process_knows_its_number_on_its_machine_where_the_launcher_says_it() {
+        let local = |variables: &[(&str, &str)]| {
+            let place = place(variables).expect("it is whole").expect("there is one");
+            (place.local_rank, place.here)
+        };
+        assert_eq!(local(&TORCH), (None, 1));
+        let torchrun = [("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")];
+        assert_eq!(local(&[&TORCH[..], &torchrun].concat()), (Some(1), 2));
+        assert_eq!(local(&[&SLURM[..], &[("SLURM_LOCALID", "0")]].concat()), (Some(0), 1));
+        assert_eq!(
+            local(
+                &[("OMPI_COMM_WORLD_LOCAL_RANK", "2")]
+                    .iter()
+                    .chain(&OPEN_MPI)
+                    .copied()
+                    .collect::<Vec<_>>()
+            ),
+            (Some(2), 3)
+        );
+        let mpich = [
+            ("PMI_RANK", "0"),
+            ("PMI_SIZE", "2"),
+            ("MPI_LOCALNRANKS", "2"),
+            ("MPI_LOCALRANKID", "0"),
+        ];
+        assert_eq!(local(&mpich), (Some(0), 2));
+        let wrong = [&TORCH[..], &[("LOCAL_RANK", "first")]].concat();
+        assert!(refused(&wrong).contains("LOCAL_RANK is \"first\""));
     }
 
     #[test]

@@ -11,10 +11,7 @@ use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::keeper::{look, wait_for_all};
-use crate::{Error, Group, Keeper, Loss, Place, Result, Store, StoreHost};
-
-/// What the first process is called lost for when nothing can be asked of the store that it serves.
-const NO_STORE: &str = "cannot be reached any more, and with it the store of the run";
+use crate::{Error, Group, Keeper, Loss, Place, Result, Store, StoreHost, libtorch_version};
 
 /// How long the store is asked who was lost.
 const PATIENCE: Duration = Duration::from_millis(1500);
@@ -22,9 +19,14 @@ const PATIENCE: Duration = Duration::from_millis(1500);
 /// How often an address is tried at which nobody listens yet.
 const RETRY: Duration = Duration::from_millis(20);
 
-/// Kinds that tensors may have.
-const KINDS: [(Kind, &str); 3] =
-    [(Kind::Float, "f32"), (Kind::Double, "f64"), (Kind::Int64, "i64")];
+/// Kinds that tensors may have, and the kind in which each travels: what has few digits is summed with more and rounded once.
+const KINDS: [(Kind, &str, Kind); 5] = [
+    (Kind::Float, "f32", Kind::Float),
+    (Kind::BFloat16, "bf16", Kind::Float),
+    (Kind::Half, "f16", Kind::Float),
+    (Kind::Double, "f64", Kind::Double),
+    (Kind::Int64, "i64", Kind::Int64),
+];
 
 /// The processes of a run, connected with each other by Gloo.
 ///
@@ -58,17 +60,12 @@ impl ProcessGroup {
         }
         let Place { share, time_limit, .. } = *place;
         let unreached = |reason: String| match place.store {
-            StoreHost::First if !share.is_first() => Error::Lost {
-                ranks: vec![0],
-                world: share.world(),
-                what: format!(
-                    "did not come within {} s to {}:{}",
-                    time_limit.as_secs_f64(),
-                    place.address,
-                    place.port
-                ),
-                reason,
-            },
+            StoreHost::First if !share.is_first() => {
+                let limit = time_limit.as_secs_f64();
+                let what =
+                    format!("did not come within {limit} s to {}:{}", place.address, place.port);
+                place.lost(Loss { ranks: vec![0], what }, reason)
+            }
             _ => Error::Engine { reason },
         };
         let Place { address, port, prefix, .. } = place;
@@ -78,19 +75,20 @@ impl ProcessGroup {
         let store = Store::connect(address, *port, place.serves(), prefix, time_limit)
             .map_err(unreached)?;
         let again = || store.again().map_err(unreached);
-        let keeper = Keeper::start(again()?, share, place.serves());
+        let keeper = Keeper::start(again()?, place);
         let spare = RefCell::new(Some(again()?));
         let (group, operations) = (RefCell::new(None), Cell::new(0));
         let joined = Self { place: place.clone(), group, keeper, spare, store, operations };
-        if let Some(Loss { ranks, what }) =
-            joined.said(wait_for_all(&joined.store, share, time_limit))?
-        {
+        if let Some(loss) = joined.said(wait_for_all(&joined.store, share, time_limit))? {
             let reason = "start all of them, with the same address and port".to_owned();
-            return Err(Error::Lost { ranks, world: share.world(), what, reason });
+            return Err(place.lost(loss, reason));
         }
-        let version = ("the program's version", env!("CARGO_PKG_VERSION").to_owned());
-        let own = ("the number of processes", share.world().to_string());
-        let facts = facts.iter().cloned().chain([version, own]);
+        let own = [
+            ("the program's version", env!("CARGO_PKG_VERSION").to_owned()),
+            ("libtorch's version", libtorch_version()),
+            ("the number of processes", share.world().to_string()),
+        ];
+        let facts = facts.iter().cloned().chain(own);
         joined.compare("start", facts.map(|(name, value)| (name.to_owned(), value)))?;
         let connected = Group::connect(
             &joined.store,
@@ -100,6 +98,7 @@ impl ProcessGroup {
             time_limit,
         );
         *joined.group.borrow_mut() = Some(joined.said(connected)?);
+        joined.barrier()?; // a process that is done at once must not leave while another one still connects
         Ok(joined)
     }
 
@@ -139,19 +138,20 @@ impl ProcessGroup {
         act: fn(&Group, &mut Tensor) -> Result<(), String>,
     ) -> Result<()> {
         if let Some(other) =
-            tensors.iter().find(|t| KINDS.iter().all(|(kind, _)| *kind != t.kind()))
+            tensors.iter().find(|t| KINDS.iter().all(|(kind, ..)| *kind != t.kind()))
         {
             return Err(Error::Kind { found: format!("{:?}", other.kind()) });
         }
         self.check_alike(name, tensors)?;
-        for (kind, _) in KINDS {
+        for (kind, _, travels) in KINDS {
             let own: Vec<&mut Tensor> =
                 tensors.iter_mut().filter(|t| t.kind() == kind && t.numel() > 0).collect();
             if own.is_empty() {
                 continue;
             }
             let flat: Vec<Tensor> = own.iter().map(|t| t.detach().reshape([-1])).collect();
-            let mut bucket = Tensor::cat(&flat, 0).to_device(Device::Cpu).contiguous();
+            let whole = Tensor::cat(&flat, 0).to_kind(travels);
+            let mut bucket = whole.to_device(Device::Cpu).contiguous();
             self.with_group(|group| act(group, &mut bucket))?;
             let sizes: Vec<i64> = flat.iter().map(|t| t.numel() as i64).collect();
             for (tensor, part) in own.into_iter().zip(bucket.split_with_sizes(&sizes, 0)) {
@@ -219,6 +219,8 @@ impl ProcessGroup {
 
     fn with_group(&self, act: impl FnOnce(&Group) -> Result<(), String>) -> Result<()> {
         let done = match &*self.group.borrow() {
+            // found by another process, or by this one's thread
+            Some(_) if self.keeper.loss().is_some() => Err("the run cannot go on".to_owned()),
             Some(group) => act(group),
             None => Err("something failed before, and nothing can be shared since".to_owned()),
         };
@@ -233,10 +235,10 @@ impl ProcessGroup {
         };
         // Those who wait for this process learn of it at once.
         drop(self.group.borrow_mut().take());
-        let Some(Loss { ranks, what }) = self.keeper.loss().or_else(|| self.find_lost()) else {
-            return Err(Error::Engine { reason });
-        };
-        Err(Error::Lost { ranks, world: self.place.share.world(), what, reason })
+        Err(match self.keeper.loss().or_else(|| self.find_lost()) {
+            Some(loss) => self.place.lost(loss, reason),
+            None => Error::Engine { reason },
+        })
     }
 
     /// The processes that are lost. A store whose process stands still never answers, so it is asked by a thread that may be left.
@@ -248,10 +250,7 @@ impl ProcessGroup {
         });
         match answered.recv_timeout(PATIENCE) {
             Ok(Ok(loss)) => loss,
-            _ if self.place.store == StoreHost::First && !share.is_first() => {
-                self.keeper.loss().or(Some(Loss { ranks: vec![0], what: NO_STORE.to_owned() }))
-            }
-            _ => None,
+            _ => self.keeper.loss().or_else(|| Loss::of_store(&self.place)),
         }
     }
 }
@@ -259,7 +258,7 @@ impl ProcessGroup {
 impl Reduce for ProcessGroup {
     fn sum(&self, tensors: &mut [Tensor]) -> reft_train::Result<()> {
         let summed = ProcessGroup::sum(self, tensors);
-        summed.map_err(|error| reft_train::Error::Reduction { reason: error.to_string() })
+        summed.map_err(|error| reft_train::Error::Reduction { reason: Box::new(error) })
     }
 }
 
@@ -282,6 +281,6 @@ fn reachable(address: &str, port: u16, limit: Duration) -> Result<(), String> {
 
 /// "f32 [2, 3]".
 fn describe(tensor: &Tensor) -> String {
-    let known = KINDS.iter().find(|(kind, _)| *kind == tensor.kind());
-    format!("{} {:?}", known.map_or("?", |(_, name)| name), tensor.size())
+    let known = KINDS.iter().find(|(kind, ..)| *kind == tensor.kind());
+    format!("{} {:?}", known.map_or("?", |(_, name, _)| name), tensor.size())
 }

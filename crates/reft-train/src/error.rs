@@ -175,8 +175,11 @@ pub enum Error {
     )]
     Reduction {
         /// What went wrong, and with which process.
-        reason: String,
+        reason: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A process of the run has failed where this one has not.
+    #[error("another process of the run has failed; it says why")]
+    Elsewhere,
     /// Weights that should be frozen ask for gradients.
     #[error(
         "weight {name} of the base model requires a gradient and is no parameter of the adapter; freeze it"

@@ -79,6 +79,7 @@ pub use run::progress::{
     Listeners, Outcome, Plan, Progress, Silent, Step, StepStats, Summary, ValidationStats,
 };
 pub use run::resident_memory::resident_memory;
+pub(crate) use run::share::Processes;
 pub use run::share::{Alone, Reduce, Share};
 pub use run::train_config::TrainConfig;
 pub use run::trainer::Trainer;

@@ -51,6 +51,16 @@ impl DeviceChoice {
         }
     }
 
+    /// What this choice is for one of several processes on a machine: a GPU of its own, unless one or none is named.
+    pub fn of_process(self, number: usize) -> Self {
+        match self {
+            Self::Auto if cuda::load().obstacle().is_none() => {
+                Self::Cuda(number % (Cuda::device_count().max(1) as usize))
+            }
+            other => other,
+        }
+    }
+
     /// The choice that names a device.
     pub fn of(device: Device) -> Self {
         match device {

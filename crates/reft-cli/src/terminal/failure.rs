@@ -1,12 +1,20 @@
+use std::env;
 use std::error::Error as StdError;
+use std::fmt;
+use std::fs;
 use std::io::{self, Write};
 use std::panic::{self, AssertUnwindSafe};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use reft_train::is_out_of_memory;
+use serde_json::json;
 
 use crate::terminal::interrupt::exit_at_once;
 use crate::terminal::output::say;
+
+/// The file into which a launcher wants to have written why this process has failed, as JSON with a `message`: torchrun's name for it.
+const ERROR_FILE: &str = "TORCHELASTIC_ERROR_FILE";
 
 const SUCCEEDED: u8 = 0;
 
@@ -34,6 +42,11 @@ pub fn report_panics() {
 pub fn run_and_exit(run: impl FnOnce() -> Result<()>) -> ! {
     let (code, said) = ending(run);
     said.iter().for_each(say);
+    if let (FAILED, Some(message), Some(file)) = (code, &said, env::var_os(ERROR_FILE)) {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let report = json!({ "message": message, "timestamp": since.to_string() });
+        let _ = fs::write(file, report.to_string()); // it was said on stderr
+    }
     // What cannot be written any more has been reported by who wrote it, or is no failure.
     let _ = io::stdout().flush();
     exit_at_once(code);
@@ -42,9 +55,16 @@ pub fn run_and_exit(run: impl FnOnce() -> Result<()>) -> ! {
 /// Runs the program: its exit code, and what is to be said of its end.
 pub fn ending(run: impl FnOnce() -> Result<()>) -> (u8, Option<String>) {
     // A panic has been reported by the hook; unwinding lets temporary files go.
-    match panic::catch_unwind(AssertUnwindSafe(run)) {
+    let ended = panic::catch_unwind(AssertUnwindSafe(run));
+    if let Ok(Err(failed)) = &ended
+        && let Some(Told(code)) = failed.downcast_ref()
+    {
+        return (*code, None);
+    }
+    match ended {
         Ok(Ok(())) => (SUCCEEDED, None),
         Ok(Err(failed)) if is_closed_stdout(&failed) => (SUCCEEDED, None),
+        Ok(Err(failed)) if is_told_elsewhere(&failed) => (FAILED, None),
         Ok(Err(failed)) if is_interruption(&failed) => (INTERRUPTED, Some(failed.to_string())),
         Ok(Err(failed)) => (FAILED, Some(message(&failed))),
         Err(panic) => {
@@ -55,6 +75,18 @@ pub fn ending(run: impl FnOnce() -> Result<()>) -> (u8, Option<String>) {
         }
     }
 }
+
+/// Another process, which this one has started, has said how it went; this one ends with the same exit code.
+#[derive(Debug)]
+pub struct Told(pub u8);
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the processes of the run have failed")
+    }
+}
+
+impl StdError for Told {}
 
 /// What helps where memory runs out, cheapest first.
 const MEMORY_ADVICE: &str = "  try: --checkpoint-activations (a run can be resumed with it), a smaller --batch-size or --max-length, --kind bf16, --weights int8 or int4, --reuse-memory, another --device";
@@ -94,6 +126,20 @@ fn is_interruption(failed: &anyhow::Error) -> bool {
     failed.chain().any(|cause| {
         matches!(cause.downcast_ref(), Some(OfBench::Interrupted))
             || matches!(cause.downcast_ref(), Some(OfCausal::Interrupted))
+    })
+}
+
+/// Whether another process of the run says the same.
+fn is_told_elsewhere(failed: &anyhow::Error) -> bool {
+    use {reft_distributed::Error as OfGroup, reft_train::Error as OfTraining};
+
+    failed.chain().any(|cause| {
+        let of_training = match cause.downcast_ref() {
+            Some(OfTraining::Reduction { reason }) => reason.downcast_ref(),
+            _ => None,
+        };
+        let of_group: Option<&OfGroup> = of_training.or_else(|| cause.downcast_ref());
+        of_group.is_some_and(OfGroup::is_told_elsewhere)
     })
 }
 

@@ -26,7 +26,7 @@ use crate::train::defaults::{with_length, with_rate, with_validation};
 use crate::train::directory::{self, TrainDirectory};
 use crate::train::first_example;
 use crate::train::method::TrainMethod;
-use crate::train::processes::{Processes, follow};
+use crate::train::processes::{Processes, follow, launch};
 use crate::train::run_options::{RunOptions, TrainFlags, needed, part, table};
 use crate::train::watch::options::{Log, WatchOptions};
 use crate::train::watch::page::RunPage;
@@ -67,11 +67,20 @@ pub struct TrainArgs {
 pub fn run(args: &TrainArgs) -> Result<()> {
     let asked = asked(args)?;
     let processes = Processes::find()?;
+    if !processes.were_launched() {
+        let (given, _) = with_saved(args, asked.clone())?;
+        let world = part::<RunOptions>(&given)?.processes;
+        if let Some(world) = world.filter(|world| *world > 1) {
+            return launch(world, given.contains_key("threads"));
+        }
+    }
     // from the first look into the directory to the end it is this run's
     let _lock = if processes.is_first() { locked(&asked)? } else { None };
     let (given, saved) = with_saved(args, asked)?;
     let run: RunOptions = part(&given)?;
+    processes.check(run.processes)?;
     let machine: MachineOptions = part(&given)?;
+    let machine = MachineOptions { device: processes.device(machine.device), ..machine };
     let model = needed(&run.model, "model")?;
     let (data, output) = (needed(&run.data, "data")?, needed(&run.output, "output")?);
     let config = run.train_config(&given)?;
@@ -115,7 +124,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let n = weighted.iter().map(|(examples, _)| examples.len()).sum();
     let config = with_validation(config, &run, &given, n);
     let mut dataset = Dataset::weighted(weighted, config.validation, config.seed)?;
-    let config = with_length(config, dataset.train.len());
+    let config = with_length(config, dataset.train.len(), processes.world());
     if let Some(file) = &run.validation_data {
         let records = read_records(file, columns.columns.as_ref())?;
         dataset.validation = examples_of(&records, file)?;
@@ -160,7 +169,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     if let Some(group) = &group {
         trainer = trainer.sharing(group.share(), group);
     }
-    let trainer = trainer.keeping(run.reuse()).with_facts(facts);
+    let trainer = trainer.keeping(run.reuse(processes.here())).with_facts(facts);
     if !processes.is_first() {
         return follow(trainer, args.resume.then_some(output.as_path()), stop);
     }

@@ -40,11 +40,12 @@ const USUAL_EPOCHS: RangeInclusive<usize> = 3..=10;
 const LEAST_STEPS: usize = 80;
 
 /// The options with a number of epochs, where nothing is said of how long the run is to be.
-pub fn with_length(config: TrainConfig, examples: usize) -> TrainConfig {
+pub fn with_length(config: TrainConfig, examples: usize, processes: usize) -> TrainConfig {
     if config.epochs.is_some() || config.max_steps.is_some() {
         return config;
     }
-    let epochs = epochs_of(examples.div_ceil(config.batch_size).div_ceil(config.grad_accum));
+    let each = config.grad_accum * processes;
+    let epochs = epochs_of(examples.div_ceil(config.batch_size).div_ceil(each));
     note(format!(
         "{epochs} epochs, by the number of examples (--epochs or --max-steps changes it)"
     ));
@@ -101,8 +102,9 @@ mod tests {
     #[test]
     fn a_length_that_is_given_stays() {
         let given = TrainConfig { max_steps: Some(7), ..TrainConfig::default() };
-        assert_eq!(with_length(given.clone(), 60), given);
+        assert_eq!(with_length(given.clone(), 60, 1), given);
         let accumulated = TrainConfig { grad_accum: 3, ..TrainConfig::default() }; // 60 examples are 3 steps
-        assert_eq!(with_length(accumulated, 60).epochs, Some(27));
+        assert_eq!(with_length(accumulated, 60, 1).epochs, Some(27));
+        assert_eq!(with_length(TrainConfig::default(), 60, 3).epochs, Some(27));
     }
 }

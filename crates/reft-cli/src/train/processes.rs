@@ -1,18 +1,21 @@
 use std::collections::BTreeMap;
+use std::env;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use anyhow::Result;
-use reft_distributed::{Place, ProcessGroup};
+use anyhow::{Context, Result, bail};
+use reft_distributed::{Ended, Launch, Place, ProcessGroup};
 use reft_models::AdapterStack;
 use reft_train::{Silent, Trainer};
-use tch::{Kind, Tensor};
 use toml::Table;
 
-use crate::terminal::say_nothing;
+use crate::machine::DeviceChoice;
+use crate::terminal::{INTERRUPTED, Told, note, on_signal, say_nothing};
 
 /// Options that processes of one run may differ in: where a process computes and where it keeps what, not what.
-const OWN: [&str; 9] = [
+const OWN: [&str; 10] = [
+    "processes",
     "threads",
     "device",
     "tf32",
@@ -40,6 +43,41 @@ impl Processes {
         Ok(found)
     }
 
+    /// Whether a launcher has started this process as one of several.
+    pub fn were_launched(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Number of processes of the run.
+    pub fn world(&self) -> usize {
+        self.0.as_ref().map_or(1, |place| place.share.world())
+    }
+
+    /// Number of processes of the run on this machine, as far as it is known.
+    pub fn here(&self) -> usize {
+        self.0.as_ref().map_or(1, |place| place.here)
+    }
+
+    /// Checks that there are as many as `--processes` says.
+    ///
+    /// # Errors
+    /// If a launcher has started another number.
+    pub fn check(&self, asked: Option<usize>) -> Result<()> {
+        match asked {
+            Some(asked) if self.were_launched() && asked != self.world() => bail!(
+                "--processes is {asked}, and a launcher has started {}; leave out one of the two",
+                self.world()
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    /// The device of this process: of several processes on a machine each takes a GPU of its own, as far as there are as many.
+    pub fn device(&self, asked: DeviceChoice) -> DeviceChoice {
+        let number = self.0.as_ref().and_then(|place| place.local_rank);
+        number.map_or(asked, |number| asked.of_process(number))
+    }
+
     /// Whether this process does what is done once.
     pub fn is_first(&self) -> bool {
         self.0.as_ref().is_none_or(|place| place.share.is_first())
@@ -62,11 +100,11 @@ impl Processes {
             options.map(|(name, value)| (name.as_str(), value.to_string())).collect();
         let facts: Vec<(&str, String)> = named.into_iter().chain(contents).collect();
         let group = ProcessGroup::join(place, &facts)?;
-        // full fine-tuning begins with the model's weights, in their own kind, whose digest was compared
-        let trained = adapters.parameters().into_iter().map(|parameter| parameter.tensor);
-        let mut trained: Vec<Tensor> =
-            trained.filter(|tensor| tensor.kind() == Kind::Float).collect();
-        group.broadcast(&mut trained)?;
+        let mut start = adapters.state();
+        for tensor in start.values_mut() {
+            group.broadcast(std::slice::from_mut(tensor))?; // one by one: of full fine-tuning they are the model
+        }
+        adapters.load_state(&start)?;
         Ok(Some(group))
     }
 }
@@ -83,4 +121,103 @@ pub fn follow(trainer: Trainer, resumed: Option<&Path>, stop: &AtomicBool) -> Re
     };
     trainer.run(&mut Silent, stop)?;
     Ok(())
+}
+
+/// Starts the processes of a run, each with this one's own command line, and waits for their ends; the first one says what there is to say.
+///
+/// # Errors
+/// If one fails; what each said of it has been shown then.
+pub fn launch(world: usize, has_threads: bool) -> Result<()> {
+    let launch = Launch::new(world).context("cannot begin a run with --processes")?;
+    static REQUESTS: AtomicUsize = AtomicUsize::new(0);
+    on_signal(|| {
+        REQUESTS.fetch_add(1, Ordering::Relaxed);
+    })?;
+    let program = env::current_exe().context("cannot find this program's own file")?;
+    let threads = (tch::get_num_threads() as usize / world).max(1);
+    let command = |_| {
+        let mut command = Command::new(&program);
+        command.args(env::args_os().skip(1));
+        if !has_threads {
+            command.arg("--threads").arg(threads.to_string());
+        }
+        command
+    };
+    let ended = launch.run(command, &REQUESTS)?;
+    told(&ended).iter().for_each(note);
+    match code_of(&ended) {
+        0 => Ok(()),
+        code => Err(Told(code).into()),
+    }
+}
+
+/// The exit code of a run: that of a failure if one of its processes has failed.
+fn code_of(ended: &[Ended]) -> u8 {
+    let are = |codes: &[u8]| {
+        ended.iter().all(|end| codes.iter().any(|code| end.code == Some((*code).into())))
+    };
+    match (are(&[0]), are(&[0, INTERRUPTED])) {
+        (true, _) => 0,
+        (_, true) => INTERRUPTED,
+        _ => 1,
+    }
+}
+
+/// What is to be said of processes that have failed, beside what the first one has said: each text once, with those whose it is.
+fn told(ended: &[Ended]) -> Vec<String> {
+    let mut texts: Vec<(Vec<usize>, String)> = Vec::new();
+    let first = ended.first().and_then(|first| first.said.as_ref());
+    for end in ended.iter().filter(|end| end.code != Some(0)) {
+        let text = match &end.said {
+            _ if end.code == Some(INTERRUPTED.into()) => continue,
+            Some(text) if Some(text) == first => continue, // it has said so itself
+            Some(text) => text.clone(),
+            None if end.code.is_some() => continue, // another process says what happened
+            None => format!("error: it {}", end.how),
+        };
+        match texts.iter_mut().find(|(_, other)| *other == text) {
+            Some((ranks, _)) => ranks.push(end.rank),
+            None => texts.push((vec![end.rank], text)),
+        }
+    }
+    let line = |(ranks, text): (Vec<usize>, String)| {
+        let ranks: Vec<String> = ranks.iter().map(usize::to_string).collect();
+        let ending = if ranks.len() == 1 { "" } else { "s" };
+        format!("rank{ending} {}: {text}", ranks.join(", "))
+    };
+    texts.into_iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn end(rank: usize, code: Option<i32>, said: Option<&str>) -> Ended {
+        let how = code
+            .map_or("was ended by signal 9".to_owned(), |code| format!("ended with code {code}"));
+        Ended { rank, code, said: said.map(str::to_owned), how }
+    }
+
+    #[test]
+    fn each_failure_is_told_once() {
+        let same = Some("error: no such file");
+        assert!(told(&[end(0, Some(1), same), end(1, Some(1), same)]).is_empty());
+        let stopped = [end(0, Some(130), None), end(1, Some(0), None)];
+        assert!(told(&stopped).is_empty());
+        assert_eq!((code_of(&stopped), code_of(&stopped[1..])), (130, 0));
+        let killed = [
+            end(0, Some(1), Some("error: rank 1 is gone")),
+            end(1, None, None),
+            end(2, Some(1), None),
+        ];
+        assert_eq!(told(&killed), ["rank 1: error: it was ended by signal 9"]);
+        assert_eq!(code_of(&killed), 1);
+        let memory = Some("error: memory ran out");
+        let two = [
+            end(0, Some(1), Some("error: elsewhere")),
+            end(1, Some(1), memory),
+            end(2, Some(1), memory),
+        ];
+        assert_eq!(told(&two), ["ranks 1, 2: error: memory ran out"]);
+    }
 }

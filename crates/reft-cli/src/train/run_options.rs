@@ -44,10 +44,13 @@ declare_options! {
         no_shuffle: bool = false, Switch("BOOL") in "Data";
         /// Compute the frozen model's part of an example in every step, instead of once
         no_reuse: bool = false, Switch("BOOL") in "Machine";
-        /// Memory for the frozen model's part of examples, as 4GB or 512MiB [default: half of what is available]
+        /// Memory of each process for the frozen model's part of examples, as 4GB or 512MiB [default: half of what is available, divided among the
+        /// processes]
         reuse_memory: Option<ByteSize> = None, Text("SIZE") in "Machine";
         /// Directory for a file with what does not fit into that memory [default: it is computed again]
         reuse_dir: Option<PathBuf> = None, Text("DIR") in "Machine";
+        /// Processes of this machine that share every step out among themselves; each takes a batch of its own
+        processes: Option<usize> = None, Count("N") in "Machine" if |n: usize| (1..=1024).contains(&n), "a number from 1 to 1024";
     }
 }
 
@@ -106,10 +109,10 @@ pub fn part<T: DeclaredOptions>(given: &Table) -> Result<T> {
 }
 
 impl RunOptions {
-    /// Where the frozen model's part of the examples is kept.
-    pub fn reuse(&self) -> ReuseConfig {
+    /// Where each of so many processes on this machine keeps the frozen model's part of its examples.
+    pub fn reuse(&self, processes: usize) -> ReuseConfig {
         let memory = self.reuse_memory.map(|size| size.as_u64());
-        ReuseConfig { memory, directory: self.reuse_dir.clone() }
+        ReuseConfig { memory, directory: self.reuse_dir.clone(), processes }
     }
 
     /// The trainer's part of the options that are given.

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include <ATen/Version.h>
 #include <c10/util/Logging.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
@@ -52,8 +53,9 @@ bool tried(char* reason, size_t room, Act act) {
 } // namespace
 
 extern "C" {
+// Port 0 is a free one.
 bool reft_store_new(
-    const char* host, uint16_t port, bool serves, const char* prefix, int64_t limit_ms, reft_store** made, char* reason, size_t room) {
+    const char* host, uint16_t* port, bool serves, const char* prefix, int64_t limit_ms, reft_store** made, char* reason, size_t room) {
   return tried(reason, room, [&] {
     // What fails is this program's to tell; libtorch's own log, with the stack of every lost connection, is for those who ask for it.
     if (std::getenv("TORCH_CPP_LOG_LEVEL")) {
@@ -62,11 +64,12 @@ bool reft_store_new(
       FLAGS_caffe2_log_level = 3;
     }
     c10d::TCPStoreOptions options;
-    options.port = port;
+    options.port = *port;
     options.isServer = serves;
     options.waitWorkers = false;
     options.timeout = milliseconds(limit_ms);
     auto store = c10::make_intrusive<c10d::TCPStore>(host, options);
+    *port = store->getPort();
     *made = new reft_store{c10::make_intrusive<c10d::PrefixStore>(prefix, store)};
   });
 }
@@ -91,6 +94,11 @@ bool reft_store_get(const reft_store* store, const char* key, int64_t limit_ms, 
 
 bool reft_store_add(const reft_store* store, const char* key, int64_t number, int64_t* sum, char* reason, size_t room) {
   return tried(reason, room, [&] { *sum = store->store->add(key, number); });
+}
+
+// How this libtorch was built: "PyTorch built with: … TORCH_VERSION=2.11.0, …".
+bool reft_libtorch_config(char* value, size_t value_room, char* reason, size_t room) {
+  return tried(reason, room, [&] { say(at::show_config(), value, value_room); });
 }
 
 void reft_store_free(reft_store* store) {

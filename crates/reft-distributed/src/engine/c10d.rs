@@ -29,7 +29,7 @@ struct RawGroup {
 unsafe extern "C" {
     fn reft_store_new(
         host: *const c_char,
-        port: u16,
+        port: *mut u16,
         serves: bool,
         prefix: *const c_char,
         limit_ms: i64,
@@ -64,6 +64,12 @@ unsafe extern "C" {
         key: *const c_char,
         number: i64,
         sum: *mut i64,
+        reason: *mut c_char,
+        room: usize,
+    ) -> bool;
+    fn reft_libtorch_config(
+        value: *mut c_char,
+        value_room: usize,
         reason: *mut c_char,
         room: usize,
     ) -> bool;
@@ -119,14 +125,30 @@ impl Store {
         prefix: &str,
         limit: Duration,
     ) -> Result<Self, String> {
+        Ok(Self::new(host, port, serves, prefix, limit)?.0)
+    }
+
+    /// Serves a store for others on a port that is free, and says which.
+    pub(crate) fn serve(host: &str, limit: Duration) -> Result<(Self, u16), String> {
+        Self::new(host, 0, true, "", limit)
+    }
+
+    fn new(
+        host: &str,
+        mut port: u16,
+        serves: bool,
+        prefix: &str,
+        limit: Duration,
+    ) -> Result<(Self, u16), String> {
         let (host, prefix) = (text(host)?, text(prefix)?);
         let mut made = ptr::null_mut();
         told(|reason, room| {
             let (host, prefix, limit) = (host.as_ptr(), prefix.as_ptr(), milliseconds(limit));
-            // SAFETY: see the module; `made` is written only where the function succeeds.
+            let port = &mut port;
+            // SAFETY: see the module; `made` and `port` are written only where the function succeeds.
             unsafe { reft_store_new(host, port, serves, prefix, limit, &mut made, reason, room) }
         })?;
-        NonNull::new(made).map(Self).ok_or_else(nothing_made)
+        Ok((NonNull::new(made).map(Self).ok_or_else(nothing_made)?, port))
     }
 
     /// Another connection to the same store.
@@ -231,6 +253,19 @@ impl Drop for Group {
         // SAFETY: made by `connect`, and freed nowhere else.
         unsafe { reft_group_free(self.0.as_ptr()) }
     }
+}
+
+/// The version of the libtorch that is loaded: "2.11.0"; empty if it does not say.
+pub(crate) fn libtorch_version() -> String {
+    let mut config = vec![0; VALUE_ROOM];
+    let said = told(|reason, room| {
+        // SAFETY: see the module; `config` has as many bytes as the call says.
+        unsafe { reft_libtorch_config(config.as_mut_ptr().cast(), VALUE_ROOM, reason, room) }
+    });
+    let config = said.map(|()| until_zero(&config)).unwrap_or_default();
+    let (_, rest) = config.split_once("TORCH_VERSION=").unwrap_or_default();
+    let digit = |c: char| !c.is_ascii_digit() && c != '.';
+    rest[..rest.find(digit).unwrap_or(rest.len())].to_owned()
 }
 
 /// Calls a function with room for a reason, and gives that if it fails.

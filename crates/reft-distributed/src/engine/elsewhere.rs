@@ -6,6 +6,11 @@ use tch::Tensor;
 
 use crate::Error;
 
+/// Nobody asks: there is nothing to be shared.
+pub(crate) fn libtorch_version() -> String {
+    String::new()
+}
+
 /// There is none.
 #[derive(Debug)]
 pub(crate) enum Store {}
@@ -16,6 +21,10 @@ pub(crate) enum Group {}
 
 impl Store {
     pub(crate) fn connect(_: &str, _: u16, _: bool, _: &str, _: Duration) -> Result<Self, String> {
+        Err(Error::Unsupported.to_string())
+    }
+
+    pub(crate) fn serve(_: &str, _: Duration) -> Result<(Self, u16), String> {
         Err(Error::Unsupported.to_string())
     }
 

@@ -6,6 +6,6 @@ mod c10d;
 mod elsewhere;
 
 #[cfg(process_groups)]
-pub(crate) use c10d::{Group, Store};
+pub(crate) use c10d::{Group, Store, libtorch_version};
 #[cfg(not(process_groups))]
-pub(crate) use elsewhere::{Group, Store};
+pub(crate) use elsewhere::{Group, Store, libtorch_version};

@@ -70,8 +70,16 @@ fn share(group: &ProcessGroup) -> Outcome {
     group.broadcast(&mut start)?;
     let first = Tensor::arange(6, (Kind::Double, Device::Cpu)) + 0.1;
     assert_eq!(start[0], first, "that of rank 0");
-    let half = group.sum(&mut [Tensor::zeros([2], (Kind::Half, Device::Cpu))]);
-    assert!(matches!(half, Err(Error::Kind { .. })), "{half:?}");
+    // summed in f32 and rounded once: 256 + world, where bf16 counts in twos and 256 + 1 would stay 256
+    let is_first = if group.share().is_first() { 256.0 } else { 1.0 };
+    for kind in [Kind::BFloat16, Kind::Half] {
+        let mut few = [Tensor::from(is_first).to_kind(kind)];
+        group.sum(&mut few)?;
+        let whole = Tensor::from(256.0 + world - 1.0).to_kind(kind);
+        assert_eq!((few[0].kind(), few[0].double_value(&[])), (kind, whole.double_value(&[])));
+    }
+    let other = group.sum(&mut [Tensor::zeros([2], (Kind::Int8, Device::Cpu))]);
+    assert!(matches!(other, Err(Error::Kind { .. })), "{other:?}");
     group.barrier()?;
     say(format!("{:?}", Vec::<f64>::try_from(&tensors[1])?));
     Ok(())

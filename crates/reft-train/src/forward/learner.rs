@@ -8,7 +8,8 @@ use tch::Tensor;
 use crate::forward::checkpointed_pass::CheckpointedPass;
 use crate::forward::pass::Pass;
 use crate::{
-    Batch, Error, Example, Forwards, FrozenStore, Needed, Objective, ReadyBatch, Result, Sequence,
+    Batch, Error, Example, Forwards, FrozenStore, Needed, Objective, Processes, ReadyBatch, Result,
+    Sequence, Share,
 };
 
 /// A frozen model, the adapters it is used with, and what they are to learn: what is trained and evaluated.
@@ -93,16 +94,45 @@ impl<'a> Learner<'a> {
         &self,
         examples: &[Example],
         batch_size: usize,
-        mut frozen: Option<&mut FrozenStore>,
+        frozen: Option<&mut FrozenStore>,
+    ) -> Result<LossReport> {
+        self.evaluate_among(examples, batch_size, frozen, Processes::ALONE)
+    }
+
+    /// [`Self::evaluate`], the batches shared out among the processes of a run: each has every `world`-th.
+    pub(crate) fn evaluate_among(
+        &self,
+        examples: &[Example],
+        batch_size: usize,
+        frozen: Option<&mut FrozenStore>,
+        processes: Processes,
     ) -> Result<LossReport> {
         self.check_lengths(examples)?;
         self.check(examples)?;
+        let terms = self.objective.terms().len();
+        let own = self.own_sums(examples, batch_size, frozen, processes.share);
+        let mut sums = processes.sums_of(own, 2 * terms + 1, 0)?;
+        let target_tokens = sums.pop().unwrap_or_default() as i64;
+        let counts = sums.split_off(terms);
+        let loss: f64 = sums.iter().zip(self.divisors(&counts)).map(|(sum, n)| sum / n).sum();
+        Ok(LossReport { loss, perplexity: loss.exp(), target_tokens })
+    }
+
+    /// Of a process's batches the sum of each term, its count, and the number of target tokens.
+    fn own_sums(
+        &self,
+        examples: &[Example],
+        batch_size: usize,
+        mut frozen: Option<&mut FrozenStore>,
+        share: Share,
+    ) -> Result<Vec<f64>> {
         let mut sorted: Vec<&Example> = examples.iter().collect();
         sorted.sort_by_key(|example| std::cmp::Reverse(example.length()));
         let terms = self.objective.terms().len();
         let (mut sums, mut counts, mut target_tokens) = (vec![0.0; terms], vec![0.0; terms], 0);
         let _guard = tch::no_grad_guard();
-        for examples in sorted.chunks(batch_size.max(1)) {
+        let batches = sorted.chunks(batch_size.max(1));
+        for examples in batches.skip(share.rank()).step_by(share.world()) {
             let batch = self.batch(examples.iter().copied())?;
             let found = self.sums(&batch, Mode::Eval, frozen.as_deref_mut())?;
             let found: Vec<f64> = found.iter().map(|sum| sum.double_value(&[])).collect(); // sync
@@ -114,8 +144,9 @@ impl<'a> Learner<'a> {
             add(&mut counts, &self.objective.counts(&batch));
             target_tokens += batch.n_targets();
         }
-        let loss: f64 = sums.iter().zip(self.divisors(&counts)).map(|(sum, n)| sum / n).sum();
-        Ok(LossReport { loss, perplexity: loss.exp(), target_tokens })
+        sums.extend(counts);
+        sums.push(target_tokens as f64);
+        Ok(sums)
     }
 
     /// Checks that examples fit into the model's context, with what the adapters put before them.

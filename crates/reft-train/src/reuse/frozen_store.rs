@@ -14,10 +14,12 @@ use crate::{Needed, Result};
 /// How much of the frozen model's work is cached for the next epoch, and where.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ReuseConfig {
-    /// Bytes of memory; `None`: half of what is available when the first row is cached.
+    /// Bytes of memory; `None`: half of what is available when the first row is cached, divided among the processes.
     pub memory: Option<u64>,
     /// Directory for what does not fit into memory; `None`: it is computed again.
     pub directory: Option<PathBuf>,
+    /// Number of processes on this machine that cache rows at once; 0 is 1.
+    pub processes: usize,
 }
 
 /// The frozen model's part of rows, cached from epoch to epoch.
@@ -218,7 +220,8 @@ impl<'d> FrozenStore<'d> {
     /// Sets the budget at first, and lets rows go when the machine runs short.
     fn look_at_memory(&mut self) {
         let (available, total) = available_memory();
-        let budget = *self.config.memory.get_or_insert(available / 2);
+        let processes = self.config.processes.max(1) as u64;
+        let budget = *self.config.memory.get_or_insert(available / 2 / processes);
         if (available as f64) < RESERVE * total as f64 && self.bytes > 0 {
             let target = self.bytes / 2;
             let bytes = &mut self.bytes;
@@ -320,7 +323,7 @@ mod tests {
         let need: u64 = rows.iter().map(bytes_of).sum();
         for batch_size in [1, 2, 6] {
             let kept = |memory: u64| -> Result<(usize, u64)> {
-                let reuse = ReuseConfig { memory: Some(memory), directory: None };
+                let reuse = ReuseConfig { memory: Some(memory), ..ReuseConfig::default() };
                 let batches = sequences.chunks(batch_size);
                 let batches = batches.map(|batch| batch.iter().map(needed).collect());
                 let mut store = FrozenStore::new(reuse).grouped(batches);
@@ -345,7 +348,8 @@ mod tests {
         let decoder = reft_models::Decoder::open(model.as_ref(), Kind::Float, Device::Cpu)?;
         let directory = tempfile::tempdir()?;
         let path = Some(directory.path().to_owned());
-        let mut store = FrozenStore::new(ReuseConfig { memory: Some(0), directory: path });
+        let mut store =
+            FrozenStore::new(ReuseConfig { memory: Some(0), directory: path, processes: 1 });
         let rows = [vec![5, 6, 7, 8, 9], vec![11, 12, 13, 14]].map(Row::prompt);
         let reach = Reach { stage: 1, token: 3 };
         let tensors = |store: &mut FrozenStore| -> Result<Vec<Vec<Tensor>>> {

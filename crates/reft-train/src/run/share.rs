@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// Which part of a run is this process's: the `rank`-th of `world`, as `torch.distributed` counts them.
 ///
@@ -100,6 +100,28 @@ pub(crate) struct Processes<'a> {
 }
 
 impl Processes<'_> {
+    /// All of a run.
+    pub(crate) const ALONE: Processes<'static> =
+        Processes { share: Share::WHOLE, reduction: &Alone };
+
+    /// The sums over all processes of `n` numbers that each has computed, or the failure of one: all learn of it, and none waits for it.
+    ///
+    /// # Errors
+    /// The process's own; [`Error::OutOfMemory`] and [`Error::Elsewhere`] if it is another one's.
+    pub(crate) fn sums_of(&self, own: Result<Vec<f64>>, n: usize, step: usize) -> Result<Vec<f64>> {
+        let is_memory = matches!(own, Err(Error::OutOfMemory { .. }));
+        let failed = [is_memory, own.is_err() && !is_memory].map(f64::from);
+        let numbers = own.as_ref().map_or_else(|_| vec![0.0; n], Vec::clone);
+        let mut sums = self.sums(&[numbers.as_slice(), &failed].concat())?;
+        let failed = sums.split_off(n);
+        own?;
+        if failed[0] > 0.0 {
+            let reason = "on another process of the run".to_owned();
+            return Err(Error::OutOfMemory { step, reason });
+        }
+        if failed[1] > 0.0 { Err(Error::Elsewhere) } else { Ok(sums) }
+    }
+
     /// The sums over all processes of numbers that each has.
     pub(crate) fn sums(&self, own: &[f64]) -> Result<Vec<f64>> {
         let mut sums = [Tensor::from_slice(own)];

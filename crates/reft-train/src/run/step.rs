@@ -20,24 +20,10 @@ impl Trainer<'_> {
         let objective = self.learner.objective;
         let (counts, [tokens, target_tokens]) = self.counts(micro_batches)?;
         let divisors = self.learner.divisors(&counts);
-        let factors: Vec<f64> = divisors.iter().map(|n| self.scaler.scale() / n).collect();
-        let mut terms = Vec::new(); // of each micro-batch, its part of each term
         self.optimizer.zero_grad();
         objective.progress(self.step as f64 / self.total_steps().max(1) as f64);
-        for (i, batch) in micro_batches.iter().enumerate() {
-            let place = self.processes.share.place_in_step(i);
-            let seed = seed_of(&[self.config.seed, self.step as u64, place as u64]);
-            let sums = self.with_memory(|run| {
-                autocast(run.uses_autocast(), || run.backward(batch, &factors, seed))
-            })?;
-            terms.extend(sums.into_iter().zip(&divisors).map(|(sum, n)| sum / *n));
-            self.look_ahead(micro_batches.get(i + 1));
-        }
-        // a part of the loss that is no sum over examples, and counts once
-        if let Some(penalty) = objective.penalty().filter(|_| self.processes.share.is_first()) {
-            (penalty * self.scaler.scale()).backward();
-        }
-        let (terms, grads) = self.reduced(&terms, micro_batches)?;
+        let terms = self.backwards(micro_batches, &divisors);
+        let (terms, grads) = self.reduced(terms, micro_batches)?;
         if self.scaler.unscale(&grads) == Grads::Overflow {
             self.scaler.back_off();
             return Ok(Step::Overflowed);
@@ -92,6 +78,30 @@ impl Trainer<'_> {
         }
     }
 
+    /// Adds the gradients of all micro-batches, each term divided by its number; returns what each micro-batch has of each term.
+    fn backwards(&mut self, micro_batches: &[Batch], divisors: &[f64]) -> Result<Vec<f64>> {
+        let factors: Vec<f64> = divisors.iter().map(|n| self.scaler.scale() / n).collect();
+        let mut terms = Vec::new();
+        for (i, batch) in micro_batches.iter().enumerate() {
+            let place = self.processes.share.place_in_step(i);
+            let seed = seed_of(&[self.config.seed, self.step as u64, place as u64]);
+            let sums = self.with_memory(|run| {
+                autocast(run.uses_autocast(), || run.backward(batch, &factors, seed))
+            })?;
+            terms.extend(sums.into_iter().zip(divisors).map(|(sum, n)| sum / *n));
+            self.look_ahead(micro_batches.get(i + 1));
+        }
+        // a part of the loss that is no sum over examples, and counts once
+        let penalty = self.learner.objective.penalty();
+        if let Some(penalty) = penalty.filter(|_| self.processes.share.is_first()) {
+            (penalty * self.scaler.scale()).backward();
+        }
+        match terms.as_slice() {
+            [] => Ok(Vec::new()),
+            terms => Ok(Tensor::stack(terms, 0).to_kind(Kind::Double).try_into()?), // sync
+        }
+    }
+
     /// Adds the gradient of `Σ factor · sum` over a batch's terms; returns the sums.
     fn backward(&mut self, batch: &Batch, factors: &[f64], seed: u64) -> Result<Vec<Tensor>> {
         let ready = self.ready.take().filter(|(of, _)| of == batch).map(|(_, ready)| ready);
@@ -122,20 +132,20 @@ impl Trainer<'_> {
     /// The terms of a step's loss, from those of its micro-batches, and the gradients: summed over all processes, and not yet used.
     fn reduced(
         &mut self,
-        terms: &[Tensor],
+        terms: Result<Vec<f64>>,
         micro_batches: &[Batch],
     ) -> Result<(Vec<f64>, Vec<Tensor>)> {
         let n = self.learner.objective.terms().len();
-        let terms = match terms {
-            [] => Vec::new(),
-            _ => Vec::<f64>::try_from(Tensor::stack(terms, 0).to_kind(Kind::Double))?, // sync
-        };
-        let mut own: Vec<f64> = (0..n).map(|k| terms.iter().skip(k).step_by(n).sum()).collect();
-        own.extend(self.optimizer.with_grad().map(f64::from));
-        let mut sums = self.processes.sums(&own)?;
+        let with_grad: Vec<f64> = self.optimizer.with_grad().map(f64::from).collect();
+        let of_each = terms.as_ref().map_or(Vec::new(), Vec::clone);
+        let own = terms.map(|terms| {
+            let of_term = |k| terms.iter().skip(k).step_by(n).sum::<f64>();
+            (0..n).map(of_term).chain(with_grad.iter().copied()).collect()
+        });
+        let mut sums = self.processes.sums_of(own, n + with_grad.len(), self.step + 1)?;
         let with_grad = sums.split_off(n);
         if let Some(&sum) = sums.iter().find(|sum| !sum.is_finite()) {
-            let mut own = terms.chunks(n).zip(micro_batches);
+            let mut own = of_each.chunks(n).zip(micro_batches);
             let found = own.find_map(|(terms, batch)| {
                 Some((*terms.iter().find(|term| !term.is_finite())?, batch.ids.clone()))
             });
@@ -254,8 +264,8 @@ mod tests {
         let directory = tempfile::tempdir()?;
         let path = Some(directory.path().to_owned());
         let in_memory = ReuseConfig::default();
-        let in_file = ReuseConfig { memory: Some(0), directory: path };
-        let in_part = ReuseConfig { memory: Some(3000), directory: None }; // a few of the rows
+        let in_file = ReuseConfig { memory: Some(0), directory: path, processes: 1 };
+        let in_part = ReuseConfig { memory: Some(3000), ..ReuseConfig::default() }; // a few of the rows
         let nothing = TrainConfig { reuse: false, ..config() };
         let by_block = TrainConfig { grad_accum: 2, checkpoint_activations: true, ..config() };
         for (what, reuse, config, expected) in [

@@ -11,7 +11,7 @@ use tch::{Kind, Tensor, autocast};
 use crate::run::checkpoint::{Best, Checkpoint, FORMAT_VERSION, RunState};
 use crate::run::feed::Feed;
 use crate::run::run_directory::RunDirectory;
-use crate::run::share::{Alone, Processes, Reduce, Share};
+use crate::run::share::{Processes, Reduce, Share};
 use crate::{
     AdamW, Batch, Dataset, Error, FrozenStore, Learner, LossScaler, NextToken, Objective, Outcome,
     Plan, Progress, ReadyBatch, Result, ReuseConfig, Summary, TrainConfig, ValidationStats,
@@ -75,7 +75,7 @@ impl<'a> Trainer<'a> {
             _ => LossScaler::disabled(),
         };
         let feed = Feed::new(&dataset.train, &config);
-        let processes = Processes { share: Share::WHOLE, reduction: &Alone };
+        let processes = Processes::ALONE;
         let by_block = config.checkpoint_activations || learner.model.is_quantised();
         let trainer = Self {
             learner: learner.clone(),
@@ -111,8 +111,8 @@ impl<'a> Trainer<'a> {
         self
     }
 
-    /// Makes the trainer that of one process among several, each with the same model, data, options and adapters at the start. The examples
-    /// held out are evaluated by each of them; files are written by the first only, and read by all. To be called before
+    /// Makes the trainer that of one process among several, each with the same model, data, options and adapters at the start. Examples
+    /// held out are shared out as those to train on are; files are written by the first only, and read by all. To be called before
     /// [`Self::starting_in`] or [`Self::resuming_in`].
     ///
     /// A process's loss is divided by the counts of all processes, so the sum of their gradients is that of one process with the
@@ -248,8 +248,10 @@ impl<'a> Trainer<'a> {
                 progress.warned(&warning);
             }
             progress.step(&stats);
-            if self.is_due(self.config.eval_every, self.steps_per_epoch()) {
-                self.validate(progress)?;
+            if self.is_due(self.config.eval_every, self.steps_per_epoch())
+                && let Err(error) = self.validate(progress)
+            {
+                return Err(self.kept_after(error, progress)?);
             }
             if self.is_due(self.config.checkpoint_every, self.total_steps()) {
                 self.save_checkpoint(progress)?;
@@ -316,7 +318,12 @@ impl<'a> Trainer<'a> {
         let (batch_size, step) = (self.config.batch_size, self.step);
         let report = autocast(self.uses_autocast(), || {
             let frozen = self.frozen.as_mut();
-            self.learner.evaluate(&self.dataset.validation, batch_size, frozen)
+            self.learner.evaluate_among(
+                &self.dataset.validation,
+                batch_size,
+                frozen,
+                self.processes,
+            )
         })?;
         let lowest = self.best.as_ref().map_or(f64::INFINITY, |(best, _)| best.validation_loss);
         if step > 0 && report.loss < lowest {
@@ -338,7 +345,9 @@ impl<'a> Trainer<'a> {
 
     /// Writes a checkpoint if an error leaves the run as it was after its last step, and gives the error back.
     fn kept_after(&mut self, error: Error, progress: &mut dyn Progress) -> Result<Error> {
-        if matches!(error, Error::OutOfMemory { .. } | Error::Reduction { .. }) {
+        let has_left_it =
+            matches!(error, Error::OutOfMemory { .. } | Error::Reduction { .. } | Error::Elsewhere);
+        if has_left_it {
             self.optimizer.zero_grad();
             if self.step > 0 {
                 self.save_checkpoint(progress)?;

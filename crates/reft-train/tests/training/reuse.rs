@@ -161,8 +161,11 @@ fn kept_in_memory_or_in_a_file_the_numbers_are_the_same_bits() -> TestResult {
     let (losses, tensors) = trajectory(&decoder, config(true), ReuseConfig::default())?;
     for memory in [0, 3000] {
         // 3000 bytes: of the rows, some have room and some have not
-        let reuse =
-            ReuseConfig { memory: Some(memory), directory: Some(directory.path().to_owned()) };
+        let reuse = ReuseConfig {
+            memory: Some(memory),
+            directory: Some(directory.path().to_owned()),
+            processes: 1,
+        };
         let (found, found_tensors) = trajectory(&decoder, config(true), reuse)?;
         assert_eq!(found, losses, "{memory}");
         assert_eq!(found_tensors, tensors, "{memory}");
@@ -176,7 +179,7 @@ fn without_room_the_numbers_are_the_same_to_rounding_however_little_there_is() -
     let _alone = alone();
     let decoder = decoder(Kind::Float)?;
     let (kept, _) = trajectory(&decoder, config(true), ReuseConfig::default())?;
-    let small = |memory| ReuseConfig { memory: Some(memory), directory: None };
+    let small = |memory| ReuseConfig { memory: Some(memory), ..ReuseConfig::default() };
     let (losses, tensors) = trajectory(&decoder, config(true), small(0))?;
     let (some, some_tensors) = trajectory(&decoder, config(true), small(3000))?;
     assert_eq!((some, some_tensors), (losses.clone(), tensors));
@@ -184,7 +187,7 @@ fn without_room_the_numbers_are_the_same_to_rounding_however_little_there_is() -
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("no directory");
     std::fs::write(&file, "")?;
-    let no_directory = ReuseConfig { memory: Some(0), directory: Some(file) };
+    let no_directory = ReuseConfig { memory: Some(0), directory: Some(file), processes: 1 };
     let (warned, _) = trajectory(&decoder, config(true), no_directory)?;
     for found in [&losses, &warned] {
         for (step, (found, kept)) in found.iter().zip(&kept).enumerate() {

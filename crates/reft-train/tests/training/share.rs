@@ -10,7 +10,7 @@ use reft_core::MapKind;
 use reft_models::{Adapter, AdapterStack};
 use reft_train::{
     Alone, Batch, Dataset, Error, Forwards, Learner, NextToken, Objective, Outcome, Progress,
-    Reduce, Share, Shuffle, StepStats, Term, TrainConfig, Trainer,
+    Reduce, Share, Shuffle, StepStats, Term, TrainConfig, Trainer, ValidationStats,
 };
 use tch::{Kind, Tensor};
 
@@ -363,6 +363,128 @@ fn a_loss_that_is_no_number_stops_every_process() -> TestResult {
     Ok(())
 }
 
+/// Losses of examples held out, and how many target tokens they are of.
+#[derive(Default)]
+struct Validations(Vec<(f64, i64)>);
+
+impl Progress for Validations {
+    fn validated(&mut self, stats: &ValidationStats) {
+        self.0.push((stats.validation_loss, stats.target_tokens));
+    }
+}
+
+/// Batches of the examples held out, as often as they are computed.
+struct Counted(Cell<usize>);
+
+impl Objective for Counted {
+    fn name(&self) -> &'static str {
+        "counted"
+    }
+
+    fn terms(&self) -> &[Term] {
+        NextToken.terms()
+    }
+
+    fn counts(&self, batch: &Batch) -> Vec<f64> {
+        NextToken.counts(batch)
+    }
+
+    fn sums(&self, forwards: &Forwards) -> reft_train::Result<Vec<Tensor>> {
+        self.0.set(self.0.get() + 1);
+        NextToken.sums(forwards)
+    }
+}
+
+/// Seven rows in batches of two are four: two for each of two processes, and of three processes the first has two.
+#[test]
+fn examples_held_out_are_shared_out_and_each_process_knows_the_loss_of_all() -> TestResult {
+    let _alone = alone();
+    let validated = |accum: usize, share: Share, reduction: &dyn Reduce| {
+        let decoder = decoder(Kind::Float)?;
+        let adapter = adapter(&decoder, MapKind::Householder, 0.0, 7)?;
+        let objective = Counted(Cell::new(0));
+        let learner = Learner::new(&decoder, &AdapterStack::one(&adapter), &objective);
+        let dataset = Dataset { train: examples(4), validation: examples(7) };
+        let config =
+            TrainConfig { epochs: None, max_steps: Some(1), ..config(2, accum, Shuffle::None) };
+        let mut validations = Validations::default();
+        let trainer = Trainer::new(&learner, &dataset, config)?;
+        trainer.sharing(share, reduction).run(&mut validations, &AtomicBool::new(false))?;
+        Ok((validations.0, objective.0.get()))
+    };
+    for (world, shares) in [(2, vec![2, 2]), (3, vec![2, 1, 1])] {
+        // one process whose step has the batches of all
+        let (whole, batches) = validated(world, Share::WHOLE, &Alone)?;
+        assert_eq!((whole.len(), batches), (2, 2 * 4 + 2));
+        let processes = in_turns(world, |share, reduction| validated(1, share, reduction))?;
+        for ((found, batches), share) in processes.iter().zip(shares) {
+            // of the batches to train on, 2 a world, the third process has none
+            assert!((2 * share..=2 * share + 1).contains(batches), "{world}: {batches}");
+            for (found, whole) in found.iter().zip(&whole) {
+                assert!((found.0 - whole.0).abs() < 1e-6 * whole.0, "{found:?} {whole:?}"); // f32
+                assert_eq!(found.1, whole.1);
+            }
+            assert_eq!(found.len(), whole.len());
+        }
+    }
+    Ok(())
+}
+
+/// Fails with a text, on the process that has one.
+struct Failing(Option<&'static str>);
+
+impl Objective for Failing {
+    fn name(&self) -> &'static str {
+        "failing"
+    }
+
+    fn terms(&self) -> &[Term] {
+        NextToken.terms()
+    }
+
+    fn counts(&self, batch: &Batch) -> Vec<f64> {
+        NextToken.counts(batch)
+    }
+
+    fn sums(&self, forwards: &Forwards) -> reft_train::Result<Vec<Tensor>> {
+        match self.0 {
+            Some(text) => Err(Error::Reduction { reason: text.into() }),
+            None => NextToken.sums(forwards),
+        }
+    }
+}
+
+/// Nobody waits for a process whose step fails, and each says what it knows.
+#[test]
+fn the_failure_of_a_process_in_its_step_is_that_of_all() -> TestResult {
+    let _alone = alone();
+    for (text, own, others) in [
+        ("a bad thing", "a bad thing", "another process of the run has failed"),
+        (
+            "CUDA out of memory",
+            "CUDA out of memory",
+            "memory ran out in step 1: on another process",
+        ),
+    ] {
+        for failing in [0, 1] {
+            let found = in_turns(2, |share, reduction| {
+                let decoder = decoder(Kind::Float)?;
+                let adapter = adapter(&decoder, MapKind::Householder, 0.0, 7)?;
+                let objective = Failing((share.rank() == failing).then_some(text));
+                let learner = Learner::new(&decoder, &AdapterStack::one(&adapter), &objective);
+                let dataset = Dataset { train: examples(13), validation: Vec::new() };
+                let trainer = Trainer::new(&learner, &dataset, config(3, 1, Shuffle::Plain))?;
+                let mut trainer = trainer.sharing(share, reduction);
+                let outcome = trainer.run(&mut Steps::default(), &AtomicBool::new(false));
+                Ok(outcome.err().map(|error| error.to_string()).unwrap_or_default())
+            })?;
+            assert!(found[failing].contains(own), "{found:?}");
+            assert!(found[1 - failing].contains(others), "{found:?}");
+        }
+    }
+    Ok(())
+}
+
 /// Stops the run after a step, on the process that has it.
 struct StopAfter<'a>(usize, &'a AtomicBool);
 
@@ -398,23 +520,24 @@ struct LostAfter(Cell<usize>);
 impl Reduce for LostAfter {
     fn sum(&self, _: &mut [Tensor]) -> reft_train::Result<()> {
         let left = self.0.get().checked_sub(1);
-        self.0.set(left.ok_or_else(|| Error::Reduction { reason: "rank 1 is gone".to_owned() })?);
+        self.0.set(left.ok_or_else(|| Error::Reduction { reason: "rank 1 is gone".into() })?);
         Ok(())
     }
 }
 
-/// Four sums a step: what is decided together, the counts, the loss and the gradients.
+/// A sum for the validation before the first step, four a step (what is decided together, counts, loss, gradients), one at the epoch's end.
 #[test]
 fn a_process_that_is_lost_leaves_a_checkpoint_of_the_last_whole_step() -> TestResult {
     let _alone = alone();
-    for sums in [8, 9, 10, 11] {
+    for (sums, step) in [(9, 2), (10, 2), (11, 2), (12, 2), (13, 3)] {
         let run = tempfile::tempdir()?;
         let in_directory = Setting { directory: Some(run.path()), ..Setting::default() };
         let lost = LostAfter(Cell::new(sums));
         let error = train(&config(3, 1, Shuffle::Plain), Share::new(0, 2)?, &lost, in_directory);
         let error = error.err().ok_or("it was not noticed")?.to_string();
         assert!(error.contains("rank 1 is gone"), "{error}");
-        assert!(run.path().join("checkpoint/step-00000002").is_dir(), "after {sums} sums");
+        let checkpoint = run.path().join(format!("checkpoint/step-{step:08}"));
+        assert!(checkpoint.is_dir(), "after {sums} sums");
     }
     Ok(())
 }
