@@ -246,6 +246,11 @@ impl<M: TensorMethod> Adapter for TensorAdapter<M> {
         self.method.hooks(&self.table, layout, mode)
     }
 
+    /// What stands before a prompt is in the cache when it is done.
+    fn acts_on_replies(&self) -> bool {
+        self.method.virtual_tokens() + self.method.prefix_length() == 0
+    }
+
     fn virtual_tokens(&self) -> usize {
         self.method.virtual_tokens()
     }

@@ -38,6 +38,7 @@ mod hub;
 
 pub use adapters::adapter::{Adapter, Mode, Reach};
 pub use adapters::base_model::BaseModel;
+pub(crate) use adapters::by_row::ByRow;
 pub use adapters::stack::{AdapterStack, StackEntry};
 pub use adapters::trained_text::TrainedText;
 pub use error::{Error, Result};
@@ -53,6 +54,7 @@ pub use files::text_file::{
     write_text,
 };
 pub use files::weights_digest::weights_digest;
+pub use generation::engine::{Engine, EngineOptions, Event, Request};
 pub use generation::generate::{Finish, Generated, generate};
 pub use generation::sampling::GenerationConfig;
 pub use gguf::fields::GGUF;
@@ -66,6 +68,7 @@ pub use model::description::{ModelDescription, ModelTensor, Projection, TensorRo
 pub use model::frozen_model::{Forward, Head, Model};
 pub use model::hooks::{Cut, HookPoint, Hooks, NoHooks, Stacked};
 pub use model::kv_cache::{KeyValueRecorder, KvCache, Past};
+pub(crate) use model::kv_pool::KvPool;
 pub use model::layout::{Layout, PaddingSide, Row, Span};
 pub use model_files::model_files;
 pub use place::Place;

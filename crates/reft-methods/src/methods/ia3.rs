@@ -188,6 +188,10 @@ fn join(joint: &Joint, output: &Path) -> crate::Result<Joined> {
 struct Ia3Hooks<'a>(&'a Table<Factors>);
 
 impl Hooks for Ia3Hooks<'_> {
+    fn touches(&self, point: HookPoint, _span: &Span) -> bool {
+        matches!(point, HookPoint::Input(site) | HookPoint::Output(site, ..) if self.0.at(site).is_some())
+    }
+
     fn visit(&mut self, point: HookPoint, x: Tensor, _span: &Span) -> Result<Tensor> {
         let (site, is_input) = match point {
             HookPoint::Input(site) => (site, true),

@@ -502,6 +502,10 @@ struct LoraHooks<'a> {
 }
 
 impl Hooks for LoraHooks<'_> {
+    fn touches(&self, point: HookPoint, _span: &Span) -> bool {
+        matches!(point, HookPoint::Output(site, ..) if self.table.at(site).is_some())
+    }
+
     fn visit(&mut self, point: HookPoint, y: Tensor, _span: &Span) -> Result<Tensor> {
         let HookPoint::Output(site, linear, x) = point else { return Ok(y) };
         let Some((Update { scaling, .. }, tensors)) = self.table.at(site) else { return Ok(y) };

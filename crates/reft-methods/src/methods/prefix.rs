@@ -1,6 +1,6 @@
 use reft_models::{
-    Cut, Fields, Hooks, Layout, Mode, Model, ModelDescription, NoHooks, PaddingSide, Result, Row,
-    Span,
+    Cut, Fields, HookPoint, Hooks, Layout, Mode, Model, ModelDescription, NoHooks, PaddingSide,
+    Result, Row, Span,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -190,6 +190,10 @@ struct PrefixHooks {
 }
 
 impl Hooks for PrefixHooks {
+    fn touches(&self, _point: HookPoint, _span: &Span) -> bool {
+        false
+    }
+
     fn prefix_length(&self) -> usize {
         self.n
     }

@@ -166,6 +166,10 @@ struct PromptHooks<'a> {
 }
 
 impl Hooks for PromptHooks<'_> {
+    fn touches(&self, point: HookPoint, span: &Span) -> bool {
+        matches!(point, HookPoint::Embeddings) && span.columns.start < span.layout.width()
+    }
+
     fn visit(&mut self, point: HookPoint, h: Tensor, span: &Span) -> Result<Tensor> {
         let (b, t, d) = h.size3()?;
         let indices = span.virtual_indices();

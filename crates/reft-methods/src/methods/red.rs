@@ -131,6 +131,10 @@ impl BranchMethod for RedConfig {
 struct RedHooks<'a>(&'a Table<()>);
 
 impl Hooks for RedHooks<'_> {
+    fn touches(&self, point: HookPoint, _span: &Span) -> bool {
+        matches!(point, HookPoint::Residual(site) if self.0.at(site).is_some())
+    }
+
     fn visit(&mut self, point: HookPoint, h: Tensor, _span: &Span) -> Result<Tensor> {
         let HookPoint::Residual(site) = point else { return Ok(h) };
         let Some((_, [scale, bias])) = self.0.at(site) else { return Ok(h) };

@@ -252,6 +252,10 @@ struct RoadHooks<'a> {
 }
 
 impl Hooks for RoadHooks<'_> {
+    fn touches(&self, point: HookPoint, _span: &Span) -> bool {
+        matches!(point, HookPoint::Output(site, ..) if self.table.at(site).is_some())
+    }
+
     fn visit(&mut self, point: HookPoint, y: Tensor, _span: &Span) -> Result<Tensor> {
         let HookPoint::Output(site, ..) = point else { return Ok(y) };
         let Some((_, tensors)) = self.table.at(site) else { return Ok(y) };

@@ -49,6 +49,10 @@ impl Adapter for SteeringAdapter {
 struct SteeringHooks<'a>(&'a SteeringAdapter);
 
 impl Hooks for SteeringHooks<'_> {
+    fn touches(&self, point: HookPoint, _span: &Span) -> bool {
+        matches!(point, HookPoint::Residual(site) if site == self.0.site)
+    }
+
     fn visit(&mut self, point: HookPoint, h: Tensor, _span: &Span) -> Result<Tensor> {
         match point {
             HookPoint::Residual(site) if site == self.0.site => {

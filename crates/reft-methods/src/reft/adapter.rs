@@ -165,6 +165,10 @@ impl Adapter for ReftAdapter {
         Some(self.config.low_rank_dimension)
     }
 
+    fn acts_on_replies(&self) -> bool {
+        false
+    }
+
     fn reach(&self, row: &Row) -> Reach {
         let first = self.positions(row).group(TokenGroup::FirstAndLast).next();
         let sites = self.config.sites().into_iter().map(|(site, _)| site);
@@ -250,6 +254,11 @@ impl Hooks for ReftHooks {
             h = flat.index_copy(0, indices, &edited).view([b, t, d]);
         }
         Ok(h)
+    }
+
+    fn touches(&self, point: HookPoint, span: &Span) -> bool {
+        let HookPoint::Residual(site) = point else { return false };
+        self.places.contains_key(&site) && span.columns.start < span.layout.width()
     }
 
     fn keep_rows(&mut self, rows: &[usize]) {

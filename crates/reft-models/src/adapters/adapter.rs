@@ -79,6 +79,12 @@ pub trait Adapter {
         false
     }
 
+    /// Whether [`Self::hooks`] change tokens behind the prompt too. Where they do not, a token that is generated costs what it costs the base
+    /// model, whatever adapters are in its batch.
+    fn acts_on_replies(&self) -> bool {
+        true
+    }
+
     /// The lowest point of a row's forward that [`Self::hooks`] touch: what is before it need not be computed in every step.
     ///
     /// Where in doubt, claim more: [`Reach::EVERYTHING`], the default, is always right.

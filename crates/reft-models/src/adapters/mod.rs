@@ -2,5 +2,6 @@
 
 pub(crate) mod adapter;
 pub(crate) mod base_model;
+pub(crate) mod by_row;
 pub(crate) mod stack;
 pub(crate) mod trained_text;

@@ -114,6 +114,28 @@ impl<'a> AdapterStack<'a> {
         &self.entries
     }
 
+    /// Whether it is the same adapters, in the same order, at the same strengths and in the same subspaces.
+    pub fn is_same(&self, other: &AdapterStack) -> bool {
+        let same = |(own, other): (&StackEntry, &StackEntry)| {
+            std::ptr::addr_eq(own.adapter, other.adapter)
+                && own.strength == other.strength
+                && own.subspace == other.subspace
+        };
+        self.entries.len() == other.entries.len()
+            && self.entries.iter().zip(&other.entries).all(same)
+    }
+
+    /// The adapters that are the model's weights themselves.
+    pub(crate) fn in_weights(&self) -> Vec<&'a dyn Adapter> {
+        let entries = self.entries.iter().filter(|entry| entry.adapter.is_in_weights());
+        entries.map(|entry| entry.adapter).collect()
+    }
+
+    /// Whether tokens that are generated are changed too, and not the prompt's alone.
+    pub(crate) fn acts_on_replies(&self) -> bool {
+        self.entries.iter().any(|entry| entry.adapter.acts_on_replies())
+    }
+
     /// The methods, joined with `+`.
     pub fn method(&self) -> String {
         let methods: Vec<&str> = self.entries.iter().map(|e| e.adapter.method()).collect();

@@ -1,4 +1,5 @@
 //! Replies, token by token.
 
+pub(crate) mod engine;
 pub(crate) mod generate;
 pub(crate) mod sampling;

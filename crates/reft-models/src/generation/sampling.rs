@@ -67,18 +67,18 @@ impl GenerationConfig {
 
 /// Chooses the tokens of one row.
 #[derive(Debug)]
-pub(crate) struct Sampler<'a> {
-    config: &'a GenerationConfig,
+pub(crate) struct Sampler {
+    config: GenerationConfig,
     history: Vec<i64>, // prompt and reply
     rng: ChaCha8Rng,
 }
 
-impl<'a> Sampler<'a> {
-    /// For the prompt at place `row` of the caller's list: each has a stream of random numbers of its own.
-    pub(crate) fn new(config: &'a GenerationConfig, prompt: &[i64], row: usize) -> Self {
+impl Sampler {
+    /// For a prompt with a stream of random numbers of its own.
+    pub(crate) fn new(config: &GenerationConfig, prompt: &[i64], stream: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
-        rng.set_stream(row as u64);
-        Self { config, history: prompt.to_vec(), rng }
+        rng.set_stream(stream);
+        Self { config: config.clone(), history: prompt.to_vec(), rng }
     }
 
     /// Chooses the next token by its scores `[v]` and takes it into the history.
@@ -91,7 +91,7 @@ impl<'a> Sampler<'a> {
         let id = if self.config.temperature == 0.0 {
             best(&scores)
         } else {
-            draw(&probabilities(&scores, self.config), self.rng.random())
+            draw(&probabilities(&scores, &self.config), self.rng.random())
         };
         self.history.push(id as i64);
         id as i64

@@ -40,6 +40,12 @@ pub trait Hooks {
         Ok(h)
     }
 
+    /// Whether [`Self::visit`] may replace what is shown at a point of a pass, or needs to see it. Of rows that it is not so for, nothing need
+    /// be gathered. Where in doubt, yes.
+    fn touches(&self, _point: HookPoint, _span: &Span) -> bool {
+        true
+    }
+
     /// Number of [`Self::prefix`] tokens, the same at every layer; the batch's own tokens take the positions after them.
     fn prefix_length(&self) -> usize {
         0
@@ -78,6 +84,10 @@ pub trait Hooks {
 impl<T: Hooks + ?Sized> Hooks for &mut T {
     fn visit(&mut self, point: HookPoint, h: Tensor, span: &Span) -> Result<Tensor> {
         (**self).visit(point, h, span)
+    }
+
+    fn touches(&self, point: HookPoint, span: &Span) -> bool {
+        (**self).touches(point, span)
     }
 
     fn prefix_length(&self) -> usize {
@@ -147,7 +157,11 @@ impl Cut {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoHooks;
 
-impl Hooks for NoHooks {}
+impl Hooks for NoHooks {
+    fn touches(&self, _point: HookPoint, _span: &Span) -> bool {
+        false
+    }
+}
 
 /// Several methods at once, each seeing what the one before it left.
 ///
@@ -158,6 +172,10 @@ pub struct Stacked<'a>(pub Vec<Box<dyn Hooks + 'a>>);
 impl Hooks for Stacked<'_> {
     fn visit(&mut self, point: HookPoint, h: Tensor, span: &Span) -> Result<Tensor> {
         self.0.iter_mut().try_fold(h, |h, hooks| hooks.visit(point, h, span))
+    }
+
+    fn touches(&self, point: HookPoint, span: &Span) -> bool {
+        self.0.iter().any(|hooks| hooks.touches(point, span))
     }
 
     fn prefix_length(&self) -> usize {
@@ -197,6 +215,10 @@ impl Hooks for AtStrength<'_> {
         let edited = self.hooks.visit(point, base.shallow_clone(), span)?;
         let is_edited = edited.data_ptr() != base.data_ptr();
         Ok(if is_edited { &base + (edited - &base) * self.strength } else { edited })
+    }
+
+    fn touches(&self, point: HookPoint, span: &Span) -> bool {
+        self.hooks.touches(point, span)
     }
 
     fn keep_rows(&mut self, rows: &[usize]) {

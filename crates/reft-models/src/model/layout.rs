@@ -44,6 +44,8 @@ pub struct Layout {
     starts: Vec<usize>, // column of each row's first token, virtual ones included
     width: usize,
     virtual_tokens: usize,
+    /// Of rows that go on each from a cache of its own: how many keys each has there.
+    lengths: Option<Vec<usize>>,
 }
 
 impl Layout {
@@ -87,14 +89,43 @@ impl Layout {
         let column = tokens.iter().copied().max().unwrap_or(0);
         let width = column + rows.iter().zip(tokens).map(rest).max().unwrap_or(0);
         let starts = tokens.iter().map(|token| column - token).collect();
-        Ok(Self { rows, starts, width, virtual_tokens: 0 })
+        Ok(Self { rows, starts, width, virtual_tokens: 0, lengths: None })
+    }
+
+    /// The layout of rows that each have so many keys in a cache, without a gap from the first column on, and go on by one token:
+    /// [`Self::next`] is their pass. What they began with is known to hooks, and is before the pass.
+    ///
+    /// # Panics
+    /// If there is not one length for each row.
+    pub fn going_on(rows: Vec<Row>, lengths: Vec<usize>) -> Self {
+        assert_eq!(rows.len(), lengths.len(), "one length for each row");
+        let prompts = rows.iter().map(|row| row.input_ids.len());
+        let width = prompts.chain(lengths.iter().copied()).max().unwrap_or(0);
+        Self { starts: vec![0; rows.len()], rows, width, virtual_tokens: 0, lengths: Some(lengths) }
+    }
+
+    /// The pass of the token after those that rows have in their caches.
+    pub fn next(&self) -> Span<'_> {
+        Span { layout: self, columns: self.width..self.width + 1 }
+    }
+
+    /// The rows alone.
+    pub(crate) fn into_rows(self) -> Vec<Row> {
+        self.rows
+    }
+
+    /// How many keys each row has in a cache of its own, if rows go on so.
+    pub(crate) fn lengths(&self) -> Option<&[usize]> {
+        self.lengths.as_deref()
     }
 
     /// The layout of some of the rows, in the order given, in the same columns: for a batch that goes on without the others.
     pub fn keep_rows(&self, rows: &[usize]) -> Self {
         let starts = rows.iter().map(|&row| self.starts[row]).collect();
+        let lengths = self.lengths.as_ref();
+        let lengths = lengths.map(|all| rows.iter().map(|&row| all[row]).collect());
         let rows = rows.iter().map(|&row| self.rows[row].clone()).collect();
-        Self { rows, starts, ..*self }
+        Self { rows, starts, lengths, ..*self }
     }
 
     /// The same layout with every row's subspace restricted to these coordinates.
@@ -161,6 +192,9 @@ impl Layout {
     /// Position of a column within a row, 0 for its first token; columns past the width are tokens generated after the row's own.
     fn position(&self, row: usize, column: usize) -> usize {
         let columns = self.columns(row);
+        if let Some(lengths) = &self.lengths {
+            return lengths[row] + column.saturating_sub(self.width);
+        }
         if column < self.width {
             column.saturating_sub(columns.start)
         } else {
@@ -201,7 +235,9 @@ impl Span<'_> {
 
     /// Tokens that a row has when the pass ends: its own, virtual ones included, and those generated since.
     pub(crate) fn row_length(&self, row: usize) -> usize {
-        self.layout.columns(row).len() + self.columns.end.saturating_sub(self.layout.width())
+        let generated = self.columns.end.saturating_sub(self.layout.width());
+        let before = self.layout.lengths.as_ref().map(|lengths| lengths[row]);
+        before.unwrap_or_else(|| self.layout.columns(row).len()) + generated
     }
 
     /// Index into the pass's tokens, flattened to `[b·t, ..]`, of token `token` of a row; `None` if another pass computes it.

@@ -7,4 +7,5 @@ pub(crate) mod description;
 pub(crate) mod frozen_model;
 pub(crate) mod hooks;
 pub(crate) mod kv_cache;
+pub(crate) mod kv_pool;
 pub(crate) mod layout;

@@ -26,6 +26,9 @@ impl AttentionMask {
         groups: i64,
         (kind, device): (Kind, Device),
     ) -> Self {
+        if let Some(lengths) = span.layout.lengths() {
+            return Self::going_on(lengths, window, groups, (kind, device));
+        }
         let keys = span.columns.end;
         let reach = window.map_or(usize::MAX, |window| window as usize);
         if !is_causal && prefix + keys <= reach && span.layout.is_unpadded() {
@@ -71,6 +74,27 @@ impl AttentionMask {
         let shape = [rows as i64, 1, span.width() as i64, (prefix + keys) as i64];
         let is_hidden = send(&Tensor::from_slice(&mask).view(shape), device).eq(0);
         let mask = Tensor::zeros(shape, (kind, device)).masked_fill_(&is_hidden, f64::NEG_INFINITY);
+        Self::Explicit(mask.repeat([1, 1, groups, 1]))
+    }
+
+    /// The mask of one token a row, behind so many keys of each row: it is made on the device.
+    fn going_on(
+        lengths: &[usize],
+        window: Option<i64>,
+        groups: i64,
+        (kind, device): (Kind, Device),
+    ) -> Self {
+        let own: Vec<i64> = lengths.iter().map(|length| *length as i64 + 1).collect();
+        let keys = own.iter().copied().max().unwrap_or(0);
+        let reach = window.unwrap_or(keys);
+        if keys <= reach && own.iter().all(|n| *n == keys) {
+            return Self::Full;
+        }
+        let own = send(&Tensor::from_slice(&own).view([-1, 1, 1, 1]), device);
+        let columns = Tensor::arange(keys, (Kind::Int64, device)).view([1, 1, 1, -1]);
+        let is_hidden = columns.ge_tensor(&own).logical_or(&columns.lt_tensor(&(&own - reach)));
+        let mask = Tensor::zeros(is_hidden.size(), (kind, device))
+            .masked_fill_(&is_hidden, f64::NEG_INFINITY);
         Self::Explicit(mask.repeat([1, 1, groups, 1]))
     }
 }

@@ -7,6 +7,7 @@ mod collecting;
 mod configurations;
 mod decoder_oracle;
 mod encoders;
+mod engine;
 mod families;
 mod generation;
 mod gguf_families;

@@ -1,0 +1,481 @@
+use std::collections::VecDeque;
+
+use tch::{Device, Tensor};
+
+use crate::adapters::by_row::Member;
+use crate::generation::sampling::{GenerationConfig, Sampler};
+use crate::{
+    Adapter, AdapterStack, ByRow, ContextLimit, Error, Finish, Generated, Hooks, KvCache, KvPool,
+    Layout, Mode, Model, PaddingSide, Result, Row, Span, send,
+};
+
+/// Generates replies to requests that come and go, each with its own adapters and its own options, in one batch.
+///
+/// A prompt is computed by itself or with others that wait (prefill), where the hooks of its adapters are active. From then on its row is
+/// one of the batch that computes a token a row and step, from keys and values that each row keeps for itself. Edits of hidden states are made
+/// on prompts only, so such a step costs what it costs the base model, whatever adapters the rows have; what acts on replies too (LoRA) is
+/// applied to its own rows. Rows join and leave at any step.
+///
+/// Replies do not depend on what else is in flight but for rounding. The engine does nothing by itself: [`Self::step`] is to be called while
+/// there is work.
+pub struct Engine<'a> {
+    model: &'a dyn Model,
+    options: EngineOptions,
+    waiting: VecDeque<Reply<'a>>,
+    prefill: Option<Prefill<'a>>,
+    /// In the order of the pool's slots.
+    rows: Vec<Reply<'a>>,
+    pool: KvPool,
+    /// The layout and hooks of the batch, until a row joins or leaves.
+    batch: Option<(Vec<Row>, ByRow<'a>)>,
+    next_id: u64,
+}
+
+/// How much an [`Engine`] does at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Most rows in flight; what comes later waits.
+    pub rows: usize,
+    /// Most tokens of prompts in one pass: a longer prompt is computed in pieces, and the other rows go on between them.
+    pub prefill_tokens: usize,
+    /// Most keys, of all rows together, that prompts and replies in flight may come to; `None`: as many as the rows come to.
+    pub cached_tokens: Option<usize>,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self { rows: 64, prefill_tokens: 2048, cached_tokens: None }
+    }
+}
+
+/// What is wanted of an [`Engine`].
+#[derive(Clone)]
+pub struct Request<'a> {
+    /// The prompt.
+    pub row: Row,
+    /// The adapters that it is used with.
+    pub adapters: AdapterStack<'a>,
+    /// How tokens are chosen, and when to stop. Its batch size is not asked for.
+    pub config: GenerationConfig,
+    /// Which stream of the seed's random numbers is this request's.
+    pub stream: u64,
+}
+
+/// What has become of a request in a step.
+#[derive(Debug)]
+pub enum Event {
+    /// A token of its reply, a stop token included.
+    Token {
+        /// The request.
+        id: u64,
+        /// The token.
+        token: i64,
+        /// Whether it is the last one, and why.
+        finish: Option<Finish>,
+    },
+    /// It cannot be gone on with; what it had is given up.
+    Failed {
+        /// The request.
+        id: u64,
+        /// Why.
+        error: Error,
+    },
+}
+
+/// A request, and its reply as it grows.
+struct Reply<'a> {
+    id: u64,
+    request: Request<'a>,
+    sampler: Sampler,
+    ids: Vec<i64>,
+}
+
+/// Prompts on their way through the model.
+struct Prefill<'a> {
+    replies: Vec<Reply<'a>>,
+    layout: Layout,
+    hooks: ByRow<'a>,
+    cache: KvCache,
+    /// Columns that are done.
+    done: usize,
+}
+
+impl Reply<'_> {
+    /// The tokens that are to be computed before the next one: the prompt, and what was generated.
+    fn row(&self) -> Row {
+        let Row { input_ids, token_types, .. } = &self.request.row;
+        let input_ids: Vec<i64> = input_ids.iter().chain(&self.ids).copied().collect();
+        let token_types = token_types.as_ref().map(|types| {
+            let last = types.last().copied().unwrap_or(0);
+            types.iter().copied().chain(self.ids.iter().map(|_| last)).collect()
+        });
+        Row { input_ids, token_types, ..self.request.row.clone() }
+    }
+
+    /// Keys that it may come to.
+    fn most_keys(&self) -> usize {
+        let adapters = &self.request.adapters;
+        let before = adapters.prefix_length() + adapters.virtual_tokens();
+        before + self.request.row.input_ids.len() + self.request.config.max_new_tokens
+    }
+
+    /// What the rows of one prefill have in common.
+    fn columns_before(&self) -> (usize, usize) {
+        let adapters = &self.request.adapters;
+        (adapters.prefix_length(), adapters.virtual_tokens())
+    }
+
+    fn push(&mut self, id: i64) -> Option<Finish> {
+        self.ids.push(id);
+        let GenerationConfig { stop_ids, max_new_tokens, .. } = &self.request.config;
+        match (stop_ids.contains(&id), self.ids.len() == *max_new_tokens) {
+            (true, _) => Some(Finish::Stop),
+            (_, true) => Some(Finish::Length),
+            _ => None,
+        }
+    }
+}
+
+impl<'a> Engine<'a> {
+    /// An engine without requests.
+    ///
+    /// # Errors
+    /// [`Error::Encoder`] of a model that predicts no tokens.
+    pub fn new(model: &'a dyn Model, options: EngineOptions) -> Result<Self> {
+        model.description().check_predicts("generation")?;
+        Ok(Self {
+            model,
+            options,
+            waiting: VecDeque::new(),
+            prefill: None,
+            rows: Vec::new(),
+            pool: KvPool::new(model.description(), (model.kind(), model.device())),
+            batch: None,
+            next_id: 0,
+        })
+    }
+
+    /// Takes in a request, which waits for its turn; returns its number.
+    ///
+    /// # Errors
+    /// Options and token ids that mean nothing, coordinates that its adapters do not have, a prompt and a reply that do not fit into the model's
+    /// context or into [`EngineOptions::cached_tokens`]; [`Error::Adapter`] for adapters in the weights that are not those of what is in flight.
+    pub fn submit(&mut self, request: Request<'a>) -> Result<u64> {
+        let Request { row, adapters, config, stream } = &request;
+        config.check()?;
+        row.input_ids.iter().try_for_each(|id| self.model.check_token(*id))?;
+        adapters.check_subspace(row)?;
+        Layout::new(vec![row.clone()], PaddingSide::Right)?; // refuses what no batch can be made of
+        let context = ContextLimit::of(self.model.description(), adapters);
+        let room = context.generating(config.max_new_tokens);
+        room.check([("the prompt", row.input_ids.len())])?;
+        self.check_weights(adapters)?;
+        let id = self.next_id;
+        let sampler = Sampler::new(config, &row.input_ids, *stream);
+        let reply = Reply { id, request, sampler, ids: Vec::new() };
+        if let Some(most) = self.options.cached_tokens.filter(|most| *most < reply.most_keys()) {
+            let reason = format!(
+                "prompt and reply come to {} keys, and there is room for {most}",
+                reply.most_keys()
+            );
+            return Err(Error::Adapter { reason });
+        }
+        self.next_id += 1;
+        self.waiting.push_back(reply);
+        Ok(id)
+    }
+
+    /// Gives up a request; nothing more is heard of it. One that is not there any more is none to give up.
+    pub fn cancel(&mut self, id: u64) {
+        self.waiting.retain(|reply| reply.id != id);
+        if let Some(row) = self.rows.iter().position(|reply| reply.id == id) {
+            self.leave(row);
+        }
+        // what is on its way through the model is given up when it is through
+        let on_its_way = self.prefill.iter_mut().flat_map(|prefill| &mut prefill.replies);
+        on_its_way.filter(|reply| reply.id == id).for_each(|reply| reply.id = u64::MAX);
+    }
+
+    /// Whether nothing is left to do.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.prefill.is_none() && self.rows.is_empty()
+    }
+
+    /// Requests that wait, and those in flight.
+    pub fn requests(&self) -> (usize, usize) {
+        let on_their_way = self.prefill.as_ref().map_or(0, |prefill| prefill.replies.len());
+        (self.waiting.len(), on_their_way + self.rows.len())
+    }
+
+    /// Computes a pass of prompts, if some wait and there is room, and a token of every row in flight.
+    ///
+    /// # Errors
+    /// What libtorch refuses. What is wrong with one request is an [`Event`].
+    pub fn step(&mut self) -> Result<Vec<Event>> {
+        let _guard = tch::no_grad_guard();
+        let mut events = Vec::new();
+        if self.prefill.is_none() {
+            self.begin_prefill(&mut events);
+        }
+        if let Some(prefill) = self.prefill.take() {
+            self.go_on_with(prefill, &mut events)?;
+        }
+        self.decode(&mut events)?;
+        Ok(events)
+    }
+
+    /// Adapters in the weights change the model for everybody.
+    fn check_weights(&self, adapters: &AdapterStack) -> Result<()> {
+        let on_their_way = self.prefill.iter().flat_map(|prefill| &prefill.replies);
+        let Some(other) = self.waiting.iter().chain(on_their_way).chain(&self.rows).next() else {
+            return Ok(());
+        };
+        let (own, others) = (adapters.in_weights(), other.request.adapters.in_weights());
+        let same = |(own, other): (&&dyn Adapter, &&dyn Adapter)| std::ptr::addr_eq(*own, *other);
+        if own.len() == others.len() && own.iter().zip(&others).all(same) {
+            return Ok(());
+        }
+        let reason = "an adapter that is the model's weights shares no batch with requests that have other weights".to_owned();
+        Err(Error::Adapter { reason })
+    }
+
+    /// Takes the first of those that wait, and others that can be computed with it, as far as there is room.
+    fn begin_prefill(&mut self, events: &mut Vec<Event>) {
+        let mut taken: Vec<Reply> = Vec::new();
+        let mut keys: usize = self.rows.iter().map(Reply::most_keys).sum();
+        let mut widest = 0;
+        while let Some(next) = self.waiting.front() {
+            let rows = self.rows.len() + taken.len() + 1;
+            keys += next.most_keys();
+            if rows > self.options.rows
+                || self.options.cached_tokens.is_some_and(|most| keys > most)
+            {
+                break;
+            }
+            if let Some(first) = taken.first() {
+                widest = widest.max(next.row().input_ids.len());
+                let is_alike = first.columns_before() == next.columns_before();
+                if !is_alike || widest * (taken.len() + 1) > self.options.prefill_tokens {
+                    break;
+                }
+            } else {
+                widest = next.row().input_ids.len();
+            }
+            taken.extend(self.waiting.pop_front());
+        }
+        self.prefill = match self.prefill_of(taken) {
+            Ok(prefill) => prefill,
+            Err((mut replies, error)) if replies.len() == 1 => {
+                let failed = replies.pop().map(|reply| Event::Failed { id: reply.id, error });
+                events.extend(failed);
+                None
+            }
+            // one of them is to blame: each by itself
+            Err((replies, _)) => {
+                let mut replies = VecDeque::from(replies);
+                let first = replies.pop_front();
+                for reply in replies.into_iter().rev() {
+                    self.waiting.push_front(reply);
+                }
+                match self.prefill_of(first.into_iter().collect()) {
+                    Ok(prefill) => prefill,
+                    Err((replies, error)) => {
+                        events.extend(
+                            replies.first().map(|reply| Event::Failed { id: reply.id, error }),
+                        );
+                        None
+                    }
+                }
+            }
+        };
+    }
+
+    /// Prepares the pass of some prompts.
+    fn prefill_of(
+        &self,
+        replies: Vec<Reply<'a>>,
+    ) -> Result<Option<Prefill<'a>>, (Vec<Reply<'a>>, Error)> {
+        let Some(first) = replies.first() else { return Ok(None) };
+        let (prefix, virtual_tokens) = first.columns_before();
+        let rows = replies.iter().map(Reply::row).collect();
+        let prepared = Layout::new(rows, PaddingSide::Right).and_then(|layout| {
+            let layout = layout.with_virtual_tokens(virtual_tokens);
+            let member = |reply: &'_ Reply<'a>| (reply.id, reply.request.adapters.clone());
+            let members: Vec<_> = replies.iter().map(member).collect();
+            let members: Vec<Member> =
+                members.iter().map(|(id, stack)| Member { id: *id, stack }).collect();
+            let hooks = ByRow::new(&members, &layout, Mode::Eval, None)?;
+            Ok((layout, hooks))
+        });
+        let (layout, hooks) = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => return Err((replies, error)),
+        };
+        let cache = self.model.kv_cache(replies.len() as i64, (prefix + layout.width()) as i64);
+        Ok(Some(Prefill { replies, layout, hooks, cache, done: 0 }))
+    }
+
+    /// Computes the next columns of prompts; when all are done their rows join the batch, each with the first token of its reply.
+    fn go_on_with(&mut self, mut prefill: Prefill<'a>, events: &mut Vec<Event>) -> Result<()> {
+        let Prefill { replies, layout, hooks, cache, done } = &mut prefill;
+        // several prompts are in one pass; a long one alone may take several
+        let width = layout.width();
+        let end =
+            if replies.len() > 1 { width } else { width.min(*done + self.options.prefill_tokens) };
+        let span = Span { layout, columns: *done..end };
+        let ids =
+            layout.input_ids(self.model.device()).narrow(1, *done as i64, (end - *done) as i64);
+        let h = self.model.hidden_states(&ids, &span, Some(cache), hooks)?;
+        *done = end;
+        if end < width {
+            self.prefill = Some(prefill);
+            return Ok(());
+        }
+        let last = |row: usize| {
+            let token = layout.rows()[row].input_ids.len() - 1;
+            span.flat_index(row, token)
+                .expect("invariant: the last pass holds every row's last token")
+        };
+        let indices: Vec<i64> = (0..replies.len()).map(last).collect();
+        let h = h.flatten(0, 1).index_select(0, &send(&Tensor::from_slice(&indices), h.device()));
+        let logits = self.model.logits(&h);
+        let prefix = hooks.prefix_length();
+        let lengths: Vec<usize> =
+            (0..replies.len()).map(|row| prefix + layout.columns(row).len()).collect();
+        let Prefill { replies, cache, .. } = prefill;
+        let mut rows: Vec<Reply<'a>> = replies;
+        let chosen = choose(&logits, rows.iter_mut())?;
+        let room = self.waiting.iter().chain(&self.rows).chain(&rows).map(Reply::most_keys).max();
+        let most = (self.waiting.len() + self.rows.len() + rows.len()).min(self.options.rows);
+        self.pool.reserve(most.max(self.rows.len() + rows.len()), room.unwrap_or(0));
+        for (row, (mut reply, chosen)) in rows.into_iter().zip(chosen).enumerate() {
+            if reply.id == u64::MAX {
+                continue; // cancelled
+            }
+            if told(&mut reply, chosen, events) {
+                self.pool.push(&cache, row, lengths[row]);
+                self.rows.push(reply);
+                self.batch = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// Computes the next token of every row in flight.
+    fn decode(&mut self, events: &mut Vec<Event>) -> Result<()> {
+        self.recompute_where_keys_change();
+        if self.rows.is_empty() {
+            return Ok(());
+        }
+        let lengths = self.pool.lengths().to_vec();
+        let (rows, mut hooks) = self.batch_of(&lengths)?;
+        let layout = Layout::going_on(rows, lengths);
+        let span = layout.next();
+        let newest = |reply: &Reply| *reply.ids.last().expect("invariant: it has its first token");
+        let ids: Vec<i64> = self.rows.iter().map(newest).collect();
+        let ids = send(&Tensor::from_slice(&ids).unsqueeze(1), self.model.device()); // [b, 1]
+        self.pool.begin_step();
+        let forward = self.model.forward(&span, 0);
+        let blocks = self.model.description().num_hidden_layers;
+        let h = forward.run(0..blocks, forward.embed(&ids), Some(&mut self.pool), &mut hooks)?;
+        let h = forward.finish(h, &mut hooks)?.select(1, -1); // [b, d]
+        drop(forward);
+        self.pool.end_step();
+        let logits = self.model.logits(&h);
+        let chosen = choose(&logits, self.rows.iter_mut())?;
+        let mut ended = Vec::new();
+        for (row, (reply, chosen)) in self.rows.iter_mut().zip(chosen).enumerate() {
+            if !told(reply, chosen, events) {
+                ended.push(row);
+            }
+        }
+        self.batch = Some((layout.into_rows(), hooks));
+        for row in ended.into_iter().rev() {
+            self.leave(row);
+        }
+        Ok(())
+    }
+
+    /// The rows of the batch, and their hooks: of those adapters alone that act on replies.
+    fn batch_of(&mut self, lengths: &[usize]) -> Result<(Vec<Row>, ByRow<'a>)> {
+        if let Some((rows, hooks)) = self.batch.take_if(|(rows, _)| rows.len() == self.rows.len()) {
+            return Ok((rows, hooks));
+        }
+        let earlier = self.batch.take().map(|(_, hooks)| hooks);
+        let rows: Vec<Row> = self.rows.iter().map(|reply| reply.request.row.clone()).collect();
+        let layout = Layout::going_on(rows, lengths.to_vec());
+        let plain = AdapterStack::EMPTY;
+        let member = |reply: &'_ Reply<'a>| -> (u64, AdapterStack<'a>) {
+            let adapters = &reply.request.adapters;
+            (reply.id, if adapters.acts_on_replies() { adapters.clone() } else { plain.clone() })
+        };
+        let members: Vec<_> = self.rows.iter().map(member).collect();
+        let members: Vec<Member> =
+            members.iter().map(|(id, stack)| Member { id: *id, stack }).collect();
+        let hooks = ByRow::new(&members, &layout, Mode::Eval, earlier)?;
+        Ok((layout.into_rows(), hooks))
+    }
+
+    /// Sends rows back to the prompts whose earlier tokens have other keys from the next one on (LongRoPE).
+    fn recompute_where_keys_change(&mut self) {
+        let Some(longest) = self.model.description().keys_change_at else { return };
+        while let Some(row) = self.pool.lengths().iter().position(|length| *length == longest) {
+            let reply = self.leave(row);
+            self.waiting.push_front(reply);
+        }
+    }
+
+    fn leave(&mut self, row: usize) -> Reply<'a> {
+        self.pool.swap_remove(row);
+        if let Some((rows, _)) = &mut self.batch {
+            rows.clear(); // the hooks are kept for those that stay
+        }
+        self.rows.swap_remove(row)
+    }
+}
+
+/// Tells of a row's token, or of its failure; whether the row goes on.
+fn told(reply: &mut Reply, chosen: Result<i64>, events: &mut Vec<Event>) -> bool {
+    let id = reply.id;
+    match chosen {
+        Ok(token) => {
+            let finish = reply.push(token);
+            events.push(Event::Token { id, token, finish });
+            finish.is_none()
+        }
+        Err(error) => {
+            events.push(Event::Failed { id, error });
+            false
+        }
+    }
+}
+
+/// The next token of each row of `logits` `[b, v]`.
+fn choose<'r, 'a: 'r>(
+    logits: &Tensor,
+    rows: impl Iterator<Item = &'r mut Reply<'a>>,
+) -> Result<Vec<Result<i64>>> {
+    let (best, ids) = logits.max_dim(-1, false); // NaN if one is among them
+    let best: Vec<f32> = best.try_into()?;
+    let ids: Vec<i64> = ids.try_into()?;
+    let mut choices = Vec::new();
+    for (row, (reply, best)) in rows.zip(best).enumerate() {
+        let generated = reply.ids.len();
+        choices.push(if best.is_nan() {
+            Err(Error::NanLogits { index: reply.request.stream as usize, generated })
+        } else if reply.request.config.is_plain_greedy() {
+            Ok(ids[row])
+        } else {
+            let scores = logits.get(row as i64).to_device(Device::Cpu);
+            Ok(reply.sampler.choose(&Vec::<f32>::try_from(scores)?))
+        });
+    }
+    Ok(choices)
+}
+
+impl Generated {
+    /// A reply without tokens yet.
+    pub(crate) fn nothing() -> Self {
+        Self { ids: Vec::new(), finish: Finish::Cancelled }
+    }
+}

@@ -1,0 +1,131 @@
+use tch::{Device, Kind, Tensor};
+
+use crate::{KvCache, ModelDescription, Past, send};
+
+/// Tokens by which the buffers grow at least.
+const GROWTH: usize = 64;
+
+/// Keys and values of rows that began at different times: each stands in a slot of its own, from the first column on without a gap, and grows
+/// by a token in every step.
+///
+/// Rows fill the first slots: one that leaves gives its slot to the last one.
+#[derive(Debug)]
+pub(crate) struct KvPool {
+    layers: Vec<(Tensor, Tensor)>, // [slots, n_kv, capacity, d_h]
+    shape: (i64, i64),             // n_kv, d_h
+    options: (Kind, Device),
+    /// Keys of each row.
+    lengths: Vec<usize>,
+    /// The column of each row's next key, `[b, 1, 1, 1]`; `None` if it is the same for all.
+    columns: Option<Tensor>,
+}
+
+impl KvPool {
+    /// A pool without slots, which are made when rows come.
+    pub(crate) fn new(model: &ModelDescription, options: (Kind, Device)) -> Self {
+        let empty = || Tensor::empty([0, model.num_key_value_heads, 0, model.head_dim], options);
+        let layers = (0..model.num_hidden_layers).map(|_| (empty(), empty())).collect();
+        let shape = (model.num_key_value_heads, model.head_dim);
+        Self { layers, shape, options, lengths: Vec::new(), columns: None }
+    }
+
+    /// Keys of each row, in the order of the slots.
+    pub(crate) fn lengths(&self) -> &[usize] {
+        &self.lengths
+    }
+
+    /// Makes room for so many rows of so many tokens.
+    pub(crate) fn reserve(&mut self, rows: usize, tokens: usize) {
+        let Some((first, _)) = self.layers.first() else { return };
+        let (slots, capacity) = (first.size()[0] as usize, first.size()[2] as usize);
+        if rows <= slots && tokens <= capacity {
+            return;
+        }
+        let capacity = match tokens > capacity {
+            true if capacity > 0 => tokens.max(capacity + capacity / 2).next_multiple_of(GROWTH),
+            true => tokens,
+            false => capacity,
+        };
+        let slots =
+            if rows > slots && slots > 0 { rows.max(slots + slots / 2) } else { slots.max(rows) };
+        let (n_kv, d_h) = self.shape;
+        let (kept, longest) = (self.lengths.len() as i64, self.longest());
+        let grown = |old: &Tensor| {
+            // a column that a row has not reached weighs 0, and 0 times what memory happened to hold may be NaN
+            let new = Tensor::zeros([slots as i64, n_kv, capacity as i64, d_h], self.options);
+            let part = |x: &Tensor| x.narrow(0, 0, kept).narrow(2, 0, longest);
+            part(&new).copy_(&part(old));
+            new
+        };
+        for (keys, values) in &mut self.layers {
+            *keys = grown(keys);
+            *values = grown(values);
+        }
+    }
+
+    /// Takes in a row, with the keys and values that a prefill has left for it: `length` of them.
+    pub(crate) fn push(&mut self, cache: &KvCache, row: usize, length: usize) {
+        let (slot, n) = (self.lengths.len() as i64, length as i64);
+        for (layer, (keys, values)) in self.layers.iter().enumerate() {
+            let (own_keys, own_values) = cache.keys_and_values(layer);
+            for (own, pool) in [(own_keys, keys), (own_values, values)] {
+                pool.get(slot).narrow(1, 0, n).copy_(&own.get(row as i64).narrow(1, 0, n));
+            }
+        }
+        self.lengths.push(length);
+    }
+
+    /// Lets a row go; the last one takes its place.
+    pub(crate) fn swap_remove(&mut self, row: usize) {
+        let last = self.lengths.len() - 1;
+        if row < last {
+            let n = self.lengths[last] as i64;
+            for (keys, values) in &self.layers {
+                for pool in [keys, values] {
+                    let part = |slot: usize| pool.get(slot as i64).narrow(1, 0, n);
+                    part(row).copy_(&part(last));
+                }
+            }
+        }
+        self.lengths.swap_remove(row);
+    }
+
+    /// Makes ready for a pass of one token a row.
+    pub(crate) fn begin_step(&mut self) {
+        let is_same = self.lengths.iter().all(|length| *length == self.lengths[0]);
+        self.columns = (!is_same).then(|| {
+            let columns: Vec<i64> = self.lengths.iter().map(|length| *length as i64).collect();
+            send(&Tensor::from_slice(&columns).view([-1, 1, 1, 1]), self.options.1)
+        });
+    }
+
+    /// Counts the token that each row has now.
+    pub(crate) fn end_step(&mut self) {
+        self.lengths.iter_mut().for_each(|length| *length += 1);
+    }
+
+    fn longest(&self) -> i64 {
+        self.lengths.iter().copied().max().unwrap_or(0) as i64
+    }
+}
+
+impl Past for KvPool {
+    /// Writes each row's key and value `[b, n_kv, 1, d_h]` behind those that it has, and returns those of all columns that a row has reached:
+    /// what a shorter row has not is for the mask to hide.
+    fn extend(&mut self, layer: usize, key: Tensor, value: Tensor) -> (Tensor, Tensor) {
+        let (rows, longest) = (self.lengths.len() as i64, self.longest());
+        let (keys, values) = &self.layers[layer];
+        let extended = |pool: &Tensor, own: &Tensor| {
+            let mut slots = pool.narrow(0, 0, rows);
+            match &self.columns {
+                None => slots.narrow(2, longest, 1).copy_(own),
+                Some(columns) => {
+                    let index = columns.expand_as(own);
+                    let _ = slots.scatter_(2, &index, own);
+                }
+            }
+            slots.narrow(2, 0, longest + 1)
+        };
+        (extended(keys, &key), extended(values, &value))
+    }
+}

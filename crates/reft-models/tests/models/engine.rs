@@ -1,0 +1,284 @@
+//! Requests that come and go, each with its own adapters, against the definition: one row, no cache, everything computed again.
+
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestCaseError, TestRunner};
+use reft_methods::{LAYERS, MethodOptions, N_VIRTUAL_TOKENS, POSITIONS, RANK, resolve};
+use reft_models::{
+    Adapter, AdapterStack, Decoder, Engine, EngineOptions, Error, Event, Finish, GenerationConfig,
+    Layout, Mode, Model, PaddingSide, Request, Row, StackEntry,
+};
+use reft_test_support::Outcome;
+use tch::{Device, Kind, Tensor, no_grad};
+
+use crate::oracle::tiny_llama;
+
+/// An adapter whose numbers are far from its start.
+fn adapter(model: &Decoder, method: &str, options: MethodOptions) -> Outcome<Box<dyn Adapter>> {
+    let built = resolve(method, &options, model.description())?.build(model, "tiny")?;
+    let adapter = built.into_iter().next().ok_or("no adapter")?;
+    for parameter in adapter.parameters() {
+        let noise = Tensor::randn(parameter.tensor.size(), (Kind::Float, Device::Cpu)) * 0.2;
+        let _ = no_grad(|| parameter.tensor.shallow_clone().g_add_(&noise));
+    }
+    Ok(adapter)
+}
+
+/// One of each kind: edits at several places, what acts on replies, what stands before prompts.
+fn adapters(model: &Decoder) -> Outcome<Vec<Box<dyn Adapter>>> {
+    tch::manual_seed(11);
+    let options = MethodOptions::default;
+    let edits = |layers: [i64; 2], positions: &str| {
+        options().with(&RANK, 3).with(&LAYERS, layers).with(&POSITIONS, positions)
+    };
+    Ok(vec![
+        adapter(model, "loreft", edits([0, 1], "f2+l2"))?,
+        adapter(model, "loreft", edits([1, 3], "l1"))?,
+        adapter(model, "lora", options().with(&RANK, 2))?,
+        adapter(model, "dora", options().with(&RANK, 2))?,
+        adapter(model, "ia3", options())?,
+        adapter(model, "prefix", options().with(&N_VIRTUAL_TOKENS, 3))?,
+        adapter(model, "prompt", options().with(&N_VIRTUAL_TOKENS, 2))?,
+    ])
+}
+
+/// Which adapters, by their places, and how strongly: the plain model, each alone, and two together.
+const STACKS: [&[(usize, f64)]; 10] = [
+    &[],
+    &[(0, 1.0)],
+    &[(1, 1.0)],
+    &[(2, 1.0)],
+    &[(3, 1.0)],
+    &[(4, 1.0)],
+    &[(5, 1.0)],
+    &[(6, 1.0)],
+    &[(0, 0.5), (2, 1.0)],
+    &[(1, 1.0), (5, 1.0)],
+];
+
+fn stack<'a>(adapters: &'a [Box<dyn Adapter>], which: usize) -> Outcome<AdapterStack<'a>> {
+    let entry = |(adapter, strength): &(usize, f64)| StackEntry {
+        strength: *strength,
+        ..StackEntry::from(&*adapters[*adapter])
+    };
+    Ok(AdapterStack::new(STACKS[which].iter().map(entry).collect())?)
+}
+
+/// The logits of the next token, computed without a cache.
+fn next_logits(model: &dyn Model, stack: &AdapterStack, row: &Row) -> Outcome<Tensor> {
+    let layout = stack.layout(Layout::new(vec![row.clone()], PaddingSide::Right)?);
+    let mut hooks = stack.hooks(&layout, Mode::Eval)?;
+    let logits = no_grad(|| model.row_logits(&layout, &mut hooks))?;
+    Ok(logits[0].select(0, -1))
+}
+
+/// What arrives: when, a prompt, which adapters, how long a reply, and whether it is given up after so many tokens.
+#[derive(Debug, Clone)]
+struct Arrival {
+    step: usize,
+    prompt: Vec<i64>,
+    stack: usize,
+    new_tokens: usize,
+    given_up: Option<usize>,
+}
+
+fn arrival() -> impl Strategy<Value = Arrival> {
+    let prompt = prop::collection::vec(3i64..120, 1..14);
+    let given_up = prop::option::weighted(0.2, 1usize..6);
+    (0usize..12, prompt, 0..STACKS.len(), 1usize..10, given_up).prop_map(
+        |(step, prompt, stack, new_tokens, given_up)| Arrival {
+            step,
+            prompt,
+            stack,
+            new_tokens,
+            given_up,
+        },
+    )
+}
+
+/// How many replies were compared, and how many left the definition where two tokens are as likely.
+#[derive(Default)]
+struct Compared {
+    replies: usize,
+    ties: usize,
+}
+
+/// Runs the engine until nothing is left; what each arrival was answered, if it was answered in full.
+fn answered(
+    model: &Decoder,
+    adapters: &[Box<dyn Adapter>],
+    arrivals: &[Arrival],
+    options: EngineOptions,
+) -> Outcome<Vec<Option<Vec<i64>>>> {
+    let mut engine = Engine::new(model, options)?;
+    let mut replies: Vec<(Vec<i64>, Option<Finish>)> = vec![Default::default(); arrivals.len()];
+    let mut of_id: HashMap<u64, usize> = HashMap::new();
+    for step in 0.. {
+        for (i, arrival) in arrivals.iter().enumerate().filter(|(_, arrival)| arrival.step == step)
+        {
+            let config = GenerationConfig {
+                max_new_tokens: arrival.new_tokens,
+                ..GenerationConfig::default()
+            };
+            let (row, adapters) =
+                (Row::prompt(arrival.prompt.clone()), stack(adapters, arrival.stack)?);
+            of_id.insert(engine.submit(Request { row, adapters, config, stream: 0 })?, i);
+        }
+        let (_, in_flight) = engine.requests();
+        assert!(in_flight <= options.rows);
+        for event in engine.step()? {
+            let Event::Token { id, token, finish } = event else {
+                return Err(format!("{event:?}").into());
+            };
+            let i = of_id[&id];
+            let (ids, ended) = &mut replies[i];
+            if *ended == Some(Finish::Cancelled) {
+                continue; // of the step in which it was given up
+            }
+            assert!(ended.is_none(), "it goes on after its end");
+            ids.push(token);
+            *ended = finish;
+            if arrivals[i].given_up == Some(ids.len()) && finish.is_none() {
+                engine.cancel(id);
+                *ended = Some(Finish::Cancelled);
+            }
+        }
+        if step > 12 && engine.is_idle() {
+            break;
+        }
+    }
+    let whole =
+        |(ids, ended): (Vec<i64>, Option<Finish>)| (ended == Some(Finish::Length)).then_some(ids);
+    Ok(replies.into_iter().map(whole).collect())
+}
+
+fn compare(
+    model: &Decoder,
+    adapters: &[Box<dyn Adapter>],
+    (arrivals, rows, prefill_tokens, cached): (&[Arrival], usize, usize, Option<usize>),
+    compared: &mut Compared,
+) -> Outcome {
+    let options = EngineOptions { rows, prefill_tokens, cached_tokens: cached };
+    let found = answered(model, adapters, arrivals, options)?;
+    for (arrival, found) in arrivals.iter().zip(found) {
+        let Some(found) = found else {
+            assert!(arrival.given_up.is_some(), "it has no end: {arrival:?}");
+            continue;
+        };
+        compared.replies += 1;
+        assert_eq!(found.len(), arrival.new_tokens);
+        let stack = stack(adapters, arrival.stack)?;
+        let mut row = Row::prompt(arrival.prompt.clone());
+        for token in found {
+            let logits = next_logits(model, &stack, &row)?;
+            let (best, ids) = logits.topk(2, -1, true, true);
+            if ids.int64_value(&[0]) != token {
+                let gap = (best.double_value(&[0]) - best.double_value(&[1])).abs();
+                let size = logits.abs().max().double_value(&[]);
+                assert!(gap < 1e-4 * size, "{arrival:?}: {token}, not {ids:?}, {gap} apart");
+                compared.ties += 1;
+                break;
+            }
+            row.input_ids.push(token);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn replies_do_not_depend_on_what_else_is_in_flight() -> Outcome {
+    let model = tiny_llama()?;
+    let adapters = adapters(&model)?;
+    let mut compared = Compared::default();
+    let cached = prop::option::of(40usize..120);
+    let cases = (prop::collection::vec(arrival(), 1..14), 1usize..9, 1usize..40, cached);
+    let mut runner =
+        TestRunner::new(Config { cases: 40, failure_persistence: None, ..Config::default() });
+    let tried = runner.run(&cases, |(arrivals, rows, prefill_tokens, cached)| {
+        let case = (arrivals.as_slice(), rows, prefill_tokens, cached);
+        // a runner's closure is Fn
+        let mut own = Compared::default();
+        compare(&model, &adapters, case, &mut own)
+            .map_err(|error| TestCaseError::fail(error.to_string()))?;
+        Ok(())
+    });
+    tried.map_err(|error| error.to_string())?;
+    let all: Vec<Arrival> = (0..STACKS.len())
+        .map(|stack| Arrival {
+            step: stack / 3,
+            prompt: (0..4 + stack as i64).map(|t| 5 + (t * 31 + stack as i64) % 100).collect(),
+            stack,
+            new_tokens: 12,
+            given_up: None,
+        })
+        .collect();
+    compare(&model, &adapters, (&all, 64, 2048, None), &mut compared)?;
+    assert_eq!(compared.replies, STACKS.len());
+    Ok(())
+}
+
+#[test]
+fn a_request_that_fails_leaves_the_others_alone() -> Outcome {
+    let model = tiny_llama()?;
+    let broken = adapter(&model, "loreft", MethodOptions::default().with(&RANK, 2))?;
+    for parameter in broken.parameters() {
+        let _ = no_grad(|| parameter.tensor.shallow_clone().fill_(f64::NAN));
+    }
+    let config = GenerationConfig { max_new_tokens: 4, ..GenerationConfig::default() };
+    let request = |adapters: AdapterStack<'static>| Request {
+        row: Row::prompt(vec![5, 6, 7]),
+        adapters,
+        config: config.clone(),
+        stream: 0,
+    };
+    let mut engine = Engine::new(&model, EngineOptions::default())?;
+    let good = engine.submit(request(AdapterStack::EMPTY))?;
+    let bad = Request { adapters: AdapterStack::one(&*broken), ..request(AdapterStack::EMPTY) };
+    let bad = engine.submit(bad)?;
+    let (mut tokens, mut failures) = (0, Vec::new());
+    while !engine.is_idle() {
+        for event in engine.step()? {
+            match event {
+                Event::Token { id, .. } if id == good => tokens += 1,
+                Event::Failed { id, error } => failures.push((id, error.to_string())),
+                other => return Err(format!("{other:?}").into()),
+            }
+        }
+    }
+    assert_eq!(tokens, 4);
+    assert!(
+        matches!(&failures[..], [(id, error)] if *id == bad && error.contains("NaN")),
+        "{failures:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn what_can_never_be_done_is_refused_when_it_comes() -> Outcome {
+    let model = tiny_llama()?;
+    let full = adapter(&model, "full", MethodOptions::default())?;
+    let options = EngineOptions { cached_tokens: Some(20), ..EngineOptions::default() };
+    let mut engine = Engine::new(&model, options)?;
+    let request = |n: i64, new_tokens: usize| Request {
+        row: Row::prompt((0..n).map(|i| 5 + i).collect()),
+        adapters: AdapterStack::EMPTY,
+        config: GenerationConfig { max_new_tokens: new_tokens, ..GenerationConfig::default() },
+        stream: 0,
+    };
+    let refused =
+        |refused: Result<u64, Error>| refused.err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(refused(engine.submit(request(10, 11))).contains("come to 21 keys"));
+    assert!(refused(engine.submit(request(0, 3))).contains("without tokens"));
+    let beyond = Request { row: Row::prompt(vec![1 << 40]), ..request(3, 3) };
+    assert!(refused(engine.submit(beyond)).contains("1099511627776"));
+    engine.submit(request(3, 3))?;
+    let weights = Request { adapters: AdapterStack::one(&*full), ..request(3, 3) };
+    assert!(refused(engine.submit(weights)).contains("shares no batch"));
+    while !engine.is_idle() {
+        engine.step()?;
+    }
+    let weights = Request { adapters: AdapterStack::one(&*full), ..request(3, 3) };
+    assert!(engine.submit(weights).is_ok(), "alone it may");
+    Ok(())
+}
