@@ -87,7 +87,9 @@ impl Group<'_> {
 }
 
 impl Hooks for ByRow<'_> {
+    /// Without autograd: what rows become is written into one copy.
     fn visit(&mut self, point: HookPoint, mut h: Tensor, span: &Span) -> Result<Tensor> {
+        let mut is_own = false;
         for group in &mut self.groups {
             let own_span = Span { layout: &group.layout, columns: span.columns.clone() };
             if !group.hooks.touches(point, &own_span) {
@@ -111,7 +113,11 @@ impl Hooks for ByRow<'_> {
             // what it was is kept until then: memory that is free again may be that of what it has become
             let edited = group.hooks.visit(point, own.shallow_clone(), &own_span)?;
             if edited.data_ptr() != own.data_ptr() {
-                h = h.index_copy(0, &index, &edited);
+                if !is_own {
+                    h = h.copy();
+                    is_own = true;
+                }
+                let _ = h.index_copy_(0, &index, &edited);
             }
         }
         Ok(h)

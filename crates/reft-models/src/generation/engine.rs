@@ -5,8 +5,8 @@ use tch::{Device, Tensor};
 use crate::adapters::by_row::Member;
 use crate::generation::sampling::{GenerationConfig, Sampler};
 use crate::{
-    Adapter, AdapterStack, ByRow, ContextLimit, Error, Finish, Generated, Hooks, KvCache, KvPool,
-    Layout, Mode, Model, PaddingSide, Result, Row, Span, send,
+    Adapter, AdapterStack, ByRow, ContextLimit, Error, Finish, Hooks, KvCache, KvPool, Layout,
+    Mode, Model, PaddingSide, Result, Row, Span, send,
 };
 
 /// Generates replies to requests that come and go, each with its own adapters and its own options, in one batch.
@@ -471,11 +471,4 @@ fn choose<'r, 'a: 'r>(
         });
     }
     Ok(choices)
-}
-
-impl Generated {
-    /// A reply without tokens yet.
-    pub(crate) fn nothing() -> Self {
-        Self { ids: Vec::new(), finish: Finish::Cancelled }
-    }
 }

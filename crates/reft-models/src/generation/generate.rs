@@ -31,6 +31,11 @@ pub enum Finish {
 }
 
 impl Generated {
+    /// A reply without tokens yet.
+    fn nothing() -> Self {
+        Self { ids: Vec::new(), finish: Finish::Cancelled }
+    }
+
     /// The reply without the stop token.
     pub fn text_ids(&self) -> &[i64] {
         let end = self.ids.len() - usize::from(self.finish == Finish::Stop);
