@@ -40,7 +40,11 @@ pub fn main() -> ! {
     machine::allocator::keep_memory_between_steps();
     terminal::report_panics();
     terminal::say_warnings();
-    terminal::run_and_exit(|| Cli::parse().run())
+    terminal::run_and_exit(|| {
+        let cli = Cli::parse();
+        machine::libtorch::check()?;
+        cli.run()
+    })
 }
 
 /// The exit code of a command line and what is said of its end, found without a process of its own: of many that are refused each is quick,

@@ -6,9 +6,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use serde::Serialize;
-
 use crate::machine::cuda_driver::{self, Driver};
+use crate::machine::libtorch::Libtorch;
 
 /// The library's name.
 const LIBRARY: &str = "libtorch_cuda.so";
@@ -22,15 +21,6 @@ pub struct Cuda {
     pub library: Result<Loaded, NotLoaded>,
     /// The system's driver and GPUs.
     pub driver: Result<Driver, String>,
-}
-
-/// The libtorch that this process runs with.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Libtorch {
-    /// Its release, where it tells.
-    pub version: Option<String>,
-    /// Folder of its libraries, where the system tells.
-    pub directory: Option<PathBuf>,
 }
 
 /// The GPU half of libtorch.
@@ -54,7 +44,7 @@ pub enum NotLoaded {
 pub fn load() -> &'static Cuda {
     static FOUND: OnceLock<Cuda> = OnceLock::new();
     FOUND.get_or_init(|| {
-        let libtorch = Libtorch { version: version(), directory: directory() };
+        let libtorch = Libtorch::in_use();
         let library = find(libtorch.directory.as_deref());
         Cuda { libtorch, library, driver: cuda_driver::probe() }
     })
@@ -199,34 +189,6 @@ pub fn allow_tf32() -> bool {
     false
 }
 
-/// The folder from which the system has loaded `libtorch_cpu.so`.
-fn directory() -> Option<PathBuf> {
-    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
-    let line = maps.lines().find(|line| line.ends_with("/libtorch_cpu.so"))?;
-    let path = Path::new(&line[line.find('/')?..]);
-    path.parent().map(Path::to_owned)
-}
-
-/// The release that libtorch itself tells.
-#[cfg(unix)]
-fn version() -> Option<String> {
-    use libloading::os::unix::Library;
-
-    // SAFETY: `uint64_t aoti_torch_abi_version(void)` of libtorch's stable C interface: a constant, release numbers in the upper bytes.
-    #[allow(unsafe_code)]
-    let version = unsafe {
-        type AbiVersion = unsafe extern "C" fn() -> u64;
-        Library::this().get::<AbiVersion>(b"aoti_torch_abi_version\0").map(|get| get()).ok()?
-    };
-    let byte = |shift: u32| (version >> shift) & 0xff;
-    Some(format!("{}.{}.{}", byte(56), byte(48), byte(40)))
-}
-
-#[cfg(not(unix))]
-fn version() -> Option<String> {
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -287,16 +249,5 @@ mod tests {
         assert!(!cuda(Err(NotLoaded::Absent), Err("no driver")).is_worth_a_note());
         assert!(!cuda(Ok(13000), Err("no driver")).is_worth_a_note());
         assert!(cuda(Err(NotLoaded::Absent), Ok((13000, 1))).is_worth_a_note());
-    }
-
-    #[test]
-    fn the_libtorch_in_use_tells_its_release_and_place() {
-        let libtorch = Libtorch { version: version(), directory: directory() };
-        // named here so that the linker keeps libtorch in this test program
-        assert_eq!(tch::Tensor::from_slice(&[1i64]).size(), [1]);
-        if cfg!(target_os = "linux") {
-            assert_eq!(libtorch.version.as_deref(), Some("2.11.0"));
-            assert!(libtorch.directory.is_some_and(|dir| dir.join("libtorch_cpu.so").is_file()));
-        }
     }
 }

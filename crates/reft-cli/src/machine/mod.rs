@@ -6,6 +6,7 @@ mod cuda;
 mod cuda_driver;
 mod device_choice;
 pub mod devices;
+pub mod libtorch;
 mod machine_options;
 
 pub use cuda_driver::memory_in_use;
