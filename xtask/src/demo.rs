@@ -11,8 +11,10 @@ use serde_json::Value;
 use crate::workspace::Workspace;
 use crate::{model, reft, setup};
 
-const RECIPE: &str = "recipes/emoji.toml";
-const DATA: &str = "examples/emoji.jsonl";
+/// How the demo trains.
+pub const RECIPE: &str = "recipes/emoji.toml";
+/// What it trains on.
+pub const DATA: &str = "examples/emoji.jsonl";
 const FOLDER: Folder = Folder { path: "runs/demo", holds: &["emoji"], command: "demo" };
 const RUN: &str = "runs/demo/emoji";
 

@@ -12,6 +12,7 @@ mod libtorch_config;
 mod model;
 mod newcomer;
 mod oracle;
+mod packing;
 mod platform;
 mod python_environment;
 mod reft;
@@ -22,6 +23,7 @@ mod tidy;
 mod wheel;
 mod workspace;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -84,6 +86,20 @@ enum Task {
         #[arg(long, default_value_t = 70)]
         times: u32,
     },
+    /// Write the program and the Python module reft_rs as a wheel for people who have torch, to target/wheels
+    Wheel,
+    /// Install the wheel in every way that people do and use it, beside a stand-in for torch; takes no network
+    WheelCheck {
+        /// Let pip fetch torch and transformers (several GB), and compare the module's numbers with the program's
+        #[arg(long)]
+        full: bool,
+    },
+    /// Pack the program with libtorch for the CPU, licences and a bill of materials, to target/archives
+    Dist {
+        /// Then unpack it in the bare system below this folder (`debootstrap --variant=minbase bookworm DIR`), and train there; needs root
+        #[arg(long, value_name = "DIR")]
+        try_in: Option<PathBuf>,
+    },
     /// Time pyreft and PEFT beside this project, on the same batches in turns, and print the ratios
     Rivals(RivalsArgs),
 }
@@ -116,6 +132,10 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Oracle { .. } => oracle::check(&workspace),
         Task::Fuzz { seconds, targets } => reliability::fuzz(&workspace, seconds, &targets),
         Task::Soak { times } => reliability::soak(&workspace, times),
+        Task::Wheel => packing::wheel(&workspace),
+        Task::WheelCheck { full } => packing::check_wheel(&workspace, full),
+        Task::Dist { try_in: None } => packing::archive(&workspace),
+        Task::Dist { try_in: Some(system) } => packing::try_in_bare_system(&workspace, &system),
         Task::Rivals(arguments) => rivals::run(&workspace, &arguments),
     }
 }

@@ -1,0 +1,269 @@
+//! `cargo xtask wheel-check`: installs the wheel in every way that people do, and uses it.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::demo::DATA;
+use crate::packing::python_wheel;
+use crate::platform::LIBTORCH_VERSION;
+use crate::workspace::Workspace;
+use crate::{command, model, setup};
+
+/// Enough to see that the program trains.
+const STEPS: &str = "3";
+
+/// The command `reft` as one kind of installation leaves it.
+struct Installed {
+    /// How it was installed.
+    how: &'static str,
+    /// The command.
+    program: PathBuf,
+    /// Where Python is told to look besides, if anywhere.
+    python_path: Vec<PathBuf>,
+    /// The folder of libtorch that it has to find.
+    libraries: PathBuf,
+}
+
+/// Checks the wheel: beside a stand-in for torch, which holds the libraries that setup fetched, or with `full` beside torch itself.
+///
+/// # Errors
+/// What goes wrong, and in which kind of installation.
+pub fn run(workspace: &Workspace, full: bool) -> Result<()> {
+    setup::ready(workspace)?;
+    model::ready(workspace)?;
+    let wheel = python_wheel::make(workspace)?;
+    let started = Instant::now();
+    let scratch = tempfile::tempdir().context("cannot make a folder for the installations")?;
+    if full {
+        return beside_torch(workspace, &wheel, scratch.path());
+    }
+    let wheel = wheel.as_path();
+    let scratch = scratch.path();
+    for installed in [
+        in_environment(workspace, wheel, scratch)?,
+        in_target(workspace, wheel, scratch)?,
+        for_user(workspace, wheel, scratch)?,
+        by_links(workspace, wheel, scratch)?,
+    ] {
+        finds_libtorch(&installed).with_context(|| format!("installed {}", installed.how))?;
+        eprintln!("{}: the program runs with {}", installed.how, installed.libraries.display());
+    }
+    let installed = in_environment(workspace, wheel, scratch)?;
+    train(workspace, &mut installed.command(), &scratch.join("trained"))?;
+    refuses_others(installed)?;
+    eprintln!("the wheel passed in {:.0} s", started.elapsed().as_secs_f64());
+    Ok(())
+}
+
+impl Installed {
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.env_remove("LD_LIBRARY_PATH").env_remove("PYTHONPATH");
+        if !self.python_path.is_empty() {
+            let paths = self.python_path.iter().map(|path| path.as_os_str());
+            command.env("PYTHONPATH", paths.collect::<Vec<_>>().join(&OsString::from(":")));
+        }
+        command
+    }
+}
+
+/// Into an environment, torch beside it.
+fn in_environment(workspace: &Workspace, wheel: &Path, scratch: &Path) -> Result<Installed> {
+    let environment = scratch.join("environment");
+    if !environment.exists() {
+        make_environment(&environment)?;
+        let mut pip = Command::new(environment.join("bin/python"));
+        install(pip.args(["-m", "pip"]), &[], wheel)?;
+    }
+    let packages = packages(&environment)?;
+    Ok(Installed {
+        how: "into an environment",
+        program: environment.join("bin/reft"),
+        python_path: Vec::new(),
+        libraries: stand_in(workspace, &packages)?,
+    })
+}
+
+/// Into a folder that Python is told of, torch in the same.
+fn in_target(workspace: &Workspace, wheel: &Path, scratch: &Path) -> Result<Installed> {
+    let target = scratch.join("target");
+    let text = target.to_str().context("the path of the temporary folder is not UTF-8")?;
+    install(command::python()?.args(["-m", "pip"]), &["--target", text], wheel)?;
+    Ok(Installed {
+        how: "with --target",
+        program: target.join("bin/reft"),
+        libraries: stand_in(workspace, &target)?,
+        python_path: vec![target],
+    })
+}
+
+/// For a user, torch somewhere else.
+fn for_user(workspace: &Workspace, wheel: &Path, scratch: &Path) -> Result<Installed> {
+    let (base, elsewhere) = (scratch.join("user"), scratch.join("elsewhere"));
+    let mut pip = command::python()?;
+    pip.args(["-m", "pip"]).env("PYTHONUSERBASE", &base);
+    pip.env("PIP_BREAK_SYSTEM_PACKAGES", "1").env("PIP_REQUIRE_VIRTUALENV", "0");
+    install(&mut pip, &["--user"], wheel)?;
+    Ok(Installed {
+        how: "with --user, torch elsewhere",
+        program: base.join("bin/reft"),
+        libraries: stand_in(workspace, &elsewhere)?,
+        python_path: vec![packages(&base)?, elsewhere],
+    })
+}
+
+/// As links to a cache, the way uv can install.
+fn by_links(workspace: &Workspace, wheel: &Path, scratch: &Path) -> Result<Installed> {
+    let (cache, target) = (scratch.join("cache"), scratch.join("links"));
+    let text = cache.to_str().context("the path of the temporary folder is not UTF-8")?;
+    install(command::python()?.args(["-m", "pip"]), &["--target", text], wheel)?;
+    for entry in ignore::WalkBuilder::new(&cache).standard_filters(false).build() {
+        let entry = entry.context("cannot list an installation")?;
+        let place = target.join(entry.path().strip_prefix(&cache)?);
+        if entry.path().is_dir() {
+            fs::create_dir_all(&place)?;
+        } else {
+            std::os::unix::fs::symlink(entry.path(), &place)?;
+        }
+    }
+    Ok(Installed {
+        how: "as links to a cache",
+        program: target.join("bin/reft"),
+        libraries: stand_in(workspace, &target)?,
+        python_path: vec![target],
+    })
+}
+
+fn make_environment(environment: &Path) -> Result<()> {
+    let mut venv = command::python()?;
+    command::run_as_progress(venv.args(["-m", "venv"]).arg(environment))
+        .context("cannot make a Python environment (Debian: apt install python3-venv)")
+}
+
+fn install(pip: &mut Command, options: &[&str], wheel: &Path) -> Result<()> {
+    pip.env_remove("PYTHONPATH").args(["install", "--quiet", "--no-deps", "--no-index"]);
+    pip.args(["--no-input", "--disable-pip-version-check"]).args(options).arg(wheel);
+    command::run_as_progress(pip)
+}
+
+/// The folder of packages below the one that Python's `lib` lies in.
+fn packages(base: &Path) -> Result<PathBuf> {
+    let lib = base.join("lib");
+    let pythons = fs::read_dir(&lib).with_context(|| format!("cannot list {}", lib.display()))?;
+    let mut folders = pythons.flatten().map(|python| python.path().join("site-packages"));
+    let found = folders.find(|folder| folder.is_dir());
+    found.with_context(|| format!("{} holds no packages", lib.display()))
+}
+
+/// A package torch that only has libraries, and must not be imported. Returns their folder.
+fn stand_in(workspace: &Workspace, packages: &Path) -> Result<PathBuf> {
+    let libraries = packages.join("torch/lib");
+    if libraries.exists() {
+        return Ok(libraries);
+    }
+    fs::create_dir_all(&libraries)?;
+    let imported = "raise ImportError('the program was to find torch, not to import it')\n";
+    fs::write(packages.join("torch/__init__.py"), imported)?;
+    let about = packages.join(format!("torch-{LIBTORCH_VERSION}.dist-info"));
+    fs::create_dir_all(&about)?;
+    fs::write(
+        about.join("METADATA"),
+        format!("Metadata-Version: 2.1\nName: torch\nVersion: {LIBTORCH_VERSION}+cpu\n"),
+    )?;
+    let own = workspace.libtorch().join("lib");
+    for file in fs::read_dir(&own).with_context(|| format!("cannot list {}", own.display()))? {
+        let path = file?.path();
+        let place = libraries.join(path.file_name().context("invariant: a listed file")?);
+        std::os::unix::fs::symlink(&path, &place)
+            .with_context(|| format!("cannot link {}", place.display()))?;
+    }
+    Ok(libraries)
+}
+
+/// The program starts, and with the libraries that it has to find. The stand-in's are links to those of `libtorch/`.
+fn finds_libtorch(installed: &Installed) -> Result<()> {
+    let told = command::output(installed.command().args(["devices", "--json"]))?;
+    let told: Value =
+        serde_json::from_str(&told).context("cannot read what `reft devices` says")?;
+    let version = &told["libtorch"]["version"];
+    if version != LIBTORCH_VERSION {
+        bail!("the program runs with libtorch {version}, expected {LIBTORCH_VERSION}");
+    }
+    let found = PathBuf::from(told["libtorch"]["directory"].as_str().unwrap_or_default());
+    let library = "libtorch_cpu.so";
+    let expected = installed.libraries.join(library).canonicalize()?;
+    if found.join(library).canonicalize().ok().as_ref() != Some(&expected) {
+        bail!("the program runs with {}, expected {}", found.display(), expected.display());
+    }
+    Ok(())
+}
+
+fn train(workspace: &Workspace, reft: &mut Command, output: &Path) -> Result<()> {
+    reft.current_dir(workspace.root()).args(["train", "--max-steps", STEPS, "--data", DATA]);
+    reft.arg("--model").arg(workspace.model()).arg("--output").arg(output);
+    command::run_as_progress(reft)?;
+    let adapter = output.join("reft_model.safetensors");
+    if !adapter.is_file() {
+        bail!("the training wrote no {}", adapter.display());
+    }
+    Ok(())
+}
+
+/// With another torch, or none, the command says what it found, what it expected and what to do.
+fn refuses_others(installed: Installed) -> Result<()> {
+    let packages = installed.libraries.parent().and_then(Path::parent).context("packages")?;
+    let about = |version: &str| packages.join(format!("torch-{version}.dist-info"));
+    let metadata = "Metadata-Version: 2.1\nName: torch\nVersion: 2.12.0\n";
+    fs::write(about(LIBTORCH_VERSION).join("METADATA"), metadata)?;
+    fs::rename(about(LIBTORCH_VERSION), about("2.12.0"))?;
+    refusal(&installed, &["found torch 2.12.0 in", "expected torch 2.11", "pip install"])?;
+    fs::remove_dir_all(about("2.12.0"))?;
+    let library = installed.libraries.join("libtorch_cpu.so");
+    fs::remove_file(&library)?;
+    refusal(&installed, &["found no libtorch_cpu.so in", "expected that of torch 2.11"])?;
+    fs::remove_dir_all(packages.join("torch"))?;
+    refusal(&installed, &["found no torch, expected torch 2.11", "pip install 'torch==2.11.*'"])
+}
+
+fn refusal(installed: &Installed, words: &[&str]) -> Result<()> {
+    let ended = installed.command().arg("--version").output().context("cannot start reft")?;
+    let said = String::from_utf8_lossy(&ended.stderr);
+    let missing = words.iter().find(|word| !said.contains(*word));
+    if ended.status.code() != Some(1) || missing.is_some() {
+        bail!("reft ended with {} and said {said:?}, expected 1 and {words:?}", ended.status);
+    }
+    eprint!("refused: {said}");
+    Ok(())
+}
+
+/// From an empty environment to a trained adapter, with all that pip brings; then the module against the program.
+fn beside_torch(workspace: &Workspace, wheel: &Path, scratch: &Path) -> Result<()> {
+    let started = Instant::now();
+    let environment = scratch.join("environment");
+    make_environment(&environment)?;
+    let python = environment.join("bin/python");
+    let mut pip = Command::new(&python);
+    pip.env_remove("PYTHONPATH").args(["-m", "pip", "install", "--no-input"]);
+    pip.arg("--disable-pip-version-check").arg(format!("{}[transformers]", wheel.display()));
+    command::run_as_progress(&mut pip)?;
+    eprintln!("installed after {:.0} s", started.elapsed().as_secs_f64());
+    let installed = Installed {
+        how: "into an environment, with torch",
+        program: environment.join("bin/reft"),
+        python_path: Vec::new(),
+        libraries: packages(&environment)?.join("torch/lib"),
+    };
+    finds_libtorch(&installed).context("installed with torch")?;
+    train(workspace, &mut installed.command(), &scratch.join("trained"))?;
+    eprintln!("trained after {:.0} s", started.elapsed().as_secs_f64());
+    let mut compare = Command::new(&python);
+    compare.env_remove("PYTHONPATH").env("HF_HUB_OFFLINE", "1");
+    compare.arg(workspace.root().join("python/tests/compare_with_program.py"));
+    command::run(compare.arg(workspace.root()).arg(&installed.program))
+}
