@@ -29,9 +29,17 @@ pub fn run(workspace: &Workspace) -> Result<()> {
         let doc = ["doc", "--workspace", "--no-deps"];
         command::run(workspace.cargo().env("RUSTDOCFLAGS", "-D warnings").args(doc))
     })?;
+    step("package", || package(workspace))?;
     step("test", || test(workspace, &[]))?;
     eprintln!("== ci passed in {:.1} s", started.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// Packs the crates as for the registry, without building them again: what is published has all its files and versions.
+fn package(workspace: &Workspace) -> Result<()> {
+    let mut cargo = workspace.cargo();
+    cargo.args(["package", "--workspace", "--no-verify", "--allow-dirty", "--quiet"]);
+    command::run(cargo.args(["--exclude", "xtask", "--exclude", "reft-test-support"]))
 }
 
 fn step(name: &str, check: impl FnOnce() -> Result<()>) -> Result<()> {

