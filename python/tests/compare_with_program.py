@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 import reft_rs
 
-# f32 on both sides, three blocks of width 16; logits are up to 3. Products are summed in other orders: measured 1.5e-6.
+# f32 on both sides, three blocks of width 16, logits up to 5. Products are summed in other orders: measured 2.1e-6.
 TOLERANCE = 1e-5
 PROMPTS = [[10, 21, 20, 7, 14, 22, 18, 23, 21], [5, 22, 3], [20], [18, 20, 29, 20, 18, 15, 23]]
 NEW_TOKENS = 12
