@@ -190,7 +190,8 @@ fn pack(into: impl Write, folder: &str, files: &Files) -> Result<()> {
         header.set_size(content.len() as u64);
         header.set_mode(if *runs { 0o755 } else { 0o644 });
         header.set_mtime(0);
-        (header.set_uid(0), header.set_gid(0));
+        header.set_uid(0);
+        header.set_gid(0);
         archive.append_data(&mut header, format!("{folder}/{name}"), content.as_slice())?;
     }
     archive.into_inner()?.finish()?.flush()?;
