@@ -15,7 +15,7 @@ struct Place {
     why: &'static str,
 }
 
-const PLACES: [Place; 5] = [
+const PLACES: [Place; 6] = [
     Place {
         file: "crates/reft-cli/src/machine/allocator.rs",
         count: 1,
@@ -23,8 +23,13 @@ const PLACES: [Place; 5] = [
     },
     Place {
         file: "crates/reft-cli/src/machine/cuda.rs",
-        count: 4,
+        count: 3,
         why: "loads libtorch's GPU half when a GPU is chosen, and calls functions that tch has no call for",
+    },
+    Place {
+        file: "crates/reft-cli/src/machine/libtorch.rs",
+        count: 2,
+        why: "asks the libtorch that is loaded for its release, before anything is called that another one may not have",
     },
     Place {
         file: "crates/reft-cli/src/machine/cuda_driver.rs",
