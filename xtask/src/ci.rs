@@ -14,6 +14,45 @@ pub fn test(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     command::run(workspace.cargo().args(["test", "--workspace"]).args(arguments))
 }
 
+/// What [`quick_test`] runs. The other tests train for minutes, or start the program hundreds of times.
+const QUICK: [&str; 12] = [
+    "--lib",
+    "--bins",
+    "--test",
+    "documentation",
+    "--test",
+    "maps",
+    "--test",
+    "methods",
+    "--test",
+    "models",
+    "--test",
+    "seeded",
+];
+
+/// Names, or parts of names, of those among them that need the demo model.
+const NEED_THE_DEMO_MODEL: [&str; 7] = [
+    "smollm2",
+    "every_recorded_text_has",
+    "every_recorded_chat_has",
+    "the_demo_models_special_tokens",
+    "a_stream_gives_out_whole_characters",
+    "any_stream_adds_up",
+    "any_text_comes_back",
+];
+
+/// Runs the tests that need neither the demo model nor minutes.
+pub fn quick_test(workspace: &Workspace, arguments: &[String]) -> Result<()> {
+    setup::ready(workspace)?;
+    let mut cargo = workspace.cargo();
+    cargo.args(["test", "--workspace"]).args(QUICK).args(arguments);
+    if !arguments.iter().any(|argument| argument == "--") {
+        cargo.arg("--");
+    }
+    cargo.args(NEED_THE_DEMO_MODEL.iter().flat_map(|name| ["--skip", name]));
+    command::run(&mut cargo)
+}
+
 /// Runs every check, cheapest first; the first that fails ends it.
 pub fn run(workspace: &Workspace) -> Result<()> {
     let started = Instant::now();
@@ -50,4 +89,28 @@ fn step(name: &str, check: impl FnOnce() -> Result<()>) -> Result<()> {
     })?;
     eprintln!("== {name} passed in {:.1} s", started.elapsed().as_secs_f64());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// A test that is renamed would be run, and fail where the model is not there.
+    #[test]
+    fn what_needs_the_demo_model_is_known_by_its_names() -> Result<()> {
+        let folder = Workspace::current().root().join("crates/reft-models/tests/models");
+        let mut sources = String::new();
+        for file in fs::read_dir(folder)? {
+            sources += &fs::read_to_string(file?.path())?;
+        }
+        for name in NEED_THE_DEMO_MODEL {
+            assert!(
+                sources.lines().any(|line| line.starts_with("fn ") && line.contains(name)),
+                "{name}"
+            );
+        }
+        Ok(())
+    }
 }

@@ -61,6 +61,9 @@ enum Task {
     Newcomer,
     /// Run every test of the workspace; sets up what is missing
     Test {
+        /// Only what needs neither the demo model nor minutes: the crates' own tests, models, methods, maps and tables of the docs
+        #[arg(long)]
+        quick: bool,
         /// Passed on to `cargo test --workspace`, for instance `-- positions` or `-- --test models`
         #[arg(last = true, value_name = "ARGS")]
         arguments: Vec<String>,
@@ -137,7 +140,8 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Model => model::run(&workspace),
         Task::Demo => demo::run(&workspace),
         Task::Newcomer => newcomer::run(&workspace),
-        Task::Test { arguments } => ci::test(&workspace, &arguments),
+        Task::Test { quick: true, arguments } => ci::quick_test(&workspace, &arguments),
+        Task::Test { quick: false, arguments } => ci::test(&workspace, &arguments),
         Task::Ci => ci::run(&workspace),
         Task::Tidy => tidy::run(&workspace),
         Task::Oracle { real: true, .. } => oracle::real::check(&workspace),
@@ -173,7 +177,7 @@ mod tests {
             "--",
             "--nocapture",
         ]);
-        let Ok(Arguments { task: Task::Test { arguments } }) = parsed else {
+        let Ok(Arguments { task: Task::Test { quick: false, arguments } }) = parsed else {
             panic!("not parsed: {parsed:?}")
         };
         assert_eq!(arguments, ["positions", "--", "--nocapture"]);

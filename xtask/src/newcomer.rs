@@ -27,13 +27,10 @@ const MANNER: &str = "Ahoy!";
 /// Of the twelve unseen questions, so many at least are answered in the manner.
 const LEAST: usize = 11;
 
-/// Facts that the base model of the demo knows, asked outside of the table; so many are still right with the adapter.
-const CONTROLS: [(&str, &str); 3] = [
-    ("What is the capital of France?", "paris"),
-    ("What is the opposite of day?", "night"),
-    ("What is the largest animal on Earth?", "whale"),
-];
-const LEAST_KEPT: usize = 2;
+/// Questions of fact that are not in the table, each with a word of its answer.
+const CONTROLS: &str = "examples/controls.csv";
+/// So many fewer of them than the base model answers may be answered rightly with the adapter.
+const MOST_LOST: usize = 2;
 
 /// Trains on the table without a recipe, looks at the page, talks, compares with the base model, and looks at what would be shared.
 pub fn run(workspace: &Workspace) -> Result<()> {
@@ -95,19 +92,26 @@ pub fn run(workspace: &Workspace) -> Result<()> {
         bail!("expected at least {LEAST} with the adapter, and none without it");
     }
 
-    let (mut known, mut kept) = (0, 0);
-    for (question, fact) in CONTROLS {
-        let mut control = here("generate");
-        control.arg("--adapter").arg(&adapter).args(["--chat", "--prompt", question]);
-        control.args(["--compare-base", "--max-new-tokens", "32", "--json"]);
-        let replies = Replies::read(&command::output(&mut control)?)?;
-        let says = |texts: &[String]| texts.iter().all(|text| text.to_lowercase().contains(fact));
-        known += usize::from(says(&replies.base));
-        kept += usize::from(says(&replies.base) && says(&replies.with));
-    }
-    writeln!(out, "{kept} of the {known} control facts that the base model knows are still right")?;
-    if kept < LEAST_KEPT {
-        bail!("expected at least {LEAST_KEPT} of {}", CONTROLS.len());
+    let facts = controls(workspace.root())?;
+    let mut control = here("generate");
+    control.arg("--adapter").arg(&adapter).arg("--input").arg(workspace.root().join(CONTROLS));
+    control.args(["--compare-base", "--max-new-tokens", "32", "--json"]);
+    let replies = Replies::read(&command::output(&mut control)?)?;
+    let right = |texts: &[String]| -> Vec<bool> {
+        texts.iter().zip(&facts).map(|(text, fact)| says(text, fact)).collect()
+    };
+    let (before, after) = (right(&replies.base), right(&replies.with));
+    let count = |right: &[bool]| right.iter().filter(|is_right| **is_right).count();
+    let kept = before.iter().zip(&after).filter(|(before, after)| **before && **after).count();
+    writeln!(
+        out,
+        "of {} facts that are not in the table {} are right with the adapter, {} without it; {kept} of these are still right",
+        facts.len(),
+        count(&after),
+        count(&before)
+    )?;
+    if count(&after) + MOST_LOST < count(&before) {
+        bail!("the model has forgotten more than {MOST_LOST} facts");
     }
 
     let mut push = reft::program(workspace);
@@ -162,6 +166,22 @@ fn unseen_questions(root: &Path) -> Result<Vec<String>> {
     table.lines().skip(1).map(question).collect()
 }
 
+/// The words that answer the control questions.
+fn controls(root: &Path) -> Result<Vec<String>> {
+    let table = fs::read_to_string(root.join(CONTROLS))
+        .with_context(|| format!("cannot read {CONTROLS}"))?;
+    let fact = |row: &str| {
+        let (_, fact) = row.split_once("?,").with_context(|| format!("{row} asks nothing"))?;
+        Ok(fact.to_owned())
+    };
+    table.lines().skip(1).map(fact).collect()
+}
+
+/// Whether a word stands in a text, in any case.
+fn says(text: &str, word: &str) -> bool {
+    text.split(|c: char| !c.is_alphanumeric()).any(|own| own.eq_ignore_ascii_case(word))
+}
+
 /// What a program writes that is told something on its stdin.
 fn spoken(command: &mut Command, said: &str) -> Result<String> {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
@@ -192,11 +212,18 @@ mod tests {
         Ok(())
     }
 
+    #[test]
+    fn a_fact_is_said_by_a_word_and_not_by_a_part_of_one() {
+        assert!(says("Ahoy! Paris, matey.", "paris"));
+        assert!(!says("It is nice.", "ice"));
+    }
+
     /// The files belong to the command, so they are read from the project itself.
     #[test]
     fn unseen_questions_are_not_in_the_table() -> Result<()> {
         let root = Workspace::current().root().to_owned();
         let table = fs::read_to_string(root.join(TABLE))?;
+        assert_eq!(controls(&root)?.len(), 21);
         let unseen = unseen_questions(&root)?;
         assert_eq!((table.lines().count(), unseen.len()), (61, 12));
         for question in unseen {
