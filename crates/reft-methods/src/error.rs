@@ -87,6 +87,18 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// An adapter that another program's files have no form for.
+    #[error("{} holds {what}, which has no place in {form}: {reason}", path.display())]
+    NotExportable {
+        /// The adapter's directory.
+        path: PathBuf,
+        /// What it is.
+        what: String,
+        /// The form asked for.
+        form: &'static str,
+        /// Why not, and what to do.
+        reason: String,
+    },
     /// A merged weight that is not a number.
     #[error(
         "merging makes {name} infinite or NaN; the adapter is broken, or the kind overflows: try f32"

@@ -44,6 +44,8 @@ mod summary;
 
 pub use declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
 pub use error::{Error, Result};
+pub use files::exported::export_peft;
+pub(crate) use files::exported::{Form, adapter_of_form};
 pub(crate) use files::peft_fields::OtherFields;
 pub use files::peft_fields::PEFT_FILES;
 pub(crate) use joined_tables::{all_modules, check_sizes};
@@ -59,6 +61,7 @@ pub use options::{
     FEEDFORWARD_MODULES, INIT, INIT_TOKENS, LAYERS, MethodOption, MethodOptions, N_VIRTUAL_TOKENS,
     ORTHONORMAL_MAP, POSITION_RULE, POSITIONS, RANK, SHARE_WEIGHTS, TARGET_MODULES, ValueKind,
 };
+pub use pyreft::export::export_pyreft;
 pub use pyreft::import::{PYREFT_FILE, PyreftImport, import_pyreft};
 pub use pyreft::torch_pickle::load_torch_pickle;
 pub use reft::adapter::{ReftAdapter, ReftHooks};

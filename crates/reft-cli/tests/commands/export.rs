@@ -1,4 +1,4 @@
-//! `reft export --merge`: a model that computes what model and adapter did.
+//! `reft export`: a model that computes what model and adapter did, and adapters in the files of other programs.
 
 use reft_test_support::{assert_values_close, values};
 use std::fs;
@@ -145,5 +145,66 @@ fn adapters_that_are_no_change_of_weights_are_refused_with_the_reason() -> Resul
     let existing = into(&model, &output)?;
     assert!(existing.stderr.contains("exists already"), "{}", existing.stderr);
     assert_eq!(listing(&output)?, [output.join("precious")]);
+    Ok(())
+}
+
+#[test]
+fn adapters_go_to_pyreft_and_to_peft() -> Result {
+    let (dir, model) = (tempfile::tempdir()?, oracle("tiny_llama"));
+    let adapter = trained(dir.path(), &model, "loreft")?;
+    let expected = logits(dir.path(), &model, Some(&adapter))?;
+    let [exported, again] = ["exported", "again"].map(|name| dir.path().join(name));
+    let told = succeed(args![
+        "export",
+        "--to",
+        "pyreft",
+        "--adapter",
+        adapter,
+        "--output",
+        exported,
+        "--json"
+    ])?;
+    let json: Value = serde_json::from_str(&told.stdout)?;
+    assert_eq!((&json["form"], &json["method"]), (&"pyreft".into(), &"loreft".into()));
+    assert!(told.stderr.contains("do not hold the positions (l1)"), "{}", told.stderr);
+    // README.md says the command of the way back
+    let readme = fs::read_to_string(exported.join("README.md"))?;
+    let back = "--from pyreft DIR --positions l1 --share-weights --model MODEL";
+    assert!(readme.contains(back), "{readme}");
+    succeed(args![
+        "import",
+        "--from",
+        "pyreft",
+        exported,
+        "--positions",
+        "l1",
+        "--share-weights",
+        "--model",
+        model,
+        "--output",
+        again
+    ])?;
+    assert_values_close("loreft", &logits(dir.path(), &model, Some(&again))?, &expected, 0.0);
+
+    let (lora, exported) = (oracle("peft/lora_qv"), dir.path().join("lora"));
+    succeed(args!["export", "--to", "peft", "--adapter", lora, "--output", exported])?;
+    assert_eq!(
+        logits(dir.path(), &model, Some(&exported))?,
+        logits(dir.path(), &model, Some(&lora))?
+    );
+    for (form, adapter, complaint) in [
+        ("pyreft", &lora, "holds lora, which has no place in pyreft's files"),
+        ("peft", &adapter, "holds loreft, which has no place in PEFT's files"),
+    ] {
+        let output = dir.path().join("refused");
+        let refused = run(args!["export", "--to", form, "--adapter", adapter, "--output", output])?;
+        assert_eq!(refused.code, Some(1));
+        assert!(refused.stderr.contains(complaint), "{}", refused.stderr);
+        assert!(!output.exists());
+    }
+    let both =
+        args!["export", "--to", "peft", "--model", model, "--adapter", lora, "--output", "x"];
+    let both = run(both)?;
+    assert!(both.stderr.contains("--model belongs to a merged model"), "{}", both.stderr);
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! The files of adapters: PEFT's, our own, and those that pyreft saves.
 
 pub(crate) mod adapter_file;
+pub(crate) mod exported;
 pub(crate) mod own_config;
 pub(crate) mod peft_fields;

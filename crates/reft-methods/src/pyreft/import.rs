@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
+use crate::pyreft::saved_form::{BASE, CLASSES, RAW, SIZES};
 use crate::{ReftAdapter, ReftConfig, load_torch_pickle};
 
 /// What a directory saved by pyreft does not say, and whoever imports it must.
@@ -142,14 +143,6 @@ pub fn import_pyreft(dir: &Path, import: &PyreftImport) -> Result<ReftAdapter> {
 }
 
 fn method_of(types: &[String]) -> std::result::Result<Method, String> {
-    const CLASSES: [(&str, Method); 6] = [
-        ("LoreftIntervention", Method::Loreft),
-        ("NoreftIntervention", Method::Noreft),
-        ("ConsreftIntervention", Method::Consreft),
-        ("LobireftIntervention", Method::Lobireft),
-        ("NodireftIntervention", Method::Direft),
-        ("DireftIntervention", Method::DireftOrth),
-    ];
     let first = types.first().ok_or("it names no intervention, expected at least one")?;
     if let Some(other) = types.iter().find(|t| *t != first) {
         return Err(format!("interventions of types {first} and {other} are mixed, expected one"));
@@ -187,9 +180,7 @@ fn rank_of(tensors: &BTreeMap<String, Tensor>) -> std::result::Result<i64, Strin
 
 /// pyreft's tensors of one intervention under our names.
 fn rename(method: Method, mut saved: BTreeMap<String, Tensor>) -> Result<InterventionTensors> {
-    const RAW: &str = "rotate_layer.parametrizations.weight.original";
-    const BASE: &str = "rotate_layer.parametrizations.weight.0.base";
-    for constant in ["embed_dim", "interchange_dim"] {
+    for constant in SIZES {
         saved.remove(constant);
     }
     let mut renamed = InterventionTensors::new();
@@ -208,7 +199,7 @@ fn rename(method: Method, mut saved: BTreeMap<String, Tensor>) -> Result<Interve
     Ok(renamed)
 }
 
-/// `Rᵀ` of torch's orthogonal parametrisation: `base · H(raw)`, times the whole part of each diagonal entry of `raw`.
+/// `Rᵀ` of torch's orthogonal parametrisation, below a square: `base · H(raw)`, times the whole part of each diagonal entry of `raw`.
 ///
 /// That diagonal is −1 at the start. Weight decay takes it to −0.99…, whose whole part is 0: the saved rotation is then 0, which
 /// [`InterventionSet::from_tensors`] refuses as what it is, not a rotation.
@@ -222,6 +213,12 @@ fn effective_rotation(method: Method, raw: &Tensor, base: &Tensor) -> Result<Ten
     };
     if base.size() != [d, d] || r > d {
         return Err(shape_error("rotate_layer base", vec![d, d], base));
+    }
+    if r == d {
+        // torch's map of square matrices is another one: base · exp(A), A = tril(raw) − tril(raw)ᵀ
+        let lower = raw.to_kind(Kind::Double).tril(0);
+        let rotation = base.to_kind(Kind::Double).matmul(&(&lower - lower.tr()).matrix_exp());
+        return Ok(rotation.to_kind(Kind::Float));
     }
     let map = Householder::on_base(&base.unsqueeze(0).to_kind(Kind::Float), r);
     tch::no_grad(|| {

@@ -4,6 +4,7 @@ mod composition;
 mod declarations;
 mod encoders;
 mod equations;
+mod exporting;
 mod families;
 mod files;
 mod interop;

@@ -11,7 +11,9 @@ use reft_models::{
 };
 use tch::{Device, Kind, Tensor};
 
-use crate::oracle::{self, Outcome, base_logits, difference, path, tiny_examples, tiny_llama};
+use crate::oracle::{
+    self, Outcome, assert_logits, base_logits, difference, path, tensors, tiny_examples, tiny_llama,
+};
 
 /// Logits of the common batch with an adapter.
 fn logits(decoder: &Decoder, adapter: &ReftAdapter, padding: PaddingSide) -> Outcome<Vec<Tensor>> {
@@ -86,6 +88,23 @@ fn adapters_saved_by_pyreft_give_pyreft_logits() -> Outcome {
             assert!(off < 2e-5, "{name}, {padding:?}: {off:e}"); // f32, |logit| < 12
         }
     }
+    Ok(())
+}
+
+/// Oracle: `reft_square/saved` is what pyreft 0.1.0 saved of a rotation of rank 64, which torch parametrises by a matrix exponential.
+#[test]
+fn a_square_rotation_saved_by_pyreft_is_that_rotation() -> Outcome {
+    let (decoder, d) = (tiny_llama()?, 64);
+    let import = PyreftImport {
+        positions: "f2+l2".parse()?,
+        share_weights: true,
+        act_fn: Activation::Linear,
+        base_model: None,
+    };
+    let adapter = import_pyreft(&path("reft_square/saved"), &import)?;
+    assert_eq!(adapter.config().low_rank_dimension, d);
+    let expected = tensors("reft_square/logits.safetensors")?.remove("logits").ok_or("logits")?;
+    assert_logits("square", &logits(&decoder, &adapter, PaddingSide::Right)?, &expected);
     Ok(())
 }
 
