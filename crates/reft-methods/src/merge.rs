@@ -2,11 +2,11 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use reft_models::{
-    Model, Weight, atomic_directory, decoder_config, io_error, save_safetensors, write_json,
+    Model, Weight, atomic_directory, decoder_config, io_error, save_weights, write_json,
 };
 use tch::{Tensor, no_grad};
 
-use crate::{AdapterFiles, Error, Result};
+use crate::{Error, Result};
 
 /// A model's weights by name, to be changed in place by the adapter that is merged.
 pub(crate) struct MergedWeights(HashMap<String, Tensor>);
@@ -75,6 +75,9 @@ const MODEL_FILES: [&str; 10] = [
     "merges.txt",
 ];
 
+/// A folder of further chat templates in a model directory.
+const TEMPLATES: &str = "additional_chat_templates";
+
 /// In the metadata of an exported model: the method of the adapter that was merged.
 pub const MERGED_ADAPTER: &str = "merged_adapter";
 /// In the metadata of an exported model: the model that an adapter was merged into.
@@ -82,7 +85,8 @@ pub const MERGED_BASE_MODEL: &str = "merged_base_model";
 
 /// Writes the model, merged or trained in full, as a model directory: its weights, and the other files of `base`.
 ///
-/// `facts` are kept in the metadata of the weights' file, for instance [`MERGED_ADAPTER`].
+/// `facts` are kept in the metadata of the weights, for instance [`MERGED_ADAPTER`]; `largest` is the size of a file of weights in bytes, at
+/// most, as [`save_weights`] takes it.
 ///
 /// # Errors
 /// [`reft_models::Error::OutputExists`] if `output` is there already, or a file cannot be read or written.
@@ -91,20 +95,25 @@ pub fn export_model(
     base: &Path,
     output: &Path,
     facts: &[(&str, String)],
+    largest: u64,
 ) -> Result<()> {
     Ok(atomic_directory(output, |dir| {
         let weights = model.weights().into_iter();
         let weights = weights.map(|(name, weight)| (name, weight.dense().detach()));
-        let mut metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        metadata.extend(facts.iter().map(|(name, fact)| ((*name).to_owned(), fact.clone())));
-        let weights: Vec<_> = weights.collect();
-        save_safetensors(&dir.join(AdapterFiles::Weights.tensors()), &weights, Some(metadata))?;
-        for name in MODEL_FILES {
-            let file = base.join(name);
-            if file.is_file() {
-                let content = std::fs::read(&file).map_err(io_error("read", &file))?;
-                let copy = dir.join(name);
-                std::fs::write(&copy, content).map_err(io_error("write", &copy))?;
+        save_weights(dir, &weights.collect::<Vec<_>>(), facts, largest)?;
+        let copy = |name: &Path| -> reft_models::Result<()> {
+            let (file, copy) = (base.join(name), dir.join(name));
+            let content = std::fs::read(&file).map_err(io_error("read", &file))?;
+            std::fs::write(&copy, content).map_err(io_error("write", &copy))
+        };
+        for name in MODEL_FILES.into_iter().filter(|name| base.join(name).is_file()) {
+            copy(Path::new(name))?;
+        }
+        if let Ok(templates) = std::fs::read_dir(base.join(TEMPLATES)) {
+            let folder = dir.join(TEMPLATES);
+            std::fs::create_dir(&folder).map_err(io_error("create", &folder))?;
+            for template in templates.flatten() {
+                copy(&Path::new(TEMPLATES).join(template.file_name()))?;
             }
         }
         // of a model that sees images the decoder alone is written

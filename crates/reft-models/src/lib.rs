@@ -92,4 +92,5 @@ pub(crate) use transformer::pass::{BlockColumns, Pass};
 pub use weights::checkpoint::Weights;
 pub use weights::quantised::Quantised;
 pub use weights::send::send;
+pub use weights::shards::{save_weights, weights_facts};
 pub use weights::weight::{Linear, Weight, WeightStorage};

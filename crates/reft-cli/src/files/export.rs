@@ -1,6 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use reft_bench::Precision;
 use reft_methods::{
@@ -43,6 +44,9 @@ pub struct ExportArgs {
     /// Kind of the weights written: f32, bf16 or f16; sums are f32 and rounded once [default: the model's own]
     #[arg(long, value_name = "KIND")]
     kind: Option<Precision>,
+    /// Largest file of weights; more become several with an index
+    #[arg(long, value_name = "SIZE", default_value = "5GB")]
+    shard_size: ByteSize,
     /// CPU threads to compute with [default: one per core]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -136,7 +140,7 @@ fn merged_model(args: &ExportArgs, model: &String) -> Result<()> {
     let (path, decoder) = open_decoder(model, &machine)?;
     merge_adapter(adapter, &decoder).with_context(cannot_merge)?;
     let facts = [(MERGED_ADAPTER, method.clone()), (MERGED_BASE_MODEL, model.clone())];
-    export_model(&decoder, &path, &args.output, &facts)?;
+    export_model(&decoder, &path, &args.output, &facts, args.shard_size.as_u64())?;
     let parameters = description.parameters();
     let json = json!({
         "output": args.output, "adapter": args.adapter, "method": method, "kind": kind, "parameters": parameters,

@@ -2,8 +2,8 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use reft_methods::{AdapterFiles, MERGED_ADAPTER, MERGED_BASE_MODEL};
-use reft_models::{ChatOptions, Decoder, DecoderConfig, Weights, load_safetensors_metadata};
+use reft_methods::{MERGED_ADAPTER, MERGED_BASE_MODEL};
+use reft_models::{ChatOptions, Decoder, DecoderConfig, Weights, weights_facts};
 use serde_json::{Value, json};
 
 use crate::model::ModelText;
@@ -77,8 +77,7 @@ pub fn describe(path: &Path) -> Result<(Rows, Value)> {
 
 /// Which adapter was merged into a model, and what the model was, if `reft export` wrote it.
 fn merged(path: &Path) -> Option<(String, String)> {
-    let mut metadata =
-        load_safetensors_metadata(&path.join(AdapterFiles::Weights.names()[0])).ok()?;
+    let mut metadata = weights_facts(path).ok()?;
     Some((metadata.remove(MERGED_ADAPTER)?, metadata.remove(MERGED_BASE_MODEL)?))
 }
 

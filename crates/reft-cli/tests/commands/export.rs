@@ -68,13 +68,21 @@ fn a_merged_model_computes_what_model_and_adapter_do() -> Result {
     let model = model_copy(dir.path())?;
     fs::write(model.join("tokenizer_config.json"), "{\"pad_token\": null}")?;
     fs::write(model.join("chat_template.jinja"), "{{ messages[0].content }}")?;
+    let further = "additional_chat_templates/tool_use.jinja";
+    fs::create_dir(model.join("additional_chat_templates"))?;
+    fs::write(model.join(further), "{{ tools }}")?;
     let base = logits(dir.path(), &model, None)?;
     for method in ["lora", "rslora", "dora", "ia3", "full"] {
         let adapter = trained(dir.path(), &model, method)?;
         let merged = dir.path().join("merged").join(method);
-        let export =
+        let mut export =
             args!["export", "--merge", "--model", model, "--adapter", adapter, "--output", merged];
+        if method == "lora" {
+            export.extend(args!["--shard-size", "200kB"]);
+        }
         succeed(export)?;
+        let is_whole = merged.join("model.safetensors").is_file();
+        assert_eq!(is_whole, method != "lora", "{method}");
         let expected = logits(dir.path(), &model, Some(&adapter))?;
         let found = logits(dir.path(), &merged, None)?;
         // W x + s B A x and (W + s B A) x: the same f32 sums in another order
@@ -89,7 +97,7 @@ fn a_merged_model_computes_what_model_and_adapter_do() -> Result {
             replies(dir.path(), &model, Some(&adapter))?,
             "{method}"
         );
-        for file in ["config.json", "tokenizer_config.json", "chat_template.jinja"] {
+        for file in ["config.json", "tokenizer_config.json", "chat_template.jinja", further] {
             assert_eq!(fs::read(merged.join(file))?, fs::read(model.join(file))?, "{file}");
         }
         let inspected: Value =

@@ -4,7 +4,7 @@ use reft_methods::{
     AdapterSummary, Error, METHODS, Merging, MethodOptions, declaration, export_model,
     merge_adapter,
 };
-use reft_models::{Decoder, Model, PaddingSide};
+use reft_models::{Decoder, Model, PaddingSide, weights_facts};
 use tch::{Device, Kind, Tensor};
 
 use crate::declarations::small;
@@ -46,14 +46,22 @@ fn a_merged_model_is_a_model_directory() -> Outcome {
     merge_adapter(&path("peft/lora_all"), &decoder)?;
     let dir = tempfile::tempdir()?;
     let output = dir.path().join("merged");
-    export_model(&decoder, &path("tiny_llama"), &output, &[])?;
+    export_model(&decoder, &path("tiny_llama"), &output, &[], u64::MAX)?;
     let again = Decoder::open(&output, Kind::Float, Device::Cpu)?;
     let merged = base_logits(&decoder, &examples)?;
     let found = base_logits(&again, &examples)?;
     assert_eq!(difference(&merged, &found), 0.0);
     assert!(output.join("generation_config.json").is_file());
+    let shards = dir.path().join("shards");
+    export_model(&decoder, &path("tiny_llama"), &shards, &[("made", "here".into())], 100_000)?;
+    let again = Decoder::open(&shards, Kind::Float, Device::Cpu)?;
+    assert_eq!(difference(&merged, &base_logits(&again, &examples)?), 0.0);
+    let sizes = std::fs::read_dir(&shards)?.flatten().map(|file| Ok(file.metadata()?.len()));
+    let sizes: Vec<u64> = sizes.collect::<std::io::Result<_>>()?;
+    assert!(sizes.len() > 7 && sizes.iter().all(|size| *size < 103_000), "{sizes:?}"); // and headers
+    assert_eq!(weights_facts(&shards)?["made"], "here");
     assert!(
-        export_model(&decoder, &path("tiny_llama"), &output, &[]).is_err(),
+        export_model(&decoder, &path("tiny_llama"), &output, &[], u64::MAX).is_err(),
         "overwrites a model"
     );
     Ok(())

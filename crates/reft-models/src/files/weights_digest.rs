@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::hub::names::user_cache;
-use crate::weights::checkpoint::read_shard_index;
+use crate::weights::shards::{INDEX, read_shard_index};
 use crate::{Result, io_error, read_json, write_json};
 
 /// SHA-256 of the weights of a model directory or of a GGUF file, in hexadecimal digits.
@@ -32,8 +32,7 @@ fn digest_of(model: &Path, cache: Option<&Path>) -> Result<String> {
     } else if single.is_file() {
         vec![single]
     } else {
-        let mut shards: Vec<String> =
-            read_shard_index(&model.join("model.safetensors.index.json"))?.into_values().collect();
+        let mut shards: Vec<String> = read_shard_index(&model.join(INDEX))?.into_values().collect();
         shards.sort();
         shards.dedup();
         shards.iter().map(|shard| model.join(shard)).collect()

@@ -9,7 +9,7 @@ use hf_hub::api::sync::{Api as ApiSync, ApiBuilder};
 use hf_hub::{Cache, Repo, RepoType};
 
 use crate::hub::push::{MAIN, is_branch};
-use crate::weights::checkpoint::read_shard_index;
+use crate::weights::shards::{INDEX, read_shard_index};
 use crate::{Error, Gguf, Result};
 
 /// Where models come from when they are named rather than given as a directory.
@@ -25,7 +25,6 @@ pub struct Hub {
 
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 const WEIGHTS: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
 /// Files that a model cannot do without, besides its weights.
 const NEEDED: [&str; 2] = ["config.json", "tokenizer.json"];
 /// Files that are fetched where a model has them.

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 use crate::files::safetensors_file::SafetensorsFile;
 use crate::weights::quantised::{BlockFormat, Quantised, row_chunks};
-use crate::{Error, Gguf, ModelTensor, Result, Weight, WeightStorage, io_error, read_json};
+use crate::weights::shards::{INDEX, WHOLE, read_shard_index};
+use crate::{Error, Gguf, ModelTensor, Result, Weight, WeightStorage, io_error};
 
 /// Named tensors of a checkpoint: a safetensors file, a sharded set of them, a GGUF file, or none at all ([`Weights::random`],
 /// [`Weights::shapes_only`]).
@@ -68,25 +68,6 @@ struct Entry {
     shape: Vec<i64>,
 }
 
-/// `model.safetensors.index.json`.
-#[derive(Deserialize)]
-struct ShardIndex {
-    weight_map: BTreeMap<String, String>,
-}
-
-/// Reads which shard holds each tensor from `model.safetensors.index.json`. Shards are plain file names.
-pub(crate) fn read_shard_index(path: &Path) -> Result<BTreeMap<String, String>> {
-    let ShardIndex { weight_map } = read_json(path)?;
-    for shard in weight_map.values() {
-        if Path::new(shard).file_name() != Some(shard.as_ref()) {
-            let reason =
-                format!("shard {shard:?} is not a plain file name; shards lie beside the index");
-            return Err(Error::Format { path: path.to_owned(), reason });
-        }
-    }
-    Ok(weight_map)
-}
-
 impl Weights {
     /// Opens the checkpoint in a Hugging Face directory: `model.safetensors`, or the shards that
     /// `model.safetensors.index.json` names; a path to a single file is opened as by [`Weights::open_file`].
@@ -98,8 +79,8 @@ impl Weights {
         if fs::metadata(path).map_err(io_error("read", path))?.is_file() {
             return Self::open_file(path);
         }
-        let single = path.join("model.safetensors");
-        let index = path.join("model.safetensors.index.json");
+        let single = path.join(WHOLE);
+        let index = path.join(INDEX);
         if single.is_file() {
             let weights = Self::open_file(&single)?;
             Ok(Self { tensors: of_decoder(weights.tensors), ..weights })

@@ -3,4 +3,5 @@
 pub(crate) mod checkpoint;
 pub(crate) mod quantised;
 pub(crate) mod send;
+pub(crate) mod shards;
 pub(crate) mod weight;
