@@ -165,7 +165,12 @@ fn parametrised(rotation: &Tensor) -> [Tensor; 2] {
 fn readme(config: &ReftConfig) -> String {
     let ReftConfig { method, positions, component, layers, .. } = config;
     let BaseModel { name, .. } = &config.base_model;
-    let base = name.as_deref().filter(|name| !name.is_empty()).unwrap_or("its base model");
+    // of a directory of this machine its own name alone
+    let own_name = |name: &str| match Path::new(name) {
+        path if path.is_absolute() => Some(path.file_name()?.to_string_lossy().into_owned()),
+        _ => Some(name.to_owned()).filter(|name| !name.is_empty()),
+    };
+    let base = name.as_deref().and_then(own_name).unwrap_or_else(|| "its base model".to_owned());
     let layers: Vec<String> = layers.iter().map(usize::to_string).collect();
     let (first, last) = (positions.first(), positions.last());
     let class = class_of(*method);

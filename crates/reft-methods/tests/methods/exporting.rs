@@ -9,7 +9,7 @@ use reft_core::{Activation, InterventionSet, PositionRule};
 use reft_methods::{
     ACT_FN, ADD_BIAS, AdapterFiles, COMPONENT, Error, LAYERS, METHODS, MethodOptions,
     POSITION_RULE, POSITIONS, PyreftImport, RANK, ReftAdapter, ReftConfig, SHARE_WEIGHTS,
-    export_peft, export_pyreft, import_pyreft, load_torch_pickle,
+    export_peft, export_pyreft, import_pyreft, load_torch_pickle, resolve,
 };
 use reft_models::{
     Adapter, AdapterStack, BaseModel, Component, Decoder, Model, PaddingSide, Row,
@@ -145,6 +145,24 @@ fn adapters_exported_to_pyreft_come_back() -> Outcome {
         assert!(off < LOGITS, "{}: {off:e}", case.name); // a rotation goes through reflections: f32 rounding
         let base = AdapterStack::EMPTY.logits(&model, rows(), PaddingSide::Right)?;
         assert!(difference(&base, &expected) > 1e-2, "{}: the test has no power", case.name);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_readme_names_the_base_model_without_its_path() -> Outcome {
+    for (name, expected) in [
+        ("/home/somebody/models/llama", "**llama**"),
+        ("org/llama", "**org/llama**"),
+        ("", "**its base model**"),
+    ] {
+        let (dir, model) = (tempfile::tempdir()?, tiny_llama()?);
+        let options = MethodOptions::default().with(&RANK, 2);
+        let adapter = resolve("loreft", &options, model.description())?.build(&model, name)?;
+        adapter[0].save(dir.path())?;
+        export_pyreft(dir.path(), dir.path())?;
+        let readme = fs::read_to_string(dir.path().join("README.md"))?;
+        assert!(readme.contains(expected) && !readme.contains("/home"), "{readme}");
     }
     Ok(())
 }
