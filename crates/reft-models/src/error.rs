@@ -59,6 +59,14 @@ pub enum Error {
         /// What the header gets wrong.
         source: safetensors::SafeTensorError,
     },
+    /// A model that a GGUF file cannot say, or llama.cpp would compute otherwise.
+    #[error(
+        "the model has no form in GGUF: {reason}; write it as a directory (--merge without --to), and try llama.cpp's own converter on that"
+    )]
+    NoGgufForm {
+        /// What has none.
+        reason: String,
+    },
     /// A file that holds tensors in a way this crate does not read.
     #[error("cannot read {}: {reason}", path.display())]
     Format {

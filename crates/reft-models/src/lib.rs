@@ -59,6 +59,8 @@ pub use generation::generate::{Finish, Generated, generate};
 pub use generation::sampling::GenerationConfig;
 pub use gguf::fields::GGUF;
 pub use gguf::gguf_file::Gguf;
+pub use gguf::writing::file::export_gguf;
+pub use gguf::writing::kind::GgufKind;
 pub use hub::names::{Hub, is_hub_name, resolve_model};
 pub use hub::push::{Push, PushFile, Pushed};
 pub use model::attention_weights::attention_weights;

@@ -20,9 +20,10 @@ impl ModelText {
     /// # Errors
     /// If one is broken, or variables are given and there is no template to have them.
     pub fn open(model: &Path, chat: &ChatOptions) -> Result<Self> {
-        let is_without = model.is_dir() && !model.join("tokenizer.json").exists();
-        let tokenizer = if is_without { None } else { Some(Tokenizer::open(model)?) };
+        let has_tokenizer = Tokenizer::is_in(model)?;
+        let tokenizer = has_tokenizer.then(|| Tokenizer::open(model)).transpose()?;
         let chat_template = match ChatTemplate::open(model) {
+            _ if !has_tokenizer && model.is_file() && chat.chat_vars.is_empty() => None,
             Err(reft_models::Error::NoChatTemplate { .. }) if chat.chat_vars.is_empty() => None,
             template => Some(template?.with_variables(&chat.chat_vars)?),
         };

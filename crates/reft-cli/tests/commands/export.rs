@@ -213,6 +213,59 @@ fn adapters_go_to_pyreft_and_to_peft() -> Result {
     let both =
         args!["export", "--to", "peft", "--model", model, "--adapter", lora, "--output", "x"];
     let both = run(both)?;
-    assert!(both.stderr.contains("--model belongs to a merged model"), "{}", both.stderr);
+    assert!(both.stderr.contains("--model belongs to a model"), "{}", both.stderr);
+    Ok(())
+}
+
+#[test]
+fn a_gguf_file_computes_what_model_and_adapter_do() -> Result {
+    let (dir, model) = (tempfile::tempdir()?, oracle("tiny_llama"));
+    let lora = oracle("peft/lora_qv");
+    let [plain, merged, packed] =
+        ["plain.gguf", "merged.gguf", "packed.gguf"].map(|n| dir.path().join(n));
+    let gguf = |output: &Path, further: &[&str]| {
+        let mut all = args!["export", "--to", "gguf", "--model", model, "--output", output];
+        all.extend(further.iter().map(Into::into));
+        run(all)
+    };
+    let told = gguf(&plain, &["--json"])?;
+    let json: Value = serde_json::from_str(&told.stdout)?;
+    assert_eq!((&json["form"], &json["kind"]), (&"gguf".into(), &"f32".into()));
+    assert!(told.stderr.contains("no tokenizer.json"), "{}", told.stderr);
+    let base = logits(dir.path(), &model, None)?;
+    assert_eq!(logits(dir.path(), &plain, None)?, base);
+    let adapter = lora.to_str().ok_or("no text")?;
+    let expected = logits(dir.path(), &model, Some(&lora))?;
+    assert_eq!(gguf(&merged, &["--merge", "--adapter", adapter])?.code, Some(0));
+    assert_values_close("merged", &logits(dir.path(), &merged, None)?, &expected, 1e-4);
+    assert_eq!(gguf(&packed, &["--merge", "--adapter", adapter, "--kind", "q8_0"])?.code, Some(0));
+    assert_values_close("packed", &logits(dir.path(), &packed, None)?, &expected, 0.5);
+    let inspected = succeed(args!["inspect", packed, "--json"])?.stdout;
+    let inspected: Value = serde_json::from_str(&inspected)?;
+    assert_eq!(inspected["tensors"], serde_json::json!({"F32": 9, "Q8_0": 30}));
+    for (further, complaint) in [
+        (&["--adapter", adapter][..], "--merge is missing"),
+        (&["--merge"], "--adapter is missing"),
+        (&["--shard-size", "1GB"], "--shard-size belongs to a directory"),
+    ] {
+        let refused = gguf(&dir.path().join("x.gguf"), further)?;
+        assert_eq!(refused.code, Some(1), "{}", refused.stdout);
+        assert!(refused.stderr.contains(complaint), "{}", refused.stderr);
+    }
+    let other = gguf(&dir.path().join("x"), &[])?;
+    assert!(other.stderr.contains("a name that ends in .gguf"), "{}", other.stderr);
+    let kind = run(args![
+        "export",
+        "--merge",
+        "--model",
+        model,
+        "--adapter",
+        lora,
+        "--kind",
+        "q8_0",
+        "--output",
+        "x"
+    ])?;
+    assert!(kind.stderr.contains("--kind q8_0 belongs to --to gguf"), "{}", kind.stderr);
     Ok(())
 }

@@ -8,6 +8,8 @@ type Modules = &'static [(&'static str, &'static str)];
 pub(crate) struct Architecture {
     /// Its name in the file, and the prefix of its metadata keys.
     pub(crate) name: &'static str,
+    /// The families that are written so.
+    families: &'static [&'static str],
     /// The norms of a block.
     norms: Modules,
     /// The projections into attention and MLP.
@@ -49,15 +51,18 @@ const OF_ALL: Modules = &[
 
 const LLAMA: Architecture = Architecture {
     name: "llama",
+    families: &["llama", "mistral"],
     norms: PRE,
     projections: SEPARATE,
     interleaves: true,
     adds_one: false,
     own: &[],
 };
-const QWEN2: Architecture = Architecture { name: "qwen2", interleaves: false, ..LLAMA };
+const QWEN2: Architecture =
+    Architecture { name: "qwen2", families: &["qwen2"], interleaves: false, ..LLAMA };
 const GEMMA2: Architecture = Architecture {
     name: "gemma2",
+    families: &["gemma2"],
     norms: BOTH,
     adds_one: true,
     own: &["attn_logit_softcapping", "final_logit_softcapping"],
@@ -68,50 +73,86 @@ const GEMMA2: Architecture = Architecture {
 pub(crate) const ARCHITECTURES: [Architecture; 10] = [
     LLAMA,
     QWEN2,
-    Architecture { name: "qwen3", ..QWEN2 },
+    Architecture { name: "qwen3", families: &["qwen3"], ..QWEN2 },
     GEMMA2,
     Architecture {
         name: "gemma3",
+        families: &["gemma3_text"],
         own: &["final_logit_softcapping", "attention.sliding_window_pattern", "rope.freq_base_swa"],
         ..GEMMA2
     },
-    Architecture { name: "smollm3", ..LLAMA },
+    Architecture { name: "smollm3", families: &["smollm3"], ..LLAMA },
     Architecture {
         name: "granite",
+        families: &["granite"],
         own: &["attention.scale", "embedding_scale", "residual_scale", "logit_scale"],
         ..LLAMA
     },
     Architecture {
         name: "mistral3",
+        families: &[], // what it says of YaRN is not what is kept of a configuration
         own: &["rope.scaling.yarn_log_multiplier", "attention.temperature_scale"],
         ..LLAMA
     },
     Architecture {
         name: "olmo2",
+        families: &["olmo2", "olmo3"],
         norms: POST,
         own: &["attention.sliding_window_pattern", "rope.freq_base_swa"],
         ..QWEN2
     },
-    Architecture { name: "phi3", projections: FUSED, own: &["rope.scaling.attn_factor"], ..QWEN2 },
+    Architecture {
+        name: "phi3",
+        families: &["phi3"],
+        projections: FUSED,
+        own: &["rope.scaling.attn_factor"],
+        ..QWEN2
+    },
+];
+
+/// The three tensors outside of blocks: llama.cpp's name, then Hugging Face's.
+const OF_MODEL: Modules = &[
+    ("token_embd.weight", "model.embed_tokens.weight"),
+    ("output_norm.weight", "model.norm.weight"),
+    ("output.weight", "lm_head.weight"),
 ];
 
 impl Architecture {
+    /// The one that models of a family are written in; none if they are not written.
+    pub(crate) fn of_family(model_type: &str) -> Option<Self> {
+        ARCHITECTURES.into_iter().find(|own| own.families.contains(&model_type))
+    }
+
+    /// The families that are written.
+    pub(crate) fn written_families() -> Vec<&'static str> {
+        ARCHITECTURES.iter().flat_map(|own| own.families.iter().copied()).collect()
+    }
+
     /// `blk.3.attn_q.weight` → `model.layers.3.self_attn.q_proj.weight`.
     pub(crate) fn hugging_face_name(&self, name: &str) -> Option<String> {
-        let of_model = [
-            ("token_embd.weight", "model.embed_tokens.weight"),
-            ("output_norm.weight", "model.norm.weight"),
-            ("output.weight", "lm_head.weight"),
-        ];
-        if let Some((_, found)) = of_model.iter().find(|(own, _)| *own == name) {
+        if let Some((_, found)) = OF_MODEL.iter().find(|(own, _)| *own == name) {
             return Some((*found).to_owned());
         }
         let (layer, rest) = name.strip_prefix("blk.")?.split_once('.')?;
         let layer: u32 = layer.parse().ok()?;
         let (module, parameter) = rest.rsplit_once('.')?;
-        let mut modules = [self.norms, self.projections, OF_ALL].into_iter().flatten();
-        let (_, module) = modules.find(|(own, _)| *own == module)?;
+        let (_, module) = self.modules().find(|(own, _)| *own == module)?;
         matches!(parameter, "weight" | "bias")
             .then(|| format!("model.layers.{layer}.{module}.{parameter}"))
+    }
+
+    /// The other way round: `model.layers.3.self_attn.q_proj.weight` → `blk.3.attn_q.weight`.
+    pub(crate) fn own_name(&self, name: &str) -> Option<String> {
+        if let Some((own, _)) = OF_MODEL.iter().find(|(_, other)| *other == name) {
+            return Some((*own).to_owned());
+        }
+        let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+        let (module, parameter) = rest.rsplit_once('.')?;
+        let (own, _) = self.modules().find(|(_, other)| *other == module)?;
+        Some(format!("blk.{layer}.{own}.{parameter}"))
+    }
+
+    fn modules(&self) -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+        [self.norms, self.projections, OF_ALL].into_iter().flatten()
     }
 }

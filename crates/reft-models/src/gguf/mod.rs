@@ -9,3 +9,4 @@ pub(crate) mod sentencepiece;
 pub(crate) mod split;
 pub(crate) mod tokenizer;
 pub(crate) mod vocabulary;
+pub(crate) mod writing;

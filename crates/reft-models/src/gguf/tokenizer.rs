@@ -11,10 +11,30 @@ const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L
 /// The pattern of Qwen2's tokenizer: as Llama 3's, but digits one by one.
 const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+/// Makes the steps of a pre-tokenizer.
+type Steps = fn() -> Json;
+
+/// How byte-level BPEs split text, by llama.cpp's names: the steps of `tokenizer.json`.
+pub(crate) const PRE_TOKENIZERS: [(&str, Steps); 4] = [
+    ("smollm", || json!([{ "type": "Digits", "individual_digits": true }, byte_level(true)])),
+    ("gpt-2", || json!([byte_level(true)])),
+    ("llama-bpe", || json!([split(LLAMA3_SPLIT), byte_level(false)])),
+    ("qwen2", || json!([split(QWEN2_SPLIT), byte_level(false)])),
+];
+
+/// What `tokenizer.ggml.model` is where there is none.
+pub(crate) const NO_TOKENIZER: &str = "none";
+
 /// What to do about a tokenizer that cannot be read.
 const INSTEAD: &str = "use the model's Hugging Face directory";
 
 impl Gguf {
+    /// Whether the file has a tokenizer; some say `none`.
+    pub(crate) fn has_tokenizer(&self) -> Result<bool> {
+        let kind = self.optional::<&str>("tokenizer.ggml.model", "a string")?;
+        Ok(kind.is_some_and(|kind| kind != NO_TOKENIZER))
+    }
+
     /// What `tokenizer.json` would hold, for the byte-level BPE of GPT-2's kind and for SentencePiece.
     ///
     /// # Errors
@@ -27,10 +47,10 @@ impl Gguf {
         }
         match self.optional("tokenizer.ggml.model", "a string")? {
             Some("gpt2") => self.byte_level_json(),
+            None | Some(NO_TOKENIZER) => Err(self.broken("it holds no tokenizer".to_owned())),
             Some(other) => Err(self.broken(format!(
                 "its tokenizer is of kind {other:?}, expected \"gpt2\" (byte-level BPE), \"llama\" or \"t5\" (SentencePiece); {INSTEAD}"
             ))),
-            None => Err(self.broken("it holds no tokenizer".to_owned())),
         }
     }
 
@@ -95,19 +115,11 @@ impl Gguf {
 
     /// How a byte-level BPE splits text before merging; `tokenizer.ggml.pre` names it.
     fn splitting_steps(&self, pre: Option<&str>) -> Result<Json> {
-        Ok(match pre {
-            Some("smollm") => {
-                json!([{ "type": "Digits", "individual_digits": true }, byte_level(true)])
-            }
-            Some("gpt-2") => json!([byte_level(true)]),
-            Some("llama-bpe") => json!([split(LLAMA3_SPLIT), byte_level(false)]),
-            Some("qwen2") => json!([split(QWEN2_SPLIT), byte_level(false)]),
-            other => {
-                return Err(self.broken(format!(
-                    "its pre-tokenizer is {}, expected smollm, gpt-2, llama-bpe or qwen2; {INSTEAD}",
-                    other.unwrap_or("not named")
-                )));
-            }
+        let known = PRE_TOKENIZERS.iter().find(|(name, _)| Some(*name) == pre);
+        known.map(|(_, steps)| steps()).ok_or_else(|| {
+            let names: Vec<&str> = PRE_TOKENIZERS.iter().map(|(name, _)| *name).collect();
+            let (found, known) = (pre.unwrap_or("not named"), names.join(", "));
+            self.broken(format!("its pre-tokenizer is {found}, expected one of {known}; {INSTEAD}"))
         })
     }
 

@@ -7,8 +7,9 @@ use crate::{Gguf, Result};
 /// Values of `tokenizer.ggml.token_type`.
 pub(crate) const NORMAL: i64 = 1;
 pub(crate) const UNKNOWN: i64 = 2;
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
+pub(crate) const CONTROL: i64 = 3;
+pub(crate) const USER_DEFINED: i64 = 4;
+pub(crate) const UNUSED: i64 = 5;
 pub(crate) const BYTE: i64 = 6;
 
 /// What a space is spelled as in a piece of SentencePiece.

@@ -33,7 +33,7 @@ struct Source {
 }
 
 /// The template for conversations.
-const DEFAULT: &str = "default";
+pub(crate) const DEFAULT: &str = "default";
 /// The one for conversations with tools, where a model has two.
 const TOOL_USE: &str = "tool_use";
 /// Names that templates are given in any case.
@@ -56,16 +56,7 @@ impl ChatTemplate {
             true => TokenizerConfig::of_gguf(&Gguf::open(path)?)?,
             false => TokenizerConfig::open(path)?,
         };
-        let mut templates = files(path)?;
-        if templates.is_empty() {
-            templates = match config.chat_template()? {
-                Some(TemplateField::One(source)) => vec![(DEFAULT.to_owned(), source)],
-                Some(TemplateField::Named(named)) => {
-                    named.into_iter().map(|one| (one.name, one.template)).collect()
-                }
-                None => Vec::new(),
-            };
-        }
+        let templates = sources_in(path, &config)?;
         if !templates.iter().any(|(name, _)| name == DEFAULT) {
             return Err(Error::NoChatTemplate(path.to_owned()));
         }
@@ -251,6 +242,21 @@ impl ChatTemplate {
         let template = self.environment.get_template(name).map_err(template_error)?;
         template.render(context).map_err(template_error)
     }
+}
+
+/// The templates of a model by name, as they stand in its files.
+pub(crate) fn sources_in(path: &Path, config: &TokenizerConfig) -> Result<Vec<(String, String)>> {
+    let templates = files(path)?;
+    if !templates.is_empty() {
+        return Ok(templates);
+    }
+    Ok(match config.chat_template()? {
+        Some(TemplateField::One(source)) => vec![(DEFAULT.to_owned(), source)],
+        Some(TemplateField::Named(named)) => {
+            named.into_iter().map(|one| (one.name, one.template)).collect()
+        }
+        None => Vec::new(),
+    })
 }
 
 /// The templates that stand in files of their own, by name.

@@ -27,6 +27,17 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
+    /// Whether a model has one: `tokenizer.json` in its directory, or one in its GGUF file.
+    ///
+    /// # Errors
+    /// Those of [`Gguf::open`].
+    pub fn is_in(path: &Path) -> Result<bool> {
+        match path.is_file() {
+            true => Gguf::open(path)?.has_tokenizer(),
+            false => Ok(path.join("tokenizer.json").exists()),
+        }
+    }
+
     /// Opens the tokenizer of a model: a Hugging Face directory (`tokenizer.json`; class and special tokens from `tokenizer_config.json`,
     /// `generation_config.json` and `config.json` where they are), or the metadata of a GGUF file.
     ///
@@ -150,6 +161,15 @@ impl Tokenizer {
         let ids = ids.map_err(|_| tokenizer_error("a token id is negative; ids start at 0"))?;
         let text = self.inner.decode(&ids, skip_special).map_err(tokenizer_error)?;
         Ok(if self.cleans_up { cleaned_up(text) } else { text })
+    }
+
+    /// What `tokenizer.json` would hold of the tokenizer as it is, with the tokens and the splitting that other files ask for.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if a part of it has no such form.
+    pub(crate) fn json(&self) -> Result<Value> {
+        let text = self.inner.to_string(false).map_err(tokenizer_error)?;
+        serde_json::from_str(&text).map_err(tokenizer_error)
     }
 
     /// Starts decoding token by token, as they are generated.

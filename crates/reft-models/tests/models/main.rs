@@ -13,6 +13,7 @@ mod generation;
 mod gguf_families;
 mod gguf_files;
 mod gguf_tokenizers;
+mod gguf_writing;
 mod hub_names;
 mod oracle;
 mod text;

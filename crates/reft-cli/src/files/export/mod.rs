@@ -1,0 +1,5 @@
+//! `reft export`: models and adapters in the files of other programs.
+
+mod adapter;
+pub mod command;
+mod model;
