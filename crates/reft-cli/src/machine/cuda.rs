@@ -195,7 +195,7 @@ mod tests {
     use crate::machine::cuda_driver::Gpu;
 
     fn cuda(library: Result<i32, NotLoaded>, driver: Result<(i32, usize), &str>) -> Cuda {
-        let gpu = Gpu { index: 0, name: "GPU".into(), memory_bytes: 24 << 30 };
+        let gpu = Gpu { index: 0, name: "GPU".into(), memory_bytes: 24 << 30, compute_major: 8 };
         Cuda {
             libtorch: Libtorch {
                 version: Some("2.11.0".into()),

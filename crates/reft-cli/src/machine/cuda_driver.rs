@@ -18,6 +18,8 @@ pub struct Gpu {
     pub index: usize,
     pub name: String,
     pub memory_bytes: u64,
+    /// The first number of its compute capability; 0 if the driver does not tell.
+    pub compute_major: i32,
 }
 
 const ABSENT: &str = "there is no NVIDIA driver: libcuda.so.1 cannot be loaded";
@@ -59,6 +61,9 @@ mod calls {
     use super::Gpu;
 
     const NAME_BYTES: usize = 128;
+
+    /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR`
+    const COMPUTE_MAJOR: c_int = 75;
 
     pub struct Calls(Library);
 
@@ -103,8 +108,16 @@ mod calls {
             let is_told = succeeds!(self.cuDeviceGet(&mut device => *mut c_int, index => c_int))
                 && succeeds!(self.cuDeviceGetName(start => *mut c_char, NAME_BYTES as c_int => c_int, device => c_int))
                 && succeeds!(self.cuDeviceTotalMem_v2(&mut bytes => *mut usize, device => c_int));
+            let mut major = 0;
+            let has_major = succeeds!(self.cuDeviceGetAttribute(&mut major => *mut c_int, COMPUTE_MAJOR => c_int, device => c_int));
+            let compute_major = if has_major { major } else { 0 };
             let name = CStr::from_bytes_until_nul(&name).ok()?.to_string_lossy().into_owned();
-            is_told.then_some(Gpu { index: index as usize, name, memory_bytes: bytes as u64 })
+            is_told.then_some(Gpu {
+                index: index as usize,
+                name,
+                memory_bytes: bytes as u64,
+                compute_major,
+            })
         }
 
         /// Of the GPU whose context is the thread's.

@@ -1,5 +1,4 @@
 use anyhow::{Result, bail};
-use reft_bench::Precision;
 use reft_core::{DeclaredOptions, declare_options};
 use reft_models::WeightStorage;
 use serde::Deserialize;
@@ -7,13 +6,15 @@ use tch::Device;
 
 use crate::machine::cuda;
 use crate::machine::device_choice::DeviceChoice;
+use crate::machine::kind_choice::KindChoice;
 use crate::options::{Declared, FlagGroup, in_flags};
 
 declare_options! {
     /// Where a command computes, and with which kinds of numbers.
     pub struct MachineOptions {
-        /// Kind of the frozen model's numbers: f32, bf16 or f16; edits are always f32
-        kind: Precision = Precision::F32, Text("KIND") in "Machine";
+        /// Kind of the frozen model's numbers: f32, bf16, f16, or auto (bf16 where processor or GPU has instructions for it, else f32); edits
+        /// are always f32
+        kind: KindChoice = KindChoice::default(), Text("KIND") in "Machine";
         /// How the frozen matrices are held: dense, as-stored (GGUF's blocks stay packed), int8 or int4; packed ones are expanded when they are
         /// computed with, block by block in training
         weights: WeightStorage = WeightStorage::Dense, Text("FORM") in "Machine";

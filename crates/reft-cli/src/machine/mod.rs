@@ -6,9 +6,11 @@ mod cuda;
 mod cuda_driver;
 mod device_choice;
 pub mod devices;
+mod kind_choice;
 pub mod libtorch;
 mod machine_options;
 
 pub use cuda_driver::memory_in_use;
 pub use device_choice::DeviceChoice;
+pub use kind_choice::KindChoice;
 pub use machine_options::{MachineOptions, Place, place_flags};

@@ -127,11 +127,12 @@ pub fn model_name(model: &str, path: &Path) -> String {
 /// If it is not there or broken.
 pub fn open_decoder(model: &str, machine: &MachineOptions) -> Result<(PathBuf, Decoder)> {
     let device = machine.device.resolve()?;
+    let kind = machine.kind.resolve(device);
     let path = resolve_model(model)?;
     let decoder = DecoderConfig::open(&path)
         .and_then(|config| {
             let weights = Weights::open(&path)?.held_as(machine.weights);
-            Decoder::from_weights(config, &weights, machine.kind.kind(), device)
+            Decoder::from_weights(config, &weights, kind.kind(), device)
         })
         .with_context(|| format!("cannot load model {model}"))?;
     Ok((path, decoder))

@@ -9,7 +9,7 @@ use reft_methods::LAYERS;
 use reft_models::{ChatOptions, Model, weights_digest};
 use serde_json::Value;
 
-use crate::machine::{MachineOptions, Place};
+use crate::machine::{KindChoice, MachineOptions, Place};
 use crate::model::{ModelText, open_config, open_decoder};
 use crate::options::{Flags, List};
 use crate::terminal::{command, holds, note, show, stop_flag};
@@ -115,7 +115,8 @@ pub fn run(args: &DasArgs) -> Result<()> {
             bail!("--task {file} trains a network of its own; leave --model {model} out")
         }
         (DasRecipe::Text(task), Some(model)) => {
-            let machine = MachineOptions { kind: args.kind, ..args.place.0.0.clone() };
+            let machine =
+                MachineOptions { kind: KindChoice::Is(args.kind), ..args.place.0.0.clone() };
             open_config(model)?.1.check_predicts("reft das")?;
             let (path, decoder) = open_decoder(model, &machine)?;
             let Some(tokenizer) = ModelText::open(&path, &ChatOptions::default())?.tokenizer else {

@@ -12,7 +12,7 @@ use reft_train::{
 use serde_json::{Map, json};
 use toml::Table;
 
-use crate::machine::{DeviceChoice, MachineOptions};
+use crate::machine::{DeviceChoice, KindChoice, MachineOptions};
 use crate::model::{
     Framing, ModelText, adapter_directory, examples, model_name, open_config, open_decoder,
 };
@@ -77,6 +77,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     // from the first look into the directory to the end it is this run's
     let _lock = if processes.is_first() { locked(&asked)? } else { None };
     let (given, saved) = with_saved(args, asked)?;
+    let given = with_kind(given, saved.as_ref())?;
     let run: RunOptions = part(&given)?;
     processes.check(run.processes)?;
     let machine: MachineOptions = part(&given)?;
@@ -266,6 +267,20 @@ fn with_saved(args: &TrainArgs, asked: Table) -> Result<(Table, Option<Table>)> 
     let saved = directory::options_of_run(Path::new(output))?;
     let below = saved.clone().unwrap_or_default();
     Ok((config_file::overlaid(&below, &asked), saved))
+}
+
+/// The options with the kind that `auto` means on this machine, which is what is kept; a run that is resumed goes on in its own.
+fn with_kind(mut given: Table, saved: Option<&Table>) -> Result<Table> {
+    let machine: MachineOptions = part(&given)?;
+    if machine.kind == KindChoice::Auto {
+        let own = saved.map(part::<MachineOptions>).transpose()?.map(|machine| machine.kind);
+        let kind = match own {
+            Some(own) => own,
+            None => KindChoice::Is(machine.kind.resolve(machine.device.resolve()?)),
+        };
+        given.insert("kind".to_owned(), kind.to_string().into());
+    }
+    Ok(given)
 }
 
 fn report(

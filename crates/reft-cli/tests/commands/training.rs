@@ -231,3 +231,34 @@ fn examples_without_a_label_in_reach_are_left_out_when_asked() -> Result {
     assert!(run.stderr.contains(says) && run.stderr.contains("\n5 examples; "), "{}", run.stderr);
     Ok(())
 }
+
+#[test]
+fn the_kind_that_auto_means_is_said_and_kept() -> Result {
+    let dir = tempfile::tempdir()?;
+    let data = many_rows(dir.path(), 6)?;
+    let train = |output: &Path, further: &[&str]| {
+        let mut all = args!["train", "--model", oracle("tiny_llama"), "--data", data];
+        all.extend(args!["--output", output, "--threads", "1", "--device", "cpu"]);
+        all.extend(further.iter().map(Into::into));
+        run(all)
+    };
+    let output = dir.path().join("auto");
+    let told = train(&output, &["--kind", "auto", "--max-steps", "1"])?.stderr;
+    let said = told.lines().find(|line| line.contains("--kind auto: ")).ok_or(told.clone())?;
+    let kept = fs::read_to_string(output.join("train.toml"))?;
+    let kind = if said.contains("auto: bf16, as") { "bf16" } else { "f32" };
+    assert!(said.contains("the processor has") && said.contains(kind), "{said}");
+    assert!(kept.contains(&format!("kind = \"{kind}\"")), "{kept}");
+    // whatever this machine would take, a run goes on in its own kind
+    let output = dir.path().join("bf16");
+    for further in [["--kind", "bf16", "--max-steps", "1"], ["--kind", "auto", "--max-steps", "2"]]
+    {
+        let resume = if further[1] == "auto" { &["--resume"][..] } else { &[] };
+        let ran = train(&output, &[&further[..], resume].concat())?;
+        assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+        assert!(fs::read_to_string(output.join("train.toml"))?.contains("kind = \"bf16\""));
+    }
+    let wrong = train(&dir.path().join("x"), &["--kind", "f64"])?;
+    assert!(wrong.stderr.contains("use f32, bf16, f16 or auto"), "{}", wrong.stderr);
+    Ok(())
+}

@@ -13,7 +13,7 @@ use reft_models::{Decoder, GgufKind, Model, Weights, export_gguf};
 use serde_json::json;
 
 use super::command::ExportArgs;
-use crate::machine::{DeviceChoice, MachineOptions};
+use crate::machine::{DeviceChoice, KindChoice, MachineOptions};
 use crate::model::{adapter_directory, open_config, open_decoder};
 use crate::terminal::{grouped, note, output};
 
@@ -109,7 +109,7 @@ impl Opened {
         }
         let kind = kind(own_kind(&path)?);
         let machine = MachineOptions {
-            kind,
+            kind: KindChoice::Is(kind),
             device: DeviceChoice::Cpu,
             threads: args.threads,
             ..MachineOptions::default()
