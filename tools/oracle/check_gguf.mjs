@@ -20,8 +20,12 @@ for (const {file, rows, exact} of JSON.parse(readFileSync(cases, "utf8"))) {
     let same = 0, all = 0, tokenised = true;
     for (const {text, ids, reply} of rows) {
         if (text != null) {
-            const found = [...model.tokenize(text, true)];
-            tokenised &&= JSON.stringify(found) === JSON.stringify(ids);
+            const before = model.tokens.shouldPrependBosToken ? [model.tokens.bos] : [];
+            const found = [...before, ...model.tokenize(text, true)];
+            if (JSON.stringify(found) !== JSON.stringify(ids)) {
+                console.log(`${JSON.stringify(text)} becomes ${found}, expected ${ids}`);
+                tokenised = false;
+            }
         }
         const sequence = context.getSequence();
         const found = [];

@@ -54,7 +54,7 @@ fn written() -> Vec<(&'static str, &'static str, Json)> {
         ("more_families/granite", "granite", none.clone()),
         ("more_families/olmo2", "olmo2", olmo(theta.clone())),
         ("more_families/olmo3", "olmo2", olmo(ropes)),
-        ("more_families/phi3", "phi3", json!({ "sliding_window": null })),
+        ("more_families/phi3", "phi3", json!({ "sliding_window": null, "head_dim": 8 })),
         ("more_families/phi3_longrope", "phi3", longrope),
     ]
 }

@@ -88,7 +88,7 @@ impl ModelKeys {
             _ => {}
         }
         let wide = config.num_attention_heads * config.head_dim;
-        if name == "olmo2" && wide != config.hidden_size {
+        if matches!(name, "olmo2" | "phi3") && wide != config.hidden_size {
             return Err(refuse(&format!(
                 "llama.cpp takes the hidden size ({}) for that of all query heads ({wide}) in models of the type {}",
                 config.hidden_size, config.model_type
