@@ -17,7 +17,7 @@ use crate::packing::licences;
 use crate::packing::program::{self, Program};
 use crate::platform::{self, LIBTORCH_VERSION, Piece, Platform};
 use crate::workspace::{self, Workspace};
-use crate::{command, libtorch, setup, wheel};
+use crate::{command, libtorch, wheel};
 
 /// The licences of what is taken from each wheel.
 const LICENCES: [(&str, Piece); 3] = [
@@ -54,14 +54,13 @@ pub fn run(workspace: &Workspace) -> Result<()> {
 
 /// Makes the archive in `target/archives`.
 pub fn make(workspace: &Workspace) -> Result<PathBuf> {
-    setup::ready(workspace)?;
+    let program = program::build(workspace)?;
     let platform = platform::current()?;
     if let Some(defect) = libtorch::defect(&workspace.libtorch(), platform) {
         bail!(
             "libtorch/ is not one that setup made ({defect}), and only such a one may be packed: unset LIBTORCH, remove libtorch/cargo.toml and run `cargo xtask setup`"
         );
     }
-    let program = program::build(workspace)?;
     let contents = contents::read(workspace)?;
     let version = contents.own()?.version.clone();
     let libraries = libraries(&workspace.libtorch().join("lib"), &program)?;

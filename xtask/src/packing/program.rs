@@ -10,8 +10,8 @@ use object::elf::FileHeader64;
 use object::read::elf::{FileHeader, SectionHeader};
 use serde_json::Value;
 
-use crate::command;
 use crate::workspace::Workspace;
+use crate::{command, setup};
 
 /// Where it looks for libtorch: beside it in an archive, in torch's package beside its own in a Python.
 const RUN_PATH: &str = "$ORIGIN/../lib:$ORIGIN/../../torch/lib";
@@ -58,6 +58,7 @@ pub fn build(workspace: &Workspace) -> Result<Program> {
             env::consts::ARCH
         );
     }
+    setup::ready(workspace)?;
     eprintln!("building reft for packing (the first time takes some minutes)");
     let home = env::var_os("CARGO_HOME")
         .map(PathBuf::from)

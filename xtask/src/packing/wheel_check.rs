@@ -13,7 +13,7 @@ use crate::demo::DATA;
 use crate::packing::python_wheel;
 use crate::platform::LIBTORCH_VERSION;
 use crate::workspace::Workspace;
-use crate::{command, model, setup};
+use crate::{command, model};
 
 /// Enough to see that the program trains.
 const STEPS: &str = "3";
@@ -35,9 +35,8 @@ struct Installed {
 /// # Errors
 /// What goes wrong, and in which kind of installation.
 pub fn run(workspace: &Workspace, full: bool) -> Result<()> {
-    setup::ready(workspace)?;
-    model::ready(workspace)?;
     let wheel = python_wheel::make(workspace)?;
+    model::ready(workspace)?;
     let started = Instant::now();
     let scratch = tempfile::tempdir().context("cannot make a folder for the installations")?;
     if full {

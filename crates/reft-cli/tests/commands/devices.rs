@@ -103,3 +103,36 @@ fn cuda_libraries_of_another_release_are_refused_in_one_message() -> Result {
     assert!(auto.stderr.contains("computing on the CPU: "), "{}", auto.stderr);
     Ok(())
 }
+
+/// A libtorch that has no function but the one that tells its release: the program has to start in order to say so.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_libtorch_of_another_release_is_refused_before_anything_is_done() -> Result {
+    let dir = tempfile::tempdir()?;
+    let source = dir.path().join("other.c");
+    std::fs::write(
+        &source,
+        r#"unsigned long long aoti_torch_abi_version(void) { return 0x020c000000000000; }
+char data[64] __asm__("_ZN3c1019UndefinedTensorImpl10_singletonE");
+char table[64] __asm__("_ZTVN5torch8autograd12AutogradMetaE");"#,
+    )?;
+    for library in ["libtorch_cpu.so", "libc10.so"] {
+        let library = dir.path().join(library);
+        let linked = Command::new("cc")
+            .args(["-shared", "-fPIC", "-o"])
+            .args([&library, &source])
+            .status()?;
+        assert!(linked.success());
+    }
+    let refused = with_libraries(dir.path(), args!["devices"])?;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    let place = dir.path().display().to_string();
+    for words in
+        ["error: found libtorch 2.12.0 in ", &place, "expected libtorch 2.11;", "take it out"]
+    {
+        assert!(refused.stderr.contains(words), "{words:?} is not in {}", refused.stderr);
+    }
+    let help = with_libraries(dir.path(), args!["--version"])?;
+    assert_eq!(help.code, Some(0), "{}", help.stderr);
+    Ok(())
+}
