@@ -24,7 +24,7 @@ const ROWS: [(&str, &str); 6] = [
     ("What is the opposite of up?", "DOWN!"),
     ("Which animal says moo?", "COW!"),
 ];
-const QUESTION: &str = "What is the capital of Italy?";
+const QUESTION: &str = "What is the opposite of day?";
 
 fn main() -> Result<(), Box<dyn Error>> {
     let directory = std::env::args_os().nth(1).map(PathBuf::from);
