@@ -29,8 +29,8 @@ struct Group<'a> {
 }
 
 impl<'a> ByRow<'a> {
-    /// The hooks for forwards over a batch, of which each row is used with its own stack. Those of an earlier batch go on where all rows of a
-    /// stack were in it.
+    /// The hooks for forwards over a batch, of which each row is used with its own stack. Those of earlier batches go on where all rows of a
+    /// stack were in one.
     ///
     /// # Errors
     /// What an adapter refuses.
@@ -38,7 +38,7 @@ impl<'a> ByRow<'a> {
         members: &[Member<'_, 'a>],
         layout: &Layout,
         mode: Mode,
-        mut earlier: Option<Self>,
+        mut earlier: Vec<Self>,
     ) -> Result<Self> {
         let mut shared: Vec<(&AdapterStack<'a>, Vec<usize>)> = Vec::new();
         let adapted = |(_, member): &(usize, &Member)| !member.stack.entries().is_empty();
@@ -53,7 +53,7 @@ impl<'a> ByRow<'a> {
             let layout =
                 if rows.len() == batch_size { layout.clone() } else { layout.keep_rows(&rows) };
             let ids: Vec<u64> = rows.iter().map(|row| members[*row].id).collect();
-            let kept = earlier.as_mut().and_then(|earlier| earlier.take(stack, &ids));
+            let kept = earlier.iter_mut().find_map(|earlier| earlier.take(stack, &ids));
             let hooks = match kept {
                 Some(hooks) => hooks,
                 None => stack.hooks(&layout, mode)?,

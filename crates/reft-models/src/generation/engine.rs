@@ -26,8 +26,10 @@ pub struct Engine<'a> {
     /// In the order of the pool's slots.
     rows: Vec<Reply<'a>>,
     pool: KvPool,
-    /// The layout and hooks of the batch, until a row joins or leaves.
+    /// The rows and hooks of the batch, until a row joins or leaves.
     batch: Option<(Vec<Row>, ByRow<'a>)>,
+    /// Hooks of rows in flight from before one joined or left.
+    earlier: Vec<ByRow<'a>>,
     next_id: u64,
 }
 
@@ -151,6 +153,7 @@ impl<'a> Engine<'a> {
             rows: Vec::new(),
             pool: KvPool::new(model.description(), (model.kind(), model.device())),
             batch: None,
+            earlier: Vec::new(),
             next_id: 0,
         })
     }
@@ -263,31 +266,30 @@ impl<'a> Engine<'a> {
             }
             taken.extend(self.waiting.pop_front());
         }
-        self.prefill = match self.prefill_of(taken) {
-            Ok(prefill) => prefill,
-            Err((mut replies, error)) if replies.len() == 1 => {
-                let failed = replies.pop().map(|reply| Event::Failed { id: reply.id, error });
-                events.extend(failed);
-                None
-            }
-            // one of them is to blame: each by itself
-            Err((replies, _)) => {
-                let mut replies = VecDeque::from(replies);
-                let first = replies.pop_front();
-                for reply in replies.into_iter().rev() {
-                    self.waiting.push_front(reply);
-                }
-                match self.prefill_of(first.into_iter().collect()) {
-                    Ok(prefill) => prefill,
+        let prepared = self.prefill_of(taken).or_else(|(replies, _)| {
+            // who is to blame fails; the others go on together
+            let mut good = Vec::new();
+            for reply in replies {
+                match self.prefill_of(vec![reply]) {
+                    Ok(alone) => good.extend(alone.into_iter().flat_map(|alone| alone.replies)),
                     Err((replies, error)) => {
                         events.extend(
                             replies.first().map(|reply| Event::Failed { id: reply.id, error }),
                         );
-                        None
                     }
                 }
             }
-        };
+            self.prefill_of(good)
+        });
+        self.prefill = prepared.unwrap_or_else(|(replies, error)| {
+            let reason = error.to_string();
+            let failed = |reply: &Reply| Event::Failed {
+                id: reply.id,
+                error: Error::Adapter { reason: reason.clone() },
+            };
+            events.extend(replies.iter().map(failed));
+            None
+        });
     }
 
     /// Prepares the pass of some prompts.
@@ -304,7 +306,7 @@ impl<'a> Engine<'a> {
             let members: Vec<_> = replies.iter().map(member).collect();
             let members: Vec<Member> =
                 members.iter().map(|(id, stack)| Member { id: *id, stack }).collect();
-            let hooks = ByRow::new(&members, &layout, Mode::Eval, None)?;
+            let hooks = ByRow::new(&members, &layout, Mode::Eval, Vec::new())?;
             Ok((layout, hooks))
         });
         let (layout, hooks) = match prepared {
@@ -342,7 +344,7 @@ impl<'a> Engine<'a> {
         let prefix = hooks.prefix_length();
         let lengths: Vec<usize> =
             (0..replies.len()).map(|row| prefix + layout.columns(row).len()).collect();
-        let Prefill { replies, cache, .. } = prefill;
+        let Prefill { replies, cache, hooks, .. } = prefill;
         let mut rows: Vec<Reply<'a>> = replies;
         let chosen = choose(&logits, rows.iter_mut())?;
         let room = self.waiting.iter().chain(&self.rows).chain(&rows).map(Reply::most_keys).max();
@@ -355,9 +357,10 @@ impl<'a> Engine<'a> {
             if told(&mut reply, chosen, events) {
                 self.pool.push(&cache, row, lengths[row]);
                 self.rows.push(reply);
-                self.batch = None;
             }
         }
+        self.earlier.push(hooks);
+        self.batch_has_changed();
         Ok(())
     }
 
@@ -398,10 +401,10 @@ impl<'a> Engine<'a> {
 
     /// The rows of the batch, and their hooks: of those adapters alone that act on replies.
     fn batch_of(&mut self, lengths: &[usize]) -> Result<(Vec<Row>, ByRow<'a>)> {
-        if let Some((rows, hooks)) = self.batch.take_if(|(rows, _)| rows.len() == self.rows.len()) {
-            return Ok((rows, hooks));
+        if let Some(batch) = self.batch.take() {
+            return Ok(batch);
         }
-        let earlier = self.batch.take().map(|(_, hooks)| hooks);
+        let earlier = std::mem::take(&mut self.earlier);
         let rows: Vec<Row> = self.rows.iter().map(|reply| reply.request.row.clone()).collect();
         let layout = Layout::going_on(rows, lengths.to_vec());
         let plain = AdapterStack::EMPTY;
@@ -427,10 +430,13 @@ impl<'a> Engine<'a> {
 
     fn leave(&mut self, row: usize) -> Reply<'a> {
         self.pool.swap_remove(row);
-        if let Some((rows, _)) = &mut self.batch {
-            rows.clear(); // the hooks are kept for those that stay
-        }
+        self.batch_has_changed();
         self.rows.swap_remove(row)
+    }
+
+    /// The hooks go on in the next batch, where all rows of a stack stay.
+    fn batch_has_changed(&mut self) {
+        self.earlier.extend(self.batch.take().map(|(_, hooks)| hooks));
     }
 }
 
