@@ -9,10 +9,13 @@
 #include <vector>
 
 #include <ATen/Version.h>
-#include <c10/util/Logging.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
+
+// Where another libtorch has it not, the program still begins, and says what it found. Nothing else here may be data of libtorch: functions
+// are looked up when they are called, data before the program begins.
+extern int FLAGS_caffe2_log_level __attribute__((weak));
 
 using c10d::ProcessGroupGloo;
 using std::chrono::milliseconds;
@@ -41,10 +44,8 @@ bool tried(char* reason, size_t room, Act act) {
   try {
     act();
     return true;
-  } catch (const c10::Error& error) {
-    say(error.what_without_backtrace(), reason, room);
   } catch (const std::exception& error) {
-    say(error.what(), reason, room);
+    say(error.what(), reason, room); // of libtorch's own errors the first line, before a backtrace
   } catch (...) {
     say("an exception without a text", reason, room);
   }
@@ -60,7 +61,7 @@ bool reft_store_new(
     // What fails is this program's to tell; libtorch's own log, with the stack of every lost connection, is for those who ask for it.
     if (std::getenv("TORCH_CPP_LOG_LEVEL")) {
       c10::initLogging();
-    } else {
+    } else if (&FLAGS_caffe2_log_level) {
       FLAGS_caffe2_log_level = 3;
     }
     c10d::TCPStoreOptions options;
