@@ -25,6 +25,8 @@ pub struct Card<'a> {
     pub license: Option<&'a str>,
     /// SHA-256 of the examples.
     pub data_digest: &'a str,
+    /// How the rows were framed, of a model with a tokenizer.
+    pub template: Option<String>,
     /// Examples trained on, and held out.
     pub examples: (usize, usize),
     /// Trainable parameters.
@@ -76,7 +78,7 @@ impl Card<'_> {
             ("trained parameters", Some(grouped(self.trainable as i64))),
             ("examples", Some(format!("{train}, and {held_out} held out"))),
             ("SHA-256 of the examples as tokens", Some(format!("`{}`", self.data_digest))),
-            ("template", option("template")),
+            ("template", self.template.clone()),
             ("steps", last.map(|step| format!("{} in {}", step.step, seconds(run.seconds())))),
             (
                 "training loss",

@@ -139,7 +139,8 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let mut adapters = method.adapters(config.seed, &decoder, &base_model)?;
     let config = with_rate(config, &given, &AdapterStack::of_boxed(&adapters)?.method())?;
     let rows = sources.iter().flat_map(|(_, records)| records);
-    if let Some(in_force) = encoding.text.and_then(|encoder| encoder.in_force(rows)) {
+    let in_force = encoding.text.and_then(|encoder| encoder.in_force(rows));
+    if let Some(in_force) = in_force {
         note(said_of(in_force, run.template, text.chat_template.is_some()));
         let ChatOptions { chat_vars } = chat.clone();
         let text = TrainedText { template: in_force.to_string(), chat_vars };
@@ -213,6 +214,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
             base_model: &base_model,
             license: run.license.as_deref(),
             data_digest: &dataset.digest(),
+            template: in_force.map(|template| template.to_string()),
             examples: (dataset.train.len(), dataset.validation.len()),
             trainable: trainer.plan().trainable,
         };

@@ -108,6 +108,8 @@ fn every_command_frames_rows_as_the_adapter_was_trained() -> Result {
             let inspected = succeed(args!["inspect", output, "--json"])?.stdout;
             let inspected: Value = serde_json::from_str(&inspected)?;
             assert_eq!(inspected["trained_text"]["template"], template, "{inspected}");
+            let card = std::fs::read_to_string(output.join("README.md"))?;
+            assert!(card.contains(&format!("| template | {template} |")), "{card}");
         }
     }
     Ok(())
