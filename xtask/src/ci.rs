@@ -14,8 +14,8 @@ pub fn test(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     command::run(workspace.cargo().args(["test", "--workspace"]).args(arguments))
 }
 
-/// What [`quick_test`] runs. The other tests train for minutes, or start the program hundreds of times.
-const QUICK: [&str; 12] = [
+/// What [`quick_test`] runs. The other tests search and compare for minutes, or start the program hundreds of times.
+const QUICK: [&str; 14] = [
     "--lib",
     "--bins",
     "--test",
@@ -28,10 +28,12 @@ const QUICK: [&str; 12] = [
     "models",
     "--test",
     "seeded",
+    "--test",
+    "training",
 ];
 
 /// Names, or parts of names, of those among them that need the demo model.
-const NEED_THE_DEMO_MODEL: [&str; 7] = [
+const NEED_THE_DEMO_MODEL: [&str; 8] = [
     "smollm2",
     "every_recorded_text_has",
     "every_recorded_chat_has",
@@ -39,6 +41,7 @@ const NEED_THE_DEMO_MODEL: [&str; 7] = [
     "a_stream_gives_out_whole_characters",
     "any_stream_adds_up",
     "any_text_comes_back",
+    "a_conversation_has_the_tokens",
 ];
 
 /// Runs the tests that need neither the demo model nor minutes.
@@ -100,10 +103,11 @@ mod tests {
     /// A test that is renamed would be run, and fail where the model is not there.
     #[test]
     fn what_needs_the_demo_model_is_known_by_its_names() -> Result<()> {
-        let folder = Workspace::current().root().join("crates/reft-models/tests/models");
         let mut sources = String::new();
-        for file in fs::read_dir(folder)? {
-            sources += &fs::read_to_string(file?.path())?;
+        for folder in ["reft-models/tests/models", "reft-train/tests/training"] {
+            for file in fs::read_dir(Workspace::current().root().join("crates").join(folder))? {
+                sources += &fs::read_to_string(file?.path())?;
+            }
         }
         for name in NEED_THE_DEMO_MODEL {
             assert!(

@@ -61,7 +61,7 @@ enum Task {
     Newcomer,
     /// Run every test of the workspace; sets up what is missing
     Test {
-        /// Only what needs neither the demo model nor minutes: the crates' own tests, models, methods, maps and tables of the docs
+        /// Only what needs neither the demo model nor minutes: the crates' own tests, models, methods, maps, training and tables of the docs
         #[arg(long)]
         quick: bool,
         /// Passed on to `cargo test --workspace`, for instance `-- positions` or `-- --test models`
