@@ -10,8 +10,8 @@ use serde_json::Value;
 use sysinfo::{Pid, ProcessStatus, ProcessesToUpdate, Signal, System};
 use tempfile::TempDir;
 
-use crate::place::{ERROR_FILE, time_limit};
-use crate::{Error, Result, Store};
+use crate::place::time_limit;
+use crate::{ERROR_FILE, Error, Result, Store};
 
 /// Where the processes of one machine meet.
 const HERE: &str = "127.0.0.1";

@@ -32,7 +32,7 @@ mod process_group;
 
 pub use error::{Error, Result};
 pub use launch::{Ended, Launch};
-pub use place::{Place, StoreHost};
+pub use place::{ERROR_FILE, Place, StoreHost};
 pub use process_group::ProcessGroup;
 
 pub(crate) use engine::{Group, Store, libtorch_version};

@@ -11,8 +11,9 @@ const DEFAULT_TIME_LIMIT: Duration = Duration::from_secs(30 * 60);
 /// Seconds that a process waits for another one.
 const TIME_LIMIT: &str = "REFT_TIME_LIMIT";
 
-/// The file into which a process writes why it failed, for its launcher to tell: JSON with a `message`, as torchrun reads it.
-pub(crate) const ERROR_FILE: &str = "TORCHELASTIC_ERROR_FILE";
+/// The variable that names the file into which a process writes why it failed, for its launcher to tell: JSON with a `message`, as torchrun
+/// reads it.
+pub const ERROR_FILE: &str = "TORCHELASTIC_ERROR_FILE";
 
 /// Where PyTorch's processes meet unless something else is said.
 const DEFAULT_PORT: u16 = 29500;

@@ -7,14 +7,12 @@ use std::panic::{self, AssertUnwindSafe};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
+use reft_distributed::ERROR_FILE;
 use reft_train::is_out_of_memory;
 use serde_json::json;
 
 use crate::terminal::interrupt::exit_at_once;
 use crate::terminal::output::say;
-
-/// The file into which a launcher wants to have written why this process has failed, as JSON with a `message`: torchrun's name for it.
-const ERROR_FILE: &str = "TORCHELASTIC_ERROR_FILE";
 
 const SUCCEEDED: u8 = 0;
 

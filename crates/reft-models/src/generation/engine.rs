@@ -90,6 +90,8 @@ struct Reply<'a> {
     request: Request<'a>,
     sampler: Sampler,
     ids: Vec<i64>,
+    /// Given up while its prompt was on its way through the model.
+    is_cancelled: bool,
 }
 
 /// Prompts on their way through the model.
@@ -112,6 +114,11 @@ impl Reply<'_> {
             types.iter().copied().chain(self.ids.iter().map(|_| last)).collect()
         });
         Row { input_ids, token_types, ..self.request.row.clone() }
+    }
+
+    /// Tokens of [`Self::row`].
+    fn length(&self) -> usize {
+        self.request.row.input_ids.len() + self.ids.len()
     }
 
     /// Keys that it may come to.
@@ -175,7 +182,7 @@ impl<'a> Engine<'a> {
         self.check_weights(adapters)?;
         let id = self.next_id;
         let sampler = Sampler::new(config, &row.input_ids, *stream);
-        let reply = Reply { id, request, sampler, ids: Vec::new() };
+        let reply = Reply { id, request, sampler, ids: Vec::new(), is_cancelled: false };
         if let Some(most) = self.options.cached_tokens.filter(|most| *most < reply.most_keys()) {
             let reason = format!(
                 "prompt and reply come to {} keys, and there is room for {most}",
@@ -196,7 +203,7 @@ impl<'a> Engine<'a> {
         }
         // what is on its way through the model is given up when it is through
         let on_its_way = self.prefill.iter_mut().flat_map(|prefill| &mut prefill.replies);
-        on_its_way.filter(|reply| reply.id == id).for_each(|reply| reply.id = u64::MAX);
+        on_its_way.filter(|reply| reply.id == id).for_each(|reply| reply.is_cancelled = true);
     }
 
     /// Whether nothing is left to do.
@@ -256,13 +263,13 @@ impl<'a> Engine<'a> {
                 break;
             }
             if let Some(first) = taken.first() {
-                widest = widest.max(next.row().input_ids.len());
+                widest = widest.max(next.length());
                 let is_alike = first.columns_before() == next.columns_before();
                 if !is_alike || widest * (taken.len() + 1) > self.options.prefill_tokens {
                     break;
                 }
             } else {
-                widest = next.row().input_ids.len();
+                widest = next.length();
             }
             taken.extend(self.waiting.pop_front());
         }
@@ -351,8 +358,8 @@ impl<'a> Engine<'a> {
         let most = (self.waiting.len() + self.rows.len() + rows.len()).min(self.options.rows);
         self.pool.reserve(most.max(self.rows.len() + rows.len()), room.unwrap_or(0));
         for (row, (mut reply, chosen)) in rows.into_iter().zip(chosen).enumerate() {
-            if reply.id == u64::MAX {
-                continue; // cancelled
+            if reply.is_cancelled {
+                continue;
             }
             if told(&mut reply, chosen, events) {
                 self.pool.push(&cache, row, lengths[row]);

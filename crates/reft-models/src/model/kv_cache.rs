@@ -49,16 +49,6 @@ impl KvCache {
         (keys.narrow(2, 0, self.len), values.narrow(2, 0, self.len))
     }
 
-    /// Keeps some rows, in the order given.
-    pub fn keep_rows(&mut self, rows: &[i64]) {
-        let Some((first, _)) = self.layers.first() else { return };
-        let rows = Tensor::from_slice(rows).to_device(first.device());
-        for (keys, values) in &mut self.layers {
-            *keys = keys.index_select(0, &rows);
-            *values = values.index_select(0, &rows);
-        }
-    }
-
     /// Columns that still fit.
     pub(crate) fn room(&self) -> i64 {
         self.layers.first().map_or(0, |(keys, _)| keys.size()[2]) - self.len
