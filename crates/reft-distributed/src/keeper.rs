@@ -136,13 +136,15 @@ pub(crate) fn look(store: &Store, share: Share) -> Result<Option<Loss>, String> 
     let before = counters(store, share, beat)?;
     thread::sleep(LOOK);
     let after = counters(store, share, beat)?;
+    let departures = counters(store, share, left)?;
+    // read last: a process that left because of a loss has written it before
     if let Some(loss) = written(store)? {
         return Ok(Some(loss));
     }
     let others = |ranks: Vec<usize>| -> Vec<usize> {
         ranks.into_iter().filter(|rank| *rank != share.rank()).collect()
     };
-    let gone = others(ranks(&counters(store, share, left)?, |count| count > 0));
+    let gone = others(ranks(&departures, |count| count > 0));
     let moved: Vec<i64> = before.iter().zip(&after).map(|(before, after)| after - before).collect();
     let silent = others(ranks(&moved, |beats| beats == 0));
     let loss = match (gone.is_empty(), silent.is_empty()) {
