@@ -1,8 +1,8 @@
 //! Load on the engine: requests that are all there, prompts of 64 ± 32 random tokens, replies of 64, each request with an adapter of its own.
 //!
-//!     cargo bench -p reft-bench --profile dev --bench load -- MODEL [f32|bf16] [REQUESTS] [IN_FLIGHT] [ADAPTERS]
+//!     cargo bench -p reft-bench --profile dev --bench load -- MODEL [f32|bf16] [REQUESTS] [IN_FLIGHT] [ADAPTERS] [cpu|cuda]
 //!
-//! A line for each kind of adapters, in turns: tokens a second of all replies together, and how long requests waited for their first token.
+//! On a GPU LD_PRELOAD names its libtorch_cuda.so. A line for each kind of adapters, in turns: tokens a second of all replies together, and how long requests waited for their first token.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -97,7 +97,11 @@ fn main() -> Outcome {
         _ => Kind::Float,
     };
     let (requests, in_flight, distinct) = (number(2, 128)?, number(3, 64)?, number(4, 256)?);
-    let model = Decoder::open(Path::new(path), kind, Device::Cpu)?;
+    let device = match given.get(5).map(String::as_str) {
+        Some("cuda") => Device::Cuda(0),
+        _ => Device::Cpu,
+    };
+    let model = Decoder::open(Path::new(path), kind, device)?;
     let mut rng = StdRng::seed_from_u64(7);
     let vocabulary = model.description().vocab_size;
     let prompts: Vec<Vec<i64>> = (0..requests)
@@ -117,7 +121,7 @@ fn main() -> Outcome {
     let mut out = std::io::stdout().lock();
     writeln!(
         out,
-        "{requests} requests, {in_flight} in flight, {kind:?}, {} threads",
+        "{requests} requests, {in_flight} in flight, {kind:?}, {device:?}, {} threads",
         tch::get_num_threads()
     )?;
     for _ in 0..TURNS {

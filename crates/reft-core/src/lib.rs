@@ -18,6 +18,7 @@
 //! ```
 
 mod error;
+mod mixed_precision;
 mod named;
 mod options;
 mod parameter;
@@ -30,7 +31,7 @@ mod edits;
 mod interchanges;
 
 pub use edits::constant_edit::ConstantEdit;
-pub use edits::intervention::{Intervention, Subspace, check_hidden_size, in_f32};
+pub use edits::intervention::{Intervention, Subspace, check_hidden_size};
 pub use edits::intervention_set::{InterventionSet, InterventionTensors};
 pub use edits::loreft::Edit;
 pub use edits::method::{Activation, Init, InterventionConfig, Method};
@@ -43,6 +44,7 @@ pub use maps::householder::Householder;
 pub use maps::orthonormal::{MapKind, OrthonormalMap, orthonormality_error, random_columns};
 pub use maps::principal_components::PrincipalComponents;
 pub use maps::qr::Qr;
+pub use mixed_precision::{autocast, in_f32};
 pub use options::{DeclaredOptions, LARGEST_COUNT, OptionDeclaration, OptionKind, Texts};
 pub use parameter::Parameter;
 pub use positions::{PositionRule, Positions, PromptPositions, TokenGroup};

@@ -46,6 +46,7 @@ pub fn load() -> &'static Cuda {
     FOUND.get_or_init(|| {
         let libtorch = Libtorch::in_use();
         let library = find(libtorch.directory.as_deref());
+        silence_warnings();
         Cuda { libtorch, library, driver: cuda_driver::probe() }
     })
 }
@@ -183,6 +184,30 @@ pub fn allow_tf32() -> bool {
         }
     }
 }
+
+/// Lets libtorch write errors only, unless TORCH_CPP_LOG_LEVEL says what it is to write.
+///
+/// It reads that variable in Python only, and warns, once for every call, of functions that tch calls to switch autocast.
+#[cfg(target_os = "linux")]
+fn silence_warnings() {
+    use libloading::os::unix::Library;
+
+    const ERROR: i32 = 2; // c10/util/Logging.h
+    if std::env::var_os("TORCH_CPP_LOG_LEVEL").is_some() {
+        return;
+    }
+    // SAFETY: `int FLAGS_caffe2_log_level` of libc10, a variable that lives to the end of the program. It is set while no thread of this
+    // program has asked libtorch for anything but its version.
+    #[allow(unsafe_code)]
+    unsafe {
+        if let Ok(level) = Library::this().get::<*mut i32>(b"FLAGS_caffe2_log_level\0") {
+            **level = ERROR;
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn silence_warnings() {}
 
 #[cfg(not(target_os = "linux"))]
 pub fn allow_tf32() -> bool {

@@ -1,6 +1,6 @@
 use std::fmt::Debug;
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::{Error, Result};
 
@@ -52,11 +52,4 @@ pub fn check_hidden_size(base: &Tensor, expected: i64) -> Result<()> {
         return Err(Error::HiddenSize { expected, got });
     }
     Ok(())
-}
-
-/// Runs an edit in f32, outside of autocast, and returns the result in the kind of `base`.
-///
-/// In f16 or bf16 the columns of `Rᵀ` are no longer orthonormal, and the edit leaks out of its subspace.
-pub fn in_f32(base: &Tensor, edit: impl FnOnce(Tensor) -> Tensor) -> Tensor {
-    tch::autocast(false, || edit(base.to_kind(Kind::Float)).to_kind(base.kind()))
 }

@@ -8,7 +8,7 @@ use crate::maps::orthonormal::{
     OrthonormalMap, RAW, check_orthonormal, constants_of, load_state, orthonormality_error,
     random_columns,
 };
-use crate::{Error, Init, InterventionConfig, Method, Parameter, Result};
+use crate::{Activation, Error, Init, InterventionConfig, Method, Parameter, Result};
 
 /// The trainable numbers of `n` interventions of one method on hidden states of size `d`.
 ///
@@ -203,22 +203,29 @@ impl InterventionSet {
     pub fn edits_along(&self, directions: &Tensor, train: bool) -> Vec<Edit> {
         // unbound in one operation: the gradient of a slice would be as large as the whole stack
         let unbound = |stack: &Tensor| stack.unbind(0).into_iter();
-        let mut weights = self.free(SOURCE_WEIGHT).map(unbound);
-        let mut projection_biases = self.free(PROJECTION_BIAS).map(unbound);
+        let (replaces, act_fn) = (self.config.method.replaces(), self.config.act_fn);
+        let (weights, c) = (self.free(SOURCE_WEIGHT), self.free(PROJECTION_BIAS));
+        // W h + b − (D h + c) = (W − D) h + (b − c)
+        let folds = replaces && act_fn == Activation::Linear && weights.is_some();
+        let folded = weights.filter(|_| folds).map(|w| w - directions.transpose(1, 2));
+        let folded_bias = c.filter(|_| folds).map(|c| self.source_bias() - c);
+        let mut weights = folded.as_ref().or(weights).map(unbound);
+        let biases = unbound(folded_bias.as_ref().unwrap_or(self.source_bias()));
+        let mut projection_biases = c.map(unbound);
         let edit = |(directions, bias)| {
             let source = match weights.as_mut().and_then(Iterator::next) {
-                Some(weight) => Source::Affine { weight, bias, act_fn: self.config.act_fn },
+                Some(weight) => Source::Affine { weight, bias, act_fn },
                 None => Source::Constant(bias),
             };
             let target = match projection_biases.as_mut().and_then(Iterator::next) {
-                _ if !self.config.method.replaces() => Target::Nothing,
+                _ if folds || !replaces => Target::Nothing,
                 Some(c) => Target::Biased(c),
                 None => Target::Coordinates,
             };
             let dropout = if train { self.config.dropout } else { 0.0 };
             Edit { directions, source, target, dropout }
         };
-        unbound(directions).zip(unbound(self.source_bias())).map(edit).collect()
+        unbound(directions).zip(biases).map(edit).collect()
     }
 
     /// The trainable leaves, each stacked over the interventions; none unless [`Self::into_trainable`] made them.

@@ -10,7 +10,8 @@ use crate::{Activation, Intervention, Result, Subspace, check_hidden_size, in_f3
 /// all:      Φ(h) = h + Dᵀ(source(h) − target(h)),   D = R or P,   source = σ(W h + b) or b,   target = R h, P h + c or nothing
 /// ```
 ///
-/// The table of [`Method`](crate::Method) says which method has which parts. Hidden states are row vectors, so `h.matmul(Rᵀ)` is the
+/// The table of [`Method`](crate::Method) says which method has which parts; where `σ` is linear a target is folded into the source,
+/// `Dᵀ((W − D) h + b − c)`, one product with `h` for two. Hidden states are row vectors, so `h.matmul(Rᵀ)` is the
 /// paper's `R h`.
 #[derive(Debug)]
 pub struct Edit {
@@ -60,31 +61,40 @@ impl Edit {
     }
 }
 
+impl Edit {
+    /// What is added to hidden states: `Φ(h) − h`, of the shape and kind of `base`, computed in f32.
+    ///
+    /// # Errors
+    /// As [`Intervention::intervene`].
+    pub fn change(&self, base: &Tensor, subspace: &Subspace) -> Result<Tensor> {
+        check_hidden_size(base, self.directions.size()[0])?;
+        Ok(in_f32(base, |h| self.change_of(&h, subspace)))
+    }
+
+    /// Of `h` `[.., d]` in f32.
+    fn change_of(&self, h: &Tensor, subspace: &Subspace) -> Tensor {
+        let d_t = &self.directions; // Dᵀ [d, r]
+        let source = match &self.source {
+            Source::Affine { weight, bias, act_fn } => act_fn.apply(h.matmul(&weight.tr()) + bias), // W h + b [.., r]
+            Source::Constant(b) => b.shallow_clone(), // b [r]
+        };
+        let change = match &self.target {
+            Target::Coordinates => source - h.matmul(d_t), // W h + b − D h [.., r]
+            Target::Biased(c) => source - (h.matmul(d_t) + c),
+            Target::Nothing => source,
+        };
+        let change = match subspace {
+            Subspace::Whole => change,
+            Subspace::Masked(mask) => change * mask,
+        };
+        let change = change.matmul(&d_t.tr()).expand_as(h); // Dᵀ(W h + b − D h) [.., d]; [d] if constant
+        if self.dropout > 0.0 { change.dropout(self.dropout, true) } else { change }
+    }
+}
+
 impl Intervention for Edit {
     fn intervene(&self, base: &Tensor, subspace: &Subspace) -> Result<Tensor> {
         check_hidden_size(base, self.directions.size()[0])?;
-        let r_t = &self.directions; // Rᵀ [d, r]
-        Ok(in_f32(base, |h| {
-            let source = match &self.source {
-                Source::Affine { weight, bias, act_fn } => {
-                    act_fn.apply(h.matmul(&weight.tr()) + bias)
-                } // W h + b [.., r]
-                Source::Constant(b) => b.shallow_clone(), // b [r]
-            };
-            let change = match &self.target {
-                Target::Coordinates => source - h.matmul(r_t), // W h + b − R h [.., r]
-                Target::Biased(c) => source - (h.matmul(r_t) + c),
-                Target::Nothing => source,
-            };
-            let change = match subspace {
-                Subspace::Whole => change,
-                Subspace::Masked(mask) => change * mask,
-            };
-            let edit = change.matmul(&r_t.tr()); // Rᵀ(W h + b − R h) [.., d], or [d] if constant
-            if self.dropout > 0.0 {
-                return &h + edit.expand_as(&h).dropout(self.dropout, true);
-            }
-            h + edit // h + Rᵀ(W h + b − R h)
-        }))
+        Ok(in_f32(base, |h| self.change_of(&h, subspace) + h))
     }
 }

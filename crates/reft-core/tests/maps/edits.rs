@@ -361,6 +361,24 @@ fn edits_of_half_precision_states_are_computed_in_f32() -> Result<()> {
             let expected = edit.intervene(&h.to_kind(Kind::Float), &Subspace::Whole)?.to_kind(kind);
             assert_eq!(found.kind(), kind);
             assert!(found.equal(&expected));
+            let change = edit.change(&h, &Subspace::Whole)?;
+            let expected = edit.change(&h.to_kind(Kind::Float), &Subspace::Whole)?.to_kind(kind);
+            assert_eq!((change.kind(), change.size()), (kind, h.size()));
+            assert!(change.equal(&expected));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_added_is_what_an_edit_changes() -> Result<()> {
+    let _alone = seeded(8);
+    for config in every_config() {
+        let set = set(config)?;
+        let h = randn(&[2, 3, D]);
+        for edit in set.edits(false) {
+            let change = edit.change(&h, &Subspace::Whole)?;
+            assert!((&h + change).equal(&edit.intervene(&h, &Subspace::Whole)?));
         }
     }
     Ok(())

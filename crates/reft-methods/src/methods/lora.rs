@@ -1,3 +1,4 @@
+use reft_core::autocast;
 use reft_models::{
     Error, Fields, HookPoint, Hooks, Layout, Mode, Model, ModelDescription, Projection, Result,
     Site, Span,
@@ -8,7 +9,7 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::Path;
-use tch::{Kind, Tensor, autocast, no_grad};
+use tch::{Kind, Tensor, no_grad};
 
 use crate::files::adapter_file::OF_PEFT;
 use crate::files::peft_fields::{self, OtherFields, whole_if_it_is};

@@ -2,8 +2,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use reft_core::{
-    Edit, Intervention, InterventionSet, InterventionTensors, Parameter, PromptPositions, Subspace,
-    TokenGroup,
+    Edit, InterventionSet, InterventionTensors, Parameter, PromptPositions, Subspace, TokenGroup,
 };
 use reft_models::{
     Adapter, Cut, Error, HookPoint, Hooks, Layout, Mode, Model, Reach, Result, Row, Site, Span,
@@ -250,8 +249,9 @@ impl Hooks for ReftHooks {
                 continue;
             }
             let flat = h.reshape([b * t, d]);
-            let edited = edit.intervene(&flat.index_select(0, indices), subspace)?; // [m, d]
-            h = flat.index_copy(0, indices, &edited).view([b, t, d]);
+            // a change that is added hands the gradient of h on as it is; states that are put in its place would copy it at every layer
+            let change = edit.change(&flat.index_select(0, indices), subspace)?; // [m, d]
+            h = flat.index_add(0, indices, &change).view([b, t, d]);
         }
         Ok(h)
     }

@@ -1,6 +1,7 @@
 use std::time::Instant;
 
-use tch::{Kind, Tensor, autocast};
+use reft_core::autocast;
+use tch::{Kind, Tensor};
 
 use crate::forward::learner::add;
 use crate::optimizer::clip::clip_grad_norm;

@@ -4,9 +4,9 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use reft_core::Error as CoreError;
+use reft_core::{Error as CoreError, autocast};
 use serde_json::{Map, Value, json};
-use tch::{Kind, Tensor, autocast};
+use tch::{Kind, Tensor};
 
 use crate::run::checkpoint::{Best, Checkpoint, FORMAT_VERSION, RunState};
 use crate::run::feed::Feed;
