@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::workspace::Workspace;
-use crate::{command, model, setup, tidy};
+use crate::{command, model, packing, setup, tidy};
 
 /// Runs `cargo test --workspace` with `arguments`, after setting up what is missing.
 pub fn test(workspace: &Workspace, arguments: &[String]) -> Result<()> {
@@ -73,6 +73,9 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     })?;
     step("package", || package(workspace))?;
     step("test", || test(workspace, &[]))?;
+    if packing::CAN_BE_PACKED {
+        step("wheel", || packing::check_wheel_of_tests(workspace))?;
+    }
     eprintln!("== ci passed in {:.1} s", started.elapsed().as_secs_f64());
     Ok(())
 }

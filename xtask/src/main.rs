@@ -99,6 +99,9 @@ enum Task {
     Wheel,
     /// Install the wheel in every way that people do and use it, beside a stand-in for torch; takes no network
     WheelCheck {
+        /// Pack the program that tests are run with, instead of building one for packing
+        #[arg(long, conflicts_with = "full")]
+        of_tests: bool,
         /// Let pip fetch torch and transformers (several GB), and compare the module's numbers with the program's
         #[arg(long)]
         full: bool,
@@ -149,7 +152,8 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Fuzz { seconds, targets } => reliability::fuzz(&workspace, seconds, &targets),
         Task::Soak { times } => reliability::soak(&workspace, times),
         Task::Wheel => packing::wheel(&workspace),
-        Task::WheelCheck { full } => packing::check_wheel(&workspace, full),
+        Task::WheelCheck { of_tests: true, .. } => packing::check_wheel_of_tests(&workspace),
+        Task::WheelCheck { full, .. } => packing::check_wheel(&workspace, full),
         Task::Dist { try_in: None } => packing::archive(&workspace),
         Task::Dist { try_in: Some(system) } => packing::try_in_bare_system(&workspace, &system),
         Task::Rivals(arguments) => rivals::run(&workspace, &arguments),

@@ -11,5 +11,6 @@ mod wheel_check;
 
 pub use archive::run as archive;
 pub use bare_system::run as try_in_bare_system;
+pub use program::CAN_BE_PACKED;
 pub use python_wheel::run as wheel;
-pub use wheel_check::run as check_wheel;
+pub use wheel_check::{run as check_wheel, run_of_tests as check_wheel_of_tests};

@@ -46,12 +46,16 @@ impl Program {
     }
 }
 
+/// Whether programs are packed on this system.
+pub const CAN_BE_PACKED: bool =
+    cfg!(all(target_os = "linux", target_arch = "x86_64", target_env = "gnu"));
+
 /// Builds the program with the profile `dist`: stripped, with no path of this machine in it.
 ///
 /// # Errors
 /// A failing build, another system than Linux on x86-64, or a program that cannot be read.
 pub fn build(workspace: &Workspace) -> Result<Program> {
-    if !cfg!(all(target_os = "linux", target_arch = "x86_64", target_env = "gnu")) {
+    if !CAN_BE_PACKED {
         bail!(
             "programs are packed on Linux x86-64 alone, and this is {} on {}: build from source (`cargo build --release`)",
             env::consts::OS,
@@ -75,7 +79,21 @@ pub fn build(workspace: &Workspace) -> Result<Program> {
     cargo.env_remove("RUSTFLAGS");
     cargo.env("CARGO_ENCODED_RUSTFLAGS", for_rust.join("\x1f"));
     cargo.env("REFT_RUN_PATH", RUN_PATH).env("CXXFLAGS", &for_cxx).env("CFLAGS", &for_cxx);
-    let path = executable(&command::output(&mut cargo)?)?;
+    read(executable(&command::output(&mut cargo)?)?)
+}
+
+/// Builds the program as `cargo test` does, which has nothing to do after the tests.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_for_tests(workspace: &Workspace) -> Result<Program> {
+    let mut cargo = workspace.cargo();
+    // of all crates, as the tests are: of one alone, Cargo would choose other features
+    cargo.args(["build", "--workspace", "--message-format=json-render-diagnostics"]);
+    read(executable(&command::output(&mut cargo)?)?)
+}
+
+fn read(path: PathBuf) -> Result<Program> {
     let needs = needs(&fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?)
         .with_context(|| format!("cannot read the symbols of {}", path.display()))?;
     Ok(Program { path, needs })

@@ -13,7 +13,7 @@ use zip::write::FileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
 use crate::packing::contents::{self, Contents};
-use crate::packing::program::{self, Needs};
+use crate::packing::program::{self, Needs, Program};
 use crate::packing::{bill_of_materials, licences};
 use crate::platform::LIBTORCH_VERSION;
 use crate::workspace::Workspace;
@@ -46,7 +46,8 @@ struct About<'a> {
 /// # Errors
 /// A failing build, or a file that cannot be read or written.
 pub fn run(workspace: &Workspace) -> Result<()> {
-    let wheel = make(workspace)?;
+    let program = program::build(workspace)?;
+    let wheel = make(workspace, &program, &program.target()?.join("wheels"))?;
     let megabytes = fs::metadata(&wheel)?.len() as f64 / 1e6;
     eprintln!(
         "{} ({megabytes:.1} MB) is ready: pip install {0}",
@@ -55,9 +56,11 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// Makes the wheel in `target/wheels`.
-pub fn make(workspace: &Workspace) -> Result<PathBuf> {
-    let program = program::build(workspace)?;
+/// Makes the wheel of a program, in a folder.
+///
+/// # Errors
+/// A file that cannot be read or written.
+pub fn make(workspace: &Workspace, program: &Program, folder: &Path) -> Result<PathBuf> {
     let contents = contents::read(workspace)?;
     let own = contents.own()?;
     let version = own.version.clone();
@@ -77,8 +80,7 @@ pub fn make(workspace: &Workspace) -> Result<PathBuf> {
     let licence = licences::expression(&own.licence, &contents);
     let about = About { version: &version, needs: &program.needs, licence, readme: &readme };
     entries.extend(described(workspace, &about, &contents)?);
-    let folder = program.target()?.join("wheels");
-    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let path = folder.join(format!("{MODULE}-{version}-{}.whl", tag(&program.needs)));
     let mut packed = Cursor::new(Vec::new());
     pack(&mut packed, entries, &format!("{MODULE}-{version}.dist-info/RECORD"))?;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::demo::DATA;
-use crate::packing::python_wheel;
+use crate::packing::{program, python_wheel};
 use crate::platform::LIBTORCH_VERSION;
 use crate::workspace::Workspace;
 use crate::{command, model};
@@ -35,14 +35,33 @@ struct Installed {
 /// # Errors
 /// What goes wrong, and in which kind of installation.
 pub fn run(workspace: &Workspace, full: bool) -> Result<()> {
-    let wheel = python_wheel::make(workspace)?;
+    let program = program::build(workspace)?;
+    let wheel = python_wheel::make(workspace, &program, &program.target()?.join("wheels"))?;
     model::ready(workspace)?;
-    let started = Instant::now();
-    let scratch = tempfile::tempdir().context("cannot make a folder for the installations")?;
     if full {
+        let scratch = scratch_folder()?;
         return beside_torch(workspace, &wheel, scratch.path());
     }
-    let wheel = wheel.as_path();
+    beside_stand_in(workspace, &wheel)
+}
+
+/// As [`run`], of the program that the tests have built: its wheel is larger and knows where this machine's libtorch is, all else is the same.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_of_tests(workspace: &Workspace) -> Result<()> {
+    let folder = scratch_folder()?;
+    let program = program::build_for_tests(workspace)?;
+    beside_stand_in(workspace, &python_wheel::make(workspace, &program, folder.path())?)
+}
+
+fn scratch_folder() -> Result<tempfile::TempDir> {
+    tempfile::tempdir().context("cannot make a folder for the installations")
+}
+
+fn beside_stand_in(workspace: &Workspace, wheel: &Path) -> Result<()> {
+    let started = Instant::now();
+    let scratch = scratch_folder()?;
     let scratch = scratch.path();
     for installed in [
         in_environment(workspace, wheel, scratch)?,
