@@ -107,11 +107,12 @@ class _Applied:
     """One adapter on one model."""
 
     def __init__(self, config):
-        ends = {part[0]: int(part[1:]) for part in config["positions"].split("+")}
+        self.is_all = config["positions"] == "all"
+        ends = {} if self.is_all else {part[0]: int(part[1:]) for part in config["positions"].split("+")}
         self.first, self.last = ends.get("f", 0), ends.get("l", 0)
         self.rule = config["position_rule"]
         untied = [group for group, n in [("prefix", self.first), ("suffix", self.last)] if n]
-        self.groups = ["tied"] if config["share_weights"] else untied
+        self.groups = ["tied"] if config["share_weights"] or self.is_all else untied
         self.places = None  # of each group, which tokens of the present forward are edited [b, t]
         self.handles = []
 
@@ -135,6 +136,9 @@ class _Applied:
         if mask.shape != tokens.shape[:2]:
             raise ValueError(f"found an attention mask {list(mask.shape)}, expected {list(tokens.shape[:2])}, which tells where prompts end; give that, and a cache that grows")
         mask = mask.bool()
+        if self.is_all:
+            self.places = {"tied": mask}
+            return
         token = mask.cumsum(1) - 1  # index of each column's token in its prompt
         n = mask.sum(1, keepdim=True)
         half = (n // 2, (n + 1) // 2 if self.rule == "paper" else n // 2)

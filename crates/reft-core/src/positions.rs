@@ -5,7 +5,7 @@ use std::str::FromStr;
 use crate::{Error, Result};
 use crate::{as_text, names};
 
-/// Which prompt tokens are edited: the first `p` and the last `s`, written `f{p}+l{s}`.
+/// Which prompt tokens are edited: the first `p` and the last `s`, written `f{p}+l{s}`, or `all` of them.
 ///
 /// Only tokens of the prompt count; a response is never edited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -49,6 +49,9 @@ pub struct PromptPositions {
 }
 
 impl Positions {
+    /// Every token of the prompt, however long it is.
+    pub const ALL: Self = Self { first: usize::MAX, last: 0 };
+
     /// The first `first` and the last `last` prompt tokens.
     ///
     /// # Errors
@@ -59,6 +62,11 @@ impl Positions {
             return Err(Error::Positions { found: format!("f{first}+l{last}"), why });
         }
         Ok(Self { first, last })
+    }
+
+    /// Whether it is every token of the prompt: they are one group then.
+    pub fn is_all(self) -> bool {
+        self == Self::ALL
     }
 
     /// Number of first tokens asked for.
@@ -73,7 +81,7 @@ impl Positions {
 
     /// The groups that interventions are made for: one if tied, else one per non-empty end.
     pub fn groups(self, share_weights: bool) -> Vec<TokenGroup> {
-        if share_weights {
+        if share_weights || self.is_all() {
             return vec![TokenGroup::FirstAndLast];
         }
         let first = (self.first > 0).then_some(TokenGroup::First);
@@ -84,6 +92,7 @@ impl Positions {
     /// Token indices in a prompt of `n` tokens. The two groups never overlap.
     pub fn in_prompt(self, n: usize, rule: PositionRule) -> PromptPositions {
         let (p, s) = match rule {
+            _ if self.is_all() => (n, 0),
             PositionRule::Paper if n >= self.first.saturating_add(self.last) => {
                 (self.first, self.last)
             }
@@ -106,10 +115,16 @@ impl PromptPositions {
     }
 }
 
+/// How [`Positions::ALL`] is written.
+const ALL: &str = "all";
+
 impl FromStr for Positions {
     type Err = Error;
 
     fn from_str(s: &str) -> Result<Self> {
+        if s == ALL {
+            return Ok(Self::ALL);
+        }
         let error = |why| Error::Positions { found: s.to_owned(), why };
         let (mut first, mut last) = (None, None);
         for part in s.split('+') {
@@ -135,6 +150,7 @@ impl FromStr for Positions {
 impl fmt::Display for Positions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.first, self.last) {
+            _ if self.is_all() => write!(f, "{ALL}"),
             (first, 0) => write!(f, "f{first}"),
             (0, last) => write!(f, "l{last}"),
             (first, last) => write!(f, "f{first}+l{last}"),
@@ -163,6 +179,20 @@ mod tests {
         assert_eq!(indices("f7+l7", 1, PositionRule::Paper), [0]);
         assert_eq!(indices("f7+l7", 0, PositionRule::Paper), [0usize; 0]);
         assert_eq!(indices("l1", 1, PositionRule::Paper), [0]);
+    }
+
+    #[test]
+    fn all_is_every_token_in_one_group() {
+        for (n, rule) in
+            [(0, PositionRule::Paper), (1, PositionRule::Pyreft), (9, PositionRule::Paper)]
+        {
+            assert_eq!(indices("all", n, rule), (0..n).collect::<Vec<_>>());
+        }
+        for tied in [true, false] {
+            assert_eq!(Positions::ALL.groups(tied), [TokenGroup::FirstAndLast]);
+        }
+        assert_eq!("all".parse::<Positions>().unwrap().to_string(), "all");
+        assert!(!"f7+l7".parse::<Positions>().unwrap().is_all());
     }
 
     #[test]

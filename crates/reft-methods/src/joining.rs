@@ -8,8 +8,8 @@ use reft_models::{BaseModel, Model, TrainedText};
 use crate::files::adapter_file;
 use crate::registry::{adapters_in, check_adapter, declaration};
 use crate::{
-    AdapterFiles, Error, JoinOptions, JoinPart, Joined, Joining, Joint, METHODS, MethodDeclaration,
-    ReftConfig, Result,
+    ActsOn, AdapterFiles, Error, JoinOptions, JoinPart, Joined, Joining, Joint, METHODS,
+    MethodDeclaration, ReftConfig, Result, TOKENS,
 };
 
 /// Makes one adapter of several, in a directory that exists and is empty: it does what a stack of them at their strengths does.
@@ -18,16 +18,19 @@ use crate::{
 /// [`Error::NotJoinable`] if methods cannot be, or not with each other; what reading refuses; adapters of different base models.
 pub fn join_adapters(parts: &[JoinPart], options: JoinOptions, output: &Path) -> Result<Joined> {
     let mut all: Vec<(JoinPart, &MethodDeclaration)> = Vec::new();
+    let mut tokens: Vec<ActsOn> = Vec::new();
     for JoinPart { directory, strength } in parts {
         for (directory, of_files) in adapters_in(directory)? {
-            let declared = declaration((of_files.read)(&directory)?.name())?;
+            let method = (of_files.read)(&directory)?;
+            let declared = declaration(method.name())?;
+            tokens.push(method.options().get(&TOKENS).unwrap_or_default());
             all.push((JoinPart { directory, strength: *strength }, declared));
         }
     }
     let mut notes = Vec::new();
     let mut first = None;
     let mut lacks_weights = None;
-    for (part, declared) in &all {
+    for ((part, declared), acts_on) in all.iter().zip(&tokens) {
         let what = declared.name.to_owned();
         let refuse = |reason: String| {
             let (path, what) = (part.directory.clone(), what.clone());
@@ -45,6 +48,12 @@ pub fn join_adapters(parts: &[JoinPart], options: JoinOptions, output: &Path) ->
             let reason =
                 format!("the first of the adapters is joined with {} only", with_first.join(", "));
             return refuse(reason);
+        }
+        if *acts_on != tokens[0] {
+            return refuse(format!(
+                "it acts on the tokens {acts_on}, the first of the adapters on {}; use them as a stack",
+                tokens[0]
+            ));
         }
         first = Some((join_first, with_first));
         if needs_weights && options.model.is_none() {

@@ -23,6 +23,7 @@
 //! # }
 //! ```
 
+mod acts_on;
 mod declaration;
 mod error;
 mod options;
@@ -42,6 +43,7 @@ mod merge;
 mod pyreft;
 mod summary;
 
+pub use acts_on::ActsOn;
 pub use declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
 pub use error::{Error, Result};
 pub use files::exported::export_peft;
@@ -59,7 +61,8 @@ pub use methods::steering::SteeringAdapter;
 pub use options::{
     ACT_FN, ADD_BIAS, ALPHA, BOTTLENECK_SIZE, COMPONENT, COMPONENTS, DROPOUT, ENCODER_HIDDEN_SIZE,
     FEEDFORWARD_MODULES, INIT, INIT_TOKENS, LAYERS, MethodOption, MethodOptions, N_VIRTUAL_TOKENS,
-    ORTHONORMAL_MAP, POSITION_RULE, POSITIONS, RANK, SHARE_WEIGHTS, TARGET_MODULES, ValueKind,
+    ORTHONORMAL_MAP, POSITION_RULE, POSITIONS, RANK, SHARE_WEIGHTS, TARGET_MODULES, TOKENS,
+    ValueKind,
 };
 pub use pyreft::export::export_pyreft;
 pub use pyreft::import::{PYREFT_FILE, PyreftImport, import_pyreft};

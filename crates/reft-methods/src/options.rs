@@ -87,11 +87,13 @@ method_options! {
     COMPONENT: "component", Name(&["block_input", "attention_output", "mlp_output", "block_output"]), "COMPONENT", REFT, "block_output", None =>
         "Where in a layer: block_input, attention_output, mlp_output or block_output";
     POSITIONS: "positions", ValueKind::Positions, "POSITIONS", REFT, "l1", None =>
-        "Prompt tokens to edit: l1 = the last one, f7+l7 = the first and the last 7";
+        "Prompt tokens to edit: l1 = the last one, f7+l7 = the first and the last 7, all = every one";
     POSITION_RULE: "position_rule", Name(&["paper", "pyreft"]), "RULE", REFT, "paper", None =>
         "What happens to prompts shorter than the positions: paper or pyreft";
     SHARE_WEIGHTS: "share_weights", Switch, "BOOL", REFT, "false", None =>
         "One intervention per layer for first and last tokens (tied), not one for each";
+    TOKENS: "tokens", Name(&["all", "prompt"]), "TOKENS", EVERY, "all", None =>
+        "Tokens that the method acts on, where it could act on all: all, or the prompt's alone";
     ORTHONORMAL_MAP: "orthonormal_map", Name(&["householder", "qr"]), "MAP", REFT, "householder", None =>
         "How the subspace is kept orthonormal: householder or qr";
     ACT_FN: "act_fn", Name(&["linear", "relu", "gelu", "silu", "tanh", "sigmoid"]), "NAME", EVERY, "", None =>
@@ -190,7 +192,7 @@ impl MethodOption {
             }
             ValueKind::Positions => {
                 let positions = value.as_str().map(str::parse::<Positions>).transpose()?;
-                (positions.map(|positions| json!(positions)), "positions such as f7+l7")
+                (positions.map(|positions| json!(positions)), "positions such as f7+l7, or all")
             }
             ValueKind::Components => {
                 let names: Option<Vec<String>> = serde_json::from_value(value.clone()).ok();

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::files::adapter_file;
 use crate::options::{MethodOption, MethodOptions, union};
-use crate::{AdapterFiles, Error, METHODS, Merging, Method, MethodDeclaration, Result};
+use crate::{ActsOn, AdapterFiles, Error, METHODS, Merging, Method, MethodDeclaration, Result};
 
 /// Their names.
 pub fn method_names() -> Vec<&'static str> {
@@ -202,7 +202,11 @@ fn method_in(dir: &Path) -> Result<&'static MethodDeclaration> {
     let first = of_kind().next().expect("invariant: there is a method of each kind");
     let Some((field, _)) = first.mark() else { return Ok(first) };
     let found = adapter_file::text_in(kind, dir, field)?.unwrap_or_else(|| "nothing".to_owned());
-    of_kind().find(|method| method.mark() == Some((field, &found))).ok_or_else(|| {
+    let own = match kind {
+        AdapterFiles::Peft(_) => ActsOn::of_peft_type(&found).0,
+        _ => &found,
+    };
+    of_kind().find(|method| method.mark() == Some((field, own))).ok_or_else(|| {
         let mut accepted: Vec<&str> =
             of_kind().filter_map(|method| Some(method.mark()?.1)).collect();
         accepted.dedup();

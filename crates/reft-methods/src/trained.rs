@@ -7,8 +7,8 @@ use std::path::Path;
 
 use reft_core::Parameter;
 use reft_models::{
-    Adapter, BaseModel, Fields, Hooks, Layout, Mode, Model, ModelDescription, Reach, Row, Site,
-    TrainedText, Weight, read_json,
+    Adapter, BaseModel, Fields, Hooks, Layout, Mode, Model, ModelDescription, OnPrompt, Reach, Row,
+    Site, TrainedText, Weight, read_json,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -18,7 +18,8 @@ use crate::files::adapter_file::{self, Shapes};
 use crate::files::peft_fields::OtherFields;
 use crate::target_modules::share_an_input;
 use crate::{
-    Error, MergedWeights, Merging, Method, MethodDeclaration, MethodOptions, Result, TargetModules,
+    ActsOn, Error, MergedWeights, Merging, Method, MethodDeclaration, MethodOptions, Result,
+    TargetModules,
 };
 
 /// A method with everything decided, which is the configuration in its adapters' files too.
@@ -67,6 +68,11 @@ pub(crate) trait TensorMethod:
     /// The identity of its base model, if the configuration has a place for it.
     fn base_model(&mut self) -> Option<&mut BaseModel> {
         None
+    }
+
+    /// The tokens that it acts on, if it stands on modules or sites.
+    fn acts_on(&self) -> ActsOn {
+        ActsOn::All
     }
 
     /// The table of its tensors, in the order that they start in. What the configuration and the model do not agree upon is refused.
@@ -243,12 +249,17 @@ impl<M: TensorMethod> Adapter for TensorAdapter<M> {
     }
 
     fn hooks<'a>(&'a self, layout: &Layout, mode: Mode) -> MadeHooks<'a> {
-        self.method.hooks(&self.table, layout, mode)
+        let hooks = self.method.hooks(&self.table, layout, mode)?;
+        Ok(match self.method.acts_on() {
+            ActsOn::All => hooks,
+            ActsOn::Prompt => Box::new(OnPrompt::new(hooks, layout)),
+        })
     }
 
     /// What stands before a prompt is in the cache when it is done.
     fn acts_on_replies(&self) -> bool {
         self.method.virtual_tokens() + self.method.prefix_length() == 0
+            && self.method.acts_on() == ActsOn::All
     }
 
     fn virtual_tokens(&self) -> usize {
@@ -329,7 +340,12 @@ impl<M: TensorMethod> Method for M {
     }
 
     fn merging(&self) -> Merging {
-        TensorMethod::merging(self)
+        match self.acts_on() {
+            ActsOn::All => TensorMethod::merging(self),
+            ActsOn::Prompt => {
+                Merging::Never("it acts on the prompt's tokens alone, and weights act on all")
+            }
+        }
     }
 
     fn kept_per_token(&self, model: &ModelDescription, kind_bytes: f64) -> Result<Vec<f64>> {
@@ -372,6 +388,7 @@ pub(crate) fn read_own<M: TensorMethod>(dir: &Path) -> Result<M> {
     let mut method: M = read_json(&dir.join(files.configuration()))?;
     if let Some((fields, other)) = method.other() {
         other.check(fields)?;
+        other.check_acts_on(method.acts_on())?;
     }
     if let Some(targets) = method.target_modules().filter(|targets| !targets.are_told()) {
         *targets = TargetModules::of_tensors(&dir.join(files.tensors()))?;

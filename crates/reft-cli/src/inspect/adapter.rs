@@ -86,13 +86,17 @@ fn reft_rows(adapter: &ReftAdapter) -> Rows {
     let config = adapter.config();
     let d = config.base_model.hidden_size;
     let tied = if config.share_weights { "tied" } else { "untied" };
+    let positions = match config.positions.is_all() {
+        true => "all tokens of the prompt".to_owned(),
+        false => format!("{}, {tied}, rule {}", config.positions, config.position_rule),
+    };
     let layers: Vec<String> = config.layers.iter().map(usize::to_string).collect();
     let (method, act_fn, dropout) = (config.method, config.act_fn, config.dropout);
     let rows = [
         ("method", format!("{method} (act_fn {act_fn}, dropout {dropout})")),
         ("rank", format!("{} of hidden size {d}", config.low_rank_dimension)),
         ("layers", format!("{} ({})", layers.join(";"), config.component)),
-        ("positions", format!("{}, {tied}, rule {}", config.positions, config.position_rule)),
+        ("positions", positions),
         ("interventions", adapter.interventions().len().to_string()),
     ];
     rows.map(|(name, value)| (name.to_owned(), value)).to_vec()

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use reft_models::io_error;
 
-use crate::{AdapterFiles, AdapterSummary, Error, MethodDeclaration, Result, adapters_in};
+use crate::{
+    ActsOn, AdapterFiles, AdapterSummary, Error, MethodDeclaration, Result, TOKENS, adapters_in,
+};
 
 /// The files of another program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +45,12 @@ pub(crate) fn adapter_of_form(
     let names: Vec<&str> = adapters.iter().map(|(_, method)| method.name).collect();
     let reason = match &adapters[..] {
         [(own, method)] => match (Form::of(method.files), method.files) {
-            (Some(found), _) if found == form => return Ok((own.clone(), method)),
+            (Some(found), _) if found == form && acts_on(own, method)? == ActsOn::All => {
+                return Ok((own.clone(), method));
+            }
+            (Some(found), _) if found == form => {
+                "it acts on the prompt's tokens alone, and PEFT would apply it to every token"
+            }
             (Some(Form::Pyreft), _) => "PEFT has no edits of hidden states; use --to pyreft",
             (Some(Form::Peft), _) => "pyreft has the edits of ReFT alone; use --to peft",
             (None, AdapterFiles::Weights) => "it is all weights of a model; use --merge",
@@ -55,6 +62,11 @@ pub(crate) fn adapter_of_form(
     };
     let (path, what, reason) = (dir.to_owned(), names.join("+"), reason.to_owned());
     Err(Error::NotExportable { path, what, form: form.name(), reason })
+}
+
+/// The tokens that an adapter acts on.
+fn acts_on(dir: &Path, method: &MethodDeclaration) -> Result<ActsOn> {
+    Ok((method.read)(dir)?.options().get(&TOKENS).unwrap_or_default())
 }
 
 /// Writes the adapter of a directory for PEFT: its two files, which are PEFT's already, and its model card, without what a run keeps

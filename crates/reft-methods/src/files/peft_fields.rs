@@ -6,6 +6,8 @@ use reft_models::{Error, Field, Fields, ModelDescription, Result};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Value, json};
 
+use crate::ActsOn;
+
 /// Fields of `adapter_config.json` that are kept for whoever reads the file next.
 ///
 /// A field may be there if it changes nothing here: it is switched off (null, false or empty), or it only tells how the adapter came
@@ -33,6 +35,7 @@ const COMMON: &[Field] = &[
 
 /// Fields of methods that change modules by name.
 const MODULES: &[Field] = &[
+    Field::applied(&["tokens"]).with_note("not PEFT's: of adapters that act on the prompt alone, which PEFT refuses"),
     Field::applied(&["target_modules"]).with_note(
         "where it says nothing, the modules whose tensors the file holds; a name that means no projection is said",
     ),
@@ -203,6 +206,20 @@ impl OtherFields {
         });
         let fields = [common, own].map(serde_json::from_value::<BTreeMap<String, Value>>);
         Self(fields.into_iter().flat_map(|own| own.expect("invariant: fields by name")).collect())
+    }
+
+    /// Refuses a `peft_type` that says something else of the tokens than the field `tokens`.
+    pub(crate) fn check_acts_on(&self, tokens: ActsOn) -> Result<()> {
+        let peft_type = self.0.get("peft_type").and_then(Value::as_str).unwrap_or_default();
+        let (of_all, told) = ActsOn::of_peft_type(peft_type);
+        if told == tokens {
+            return Ok(());
+        }
+        let expected = tokens.peft_type(of_all);
+        let reason = format!(
+            "adapter_config.json: tokens is {tokens} and peft_type {peft_type}, expected {expected} with it"
+        );
+        Err(Error::Adapter { reason })
     }
 
     /// Refuses trained biases, unless the model has none to train.

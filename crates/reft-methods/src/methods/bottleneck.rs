@@ -11,9 +11,9 @@ use tch::{Device, Kind, Tensor};
 use crate::files::own_config::{Branches, FORMAT_VERSION, tensor_name};
 use crate::joined_tables::{BranchMethod, all_branches};
 use crate::{
-    ACT_FN, AdapterFiles, BOTTLENECK_SIZE, COMPONENTS, Joined, Joining, Joint, Keeps, LAYERS,
-    MadeHooks, Merging, MethodDeclaration, MethodOptions, Part, Start, Table, TensorMethod,
-    TensorSpec, check_positive, read_config, resolve_config,
+    ACT_FN, ActsOn, AdapterFiles, BOTTLENECK_SIZE, COMPONENTS, Joined, Joining, Joint, Keeps,
+    LAYERS, MadeHooks, Merging, MethodDeclaration, MethodOptions, Part, Start, TOKENS, Table,
+    TensorMethod, TensorSpec, check_positive, read_config, resolve_config,
 };
 
 /// Series adapters: a small MLP behind a branch of every block.
@@ -31,7 +31,7 @@ pub(crate) const SERIES: MethodDeclaration = MethodDeclaration {
     title: "series adapter",
     equation: "f ← f + U σ(D f + c) + e",
     source: "Houlsby et al. 2019, arXiv:1902.00751",
-    options: &[&LAYERS, &ACT_FN, &COMPONENTS, &BOTTLENECK_SIZE],
+    options: &[&LAYERS, &ACT_FN, &COMPONENTS, &BOTTLENECK_SIZE, &TOKENS],
     files: AdapterFiles::Own,
     merging: Merging::Never("it is an MLP of its own, with an activation inside"),
     joining: Joining::Exactly {
@@ -74,6 +74,8 @@ struct BottleneckConfig {
     bottleneck_size: i64,
     /// `σ`.
     act_fn: Activation,
+    #[serde(default, skip_serializing_if = "ActsOn::is_all")]
+    tokens: ActsOn,
     base_model: BaseModel,
 }
 
@@ -111,12 +113,17 @@ impl TensorMethod for BottleneckConfig {
             components: options.components(),
             bottleneck_size: options.get(&BOTTLENECK_SIZE).unwrap_or(64),
             act_fn: options.get(&ACT_FN).unwrap_or(Activation::Relu),
+            tokens: options.get(&TOKENS).unwrap_or_default(),
             base_model: BaseModel::of(model, ""),
         })
     }
 
     fn base_model(&mut self) -> Option<&mut BaseModel> {
         Some(&mut self.base_model)
+    }
+
+    fn acts_on(&self) -> ActsOn {
+        self.tokens
     }
 
     fn parts(&self, model: &ModelDescription) -> crate::Result<Vec<Part<()>>> {

@@ -13,9 +13,10 @@ use crate::files::peft_fields;
 use crate::joined_tables::ModulePart;
 use crate::target_modules::or_default;
 use crate::{
-    AdapterFiles, FEEDFORWARD_MODULES, Joined, Joining, Joint, Keeps, MadeHooks, MergedWeights,
-    Merging, MethodDeclaration, MethodOptions, OtherFields, Part, Start, TARGET_MODULES, Table,
-    TargetModules, TensorMethod, TensorSpec, all_modules, check_sizes, read_config, resolve_config,
+    ActsOn, AdapterFiles, FEEDFORWARD_MODULES, Joined, Joining, Joint, Keeps, MadeHooks,
+    MergedWeights, Merging, MethodDeclaration, MethodOptions, OtherFields, Part, Start,
+    TARGET_MODULES, TOKENS, Table, TargetModules, TensorMethod, TensorSpec, all_modules,
+    check_sizes, read_config, resolve_config,
 };
 
 /// (IA)³: learned factors for keys, values and the inner state of the MLP.
@@ -27,7 +28,7 @@ pub(crate) const IA3: MethodDeclaration = MethodDeclaration {
     title: "(IA)³",
     equation: "y = l ⊙ (W x + b), or y = W (l ⊙ x) + b",
     source: "Liu et al. 2022, arXiv:2205.05638",
-    options: &[&TARGET_MODULES, &FEEDFORWARD_MODULES],
+    options: &[&TARGET_MODULES, &FEEDFORWARD_MODULES, &TOKENS],
     files: AdapterFiles::Peft("IA3"),
     merging: Merging::IntoWeights,
     joining: Joining::Exactly {
@@ -53,6 +54,8 @@ struct Ia3Config {
     exclude_modules: Option<TargetModules>,
     /// Those of them whose input is rescaled instead of their output.
     feedforward_modules: TargetModules,
+    #[serde(default, skip_serializing_if = "ActsOn::is_all")]
+    tokens: ActsOn,
     #[serde(flatten)]
     other: OtherFields,
 }
@@ -72,14 +75,16 @@ impl TensorMethod for Ia3Config {
         use Component::{Down, Key, QueryKeyValue, Value};
         // of queries, keys and values in one, or of keys and values: whichever the model has
         let targets = || TargetModules::of(&[QueryKeyValue, Key, Value, Down], model);
+        let tokens: ActsOn = options.get(&TOKENS).unwrap_or_default();
         Ok(Self {
             target_modules: TargetModules::given(options, model)?.unwrap_or_else(targets),
             exclude_modules: None,
             feedforward_modules: options
                 .get(&FEEDFORWARD_MODULES)
                 .unwrap_or_else(|| TargetModules::of(&[Down], model)),
+            tokens,
             other: OtherFields::of(
-                "IA3",
+                &tokens.peft_type("IA3"),
                 model,
                 json!({ "fan_in_fan_out": false, "init_ia3_weights": true, "modules_to_save": null }),
             ),
@@ -92,6 +97,10 @@ impl TensorMethod for Ia3Config {
 
     fn target_modules(&mut self) -> Option<&mut TargetModules> {
         Some(&mut self.target_modules)
+    }
+
+    fn acts_on(&self) -> ActsOn {
+        self.tokens
     }
 
     fn parts(&self, model: &ModelDescription) -> crate::Result<Vec<Part<Factors>>> {
@@ -178,6 +187,7 @@ fn join(joint: &Joint, output: &Path) -> crate::Result<Joined> {
             target_modules: TargetModules::Names(modules.into_iter().collect()),
             exclude_modules: None,
             feedforward_modules: TargetModules::Names(feedforward),
+            tokens: first.tokens,
             other: first.other.clone(),
         },
     };

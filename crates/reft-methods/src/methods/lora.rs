@@ -19,12 +19,12 @@ use crate::trained::{
     resolve_config, weight_of,
 };
 use crate::{
-    ALPHA, AdapterFiles, DROPOUT, Joined, JoinedModule, Joining, Joint, LAYERS, MergedWeights,
-    Merging, MethodDeclaration, MethodOption, MethodOptions, RANK, TARGET_MODULES, all_modules,
-    check_sizes,
+    ALPHA, ActsOn, AdapterFiles, DROPOUT, Joined, JoinedModule, Joining, Joint, LAYERS,
+    MergedWeights, Merging, MethodDeclaration, MethodOption, MethodOptions, RANK, TARGET_MODULES,
+    TOKENS, all_modules, check_sizes,
 };
 
-const OPTIONS: &[&MethodOption] = &[&LAYERS, &RANK, &DROPOUT, &ALPHA, &TARGET_MODULES];
+const OPTIONS: &[&MethodOption] = &[&LAYERS, &RANK, &DROPOUT, &ALPHA, &TARGET_MODULES, &TOKENS];
 
 /// LoRA: a low-rank update of frozen projections, `y = W x + b + s B A x` with `s = alpha / r`.
 ///
@@ -111,6 +111,8 @@ struct LoraConfig {
     use_rslora: bool,
     #[serde(default)]
     use_dora: bool,
+    #[serde(default, skip_serializing_if = "ActsOn::is_all")]
+    tokens: ActsOn,
     #[serde(flatten)]
     other: OtherFields,
 }
@@ -229,6 +231,7 @@ impl TensorMethod for LoraConfig {
         let r = options.get(&RANK).unwrap_or(8);
         let all = || TargetModules::all(model);
         let layers: Option<Vec<usize>> = options.get(&LAYERS);
+        let tokens: ActsOn = options.get(&TOKENS).unwrap_or_default();
         Ok(Self {
             r,
             lora_alpha: options.get(&ALPHA).unwrap_or(2.0 * r as f64),
@@ -242,8 +245,9 @@ impl TensorMethod for LoraConfig {
             alpha_pattern: Map::new(),
             use_rslora: name == RSLORA.name,
             use_dora: name == DORA.name,
+            tokens,
             other: OtherFields::of(
-                "LORA",
+                &tokens.peft_type("LORA"),
                 model,
                 json!({
                     "bias": "none", "eva_config": null, "fan_in_fan_out": false,
@@ -286,6 +290,10 @@ impl TensorMethod for LoraConfig {
             true => Merging::Never("it changed the base model's weights before it was trained"),
             false => LORA.merging,
         }
+    }
+
+    fn acts_on(&self) -> ActsOn {
+        self.tokens
     }
 
     fn parts(&self, model: &ModelDescription) -> Result<Vec<Part<Update>>, crate::Error> {
@@ -479,6 +487,7 @@ impl LoraConfig {
             rank_pattern: pattern,
             use_rslora: false,
             use_dora,
+            tokens: first.tokens,
             other: first.other.clone().with("init_lora_weights", json!(true)),
         }
     }

@@ -9,9 +9,9 @@ use tch::{Device, Kind, Tensor};
 use crate::files::own_config::{Branches, FORMAT_VERSION, tensor_name};
 use crate::joined_tables::{BranchMethod, all_branches};
 use crate::{
-    AdapterFiles, COMPONENTS, Joined, Joining, Joint, Keeps, LAYERS, MadeHooks, Merging,
-    MethodDeclaration, MethodOptions, Part, Start, Table, TensorMethod, TensorSpec, read_config,
-    resolve_config,
+    ActsOn, AdapterFiles, COMPONENTS, Joined, Joining, Joint, Keeps, LAYERS, MadeHooks, Merging,
+    MethodDeclaration, MethodOptions, Part, Start, TOKENS, Table, TensorMethod, TensorSpec,
+    read_config, resolve_config,
 };
 
 /// RED, representation editing: `h ← l ⊙ h + b` at every token.
@@ -23,7 +23,7 @@ pub(crate) const RED: MethodDeclaration = MethodDeclaration {
     title: "RED",
     equation: "h ← l ⊙ h + b",
     source: "Wu et al. 2024, arXiv:2402.15179",
-    options: &[&LAYERS, &COMPONENTS],
+    options: &[&LAYERS, &COMPONENTS, &TOKENS],
     files: AdapterFiles::Own,
     merging: Merging::Never(
         "it scales and shifts hidden states, and the blocks have no bias for it",
@@ -49,6 +49,8 @@ struct RedConfig {
     method: String,
     layers: Vec<usize>,
     components: Vec<Component>,
+    #[serde(default, skip_serializing_if = "ActsOn::is_all")]
+    tokens: ActsOn,
     base_model: BaseModel,
 }
 
@@ -65,12 +67,17 @@ impl TensorMethod for RedConfig {
             method: RED.name.to_owned(),
             layers: options.layers_of(model.num_hidden_layers),
             components: options.components(),
+            tokens: options.get(&TOKENS).unwrap_or_default(),
             base_model: BaseModel::of(model, ""),
         })
     }
 
     fn base_model(&mut self) -> Option<&mut BaseModel> {
         Some(&mut self.base_model)
+    }
+
+    fn acts_on(&self) -> ActsOn {
+        self.tokens
     }
 
     fn parts(&self, model: &ModelDescription) -> crate::Result<Vec<Part<()>>> {

@@ -12,9 +12,9 @@ use crate::files::adapter_file::OF_PEFT;
 use crate::files::peft_fields;
 use crate::target_modules::or_default;
 use crate::{
-    AdapterFiles, Joined, Joining, Joint, Keeps, MadeHooks, MergedWeights, Merging,
+    ActsOn, AdapterFiles, Joined, Joining, Joint, Keeps, MadeHooks, MergedWeights, Merging,
     MethodDeclaration, MethodOption, MethodOptions, OtherFields, Part, Start, TARGET_MODULES,
-    Table, TargetModules, TensorMethod, TensorSpec, ValueKind, all_modules, check_sizes,
+    TOKENS, Table, TargetModules, TensorMethod, TensorSpec, ValueKind, all_modules, check_sizes,
     read_config, resolve_config,
 };
 
@@ -33,7 +33,7 @@ pub(crate) const ROAD: MethodDeclaration = MethodDeclaration {
     title: "RoAd",
     equation: "y = R(θ, α) (W x + b), R of rotations in planes",
     source: "Liao and Monz 2024, arXiv:2409.00119",
-    options: &[&TARGET_MODULES, &VARIANT, &GROUP_SIZE],
+    options: &[&TARGET_MODULES, &VARIANT, &GROUP_SIZE, &TOKENS],
     files: AdapterFiles::Peft("ROAD"),
     merging: Merging::IntoWeights,
     joining: Joining::Exactly {
@@ -89,6 +89,8 @@ struct RoadConfig {
     group_size: i64,
     #[serde(default, deserialize_with = "or_default")]
     target_modules: TargetModules,
+    #[serde(default, skip_serializing_if = "ActsOn::is_all")]
+    tokens: ActsOn,
     #[serde(flatten)]
     other: OtherFields,
 }
@@ -130,12 +132,14 @@ impl TensorMethod for RoadConfig {
         let target_modules = TargetModules::given(options, model)?.unwrap_or_else(all);
         let outputs = target_modules.select(model, None, None)?.into_iter().map(|p| p.out_features);
         let shift = outputs.map(i64::trailing_zeros).min().unwrap_or(0).min(6);
+        let tokens: ActsOn = options.get(&TOKENS).unwrap_or_default();
         Ok(Self {
             variant: options.get(&VARIANT).unwrap_or(Variant::Road1),
             group_size: options.get(&GROUP_SIZE).unwrap_or(1 << shift),
             target_modules,
+            tokens,
             other: OtherFields::of(
-                "ROAD",
+                &tokens.peft_type("ROAD"),
                 model,
                 json!({ "init_weights": true, "modules_to_save": null }),
             ),
@@ -148,6 +152,10 @@ impl TensorMethod for RoadConfig {
 
     fn target_modules(&mut self) -> Option<&mut TargetModules> {
         Some(&mut self.target_modules)
+    }
+
+    fn acts_on(&self) -> ActsOn {
+        self.tokens
     }
 
     fn parts(&self, model: &ModelDescription) -> crate::Result<Vec<Part<String>>> {

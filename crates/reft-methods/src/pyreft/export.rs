@@ -52,6 +52,12 @@ fn check(config: &ReftConfig) -> std::result::Result<(), String> {
             config.act_fn
         ));
     }
+    if config.positions.is_all() {
+        return Err(
+            "it edits all of a prompt's tokens, and pyreft knows first and last ones; train it at f7+l7 or the like"
+                .to_owned(),
+        );
+    }
     let is_of_block = matches!(config.component, Component::BlockInput | Component::BlockOutput);
     let family = config.base_model.model_type.as_deref();
     let has_all = |family: &str| FAMILIES.iter().any(|(name, has_all)| *name == family && *has_all);

@@ -203,6 +203,13 @@ fn common_positions(configs: &[&ReftConfig]) -> Result<Positions> {
     type Count = fn(Positions) -> usize;
     let ends: [(Count, &str); 2] = [(Positions::first, "first"), (Positions::last, "last")];
     let mut counts = [0; 2];
+    if configs.iter().all(|own| own.positions.is_all()) {
+        return Ok(Positions::ALL);
+    }
+    if configs.iter().any(|own| own.positions.is_all()) {
+        let reason = "one adapter edits all of a prompt's tokens and another one some of them; use them as a stack";
+        return Err(Error::Adapter { reason: reason.into() }.into());
+    }
     for ((count, end), common) in ends.into_iter().zip(&mut counts) {
         let found: BTreeSet<usize> =
             configs.iter().map(|own| count(own.positions)).filter(|count| *count > 0).collect();

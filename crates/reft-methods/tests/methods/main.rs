@@ -11,6 +11,7 @@ mod interop;
 mod joining;
 mod merging;
 mod methods;
+mod on_prompt;
 mod oracle;
 mod padding;
 mod peft;

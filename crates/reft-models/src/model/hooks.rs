@@ -1,6 +1,8 @@
-use tch::Tensor;
+use std::ops::Range;
 
-use crate::{Component, Error, Linear, Result, Site, Span};
+use tch::{Device, Kind, Tensor};
+
+use crate::{Component, Error, Layout, Linear, Result, Site, Span, send};
 
 /// Where in a forward hooks are shown something.
 #[derive(Debug, Clone, Copy)]
@@ -222,6 +224,95 @@ impl Hooks for AtStrength<'_> {
     }
 
     fn keep_rows(&mut self, rows: &[usize]) {
+        self.hooks.keep_rows(rows);
+    }
+
+    fn cut(&mut self) -> Vec<Cut> {
+        self.hooks.cut()
+    }
+}
+
+/// A method that changes the prompts' tokens alone: what it makes of others is not used, and where there are no others but these it is not
+/// even asked.
+pub struct OnPrompt<'a> {
+    hooks: Box<dyn Hooks + 'a>,
+    prompt_lengths: Vec<usize>,
+    pass: Option<PromptTokens>,
+}
+
+/// Where the prompts' tokens are in the present pass: the same at every point, so made once.
+struct PromptTokens {
+    columns: Range<usize>,
+    tokens: Part,
+}
+
+/// Which of a pass's tokens are meant.
+enum Part {
+    Nothing,
+    Everything,
+    Some(Tensor), // [b, t, 1] bool
+}
+
+impl<'a> OnPrompt<'a> {
+    /// Of a method that brings no prefix and no virtual tokens, on the batch of a layout.
+    pub fn new(hooks: Box<dyn Hooks + 'a>, layout: &Layout) -> Self {
+        let prompt_lengths = layout.rows().iter().map(|row| row.prompt_length).collect();
+        Self { hooks, prompt_lengths, pass: None }
+    }
+
+    /// What of a pass is in a prompt. Padding counts as nothing.
+    fn part(&self, span: &Span, device: Device) -> Part {
+        let (mut inside, mut outside) = (Vec::new(), false);
+        for (row, own) in span.layout.rows().iter().enumerate() {
+            for token in 0..own.input_ids.len() {
+                match span.flat_index(row, token) {
+                    Some(index) if token < self.prompt_lengths[row] => inside.push(index),
+                    Some(_) => outside = true,
+                    None => {}
+                }
+            }
+        }
+        // behind the layout are generated tokens
+        outside |= span.columns.end > span.layout.width();
+        match (inside.is_empty(), outside) {
+            (true, _) => Part::Nothing,
+            (false, false) => Part::Everything,
+            (false, true) => {
+                let (b, t) = (self.prompt_lengths.len() as i64, span.columns.len() as i64);
+                let mask = Tensor::zeros([b * t], (Kind::Bool, Device::Cpu));
+                let mask = mask.index_fill(0, &Tensor::from_slice(&inside), 1);
+                Part::Some(send(&mask.view([b, t, 1]), device))
+            }
+        }
+    }
+}
+
+impl Hooks for OnPrompt<'_> {
+    fn visit(&mut self, point: HookPoint, h: Tensor, span: &Span) -> Result<Tensor> {
+        if !self.hooks.touches(point, span) {
+            return Ok(h);
+        }
+        if self.pass.as_ref().is_none_or(|pass| pass.columns != span.columns) {
+            let tokens = self.part(span, h.device());
+            self.pass = Some(PromptTokens { columns: span.columns.clone(), tokens });
+        }
+        match self.pass.as_ref().map(|pass| &pass.tokens) {
+            None | Some(Part::Nothing) => Ok(h),
+            Some(Part::Everything) => self.hooks.visit(point, h, span),
+            Some(Part::Some(mask)) => {
+                let edited = self.hooks.visit(point, h.shallow_clone(), span)?;
+                Ok(edited.where_self(mask, &h))
+            }
+        }
+    }
+
+    fn touches(&self, point: HookPoint, span: &Span) -> bool {
+        span.columns.start < span.layout.width() && self.hooks.touches(point, span)
+    }
+
+    fn keep_rows(&mut self, rows: &[usize]) {
+        self.prompt_lengths = rows.iter().map(|&row| self.prompt_lengths[row]).collect();
+        self.pass = None;
         self.hooks.keep_rows(rows);
     }
 

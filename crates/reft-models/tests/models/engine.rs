@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
-use reft_methods::{LAYERS, MethodOptions, N_VIRTUAL_TOKENS, POSITIONS, RANK, resolve};
+use reft_methods::{LAYERS, MethodOptions, N_VIRTUAL_TOKENS, POSITIONS, RANK, TOKENS, resolve};
 use reft_models::{
     Adapter, AdapterStack, Decoder, Engine, EngineOptions, Error, Event, Finish, GenerationConfig,
     Layout, Mode, Model, PaddingSide, Request, Row, StackEntry,
@@ -40,11 +40,13 @@ fn adapters(model: &Decoder) -> Outcome<Vec<Box<dyn Adapter>>> {
         adapter(model, "ia3", options())?,
         adapter(model, "prefix", options().with(&N_VIRTUAL_TOKENS, 3))?,
         adapter(model, "prompt", options().with(&N_VIRTUAL_TOKENS, 2))?,
+        adapter(model, "lora", options().with(&RANK, 2).with(&TOKENS, "prompt"))?,
+        adapter(model, "direft", edits([0, 2], "all"))?,
     ])
 }
 
 /// Which adapters, by their places, and how strongly: the plain model, each alone, and two together.
-const STACKS: [&[(usize, f64)]; 10] = [
+const STACKS: [&[(usize, f64)]; 13] = [
     &[],
     &[(0, 1.0)],
     &[(1, 1.0)],
@@ -53,8 +55,11 @@ const STACKS: [&[(usize, f64)]; 10] = [
     &[(4, 1.0)],
     &[(5, 1.0)],
     &[(6, 1.0)],
+    &[(7, 1.0)],
+    &[(8, 1.0)],
     &[(0, 0.5), (2, 1.0)],
     &[(1, 1.0), (5, 1.0)],
+    &[(2, 1.0), (7, 0.5)],
 ];
 
 fn stack<'a>(adapters: &'a [Box<dyn Adapter>], which: usize) -> Outcome<AdapterStack<'a>> {

@@ -1,0 +1,41 @@
+use reft_core::names;
+
+/// Which tokens a method changes that could change all of them.
+///
+/// What acts on the prompt alone leaves every token that is generated to the base model, whatever adapters are in its batch, as the edits of
+/// ReFT do. PEFT has no such adapters and would apply one to every token, so their `adapter_config.json` has a `peft_type` that PEFT refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ActsOn {
+    /// Every token.
+    #[default]
+    All,
+    /// The prompt's.
+    Prompt,
+}
+
+names!(ActsOn, "tokens", reft_core::Error, { All => "all", Prompt => "prompt" });
+
+/// What stands behind the `peft_type` of a method that acts on the prompt alone.
+const ON_PROMPT: &str = "_ON_PROMPT";
+
+impl ActsOn {
+    pub(crate) fn is_all(&self) -> bool {
+        *self == Self::All
+    }
+
+    /// The `peft_type` of a method of PEFT's that acts on these tokens.
+    pub(crate) fn peft_type(self, of_all: &str) -> String {
+        match self {
+            Self::All => of_all.to_owned(),
+            Self::Prompt => format!("{of_all}{ON_PROMPT}"),
+        }
+    }
+
+    /// The `peft_type` of PEFT's method that stands in a configuration, and the tokens that it says the adapter acts on.
+    pub(crate) fn of_peft_type(found: &str) -> (&str, Self) {
+        match found.strip_suffix(ON_PROMPT) {
+            Some(of_all) => (of_all, Self::Prompt),
+            None => (found, Self::All),
+        }
+    }
+}
