@@ -3,6 +3,7 @@ use std::collections::VecDeque;
 use tch::{Device, Tensor};
 
 use crate::adapters::by_row::Member;
+use crate::generation::prefix_cache::{BLOCK, PrefixCache};
 use crate::generation::sampling::{GenerationConfig, Sampler};
 use crate::{
     Adapter, AdapterStack, ByRow, ContextLimit, Error, Finish, Hooks, KvCache, KvPool, Layout,
@@ -16,7 +17,10 @@ use crate::{
 /// on prompts only, so such a step costs what it costs the base model, whatever adapters the rows have; what acts on replies too (LoRA) is
 /// applied to its own rows. Rows join and leave at any step.
 ///
-/// Replies do not depend on what else is in flight but for rounding. The engine does nothing by itself: [`Self::step`] is to be called while
+/// What prompts begin with alike, a long system prompt, is computed once for all adapters, as far as none of them has touched it
+/// ([`EngineOptions::prefix_tokens`]).
+///
+/// Replies do not depend on what else is in flight, nor on what is kept, but for rounding. The engine does nothing by itself: [`Self::step`] is to be called while
 /// there is work.
 pub struct Engine<'a> {
     model: &'a dyn Model,
@@ -26,6 +30,8 @@ pub struct Engine<'a> {
     /// In the order of the pool's slots.
     rows: Vec<Reply<'a>>,
     pool: KvPool,
+    prefixes: PrefixCache,
+    reused_tokens: u64,
     /// The rows and hooks of the batch, until a row joins or leaves.
     batch: Option<(Vec<Row>, ByRow<'a>)>,
     /// Hooks of rows in flight from before one joined or left.
@@ -42,11 +48,13 @@ pub struct EngineOptions {
     pub prefill_tokens: usize,
     /// Most keys, of all rows together, that prompts and replies in flight may come to; `None`: as many as the rows come to.
     pub cached_tokens: Option<usize>,
+    /// Most tokens whose keys and values are kept for prompts to come that begin with them; 0: none.
+    pub prefix_tokens: usize,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { rows: 64, prefill_tokens: 2048, cached_tokens: None }
+        Self { rows: 64, prefill_tokens: 2048, cached_tokens: None, prefix_tokens: 0 }
     }
 }
 
@@ -100,7 +108,7 @@ struct Prefill<'a> {
     layout: Layout,
     hooks: ByRow<'a>,
     cache: KvCache,
-    /// Columns that are done.
+    /// Columns that are done, those among them that were known.
     done: usize,
 }
 
@@ -159,6 +167,11 @@ impl<'a> Engine<'a> {
             prefill: None,
             rows: Vec::new(),
             pool: KvPool::new(model.description(), (model.kind(), model.device())),
+            prefixes: PrefixCache::new(match model.description().depends_on_length {
+                true => 0,
+                false => options.prefix_tokens,
+            }),
+            reused_tokens: 0,
             batch: None,
             earlier: Vec::new(),
             next_id: 0,
@@ -190,6 +203,9 @@ impl<'a> Engine<'a> {
             );
             return Err(Error::Adapter { reason });
         }
+        if !reply.request.adapters.in_weights().is_empty() {
+            self.prefixes.clear();
+        }
         self.next_id += 1;
         self.waiting.push_back(reply);
         Ok(id)
@@ -215,6 +231,31 @@ impl<'a> Engine<'a> {
     pub fn requests(&self) -> (usize, usize) {
         let on_their_way = self.prefill.as_ref().map_or(0, |prefill| prefill.replies.len());
         (self.waiting.len(), on_their_way + self.rows.len())
+    }
+
+    /// Tokens of prompts that were known and not computed, of all so far, and those that are kept for prompts to come.
+    pub fn prefixes(&self) -> (u64, usize) {
+        (self.reused_tokens, self.prefixes.tokens())
+    }
+
+    /// What a reply's tokens begin with that no adapter touches, and that may be shared so.
+    fn shareable<'r>(&self, reply: &Reply, ids: &'r [i64]) -> &'r [i64] {
+        let Request { row, adapters, .. } = &reply.request;
+        let is_alone = reply.columns_before() != (0, 0)
+            || row.token_types.is_some()
+            || !adapters.in_weights().is_empty();
+        if !self.prefixes.is_on() || is_alone {
+            return &[];
+        }
+        let untouched = adapters.reach(row).map_or(ids.len(), |reach| reach.token);
+        &ids[..untouched.min(ids.len())]
+    }
+
+    /// How many of a reply's tokens are known: all but the last may be, whose hidden state is wanted.
+    fn known(&self, reply: &Reply) -> usize {
+        let ids = reply.row().input_ids;
+        let shared = self.shareable(reply, &ids);
+        self.prefixes.known(&shared[..shared.len().min(ids.len() - 1)])
     }
 
     /// Computes a pass of prompts, if some wait and there is room, and a token of every row in flight.
@@ -253,7 +294,7 @@ impl<'a> Engine<'a> {
     fn begin_prefill(&mut self, events: &mut Vec<Event>) {
         let mut taken: Vec<Reply> = Vec::new();
         let mut keys: usize = self.rows.iter().map(Reply::most_keys).sum();
-        let mut widest = 0;
+        let (mut widest, mut known) = (0, 0);
         while let Some(next) = self.waiting.front() {
             let rows = self.rows.len() + taken.len() + 1;
             keys += next.most_keys();
@@ -263,13 +304,15 @@ impl<'a> Engine<'a> {
                 break;
             }
             if let Some(first) = taken.first() {
-                widest = widest.max(next.length());
-                let is_alike = first.columns_before() == next.columns_before();
+                widest = widest.max(next.length() - known.min(next.length()));
+                let is_alike =
+                    first.columns_before() == next.columns_before() && self.known(next) == known;
                 if !is_alike || widest * (taken.len() + 1) > self.options.prefill_tokens {
                     break;
                 }
             } else {
-                widest = next.length();
+                known = self.known(next);
+                widest = next.length() - known;
             }
             taken.extend(self.waiting.pop_front());
         }
@@ -301,7 +344,7 @@ impl<'a> Engine<'a> {
 
     /// Prepares the pass of some prompts.
     fn prefill_of(
-        &self,
+        &mut self,
         replies: Vec<Reply<'a>>,
     ) -> Result<Option<Prefill<'a>>, (Vec<Reply<'a>>, Error)> {
         let Some(first) = replies.first() else { return Ok(None) };
@@ -320,8 +363,13 @@ impl<'a> Engine<'a> {
             Ok(prepared) => prepared,
             Err(error) => return Err((replies, error)),
         };
-        let cache = self.model.kv_cache(replies.len() as i64, (prefix + layout.width()) as i64);
-        Ok(Some(Prefill { replies, layout, hooks, cache, done: 0 }))
+        let mut cache = self.model.kv_cache(replies.len() as i64, (prefix + layout.width()) as i64);
+        let done = replies.iter().map(|reply| self.known(reply)).min().unwrap_or(0);
+        let read = |reply: &Reply| self.prefixes.read(&reply.row().input_ids[..done]);
+        let rows: Vec<Tensor> = replies.iter().filter_map(read).collect();
+        cache.fill(&rows);
+        self.reused_tokens += (done * rows.len()) as u64;
+        Ok(Some(Prefill { replies, layout, hooks, cache, done }))
     }
 
     /// Computes the next columns of prompts; when all are done their rows join the batch, each with the first token of its reply.
@@ -358,6 +406,9 @@ impl<'a> Engine<'a> {
         let most = (self.waiting.len() + self.rows.len() + rows.len()).min(self.options.rows);
         self.pool.reserve(most.max(self.rows.len() + rows.len()), room.unwrap_or(0));
         for (row, (mut reply, chosen)) in rows.into_iter().zip(chosen).enumerate() {
+            let ids = reply.row().input_ids;
+            let shared = self.shareable(&reply, &ids).len() / BLOCK * BLOCK;
+            self.prefixes.keep(&ids[..shared], &cache, row);
             if reply.is_cancelled {
                 continue;
             }

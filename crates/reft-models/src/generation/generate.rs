@@ -60,8 +60,12 @@ pub fn generate(
 ) -> Result<Vec<Generated>> {
     config.check()?;
     let batch_size = config.batch_size.unwrap_or(rows.len()).max(1);
-    let options =
-        EngineOptions { rows: batch_size, prefill_tokens: usize::MAX, cached_tokens: None };
+    let options = EngineOptions {
+        rows: batch_size,
+        prefill_tokens: usize::MAX,
+        cached_tokens: None,
+        prefix_tokens: 0,
+    };
     let mut engine = Engine::new(model, options)?;
     for id in rows.iter().flat_map(|row| &row.input_ids) {
         model.check_token(*id)?;

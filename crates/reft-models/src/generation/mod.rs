@@ -2,4 +2,5 @@
 
 pub(crate) mod engine;
 pub(crate) mod generate;
+mod prefix_cache;
 pub(crate) mod sampling;

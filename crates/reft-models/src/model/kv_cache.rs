@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use tch::{Kind, Tensor};
 
 use crate::ModelDescription;
@@ -37,10 +39,41 @@ impl KvCache {
         capacity: i64,
         options: (Kind, tch::Device),
     ) -> Self {
-        let shape = [batch_size, model.num_key_value_heads, capacity, model.head_dim];
-        let buffer = || Tensor::empty(shape, options);
-        let layers = (0..model.num_hidden_layers).map(|_| (buffer(), buffer())).collect();
-        Self { layers, len: 0 }
+        let shape = (batch_size, model.num_key_value_heads, capacity, model.head_dim);
+        Self::of_size(model.num_hidden_layers, shape, options)
+    }
+
+    /// An empty cache of so many layers, `(b, n_kv, capacity, d_h)` each.
+    pub(crate) fn of_size(
+        layers: usize,
+        (b, n_kv, capacity, d_h): (i64, i64, i64, i64),
+        options: (Kind, tch::Device),
+    ) -> Self {
+        let buffer = || Tensor::empty([b, n_kv, capacity, d_h], options);
+        Self { layers: (0..layers).map(|_| (buffer(), buffer())).collect(), len: 0 }
+    }
+
+    /// Fills an empty cache with what each row begins with, `[layers, 2, n_kv, t, d_h]` of each.
+    pub(crate) fn fill(&mut self, rows: &[Tensor]) {
+        for (row, own) in rows.iter().enumerate() {
+            let t = own.size()[3];
+            for (layer, (keys, values)) in self.layers.iter().enumerate() {
+                for (i, buffer) in [keys, values].into_iter().enumerate() {
+                    let own = own.get(layer as i64).get(i as i64);
+                    buffer.get(row as i64).narrow(1, 0, t).copy_(&own);
+                }
+            }
+            self.len = t;
+        }
+    }
+
+    /// Keys and values of some columns of a row, `[layers, 2, n_kv, t, d_h]`.
+    pub(crate) fn part(&self, row: usize, columns: Range<usize>) -> Tensor {
+        let (start, length) = (columns.start as i64, columns.len() as i64);
+        let part = |buffer: &Tensor| buffer.get(row as i64).narrow(1, start, length);
+        let of_layer =
+            |(keys, values): &(Tensor, Tensor)| Tensor::stack(&[part(keys), part(values)], 0);
+        Tensor::stack(&self.layers.iter().map(of_layer).collect::<Vec<_>>(), 0)
     }
 
     /// What is in it for a layer: keys (rotated to their positions) and values, `[b, n_kv, len, d_h]` each.

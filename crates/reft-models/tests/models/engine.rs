@@ -89,7 +89,12 @@ struct Arrival {
 }
 
 fn arrival() -> impl Strategy<Value = Arrival> {
-    let prompt = prop::collection::vec(3i64..120, 1..14);
+    // some begin with the same tokens, more than a block of them
+    let own = prop::collection::vec(3i64..120, 1..14);
+    let prompt = (0usize..3, own).prop_map(|(blocks, own)| {
+        let common = (0..20 * blocks as i64).map(|i| 3 + i * 7 % 110);
+        common.chain(own).collect::<Vec<i64>>()
+    });
     let given_up = prop::option::weighted(0.2, 1usize..6);
     (0usize..12, prompt, 0..STACKS.len(), 1usize..10, given_up).prop_map(
         |(step, prompt, stack, new_tokens, given_up)| Arrival {
@@ -161,10 +166,9 @@ fn answered(
 fn compare(
     model: &Decoder,
     adapters: &[Box<dyn Adapter>],
-    (arrivals, rows, prefill_tokens, cached): (&[Arrival], usize, usize, Option<usize>),
+    (arrivals, options): (&[Arrival], EngineOptions),
     compared: &mut Compared,
 ) -> Outcome {
-    let options = EngineOptions { rows, prefill_tokens, cached_tokens: cached };
     let found = answered(model, adapters, arrivals, options)?;
     for (arrival, found) in arrivals.iter().zip(found) {
         let Some(found) = found else {
@@ -196,18 +200,21 @@ fn replies_do_not_depend_on_what_else_is_in_flight() -> Outcome {
     let model = tiny_llama()?;
     let adapters = adapters(&model)?;
     let mut compared = Compared::default();
-    let cached = prop::option::of(40usize..120);
-    let cases = (prop::collection::vec(arrival(), 1..14), 1usize..9, 1usize..40, cached);
+    let cached = prop::option::of(70usize..160);
+    let prefixes = prop::sample::select(vec![0, 32, 1000]);
+    let cases = (prop::collection::vec(arrival(), 1..14), 1usize..9, 1usize..40, cached, prefixes);
     let mut runner =
         TestRunner::new(Config { cases: 40, failure_persistence: None, ..Config::default() });
-    let tried = runner.run(&cases, |(arrivals, rows, prefill_tokens, cached)| {
-        let case = (arrivals.as_slice(), rows, prefill_tokens, cached);
-        // a runner's closure is Fn
-        let mut own = Compared::default();
-        compare(&model, &adapters, case, &mut own)
-            .map_err(|error| TestCaseError::fail(error.to_string()))?;
-        Ok(())
-    });
+    let tried =
+        runner.run(&cases, |(arrivals, rows, prefill_tokens, cached_tokens, prefix_tokens)| {
+            let options = EngineOptions { rows, prefill_tokens, cached_tokens, prefix_tokens };
+            let case = (arrivals.as_slice(), options);
+            // a runner's closure is Fn
+            let mut own = Compared::default();
+            compare(&model, &adapters, case, &mut own)
+                .map_err(|error| TestCaseError::fail(error.to_string()))?;
+            Ok(())
+        });
     tried.map_err(|error| error.to_string())?;
     let all: Vec<Arrival> = (0..STACKS.len())
         .map(|stack| Arrival {
@@ -218,7 +225,7 @@ fn replies_do_not_depend_on_what_else_is_in_flight() -> Outcome {
             given_up: None,
         })
         .collect();
-    compare(&model, &adapters, (&all, 64, 2048, None), &mut compared)?;
+    compare(&model, &adapters, (&all, EngineOptions::default()), &mut compared)?;
     assert_eq!(compared.replies, STACKS.len());
     Ok(())
 }
@@ -285,5 +292,31 @@ fn what_can_never_be_done_is_refused_when_it_comes() -> Outcome {
     }
     let weights = Request { adapters: AdapterStack::one(&*full), ..request(3, 3) };
     assert!(engine.submit(weights).is_ok(), "alone it may");
+    Ok(())
+}
+
+/// A long beginning is computed for the first adapter and known to the second, as far as neither touches it.
+#[test]
+fn what_prompts_begin_with_is_computed_once_for_all_adapters() -> Outcome {
+    let model = tiny_llama()?;
+    let adapters = adapters(&model)?;
+    let common: Vec<i64> = (0..50).map(|i| 3 + i * 7 % 110).collect();
+    let options = EngineOptions { prefix_tokens: 64, ..EngineOptions::default() };
+    let mut engine = Engine::new(&model, options)?;
+    let mut reused = Vec::new();
+    // the plain model, l1, the same l1, LoRA on all tokens, f2+l2, a prefix, the plain model
+    for which in [0, 2, 2, 3, 1, 6, 0] {
+        let before = engine.prefixes().0;
+        let prompt = common.iter().copied().chain([100 + which as i64]).collect();
+        let config = GenerationConfig { max_new_tokens: 3, ..GenerationConfig::default() };
+        let (row, adapters) = (Row::prompt(prompt), stack(&adapters, which)?);
+        engine.submit(Request { row, adapters, config, stream: 0 })?;
+        while !engine.is_idle() {
+            engine.step()?;
+        }
+        reused.push(engine.prefixes().0 - before);
+    }
+    assert_eq!(reused, [0, 48, 48, 0, 0, 0, 48]);
+    assert_eq!(engine.prefixes().1, 48, "what an adapter has touched is not kept");
     Ok(())
 }
