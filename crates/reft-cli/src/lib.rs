@@ -21,6 +21,8 @@ mod files;
 mod sharing;
 
 #[cfg(test)]
+mod documented;
+#[cfg(test)]
 mod messages;
 
 mod machine;
