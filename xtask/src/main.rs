@@ -68,7 +68,7 @@ enum Task {
         #[arg(last = true, value_name = "ARGS")]
         arguments: Vec<String>,
     },
-    /// Run what continuous integration runs: fmt, tidy, clippy, doc, package, test
+    /// Run what continuous integration runs: fmt, tidy, clippy, doc, package, test, wheel
     Ci,
     /// Check what the compiler does not: dependency arrows, file sizes and names, machine paths
     Tidy,
