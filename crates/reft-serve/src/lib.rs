@@ -1,0 +1,1 @@
+//! An HTTP server in OpenAI's language: one model, many adapters, each request its own.
