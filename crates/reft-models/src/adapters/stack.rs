@@ -1,10 +1,13 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
 use std::path::Path;
+use std::rc::Rc;
 
 use reft_core::Parameter;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
+use crate::adapters::owned_hooks::OwnedHooks;
 use crate::model::hooks::{AtStrength, Hooks, Stacked};
 use crate::{
     Adapter, Error, Layout, Mode, Model, PaddingSide, Reach, Result, Row, io_error, read_json,
@@ -23,11 +26,38 @@ pub struct AdapterStack<'a> {
 #[derive(Clone)]
 pub struct StackEntry<'a> {
     /// The adapter.
-    pub adapter: &'a dyn Adapter,
+    pub adapter: StackAdapter<'a>,
     /// Strength `s`: `base + s · (edited − base)`. 1 is the adapter as it was trained.
     pub strength: f64,
     /// Coordinates of the subspace that it may change, in place of those that rows name.
     pub subspace: Option<Vec<i64>>,
+}
+
+/// An adapter of an [`AdapterStack`].
+#[derive(Clone)]
+pub enum StackAdapter<'a> {
+    /// It is somebody else's.
+    Borrowed(&'a dyn Adapter),
+    /// It lives as long as the stacks and hooks that share it.
+    Shared(Rc<dyn Adapter>),
+}
+
+impl<'a> Deref for StackAdapter<'a> {
+    type Target = dyn Adapter + 'a;
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Self::Borrowed(adapter) => *adapter,
+            Self::Shared(adapter) => &**adapter,
+        }
+    }
+}
+
+impl StackAdapter<'_> {
+    /// Whether both are one adapter, not equal ones.
+    pub(crate) fn is_same(&self, other: &StackAdapter) -> bool {
+        std::ptr::addr_eq(&raw const **self, &raw const **other)
+    }
 }
 
 /// `combined.json`: the adapters of a directory, in order, each in a directory of its own.
@@ -42,7 +72,13 @@ const FORMAT_VERSION: u32 = 1;
 
 impl<'a> From<&'a dyn Adapter> for StackEntry<'a> {
     fn from(adapter: &'a dyn Adapter) -> Self {
-        Self { adapter, strength: 1.0, subspace: None }
+        Self { adapter: StackAdapter::Borrowed(adapter), strength: 1.0, subspace: None }
+    }
+}
+
+impl From<Rc<dyn Adapter>> for StackEntry<'_> {
+    fn from(adapter: Rc<dyn Adapter>) -> Self {
+        Self { adapter: StackAdapter::Shared(adapter), strength: 1.0, subspace: None }
     }
 }
 
@@ -81,7 +117,7 @@ impl<'a> AdapterStack<'a> {
             (|adapter| adapter.prefix_length(), "both bring a prefix"),
         ];
         for (length, reason) in lengths {
-            let with = entries.iter().filter(|entry| length(entry.adapter) > 0);
+            let with = entries.iter().filter(|entry| length(&*entry.adapter) > 0);
             let mut methods = with.map(|entry| entry.adapter.method().to_owned());
             if let (Some(first), Some(second)) = (methods.next(), methods.next()) {
                 return Err(Error::NotCombinable { first, second, reason });
@@ -117,7 +153,7 @@ impl<'a> AdapterStack<'a> {
     /// Whether it is the same adapters, in the same order, at the same strengths and in the same subspaces.
     pub fn is_same(&self, other: &AdapterStack) -> bool {
         let same = |(own, other): (&StackEntry, &StackEntry)| {
-            std::ptr::addr_eq(own.adapter, other.adapter)
+            own.adapter.is_same(&other.adapter)
                 && own.strength == other.strength
                 && own.subspace == other.subspace
         };
@@ -126,9 +162,9 @@ impl<'a> AdapterStack<'a> {
     }
 
     /// The adapters that are the model's weights themselves.
-    pub(crate) fn in_weights(&self) -> Vec<&'a dyn Adapter> {
-        let entries = self.entries.iter().filter(|entry| entry.adapter.is_in_weights());
-        entries.map(|entry| entry.adapter).collect()
+    pub(crate) fn in_weights(&self) -> Vec<&StackAdapter<'a>> {
+        let adapters = self.entries.iter().map(|entry| &entry.adapter);
+        adapters.filter(|adapter| adapter.is_in_weights()).collect()
     }
 
     /// Whether tokens that are generated are changed too, and not the prompt's alone.
@@ -321,7 +357,7 @@ impl<'a> AdapterStack<'a> {
         self.entries.iter().enumerate().map(move |(i, entry)| {
             let method = entry.adapter.method();
             let prefix = if is_alone { String::new() } else { format!("{i}-{method}/") };
-            (prefix, entry.adapter)
+            (prefix, &*entry.adapter)
         })
     }
 }
@@ -329,7 +365,11 @@ impl<'a> AdapterStack<'a> {
 impl<'a> StackEntry<'a> {
     fn hooks(&self, layout: &Layout, mode: Mode) -> Result<Box<dyn Hooks + 'a>> {
         let restricted = self.subspace.as_ref().map(|own| layout.with_subspace(own));
-        let hooks = self.adapter.hooks(restricted.as_ref().unwrap_or(layout), mode)?;
+        let layout = restricted.as_ref().unwrap_or(layout);
+        let hooks = match &self.adapter {
+            StackAdapter::Borrowed(adapter) => adapter.hooks(layout, mode)?,
+            StackAdapter::Shared(adapter) => Box::new(OwnedHooks::of(adapter, layout, mode)?),
+        };
         if self.strength == 1.0 {
             return Ok(hooks);
         }

@@ -2,4 +2,5 @@
 
 pub(crate) mod engine;
 pub(crate) mod generate;
+pub(crate) mod reply_text;
 pub(crate) mod sampling;
