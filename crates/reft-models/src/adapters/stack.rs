@@ -261,11 +261,18 @@ impl<'a> AdapterStack<'a> {
         model.row_logits(&layout, &mut self.hooks(&layout, Mode::Eval)?)
     }
 
-    /// Checks that the adapters have the coordinates that a row names.
+    /// Checks that the adapters have the coordinates that a row names, and those that their own entries name.
     ///
     /// # Errors
     /// [`Error::NoSubspace`] if none of them edits in a subspace; [`reft_core::Error::Subspace`] for a coordinate that one does not have.
     pub fn check_subspace(&self, row: &Row) -> Result<()> {
+        for StackEntry { adapter, subspace, .. } in &self.entries {
+            let Some(coordinates) = subspace else { continue };
+            let Some(rank) = adapter.subspace_size() else {
+                return Err(Error::NoSubspace { method: adapter.method().to_owned() });
+            };
+            check_coordinates(coordinates, rank)?;
+        }
         let Some(coordinates) = &row.subspace else { return Ok(()) };
         let following = self.entries.iter().filter(|entry| entry.subspace.is_none());
         let sizes: Vec<i64> = following.filter_map(|e| e.adapter.subspace_size()).collect();
@@ -274,9 +281,7 @@ impl<'a> AdapterStack<'a> {
             return Err(Error::NoSubspace { method: self.method() });
         }
         for rank in sizes {
-            if let Some(&index) = coordinates.iter().find(|index| !(0..rank).contains(*index)) {
-                return Err(reft_core::Error::Subspace { index, rank }.into());
-            }
+            check_coordinates(coordinates, rank)?;
         }
         Ok(())
     }
@@ -359,6 +364,13 @@ impl<'a> AdapterStack<'a> {
             let prefix = if is_alone { String::new() } else { format!("{i}-{method}/") };
             (prefix, &*entry.adapter)
         })
+    }
+}
+
+fn check_coordinates(coordinates: &[i64], rank: i64) -> Result<()> {
+    match coordinates.iter().find(|index| !(0..rank).contains(*index)) {
+        Some(&index) => Err(reft_core::Error::Subspace { index, rank }.into()),
+        None => Ok(()),
     }
 }
 
