@@ -17,6 +17,7 @@ use crate::http::adapters::{load, name_in, unload};
 use crate::http::generate::{generate, json as answer};
 use crate::http::guard::guard;
 use crate::http::log_entry::Trace;
+use crate::http::page::page;
 use crate::http::shared::{Phase, Shared};
 
 type App = State<Arc<Shared>>;
@@ -25,6 +26,7 @@ type Answer = Result<Response, ApiError>;
 /// All paths.
 pub(crate) fn routes(shared: &Arc<Shared>) -> Router {
     Router::new()
+        .route("/", get(page))
         .route("/health", get(health))
         .route("/metrics", get(metrics))
         .route("/v1/models", get(models))

@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use reft_methods::load_adapters;
+use reft_methods::{adapter_bytes, load_adapters};
 use reft_models::{Adapter, AdapterStack, Model, StackEntry};
 
 use crate::api::error::ApiError;
@@ -19,6 +19,7 @@ pub(crate) struct LoadedAdapters {
 struct Loaded {
     /// Several, if the directory holds several.
     adapters: Vec<Rc<dyn Adapter>>,
+    /// Of its files, which hold little else than its tensors.
     bytes: usize,
     last_used: u64,
 }
@@ -76,8 +77,10 @@ impl LoadedAdapters {
             return Ok(loaded.adapters.clone());
         }
         let name = &generation.name;
-        let read = load_adapters(&generation.directory, model)
-            .map_err(|refused| ApiError::adapter(generation, &refused))?;
+        let directory = &generation.directory;
+        let read =
+            load_adapters(directory, model).and_then(|read| Ok((read, adapter_bytes(directory)?)));
+        let (read, bytes) = read.map_err(|refused| ApiError::adapter(generation, &refused))?;
         if let Some(adapter) = read.iter().find(|adapter| adapter.is_in_weights()) {
             let method = adapter.method();
             return Err(ApiError::invalid(format!(
@@ -86,10 +89,7 @@ impl LoadedAdapters {
             .of_field("model"));
         }
         let adapters: Vec<Rc<dyn Adapter>> = read.into_iter().map(Rc::from).collect();
-        let parameters = adapters.iter().flat_map(|adapter| adapter.parameters());
-        let bytes = parameters
-            .map(|parameter| parameter.tensor.numel() * parameter.tensor.kind().elt_size_in_bytes())
-            .sum();
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         let loaded = Loaded { adapters: adapters.clone(), bytes, last_used: self.clock };
         self.loaded.insert(generation.id, loaded);
         Ok(adapters)
