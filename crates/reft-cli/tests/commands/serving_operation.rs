@@ -59,6 +59,7 @@ fn what_is_not_supported_is_refused_by_name() -> Result {
         (CHAT, "stream", json!("yes")),
         (CHAT, "stream_options", json!({"include_usage": true})),
         (CHAT, "max_tokens", json!(-3)),
+        (CHAT, "skip_special_tokens", json!(false)),
         (CHAT, "tomorrow", json!(1)),
         (CHAT, "reft", json!({"adapters": [{"name": "edit", "power": 1}]})),
         (CHAT, "reft", json!({"adapter": []})),
@@ -92,6 +93,13 @@ fn what_is_not_supported_is_refused_by_name() -> Result {
     body["presence_penalty"] = json!(0.0);
     body["response_format"] = json!({"type": "text"});
     served.reply(CHAT, &body)?;
+    // a turn that is not opened is a shorter prompt
+    let prompt_tokens = |body: &Value| -> Result<Value> {
+        Ok(served.reply(CHAT, body)?["usage"]["prompt_tokens"].clone())
+    };
+    let opened = prompt_tokens(&chat)?;
+    body["add_generation_prompt"] = json!(false);
+    assert!(prompt_tokens(&body)?.as_u64() < opened.as_u64());
     let coordinate = json!({"adapters": [{"name": "edit", "subspace": [99]}]});
     for (path, changed, status, code) in [
         (CHAT, json!({"model": "nobody"}), 404, json!("model_not_found")),

@@ -26,7 +26,8 @@ const CHAT: &[Field] = &[
     Field::only(&["tool_choice"], |value| value == "auto" || value == "none", "\"auto\" or \"none\""),
     Field::only(&["parallel_tool_calls"], |value| value == true, "true, or left out"),
     Field::applied(&["chat_template_kwargs"]).with_note("variables of the chat template"),
-    Field::only(&["add_generation_prompt"], |value| value == true, "true"),
+    Field::applied(&["add_generation_prompt"])
+        .with_note("not OpenAI's: false does not open the assistant's turn"),
     Field::only(&["modalities"], is_text_only, "[\"text\"]"),
     Field::only(&["reasoning_effort"], says_nothing, "left out: give chat_template_kwargs what the model's template knows"),
     Field::refused(&["functions", "function_call"], "use tools"),
@@ -39,6 +40,8 @@ const COMPLETION: &[Field] = &[
     Field::applied(&["max_tokens"]).with_note("16 unless it is given"),
     Field::applied(&["logprobs"]).with_note("a number up to 20: alternatives of each token"),
     Field::only(&["best_of"], |value| value == 1, "1"),
+    Field::applied(&["add_special_tokens"])
+        .with_note("not OpenAI's: false puts no token before the prompt"),
     Field::refused(&["echo"], "put the prompt before the reply yourself"),
     Field::refused(&["suffix"], "leave it out"),
 ];
@@ -80,6 +83,7 @@ const REFUSED: &[Field] = &[
     ),
     Field::only(&["response_format"], |format| format["type"] == "text", "{\"type\": \"text\"}"),
     Field::refused(&["logit_bias"], "leave it out"),
+    Field::only(&["skip_special_tokens"], |value| value == true, "true"),
     Field::only(&["min_p"], |value| value == 0 || value == 0.0, "0: there is top_p"),
 ];
 
@@ -92,8 +96,15 @@ fn is_text_only(value: &Value) -> bool {
 /// # Errors
 /// The first one that would, by its name.
 pub(crate) fn check(fields: &Fields, body: &Map<String, Value>) -> Result<(), ApiError> {
-    body.iter().try_for_each(|field| {
-        let refused = fields.check([field]);
-        refused.map_err(|refused| ApiError::invalid(refused).of_field(field.0.as_str()))
-    })
+    for (name, value) in body {
+        let refused = |reason| ApiError::invalid(reason).of_field(name.as_str());
+        if *value == false && FALSE_IS_NOT_NOTHING.contains(&name.as_str()) {
+            return Err(refused(format!("{name} is false, expected true")));
+        }
+        fields.check([(name, value)]).map_err(refused)?;
+    }
+    Ok(())
 }
+
+/// Fields that are true where they are not given, and cannot be anything else here.
+const FALSE_IS_NOT_NOTHING: [&str; 1] = ["skip_special_tokens"];

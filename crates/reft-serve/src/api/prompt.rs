@@ -30,8 +30,10 @@ impl ServedText {
         let refused = |error: reft_models::Error| ApiError::invalid(error.to_string());
         let (ids, field) = match prompt {
             Prompt::Tokens(ids) => (ids.clone(), "prompt"),
-            Prompt::Text(text) => (self.tokenizer.encode(text, true).map_err(refused)?, "prompt"),
-            Prompt::Chat { messages, tools, variables } => {
+            Prompt::Text { text, is_framed } => {
+                (self.tokenizer.encode(text, *is_framed).map_err(refused)?, "prompt")
+            }
+            Prompt::Chat { messages, tools, variables, opens_reply } => {
                 let template = self.chat_template.as_ref().ok_or_else(|| {
                     ApiError::invalid("the model has no chat template; use /v1/completions")
                 })?;
@@ -42,7 +44,7 @@ impl ServedText {
                 let variables =
                     trained_variables(adapters).overlaid(&self.chat_vars).overlaid(variables);
                 let template = template.clone().with_variables(&variables).map_err(refused)?;
-                let text = template.render_with_tools(messages, tools.as_deref(), true);
+                let text = template.render_with_tools(messages, tools.as_deref(), *opens_reply);
                 let text = text.map_err(|error| refused(error).of_field("messages"))?;
                 (self.tokenizer.encode(&text, false).map_err(refused)?, "messages")
             }

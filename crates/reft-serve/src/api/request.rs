@@ -36,8 +36,18 @@ pub(crate) struct Wanted {
 /// A prompt as it was given.
 #[derive(Debug)]
 pub(crate) enum Prompt {
-    Chat { messages: Vec<Message>, tools: Option<Vec<Value>>, variables: ChatVars },
-    Text(String),
+    Chat {
+        messages: Vec<Message>,
+        tools: Option<Vec<Value>>,
+        variables: ChatVars,
+        /// Whether the assistant's turn is opened.
+        opens_reply: bool,
+    },
+    Text {
+        text: String,
+        /// Whether the tokenizer's own tokens stand before it.
+        is_framed: bool,
+    },
     Tokens(Vec<i64>),
 }
 
@@ -184,6 +194,11 @@ impl Body {
         value.as_bool().ok_or_else(|| self.wrong(name, "true or false"))
     }
 
+    /// A flag that is true where it is not given.
+    fn unless_false(&self, name: &str) -> Result<bool, ApiError> {
+        self.get(name).map_or(Ok(true), |_| self.flag(name))
+    }
+
     fn number(&self, name: &str) -> Result<Option<f64>, ApiError> {
         let number = |value: &Value| value.as_f64().ok_or_else(|| self.wrong(name, "a number"));
         self.get(name).map(number).transpose()
@@ -267,7 +282,8 @@ impl Body {
             Some(Value::Object(variables)) => ChatVars(variables.clone()),
             Some(_) => return Err(self.wrong("chat_template_kwargs", "an object")),
         };
-        Ok(Prompt::Chat { messages, tools, variables })
+        let opens_reply = self.unless_false("add_generation_prompt")?;
+        Ok(Prompt::Chat { messages, tools, variables, opens_reply })
     }
 
     /// The prompts of a completion.
@@ -279,13 +295,15 @@ impl Body {
         let tokens = |list: &[Value]| -> Option<Prompt> {
             list.iter().map(Value::as_i64).collect::<Option<_>>().map(Prompt::Tokens)
         };
+        let is_framed = self.unless_false("add_special_tokens")?;
+        let text = |text: &String| Prompt::Text { text: text.clone(), is_framed };
         match self.get("prompt") {
-            Some(Value::String(text)) => Ok(vec![Prompt::Text(text.clone())]),
+            Some(Value::String(prompt)) => Ok(vec![text(prompt)]),
             Some(Value::Array(list)) => match list.first() {
                 Some(Value::Number(_)) => Ok(vec![tokens(list).ok_or_else(wrong)?]),
                 Some(Value::String(_) | Value::Array(_)) if list.len() <= MOST_CHOICES => {
                     let prompt = |value: &Value| match value {
-                        Value::String(text) => Some(Prompt::Text(text.clone())),
+                        Value::String(prompt) => Some(text(prompt)),
                         Value::Array(list) => tokens(list),
                         _ => None,
                     };
