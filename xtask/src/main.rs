@@ -21,6 +21,7 @@ mod python_environment;
 mod reft;
 mod reliability;
 mod rivals;
+mod serve_check;
 mod setup;
 mod tidy;
 mod wheel;
@@ -112,6 +113,8 @@ enum Task {
         #[arg(long, value_name = "DIR")]
         try_in: Option<PathBuf>,
     },
+    /// Play OpenAI's Python client and LiteLLM, fetched by pip, against `reft serve` with the demo's adapter
+    ServeCheck,
     /// Build and run examples/downstream, a project outside of this workspace; compiles tch anew, for minutes
     Downstream,
     /// Time pyreft and PEFT beside this project, on the same batches in turns, and print the ratios
@@ -156,6 +159,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::WheelCheck { full, .. } => packing::check_wheel(&workspace, full),
         Task::Dist { try_in: None } => packing::archive(&workspace),
         Task::Dist { try_in: Some(system) } => packing::try_in_bare_system(&workspace, &system),
+        Task::ServeCheck => serve_check::run(&workspace),
         Task::Rivals(arguments) => rivals::run(&workspace, &arguments),
     }
 }

@@ -22,6 +22,7 @@ use crate::machine::devices::{self, DevicesArgs};
 use crate::report::compare::{self, CellArgs, CompareArgs};
 use crate::report::das::{self, DasArgs};
 use crate::report::runs::{self, ReportArgs};
+use crate::serve::{self, ServeArgs};
 use crate::sharing::merge_adapters::{self, MergeAdaptersArgs};
 use crate::sharing::pull::{self, PullArgs};
 use crate::sharing::push::{self, PushArgs};
@@ -40,6 +41,7 @@ enum Command {
     Train(Box<TrainArgs>),
     Generate(GenerateArgs),
     Chat(ChatArgs),
+    Serve(Box<ServeArgs>),
     Eval(EvalArgs),
     Report(ReportArgs),
     Compare(CompareArgs),
@@ -76,6 +78,7 @@ impl Cli {
             Command::Train(args) => train::run(&args),
             Command::Generate(args) => generate::run(&args),
             Command::Chat(args) => chat::run(&args),
+            Command::Serve(args) => serve::run(&args),
             Command::Eval(args) => eval::run(&args),
             Command::Report(args) => runs::run(&args),
             Command::Compare(args) => compare::run(&args),

@@ -7,6 +7,7 @@ mod cli;
 mod train;
 
 mod generation;
+mod serve;
 
 mod eval;
 mod inspect;

@@ -3,30 +3,14 @@
 //! `REFT_WRITE_DOCS=1` they are written anew.
 
 use std::fmt::Write;
-use std::path::Path;
 
 use reft_methods::{
     Joining, METHODS, Merging, MethodDeclaration, MethodOption, PEFT_FILES, PYREFT_FILE,
     all_options,
 };
 use reft_models::{Fate, Fields, model_files};
+use reft_test_support::check_page;
 use reft_train::{Need, ROW_FORMS, RowColumn, RowForm};
-
-/// Compares what stands between two marks of a page with what should, or writes it there.
-fn check_page(page: &str, mark: &str, expected: &str) -> Result<(), Box<dyn std::error::Error>> {
-    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs")).join(page);
-    let (begin, end) = (format!("<!-- {mark}: begin -->\n"), format!("<!-- {mark}: end -->"));
-    let text = std::fs::read_to_string(&path)?;
-    let missing = || format!("docs/{page} has no place for its tables");
-    let (before, rest) = text.split_once(&begin).ok_or_else(missing)?;
-    let (found, after) = rest.split_once(&end).ok_or_else(missing)?;
-    if std::env::var_os("REFT_WRITE_DOCS").is_some() {
-        return Ok(std::fs::write(path, [before, &begin, expected, &end, after].concat())?);
-    }
-    let advice = "run REFT_WRITE_DOCS=1 cargo test -p reft-methods --test documentation";
-    assert!(found == expected, "the tables in docs/{page} are not those of the code; {advice}");
-    Ok(())
-}
 
 /// A row of a table in Markdown.
 fn row<const N: usize>(cells: [&str; N]) -> String {

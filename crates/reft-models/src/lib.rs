@@ -39,7 +39,7 @@ mod hub;
 pub use adapters::adapter::{Adapter, Mode, Reach};
 pub use adapters::base_model::BaseModel;
 pub(crate) use adapters::by_row::ByRow;
-pub use adapters::stack::{AdapterStack, StackEntry};
+pub use adapters::stack::{AdapterStack, StackAdapter, StackEntry};
 pub use adapters::trained_text::TrainedText;
 pub use error::{Error, Result};
 pub use files::atomic_file::{atomic_directory, atomic_write, io_error};
@@ -54,8 +54,9 @@ pub use files::text_file::{
     write_text,
 };
 pub use files::weights_digest::weights_digest;
-pub use generation::engine::{Engine, EngineOptions, Event, Request};
+pub use generation::engine::{Engine, EngineOptions, Event, Request, TokenLogprobs};
 pub use generation::generate::{Finish, Generated, generate};
+pub use generation::reply_text::ReplyText;
 pub use generation::sampling::GenerationConfig;
 pub use gguf::fields::GGUF;
 pub use gguf::gguf_file::Gguf;

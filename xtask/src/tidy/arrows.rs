@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 /// Each crate of the workspace, lowest layer first, with the crates of ours that it may depend on.
-const ALLOWED: [(&str, &[&str]); 11] = [
+const ALLOWED: [(&str, &[&str]); 12] = [
     (FOR_TESTS, &[]),
     ("reft-core", &[]),
     ("reft-report", &[]),
@@ -13,6 +13,7 @@ const ALLOWED: [(&str, &[&str]); 11] = [
     ("reft-train", &["reft-core", "reft-models"]),
     ("reft-distributed", &["reft-core", "reft-models", "reft-train"]),
     ("reft-causal", &["reft-core", "reft-report", "reft-models", "reft-methods", "reft-train"]),
+    ("reft-serve", &["reft-core", "reft-models", "reft-methods"]),
     ("reft-bench", &["reft-core", "reft-report", "reft-models", "reft-methods", "reft-train"]),
     (
         "reft-cli",
@@ -25,6 +26,7 @@ const ALLOWED: [(&str, &[&str]); 11] = [
             "reft-distributed",
             "reft-causal",
             "reft-bench",
+            "reft-serve",
         ],
     ),
     ("xtask", &[]),

@@ -4,13 +4,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use reft_models::{
-    Adapter, AdapterStack, ChatOptions, ChatTemplate, Message, Row, StackEntry, Tokenizer,
+    Adapter, AdapterStack, ChatOptions, ChatTemplate, Message, ReplyText, Row, StackEntry,
+    Tokenizer,
 };
 use reft_train::Template;
 
 use crate::generation::prompts::prompt_record;
-use crate::generation::reply_text::{ReplyText, stream};
 use crate::generation::sampling_args::SamplingArgs;
+use crate::generation::stream::stream;
 use crate::model::{Framing, Model, ModelArgs};
 use crate::options::Flags;
 use crate::terminal::{end_at_once, note, on_signal, output};

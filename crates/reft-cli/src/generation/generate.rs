@@ -8,15 +8,15 @@ use clap::Args;
 use reft_methods::{AdapterFiles, MethodDeclaration, declaration};
 use reft_models::{
     AdapterStack, ChatOptions, ContextLimit, Finish, Generated, GenerationConfig, Message,
-    Model as _, Row, Tokenizer, write_text,
+    Model as _, ReplyText, Row, Tokenizer, write_text,
 };
 use reft_report::{counted, page, texts};
 use reft_train::{ColumnOptions, Content, Record, Template, Turns, read_prompts};
 use serde_json::{Value, json};
 
 use crate::generation::prompts::{lines, prompt_record};
-use crate::generation::reply_text::{ReplyText, stream};
 use crate::generation::sampling_args::SamplingArgs;
+use crate::generation::stream::stream;
 use crate::model::{Framing, Model, ModelArgs, ModelText};
 use crate::options::Flags;
 use crate::terminal::{command, note, output};

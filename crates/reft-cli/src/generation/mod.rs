@@ -3,6 +3,6 @@
 pub mod chat;
 pub mod generate;
 pub mod prompts;
-pub mod reply_text;
 pub mod sampling_args;
 pub mod steer;
+pub mod stream;

@@ -4,12 +4,12 @@ use anyhow::{Result, bail};
 use clap::Args;
 use reft_causal::{Direction, DirectionKind, last_hidden_states};
 use reft_methods::SteeringAdapter;
-use reft_models::{ChatOptions, Component, Model, Row, Site, Tokenizer};
+use reft_models::{ChatOptions, Component, Model, ReplyText, Row, Site, Tokenizer};
 use reft_train::{Template, Turns};
 
 use crate::generation::prompts::{lines, prompt_record};
-use crate::generation::reply_text::{ReplyText, stream};
 use crate::generation::sampling_args::SamplingArgs;
+use crate::generation::stream::stream;
 use crate::model::{ModelArgs, ModelText};
 use crate::options::Flags;
 use crate::terminal::output;

@@ -16,7 +16,7 @@ fn a_combination_is_its_methods_hooks_one_after_the_other() -> Outcome {
     let reft = new_adapter("loreft", &MethodOptions::default().with(&RANK, 4), &decoder)?;
     let lora = load_adapter(&path("peft/lora_qv"), &decoder)?;
     disturb(&reft, 5);
-    let [reft, lora] = [&reft, &lora].map(|stack| stack.entries()[0].adapter);
+    let [reft, lora] = [&reft, &lora].map(|stack| &*stack.entries()[0].adapter);
     let rows = examples.iter().map(|example| example.row().clone()).collect();
     let layout = Layout::new(rows, PaddingSide::Right)?;
     let ids = layout.input_ids(decoder.device());

@@ -192,7 +192,7 @@ fn adapters_of_the_same_tokens_are_joined_and_others_are_not() -> Outcome {
     let joined = load_adapter(output.path(), &model)?;
     let [first, second] = [&on_prompt, &other].map(|dir| load_adapter(dir.path(), &model));
     let (first, second) = (first?, second?);
-    let stack = AdapterStack::of(&[first.entries()[0].adapter, second.entries()[0].adapter])?;
+    let stack = AdapterStack::of(&[&*first.entries()[0].adapter, &*second.entries()[0].adapter])?;
     let run = |stack: &AdapterStack| logits(&model, stack, &examples, PaddingSide::Right);
     assert!(difference(&run(&joined)?, &run(&stack)?) < 1e-4);
     Ok(())
@@ -252,7 +252,8 @@ fn edits_of_all_tokens_are_joined_kept_and_not_pyrefts() -> Outcome {
     let joined = load_adapter(output.path(), &model)?;
     let (first, second) =
         (load_adapter(first.path(), &model)?, load_adapter(second.path(), &model)?);
-    let adapters: Vec<&dyn Adapter> = vec![first.entries()[0].adapter, second.entries()[0].adapter];
+    let adapters: Vec<&dyn Adapter> =
+        vec![&*first.entries()[0].adapter, &*second.entries()[0].adapter];
     let stack = AdapterStack::of(&adapters)?;
     let run = |stack: &AdapterStack| logits(&model, stack, &examples, PaddingSide::Right);
     assert!(difference(&run(&joined)?, &run(&stack)?) < 1e-4);

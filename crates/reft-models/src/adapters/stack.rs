@@ -1,10 +1,13 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
 use std::path::Path;
+use std::rc::Rc;
 
 use reft_core::Parameter;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
+use crate::adapters::owned_hooks::OwnedHooks;
 use crate::model::hooks::{AtStrength, Hooks, Stacked};
 use crate::{
     Adapter, Error, Layout, Mode, Model, PaddingSide, Reach, Result, Row, io_error, read_json,
@@ -23,11 +26,38 @@ pub struct AdapterStack<'a> {
 #[derive(Clone)]
 pub struct StackEntry<'a> {
     /// The adapter.
-    pub adapter: &'a dyn Adapter,
+    pub adapter: StackAdapter<'a>,
     /// Strength `s`: `base + s · (edited − base)`. 1 is the adapter as it was trained.
     pub strength: f64,
     /// Coordinates of the subspace that it may change, in place of those that rows name.
     pub subspace: Option<Vec<i64>>,
+}
+
+/// An adapter of an [`AdapterStack`].
+#[derive(Clone)]
+pub enum StackAdapter<'a> {
+    /// It is somebody else's.
+    Borrowed(&'a dyn Adapter),
+    /// It lives as long as the stacks and hooks that share it.
+    Shared(Rc<dyn Adapter>),
+}
+
+impl<'a> Deref for StackAdapter<'a> {
+    type Target = dyn Adapter + 'a;
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Self::Borrowed(adapter) => *adapter,
+            Self::Shared(adapter) => &**adapter,
+        }
+    }
+}
+
+impl StackAdapter<'_> {
+    /// Whether both are one adapter, not equal ones.
+    pub(crate) fn is_same(&self, other: &StackAdapter) -> bool {
+        std::ptr::addr_eq(&raw const **self, &raw const **other)
+    }
 }
 
 /// `combined.json`: the adapters of a directory, in order, each in a directory of its own.
@@ -42,7 +72,13 @@ const FORMAT_VERSION: u32 = 1;
 
 impl<'a> From<&'a dyn Adapter> for StackEntry<'a> {
     fn from(adapter: &'a dyn Adapter) -> Self {
-        Self { adapter, strength: 1.0, subspace: None }
+        Self { adapter: StackAdapter::Borrowed(adapter), strength: 1.0, subspace: None }
+    }
+}
+
+impl From<Rc<dyn Adapter>> for StackEntry<'_> {
+    fn from(adapter: Rc<dyn Adapter>) -> Self {
+        Self { adapter: StackAdapter::Shared(adapter), strength: 1.0, subspace: None }
     }
 }
 
@@ -81,7 +117,7 @@ impl<'a> AdapterStack<'a> {
             (|adapter| adapter.prefix_length(), "both bring a prefix"),
         ];
         for (length, reason) in lengths {
-            let with = entries.iter().filter(|entry| length(entry.adapter) > 0);
+            let with = entries.iter().filter(|entry| length(&*entry.adapter) > 0);
             let mut methods = with.map(|entry| entry.adapter.method().to_owned());
             if let (Some(first), Some(second)) = (methods.next(), methods.next()) {
                 return Err(Error::NotCombinable { first, second, reason });
@@ -117,7 +153,7 @@ impl<'a> AdapterStack<'a> {
     /// Whether it is the same adapters, in the same order, at the same strengths and in the same subspaces.
     pub fn is_same(&self, other: &AdapterStack) -> bool {
         let same = |(own, other): (&StackEntry, &StackEntry)| {
-            std::ptr::addr_eq(own.adapter, other.adapter)
+            own.adapter.is_same(&other.adapter)
                 && own.strength == other.strength
                 && own.subspace == other.subspace
         };
@@ -126,9 +162,9 @@ impl<'a> AdapterStack<'a> {
     }
 
     /// The adapters that are the model's weights themselves.
-    pub(crate) fn in_weights(&self) -> Vec<&'a dyn Adapter> {
-        let entries = self.entries.iter().filter(|entry| entry.adapter.is_in_weights());
-        entries.map(|entry| entry.adapter).collect()
+    pub(crate) fn in_weights(&self) -> Vec<&StackAdapter<'a>> {
+        let adapters = self.entries.iter().map(|entry| &entry.adapter);
+        adapters.filter(|adapter| adapter.is_in_weights()).collect()
     }
 
     /// Whether tokens that are generated are changed too, and not the prompt's alone.
@@ -225,11 +261,18 @@ impl<'a> AdapterStack<'a> {
         model.row_logits(&layout, &mut self.hooks(&layout, Mode::Eval)?)
     }
 
-    /// Checks that the adapters have the coordinates that a row names.
+    /// Checks that the adapters have the coordinates that a row names, and those that their own entries name.
     ///
     /// # Errors
     /// [`Error::NoSubspace`] if none of them edits in a subspace; [`reft_core::Error::Subspace`] for a coordinate that one does not have.
     pub fn check_subspace(&self, row: &Row) -> Result<()> {
+        for StackEntry { adapter, subspace, .. } in &self.entries {
+            let Some(coordinates) = subspace else { continue };
+            let Some(rank) = adapter.subspace_size() else {
+                return Err(Error::NoSubspace { method: adapter.method().to_owned() });
+            };
+            check_coordinates(coordinates, rank)?;
+        }
         let Some(coordinates) = &row.subspace else { return Ok(()) };
         let following = self.entries.iter().filter(|entry| entry.subspace.is_none());
         let sizes: Vec<i64> = following.filter_map(|e| e.adapter.subspace_size()).collect();
@@ -238,9 +281,7 @@ impl<'a> AdapterStack<'a> {
             return Err(Error::NoSubspace { method: self.method() });
         }
         for rank in sizes {
-            if let Some(&index) = coordinates.iter().find(|index| !(0..rank).contains(*index)) {
-                return Err(reft_core::Error::Subspace { index, rank }.into());
-            }
+            check_coordinates(coordinates, rank)?;
         }
         Ok(())
     }
@@ -321,15 +362,26 @@ impl<'a> AdapterStack<'a> {
         self.entries.iter().enumerate().map(move |(i, entry)| {
             let method = entry.adapter.method();
             let prefix = if is_alone { String::new() } else { format!("{i}-{method}/") };
-            (prefix, entry.adapter)
+            (prefix, &*entry.adapter)
         })
+    }
+}
+
+fn check_coordinates(coordinates: &[i64], rank: i64) -> Result<()> {
+    match coordinates.iter().find(|index| !(0..rank).contains(*index)) {
+        Some(&index) => Err(reft_core::Error::Subspace { index, rank }.into()),
+        None => Ok(()),
     }
 }
 
 impl<'a> StackEntry<'a> {
     fn hooks(&self, layout: &Layout, mode: Mode) -> Result<Box<dyn Hooks + 'a>> {
         let restricted = self.subspace.as_ref().map(|own| layout.with_subspace(own));
-        let hooks = self.adapter.hooks(restricted.as_ref().unwrap_or(layout), mode)?;
+        let layout = restricted.as_ref().unwrap_or(layout);
+        let hooks = match &self.adapter {
+            StackAdapter::Borrowed(adapter) => adapter.hooks(layout, mode)?,
+            StackAdapter::Shared(adapter) => Box::new(OwnedHooks::of(adapter, layout, mode)?),
+        };
         if self.strength == 1.0 {
             return Ok(hooks);
         }

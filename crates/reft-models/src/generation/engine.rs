@@ -1,13 +1,13 @@
 use std::collections::VecDeque;
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::adapters::by_row::Member;
 use crate::generation::prefix_cache::{BLOCK, PrefixCache};
 use crate::generation::sampling::{GenerationConfig, Sampler};
 use crate::{
-    Adapter, AdapterStack, ByRow, ContextLimit, Error, Finish, Hooks, KvCache, KvPool, Layout,
-    Mode, Model, PaddingSide, Result, Row, Span, send,
+    AdapterStack, ByRow, ContextLimit, Error, Finish, Hooks, KvCache, KvPool, Layout, Mode, Model,
+    PaddingSide, Result, Row, Span, StackAdapter, send,
 };
 
 /// Generates replies to requests that come and go, each with its own adapters and its own options, in one batch.
@@ -80,6 +80,8 @@ pub enum Event {
         id: u64,
         /// The token.
         token: i64,
+        /// How likely it was, if [`GenerationConfig::logprobs`] asks.
+        logprobs: Option<TokenLogprobs>,
         /// Whether it is the last one, and why.
         finish: Option<Finish>,
     },
@@ -90,6 +92,21 @@ pub enum Event {
         /// Why.
         error: Error,
     },
+}
+
+/// How likely a token was, by the model's own scores: before penalties, temperature, top-k and top-p.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprobs {
+    /// The natural logarithm of its probability.
+    pub logprob: f32,
+    /// The likeliest tokens with theirs, the likeliest first.
+    pub top: Vec<(i64, f32)>,
+}
+
+/// A token that was chosen.
+struct Choice {
+    token: i64,
+    logprobs: Option<TokenLogprobs>,
 }
 
 /// A request, and its reply as it grows.
@@ -258,6 +275,11 @@ impl<'a> Engine<'a> {
         self.prefixes.known(&shared[..shared.len().min(ids.len() - 1)])
     }
 
+    /// Bytes of the keys and values that are reserved for rows in flight.
+    pub fn cached_bytes(&self) -> usize {
+        self.pool.bytes()
+    }
+
     /// Computes a pass of prompts, if some wait and there is room, and a token of every row in flight.
     ///
     /// # Errors
@@ -272,6 +294,9 @@ impl<'a> Engine<'a> {
             self.go_on_with(prefill, &mut events)?;
         }
         self.decode(&mut events)?;
+        if self.rows.is_empty() {
+            self.earlier.clear(); // no row is left to go on with them, and they keep shared adapters alive
+        }
         Ok(events)
     }
 
@@ -282,7 +307,7 @@ impl<'a> Engine<'a> {
             return Ok(());
         };
         let (own, others) = (adapters.in_weights(), other.request.adapters.in_weights());
-        let same = |(own, other): (&&dyn Adapter, &&dyn Adapter)| std::ptr::addr_eq(*own, *other);
+        let same = |(own, other): (&&StackAdapter, &&StackAdapter)| own.is_same(other);
         if own.len() == others.len() && own.iter().zip(&others).all(same) {
             return Ok(());
         }
@@ -499,12 +524,12 @@ impl<'a> Engine<'a> {
 }
 
 /// Tells of a row's token, or of its failure; whether the row goes on.
-fn told(reply: &mut Reply, chosen: Result<i64>, events: &mut Vec<Event>) -> bool {
+fn told(reply: &mut Reply, chosen: Result<Choice>, events: &mut Vec<Event>) -> bool {
     let id = reply.id;
     match chosen {
-        Ok(token) => {
+        Ok(Choice { token, logprobs }) => {
             let finish = reply.push(token);
-            events.push(Event::Token { id, token, finish });
+            events.push(Event::Token { id, token, logprobs, finish });
             finish.is_none()
         }
         Err(error) => {
@@ -518,21 +543,37 @@ fn told(reply: &mut Reply, chosen: Result<i64>, events: &mut Vec<Event>) -> bool
 fn choose<'r, 'a: 'r>(
     logits: &Tensor,
     rows: impl Iterator<Item = &'r mut Reply<'a>>,
-) -> Result<Vec<Result<i64>>> {
+) -> Result<Vec<Result<Choice>>> {
     let (best, ids) = logits.max_dim(-1, false); // NaN if one is among them
     let best: Vec<f32> = best.try_into()?;
     let ids: Vec<i64> = ids.try_into()?;
     let mut choices = Vec::new();
     for (row, (reply, best)) in rows.zip(best).enumerate() {
         let generated = reply.ids.len();
-        choices.push(if best.is_nan() {
-            Err(Error::NanLogits { index: reply.request.stream as usize, generated })
-        } else if reply.request.config.is_plain_greedy() {
-            Ok(ids[row])
+        if best.is_nan() {
+            let index = reply.request.stream as usize;
+            choices.push(Err(Error::NanLogits { index, generated }));
+            continue;
+        }
+        let config = &reply.request.config;
+        let scores = || logits.get(row as i64);
+        let token = if config.is_plain_greedy() {
+            ids[row]
         } else {
-            let scores = logits.get(row as i64).to_device(Device::Cpu);
-            Ok(reply.sampler.choose(&Vec::<f32>::try_from(scores)?))
-        });
+            reply.sampler.choose(&Vec::<f32>::try_from(scores().to_device(Device::Cpu))?)
+        };
+        let logprobs = config.logprobs.map(|top| logprobs(&scores(), token, top)).transpose()?;
+        choices.push(Ok(Choice { token, logprobs }));
     }
     Ok(choices)
+}
+
+/// How likely a token is by the scores `[v]`, and which are the likeliest.
+fn logprobs(scores: &Tensor, token: i64, top: usize) -> Result<TokenLogprobs> {
+    let all = scores.log_softmax(-1, Kind::Float);
+    let (best, ids) = all.topk((top as i64).min(all.size()[0]), -1, true, true);
+    let ids: Vec<i64> = ids.try_into()?;
+    let best: Vec<f32> = best.try_into()?;
+    let logprob = all.double_value(&[token]) as f32;
+    Ok(TokenLogprobs { logprob, top: ids.into_iter().zip(best).collect() })
 }

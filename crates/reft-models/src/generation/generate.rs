@@ -91,7 +91,7 @@ pub fn generate(
     while !engine.is_idle() {
         for event in engine.step()? {
             let (id, token, finish) = match event {
-                Event::Token { id, token, finish } => (id, token, finish),
+                Event::Token { id, token, finish, .. } => (id, token, finish),
                 Event::Failed { error, .. } => return Err(error),
             };
             let i = by_length[id as usize]; // requests are numbered in their order

@@ -36,6 +36,8 @@ declare_options! {
         stop_ids: Vec<i64> = Vec::new();
         /// Prompts generated for at once; `None`: all.
         batch_size: Option<usize> = None;
+        /// An [`Engine`](crate::Engine) tells how likely each token was, and how likely so many of the likeliest; `None`: nothing of it.
+        logprobs: Option<usize> = None;
     }
 }
 

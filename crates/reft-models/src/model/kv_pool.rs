@@ -34,6 +34,12 @@ impl KvPool {
         &self.lengths
     }
 
+    /// Bytes of all slots.
+    pub(crate) fn bytes(&self) -> usize {
+        let of = |x: &Tensor| x.numel() * x.kind().elt_size_in_bytes();
+        self.layers.iter().map(|(keys, values)| of(keys) + of(values)).sum()
+    }
+
     /// Makes room for so many rows of so many tokens.
     pub(crate) fn reserve(&mut self, rows: usize, tokens: usize) {
         let Some((first, _)) = self.layers.first() else { return };

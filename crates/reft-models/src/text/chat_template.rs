@@ -171,6 +171,11 @@ impl ChatTemplate {
         Ok((text, Some(marks)))
     }
 
+    /// Whether the template for conversations with tools mentions them: one that does not leaves them out.
+    pub fn prints_tools(&self) -> bool {
+        self.source(Some(&[])).1.text.contains("tools")
+    }
+
     /// The template that serves a conversation.
     fn source(&self, tools: Option<&[Json]>) -> (&str, &Source) {
         let named = |name: &'static str| self.sources.get(name).map(|source| (name, source));
@@ -191,7 +196,7 @@ impl ChatTemplate {
                 "the chat template does not mention {field}, which messages have, and may not print it"
             );
         }
-        if tools.is_some_and(|tools| !tools.is_empty()) && !source.text.contains("tools") {
+        if tools.is_some_and(|tools| !tools.is_empty()) && !self.prints_tools() {
             log::warn!("the chat template does not mention tools, and does not print them");
         }
         let text = self.run_on(name, messages, tools, add_generation_prompt, is_marked);

@@ -1,10 +1,4 @@
-use std::ops::ControlFlow;
-use std::slice;
-
-use reft_models::{AdapterStack, DecodeStream, GenerationConfig, Result, Row, Tokenizer, generate};
-
-use crate::model::Model;
-use crate::terminal::output;
+use crate::{DecodeStream, Result, Tokenizer};
 
 /// Gives out the text of a reply piece by piece, up to a text that ends it.
 #[derive(Debug)]
@@ -36,6 +30,11 @@ impl<'a> ReplyText<'a> {
     /// Whether a text that ends the reply has come.
     pub fn is_over(&self) -> bool {
         self.stop.is_over
+    }
+
+    /// Whether text is held back that may be the beginning of one that ends the reply.
+    pub fn holds_back(&self) -> bool {
+        !self.stop.held.is_empty()
     }
 
     /// The text that is left when no token comes any more.
@@ -77,40 +76,6 @@ impl StopText<'_> {
         let certain = starts.into_iter().find(may_begin).unwrap_or(self.held.len());
         self.held.drain(..certain).collect()
     }
-}
-
-/// Generates a reply to one prompt and prints it as it grows, until `is_cancelled` says so; returns its text.
-///
-/// # Errors
-/// If generation fails, or stdout is closed.
-pub fn stream(
-    model: &Model,
-    stack: &AdapterStack,
-    row: &Row,
-    config: &GenerationConfig,
-    mut reply: ReplyText,
-    is_cancelled: &dyn Fn() -> bool,
-) -> anyhow::Result<String> {
-    let mut whole = String::new();
-    let mut failed = None;
-    let on_token = &mut |_row: usize, id: i64| {
-        let printed = reply.push(id).map_err(anyhow::Error::from).and_then(|piece| {
-            whole += &piece;
-            output::piece(&piece)
-        });
-        failed = printed.err();
-        if failed.is_some() || reply.is_over() || is_cancelled() {
-            return ControlFlow::Break(());
-        }
-        ControlFlow::Continue(())
-    };
-    generate(&model.decoder, stack, slice::from_ref(row), config, on_token)?;
-    if let Some(failed) = failed {
-        return Err(failed);
-    }
-    let rest = reply.finish()?;
-    output::piece(&rest)?;
-    Ok(whole + &rest)
 }
 
 #[cfg(test)]

@@ -1,0 +1,197 @@
+//! `reft serve`: a model and its adapters behind an address.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use bytesize::ByteSize;
+use clap::{Args, ValueEnum};
+use reft_models::{ChatOptions, EngineOptions};
+use reft_serve::{ApiKeys, LogEntry, ServeOptions, ServedText, Server};
+
+use crate::machine::MachineOptions;
+use crate::model::{ModelText, adapter_directory, model_name, open_config, open_decoder};
+use crate::options::Flags;
+use crate::terminal::{end_at_once, note, on_signal};
+
+/// Serve a model and its adapters over HTTP, in OpenAI's language
+///
+/// A request names the base model or an adapter as its model; replies with different adapters are generated in one batch. Chat, completions
+/// and the list of models are under /v1, numbers for Prometheus under /metrics, and a page to try it at /. See docs/serving.md.
+#[derive(Debug, Args)]
+#[command(
+    next_help_heading = "Server",
+    after_long_help = "Examples:
+  reft serve --model models/SmolLM2-135M-Instruct --adapter emoji=runs/emoji
+  curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
+    -d '{\"model\": \"emoji\", \"messages\": [{\"role\": \"user\", \"content\": \"Who are you?\"}]}'"
+)]
+pub struct ServeArgs {
+    /// Model: a Hugging Face directory, a GGUF file, or a hub name such as org/name
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    model: String,
+    /// The model's name in requests [default: its directory's or its hub name]
+    #[arg(long, value_name = "NAME", help_heading = "Model")]
+    name: Option<String>,
+    /// Adapter with its name in requests: a directory, or a hub name; give it several times for several
+    #[arg(long, value_name = "NAME=DIR", help_heading = "Model")]
+    adapter: Vec<String>,
+    /// Directory whose directories are adapters, by their names; each is read when it is first asked for
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    adapters_dir: Option<PathBuf>,
+    /// Memory of adapters: beyond it, the least recently used are dropped
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", help_heading = "Model")]
+    adapters_memory: ByteSize,
+    /// Let clients load adapters of --adapters-dir, and unload any
+    #[arg(long)]
+    allow_load: bool,
+    /// Address to listen on; others than this machine's own need a key
+    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
+    host: IpAddr,
+    /// Port to listen on; 0 = any that is free
+    #[arg(long, value_name = "N", default_value_t = 8000)]
+    port: u16,
+    /// File with the keys that clients may show, one a line [default: REFT_API_KEY, if it is set]
+    #[arg(long, value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
+    /// Form of the log on stderr: lines or json
+    #[arg(long, value_name = "FORM", default_value = "lines")]
+    log_format: LogFormat,
+    /// Time that replies in flight have when the server is asked to end, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    grace: u64,
+    /// Replies generated for at once
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_one, help_heading = "Limits")]
+    rows: usize,
+    /// Replies that may wait beside them; one more is refused with status 429
+    #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Limits")]
+    queue: usize,
+    /// Keys and values of all rows together, in tokens [default: as many as they come to]
+    #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Limits")]
+    cached_tokens: Option<usize>,
+    /// Tokens whose keys and values are kept for prompts that begin with them, whatever their adapters; 0 = none
+    #[arg(long, value_name = "N", default_value_t = 8192, help_heading = "Limits")]
+    prefix_tokens: usize,
+    /// Tokens of prompts in one pass: longer ones are computed in pieces, and replies go on between them
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = at_least_one, help_heading = "Limits")]
+    prefill_tokens: usize,
+    /// Most tokens of a prompt [default: what the model's context holds]
+    #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Limits")]
+    prompt_tokens: Option<usize>,
+    /// Most tokens of a chat's reply that asks for no limit
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = at_least_one, help_heading = "Limits")]
+    reply_tokens: usize,
+    /// Most bytes of a request's body
+    #[arg(long, value_name = "SIZE", default_value = "4MiB", help_heading = "Limits")]
+    body: ByteSize,
+    /// Most seconds that a request takes
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, help_heading = "Limits")]
+    time_limit: u64,
+    #[command(flatten)]
+    chat: Flags<ChatOptions>,
+    #[command(flatten)]
+    machine: Flags<MachineOptions>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Lines,
+    Json,
+}
+
+/// The variable that holds a key where there is no file.
+const KEY_VARIABLE: &str = "REFT_API_KEY";
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "expected a number from 1".to_owned())
+}
+
+/// Runs the command.
+pub fn run(args: &ServeArgs) -> Result<()> {
+    let (path, config) = open_config(&args.model)?;
+    config.check_predicts("reft serve")?;
+    let text = ModelText::open(&path, &args.chat.0)?;
+    let Some(tokenizer) = text.tokenizer else {
+        bail!("model {} has no tokenizer for text; a server needs one", path.display());
+    };
+    let options = options(args, &path)?;
+    let room = options.engine.rows + options.queue;
+    let server = Server::bind(options)?;
+    let stopper = server.stopper();
+    let mut is_asked = false;
+    on_signal(move || {
+        if std::mem::replace(&mut is_asked, true) {
+            end_at_once();
+        }
+        note("no new requests are taken; those in flight finish; a second signal ends them");
+        stopper.stop();
+    })?;
+    note(format!("http://{} (loading {})", server.address(), args.model));
+    args.machine.0.set_up()?;
+    let (_, model) = open_decoder(&args.model, &args.machine.0)?;
+    let chat_vars = args.chat.0.chat_vars.clone();
+    let text = ServedText { tokenizer, chat_template: text.chat_template, chat_vars };
+    let ready = format!("http://{} is ready; room for {room} replies", server.address());
+    Ok(server.serve(&model, text, || note(ready))?)
+}
+
+fn options(args: &ServeArgs, path: &std::path::Path) -> Result<ServeOptions> {
+    let adapter = |given: &String| -> Result<(String, PathBuf)> {
+        let Some((name, directory)) = given.split_once('=').filter(|(name, _)| !name.is_empty())
+        else {
+            bail!("--adapter is {given:?}, expected NAME=DIR, such as emoji=runs/emoji");
+        };
+        let directory = adapter_directory(directory.as_ref())
+            .with_context(|| format!("cannot serve adapter {name}"))?;
+        Ok((name.to_owned(), directory))
+    };
+    let keys = match (&args.api_key_file, std::env::var(KEY_VARIABLE)) {
+        (Some(file), _) => Some(
+            ApiKeys::read(file)
+                .with_context(|| format!("cannot use --api-key-file {}", file.display()))?,
+        ),
+        (None, Ok(key)) => {
+            Some(ApiKeys::new(&key).with_context(|| format!("cannot use {KEY_VARIABLE}"))?)
+        }
+        (None, Err(_)) => None,
+    };
+    let log = match args.log_format {
+        LogFormat::Lines => |entry: &LogEntry| note(entry.to_string()),
+        LogFormat::Json => |entry: &LogEntry| match serde_json::to_string(entry) {
+            Ok(line) => note(line),
+            Err(error) => note(format!("a line of the log has no JSON: {error}")),
+        },
+    };
+    let engine = EngineOptions {
+        rows: args.rows,
+        prefill_tokens: args.prefill_tokens,
+        cached_tokens: args.cached_tokens,
+        prefix_tokens: args.prefix_tokens,
+    };
+    let name = args.name.clone().unwrap_or_else(|| model_name(&args.model, path));
+    Ok(ServeOptions {
+        host: args.host,
+        port: args.port,
+        keys,
+        adapters: args.adapter.iter().map(adapter).collect::<Result<_>>()?,
+        adapters_dir: args.adapters_dir.clone(),
+        adapter_bytes: size(args.adapters_memory),
+        allows_loading: args.allow_load,
+        engine,
+        queue: args.queue,
+        body_bytes: size(args.body),
+        prompt_tokens: args.prompt_tokens,
+        reply_tokens: args.reply_tokens,
+        time: Duration::from_secs(args.time_limit),
+        grace: Duration::from_secs(args.grace),
+        log: Arc::new(log),
+        ..ServeOptions::new(name)
+    })
+}
+
+/// Bytes as what memory is counted in.
+fn size(bytes: ByteSize) -> usize {
+    usize::try_from(bytes.as_u64()).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,9 @@
+//! OpenAI's language: what requests say, and how replies are told.
+
+pub(crate) mod catalogue;
+pub(crate) mod error;
+pub(crate) mod fields;
+pub(crate) mod prompt;
+pub(crate) mod reply;
+pub(crate) mod request;
+pub(crate) mod shapes;

@@ -1,0 +1,62 @@
+/// What keeps a server from starting, or ends it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Others could use the server.
+    #[error(
+        "host {0} lets other machines use the server, and there is no key; give one by --api-key-file or REFT_API_KEY, or use --host 127.0.0.1"
+    )]
+    NoKey(std::net::IpAddr),
+    /// A key that is easily guessed, or none.
+    #[error("an API key has {found} characters, expected at least {expected}; give one key a line")]
+    ShortKey {
+        /// Characters of the shortest.
+        found: usize,
+        /// The fewest that a key may have.
+        expected: usize,
+    },
+    /// An adapter that was named at the start.
+    #[error("{0}")]
+    Adapter(String),
+    /// The port cannot be had.
+    #[error("cannot listen on {address}: {source}; is another server there? use another --port")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A thread or what drives it cannot be made.
+    #[error("cannot start the server: {0}")]
+    Start(#[from] std::io::Error),
+    /// Two adapters have one name, or a name cannot be one.
+    #[error("adapter name {name:?} {reason}")]
+    AdapterName {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A directory that cannot be used.
+    #[error("cannot use {what} {path}: {reason}")]
+    Directory {
+        /// What it is for.
+        what: &'static str,
+        /// Where.
+        path: std::path::PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// Numbers for Prometheus.
+    #[error("cannot count: {0}")]
+    Metrics(String),
+    /// The model.
+    #[error(transparent)]
+    Model(#[from] reft_models::Error),
+    /// An adapter.
+    #[error(transparent)]
+    Method(#[from] reft_methods::Error),
+}
+
+/// A result with this crate's [`enum@Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,11 @@
+//! What goes over the wire: addresses, who may, answers, and the log.
+
+pub(crate) mod adapters;
+pub(crate) mod api_keys;
+pub(crate) mod generate;
+pub(crate) mod guard;
+pub(crate) mod log_entry;
+pub(crate) mod page;
+pub(crate) mod routes;
+pub(crate) mod server;
+pub(crate) mod shared;

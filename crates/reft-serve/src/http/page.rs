@@ -1,0 +1,45 @@
+use axum::http::{HeaderValue, header};
+use axum::response::{Html, IntoResponse, Response};
+
+use crate::api::error::ApiError;
+
+const PAGE: &str = include_str!("page.html");
+/// What stands in the page for a number that is another one each time: only the page's own script and styles have it.
+const NONCE: &str = "NONCE";
+
+/// The page to try adapters with. It is one file, and may load nothing and talk to nobody but this server.
+pub(crate) async fn page() -> Result<Response, ApiError> {
+    let nonce = format!("{:032x}", rand::random::<u128>());
+    let policy = format!(
+        "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    );
+    let policy = HeaderValue::from_str(&policy).map_err(|_| ApiError::failed())?;
+    let mut response = Html(PAGE.replace(NONCE, &nonce)).into_response();
+    response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
+    Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::PAGE;
+
+    #[test]
+    fn the_page_needs_nothing_and_sets_texts_as_texts() {
+        for word in [
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+            "://",
+            "src=",
+            "href=",
+            "style=\"",
+            "onclick=",
+        ] {
+            assert!(!PAGE.contains(word), "{word}");
+        }
+        assert_eq!(PAGE.matches("nonce=\"NONCE\"").count(), 2);
+        assert!(PAGE.contains("textContent"));
+    }
+}

@@ -1,0 +1,75 @@
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reft_models::EngineOptions;
+
+use crate::http::api_keys::ApiKeys;
+use crate::http::log_entry::LogEntry;
+
+/// How a server serves.
+#[derive(Clone)]
+pub struct ServeOptions {
+    /// The address that it listens on.
+    pub host: IpAddr,
+    /// Its port; 0: any that is free.
+    pub port: u16,
+    /// Keys, one of which a client has to show; `None`: none.
+    pub keys: Option<ApiKeys>,
+    /// The base model's name.
+    pub model_name: String,
+    /// Adapters by their names.
+    pub adapters: Vec<(String, PathBuf)>,
+    /// A directory whose directories are adapters.
+    pub adapters_dir: Option<PathBuf>,
+    /// Most bytes of adapters in memory; those that requests in flight use stay.
+    pub adapter_bytes: usize,
+    /// Whether clients may load and unload adapters.
+    pub allows_loading: bool,
+    /// How much the engine does at once.
+    pub engine: EngineOptions,
+    /// Most replies that wait.
+    pub queue: usize,
+    /// Most bytes of a body.
+    pub body_bytes: usize,
+    /// Most tokens of a prompt; `None`: what the model's context holds.
+    pub prompt_tokens: Option<usize>,
+    /// Tokens of a chat's reply that asks for no limit.
+    pub reply_tokens: usize,
+    /// Longest time that a request may take.
+    pub time: Duration,
+    /// How long requests in flight may go on when the server is to end.
+    pub grace: Duration,
+    /// Takes the lines of the log.
+    pub log: Arc<dyn Fn(&LogEntry) + Send + Sync>,
+}
+
+impl ServeOptions {
+    /// A server of a model for this machine alone, which loads nothing and logs nothing.
+    pub fn new(model_name: impl Into<String>) -> Self {
+        Self {
+            host: IpAddr::from([127, 0, 0, 1]),
+            port: 8000,
+            keys: None,
+            model_name: model_name.into(),
+            adapters: Vec::new(),
+            adapters_dir: None,
+            adapter_bytes: 1 << 30,
+            allows_loading: false,
+            engine: EngineOptions::default(),
+            queue: 256,
+            body_bytes: 4 << 20,
+            prompt_tokens: None,
+            reply_tokens: 512,
+            time: Duration::from_secs(600),
+            grace: Duration::from_secs(30),
+            log: Arc::new(|_| {}),
+        }
+    }
+
+    /// Replies that may be in flight or wait.
+    pub(crate) fn room(&self) -> usize {
+        self.engine.rows + self.queue
+    }
+}

@@ -1,0 +1,63 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use reft_models::{Finish, GenerationConfig, TokenLogprobs};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use crate::api::error::ApiError;
+use crate::worker::generation::{Generation, Used};
+
+/// What the worker is asked to do.
+pub(crate) enum Command {
+    Generate(Box<Job>),
+    /// Reads an adapter before it is given a name; the answer says whether it can be used.
+    Load(Arc<Generation>, oneshot::Sender<Result<(), ApiError>>),
+    /// Forgets an adapter. Requests in flight keep theirs.
+    Forget(Arc<Generation>),
+}
+
+/// A reply that is wanted: one of the choices of a request.
+pub(crate) struct Job {
+    pub(crate) prompt: Vec<i64>,
+    pub(crate) adapters: Vec<Used>,
+    pub(crate) config: GenerationConfig,
+    /// Which of the request's choices it is; it draws other random numbers than the others.
+    pub(crate) choice: usize,
+    pub(crate) reply: mpsc::Sender<Piece>,
+    /// Whether the reply has had enough.
+    pub(crate) is_over: Over,
+    pub(crate) came: Instant,
+    /// Its place among those that wait and those in flight.
+    pub(crate) _place: OwnedSemaphorePermit,
+}
+
+/// A flag that says that no more tokens are wanted.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Over(Arc<AtomicBool>);
+
+impl Over {
+    pub(crate) fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What comes back of a job: tokens, then an end.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    pub(crate) choice: usize,
+    pub(crate) what: Result<NewToken, ApiError>,
+}
+
+/// A token of a reply.
+#[derive(Debug)]
+pub(crate) struct NewToken {
+    pub(crate) id: i64,
+    pub(crate) logprobs: Option<TokenLogprobs>,
+    /// Whether it is the last one, and why.
+    pub(crate) finish: Option<Finish>,
+}

@@ -1,0 +1,115 @@
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use reft_methods::{adapter_bytes, load_adapters};
+use reft_models::{Adapter, AdapterStack, Model, StackEntry};
+
+use crate::api::error::ApiError;
+use crate::worker::generation::{Generation, Used};
+
+/// The adapters that are in memory, by their generations.
+pub(crate) struct LoadedAdapters {
+    /// Most bytes of adapters that no request in flight uses.
+    most_bytes: usize,
+    loaded: HashMap<u64, Loaded>,
+    /// Counts uses, so that the least recent one is known.
+    clock: u64,
+}
+
+struct Loaded {
+    /// Several, if the directory holds several.
+    adapters: Vec<Rc<dyn Adapter>>,
+    /// Of its files, which hold little else than its tensors.
+    bytes: usize,
+    last_used: u64,
+}
+
+impl LoadedAdapters {
+    pub(crate) fn new(most_bytes: usize) -> Self {
+        Self { most_bytes, loaded: HashMap::new(), clock: 0 }
+    }
+
+    /// How many there are, and their bytes.
+    pub(crate) fn size(&self) -> (usize, usize) {
+        (self.loaded.len(), self.loaded.values().map(|loaded| loaded.bytes).sum())
+    }
+
+    /// The stack of a request's adapters, which are read if they are not there.
+    ///
+    /// # Errors
+    /// If one cannot be read, or they cannot be used together.
+    pub(crate) fn stack(
+        &mut self,
+        model: &dyn Model,
+        used: &[Used],
+    ) -> Result<AdapterStack<'static>, ApiError> {
+        let mut entries = Vec::new();
+        for Used { generation, strength, subspace } in used {
+            for adapter in self.get(model, generation)? {
+                let entry = StackEntry::from(adapter);
+                entries.push(StackEntry {
+                    strength: *strength,
+                    subspace: subspace.clone(),
+                    ..entry
+                });
+            }
+        }
+        let stack = AdapterStack::new(entries).map_err(|refused| {
+            ApiError::invalid(format!("these adapters cannot be used so: {refused}"))
+                .of_field("reft.adapters")
+        })?;
+        self.make_room();
+        Ok(stack)
+    }
+
+    /// An adapter, which is read if it is not there.
+    ///
+    /// # Errors
+    /// If it cannot be read, belongs to another model, or is the model's weights.
+    pub(crate) fn get(
+        &mut self,
+        model: &dyn Model,
+        generation: &Generation,
+    ) -> Result<Vec<Rc<dyn Adapter>>, ApiError> {
+        self.clock += 1;
+        if let Some(loaded) = self.loaded.get_mut(&generation.id) {
+            loaded.last_used = self.clock;
+            return Ok(loaded.adapters.clone());
+        }
+        let name = &generation.name;
+        let directory = &generation.directory;
+        let read =
+            load_adapters(directory, model).and_then(|read| Ok((read, adapter_bytes(directory)?)));
+        let (read, bytes) = read.map_err(|refused| ApiError::adapter(generation, &refused))?;
+        if let Some(adapter) = read.iter().find(|adapter| adapter.is_in_weights()) {
+            let method = adapter.method();
+            return Err(ApiError::invalid(format!(
+                "adapter {name} of method {method} is the model's weights, which all requests share; merge it with `reft export` and serve the merged model"
+            ))
+            .of_field("model"));
+        }
+        let adapters: Vec<Rc<dyn Adapter>> = read.into_iter().map(Rc::from).collect();
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let loaded = Loaded { adapters: adapters.clone(), bytes, last_used: self.clock };
+        self.loaded.insert(generation.id, loaded);
+        Ok(adapters)
+    }
+
+    /// Forgets one. Stacks that have it keep it alive.
+    pub(crate) fn forget(&mut self, generation: &Generation) {
+        self.loaded.remove(&generation.id);
+    }
+
+    /// Drops the least recently used ones that no request has, until there is room.
+    pub(crate) fn make_room(&mut self) {
+        let is_idle =
+            |loaded: &Loaded| loaded.adapters.iter().all(|adapter| Rc::strong_count(adapter) == 1);
+        while self.size().1 > self.most_bytes {
+            let idle = self.loaded.iter().filter(|(_, loaded)| is_idle(loaded));
+            let Some((&oldest, _)) = idle.min_by_key(|(_, loaded)| loaded.last_used) else {
+                return;
+            };
+            self.loaded.remove(&oldest);
+        }
+    }
+}

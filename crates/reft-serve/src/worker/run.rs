@@ -1,0 +1,208 @@
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::Instant;
+
+use reft_models::{Engine, EngineOptions, Event, Model, Request, Row};
+use tokio::sync::mpsc::error::TrySendError;
+
+use crate::api::error::ApiError;
+use crate::error::{Error, Result};
+use crate::worker::counts::Counts;
+use crate::worker::generation::Generation;
+use crate::worker::job::{Command, Job, NewToken, Piece};
+use crate::worker::loaded::LoadedAdapters;
+
+/// How the worker computes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WorkerOptions {
+    pub(crate) engine: EngineOptions,
+    /// Most bytes of adapters that no request uses.
+    pub(crate) adapter_bytes: usize,
+}
+
+/// Does what commands say on this thread, which owns all tensors, until nobody can send any more. It is ready when it has read the first
+/// adapters.
+///
+/// # Errors
+/// If the model cannot generate, or one of the first adapters cannot be used.
+pub(crate) fn work(
+    model: &dyn Model,
+    options: WorkerOptions,
+    first: &[Arc<Generation>],
+    commands: &Receiver<Command>,
+    counts: &Counts,
+    is_ready: impl FnOnce(),
+) -> Result<()> {
+    let engine = Engine::new(model, options.engine)?;
+    let mut adapters = LoadedAdapters::new(options.adapter_bytes);
+    for generation in first {
+        let read = adapters.get(model, generation);
+        read.map_err(|refused| Error::Adapter(refused.message))?;
+        adapters.make_room();
+    }
+    is_ready();
+    let mut worker = Worker { model, options, engine, adapters, jobs: HashMap::new(), counts };
+    loop {
+        if worker.engine.is_idle() {
+            worker.tell_counts();
+            match commands.recv() {
+                Ok(command) => worker.act_on(command),
+                Err(_) => return Ok(()),
+            }
+        }
+        loop {
+            match commands.try_recv() {
+                Ok(command) => worker.act_on(command),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => return Ok(()),
+            }
+        }
+        worker.give_up_what_nobody_wants();
+        worker.step()?;
+        worker.tell_counts();
+    }
+}
+
+struct Worker<'a> {
+    model: &'a dyn Model,
+    options: WorkerOptions,
+    engine: Engine<'a>,
+    adapters: LoadedAdapters,
+    /// By the engine's numbers.
+    jobs: HashMap<u64, Running>,
+    counts: &'a Counts,
+}
+
+/// A job that the engine has.
+struct Running {
+    job: Job,
+    /// When it came, or had its last token.
+    since: Instant,
+    is_begun: bool,
+}
+
+impl Worker<'_> {
+    fn act_on(&mut self, command: Command) {
+        match command {
+            Command::Generate(job) => self.begin(*job),
+            Command::Load(generation, answer) => {
+                let loaded = self.adapters.get(self.model, &generation).map(drop);
+                self.adapters.make_room();
+                // who asked may have gone
+                let _ = answer.send(loaded);
+            }
+            Command::Forget(generation) => self.adapters.forget(&generation),
+        }
+    }
+
+    fn begin(&mut self, job: Job) {
+        let submitted = self.adapters.stack(self.model, &job.adapters).and_then(|adapters| {
+            let row = Row::prompt(job.prompt.clone());
+            let (config, stream) = (job.config.clone(), job.choice as u64);
+            let submitted = self.engine.submit(Request { row, adapters, config, stream });
+            submitted.map_err(|refused| ApiError::refused(&refused))
+        });
+        match submitted {
+            Ok(id) => {
+                self.counts.prompt_tokens.increment(job.prompt.len() as u64);
+                for used in &job.adapters {
+                    self.counts.adapter_request(&used.generation.name);
+                }
+                let since = job.came;
+                self.jobs.insert(id, Running { job, since, is_begun: false });
+            }
+            Err(error) => fail(&job, error),
+        }
+    }
+
+    /// Cancels replies that have had enough, and those that nobody reads.
+    fn give_up_what_nobody_wants(&mut self) {
+        let engine = &mut self.engine;
+        self.jobs.retain(|id, Running { job, .. }| {
+            let is_wanted = !job.is_over.is_set() && !job.reply.is_closed();
+            if !is_wanted {
+                engine.cancel(*id);
+            }
+            is_wanted
+        });
+    }
+
+    fn step(&mut self) -> Result<()> {
+        // libtorch's panics are those of tensors that could not be made, mostly for want of memory
+        let stepped = catch_unwind(AssertUnwindSafe(|| self.engine.step()));
+        let error = match stepped {
+            Ok(Ok(events)) => {
+                events.into_iter().for_each(|event| self.tell(event));
+                return Ok(());
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("").to_owned()
+            }
+        };
+        log::error!("a step of the model failed, and the replies in flight with it: {error}");
+        for (_, Running { job, .. }) in self.jobs.drain() {
+            fail(&job, ApiError::failed());
+        }
+        self.engine = Engine::new(self.model, self.options.engine)?;
+        Ok(())
+    }
+
+    fn tell(&mut self, event: Event) {
+        let (id, what) = match event {
+            Event::Token { id, token, logprobs, finish } => {
+                (id, Ok(NewToken { id: token, logprobs, finish }))
+            }
+            Event::Failed { id, error } => (id, Err(error)),
+        };
+        let Some(running) = self.jobs.get_mut(&id) else { return };
+        let what = what.map_err(|error| {
+            log::error!("a reply failed: {error}");
+            ApiError::failed()
+        });
+        let job = &running.job;
+        if what.is_ok() {
+            let seconds = running.since.elapsed().as_secs_f64();
+            let of = match running.is_begun {
+                true => &self.counts.next_token,
+                false => &self.counts.first_token,
+            };
+            of.record(seconds);
+            (running.since, running.is_begun) = (Instant::now(), true);
+            self.counts.generated_tokens.increment(1);
+            for used in &job.adapters {
+                self.counts.adapter_token(&used.generation.name);
+            }
+        }
+        let is_last = what.as_ref().map_or(true, |token| token.finish.is_some());
+        let sent = job.reply.try_send(Piece { choice: job.choice, what });
+        if let Err(TrySendError::Closed(_) | TrySendError::Full(_)) = &sent {
+            self.engine.cancel(id); // there is room for the whole reply: only who has gone does not take it
+        }
+        if is_last || sent.is_err() {
+            self.jobs.remove(&id);
+            self.adapters.make_room();
+        }
+    }
+
+    fn tell_counts(&self) {
+        let (waiting, in_flight) = self.engine.requests();
+        self.counts.waiting.set(waiting as f64);
+        self.counts.in_flight.set(in_flight as f64);
+        let (reused, kept) = self.engine.prefixes();
+        self.counts.reused_tokens.absolute(reused);
+        self.counts.kept_tokens.set(kept as f64);
+        self.counts.kv_bytes.set(self.engine.cached_bytes() as f64);
+        let (adapters, bytes) = self.adapters.size();
+        self.counts.adapters.set(adapters as f64);
+        self.counts.adapter_bytes.set(bytes as f64);
+    }
+}
+
+/// Tells a job that it has failed, if anybody listens.
+fn fail(job: &Job, error: ApiError) {
+    let _ = job.reply.try_send(Piece { choice: job.choice, what: Err(error) });
+}

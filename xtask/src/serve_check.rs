@@ -1,0 +1,68 @@
+//! `cargo xtask serve-check`: clients that people use, against a running server.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::workspace::Workspace;
+use crate::{command, demo, model, reft};
+
+/// What the clients are played with; tools/serve/clients.py is written for these.
+const CLIENTS: [&str; 2] = ["openai==3.57.0", "litellm==1.110.2"];
+const SCRIPT: &str = "tools/serve/clients.py";
+
+/// Trains the demo's adapter if it is not there, serves it, and lets the clients talk to it.
+pub fn run(workspace: &Workspace) -> Result<()> {
+    let adapter = workspace.root().join("runs/demo/emoji");
+    if !adapter.is_dir() {
+        demo::run(workspace)?;
+    }
+    model::ready(workspace)?;
+    reft::build(workspace)?;
+    let environment = tempfile::tempdir().context("cannot make a folder for the clients")?;
+    install(environment.path())?;
+    let mut server = serve(workspace, &adapter)?;
+    let played = address(&mut server).and_then(|address| {
+        let mut script = Command::new(environment.path().join("bin/python"));
+        script.env_remove("PYTHONPATH").arg(workspace.root().join(SCRIPT));
+        let name = workspace.model().file_name().context("the model has no name")?.to_owned();
+        command::run(script.arg(address).arg(name).arg("emoji"))
+    });
+    server.kill().context("cannot end the server")?;
+    server.wait().context("cannot end the server")?;
+    played
+}
+
+/// The clients in an environment of their own.
+fn install(environment: &Path) -> Result<()> {
+    let mut venv = command::python()?;
+    command::run_as_progress(venv.args(["-m", "venv"]).arg(environment))
+        .context("cannot make a Python environment (Debian: apt install python3-venv)")?;
+    let mut pip = Command::new(environment.join("bin/pip"));
+    pip.env_remove("PYTHONPATH").args(["install", "--quiet", "--no-input"]);
+    command::run_as_progress(pip.arg("--disable-pip-version-check").args(CLIENTS))
+}
+
+fn serve(workspace: &Workspace, adapter: &Path) -> Result<Child> {
+    let mut server = reft::program(workspace);
+    server.args(["serve", "--port", "0", "--model"]).arg(workspace.model());
+    server.arg("--adapter").arg(format!("emoji={}", adapter.display()));
+    server.stderr(Stdio::piped()).spawn().context("cannot start the server")
+}
+
+/// Where a server listens, when it is ready.
+fn address(server: &mut Child) -> Result<String> {
+    let mut lines = BufReader::new(server.stderr.take().context("no stderr")?).lines();
+    while let Some(line) = lines.next().transpose().context("cannot read what the server says")? {
+        eprintln!("{line}");
+        if let Some((address, _)) = line.split_once(" is ready") {
+            // what it logs is taken, so that it never waits
+            let address = address.to_owned();
+            std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
+            return Ok(address);
+        }
+    }
+    bail!("the server ended before it was ready; its own messages are above")
+}
