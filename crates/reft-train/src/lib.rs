@@ -46,13 +46,14 @@ mod data;
 mod objective;
 
 mod forward;
+mod objectives;
 mod reuse;
 
 mod optimizer;
 
 mod run;
 
-pub use data::batch::Batch;
+pub use data::batch::{Batch, Part};
 pub use data::dataset::Dataset;
 pub use data::encoding::Encoding;
 pub use data::example::{Example, IGNORE_INDEX, Sequence};
@@ -67,7 +68,10 @@ pub use error::{Error, Result};
 pub use forward::cross_entropy::cross_entropy;
 pub use forward::learner::{Learner, LossReport};
 pub use forward::outputs::{Forwards, Outputs};
+pub use forward::reference::{Kept, Reference};
 pub use objective::{NextToken, Objective, Term};
+pub use objectives::keeping_close::KeepingClose;
+pub use objectives::options::ObjectiveOptions;
 pub use optimizer::adamw::AdamW;
 pub use optimizer::loss_scaler::{Grads, LossScaler};
 pub use optimizer::schedule::ScheduleKind;
@@ -91,4 +95,8 @@ pub use seed::seed_of;
 #[doc = include_str!("../../../README.md")]
 struct Readme;
 pub(crate) use data::needed::Needed;
-pub(crate) use forward::ready_batch::ReadyBatch;
+pub(crate) use forward::divergence::{
+    divergence_of_hidden_states, divergence_of_likeliest, likeliest,
+};
+pub(crate) use forward::logits_in_chunks::of_logits;
+pub(crate) use forward::ready_batch::{Ready, ReadyBatch};

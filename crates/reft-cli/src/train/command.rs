@@ -6,8 +6,9 @@ use reft_bench::Error;
 use reft_methods::{adapter_bytes, trained_text};
 use reft_models::{AdapterStack, ChatOptions, DirectoryLock, Model, TrainedText, weights_digest};
 use reft_train::{
-    ColumnOptions, Dataset, Encoding, Learner, Listeners, NextToken, Outcome, Plan, Progress,
-    Record, Summary, Template, Trainer, TurnOptions, WEIGHTS_DIGEST, read_records,
+    ColumnOptions, Dataset, Encoding, KeepingClose, Learner, Listeners, NextToken, Objective,
+    Outcome, Part, Plan, Progress, Record, Summary, Template, Trainer, TurnOptions, WEIGHTS_DIGEST,
+    read_records,
 };
 use serde_json::{Map, json};
 use toml::Table;
@@ -27,6 +28,7 @@ use crate::train::directory::{self, TrainDirectory};
 use crate::train::first_example;
 use crate::train::method::TrainMethod;
 use crate::train::processes::{Processes, follow, launch};
+use crate::train::replay;
 use crate::train::run_options::{RunOptions, TrainFlags, needed, part, table};
 use crate::train::watch::options::{Log, WatchOptions};
 use crate::train::watch::page::RunPage;
@@ -85,6 +87,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let model = needed(&run.model, "model")?;
     let (data, output) = (needed(&run.data, "data")?, needed(&run.output, "output")?);
     let config = run.train_config(&given)?;
+    let objective_options = run.objective(&given)?;
     if processes.is_first() && directory::holds_run(&output)? && !args.resume && !args.overwrite {
         let output = output.display();
         bail!(
@@ -149,14 +152,26 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let first = &dataset.train[0];
     let edited = method.edited(first.row().prompt_length);
     first_example::say(first, text.tokenizer.as_ref(), &edited)?;
-    let learner = Learner::new(&decoder, &AdapterStack::of_boxed(&adapters)?, &NextToken);
+    let replay = run.replay.as_deref().map(|file| {
+        replay::read(file, columns.columns.as_ref(), &encoding, &decoder, &objective_options)
+    });
+    let replay = replay.transpose()?;
+    let part_kept = if replay.is_some() { Part::Replay } else { Part::Task };
+    let keeping = objective_options
+        .kl_weight
+        .map(|weight| KeepingClose::new(&NextToken, weight, objective_options.kl_top_k, part_kept));
+    let objective = keeping.as_ref().map_or(&NextToken as &dyn Objective, |keeping| keeping);
+    let learner = Learner::new(&decoder, &AdapterStack::of_boxed(&adapters)?, objective);
 
     let device = DeviceChoice::of(decoder.device());
     let machine = MachineOptions { device, threads: Some(threads), ..machine };
     let of_rows = [table(&columns)?, table(&turns)?, table(&chat)?];
     let watch: WatchOptions = part(&given)?;
     let of_run = [table(&run)?, table(&watch)?];
-    let parts = [table(&config)?, table(&machine)?, method.resolved(&run)?];
+    let mut parts = vec![table(&config)?, table(&machine)?, method.resolved(&run)?];
+    if objective_options.kl_weight.is_some() {
+        parts.push(table(&objective_options)?);
+    }
     let mut resolved: Table = of_run.into_iter().chain(parts).chain(of_rows).flatten().collect();
     resolved.retain(|name, _| !["no_shuffle", "reuse"].contains(&name)); // said by others
     if let Some(saved) = &saved {
@@ -168,6 +183,9 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let stack = AdapterStack::of_boxed(&adapters)?;
     let group = processes.join(&resolved, contents, &stack)?;
     let mut trainer = Trainer::new(&learner, &dataset, config)?;
+    if let Some(replay) = &replay {
+        trainer = trainer.replaying(replay, objective_options.replay_batch_size)?;
+    }
     if let Some(group) = &group {
         trainer = trainer.sharing(group.share(), group);
     }

@@ -1,0 +1,5 @@
+//! Objectives beside the next token.
+
+pub(crate) mod options;
+
+pub(crate) mod keeping_close;
