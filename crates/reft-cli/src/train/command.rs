@@ -7,8 +7,8 @@ use reft_methods::{adapter_bytes, trained_text};
 use reft_models::{AdapterStack, ChatOptions, DirectoryLock, Model, TrainedText, weights_digest};
 use reft_train::{
     ColumnOptions, Dataset, Encoding, KeepingClose, Learner, Listeners, NextToken, Objective,
-    Outcome, Part, Plan, Progress, Record, Summary, Template, Trainer, TurnOptions, WEIGHTS_DIGEST,
-    read_records,
+    ObjectiveOptions, Outcome, Part, Plan, Preference, Progress, ReadRows, Record, Summary,
+    Template, Trainer, TurnOptions, WEIGHTS_DIGEST, read_preferences, read_records,
 };
 use serde_json::{Map, json};
 use toml::Table;
@@ -95,7 +95,9 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         );
     }
     let columns: ColumnOptions = part(&given)?;
-    let sources = data.read(columns.columns.as_ref())?;
+    let read_rows: ReadRows =
+        if objective_options.objective.prefers() { read_preferences } else { read_records };
+    let sources = data.read(columns.columns.as_ref(), read_rows)?;
     let (path, shape) = open_config(&model)?;
     shape.check_predicts("reft train")?;
     let (turns, chat): (TurnOptions, ChatOptions) = (part(&given)?, part(&given)?);
@@ -130,7 +132,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let mut dataset = Dataset::weighted(weighted, config.validation, config.seed)?;
     let config = with_length(config, dataset.train.len(), processes.world());
     if let Some(file) = &run.validation_data {
-        let records = read_records(file, columns.columns.as_ref())?;
+        let records = read_rows(file, columns.columns.as_ref())?;
         dataset.validation = examples_of(&records, file)?;
     }
     if let (Some(patience), true) = (config.patience, dataset.validation.is_empty()) {
@@ -156,11 +158,17 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         replay::read(file, columns.columns.as_ref(), &encoding, &decoder, &objective_options)
     });
     let replay = replay.transpose()?;
+    let reference = method.reference(&objective_options, &decoder)?;
+    let reference = AdapterStack::of_boxed(&reference)?;
+    let preference = objective_options.objective.prefers();
+    let preference = preference.then(|| Preference::new(&objective_options, reference));
+    let preference = preference.transpose()?;
+    let task = preference.as_ref().map_or(&NextToken as &dyn Objective, |preference| preference);
     let part_kept = if replay.is_some() { Part::Replay } else { Part::Task };
     let keeping = objective_options
         .kl_weight
-        .map(|weight| KeepingClose::new(&NextToken, weight, objective_options.kl_top_k, part_kept));
-    let objective = keeping.as_ref().map_or(&NextToken as &dyn Objective, |keeping| keeping);
+        .map(|weight| KeepingClose::new(task, weight, objective_options.kl_top_k, part_kept));
+    let objective = keeping.as_ref().map_or(task, |keeping| keeping);
     let learner = Learner::new(&decoder, &AdapterStack::of_boxed(&adapters)?, objective);
 
     let device = DeviceChoice::of(decoder.device());
@@ -169,7 +177,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let watch: WatchOptions = part(&given)?;
     let of_run = [table(&run)?, table(&watch)?];
     let mut parts = vec![table(&config)?, table(&machine)?, method.resolved(&run)?];
-    if objective_options.kl_weight.is_some() {
+    if objective_options != ObjectiveOptions::default() {
         parts.push(table(&objective_options)?);
     }
     let mut resolved: Table = of_run.into_iter().chain(parts).chain(of_rows).flatten().collect();

@@ -8,7 +8,6 @@ pub(crate) mod cross_entropy;
 pub(crate) mod divergence;
 pub(crate) mod logits_in_chunks;
 pub(crate) mod outputs;
-pub(crate) mod reference;
 
 pub(crate) mod checkpointed_pass;
 pub(crate) mod pass;

@@ -3,3 +3,4 @@
 pub(crate) mod options;
 
 pub(crate) mod keeping_close;
+pub(crate) mod preference;

@@ -13,6 +13,7 @@ mod objectives;
 mod oracle;
 mod orthonormality;
 mod out_of_memory;
+mod preferences;
 mod quantised;
 mod resume;
 mod reuse;
