@@ -10,7 +10,7 @@ use reft_methods::{
     all_options,
 };
 use reft_models::{Fate, Fields, model_files};
-use reft_train::{Need, ROW_FORMS, RowColumn, RowForm};
+use reft_train::{Need, PREFERENCE_FORM, ROW_FORMS, RowColumn, RowForm};
 
 /// Compares what stands between two marks of a page with what should, or writes it there.
 fn check_page(page: &str, mark: &str, expected: &str) -> Result<(), Box<dyn std::error::Error>> {
@@ -137,5 +137,9 @@ fn the_table_of_rows_is_that_of_their_forms() -> Result<(), Box<dyn std::error::
         "how it is taken",
         "passed over without a word",
     ];
-    check_page("data.md", "rows", &table(heads, ROW_FORMS.iter().map(of_form)))
+    check_page(
+        "data.md",
+        "rows",
+        &table(heads, ROW_FORMS.iter().chain([&PREFERENCE_FORM]).map(of_form)),
+    )
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use toml::Table;
 
 use crate::machine::MachineOptions;
-use crate::options::{Declared, FlagGroup, flag, in_flags, method_name};
+use crate::options::{Declared, FlagGroup, in_flags, method_name};
 use crate::train::watch::options::WatchOptions;
 
 declare_options! {
@@ -127,11 +127,8 @@ impl RunOptions {
     pub fn objective(&self, given: &Table) -> Result<ObjectiveOptions> {
         let objective: ObjectiveOptions = part(given)?;
         objective.check().map_err(in_flags)?;
-        if objective.kl_weight.is_none() {
-            let unused = ["replay", "kl_top_k", "replay_batch_size", "replay_tokens"];
-            if let Some(unused) = unused.iter().find(|name| given.contains_key(**name)) {
-                bail!("{} is given without --kl-weight; give both, or neither", flag(unused));
-            }
+        if let (Some(_), None) = (&self.replay, objective.kl_weight) {
+            bail!("--replay is given without --kl-weight; give both, or neither");
         }
         Ok(objective)
     }

@@ -107,9 +107,20 @@ impl ObjectiveOptions {
                 "objective dpo or ipo",
             ),
         ];
-        for (option, value, has_use, expected) in of_others {
+        let default = Self::default();
+        let count = |own: usize, default: usize| (own != default).then(|| own.to_string());
+        let is_kept = self.kl_weight.is_some();
+        let of_keeping = [
+            ("kl_top_k", self.kl_top_k, default.kl_top_k),
+            ("replay_batch_size", self.replay_batch_size, default.replay_batch_size),
+            ("replay_tokens", self.replay_tokens, default.replay_tokens),
+        ];
+        let of_keeping = of_keeping
+            .map(|(option, own, default)| (option, count(own, default), is_kept, "a kl_weight"));
+        for (option, value, has_use, expected) in of_others.into_iter().chain(of_keeping) {
             if let Some(value) = value.filter(|_| !has_use) {
-                let found = format!("{value} beside objective {kind}");
+                let beside = if expected == "a kl_weight" { "no kl_weight" } else { kind.name() };
+                let found = format!("{value} beside {beside}");
                 let refused = reft_core::Error::OptionValue { option, found, expected };
                 return Err(Error::Core(refused));
             }

@@ -190,6 +190,7 @@ fn options_that_an_objective_has_no_use_for_are_refused_by_name() -> TestResult 
         ("objective = \"dpo\"\nlabel_smoothing = 0.5", "label_smoothing"),
         ("objective = \"dpo\"\nbeta = 0.0", "beta"),
         ("kl_weight = -1.0", "kl_weight"),
+        ("kl_top_k = 3", "kl_top_k"),
     ] {
         let options: ObjectiveOptions = toml::from_str(text)?;
         let refused = options.check();

@@ -306,6 +306,11 @@ fn lacking(row: &Map<String, Value>, forms: &[&'static RowForm]) -> String {
         let needed = form.columns.iter().filter(|column| column.need != Need::Optional);
         needed.map(|column| column.names[0]).collect::<Vec<_>>()
     };
+    if PREFERENCE_FORM.columns[..2].iter().all(|column| row.contains_key(column.names[0])) {
+        return format!(
+            "{found}; that is a preference, which --objective dpo, ipo, orpo or simpo learns; leave rejected out and call chosen completion to learn it alone"
+        );
+    }
     let begun = forms.iter().filter(|form| form.content != "preference").find(|form| {
         let given = form.columns.iter().find(|column| column.need == Need::Given);
         given.is_some_and(|column| column.names.iter().any(|name| row.contains_key(*name)))
@@ -318,11 +323,6 @@ fn lacking(row: &Map<String, Value>, forms: &[&'static RowForm]) -> String {
         return format!(
             "{found}, and for {} it lacks {lacks}; say which column that is with --columns {lacks}=COLUMN",
             form.name
-        );
-    }
-    if PREFERENCE_FORM.columns[..2].iter().all(|column| row.contains_key(column.names[0])) {
-        return format!(
-            "{found}; that is a preference, which --objective dpo, ipo, orpo or simpo learns; leave rejected out and call chosen completion to learn it alone"
         );
     }
     let accepted: Vec<String> = forms.iter().map(|form| needed(form).join(" and ")).collect();
