@@ -66,6 +66,18 @@ fn preferences_are_learned_by_every_objective_from_every_shape() -> Result {
     Ok(())
 }
 
+#[test]
+fn the_recipe_of_preferences_is_a_run() -> Result {
+    let dir = tempfile::tempdir()?;
+    let model = chat_model(dir.path(), PLAIN)?;
+    let [pairs, _] = preferences(dir.path())?;
+    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes/preference.toml");
+    let args = args!["train", "--config", recipe, "--model", model, "--data", pairs];
+    let more = args!["--output", dir.path().join("run"), "--max-steps", "1", "--threads", "1"];
+    succeed([args, more].concat())?;
+    Ok(())
+}
+
 /// The reference is the adapter that is started from, unless the base model is asked for: at first nothing differs from it.
 #[test]
 fn a_run_that_starts_from_an_adapter_compares_with_it() -> Result {
