@@ -214,3 +214,53 @@ fn full_fine_tuning_is_refused() -> TestResult {
     assert_eq!(objective.name(), "next-token");
     Ok(())
 }
+
+/// Virtual tokens and prefixes stand before rows of the adapted model alone: a first token, which only they predict, has no part in it, and
+/// a row's divergence does not depend on the others of its batch.
+#[test]
+fn what_only_virtual_tokens_predict_has_no_part_in_it() -> TestResult {
+    let _alone = alone();
+    let decoder = decoder(Kind::Float)?;
+    let mut rows = examples(4);
+    let whole = &mut rows[2].sequences[0];
+    whole.row.prompt_length = 0;
+    whole.labels = whole.row.input_ids.clone(); // a text that is learned whole
+    for method in ["prompt", "prefix", "lora"] {
+        tch::manual_seed(3);
+        let options = Default::default();
+        let method =
+            reft_methods::resolve(method, &options, reft_models::Model::description(&decoder))?;
+        let adapters = method.build(&decoder, "tiny")?;
+        tch::no_grad(|| {
+            for parameter in adapters[0].parameters() {
+                let waves = tch::Tensor::arange(
+                    parameter.tensor.numel() as i64,
+                    (Kind::Float, tch::Device::Cpu),
+                );
+                let waves = (waves * 0.7).sin().view_as(&parameter.tensor) * 0.1;
+                let _moved = parameter.tensor.shallow_clone().g_add_(&waves);
+            }
+        });
+        let name = adapters[0].method().to_owned();
+        for top_k in [0, 5] {
+            let objective = KeepingClose::new(&NextToken, 0.5, top_k, Part::Task);
+            let learner = Learner::new(&decoder, &AdapterStack::of_boxed(&adapters)?, &objective);
+            let divergence = |rows: &[Example]| -> Outcome<[f64; 2]> {
+                let batch = learner.batch(rows)?;
+                let sums = learner.sums(&batch, Mode::Eval, None)?;
+                Ok([sums[1].double_value(&[]), objective.counts(&batch)[1]])
+            };
+            let together = divergence(&rows)?;
+            let labels = rows.iter().flat_map(|row| row.labels()[1..].iter());
+            let n = labels.filter(|label| **label != IGNORE_INDEX).count();
+            assert_eq!(together[1], n as f64, "{name}");
+            assert!(together[0] > 1e-2, "{name}: no power: {together:?}");
+            let alone: f64 = rows
+                .iter()
+                .map(|row| Ok(divergence(std::slice::from_ref(row))?[0]))
+                .sum::<Outcome<f64>>()?;
+            assert!((alone - together[0]).abs() < 1e-4 * alone, "{name}: {alone} {together:?}"); // f32
+        }
+    }
+    Ok(())
+}
