@@ -1,5 +1,6 @@
 //! The Python environment of the reference systems, outside the tree.
 
+use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -52,19 +53,24 @@ const TODAY: [&str; 19] = [
     "gguf==0.19.0",
 ];
 
+/// What learns preferences, beside those of today, with the data sets that it imports; in a folder of its own too.
+const TRL: [&str; 5] =
+    ["trl==1.16.0", "datasets==5.2.0", "dill==0.4.1", "multiprocess==0.70.19", "xxhash==4.1.0"];
+
 /// The Pythons that a script can ask for.
-pub const NAMES: [&str; 3] = ["reference", "newer", "today"];
+pub const NAMES: [&str; 4] = ["reference", "newer", "today", "trl"];
 
 /// Python with the reference systems.
 #[derive(Debug)]
 pub struct Environment {
     interpreter: PathBuf,
     /// Folders that stand before what is installed: of each name but the first.
-    folders: [PathBuf; 2],
+    folders: [PathBuf; 3],
 }
 
 impl Environment {
-    /// One of [`NAMES`]: the versions that pyreft works with, the transformers that knows Qwen3, or PEFT and transformers of today.
+    /// One of [`NAMES`]: the versions that pyreft works with, the transformers that knows Qwen3, PEFT and transformers of today, or these with
+    /// TRL.
     pub fn python(&self, name: &str) -> Result<Command> {
         let mut python = Command::new(&self.interpreter);
         // What a set is written as depends on the hash seed.
@@ -75,6 +81,9 @@ impl Environment {
         let known = NAMES.iter().position(|known| *known == name);
         match known.with_context(|| format!("no Python {name:?}, use one of {NAMES:?}"))? {
             0 => {}
+            3 => {
+                _ = python.env("PYTHONPATH", env::join_paths([&self.folders[2], &self.folders[1]])?)
+            }
             folder => _ = python.env("PYTHONPATH", &self.folders[folder - 1]),
         }
         Ok(python)
@@ -86,8 +95,9 @@ pub fn ready(cache: &Path) -> Result<Environment> {
     let environment = cache.join("oracle-python");
     let interpreter: PathBuf = environment.join("bin/python");
     let stamp = environment.join("installed.txt");
-    let folders = [environment.join("newer"), environment.join("today")];
-    let wanted = [&REQUIREMENTS[..], &WITHOUT_DEPENDENCIES, &NEWER, &TODAY].concat().join("\n");
+    let folders = ["newer", "today", "trl"].map(|name| environment.join(name));
+    let wanted = [&REQUIREMENTS[..], &WITHOUT_DEPENDENCIES, &NEWER, &TODAY, &TRL];
+    let wanted = wanted.concat().join("\n");
     let _lock = workspace::exclusive(cache)?;
     if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
         return Ok(Environment { interpreter, folders });
@@ -109,7 +119,7 @@ pub fn ready(cache: &Path) -> Result<Environment> {
     };
     pip(&[], &REQUIREMENTS)?;
     pip(&["--no-deps"], &WITHOUT_DEPENDENCIES)?;
-    for (folder, requirements) in folders.iter().zip([&NEWER[..], &TODAY]) {
+    for (folder, requirements) in folders.iter().zip([&NEWER[..], &TODAY, &TRL]) {
         let target = folder.to_str().context("the path of the cache folder is not UTF-8")?;
         pip(&["--no-deps", "--target", target], requirements)?;
     }

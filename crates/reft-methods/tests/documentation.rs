@@ -10,7 +10,7 @@ use reft_methods::{
 };
 use reft_models::{Fate, Fields, model_files};
 use reft_test_support::check_page;
-use reft_train::{Need, ROW_FORMS, RowColumn, RowForm};
+use reft_train::{Need, PREFERENCE_FORM, ROW_FORMS, RowColumn, RowForm};
 
 /// A row of a table in Markdown.
 fn row<const N: usize>(cells: [&str; N]) -> String {
@@ -121,5 +121,9 @@ fn the_table_of_rows_is_that_of_their_forms() -> Result<(), Box<dyn std::error::
         "how it is taken",
         "passed over without a word",
     ];
-    check_page("data.md", "rows", &table(heads, ROW_FORMS.iter().map(of_form)))
+    check_page(
+        "data.md",
+        "rows",
+        &table(heads, ROW_FORMS.iter().chain([&PREFERENCE_FORM]).map(of_form)),
+    )
 }

@@ -46,21 +46,22 @@ mod data;
 mod objective;
 
 mod forward;
+mod objectives;
 mod reuse;
 
 mod optimizer;
 
 mod run;
 
-pub use data::batch::Batch;
+pub use data::batch::{Batch, Part};
 pub use data::dataset::Dataset;
 pub use data::encoding::Encoding;
 pub use data::example::{Example, IGNORE_INDEX, Sequence};
 pub use data::files::table::{RowPlace, TableRow, read_table};
 pub use data::rows::columns::{ColumnNames, ColumnOptions};
-pub use data::rows::data_source::{DataSource, DataSources};
-pub use data::rows::form::{Need, ROW_FORMS, RowColumn, RowForm};
-pub use data::rows::record::{Content, Record, read_prompts, read_records};
+pub use data::rows::data_source::{DataSource, DataSources, ReadRows};
+pub use data::rows::form::{Need, PREFERENCE_FORM, ROW_FORMS, RowColumn, RowForm};
+pub use data::rows::record::{Content, Record, read_preferences, read_prompts, read_records};
 pub use data::template::{Template, TextEncoder, Turn, TurnOptions, Turns};
 pub use data::text_template::{Rendered, TextTemplate, column};
 pub use error::{Error, Result};
@@ -68,10 +69,14 @@ pub use forward::cross_entropy::cross_entropy;
 pub use forward::learner::{Learner, LossReport};
 pub use forward::outputs::{Forwards, Outputs};
 pub use objective::{NextToken, Objective, Term};
+pub use objectives::keeping_close::KeepingClose;
+pub use objectives::options::{ObjectiveKind, ObjectiveOptions, ReferenceRun};
+pub use objectives::preference::Preference;
 pub use optimizer::adamw::AdamW;
 pub use optimizer::loss_scaler::{Grads, LossScaler};
 pub use optimizer::schedule::ScheduleKind;
 pub use reuse::frozen_store::{FrozenStore, ReuseConfig};
+pub use reuse::reference::{Kept, Reference};
 pub use run::checkpoint::{Best, WEIGHTS_DIGEST};
 pub use run::order::Shuffle;
 pub use run::out_of_memory::is_out_of_memory;
@@ -91,4 +96,8 @@ pub use seed::seed_of;
 #[doc = include_str!("../../../README.md")]
 struct Readme;
 pub(crate) use data::needed::Needed;
-pub(crate) use forward::ready_batch::ReadyBatch;
+pub(crate) use forward::divergence::{
+    divergence_of_hidden_states, divergence_of_likeliest, likeliest,
+};
+pub(crate) use forward::logits_in_chunks::of_logits;
+pub(crate) use forward::ready_batch::{Ready, ReadyBatch};

@@ -1,9 +1,10 @@
 use std::ops::Range;
 
 use reft_core::Parameter;
+use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
 
-use crate::{Batch, Encoding, Example, Forwards, Record, Result, Sequence};
+use crate::{Batch, Encoding, Example, Forwards, Part, Record, Reference, Result, Sequence};
 
 /// What is learned: which examples rows become, and the loss of a batch of them.
 ///
@@ -12,6 +13,11 @@ use crate::{Batch, Encoding, Example, Forwards, Record, Result, Sequence};
 pub trait Objective {
     /// Its name, as metrics, checkpoints and messages say it.
     fn name(&self) -> &'static str;
+
+    /// What its numbers depend on beside data and model, by the names of options: a run is resumed only with the same.
+    fn options(&self) -> Map<String, Value> {
+        Map::new()
+    }
 
     /// The examples of some rows: one for each, unless the objective says otherwise.
     ///
@@ -50,13 +56,20 @@ pub trait Objective {
         &[1.0]
     }
 
-    /// The parts of the loss.
+    /// The runs that it compares batches of a part with: what is kept of each is computed once for a sequence, and lies in
+    /// [`Forwards::references`] in this order.
+    fn references(&self, _part: Part) -> Vec<Reference<'_>> {
+        Vec::new()
+    }
+
+    /// The parts of the loss, and what is measured beside it.
     fn terms(&self) -> &[Term];
 
     /// How much of a batch each term is the mean over: target tokens, sequences, pairs.
     fn counts(&self, batch: &Batch) -> Vec<f64>;
 
-    /// Each term's sum over a batch: scalars, differentiable in the parameters of adapters and objective.
+    /// Each term's sum over a batch: scalars, differentiable in the parameters of adapters and objective. What is only measured has no
+    /// gradient.
     ///
     /// # Errors
     /// What the objective refuses.
@@ -68,8 +81,15 @@ pub trait Objective {
 pub struct Term {
     /// What it is called in metrics.
     pub name: &'static str,
-    /// Its weight in the loss.
+    /// Its weight in the loss; 0: it is measured, and no part of the loss.
     pub weight: f64,
+}
+
+impl Term {
+    /// Something that is measured beside the loss, without a gradient.
+    pub const fn measured(name: &'static str) -> Self {
+        Self { name, weight: 0.0 }
+    }
 }
 
 /// Predicting every labelled token from those before it: the mean of `−log p(target)` over the target tokens.
@@ -82,7 +102,7 @@ impl Objective for NextToken {
     }
 
     fn terms(&self) -> &[Term] {
-        &[Term { name: "loss", weight: 1.0 }]
+        &[Term { name: "next-token", weight: 1.0 }]
     }
 
     fn counts(&self, batch: &Batch) -> Vec<f64> {

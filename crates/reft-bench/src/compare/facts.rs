@@ -106,7 +106,7 @@ impl Leakage {
 
 /// What makes two questions the same: the words of their prompts. Rows without a prompt are the same if they say the same.
 fn key(question: &Question) -> String {
-    match &question.record.content {
+    match question.record.content.first() {
         Content::Completion { prompt, completion } if prompt.is_empty() => words(completion),
         Content::Completion { prompt, .. } => words(prompt),
         Content::Instruction { instruction, input, .. } => words(&format!("{instruction} {input}")),
@@ -114,6 +114,7 @@ fn key(question: &Question) -> String {
             let asked = messages.iter().filter(|message| message.role() != "assistant");
             words(&asked.map(Message::text).collect::<Vec<_>>().join(" "))
         }
+        Content::Preference { .. } => String::new(),
         Content::Tokens { input_ids, prompt_length, .. } => {
             let prompt = match *prompt_length {
                 0 => input_ids.as_slice(),

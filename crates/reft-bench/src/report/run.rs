@@ -260,9 +260,29 @@ fn plots(out: &mut String, runs: &[TrainingRun]) -> std::fmt::Result {
             };
             let curves = runs.iter().enumerate().map(curve);
             draw(out, "Validation loss", note, ("loss", Scale::Log), curves)?;
+            terms(out, runs, &mean)?;
         }
     }
     writeln!(out, "</div>")
+}
+
+/// A figure for each term of a loss that has several, and for what was measured beside it.
+fn terms(out: &mut String, runs: &[TrainingRun], mean: &str) -> std::fmt::Result {
+    let steps = runs.iter().flat_map(|run| &run.steps);
+    let names: BTreeSet<&String> = steps.flat_map(|step| step.terms.keys()).collect();
+    for name in names {
+        let curve = |(i, run): (usize, &TrainingRun)| {
+            let values =
+                run.steps.iter().filter_map(|s| Some((s.step as f64, *s.terms.get(name)?)));
+            let (at, values): (Vec<f64>, Vec<f64>) = values.unzip();
+            let points = at.into_iter().zip(running_mean(&values)).collect();
+            Curve { label: run.name.clone(), colour: i % COLOURS, points }
+        };
+        let note = format!("{mean}; before its weight in the loss.");
+        let curves = runs.iter().enumerate().map(curve);
+        draw(out, name, &note, (name, Scale::Linear), curves)?;
+    }
+    Ok(())
 }
 
 /// A figure of those curves that have points, if there is one.
@@ -319,8 +339,16 @@ fn replies(out: &mut String, run: &TrainingRun) -> std::fmt::Result {
 
 /// Options of the run; of several, those that differ.
 fn options(out: &mut String, runs: &[TrainingRun]) -> std::fmt::Result {
-    const PATHS: [&str; 7] =
-        ["model", "data", "validation_data", "output", "config", "init_adapter", "reuse_dir"];
+    const PATHS: [&str; 8] = [
+        "model",
+        "data",
+        "validation_data",
+        "replay",
+        "output",
+        "config",
+        "init_adapter",
+        "reuse_dir",
+    ];
     let mut names: Vec<&String> = Vec::new();
     for name in runs.iter().flat_map(|run| run.options.keys()) {
         if !names.contains(&name) && !PATHS.contains(&name.as_str()) {

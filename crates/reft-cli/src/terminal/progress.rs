@@ -82,7 +82,11 @@ impl Progress for TrainProgress {
         let speed = grouped(self.tokens_per_second() as i64);
         let per_step = self.seconds / (stats.step - plan.done).max(1) as f64;
         let left = duration(per_step * plan.steps.saturating_sub(stats.step) as f64);
-        let text = format!("loss {:.4}  {speed} tokens/s  {left} left", stats.loss);
+        let terms: Vec<String> =
+            stats.terms.iter().map(|(name, mean)| format!("{name} {mean:.4}")).collect();
+        let terms =
+            if terms.is_empty() { terms.concat() } else { format!(" ({})", terms.join(", ")) };
+        let text = format!("loss {:.4}{terms}  {speed} tokens/s  {left} left", stats.loss);
         if let Some(bar) = &self.bar {
             bar.set_message(text);
             bar.set_position(stats.step as u64);

@@ -6,8 +6,9 @@ use reft_bench::Error;
 use reft_methods::{adapter_bytes, trained_text};
 use reft_models::{AdapterStack, ChatOptions, DirectoryLock, Model, TrainedText, weights_digest};
 use reft_train::{
-    ColumnOptions, Dataset, Encoding, Learner, Listeners, NextToken, Outcome, Plan, Progress,
-    Record, Summary, Template, Trainer, TurnOptions, WEIGHTS_DIGEST, read_records,
+    ColumnOptions, Dataset, Encoding, KeepingClose, Learner, Listeners, NextToken, Objective,
+    ObjectiveOptions, Outcome, Part, Plan, Preference, Progress, ReadRows, Record, Summary,
+    Template, Trainer, TurnOptions, WEIGHTS_DIGEST, read_preferences, read_records,
 };
 use serde_json::{Map, json};
 use toml::Table;
@@ -27,6 +28,7 @@ use crate::train::directory::{self, TrainDirectory};
 use crate::train::first_example;
 use crate::train::method::TrainMethod;
 use crate::train::processes::{Processes, follow, launch};
+use crate::train::replay;
 use crate::train::run_options::{RunOptions, TrainFlags, needed, part, table};
 use crate::train::watch::options::{Log, WatchOptions};
 use crate::train::watch::page::RunPage;
@@ -85,6 +87,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let model = needed(&run.model, "model")?;
     let (data, output) = (needed(&run.data, "data")?, needed(&run.output, "output")?);
     let config = run.train_config(&given)?;
+    let objective_options = run.objective(&given)?;
     if processes.is_first() && directory::holds_run(&output)? && !args.resume && !args.overwrite {
         let output = output.display();
         bail!(
@@ -92,7 +95,9 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         );
     }
     let columns: ColumnOptions = part(&given)?;
-    let sources = data.read(columns.columns.as_ref())?;
+    let read_rows: ReadRows =
+        if objective_options.objective.prefers() { read_preferences } else { read_records };
+    let sources = data.read(columns.columns.as_ref(), read_rows)?;
     let (path, shape) = open_config(&model)?;
     shape.check_predicts("reft train")?;
     let (turns, chat): (TurnOptions, ChatOptions) = (part(&given)?, part(&given)?);
@@ -127,7 +132,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let mut dataset = Dataset::weighted(weighted, config.validation, config.seed)?;
     let config = with_length(config, dataset.train.len(), processes.world());
     if let Some(file) = &run.validation_data {
-        let records = read_records(file, columns.columns.as_ref())?;
+        let records = read_rows(file, columns.columns.as_ref())?;
         dataset.validation = examples_of(&records, file)?;
     }
     if let (Some(patience), true) = (config.patience, dataset.validation.is_empty()) {
@@ -149,14 +154,32 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let first = &dataset.train[0];
     let edited = method.edited(first.row().prompt_length);
     first_example::say(first, text.tokenizer.as_ref(), &edited)?;
-    let learner = Learner::new(&decoder, &AdapterStack::of_boxed(&adapters)?, &NextToken);
+    let replay = run.replay.as_deref().map(|file| {
+        replay::read(file, columns.columns.as_ref(), &encoding, &decoder, &objective_options)
+    });
+    let replay = replay.transpose()?;
+    let reference = method.reference(&objective_options, &decoder)?;
+    let reference = AdapterStack::of_boxed(&reference)?;
+    let preference = objective_options.objective.prefers();
+    let preference = preference.then(|| Preference::new(&objective_options, reference));
+    let preference = preference.transpose()?;
+    let task = preference.as_ref().map_or(&NextToken as &dyn Objective, |preference| preference);
+    let part_kept = if replay.is_some() { Part::Replay } else { Part::Task };
+    let keeping = objective_options
+        .kl_weight
+        .map(|weight| KeepingClose::new(task, weight, objective_options.kl_top_k, part_kept));
+    let objective = keeping.as_ref().map_or(task, |keeping| keeping);
+    let learner = Learner::new(&decoder, &AdapterStack::of_boxed(&adapters)?, objective);
 
     let device = DeviceChoice::of(decoder.device());
     let machine = MachineOptions { device, threads: Some(threads), ..machine };
     let of_rows = [table(&columns)?, table(&turns)?, table(&chat)?];
     let watch: WatchOptions = part(&given)?;
     let of_run = [table(&run)?, table(&watch)?];
-    let parts = [table(&config)?, table(&machine)?, method.resolved(&run)?];
+    let mut parts = vec![table(&config)?, table(&machine)?, method.resolved(&run)?];
+    if objective_options != ObjectiveOptions::default() {
+        parts.push(table(&objective_options)?);
+    }
     let mut resolved: Table = of_run.into_iter().chain(parts).chain(of_rows).flatten().collect();
     resolved.retain(|name, _| !["no_shuffle", "reuse"].contains(&name)); // said by others
     if let Some(saved) = &saved {
@@ -168,6 +191,9 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let stack = AdapterStack::of_boxed(&adapters)?;
     let group = processes.join(&resolved, contents, &stack)?;
     let mut trainer = Trainer::new(&learner, &dataset, config)?;
+    if let Some(replay) = &replay {
+        trainer = trainer.replaying(replay, objective_options.replay_batch_size)?;
+    }
     if let Some(group) = &group {
         trainer = trainer.sharing(group.share(), group);
     }

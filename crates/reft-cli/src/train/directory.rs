@@ -24,10 +24,11 @@ const HEADER: &str = "# The options of a run of `reft train`, with every default
 
 /// Options that may change when a run goes on: they change no number, or only how it is rounded; model and data are known by their content,
 /// wherever they lie; how long a run is may grow, which the trainer checks.
-const FREE: [&str; 21] = [
+const FREE: [&str; 22] = [
     "model",
     "data",
     "validation_data",
+    "replay",
     "epochs",
     "max_steps",
     "patience",

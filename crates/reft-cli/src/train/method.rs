@@ -5,9 +5,10 @@ use anyhow::{Context, Result, anyhow, bail};
 use reft_core::{Positions, TokenGroup};
 use reft_methods::{
     INIT_TOKENS, LAYERS, MethodOptions, Methods, POSITION_RULE, POSITIONS, check_adapter,
-    load_trainable_adapters, options_of, resolve,
+    load_adapters, load_trainable_adapters, options_of, resolve,
 };
 use reft_models::{Adapter, Model, ModelDescription, Tokenizer};
+use reft_train::{ObjectiveOptions, ReferenceRun};
 use serde_json::{Value, json};
 use toml::Table;
 
@@ -90,6 +91,29 @@ impl TrainMethod {
             }
             Start::Adapter(dir) => load_trainable_adapters(dir, model)
                 .with_context(|| format!("cannot start from adapter {}", dir.display())),
+        }
+    }
+
+    /// The adapters of the run that preferences are compared with: none for the plain model's, or where the objective compares with none.
+    ///
+    /// # Errors
+    /// If it is to be the start's, and the run starts from no adapter.
+    pub fn reference(
+        &self,
+        options: &ObjectiveOptions,
+        model: &dyn Model,
+    ) -> Result<Vec<Box<dyn Adapter>>> {
+        let compares = options.objective.compares();
+        match (&self.start, options.reference) {
+            (Start::New(_), Some(ReferenceRun::Start)) => {
+                bail!(
+                    "--reference start is the adapter of --init-adapter; give one, or leave it out"
+                )
+            }
+            (Start::Adapter(dir), None | Some(ReferenceRun::Start)) if compares => {
+                Ok(load_adapters(dir, model)?)
+            }
+            _ => Ok(Vec::new()),
         }
     }
 

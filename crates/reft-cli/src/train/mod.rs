@@ -8,5 +8,6 @@ pub mod directory;
 pub mod first_example;
 pub mod method;
 pub mod processes;
+pub mod replay;
 pub mod run_options;
 pub mod watch;

@@ -1,12 +1,13 @@
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use bytesize::ByteSize;
 use reft_core::{DeclaredOptions, declare_options};
 use reft_methods::method_names;
 use reft_models::ChatOptions;
 use reft_train::{
-    ColumnOptions, DataSources, ReuseConfig, Shuffle, Template, TrainConfig, TurnOptions,
+    ColumnOptions, DataSources, ObjectiveOptions, ReuseConfig, Shuffle, Template, TrainConfig,
+    TurnOptions,
 };
 use serde::{Deserialize, Deserializer, Serialize};
 use toml::Table;
@@ -38,6 +39,8 @@ declare_options! {
         template: Template = Template::Auto, Text("NAME") in "Data";
         /// Examples to choose the best adapter by, from a file of their own instead of a part of those to train on
         validation_data: Option<PathBuf> = None, Text("FILE") in "Data";
+        /// Rows whose next tokens are to stay those of the frozen model, in any form that --data has, answered or not; with --kl-weight
+        replay: Option<PathBuf> = None, Text("FILE") in "Objective";
         /// Leave out examples that have no label left when they are cut, instead of failing
         drop_too_long: bool = false, Switch("BOOL") in "Data";
         /// Take the examples in the order of the file: the same as --shuffle none
@@ -76,7 +79,8 @@ impl FlagGroup for TrainFlags {
 
 /// Every option that decides what a run does, in the order that help and files have them in.
 pub fn declared() -> Vec<Declared> {
-    const PLACES: [&str; 6] = ["Input", "Method", "Data", "Training", "Watching", "Machine"];
+    const PLACES: [&str; 7] =
+        ["Input", "Method", "Data", "Objective", "Training", "Watching", "Machine"];
     let of_trainer = Declared::of::<TrainConfig>();
     let of_trainer = of_trainer.into_iter().filter(|option| option.name != "reuse"); // --no-reuse
     let mut options = Declared::of::<RunOptions>();
@@ -85,6 +89,7 @@ pub fn declared() -> Vec<Declared> {
     options.extend(Declared::of::<ChatOptions>());
     options.extend(Declared::of_methods());
     options.extend(Declared::of::<WatchOptions>());
+    options.extend(Declared::of::<ObjectiveOptions>());
     options.extend(of_trainer.chain(Declared::of::<MachineOptions>()));
     options.sort_by_key(|option| PLACES.iter().position(|place| option.heading.starts_with(place)));
     for option in &mut options {
@@ -113,6 +118,19 @@ impl RunOptions {
     pub fn reuse(&self, processes: usize) -> ReuseConfig {
         let memory = self.reuse_memory.map(|size| size.as_u64());
         ReuseConfig { memory, directory: self.reuse_dir.clone(), processes }
+    }
+
+    /// The part of the options that are given which says what is learned.
+    ///
+    /// # Errors
+    /// If a value cannot be, or an option is given that nothing uses; the message names the flag.
+    pub fn objective(&self, given: &Table) -> Result<ObjectiveOptions> {
+        let objective: ObjectiveOptions = part(given)?;
+        objective.check().map_err(in_flags)?;
+        if let (Some(_), None) = (&self.replay, objective.kl_weight) {
+            bail!("--replay is given without --kl-weight; give both, or neither");
+        }
+        Ok(objective)
     }
 
     /// The trainer's part of the options that are given.

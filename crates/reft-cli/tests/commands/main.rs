@@ -26,6 +26,7 @@ mod memory;
 mod merge_adapters;
 mod methods;
 mod not_finite;
+mod objectives;
 mod plan;
 mod processes;
 mod push_pull;

@@ -15,7 +15,7 @@ pub enum PaddingSide {
 }
 
 /// One row of a batch.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Row {
     /// Token ids: the prompt, then the response if there is one.
     pub input_ids: Vec<i64>,

@@ -4,6 +4,16 @@ use reft_models::{Layout, PaddingSide, Span};
 
 use crate::{Example, IGNORE_INDEX, Needed, Result, Sequence};
 
+/// What the examples of a batch are there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Part {
+    /// To be learned, or measured on.
+    #[default]
+    Task,
+    /// To be answered as before.
+    Replay,
+}
+
 /// Examples that are computed together: one forward and backward.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
@@ -17,6 +27,8 @@ pub struct Batch {
     pub values: Vec<Option<f64>>,
     /// The sequences of each example, as rows of the layout.
     pub rows: Vec<Range<usize>>,
+    /// What they are there for.
+    pub part: Part,
     /// The first token of each sequence whose final hidden state is read; its length if there is none.
     pub(crate) first_wanted: Vec<usize>,
 }
@@ -46,7 +58,7 @@ impl Batch {
         }
         let layout =
             Layout::new(sequences, PaddingSide::Right)?.with_virtual_tokens(virtual_tokens);
-        Ok(Self { layout, labels, ids, values, rows, first_wanted })
+        Ok(Self { layout, labels, ids, values, rows, part: Part::Task, first_wanted })
     }
 
     /// What is to be predicted: for every label, the place in the span's `[b·t]` of the token before it, and the label. The span is of
@@ -81,6 +93,30 @@ impl Batch {
             let targets = targets.filter(|&(_, &label)| label != IGNORE_INDEX);
             targets.map(move |(token, &label)| (row, layout.column(row, token) - 1, label))
         })
+    }
+
+    /// The tokens of a sequence that have a token before them and a label, and the labels: what any run predicts of it, with virtual
+    /// tokens before it or without.
+    pub(crate) fn labelled(labels: &[i64]) -> impl Iterator<Item = (usize, i64)> {
+        let behind_another = labels.iter().copied().enumerate().skip(1);
+        behind_another.filter(|(_, label)| *label != IGNORE_INDEX)
+    }
+
+    /// Number of labels of each sequence that any run predicts.
+    pub(crate) fn n_labelled(&self) -> Vec<i64> {
+        self.labels.iter().map(|labels| Self::labelled(labels).count() as i64).collect()
+    }
+
+    /// Which of the [targets](Self::targets) any run predicts: `None` for all of them.
+    pub(crate) fn targets_behind_another(&self) -> Option<Vec<i64>> {
+        if self.layout.virtual_tokens() == 0 {
+            return None;
+        }
+        let tokens = self.labels.iter().flat_map(|labels| {
+            let tokens = labels.iter().enumerate();
+            tokens.filter(|(_, label)| **label != IGNORE_INDEX).map(|(token, _)| token)
+        });
+        Some((0..).zip(tokens).filter(|(_, token)| *token > 0).map(|(i, _)| i).collect())
     }
 
     /// Number of tokens that count in the loss.

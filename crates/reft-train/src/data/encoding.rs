@@ -17,7 +17,8 @@ pub struct Encoding<'a> {
 }
 
 impl Encoding<'_> {
-    /// Examples of one sequence each, in parallel: one for each row, or for each of the assistant's turns in it, if the encoder says so.
+    /// Examples, in parallel: one for each row, or for each of the assistant's turns in it, if the encoder says so; of one sequence, or of two if
+    /// the row is a preference.
     ///
     /// # Errors
     /// The first of the rows that fails, with its id: as [`Self::sequence`], [`Error::NoLabel`] if it has no label, or
@@ -48,8 +49,27 @@ impl Encoding<'_> {
         examples.into_iter().flatten().collect()
     }
 
+    /// The example of a preference: both sequences, the preferred one first.
+    fn pair(&self, record: &Record, contents: [&Content; 2]) -> Result<Example> {
+        let mut of_pair = Vec::with_capacity(contents.len());
+        for content in contents {
+            let text = self.text.map(|text| TextEncoder { turns: Turns::Last, ..text });
+            let own = Self { text, ..*self }.sequences(&record.with(content.clone()))?;
+            let (sequence, length) =
+                own.into_iter().next_back().expect("invariant: a row is one sequence at least");
+            if sequence.predicting().is_empty() {
+                return Err(Error::without_label(&record.id, length, self.max_length));
+            }
+            of_pair.push(sequence);
+        }
+        Ok(Example { id: record.id.clone(), sequences: of_pair, value: None })
+    }
+
     /// The examples of a row.
     fn of(&self, record: &Record) -> Vec<Result<Example>> {
+        if let Content::Preference { chosen, rejected } = &record.content {
+            return vec![self.pair(record, [chosen, rejected])];
+        }
         let sequences = match self.sequences(record) {
             Ok(sequences) => sequences,
             Err(refused) => return vec![Err(refused)],

@@ -6,7 +6,7 @@ use reft_models::Row;
 pub const IGNORE_INDEX: i64 = -100;
 
 /// A tokenised sequence and its labels.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Sequence {
     /// Its tokens.
     pub row: Row,

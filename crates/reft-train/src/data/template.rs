@@ -86,6 +86,14 @@ struct Conversation<'a> {
 }
 
 impl Content {
+    /// Itself, or of a preference the row that is preferred.
+    pub fn first(&self) -> &Self {
+        match self {
+            Self::Preference { chosen, .. } => chosen,
+            other => other,
+        }
+    }
+
     /// What it says, as a conversation; `None` if it is tokens.
     pub fn messages(&self) -> Option<Vec<Message>> {
         let (user, reply) = match self {
@@ -94,6 +102,7 @@ impl Content {
                 (joined(instruction, input), output)
             }
             Self::Chat { messages, .. } => return Some(messages.clone()),
+            Self::Preference { chosen, .. } => return chosen.messages(),
             Self::Tokens { .. } => return None,
         };
         Some(vec![Message::new("user", user), Message::new("assistant", reply.as_str())])
@@ -177,8 +186,8 @@ impl TextEncoder<'_> {
 
     /// The template that frames rows: of `auto` the one that their forms suggest, if it is the same for all. `None` if they hold tokens alone.
     pub fn in_force<'r>(&self, rows: impl IntoIterator<Item = &'r Record>) -> Option<Template> {
-        let of_row = |record: &Record| match &record.content {
-            Content::Tokens { .. } => None,
+        let of_row = |record: &Record| match record.content.first() {
+            Content::Tokens { .. } | Content::Preference { .. } => None,
             _ if self.template != Template::Auto => Some(self.template),
             Content::Completion { .. } => Some(Template::Plain),
             Content::Instruction { .. } if self.chat_template.is_none() => Some(Template::Alpaca),
@@ -227,6 +236,11 @@ impl TextEncoder<'_> {
                 (instruction, input.as_str(), output)
             }
             Content::Tokens { .. } => return Err(record.refused("tokens have no template")),
+            Content::Preference { .. } => {
+                return Err(record.refused(
+                    "the row has two replies, which an objective of preferences learns; give one",
+                ));
+            }
         };
         let is_verbatim = matches!(record.content, Content::Completion { .. });
         let prompt = match self.template {

@@ -8,8 +8,8 @@ use tch::Tensor;
 use crate::forward::checkpointed_pass::CheckpointedPass;
 use crate::forward::pass::Pass;
 use crate::{
-    Batch, Error, Example, Forwards, FrozenStore, Needed, Objective, Processes, ReadyBatch, Result,
-    Sequence, Share,
+    Batch, Error, Example, Forwards, FrozenStore, Needed, Objective, Processes, Ready, ReadyBatch,
+    Reference, Result, Sequence, Share,
 };
 
 /// A frozen model, the adapters it is used with, and what they are to learn: what is trained and evaluated.
@@ -79,8 +79,9 @@ impl<'a> Learner<'a> {
     ) -> Result<Tensor> {
         let batch = self.batch(examples)?;
         let sums = self.sums(&batch, mode, None)?;
-        let divisors = self.divisors(&self.objective.counts(&batch));
-        let terms: Vec<Tensor> = sums.iter().zip(divisors).map(|(sum, n)| sum / n).collect();
+        let factors = self.factors(&self.objective.counts(&batch));
+        let terms: Vec<Tensor> =
+            sums.iter().zip(factors).map(|(sum, factor)| sum * factor).collect();
         Ok(Tensor::stack(&terms, 0).sum(None))
     }
 
@@ -114,7 +115,8 @@ impl<'a> Learner<'a> {
         let mut sums = processes.sums_of(own, 2 * terms + 1, 0)?;
         let target_tokens = sums.pop().unwrap_or_default() as i64;
         let counts = sums.split_off(terms);
-        let loss: f64 = sums.iter().zip(self.divisors(&counts)).map(|(sum, n)| sum / n).sum();
+        let means = sums.iter().zip(self.divisors(&counts)).map(|(sum, n)| sum / n);
+        let loss = self.loss_of(&means.collect::<Vec<_>>());
         Ok(LossReport { loss, perplexity: loss.exp(), target_tokens })
     }
 
@@ -218,29 +220,48 @@ impl<'a> Learner<'a> {
         format!("{}/{name}", self.objective.name())
     }
 
-    /// What each term's sum is to be divided by, so that the loss is the sum of all: its count over its weight. A term that nothing is
-    /// counted for is left out, unless there is no other.
+    /// What each term's sum is to be divided by for its mean: its count. A term that nothing is counted for is left out, unless there is
+    /// no other.
     pub(crate) fn divisors(&self, counts: &[f64]) -> Vec<f64> {
         let is_empty = counts.iter().all(|n| *n == 0.0);
-        let terms = self.objective.terms().iter().zip(counts);
-        let divisor = |n: f64, weight| if n > 0.0 || is_empty { n / weight } else { f64::INFINITY };
-        terms.map(|(term, n)| divisor(*n, term.weight)).collect()
+        let divisor = |n: &f64| if *n > 0.0 || is_empty { *n } else { f64::INFINITY };
+        counts.iter().map(divisor).collect()
     }
 
-    /// Makes a batch ready for all forwards that the objective wants of it.
+    /// What each term's sum is to be multiplied by, so that the loss is the sum of all.
+    pub(crate) fn factors(&self, counts: &[f64]) -> Vec<f64> {
+        let terms = self.objective.terms().iter().zip(self.divisors(counts));
+        terms.map(|(term, n)| term.weight / n).collect()
+    }
+
+    /// The loss, from the mean of each term.
+    pub(crate) fn loss_of(&self, means: &[f64]) -> f64 {
+        let terms = self.objective.terms().iter().zip(means);
+        terms.filter(|(term, _)| term.weight != 0.0).map(|(term, mean)| term.weight * mean).sum()
+    }
+
+    /// Makes a batch ready for all forwards and references that the objective wants of it.
     pub(crate) fn ready(
         &self,
         batch: &Batch,
         mut frozen: Option<&mut FrozenStore>,
-    ) -> Result<Vec<ReadyBatch>> {
-        let ready = |strength: &f64| ReadyBatch::new(self, *strength, batch, frozen.as_deref_mut());
-        self.objective.strengths().iter().map(ready).collect()
+    ) -> Result<Ready> {
+        let forward =
+            |strength: &f64| ReadyBatch::new(self, *strength, batch, frozen.as_deref_mut());
+        let forwards =
+            self.objective.strengths().iter().map(forward).collect::<Result<Vec<_>>>()?;
+        let references = self.objective.references(batch.part);
+        let reference = |own: &Reference| own.of_batch(self.model, batch, frozen.as_deref_mut());
+        let references = references.iter().map(reference).collect::<Result<_>>()?;
+        Ok(Ready { forwards, references })
     }
 
     /// Whether a batch can be made ready without the device computing anything for it.
     pub(crate) fn is_cached(&self, batch: &Batch, frozen: Option<&FrozenStore>) -> bool {
         let is_cached = |strength: &f64| ReadyBatch::is_cached(self, *strength, batch, frozen);
+        let references = self.objective.references(batch.part);
         self.objective.strengths().iter().all(is_cached)
+            && references.iter().all(|reference| reference.is_cached(batch, frozen))
     }
 
     /// Adds the gradient of `Σ factor · sum` over the terms to those of the parameters; returns the sums, without gradient.
@@ -252,7 +273,7 @@ impl<'a> Learner<'a> {
     pub(crate) fn backward(
         &self,
         batch: &Batch,
-        ready: &[ReadyBatch],
+        ready: &Ready,
         factors: &[f64],
         seed: u64,
         by_block: bool,
@@ -274,12 +295,13 @@ impl<'a> Learner<'a> {
     fn sums_of<'p>(
         &'p self,
         batch: &'p Batch,
-        ready: &'p [ReadyBatch],
+        ready: &'p Ready,
         mode: Mode,
         by_block: Option<u64>,
     ) -> Result<(Vec<Tensor>, Vec<CheckpointedPass<'p>>)> {
-        let (mut outputs, mut passes) = (Vec::with_capacity(ready.len()), Vec::new());
-        for (i, ready) in ready.iter().enumerate() {
+        let Ready { forwards, references } = ready;
+        let (mut outputs, mut passes) = (Vec::with_capacity(forwards.len()), Vec::new());
+        for (i, ready) in forwards.iter().enumerate() {
             let pass = Pass::new(self, ready, mode)?;
             match by_block.filter(|_| ready.strength != 0.0) {
                 None => outputs.push(pass.outputs()?),
@@ -291,7 +313,13 @@ impl<'a> Learner<'a> {
                 }
             }
         }
-        let sums = self.objective.sums(&Forwards { model: self.model, mode, batch, outputs })?;
+        let sums = self.objective.sums(&Forwards {
+            model: self.model,
+            mode,
+            batch,
+            outputs,
+            references,
+        })?;
         Ok((sums, passes))
     }
 

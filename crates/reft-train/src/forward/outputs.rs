@@ -13,6 +13,8 @@ pub struct Forwards<'p> {
     pub batch: &'p Batch,
     /// What each forward ended with, in the order of [`Objective::strengths`](crate::Objective::strengths).
     pub outputs: Vec<Outputs<'p>>,
+    /// What is kept of each of the objective's [references](crate::Objective::references), of all sequences one behind the other.
+    pub references: &'p [Vec<Tensor>],
 }
 
 /// The hidden states that a forward ended with, from the first wanted column on.
@@ -41,6 +43,18 @@ impl Outputs<'_> {
         let Targets { places, labels } = self.targets;
         let h = self.hidden_states.flatten(0, 1).index_select(0, places);
         cross_entropy(self.model, &h, labels)
+    }
+
+    /// The hidden states that labels are predicted from, `[m, d]`, and the labels, `[m]`: of the tokens that have a token before them, row
+    /// by row, whatever virtual tokens there are.
+    pub(crate) fn labelled(&self, batch: &Batch) -> (Tensor, Tensor) {
+        let Targets { places, labels } = self.targets;
+        let h = self.hidden_states.flatten(0, 1);
+        let Some(kept) = batch.targets_behind_another() else {
+            return (h.index_select(0, places), labels.shallow_clone());
+        };
+        let kept = send(&Tensor::from_slice(&kept), h.device());
+        (h.index_select(0, &places.index_select(0, &kept)), labels.index_select(0, &kept))
     }
 
     /// The hidden states of some tokens, `[m, d]`.

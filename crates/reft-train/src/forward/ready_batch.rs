@@ -7,6 +7,15 @@ use crate::forward::outputs::Targets;
 use crate::reuse::frozen_row::{FrozenPast, FrozenRow};
 use crate::{Batch, FrozenStore, Learner, Result};
 
+/// A batch on its way to the device, for all that an objective wants of it.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    /// A forward for each of its strengths.
+    pub(crate) forwards: Vec<ReadyBatch>,
+    /// What is kept of each of its references.
+    pub(crate) references: Vec<Vec<Tensor>>,
+}
+
 /// A batch on its way to the device: the inputs of one forward that do not depend on trained parameters.
 ///
 /// It is made ahead, while the device is at work on the batch before, or when it is wanted; it is the same either way.

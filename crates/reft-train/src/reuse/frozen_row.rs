@@ -7,17 +7,13 @@ use tch::{Device, Kind, Tensor};
 
 use crate::Result;
 
-/// What the frozen model alone decides of a row: all that is before a method's [`Reach`].
+/// What nothing trained has a part in, of a row: tensors in the host's memory.
 ///
-/// It does not depend on the batch that asks for it: the row is computed by itself, or with the rows of its
-/// [group](crate::reuse::groups::Groups).
+/// They are all that is before a method's [`Reach`], or what is kept of a [`Reference`](crate::Reference). They do not depend on the batch
+/// that asks for them: the row is computed by itself, or with the rows of its [group](crate::reuse::groups::Groups).
 #[derive(Debug)]
 pub(crate) struct FrozenRow {
-    /// What goes into stage `stage` at the tokens from `token` on: `[t − token, d]`.
-    hidden_states: Tensor,
-    /// Keys and values of the tokens before `token`, of the blocks from `stage` on: `[blocks, 2, n_kv, token, d_h]`. `None` if there
-    /// is no such token or block.
-    keys_and_values: Option<Tensor>,
+    tensors: Vec<Tensor>,
 }
 
 impl FrozenRow {
@@ -49,7 +45,8 @@ impl FrozenRow {
             });
             // a copy, so that the rest of h is let go
             let hidden_states = h.select(0, i).narrow(0, token, t - token).copy();
-            Self { hidden_states: hidden_states.to_device(Device::Cpu), keys_and_values }
+            let hidden_states = hidden_states.to_device(Device::Cpu);
+            Self::from_tensors([hidden_states].into_iter().chain(keys_and_values))
         };
         Ok(rows.iter().enumerate().map(of_row).collect())
     }
@@ -64,19 +61,25 @@ impl FrozenRow {
         numbers * model.kind().elt_size_in_bytes()
     }
 
-    /// A row read back from what [`Self::tensors`] gave.
-    ///
-    /// # Panics
-    /// If there is none.
+    /// A row of these tensors, as [`Self::tensors`] gave them.
     pub(crate) fn from_tensors(tensors: impl IntoIterator<Item = Tensor>) -> Self {
-        let mut tensors = tensors.into_iter();
-        let hidden_states = tensors.next().expect("invariant: a row has hidden states");
-        Self { hidden_states, keys_and_values: tensors.next() }
+        Self { tensors: tensors.into_iter().collect() }
     }
 
-    /// Its tensors: hidden states, and keys and values if there are any.
+    /// Its tensors.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
-        std::iter::once(&self.hidden_states).chain(&self.keys_and_values)
+        self.tensors.iter()
+    }
+
+    /// What goes into stage `stage` at the tokens from `token` on: `[t − token, d]`.
+    fn hidden_states(&self) -> &Tensor {
+        &self.tensors[0]
+    }
+
+    /// Keys and values of the tokens before `token`, of the blocks from `stage` on: `[blocks, 2, n_kv, token, d_h]`. `None` if there
+    /// is no such token or block.
+    fn keys_and_values(&self) -> Option<&Tensor> {
+        self.tensors.get(1)
     }
 
     /// Memory that it takes.
@@ -87,11 +90,11 @@ impl FrozenRow {
     /// The hidden states of rows as one batch `[b, width, d]` on a device: what goes into a stage in the columns from the first touched
     /// token on.
     pub(crate) fn batch(rows: &[Rc<Self>], width: i64, (kind, device): (Kind, Device)) -> Tensor {
-        let d = rows.first().map_or(0, |row| row.hidden_states.size()[1]);
+        let d = rows.first().map_or(0, |row| row.hidden_states().size()[1]);
         let hidden_states = Tensor::zeros([rows.len() as i64, width, d], (kind, Device::Cpu));
         for (i, row) in rows.iter().enumerate() {
-            let t = row.hidden_states.size()[0];
-            hidden_states.select(0, i as i64).narrow(0, 0, t).copy_(&row.hidden_states);
+            let t = row.hidden_states().size()[0];
+            hidden_states.select(0, i as i64).narrow(0, 0, t).copy_(row.hidden_states());
         }
         send(&hidden_states, device)
     }
@@ -114,7 +117,7 @@ impl FrozenPast {
     ) -> Self {
         let mut past: Option<Tensor> = None;
         for (i, row) in rows.iter().enumerate() {
-            if let Some(own) = &row.keys_and_values {
+            if let Some(own) = row.keys_and_values() {
                 let [blocks, two, n_kv, token, d_h] = own.size()[..] else {
                     unreachable!("invariant: [blocks, 2, n_kv, token, d_h]")
                 };

@@ -9,7 +9,7 @@ use tch::Tensor;
 use crate::reuse::frozen_row::FrozenRow;
 use crate::reuse::groups::Groups;
 use crate::reuse::spill_file::{Extent, SpillFile};
-use crate::{Needed, Result};
+use crate::{Kept, Needed, Result, Sequence};
 
 /// How much of the frozen model's work is cached for the next epoch, and where.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -48,8 +48,14 @@ pub struct FrozenStore<'d> {
     warnings: Vec<String>,
 }
 
-/// A row's tokens, and where it is reached.
-type Key = (Vec<i64>, Option<Vec<i64>>, Reach);
+/// What is cached is known by.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum Key {
+    /// A row's tokens and their types, and where it is reached.
+    Row(Vec<i64>, Option<Vec<i64>>, Reach),
+    /// A sequence, what is kept of it, and whether the plain model ran it.
+    Reference(Sequence, Kept, bool),
+}
 
 #[derive(Debug)]
 enum Cached {
@@ -169,6 +175,26 @@ impl<'d> FrozenStore<'d> {
         self.has_room(total).then_some(rows)
     }
 
+    /// What is kept of a sequence's reference: from the store, or computed and cached.
+    pub(crate) fn reference(
+        &mut self,
+        (sequence, kept, is_plain): (Sequence, Kept, bool),
+        compute: &dyn Fn(&Sequence) -> Result<FrozenRow>,
+    ) -> Result<Rc<FrozenRow>> {
+        let key = Key::Reference(sequence, kept, is_plain);
+        if let Some(cached) = self.cached(&key) {
+            return Ok(cached);
+        }
+        let Key::Reference(sequence, ..) = &key else { unreachable!("invariant: as made above") };
+        let computed = compute(sequence)?;
+        Ok(self.insert(key, computed))
+    }
+
+    /// Whether the store has a sequence's reference.
+    pub(crate) fn has_reference(&self, (sequence, kept, is_plain): (Sequence, Kept, bool)) -> bool {
+        self.rows.contains_key(&Key::Reference(sequence, kept, is_plain))
+    }
+
     /// Whether the store has a row.
     pub(crate) fn has(&self, row: &Row, reach: Reach) -> bool {
         self.rows.contains_key(&key(row, reach))
@@ -176,7 +202,11 @@ impl<'d> FrozenStore<'d> {
 
     /// The frozen part of a row, if the store has it and its file can be read.
     pub(crate) fn cached_row(&mut self, row: &Row, reach: Reach) -> Option<Rc<FrozenRow>> {
-        match self.rows.get(&key(row, reach))? {
+        self.cached(&key(row, reach))
+    }
+
+    fn cached(&mut self, key: &Key) -> Option<Rc<FrozenRow>> {
+        match self.rows.get(key)? {
             Cached::Memory(row) => Some(row.clone()),
             Cached::File(extents) => match self.read(extents) {
                 Ok(row) => Some(row.into()),
@@ -271,7 +301,7 @@ impl<'d> FrozenStore<'d> {
 }
 
 fn key(row: &Row, reach: Reach) -> Key {
-    (row.input_ids.clone(), row.token_types.clone(), reach)
+    Key::Row(row.input_ids.clone(), row.token_types.clone(), reach)
 }
 
 /// Available and total memory in bytes, of the machine or of the container that the program runs in: the smaller of the two.
@@ -293,7 +323,6 @@ fn smaller(machine: (u64, u64), container: Option<(u64, u64)>) -> (u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Sequence;
     use tch::{Device, Kind};
 
     #[test]

@@ -3,4 +3,5 @@
 pub(crate) mod frozen_row;
 pub(crate) mod frozen_store;
 pub(crate) mod groups;
+pub(crate) mod reference;
 pub(crate) mod spill_file;

@@ -1,10 +1,12 @@
 use crate::run::order::epoch_batches;
-use crate::{Batch, Example, FrozenStore, Learner, Result, Share, TrainConfig};
+use crate::{Batch, Example, FrozenStore, Learner, Part, Result, Share, TrainConfig};
 
 /// The examples as a run is fed with them: which micro-batches each step takes. A function of the examples, the options and the share.
 #[derive(Debug)]
 pub(crate) struct Feed<'a> {
     examples: &'a [Example],
+    /// What they are there for.
+    part: Part,
     config: TrainConfig,
     share: Share,
     /// The micro-batches of one epoch, those of all processes, as indices.
@@ -18,7 +20,14 @@ impl<'a> Feed<'a> {
     /// All of the examples.
     pub(crate) fn new(examples: &'a [Example], config: &TrainConfig) -> Self {
         let order = (0, epoch_batches(examples, config, 0));
-        Self { examples, config: config.clone(), share: Share::WHOLE, order }
+        let (part, share) = (Part::Task, Share::WHOLE);
+        Self { examples, part, config: config.clone(), share, order }
+    }
+
+    /// Examples that are replayed, `batch_size` of them in each step of a process.
+    pub(crate) fn of_replay(examples: &'a [Example], batch_size: usize, seed: u64) -> Self {
+        let config = TrainConfig { batch_size, grad_accum: 1, seed, ..TrainConfig::default() };
+        Self { part: Part::Replay, ..Self::new(examples, &config) }
     }
 
     /// One process's share of them.
@@ -64,8 +73,11 @@ impl<'a> Feed<'a> {
         if self.order.0 != epoch {
             self.order = (epoch, epoch_batches(self.examples, &self.config, epoch));
         }
-        let order = &self.order.1;
+        let (order, examples, part) = (&self.order.1, self.examples, self.part);
         let places = self.share.places(index, self.config.grad_accum, order.len());
-        places.map(|place| learner.batch(order[place].iter().map(|&i| &self.examples[i])))
+        places.map(move |place| {
+            let batch = learner.batch(order[place].iter().map(|&i| &examples[i]))?;
+            Ok(Batch { part, ..batch })
+        })
     }
 }

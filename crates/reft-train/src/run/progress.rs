@@ -128,7 +128,7 @@ pub struct StepStats {
     pub epoch: f64,
     /// The objective's loss before the step's update; of next tokens the mean of `−log p(target)` over the step's target tokens.
     pub loss: f64,
-    /// The terms that the loss is the sum of, by name, if it has several.
+    /// The mean of each term of the loss, before its weight, and of what is measured beside it, by name, if there are several.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub terms: BTreeMap<String, f64>,
     /// Learning rate of the update.

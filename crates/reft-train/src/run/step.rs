@@ -20,10 +20,9 @@ impl Trainer<'_> {
         let started = Instant::now();
         let objective = self.learner.objective;
         let (counts, [tokens, target_tokens]) = self.counts(micro_batches)?;
-        let divisors = self.learner.divisors(&counts);
         self.optimizer.zero_grad();
         objective.progress(self.step as f64 / self.total_steps().max(1) as f64);
-        let terms = self.backwards(micro_batches, &divisors);
+        let terms = self.backwards(micro_batches, &counts);
         let (terms, grads) = self.reduced(terms, micro_batches)?;
         if self.scaler.unscale(&grads) == Grads::Overflow {
             self.scaler.back_off();
@@ -44,7 +43,7 @@ impl Trainer<'_> {
         Ok(Step::Taken(StepStats {
             step: self.step,
             epoch: self.step as f64 / self.steps_per_epoch() as f64,
-            loss: terms.iter().sum(),
+            loss: self.learner.loss_of(&terms),
             terms: named.filter(|_| terms.len() > 1).collect(),
             lr,
             grad_norm,
@@ -79,9 +78,11 @@ impl Trainer<'_> {
         }
     }
 
-    /// Adds the gradients of all micro-batches, each term divided by its number; returns what each micro-batch has of each term.
-    fn backwards(&mut self, micro_batches: &[Batch], divisors: &[f64]) -> Result<Vec<f64>> {
-        let factors: Vec<f64> = divisors.iter().map(|n| self.scaler.scale() / n).collect();
+    /// Adds the gradients of all micro-batches, each term divided by its number; returns what each micro-batch has of each term's mean.
+    fn backwards(&mut self, micro_batches: &[Batch], counts: &[f64]) -> Result<Vec<f64>> {
+        let divisors = self.learner.divisors(counts);
+        let factors = self.learner.factors(counts).into_iter();
+        let factors: Vec<f64> = factors.map(|factor| factor * self.scaler.scale()).collect();
         let mut terms = Vec::new();
         for (i, batch) in micro_batches.iter().enumerate() {
             let place = self.processes.share.place_in_step(i);
@@ -89,7 +90,7 @@ impl Trainer<'_> {
             let sums = self.with_memory(|run| {
                 autocast(run.uses_autocast(), || run.backward(batch, &factors, seed))
             })?;
-            terms.extend(sums.into_iter().zip(divisors).map(|(sum, n)| sum / *n));
+            terms.extend(sums.into_iter().zip(&divisors).map(|(sum, n)| sum / *n));
             self.look_ahead(micro_batches.get(i + 1));
         }
         // a part of the loss that is no sum over examples, and counts once
@@ -130,7 +131,7 @@ impl Trainer<'_> {
         self.ready = ready.ok().map(|ready| (batch, ready));
     }
 
-    /// The terms of a step's loss, from those of its micro-batches, and the gradients: summed over all processes, and not yet used.
+    /// The means of a step's terms, from those of its micro-batches, and the gradients: summed over all processes, and not yet used.
     fn reduced(
         &mut self,
         terms: Result<Vec<f64>>,

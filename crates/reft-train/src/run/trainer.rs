@@ -13,8 +13,9 @@ use crate::run::feed::Feed;
 use crate::run::run_directory::RunDirectory;
 use crate::run::share::{Processes, Reduce, Share};
 use crate::{
-    AdamW, Batch, Dataset, Error, FrozenStore, Learner, LossScaler, NextToken, Objective, Outcome,
-    Plan, Progress, ReadyBatch, Result, ReuseConfig, Summary, TrainConfig, ValidationStats,
+    AdamW, Batch, Dataset, Error, Example, FrozenStore, Learner, LossScaler, NextToken, Objective,
+    Outcome, Part, Plan, Progress, Ready, Result, ReuseConfig, Summary, TrainConfig,
+    ValidationStats,
 };
 
 /// Trains adapters of any method on a frozen model, by any objective.
@@ -39,8 +40,10 @@ pub struct Trainer<'a> {
     facts: Map<String, Value>,
     pub(super) processes: Processes<'a>,
     pub(super) feed: Feed<'a>,
+    /// What is replayed beside the examples.
+    replay: Option<Feed<'a>>,
     /// The batch that comes next, on its way to the device.
-    pub(super) ready: Option<(Batch, Vec<ReadyBatch>)>,
+    pub(super) ready: Option<(Batch, Ready)>,
 }
 
 impl<'a> Trainer<'a> {
@@ -92,6 +95,7 @@ impl<'a> Trainer<'a> {
             facts: Map::new(),
             processes,
             feed,
+            replay: None,
             ready: None,
         };
         Ok(trainer.keeping(ReuseConfig::default()))
@@ -120,7 +124,27 @@ impl<'a> Trainer<'a> {
     pub fn sharing(mut self, share: Share, reduction: &'a dyn Reduce) -> Self {
         self.processes = Processes { share, reduction };
         self.feed = self.feed.sharing(share);
+        self.replay = self.replay.map(|replay| replay.sharing(share));
         self
+    }
+
+    /// Has each step of a process replay `batch_size` of these examples, a micro-batch of their own: its part is [`Part::Replay`], which
+    /// the objective is to know ([`KeepingClose`](crate::KeepingClose)). To be called before [`Self::starting_in`] or [`Self::resuming_in`].
+    ///
+    /// # Errors
+    /// As [`Self::new`] of examples that cannot be; [`Error::TooFewExamples`] without one.
+    pub fn replaying(mut self, examples: &'a [Example], batch_size: usize) -> Result<Self> {
+        if examples.is_empty() || batch_size == 0 {
+            return Err(Error::TooFewExamples { train: 0, validation: 0 });
+        }
+        self.learner.check_lengths(examples)?;
+        self.learner.check(examples)?;
+        let replayed = Dataset { train: examples.to_vec(), validation: Vec::new() };
+        self.facts.insert("replay".to_owned(), json!(replayed.digest()));
+        self.facts.insert("replay_batch_size".to_owned(), json!(batch_size));
+        let replay = Feed::of_replay(examples, batch_size, self.config.seed);
+        self.replay = Some(replay.sharing(self.processes.share));
+        Ok(self)
     }
 
     /// Writes `metrics.jsonl`, checkpoints and, at the end, the adapter into a directory, which is made if it is not there.
@@ -273,7 +297,9 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// What [`Learner::batch`] refuses.
     pub fn micro_batches(&mut self, step: usize) -> Result<Vec<Batch>> {
-        self.feed.batches(step, &self.learner).collect()
+        let own = self.feed.batches(step, &self.learner);
+        let replayed = self.replay.as_mut().map(|replay| replay.batches(step, &self.learner));
+        own.chain(replayed.into_iter().flatten()).collect()
     }
 
     /// Optimizer steps of the whole run.
@@ -406,6 +432,7 @@ impl<'a> Trainer<'a> {
         if objective != NextToken.name() {
             identity.insert("objective".into(), json!(objective));
         }
+        identity.extend(self.learner.objective.options());
         identity.insert("data".into(), json!(self.dataset.digest()));
         identity.extend(self.facts.clone());
         identity
@@ -452,7 +479,11 @@ fn check_trainable(learner: &Learner) -> Result<()> {
         if !is_parameter(weight) {
             return Err(Error::NotFrozen { name });
         }
-        if learner.objective.strengths().iter().any(|strength| *strength != 1.0) {
+        let compares = learner.objective.strengths().iter().any(|strength| *strength != 1.0)
+            || [Part::Task, Part::Replay]
+                .iter()
+                .any(|p| !learner.objective.references(*p).is_empty());
+        if compares {
             return Err(Error::NoPlainModel { objective: learner.objective.name(), method });
         }
     }

@@ -132,7 +132,7 @@ fn several_files_are_read_one_after_another_with_their_weights() -> TestResult {
     let name = |name: &str| fixtures().join(name).to_string_lossy().into_owned();
     let list = serde_json::json!([name("lines.jsonl"), name("pandas.csv") + ":2"]);
     let sources: DataSources = serde_json::from_value(list)?;
-    let read = sources.read(None)?;
+    let read = sources.read(None, read_records)?;
     let weights: Vec<f64> = read.iter().map(|(source, _)| source.weight).collect();
     assert_eq!(weights, [1.0, 2.0]);
     assert_eq!(read[1].1[2].id, format!("row 3 of {}", name("pandas.csv")));

@@ -1,5 +1,6 @@
 //! Whole training runs on the tiny model of `tests/oracle`.
 
+mod closeness;
 mod composition;
 mod data_files;
 mod encoders;
@@ -12,6 +13,7 @@ mod objectives;
 mod oracle;
 mod orthonormality;
 mod out_of_memory;
+mod preferences;
 mod quantised;
 mod resume;
 mod reuse;

@@ -1,12 +1,12 @@
 use std::fmt::{self, Display};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use reft_core::{Error as CoreError, Texts};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{ColumnNames, Record, Result, read_records};
+use crate::{ColumnNames, Record, Result};
 
 /// A data file, and how many times its rows are taken in an epoch: `extra.jsonl`, or `extra.jsonl:2.5`.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,15 +21,22 @@ pub struct DataSource {
 #[derive(Debug, Clone, PartialEq)]
 pub struct DataSources(pub Vec<DataSource>);
 
+/// What reads the rows of a file: [`read_records`](crate::read_records), or [`read_preferences`](crate::read_preferences).
+pub type ReadRows = fn(&Path, Option<&ColumnNames>) -> Result<Vec<Record>>;
+
 impl DataSources {
-    /// The rows of each file. Where there are several files, ids of rows say which file they are of.
+    /// The rows of each file, as `read_rows` reads them. Where there are several files, ids of rows say which file they are of.
     ///
     /// # Errors
-    /// As [`read_records`].
-    pub fn read(&self, columns: Option<&ColumnNames>) -> Result<Vec<(&DataSource, Vec<Record>)>> {
+    /// What `read_rows` refuses.
+    pub fn read(
+        &self,
+        columns: Option<&ColumnNames>,
+        read_rows: ReadRows,
+    ) -> Result<Vec<(&DataSource, Vec<Record>)>> {
         let mut read = Vec::with_capacity(self.0.len());
         for source in &self.0 {
-            let mut records = read_records(&source.path, columns)?;
+            let mut records = read_rows(&source.path, columns)?;
             if self.0.len() > 1 {
                 for record in &mut records {
                     record.id = format!("{} of {}", record.id, source.path.display());

@@ -145,6 +145,48 @@ pub static ROW_FORMS: [RowForm; 6] = [
     },
 ];
 
+/// The form of rows for what learns preferences.
+pub static PREFERENCE_FORM: RowForm = RowForm {
+    name: "a preference",
+    becomes: "two replies to one prompt, which is framed as that of a prompt, a question or a conversation; chosen is to be likelier than rejected",
+    content: "preference",
+    columns: &[
+        given("chosen", &["chosen"]),
+        given("rejected", &["rejected"]),
+        optional("prompt", &["prompt"]),
+        optional("instruction", &["instruction", "question", "query"]),
+        optional("input", &["input", "context"]),
+        optional("tools", &["tools"]),
+        SYSTEM_COLUMN,
+    ],
+    others: Fields {
+        file: "a row with a preference",
+        groups: &[
+            &[
+                Field::neutral(&["messages", "prompt_id"], "what stands in both replies, too"),
+                Field::neutral(
+                    &[
+                        "score_chosen",
+                        "score_rejected",
+                        "chosen_score",
+                        "rejected_score",
+                        "chosen_rating",
+                        "rejected_rating",
+                        "chosen_model",
+                        "rejected_model",
+                    ],
+                    "how the replies were made and judged",
+                ),
+                Field::refused(
+                    &["margin"],
+                    "no objective here takes a margin of each row; leave the column out",
+                ),
+            ],
+            COMMON,
+        ],
+    },
+};
+
 /// Columns that any row may have.
 pub(crate) const ID: &str = "id";
 pub(crate) const SUBSPACE: &str = "subspace";
@@ -153,6 +195,27 @@ const COMMON: &[Field] = &[Field::neutral(
     &["source", "dataset", "category", "language", "license", "url", "metadata", "split"],
     "where the row comes from",
 )];
+
+/// What rows are read for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To be learned from, or measured on.
+    Learn,
+    /// As prompts: what would be learned may be missing.
+    Prompt,
+    /// To prefer one reply to another one.
+    Prefer,
+}
+
+impl Purpose {
+    /// The forms that rows may have.
+    pub(crate) fn forms(self) -> Vec<&'static RowForm> {
+        match self {
+            Self::Prefer => vec![&PREFERENCE_FORM],
+            Self::Learn | Self::Prompt => ROW_FORMS.iter().collect(),
+        }
+    }
+}
 
 /// A row's form, and under which names the row has the columns of it.
 pub(crate) struct FoundForm {
@@ -163,8 +226,9 @@ pub(crate) struct FoundForm {
 
 impl RowForm {
     /// The columns of the form that a row has, if it has those that it needs.
-    fn found(&'static self, row: &Map<String, Value>, is_prompt: bool) -> Option<FoundForm> {
-        let is_needed = |need| need == Need::Given || (need == Need::Learned && !is_prompt);
+    fn found(&'static self, row: &Map<String, Value>, purpose: Purpose) -> Option<FoundForm> {
+        let is_needed =
+            |need| need == Need::Given || (need == Need::Learned && purpose == Purpose::Learn);
         let name = |column: &RowColumn| column.names.iter().find(|name| row.contains_key(**name));
         let lacks = |column: &RowColumn| is_needed(column.need) && name(column).is_none();
         if self.columns.iter().any(lacks) {
@@ -188,14 +252,14 @@ impl FoundForm {
     pub(crate) fn of(
         row: &Map<String, Value>,
         columns: Option<&ColumnNames>,
-        is_prompt: bool,
+        purpose: Purpose,
     ) -> Result<Self, String> {
-        let mut forms: Vec<&'static RowForm> = ROW_FORMS.iter().collect();
+        let mut forms = purpose.forms();
         if let Some(columns) = columns {
             let unnamed = |form: &&RowForm| columns.iter().filter(|(n, _)| !form.has(n)).count();
             forms.sort_by_key(unnamed); // stable
         }
-        let found = forms.iter().find_map(|form| form.found(row, is_prompt));
+        let found = forms.iter().find_map(|form| form.found(row, purpose));
         found.ok_or_else(|| lacking(row, &forms))
     }
 
@@ -242,7 +306,12 @@ fn lacking(row: &Map<String, Value>, forms: &[&'static RowForm]) -> String {
         let needed = form.columns.iter().filter(|column| column.need != Need::Optional);
         needed.map(|column| column.names[0]).collect::<Vec<_>>()
     };
-    let begun = forms.iter().find(|form| {
+    if PREFERENCE_FORM.columns[..2].iter().all(|column| row.contains_key(column.names[0])) {
+        return format!(
+            "{found}; that is a preference, which --objective dpo, ipo, orpo or simpo learns; leave rejected out and call chosen completion to learn it alone"
+        );
+    }
+    let begun = forms.iter().filter(|form| form.content != "preference").find(|form| {
         let given = form.columns.iter().find(|column| column.need == Need::Given);
         given.is_some_and(|column| column.names.iter().any(|name| row.contains_key(*name)))
     });
@@ -263,9 +332,9 @@ fn lacking(row: &Map<String, Value>, forms: &[&'static RowForm]) -> String {
     )
 }
 
-/// The first name of `columns` that is no form's.
-pub(crate) fn unknown_name(columns: &ColumnNames) -> Option<&str> {
+/// The first name of `columns` that is none of these forms'.
+pub(crate) fn unknown_name<'c>(columns: &'c ColumnNames, forms: &[&RowForm]) -> Option<&'c str> {
     let is_known =
-        |name: &str| [ID, SUBSPACE].contains(&name) || ROW_FORMS.iter().any(|form| form.has(name));
+        |name: &str| [ID, SUBSPACE].contains(&name) || forms.iter().any(|form| form.has(name));
     columns.iter().map(|(name, _)| name).find(|name| !is_known(name))
 }

@@ -4,6 +4,7 @@ pub(crate) mod columns;
 pub(crate) mod form;
 
 pub(crate) mod conversation;
+pub(crate) mod preference;
 pub(crate) mod record;
 
 pub(crate) mod data_source;

@@ -9,8 +9,9 @@ use serde_json::{Map, Value, json};
 use crate::data::files::hub_dataset::files_of;
 use crate::data::files::table::empty_is_nothing;
 use crate::data::rows::conversation::messages;
-use crate::data::rows::form::{FoundForm, ID, SUBSPACE, SYSTEM, unknown_name};
-use crate::{ColumnNames, Error, ROW_FORMS, Result, TableRow, read_table};
+use crate::data::rows::form::{FoundForm, ID, Purpose, SUBSPACE, SYSTEM, unknown_name};
+use crate::data::rows::preference::preference;
+use crate::{ColumnNames, Error, Result, TableRow, read_table};
 
 /// One row of a data file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,12 +69,25 @@ pub enum Content {
         /// What is to be learned.
         completion: String,
     },
+    /// `{"prompt", "chosen", "rejected"}`: two rows with one prompt, of which the first's reply is to be the likelier one.
+    #[serde(skip)]
+    Preference {
+        /// The row with the reply that is preferred.
+        chosen: Box<Content>,
+        /// The row with the other one.
+        rejected: Box<Content>,
+    },
 }
 
 impl Record {
     /// A row that is in no file. Messages name it by its id.
     pub fn new(id: impl Into<String>, content: Content) -> Self {
         Self { id: id.into(), content, subspace: None }
+    }
+
+    /// The same row with another content.
+    pub(crate) fn with(&self, content: Content) -> Self {
+        Self { content, ..self.clone() }
     }
 
     /// Why no example can be made of it.
@@ -119,7 +133,7 @@ fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<S
 /// If the file cannot be read; [`Error::Json`] with line and column; [`Error::Row`] for a row that has none of the forms;
 /// [`Error::DataFile`]; [`Error::NoExamples`].
 pub fn read_records(path: &Path, columns: Option<&ColumnNames>) -> Result<Vec<Record>> {
-    RowReader { columns, is_prompt: false }.read(path)
+    RowReader { columns, purpose: Purpose::Learn }.read(path)
 }
 
 /// Reads a file of prompts: rows as [`read_records`] takes them, in which what would be learned may be missing.
@@ -127,15 +141,22 @@ pub fn read_records(path: &Path, columns: Option<&ColumnNames>) -> Result<Vec<Re
 /// # Errors
 /// As [`read_records`].
 pub fn read_prompts(path: &Path, columns: Option<&ColumnNames>) -> Result<Vec<Record>> {
-    RowReader { columns, is_prompt: true }.read(path)
+    RowReader { columns, purpose: Purpose::Prompt }.read(path)
+}
+
+/// Reads a data file of preferences: two replies to one prompt in each row ([`PREFERENCE_FORM`](crate::PREFERENCE_FORM)).
+///
+/// # Errors
+/// As [`read_records`].
+pub fn read_preferences(path: &Path, columns: Option<&ColumnNames>) -> Result<Vec<Record>> {
+    RowReader { columns, purpose: Purpose::Prefer }.read(path)
 }
 
 /// How rows are read.
 #[derive(Clone, Copy)]
 struct RowReader<'a> {
     columns: Option<&'a ColumnNames>,
-    /// Whether what would be learned may be missing.
-    is_prompt: bool,
+    purpose: Purpose,
 }
 
 /// What is said of a file, once.
@@ -173,12 +194,10 @@ impl RowReader<'_> {
     /// Checks that the columns that are named are there.
     fn check_columns(&self, rows: &[TableRow]) -> Result<(), String> {
         let Some(columns) = self.columns else { return Ok(()) };
-        if let Some(unknown) = unknown_name(columns) {
-            let mut known: Vec<&str> = ROW_FORMS
-                .iter()
-                .flat_map(|form| form.columns)
-                .map(|column| column.names[0])
-                .collect();
+        let forms = self.purpose.forms();
+        if let Some(unknown) = unknown_name(columns, &forms) {
+            let mut known: Vec<&str> =
+                forms.iter().flat_map(|form| form.columns).map(|column| column.names[0]).collect();
             known.sort_unstable();
             known.dedup();
             return Err(format!(
@@ -204,7 +223,7 @@ impl RowReader<'_> {
         let subspace = in_json(fields.remove(SUBSPACE).unwrap_or_default());
         let subspace = serde_json::from_value(subspace)
             .map_err(|error| format!("subspace: {}", plain_reason(&error)))?;
-        let found = FoundForm::of(&fields, self.columns, self.is_prompt)?;
+        let found = FoundForm::of(&fields, self.columns, self.purpose)?;
         let others = fields.iter().filter(|(name, _)| found.form.others.find(name).is_some());
         found.form.others.check(others.filter(|(name, _)| !found.has(name)))?;
         remarks.unused.extend(found.unused(&fields).map(str::to_owned));
@@ -225,7 +244,10 @@ impl RowReader<'_> {
             own.insert(column.field.to_owned(), value_of(column.field, name, value)?);
         }
         let system = own.remove(SYSTEM);
-        if self.is_prompt {
+        if self.purpose == Purpose::Prefer {
+            return preference(own, system);
+        }
+        if self.purpose == Purpose::Prompt {
             add_empty_response(found.form.content, &mut own);
         } else if found.form.content == "prompt" {
             own.entry("prompt").or_insert_with(|| json!("")); // a text is learned whole
@@ -294,7 +316,7 @@ fn messages_of_lists(fields: &mut Map<String, Value>) -> Result<Option<Value>, S
 }
 
 /// The same with a system message before it.
-fn with_system(content: Content, system: Value) -> Result<Content, String> {
+pub(crate) fn with_system(content: Content, system: Value) -> Result<Content, String> {
     let Value::String(system) = system else {
         return Err(format!("system is {system}, expected a text"));
     };
@@ -353,8 +375,8 @@ mod tests {
         reader.read(&path)
     }
 
-    const TRAINING: RowReader = RowReader { columns: None, is_prompt: false };
-    const PROMPTS: RowReader = RowReader { columns: None, is_prompt: true };
+    const TRAINING: RowReader = RowReader { columns: None, purpose: Purpose::Learn };
+    const PROMPTS: RowReader = RowReader { columns: None, purpose: Purpose::Prompt };
 
     fn parse_text(text: &str) -> Result<Vec<Record>> {
         read("data.jsonl", text, TRAINING)
@@ -507,7 +529,7 @@ mod tests {
         let columns = |text: &str| -> Result<ColumnNames> { Ok(text.parse()?) };
         let read_with = |names: &str, text: &str| {
             let columns = columns(names)?;
-            read("data.jsonl", text, RowReader { columns: Some(&columns), is_prompt: false })
+            read("data.jsonl", text, RowReader { columns: Some(&columns), purpose: Purpose::Learn })
         };
         let row = r#"{"messages":[],"question":"q","answer":"a","prompt":"p"}"#;
         let as_it_stands = parse_text(r#"{"prompt":"q","completion":"a"}"#)?;

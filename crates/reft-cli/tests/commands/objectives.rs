@@ -1,0 +1,187 @@
+//! What `reft train` learns beside the next token: preferences, and not to forget.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::Result;
+use crate::conversations::{PLAIN, chat_model};
+use crate::files::{losses, many_rows};
+use crate::runs::{Run, args, oracle, run, succeed};
+
+fn train(model: &Path, data: &Path, output: &Path, more: &[&str]) -> Result<Run> {
+    let mut args = args!["train", "--model", model, "--data", data, "--output", output];
+    args.extend(args!["--batch-size", "2", "--threads", "1", "--lr", "1e-2", "--rank", "2"]);
+    args.extend(more.iter().map(Into::into));
+    run(args)
+}
+
+/// The terms of each step's loss.
+fn terms(run: &Path) -> Result<Vec<Value>> {
+    let metrics = fs::read_to_string(run.join("metrics.jsonl"))?;
+    let rows = metrics.lines().map(serde_json::from_str::<Value>);
+    let rows = rows.collect::<std::result::Result<Vec<_>, _>>()?;
+    Ok(rows.into_iter().map(|row| row["terms"].clone()).collect())
+}
+
+/// The same preferences as JSON lines and as CSV.
+fn preferences(dir: &Path) -> Result<[PathBuf; 2]> {
+    let rows = [("a b", "c d e", "f"), ("say d", "e", "g h"), ("g", "h i", "j k l")];
+    let lines = rows.map(|(question, chosen, rejected)| {
+        let said = |reply: &str| json!([{"role": "user", "content": question}, {"role": "assistant", "content": reply}]);
+        json!({"prompt": question, "chosen": said(chosen), "rejected": said(rejected), "score_chosen": 3}).to_string()
+    });
+    let table = rows.map(|(question, chosen, rejected)| format!("{question},{rejected},{chosen}"));
+    let (jsonl, csv) = (dir.join("pairs.jsonl"), dir.join("pairs.csv"));
+    fs::write(&jsonl, lines.join("\n"))?;
+    fs::write(&csv, format!("question,rejected,better\n{}\n", table.join("\n")))?;
+    Ok([jsonl, csv])
+}
+
+#[test]
+fn preferences_are_learned_by_every_objective_from_every_shape() -> Result {
+    let dir = tempfile::tempdir()?;
+    let model = chat_model(dir.path(), PLAIN)?;
+    let [jsonl, csv] = preferences(dir.path())?;
+    for objective in ["dpo", "ipo", "orpo", "simpo"] {
+        let output = |name: &str| dir.path().join(format!("{objective}-{name}"));
+        let asked = ["--objective", objective, "--max-steps", "16"];
+        let trained = train(&model, &jsonl, &output("jsonl"), &asked)?;
+        assert_eq!(trained.code, Some(0), "{}", trained.stderr);
+        let columns = ["--columns", "chosen=better"];
+        let same = train(&model, &csv, &output("csv"), &[&asked[..], &columns].concat())?;
+        assert_eq!(same.code, Some(0), "{}", same.stderr);
+        assert_eq!(losses(&output("jsonl"))?, losses(&output("csv"))?, "{objective}");
+        let terms = terms(&output("jsonl"))?;
+        let of = |i: usize, name: &str| terms[i][name].as_f64().ok_or("no such term");
+        assert!(of(15, "margin")? > of(0, "margin")? + 0.01, "{objective}: {terms:?}");
+        assert_eq!(of(15, "accuracy")?, 1.0, "{objective}");
+        assert_eq!(terms[0].get("kl_estimate").is_some(), ["dpo", "ipo"].contains(&objective));
+        let options = fs::read_to_string(output("jsonl").join("train.toml"))?;
+        assert!(options.contains(&format!("objective = \"{objective}\"")), "{options}");
+        let page = fs::read_to_string(output("jsonl").join("report.html"))?;
+        assert!(page.contains(">margin<"), "the page has no margin");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_recipe_of_preferences_is_a_run() -> Result {
+    let dir = tempfile::tempdir()?;
+    let model = chat_model(dir.path(), PLAIN)?;
+    let [pairs, _] = preferences(dir.path())?;
+    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes/preference.toml");
+    let args = args!["train", "--config", recipe, "--model", model, "--data", pairs];
+    let more = args!["--output", dir.path().join("run"), "--max-steps", "1", "--threads", "1"];
+    succeed([args, more].concat())?;
+    Ok(())
+}
+
+/// The reference is the adapter that is started from, unless the base model is asked for: at first nothing differs from it.
+#[test]
+fn a_run_that_starts_from_an_adapter_compares_with_it() -> Result {
+    let dir = tempfile::tempdir()?;
+    let model = chat_model(dir.path(), PLAIN)?;
+    let [pairs, _] = preferences(dir.path())?;
+    let first = dir.path().join("first");
+    let ended = train(&model, &pairs, &first, &["--objective", "simpo", "--max-steps", "8"])?;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let start = first.to_string_lossy();
+    let dpo = |name: &str, more: &[&str]| -> Result<f64> {
+        let output = dir.path().join(name);
+        let mut args = args!["train", "--model", model, "--data", pairs, "--output", output];
+        args.extend(args!["--init-adapter", *start, "--objective", "dpo", "--max-steps", "2"]);
+        args.extend(more.iter().map(Into::into));
+        succeed(args)?;
+        Ok(terms(&output)?[0]["kl_estimate"].as_f64().ok_or("no estimate")?.abs())
+    };
+    assert!(dpo("start", &[])? < 1e-5);
+    assert!(dpo("base", &["--reference", "base"])? > 1e-3);
+    let resumed = |beta: &str| {
+        let output = dir.path().join("start");
+        run(args!["train", "--resume", "--output", output, "--beta", beta, "--max-steps", "3"])
+    };
+    let refused = resumed("0.3")?;
+    assert!(refused.code != Some(0) && refused.stderr.contains("beta"), "{}", refused.stderr);
+    let going_on =
+        run(args!["train", "--resume", "--output", dir.path().join("start"), "--max-steps", "3"])?;
+    assert_eq!(going_on.code, Some(0), "{}", going_on.stderr);
+    Ok(())
+}
+
+#[test]
+fn what_does_not_fit_together_is_refused_with_what_to_do() -> Result {
+    let dir = tempfile::tempdir()?;
+    let model = chat_model(dir.path(), PLAIN)?;
+    let [pairs, _] = preferences(dir.path())?;
+    let refused = |more: &[&str], words: &str| -> Result {
+        let ended = train(&model, &pairs, &dir.path().join("never"), more)?;
+        assert!(
+            ended.code != Some(0) && ended.stderr.contains(words),
+            "{more:?}: {}",
+            ended.stderr
+        );
+        Ok(())
+    };
+    refused(&[], "--objective dpo, ipo, orpo or simpo learns")?;
+    refused(&["--objective", "ppo"], "next-token, dpo, ipo, orpo, simpo")?;
+    refused(&["--objective", "dpo", "--reference", "start"], "--init-adapter")?;
+    refused(&["--objective", "orpo", "--reference", "base"], "--reference")?;
+    refused(&["--objective", "dpo", "--label-smoothing", "0.5"], "--label-smoothing")?;
+    refused(&["--objective", "dpo", "--replay", "x.csv"], "--kl-weight")?;
+    refused(&["--objective", "dpo", "--kl-top-k", "3"], "--kl-top-k")?;
+    let full =
+        args!["train", "--model", model, "--data", pairs, "--output", dir.path().join("never")];
+    let full = run(full.into_iter().chain(args!["--objective", "dpo", "--method", "full"]))?;
+    assert!(full.code != Some(0) && full.stderr.contains("plain model"), "{}", full.stderr);
+    let questions = dir.path().join("questions.csv");
+    fs::write(&questions, "question,answer\na,b\n")?;
+    let ended = train(&model, &questions, &dir.path().join("never"), &["--objective", "dpo"])?;
+    assert!(
+        ended.code != Some(0) && ended.stderr.contains("chosen and rejected"),
+        "{}",
+        ended.stderr
+    );
+    Ok(())
+}
+
+/// Rows with replies and rows without, of tokens and of text.
+#[test]
+fn what_is_replayed_is_answered_or_a_question() -> Result {
+    let dir = tempfile::tempdir()?;
+    let data = many_rows(dir.path(), 6)?;
+    let replay = dir.path().join("replay.jsonl");
+    fs::write(
+        &replay,
+        "{\"input_ids\":[5,6,7,8],\"prompt_length\":4}\n{\"input_ids\":[9,6,3,8,2],\"prompt_length\":2}\n",
+    )?;
+    let more = ["--kl-weight", "0.5", "--replay", &replay.to_string_lossy(), "--max-steps", "6"];
+    let more =
+        [&more[..], &["--replay-batch-size", "2", "--replay-tokens", "5", "--kl-top-k", "9"]];
+    let output = dir.path().join("run");
+    let ended = train(&oracle("tiny_llama"), &data, &output, &more.concat())?;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stderr.contains("1 row of"), "{}", ended.stderr);
+    let terms = terms(&output)?;
+    let kl = |i: usize| terms[i]["kl"].as_f64().ok_or("no kl");
+    assert!(kl(0)?.abs() < 1e-6 && kl(5)? > 1e-4, "{terms:?}"); // the start is the identity
+    let page = fs::read_to_string(output.join("report.html"))?;
+    assert!(page.contains(">kl<") && page.contains(">next-token<"));
+
+    let on_rows = dir.path().join("on-rows");
+    let more = ["--kl-weight", "0.5", "--max-steps", "6"];
+    let ended = train(&oracle("tiny_llama"), &data, &on_rows, &more)?;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert_ne!(losses(&on_rows)?, losses(&output)?);
+
+    let model = chat_model(dir.path(), PLAIN)?;
+    let (asked, answers) = (dir.path().join("asked.csv"), dir.path().join("answers.csv"));
+    fs::write(&asked, "question\na b\nc\n")?;
+    fs::write(&answers, "question,answer\nd e,f\n")?;
+    let more = ["--kl-weight", "0.5", "--replay", &asked.to_string_lossy(), "--max-steps", "2"];
+    let ended = train(&model, &answers, &dir.path().join("texts"), &more)?;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stderr.contains("2 rows of"), "{}", ended.stderr);
+    Ok(())
+}

@@ -1,0 +1,119 @@
+use std::ops::Range;
+
+use reft_core::Parameter;
+use reft_models::AdapterStack;
+use serde_json::{Map, Value, json};
+use tch::{Kind, Tensor};
+
+use crate::{
+    Batch, Encoding, Example, Forwards, Kept, Objective, Part, Record, Reference, Result, Sequence,
+    Term, divergence_of_hidden_states, divergence_of_likeliest,
+};
+
+/// Another objective, and not to forget: beside its loss the divergence of the next tokens from the frozen model's,
+/// `weight · KL(frozen ‖ adapted)`, the mean over labelled tokens that have a token before them, in nats.
+///
+/// The tokens are those of the task's own rows, or of rows that are [replayed](crate::Trainer::replaying), which the task's loss then has
+/// no part in.
+pub struct KeepingClose<'a> {
+    task: &'a dyn Objective,
+    weight: f64,
+    kept: Kept,
+    part: Part,
+    terms: Vec<Term>,
+}
+
+impl<'a> KeepingClose<'a> {
+    /// Keeps an objective's model close on rows of a part. The divergence is that of the frozen model's `top_k` likeliest tokens, and of
+    /// all others as one; with 0 it is that of the whole vocabulary.
+    pub fn new(task: &'a dyn Objective, weight: f64, top_k: usize, part: Part) -> Self {
+        let own = Term { name: "kl", weight };
+        let terms = task.terms().iter().copied().chain([own]).collect();
+        let kept = if top_k == 0 { Kept::HiddenStates } else { Kept::Likeliest(top_k) };
+        Self { task, weight, kept, part, terms }
+    }
+}
+
+impl Objective for KeepingClose<'_> {
+    fn name(&self) -> &'static str {
+        self.task.name()
+    }
+
+    fn options(&self) -> Map<String, Value> {
+        let mut options = self.task.options();
+        options.insert("kl_weight".into(), json!(self.weight));
+        let top_k = if let Kept::Likeliest(k) = self.kept { k } else { 0 };
+        options.insert("kl_top_k".into(), json!(top_k));
+        options
+    }
+
+    fn examples(&self, records: &[Record], encoding: &Encoding) -> Result<Vec<Example>> {
+        self.task.examples(records, encoding)
+    }
+
+    fn parameters(&self) -> Vec<Parameter> {
+        self.task.parameters()
+    }
+
+    fn progress(&self, share: f64) {
+        self.task.progress(share);
+    }
+
+    fn penalty(&self) -> Option<Tensor> {
+        self.task.penalty()
+    }
+
+    fn wanted(&self, sequence: &Sequence) -> Range<usize> {
+        self.task.wanted(sequence)
+    }
+
+    fn strengths(&self) -> &[f64] {
+        self.task.strengths()
+    }
+
+    fn references(&self, part: Part) -> Vec<Reference<'_>> {
+        let mut references = match part {
+            Part::Task => self.task.references(part),
+            Part::Replay => Vec::new(),
+        };
+        if part == self.part {
+            references.push(Reference { stack: AdapterStack::EMPTY, kept: self.kept });
+        }
+        references
+    }
+
+    fn terms(&self) -> &[Term] {
+        &self.terms
+    }
+
+    fn counts(&self, batch: &Batch) -> Vec<f64> {
+        let mut counts = match batch.part {
+            Part::Task => self.task.counts(batch),
+            Part::Replay => vec![0.0; self.task.terms().len()],
+        };
+        let is_own = batch.part == self.part;
+        counts.push(if is_own { batch.n_labelled().iter().sum::<i64>() as f64 } else { 0.0 });
+        counts
+    }
+
+    fn sums(&self, forwards: &Forwards) -> Result<Vec<Tensor>> {
+        let nothing = || Tensor::zeros([], (Kind::Float, forwards.model.device()));
+        let mut sums = match forwards.batch.part {
+            Part::Task => self.task.sums(forwards)?,
+            Part::Replay => self.task.terms().iter().map(|_| nothing()).collect(),
+        };
+        sums.push(match forwards.references.last() {
+            Some(frozen) if forwards.batch.part == self.part => {
+                let (h, _) = forwards.outputs[0].labelled(forwards.batch);
+                let divergence = match &frozen[..] {
+                    [tokens, log_p] => divergence_of_likeliest(forwards.model, &h, [tokens, log_p]),
+                    [reference] => divergence_of_hidden_states(forwards.model, &h, reference),
+                    _ => unreachable!("invariant: as it was asked for"),
+                };
+                divergence.sum(Kind::Float)
+            }
+            _ => nothing(),
+        });
+        Ok(sums)
+    }
+}

@@ -1,0 +1,6 @@
+//! Objectives beside the next token.
+
+pub(crate) mod options;
+
+pub(crate) mod keeping_close;
+pub(crate) mod preference;

@@ -1,0 +1,130 @@
+use reft_core::{DeclaredOptions, LARGEST_COUNT, declare_options};
+
+use crate::{Error, Result};
+
+/// What a run learns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ObjectiveKind {
+    /// The next token of each row.
+    #[default]
+    NextToken,
+    /// Direct preference optimization.
+    Dpo,
+    /// Identity preference optimization.
+    Ipo,
+    /// Odds ratio preference optimization.
+    Orpo,
+    /// Simple preference optimization.
+    Simpo,
+}
+
+reft_core::names!(ObjectiveKind, "objective", reft_core::Error, {
+    NextToken => "next-token", Dpo => "dpo", Ipo => "ipo", Orpo => "orpo", Simpo => "simpo",
+});
+
+impl ObjectiveKind {
+    /// Whether its rows are preferences.
+    pub fn prefers(self) -> bool {
+        self != Self::NextToken
+    }
+
+    /// Whether it compares with a reference run.
+    pub fn compares(self) -> bool {
+        matches!(self, Self::Dpo | Self::Ipo)
+    }
+}
+
+/// Which run preferences are compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReferenceRun {
+    /// The plain model's.
+    Base,
+    /// That of the adapter that the run starts from.
+    Start,
+}
+
+reft_core::names!(ReferenceRun, "reference", reft_core::Error, { Base => "base", Start => "start" });
+
+declare_options! {
+    /// The options of what is learned.
+    pub struct ObjectiveOptions {
+        /// What is learned: next-token; dpo, ipo, orpo or simpo of rows with prompt, chosen and rejected
+        objective: ObjectiveKind = ObjectiveKind::NextToken, Text("NAME") in "Objective";
+        /// Preferences: how much a margin between the replies counts, of orpo how much the odds ratio [default: 0.1; simpo: 2]
+        #[serde(skip_serializing_if = "Option::is_none")]
+        beta: Option<f64> = None, Number("X") in "Objective" if |x: f64| x.is_finite() && x > 0.0, "a number above 0";
+        /// dpo: share of the pairs that are taken to be the wrong way round, 0 to below 0.5 [default: 0]
+        #[serde(skip_serializing_if = "Option::is_none")]
+        label_smoothing: Option<f64> = None, Number("X") in "Objective" if |x: f64| (0.0..0.5).contains(&x), "a share from 0 to below 0.5";
+        /// simpo: the margin that is to be reached [default: 1]
+        #[serde(skip_serializing_if = "Option::is_none")]
+        simpo_gamma: Option<f64> = None, Number("X") in "Objective" if |x: f64| x.is_finite() && x >= 0.0, "0 or a number above 0";
+        /// dpo and ipo: the run that is compared with: base, or start, the adapter that is started from [default: start with --init-adapter]
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reference: Option<ReferenceRun> = None, Text("NAME") in "Objective";
+        /// Keep the next tokens of the frozen model: this many times the divergence from it, in nats per token, is added to the loss; of
+        /// the labelled tokens, or with replay of its rows alone
+        #[serde(skip_serializing_if = "Option::is_none")]
+        kl_weight: Option<f64> = None, Number("X") in "Objective" if |x: f64| x.is_finite() && x > 0.0, "a number above 0";
+        /// Tokens of which the divergence is told, the frozen model's likeliest, and all others as one; 0 = every token of the vocabulary
+        kl_top_k: usize = 64, Count("N") in "Objective" if |n: usize| n <= LARGEST_COUNT, "a whole number of at most 1,000,000,000";
+        /// Rows of the replay file in each step
+        replay_batch_size: usize = 4, Count("N") in "Objective"
+            if |n: usize| (1..=LARGEST_COUNT).contains(&n), "a whole number of at least 1 and at most 1,000,000,000";
+        /// Length of the frozen model's own reply, in tokens, for rows of the replay file that have none
+        replay_tokens: usize = 32, Count("N") in "Objective"
+            if |n: usize| (1..=LARGEST_COUNT).contains(&n), "a whole number of at least 1 and at most 1,000,000,000";
+    }
+}
+
+impl ObjectiveOptions {
+    /// Refuses values that cannot be, and those that the objective has no use for.
+    ///
+    /// # Errors
+    /// [`reft_core::Error::OptionValue`] with the option's name.
+    pub fn check(&self) -> Result<()> {
+        self.check_each()?;
+        let kind = self.objective;
+        let number = |value: Option<f64>| value.map(|value| value.to_string());
+        let of_others = [
+            ("beta", number(self.beta), kind.prefers(), "objective dpo, ipo, orpo or simpo"),
+            (
+                "label_smoothing",
+                number(self.label_smoothing),
+                kind == ObjectiveKind::Dpo,
+                "objective dpo",
+            ),
+            (
+                "simpo_gamma",
+                number(self.simpo_gamma),
+                kind == ObjectiveKind::Simpo,
+                "objective simpo",
+            ),
+            (
+                "reference",
+                self.reference.map(|run| run.to_string()),
+                kind.compares(),
+                "objective dpo or ipo",
+            ),
+        ];
+        let default = Self::default();
+        let count = |own: usize, default: usize| (own != default).then(|| own.to_string());
+        let is_kept = self.kl_weight.is_some();
+        let of_keeping = [
+            ("kl_top_k", self.kl_top_k, default.kl_top_k),
+            ("replay_batch_size", self.replay_batch_size, default.replay_batch_size),
+            ("replay_tokens", self.replay_tokens, default.replay_tokens),
+        ];
+        let of_keeping = of_keeping
+            .map(|(option, own, default)| (option, count(own, default), is_kept, "a kl_weight"));
+        for (option, value, has_use, expected) in of_others.into_iter().chain(of_keeping) {
+            if let Some(value) = value.filter(|_| !has_use) {
+                let beside = if expected == "a kl_weight" { "no kl_weight" } else { kind.name() };
+                let found = format!("{value} beside {beside}");
+                let refused = reft_core::Error::OptionValue { option, found, expected };
+                return Err(Error::Core(refused));
+            }
+        }
+        Ok(())
+    }
+}
