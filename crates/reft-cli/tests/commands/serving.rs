@@ -10,6 +10,7 @@ use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
 use crate::Result;
+use crate::conversations::chat_model;
 use crate::logits::import;
 use crate::runs::{args, succeed};
 use crate::serve_client::{Served, talking_model};
@@ -265,5 +266,63 @@ fn log_probabilities_are_those_of_logits() -> Result {
         let best = expected.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         assert!(told.iter().all(|told| *told < best + 1e-5), "above the best: {told:?}");
     }
+    Ok(())
+}
+
+/// A template that prints tools and a variable.
+const WITH_TOOLS: &str = "{{ '<|im_start|>' }}{% for tool in tools or [] %}{{ tool.function.name }}{% endfor %}\
+                          {% if loud %}LOUD{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}{{ '<|im_end|>' }}";
+
+#[test]
+fn templates_have_tools_and_the_variables_that_an_adapter_was_trained_with() -> Result {
+    let dir = tempfile::tempdir()?;
+    let model = chat_model(dir.path(), WITH_TOOLS)?;
+    let (data, adapter) = (dir.path().join("rows.jsonl"), dir.path().join("adapter"));
+    let row = json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]});
+    fs::write(&data, format!("{row}\n"))?;
+    succeed(args![
+        "train",
+        "--model",
+        model,
+        "--data",
+        data,
+        "--output",
+        adapter,
+        "--max-steps",
+        "1",
+        "--threads",
+        "1",
+        "--chat-var",
+        "loud=true"
+    ])?;
+    let named = OsString::from(format!("loud={}", adapter.display()));
+    let served = Served::start(&model, &args!["--adapter", named])?;
+    let body = json!({"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "temperature": 0, "max_tokens": 1});
+    let prompt_tokens = |changed: Value| -> Result<u64> {
+        let mut body = body.clone();
+        body.as_object_mut()
+            .into_iter()
+            .for_each(|own| own.extend(changed.as_object().cloned().unwrap_or_default()));
+        Ok(served.reply(CHAT, &body)?["usage"]["prompt_tokens"].as_u64().ok_or("no number")?)
+    };
+    let tools = json!([{"type": "function", "function": {"name": "weather", "parameters": {}}}]);
+    let by_reft = json!({"adapters": [{"name": "loud", "strength": 0.5}]});
+    assert_eq!(prompt_tokens(json!({}))?, 4);
+    assert_eq!(prompt_tokens(json!({"tools": tools}))?, 4 + 7);
+    assert_eq!(prompt_tokens(json!({"tools": tools, "tool_choice": "none"}))?, 4);
+    assert_eq!(prompt_tokens(json!({"chat_template_kwargs": {"loud": true}}))?, 4 + 4);
+    assert_eq!(prompt_tokens(json!({"model": "loud"}))?, 4 + 4);
+    assert_eq!(prompt_tokens(json!({"reft": by_reft}))?, 4 + 4);
+    assert_eq!(
+        prompt_tokens(json!({"model": "loud", "chat_template_kwargs": {"loud": false}}))?,
+        4
+    );
+    // a reply that asks for no length ends where the context does
+    let mut endless = body.clone();
+    endless.as_object_mut().into_iter().for_each(|own| drop(own.remove("max_tokens")));
+    endless["ignore_eos"] = json!(true);
+    let reply = served.reply(CHAT, &endless)?;
+    assert_eq!(reply["choices"][0]["finish_reason"], "length");
+    assert_eq!(reply["usage"]["total_tokens"], 256);
     Ok(())
 }

@@ -89,6 +89,10 @@ impl Adapter for Scale {
         self.prefix
     }
 
+    fn subspace_size(&self) -> Option<i64> {
+        (self.virtual_tokens == 0).then_some(4)
+    }
+
     fn reach(&self, _row: &Row) -> Reach {
         match self.point {
             Point::Embeddings => Reach::EVERYTHING,
@@ -233,6 +237,20 @@ fn the_subspace_of_an_entry_stands_in_place_of_those_that_rows_name() -> Outcome
     stack.hooks(&layout, Mode::Eval)?;
     assert_eq!(*own.subspaces.borrow(), vec![Some(vec![3]); 3]);
     assert_eq!(*of_rows.subspaces.borrow(), [None, Some(vec![0, 2]), None]);
+
+    // coordinates that the entry's adapter does not have, and an adapter without any
+    let without = Scale { virtual_tokens: 1, ..Scale::at(POINTS[1], 2.0) };
+    let refused = |adapter: &Scale, coordinate| {
+        let entry =
+            StackEntry { subspace: Some(vec![coordinate]), ..(adapter as &dyn Adapter).into() };
+        let stack = AdapterStack::new(vec![entry])?;
+        stack.check_subspace(&Row::prompt(vec![5]))
+    };
+    assert!(matches!(
+        refused(&own, 4),
+        Err(Error::Core(reft_core::Error::Subspace { index: 4, rank: 4 }))
+    ));
+    assert!(matches!(refused(&without, 0), Err(Error::NoSubspace { .. })));
     Ok(())
 }
 

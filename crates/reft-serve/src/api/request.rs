@@ -26,6 +26,8 @@ pub(crate) struct Wanted {
     pub(crate) prompts: Vec<Prompt>,
     pub(crate) adapters: Vec<Used>,
     pub(crate) config: GenerationConfig,
+    /// Whether the length was not asked for, and may be less where the context ends.
+    pub(crate) is_length_free: bool,
     pub(crate) stop: Vec<String>,
     /// Replies to each prompt.
     pub(crate) n: usize,
@@ -108,10 +110,9 @@ impl Wanted {
             Endpoint::Chat => defaults.reply_tokens,
             Endpoint::Completion => COMPLETION_TOKENS,
         };
-        let max_new_tokens =
-            body.count("max_completion_tokens")?.or(body.count("max_tokens")?).unwrap_or(most);
+        let asked = body.count("max_completion_tokens")?.or(body.count("max_tokens")?);
         let config = GenerationConfig {
-            max_new_tokens,
+            max_new_tokens: asked.unwrap_or(most),
             temperature: body.number("temperature")?.unwrap_or(1.0),
             top_p: body.number("top_p")?.unwrap_or(1.0),
             top_k: body.top_k()?,
@@ -139,6 +140,7 @@ impl Wanted {
             prompts,
             adapters,
             config,
+            is_length_free: asked.is_none(),
             n,
             stop: body.stop()?,
             is_stream: body.flag("stream")?,

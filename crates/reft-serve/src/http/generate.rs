@@ -95,6 +95,7 @@ async fn begin(
             prompt: prompts[choice / wanted.n].clone(),
             adapters: wanted.adapters.clone(),
             config: wanted.config.clone(),
+            is_length_free: wanted.is_length_free,
             choice,
             reply: sender.clone(),
             is_over: is_over.clone(),

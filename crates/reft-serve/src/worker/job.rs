@@ -22,6 +22,8 @@ pub(crate) struct Job {
     pub(crate) prompt: Vec<i64>,
     pub(crate) adapters: Vec<Used>,
     pub(crate) config: GenerationConfig,
+    /// Whether it may have fewer tokens than `config` says, where the context ends.
+    pub(crate) is_length_free: bool,
     /// Which of the request's choices it is; it draws other random numbers than the others.
     pub(crate) choice: usize,
     pub(crate) reply: mpsc::Sender<Piece>,

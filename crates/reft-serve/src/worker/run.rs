@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
-use reft_models::{Engine, EngineOptions, Event, Model, Request, Row};
+use reft_models::{ContextLimit, Engine, EngineOptions, Event, Model, Request, Row};
 use tokio::sync::mpsc::error::TrySendError;
 
 use crate::api::error::ApiError;
@@ -100,7 +100,12 @@ impl Worker<'_> {
     fn begin(&mut self, job: Job) {
         let submitted = self.adapters.stack(self.model, &job.adapters).and_then(|adapters| {
             let row = Row::prompt(job.prompt.clone());
-            let (config, stream) = (job.config.clone(), job.choice as u64);
+            let (mut config, stream) = (job.config.clone(), job.choice as u64);
+            if job.is_length_free {
+                let context = ContextLimit::of(self.model.description(), &adapters);
+                let left = context.room().saturating_sub(job.prompt.len()).max(1);
+                config.max_new_tokens = config.max_new_tokens.min(left);
+            }
             let submitted = self.engine.submit(Request { row, adapters, config, stream });
             submitted.map_err(|refused| ApiError::refused(&refused))
         });
