@@ -148,7 +148,8 @@ fn streams_come_to_the_same_and_seeds_repeat() -> Result {
         assert_eq!(told.len(), tokens.len());
         for (one, other) in told.iter().zip(&tokens) {
             assert_eq!((&one["token"], &one["bytes"]), (&other["token"], &other["bytes"]));
-            let [one, other] = [one, other].map(|told| told["logprob"].as_f64().unwrap_or(f64::NAN));
+            let [one, other] =
+                [one, other].map(|told| told["logprob"].as_f64().unwrap_or(f64::NAN));
             assert!((one - other).abs() < 1e-4, "{one} {other}");
         }
         let letters = tokens.iter().filter_map(|token| token["token"].as_str());
