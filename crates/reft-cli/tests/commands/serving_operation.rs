@@ -128,6 +128,15 @@ fn what_is_not_supported_is_refused_by_name() -> Result {
             answer.text
         );
     }
+    // what cannot begin is no stream, but an answer with its status
+    let mut stream = chat.clone();
+    stream["stream"] = json!(true);
+    stream["max_tokens"] = json!(20000);
+    let answer = served.post(CHAT, &stream)?;
+    assert_eq!(
+        (answer.status, &answer.json()?["error"]["code"]),
+        (400, &json!("context_length_exceeded"))
+    );
     assert_eq!(served.get("/nowhere")?.status, 404);
     assert_eq!(served.get(CHAT)?.status, 405);
     let broken = agent().post(served.url(CHAT)).send("{\"model\"")?;
@@ -163,6 +172,24 @@ fn nobody_uses_a_server_who_may_not() -> Result {
         assert_eq!(asked(Some("other-key-0123456789"), path)?, 200, "{path}");
     }
     assert_eq!(asked(None, "/health")?, 200);
+    let page = || -> Result<(String, String)> {
+        let mut answer = agent().get(served.url("/")).call()?;
+        assert_eq!(answer.status(), 200);
+        let policy = answer.headers().get("content-security-policy").ok_or("no policy")?;
+        let policy = policy.to_str()?.to_owned();
+        let nonce =
+            policy.split("script-src 'nonce-").nth(1).and_then(|rest| rest.split('\'').next());
+        let nonce = nonce.ok_or("no nonce")?.to_owned();
+        assert!(
+            policy.contains("default-src 'none'") && policy.contains("connect-src 'self'"),
+            "{policy}"
+        );
+        assert!(!policy.contains("unsafe"), "{policy}");
+        Ok((nonce, answer.body_mut().read_to_string()?))
+    };
+    let (nonce, text) = page()?;
+    assert_eq!(text.matches(&format!("nonce=\"{nonce}\"")).count(), 2);
+    assert_ne!(page()?.0, nonce, "the number is another one each time");
     assert_eq!(served.post(COMPLETIONS, &long(1))?.status, 401);
     let get = |headers: &str| {
         served.raw_status(&format!("GET /health HTTP/1.1\r\n{headers}connection: close\r\n\r\n"))

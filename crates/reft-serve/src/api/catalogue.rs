@@ -78,7 +78,7 @@ impl Catalogue {
 
     /// The names of all adapters, sorted.
     pub(crate) fn names(&self) -> Vec<String> {
-        let named = self.named();
+        let named = self.named().clone(); // the directory is read without holding others up
         let is =
             |(name, entry): (&String, &Entry)| matches!(entry, Entry::Is(_)).then(|| name.clone());
         let mut names: Vec<String> = named.iter().filter_map(is).collect();

@@ -10,7 +10,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, Stream};
 use serde_json::Value;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout_at;
 
 use crate::api::error::ApiError;
@@ -47,7 +47,7 @@ pub(crate) async fn generate(
 ) -> Result<Response, ApiError> {
     let (begun, pieces) = begin(shared, trace, endpoint, body).await?;
     if begun.wanted.is_stream {
-        return Ok(streamed(begun, pieces));
+        return streamed(begun, pieces).await;
     }
     let mut response = match begun.whole(pieces).await {
         Ok(whole) => json(&whole),
@@ -89,9 +89,8 @@ async fn begin(
     let (sender, pieces) = mpsc::channel(choices * (wanted.config.max_new_tokens.min(1 << 20) + 1));
     let over: Vec<Over> = (0..choices).map(|_| Over::default()).collect();
     let came = Instant::now();
-    for (choice, is_over) in over.iter().enumerate() {
-        let permit = permits.split(1).ok_or_else(ApiError::failed)?;
-        shared.send(Command::Generate(Box::new(Job {
+    let job = |(choice, is_over): (usize, &Over)| -> Result<Job, ApiError> {
+        Ok(Job {
             prompt: prompts[choice / wanted.n].clone(),
             adapters: wanted.adapters.clone(),
             config: wanted.config.clone(),
@@ -100,9 +99,11 @@ async fn begin(
             reply: sender.clone(),
             is_over: is_over.clone(),
             came,
-            _place: permit,
-        })))?;
-    }
+            _place: permits.split(1).ok_or_else(ApiError::failed)?,
+        })
+    };
+    let jobs = over.iter().enumerate().map(job).collect::<Result<_, _>>()?;
+    shared.send(Command::Generate(jobs))?;
     let id = match endpoint {
         Endpoint::Chat => format!("chatcmpl-{:032x}", rand::random::<u128>()),
         Endpoint::Completion => format!("cmpl-{:032x}", rand::random::<u128>()),
@@ -171,20 +172,20 @@ impl Begun {
         Ok(self.shape(ready).whole(choices, usage(self.prompt_tokens, replies.generated)))
     }
 
-    /// Sends the replies as they grow. An error ends them, as OpenAI's clients expect it, by an event of its own.
-    async fn send(self, pieces: mpsc::Receiver<Piece>, events: mpsc::Sender<Event>) {
+    /// Sends the replies as they grow. An error before their beginning is the answer; a later one ends them, as OpenAI's clients expect it,
+    /// by an event of its own.
+    async fn send(
+        self,
+        pieces: mpsc::Receiver<Piece>,
+        events: mpsc::Sender<Event>,
+        begins: oneshot::Sender<Result<(), ApiError>>,
+    ) {
         let Some(ready) = self.shared.text.get() else { return };
         let mut logged = LogAtEnd::of(&self);
         let shape = self.shape(ready);
         let mut replies = self.replies(ready, pieces);
         let mut offsets = vec![0; self.over.len()];
-        for choice in 0..self.over.len() {
-            if let Some(opening) = shape.opening(choice)
-                && events.send(event(&opening)).await.is_err()
-            {
-                return;
-            }
-        }
+        let mut begins = Some(begins);
         loop {
             let next = tokio::select! {
                 biased;
@@ -192,6 +193,21 @@ impl Begun {
                 next = self.next(&mut replies) => next,
             };
             logged.generated = replies.generated;
+            if let Some(begins) = begins.take() {
+                let begun = next.as_ref().map(drop).map_err(ApiError::clone);
+                if let Err(error) = &begun {
+                    logged.end_with(error);
+                }
+                // whoever has gone is told nothing
+                if begins.send(begun).is_err() || next.is_err() {
+                    return;
+                }
+                for opening in (0..self.over.len()).filter_map(|choice| shape.opening(choice)) {
+                    if events.send(event(&opening)).await.is_err() {
+                        return;
+                    }
+                }
+            }
             let part = match next {
                 Ok(Some(delta)) => {
                     let part = shape.delta(&delta, offsets[delta.choice]);
@@ -224,12 +240,20 @@ fn event(value: &Value) -> Event {
     Event::default().data(value.to_string())
 }
 
-fn streamed(begun: Begun, pieces: mpsc::Receiver<Piece>) -> Response {
+/// A stream, when it begins; the answer to a request that cannot begin.
+///
+/// # Errors
+/// If the server ends meanwhile.
+async fn streamed(begun: Begun, pieces: mpsc::Receiver<Piece>) -> Result<Response, ApiError> {
     let (sender, events) = mpsc::channel(BUFFER);
-    tokio::spawn(begun.send(pieces, sender));
-    let mut response = Sse::new(stream_of(events)).keep_alive(KeepAlive::default()).into_response();
+    let (begins, has_begun) = oneshot::channel();
+    tokio::spawn(begun.send(pieces, sender, begins));
+    let mut response = match has_begun.await.map_err(|_| ApiError::shutting_down())? {
+        Ok(()) => Sse::new(stream_of(events)).keep_alive(KeepAlive::default()).into_response(),
+        Err(refused) => refused.into_response(),
+    };
     response.extensions_mut().insert(IsLogged);
-    response
+    Ok(response)
 }
 
 fn stream_of(events: mpsc::Receiver<Event>) -> impl Stream<Item = Result<Event, Infallible>> {

@@ -71,13 +71,20 @@ fn listed(shared: &Shared, names: &[String]) -> Response {
     answer(&json!({"object": "list", "data": all}))
 }
 
-async fn models(State(shared): App) -> Response {
+async fn models(State(shared): App) -> Answer {
     let base = shared.catalogue.base().to_owned();
-    listed(&shared, &[vec![base], shared.catalogue.names()].concat())
+    Ok(listed(&shared, &[vec![base], names(&shared).await?].concat()))
 }
 
-async fn adapters(State(shared): App) -> Response {
-    listed(&shared, &shared.catalogue.names())
+async fn adapters(State(shared): App) -> Answer {
+    Ok(listed(&shared, &names(&shared).await?))
+}
+
+/// The names of all adapters. A directory of thousands takes a while to read, and other requests go on meanwhile.
+async fn names(shared: &Arc<Shared>) -> Result<Vec<String>, ApiError> {
+    let own = Arc::clone(shared);
+    let names = tokio::task::spawn_blocking(move || own.catalogue.names()).await;
+    names.map_err(|_| ApiError::failed())
 }
 
 async fn model(State(shared): App, Path(name): Path<String>) -> Answer {

@@ -10,7 +10,8 @@ use crate::worker::generation::{Generation, Used};
 
 /// What the worker is asked to do.
 pub(crate) enum Command {
-    Generate(Box<Job>),
+    /// The choices of a request, which begin together.
+    Generate(Vec<Job>),
     /// Reads an adapter before it is given a name; the answer says whether it can be used.
     Load(Arc<Generation>, oneshot::Sender<Result<(), ApiError>>),
     /// Forgets an adapter. Requests in flight keep theirs.

@@ -86,7 +86,7 @@ struct Running {
 impl Worker<'_> {
     fn act_on(&mut self, command: Command) {
         match command {
-            Command::Generate(job) => self.begin(*job),
+            Command::Generate(jobs) => jobs.into_iter().for_each(|job| self.begin(job)),
             Command::Load(generation, answer) => {
                 let loaded = self.adapters.get(self.model, &generation).map(drop);
                 self.adapters.make_room();
