@@ -7,7 +7,7 @@ python: today
     PYTHONHASHSEED=0 venv/bin/python make_closeness.py OUT_DIR TESTS_ORACLE_DIR
 
 Reads tiny_llama of TESTS_ORACLE_DIR (default: OUT_DIR's parent). LoRA on it, started at random, so that adapted and frozen model differ:
-    start/               the adapter directory that PEFT writes
+    adapter/start/       the adapter directory that PEFT writes
     closeness.json       rows and replay: input_ids, prompt_length; lr; per case: weight, top_k, where (task or replay), and the steps: loss,
                          task and kl before each of 5 AdamW steps. kl is the mean over labels, in nats, of the top_k likeliest tokens of the
                          frozen model and all others as one; top_k 0: of the whole vocabulary
@@ -119,10 +119,10 @@ def main():
     for name, (weight, top_k, where) in CASES.items():
         wrapped, parameters = start(folder)
         if name == "whole":
-            shutil.rmtree(out / "start", ignore_errors=True)
-            wrapped.save_pretrained(out / "start")
-            (out / "start" / "README.md").unlink(missing_ok=True)
-            (out / "start" / "adapter_model.safetensors").chmod(0o644)
+            shutil.rmtree(out / "adapter/start", ignore_errors=True)
+            wrapped.save_pretrained(out / "adapter/start")
+            (out / "adapter/start" / "README.md").unlink(missing_ok=True)
+            (out / "adapter/start" / "adapter_model.safetensors").chmod(0o644)
         optimizer = torch.optim.AdamW([p for _, p in parameters], lr=LR, weight_decay=0.0, foreach=False, fused=False)
         tensors, steps = {}, []
         for step in range(STEPS):

@@ -6,7 +6,7 @@ python: trl
     python3 -m venv venv && venv/bin/pip install torch==2.11.0 transformers==5.24.0 peft==0.21.2 trl==1.16.0 safetensors numpy
     PYTHONHASHSEED=0 venv/bin/python make_preferences.py OUT_DIR TESTS_ORACLE_DIR
 
-Reads tiny_llama and closeness/start (an adapter that PEFT wrote) of TESTS_ORACLE_DIR (default: OUT_DIR's parent). Losses are TRL's own: of
+Reads tiny_llama and closeness/adapter/start (an adapter that PEFT wrote) of TESTS_ORACLE_DIR (default: OUT_DIR's parent). Losses are TRL's own: of
 DPOTrainer._compute_loss (dpo, ipo), ORPOTrainer.odds_ratio_loss, CPOTrainer.cpo_loss (simpo, and dpo with label smoothing, which TRL's DPO has no
 more). ORPO's next-token loss is that of the chosen replies alone, as in the paper; TRL's is of the prompts too.
     preferences.json     pairs: prompt, chosen, rejected as token ids; lr. CASE: objective and its options, reference (base or start), and steps: loss,
@@ -114,7 +114,7 @@ def loss_of(case, own, reference, lengths):
 
 def start(folder):
     model = LlamaForCausalLM.from_pretrained(folder / "tiny_llama", dtype=torch.float32).eval().requires_grad_(False)
-    wrapped = PeftModel.from_pretrained(model, folder / "closeness/start", is_trainable=True).eval()
+    wrapped = PeftModel.from_pretrained(model, folder / "closeness/adapter/start", is_trainable=True).eval()
     return wrapped, [(n, p) for n, p in wrapped.named_parameters() if p.requires_grad]
 
 

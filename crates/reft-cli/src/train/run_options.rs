@@ -39,7 +39,7 @@ declare_options! {
         template: Template = Template::Auto, Text("NAME") in "Data";
         /// Examples to choose the best adapter by, from a file of their own instead of a part of those to train on
         validation_data: Option<PathBuf> = None, Text("FILE") in "Data";
-        /// Rows whose next tokens are to stay those of the frozen model, in any form that --data has, answered or not; with --kl-weight
+        /// Rows that --kl-weight is for, in place of the data; answered or not
         replay: Option<PathBuf> = None, Text("FILE") in "Objective";
         /// Leave out examples that have no label left when they are cut, instead of failing
         drop_too_long: bool = false, Switch("BOOL") in "Data";

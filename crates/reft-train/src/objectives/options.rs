@@ -48,30 +48,29 @@ reft_core::names!(ReferenceRun, "reference", reft_core::Error, { Base => "base",
 declare_options! {
     /// The options of what is learned.
     pub struct ObjectiveOptions {
-        /// What is learned: next-token; dpo, ipo, orpo or simpo of rows with prompt, chosen and rejected
+        /// Learn next-token; or dpo, ipo, orpo, simpo: rows with chosen and rejected
         objective: ObjectiveKind = ObjectiveKind::NextToken, Text("NAME") in "Objective";
-        /// Preferences: how much a margin between the replies counts, of orpo how much the odds ratio [default: 0.1; simpo: 2]
+        /// Preferences: weight of a margin of the replies [default: 0.1; simpo: 2]
         #[serde(skip_serializing_if = "Option::is_none")]
         beta: Option<f64> = None, Number("X") in "Objective" if |x: f64| x.is_finite() && x > 0.0, "a number above 0";
-        /// dpo: share of the pairs that are taken to be the wrong way round, 0 to below 0.5 [default: 0]
+        /// dpo: share of pairs taken for wrong, 0 to below 0.5 [default: 0]
         #[serde(skip_serializing_if = "Option::is_none")]
         label_smoothing: Option<f64> = None, Number("X") in "Objective" if |x: f64| (0.0..0.5).contains(&x), "a share from 0 to below 0.5";
-        /// simpo: the margin that is to be reached [default: 1]
+        /// simpo: margin to be reached [default: 1]
         #[serde(skip_serializing_if = "Option::is_none")]
         simpo_gamma: Option<f64> = None, Number("X") in "Objective" if |x: f64| x.is_finite() && x >= 0.0, "0 or a number above 0";
-        /// dpo and ipo: the run that is compared with: base, or start, the adapter that is started from [default: start with --init-adapter]
+        /// dpo, ipo: compare with base, or start [default: start with --init-adapter]
         #[serde(skip_serializing_if = "Option::is_none")]
         reference: Option<ReferenceRun> = None, Text("NAME") in "Objective";
-        /// Keep the next tokens of the frozen model: this many times the divergence from it, in nats per token, is added to the loss; of
-        /// the labelled tokens, or with replay of its rows alone
+        /// Weight of the divergence from the frozen model, in nats per token
         #[serde(skip_serializing_if = "Option::is_none")]
         kl_weight: Option<f64> = None, Number("X") in "Objective" if |x: f64| x.is_finite() && x > 0.0, "a number above 0";
-        /// Tokens of which the divergence is told, the frozen model's likeliest, and all others as one; 0 = every token of the vocabulary
+        /// Likeliest tokens that it is told of, others as one; 0 = every token
         kl_top_k: usize = 64, Count("N") in "Objective" if |n: usize| n <= LARGEST_COUNT, "a whole number of at most 1,000,000,000";
         /// Rows of the replay file in each step
         replay_batch_size: usize = 4, Count("N") in "Objective"
             if |n: usize| (1..=LARGEST_COUNT).contains(&n), "a whole number of at least 1 and at most 1,000,000,000";
-        /// Length of the frozen model's own reply, in tokens, for rows of the replay file that have none
+        /// Longest reply that is made for a row without one, in tokens
         replay_tokens: usize = 32, Count("N") in "Objective"
             if |n: usize| (1..=LARGEST_COUNT).contains(&n), "a whole number of at least 1 and at most 1,000,000,000";
     }

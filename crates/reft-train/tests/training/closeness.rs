@@ -37,7 +37,7 @@ fn rows(rows: &Value) -> Outcome<Vec<Example>> {
 
 /// PEFT's adapter at its start.
 fn start(decoder: &Decoder) -> reft_methods::Result<Box<dyn Adapter>> {
-    let adapters = load_trainable_adapters(&oracle_path("closeness/start"), decoder)?;
+    let adapters = load_trainable_adapters(&oracle_path("closeness/adapter/start"), decoder)?;
     Ok(adapters.into_iter().next().expect("invariant: one adapter"))
 }
 

@@ -1,16 +1,20 @@
 //! Preferences against TRL 1.16: losses, gradients and steps. Files and generator: `tests/oracle/preferences`,
 //! `tools/oracle/make_preferences.py`.
 
+use std::sync::atomic::AtomicBool;
+
 use reft_methods::{load_adapters, load_trainable_adapters};
 use reft_models::{AdapterStack, Mode};
 use reft_test_support::{oracle_text, tensors};
 use reft_train::{
-    Content, Dataset, Encoding, Error, Example, FrozenStore, KeepingClose, Learner,
-    ObjectiveOptions, Part, Preference, Record, ScheduleKind, Shuffle, Step, TrainConfig, Trainer,
+    Alone, Content, Dataset, Encoding, Error, Example, FrozenStore, KeepingClose, Learner,
+    ObjectiveOptions, Part, Preference, Record, Reduce, ScheduleKind, Share, Shuffle, Step,
+    TrainConfig, Trainer,
 };
 use serde_json::{Map, Value};
 use tch::Kind;
 
+use crate::share::{Steps, Trajectory, assert_same, in_turns};
 use crate::tiny_llama::{TestResult, alone, decoder, examples, oracle_path, relative_difference};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -49,7 +53,7 @@ fn losses_gradients_and_steps_are_trls() -> TestResult {
     let decoder = decoder(Kind::Float)?;
     let oracle: Value = serde_json::from_str(&oracle_text("preferences/preferences.json")?)?;
     let dataset = Dataset { train: pairs(&oracle)?, validation: Vec::new() };
-    let start = oracle_path("closeness/start");
+    let start = oracle_path("closeness/adapter/start");
     let lr = oracle["lr"].as_f64().ok_or("lr")?;
     let cases = oracle["cases"].as_object().ok_or("cases")?;
     assert_eq!(cases.len(), 6);
@@ -125,8 +129,8 @@ fn the_reference_run_is_computed_once_and_stays() -> TestResult {
     let decoder = decoder(Kind::Float)?;
     let oracle: Value = serde_json::from_str(&oracle_text("preferences/preferences.json")?)?;
     let pairs = pairs(&oracle)?;
-    let start = load_adapters(&oracle_path("closeness/start"), &decoder)?;
-    let adapters = load_trainable_adapters(&oracle_path("closeness/start"), &decoder)?;
+    let start = load_adapters(&oracle_path("closeness/adapter/start"), &decoder)?;
+    let adapters = load_trainable_adapters(&oracle_path("closeness/adapter/start"), &decoder)?;
     let objective =
         Preference::new(&options(&oracle["cases"]["dpo_start"])?, AdapterStack::of_boxed(&start)?)?;
     let learner = Learner::new(&decoder, &AdapterStack::of_boxed(&adapters)?, &objective);
@@ -147,6 +151,36 @@ fn the_reference_run_is_computed_once_and_stays() -> TestResult {
     Ok(())
 }
 
+/// Several processes, each with a part of the pairs, do what one does.
+#[test]
+fn processes_share_pairs_and_reference() -> TestResult {
+    let _alone = alone();
+    let oracle: Value = serde_json::from_str(&oracle_text("preferences/preferences.json")?)?;
+    let dataset = Dataset { train: pairs(&oracle)?, validation: Vec::new() };
+    let case = &oracle["cases"]["dpo"];
+    let run = |batch_size: usize,
+               (share, reduction): (Share, &dyn Reduce)|
+     -> Outcome<Trajectory> {
+        let decoder = decoder(Kind::Float)?;
+        let task = Preference::new(&options(case)?, AdapterStack::EMPTY)?;
+        let objective = KeepingClose::new(&task, 0.5, 8, Part::Task);
+        let adapters = load_trainable_adapters(&oracle_path("closeness/adapter/start"), &decoder)?;
+        let learner = Learner::new(&decoder, &AdapterStack::of_boxed(&adapters)?, &objective);
+        let config = TrainConfig { max_steps: Some(3), batch_size, lr: 5e-3, ..Default::default() };
+        let mut trainer = Trainer::new(&learner, &dataset, config)?.sharing(share, reduction);
+        let mut steps = Steps::default();
+        trainer.run(&mut steps, &AtomicBool::new(false))?;
+        let state = learner.parameters().iter().map(|p| p.tensor.detach().copy()).collect();
+        Ok((steps.0, state))
+    };
+    let plain = run(4, (Share::WHOLE, &Alone))?;
+    assert_eq!(plain.0.len(), 3);
+    for part in in_turns(2, |share, reduction| run(2, (share, reduction)))? {
+        assert_same(&part, &plain);
+    }
+    Ok(())
+}
+
 /// Preferences and a divergence from the plain model go together.
 #[test]
 fn a_preference_is_learned_close_to_the_frozen_model() -> TestResult {
@@ -158,7 +192,7 @@ fn a_preference_is_learned_close_to_the_frozen_model() -> TestResult {
     let margin = |weight: f64| -> Outcome<[f64; 2]> {
         let task = Preference::new(&options(&oracle["cases"]["dpo"])?, AdapterStack::EMPTY)?;
         let objective = KeepingClose::new(&task, weight, 8, Part::Replay);
-        let adapters = load_trainable_adapters(&oracle_path("closeness/start"), &decoder)?;
+        let adapters = load_trainable_adapters(&oracle_path("closeness/adapter/start"), &decoder)?;
         let learner = Learner::new(&decoder, &AdapterStack::of_boxed(&adapters)?, &objective);
         let config =
             TrainConfig { max_steps: Some(12), batch_size: 4, lr: 5e-3, ..Default::default() };

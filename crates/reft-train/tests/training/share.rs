@@ -98,7 +98,7 @@ impl Reduce for Process<'_> {
 }
 
 #[derive(Default)]
-struct Steps(Vec<StepStats>);
+pub struct Steps(pub Vec<StepStats>);
 
 impl Progress for Steps {
     fn step(&mut self, stats: &StepStats) {
