@@ -1,6 +1,6 @@
 //! `reft serve`: replies, against `reft generate` and `reft logits`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::Result;
 use crate::conversations::chat_model;
 use crate::logits::import;
-use crate::runs::{args, succeed};
+use crate::runs::{args, oracle, succeed};
 use crate::serve_client::{Served, talking_model};
 
 const COMPLETIONS: &str = "/v1/completions";
@@ -48,7 +48,7 @@ fn replies_of_base_and_adapters_in_one_batch_are_those_of_generate() -> Result {
         (generated(&model, &[&nodireft], prompt, &short)?, "other", Value::Null),
         (generated(&model, &[&loreft, &nodireft], prompt, &short)?, "tiny", both),
     ];
-    let texts: std::collections::BTreeSet<&String> = cases.iter().map(|(text, ..)| text).collect();
+    let texts: BTreeSet<&String> = cases.iter().map(|(text, ..)| text).collect();
     assert!(texts.len() >= 3, "the test has no power: {texts:?}");
     std::thread::scope(|scope| -> Result {
         let ask = |(_, name, reft): &(String, &str, Value)| {
@@ -335,5 +335,53 @@ fn templates_have_tools_and_the_variables_that_an_adapter_was_trained_with() -> 
     let reply = served.reply(CHAT, &endless)?;
     assert_eq!(reply["choices"][0]["finish_reason"], "length");
     assert_eq!(reply["usage"]["total_tokens"], 256);
+    Ok(())
+}
+
+/// Methods of other kinds than ReFT share a batch: what acts on replies too, and what stands before the prompt.
+#[test]
+fn lora_and_prefixes_share_a_batch_and_a_prefix_has_no_strength() -> Result {
+    let dir = tempfile::tempdir()?;
+    let model = talking_model(dir.path())?;
+    let adapters = ["lora_qv", "prefix", "prompt"].map(|name| (name, oracle("peft").join(name)));
+    let flags = adapters.iter().flat_map(|(name, path)| {
+        args!["--adapter", OsString::from(format!("{name}={}", path.display()))]
+    });
+    let served = Served::start(&model, &flags.collect::<Vec<_>>())?;
+    let ask = |name: &str| {
+        let body =
+            json!({"model": name, "prompt": "The ocean is", "max_tokens": 12, "temperature": 0});
+        served.text(&body).map_err(|error| error.to_string())
+    };
+    std::thread::scope(|scope| -> Result {
+        let asked: Vec<_> =
+            adapters.iter().map(|(name, _)| scope.spawn(move || ask(name))).collect();
+        for (asked, (name, path)) in asked.into_iter().zip(&adapters) {
+            let expected = generated(&model, &[path], "The ocean is", &["--max-new-tokens", "12"])?;
+            assert_eq!(asked.join().map_err(|_| "panicked")??, expected, "{name}");
+            assert_ne!(expected, ask("tiny")?, "{name} changes nothing");
+        }
+        Ok(())
+    })?;
+    for (entries, says) in [
+        (json!([{"name": "prefix", "strength": 0.5}]), "it takes 1 only"),
+        (json!([{"name": "prefix"}, {"name": "prefix"}]), "both bring a prefix"),
+        (json!([{"name": "lora_qv", "subspace": [0]}]), "subspace"),
+    ] {
+        let body = json!({"model": "tiny", "prompt": "a", "reft": {"adapters": entries}});
+        let answer = served.post(COMPLETIONS, &body)?;
+        let error = &answer.json()?["error"];
+        assert_eq!(
+            (answer.status, &error["param"]),
+            (400, &json!("reft.adapters")),
+            "{}",
+            answer.text
+        );
+        assert!(
+            error["message"].as_str().is_some_and(|said| said.contains(says)),
+            "{}",
+            answer.text
+        );
+    }
     Ok(())
 }
