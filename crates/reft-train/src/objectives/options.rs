@@ -48,9 +48,9 @@ reft_core::names!(ReferenceRun, "reference", reft_core::Error, { Base => "base",
 declare_options! {
     /// The options of what is learned.
     pub struct ObjectiveOptions {
-        /// Learn next-token; or dpo, ipo, orpo, simpo: rows with chosen and rejected
+        /// next-token; dpo, ipo, orpo or simpo of pairs
         objective: ObjectiveKind = ObjectiveKind::NextToken, Text("NAME") in "Objective";
-        /// Preferences: weight of a margin of the replies [default: 0.1; simpo: 2]
+        /// Weight of a preference [default: 0.1; simpo: 2]
         #[serde(skip_serializing_if = "Option::is_none")]
         beta: Option<f64> = None, Number("X") in "Objective" if |x: f64| x.is_finite() && x > 0.0, "a number above 0";
         /// dpo: share of pairs taken for wrong, 0 to below 0.5 [default: 0]
@@ -59,18 +59,18 @@ declare_options! {
         /// simpo: margin to be reached [default: 1]
         #[serde(skip_serializing_if = "Option::is_none")]
         simpo_gamma: Option<f64> = None, Number("X") in "Objective" if |x: f64| x.is_finite() && x >= 0.0, "0 or a number above 0";
-        /// dpo, ipo: compare with base, or start [default: start with --init-adapter]
+        /// dpo, ipo: base or start [default: base; start with --init-adapter]
         #[serde(skip_serializing_if = "Option::is_none")]
         reference: Option<ReferenceRun> = None, Text("NAME") in "Objective";
         /// Weight of the divergence from the frozen model, in nats per token
         #[serde(skip_serializing_if = "Option::is_none")]
         kl_weight: Option<f64> = None, Number("X") in "Objective" if |x: f64| x.is_finite() && x > 0.0, "a number above 0";
-        /// Likeliest tokens that it is told of, others as one; 0 = every token
+        /// Likeliest tokens that it tells apart; 0 = every one
         kl_top_k: usize = 64, Count("N") in "Objective" if |n: usize| n <= LARGEST_COUNT, "a whole number of at most 1,000,000,000";
         /// Rows of the replay file in each step
         replay_batch_size: usize = 4, Count("N") in "Objective"
             if |n: usize| (1..=LARGEST_COUNT).contains(&n), "a whole number of at least 1 and at most 1,000,000,000";
-        /// Longest reply that is made for a row without one, in tokens
+        /// Longest reply made for a row without one, in tokens
         replay_tokens: usize = 32, Count("N") in "Objective"
             if |n: usize| (1..=LARGEST_COUNT).contains(&n), "a whole number of at least 1 and at most 1,000,000,000";
     }
