@@ -63,16 +63,18 @@ fn beside_stand_in(workspace: &Workspace, wheel: &Path) -> Result<()> {
     let started = Instant::now();
     let scratch = scratch_folder()?;
     let scratch = scratch.path();
+    // Debian's python3 comes without what makes environments
+    let install = if has_environments()? { in_environment } else { in_target };
     for installed in [
-        in_environment(workspace, wheel, scratch)?,
-        in_target(workspace, wheel, scratch)?,
+        install(workspace, wheel, scratch)?,
         for_user(workspace, wheel, scratch)?,
         by_links(workspace, wheel, scratch)?,
+        in_target(workspace, wheel, scratch)?,
     ] {
         finds_libtorch(&installed).with_context(|| format!("installed {}", installed.how))?;
         eprintln!("{}: the program runs with {}", installed.how, installed.libraries.display());
     }
-    let installed = in_environment(workspace, wheel, scratch)?;
+    let installed = install(workspace, wheel, scratch)?;
     train(workspace, &mut installed.command(), &scratch.join("trained"))?;
     refuses_others(installed)?;
     eprintln!("the wheel passed in {:.0} s", started.elapsed().as_secs_f64());
@@ -112,7 +114,9 @@ fn in_environment(workspace: &Workspace, wheel: &Path, scratch: &Path) -> Result
 fn in_target(workspace: &Workspace, wheel: &Path, scratch: &Path) -> Result<Installed> {
     let target = scratch.join("target");
     let text = target.to_str().context("the path of the temporary folder is not UTF-8")?;
-    install(command::python()?.args(["-m", "pip"]), &["--target", text], wheel)?;
+    if !target.exists() {
+        install(command::python()?.args(["-m", "pip"]), &["--target", text], wheel)?;
+    }
     Ok(Installed {
         how: "with --target",
         program: target.join("bin/reft"),
@@ -156,6 +160,19 @@ fn by_links(workspace: &Workspace, wheel: &Path, scratch: &Path) -> Result<Insta
         libraries: stand_in(workspace, &target)?,
         python_path: vec![target],
     })
+}
+
+/// Whether this Python makes environments.
+fn has_environments() -> Result<bool> {
+    let mut python = command::python()?;
+    let asked = python.args(["-c", "import ensurepip, venv"]).output();
+    let can = asked.context("cannot start Python")?.status.success();
+    if !can {
+        eprintln!(
+            "not tried in an environment: this Python makes none (Debian: apt install python3-venv)"
+        );
+    }
+    Ok(can)
 }
 
 fn make_environment(environment: &Path) -> Result<()> {
