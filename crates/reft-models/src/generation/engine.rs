@@ -261,7 +261,7 @@ impl<'a> Engine<'a> {
         let is_alone = reply.columns_before() != (0, 0)
             || row.token_types.is_some()
             || !adapters.in_weights().is_empty();
-        if !self.prefixes.is_on() || is_alone {
+        if is_alone {
             return &[];
         }
         let untouched = adapters.reach(row).map_or(ids.len(), |reach| reach.token);
@@ -270,6 +270,9 @@ impl<'a> Engine<'a> {
 
     /// How many of a reply's tokens are known: all but the last may be, whose hidden state is wanted.
     fn known(&self, reply: &Reply) -> usize {
+        if !self.prefixes.is_on() {
+            return 0; // no ids need be copied
+        }
         let ids = reply.row().input_ids;
         let shared = self.shareable(reply, &ids);
         self.prefixes.known(&shared[..shared.len().min(ids.len() - 1)])
@@ -431,9 +434,11 @@ impl<'a> Engine<'a> {
         let most = (self.waiting.len() + self.rows.len() + rows.len()).min(self.options.rows);
         self.pool.reserve(most.max(self.rows.len() + rows.len()), room.unwrap_or(0));
         for (row, (mut reply, chosen)) in rows.into_iter().zip(chosen).enumerate() {
-            let ids = reply.row().input_ids;
-            let shared = self.shareable(&reply, &ids).len() / BLOCK * BLOCK;
-            self.prefixes.keep(&ids[..shared], &cache, row);
+            if self.prefixes.is_on() {
+                let ids = reply.row().input_ids;
+                let shared = self.shareable(&reply, &ids).len() / BLOCK * BLOCK;
+                self.prefixes.keep(&ids[..shared], &cache, row);
+            }
             if reply.is_cancelled {
                 continue;
             }
