@@ -74,6 +74,9 @@ pub struct ServeArgs {
     /// Tokens whose keys and values are kept for prompts that begin with them, whatever their adapters; 0 = none
     #[arg(long, value_name = "N", default_value_t = 8192, help_heading = "Limits")]
     prefix_tokens: usize,
+    /// Compute each reply by itself, so that it is the same to the last bit whatever else is asked for; many take as long as one after the other
+    #[arg(long, help_heading = "Limits")]
+    deterministic: bool,
     /// Tokens of prompts in one pass: longer ones are computed in pieces, and replies go on between them
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = at_least_one, help_heading = "Limits")]
     prefill_tokens: usize,
@@ -169,6 +172,7 @@ fn options(args: &ServeArgs, path: &std::path::Path) -> Result<ServeOptions> {
         prefill_tokens: args.prefill_tokens,
         cached_tokens: args.cached_tokens,
         prefix_tokens: args.prefix_tokens,
+        deterministic: args.deterministic,
     };
     let name = args.name.clone().unwrap_or_else(|| model_name(&args.model, path));
     Ok(ServeOptions {

@@ -1,7 +1,7 @@
 use reft_core::autocast;
 use reft_models::{
-    Error, Fields, HookPoint, Hooks, Layout, Mode, Model, ModelDescription, Projection, Result,
-    Site, Span,
+    Error, Fields, HookPoint, Hooks, Layout, LowRank, Mode, Model, ModelDescription, Projection,
+    Result, Site, Span,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -514,6 +514,16 @@ struct LoraHooks<'a> {
 impl Hooks for LoraHooks<'_> {
     fn touches(&self, point: HookPoint, _span: &Span) -> bool {
         matches!(point, HookPoint::Output(site, ..) if self.table.at(site).is_some())
+    }
+
+    fn low_rank(&self, point: HookPoint, _span: &Span) -> Option<LowRank<'_>> {
+        let HookPoint::Output(site, ..) = point else { return None };
+        match self.table.at(site)? {
+            (Update { scaling, .. }, [a, b]) if self.dropout == 0.0 => {
+                Some(LowRank { a, b, scaling: *scaling })
+            }
+            _ => None, // DoRA rescales what is there
+        }
     }
 
     fn visit(&mut self, point: HookPoint, y: Tensor, _span: &Span) -> Result<Tensor> {

@@ -1,11 +1,13 @@
 use tch::Tensor;
 
+use crate::adapters::low_rank_rows::{LowRankRow, LowRankTable, add_low_rank};
 use crate::{AdapterStack, HookPoint, Hooks, Layout, Mode, Result, Span, Stacked, send};
 
 /// The hooks of a batch whose rows are used with different adapters: each sees its own rows alone.
 pub(crate) struct ByRow<'a> {
     groups: Vec<Group<'a>>,
     batch_size: usize,
+    low_rank: LowRankTable,
 }
 
 /// A row of a batch.
@@ -38,7 +40,7 @@ impl<'a> ByRow<'a> {
         members: &[Member<'_, 'a>],
         layout: &Layout,
         mode: Mode,
-        mut earlier: Vec<Self>,
+        earlier: &mut [Self],
     ) -> Result<Self> {
         let mut shared: Vec<(&AdapterStack<'a>, Vec<usize>)> = Vec::new();
         let adapted = |(_, member): &(usize, &Member)| !member.stack.entries().is_empty();
@@ -61,7 +63,30 @@ impl<'a> ByRow<'a> {
             Ok(Group { stack: stack.clone(), ids, rows, index: None, layout, hooks })
         };
         let groups = shared.into_iter().map(group).collect::<Result<_>>()?;
-        Ok(Self { groups, batch_size })
+        let low_rank = earlier.iter_mut().map(|earlier| std::mem::take(&mut earlier.low_rank));
+        let low_rank = low_rank.max_by_key(LowRankTable::len).unwrap_or_default();
+        Ok(Self { groups, batch_size, low_rank })
+    }
+
+    /// What a projection makes of `x`, with the updates of low rank of those rows that have no more than such a one there, and which groups
+    /// these are.
+    fn with_low_rank(&mut self, point: HookPoint, y: Tensor, span: &Span) -> (Tensor, Vec<usize>) {
+        let HookPoint::Output(site, _, x) = point else { return (y, Vec::new()) };
+        let (mut groups, mut rows) = (Vec::new(), Vec::new());
+        for (at, group) in self.groups.iter().enumerate() {
+            let own_span = Span { layout: &group.layout, columns: span.columns.clone() };
+            if group.hooks.touches(point, &own_span)
+                && let Some(update) = group.hooks.low_rank(point, &own_span)
+            {
+                groups.push(at);
+                let row = |(row, id): (&usize, &u64)| LowRankRow { row: *row, id: *id, update };
+                rows.extend(group.rows.iter().zip(&group.ids).map(row));
+            }
+        }
+        if groups.len() < 2 {
+            return (y, Vec::new()); // alone it is computed as it says itself
+        }
+        (add_low_rank(&mut self.low_rank, site, rows, y, x), groups)
     }
 
     /// Takes out the hooks of a stack, for rows that are all among its own.
@@ -89,8 +114,13 @@ impl Group<'_> {
 impl Hooks for ByRow<'_> {
     /// Without autograd: what rows become is written into one copy.
     fn visit(&mut self, point: HookPoint, mut h: Tensor, span: &Span) -> Result<Tensor> {
-        let mut is_own = false;
-        for group in &mut self.groups {
+        let computed;
+        (h, computed) = self.with_low_rank(point, h, span);
+        let mut is_own = !computed.is_empty();
+        for (at, group) in self.groups.iter_mut().enumerate() {
+            if computed.contains(&at) {
+                continue;
+            }
             let own_span = Span { layout: &group.layout, columns: span.columns.clone() };
             if !group.hooks.touches(point, &own_span) {
                 continue;

@@ -3,7 +3,7 @@ use std::rc::Rc;
 use self_cell::self_cell;
 use tch::Tensor;
 
-use crate::{Adapter, Cut, HookPoint, Hooks, Layout, Mode, Result, Span};
+use crate::{Adapter, Cut, HookPoint, Hooks, Layout, LowRank, Mode, Result, Span};
 
 type BoxedHooks<'a> = Box<dyn Hooks + 'a>;
 
@@ -39,6 +39,10 @@ impl Hooks for OwnedHooks {
 
     fn touches(&self, point: HookPoint, span: &Span) -> bool {
         self.borrow_dependent().touches(point, span)
+    }
+
+    fn low_rank(&self, point: HookPoint, span: &Span) -> Option<LowRank<'_>> {
+        self.borrow_dependent().low_rank(point, span)
     }
 
     fn prefix_length(&self) -> usize {

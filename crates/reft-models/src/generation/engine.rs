@@ -1,4 +1,5 @@
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
@@ -32,8 +33,8 @@ pub struct Engine<'a> {
     pool: KvPool,
     prefixes: PrefixCache,
     reused_tokens: u64,
-    /// The rows and hooks of the batch, until a row joins or leaves.
-    batch: Option<(Vec<Row>, ByRow<'a>)>,
+    /// The parts of the batch that are computed together, until a row joins or leaves.
+    batch: Option<Vec<Together<'a>>>,
     /// Hooks of rows in flight from before one joined or left.
     earlier: Vec<ByRow<'a>>,
     next_id: u64,
@@ -50,11 +51,20 @@ pub struct EngineOptions {
     pub cached_tokens: Option<usize>,
     /// Most tokens whose keys and values are kept for prompts to come that begin with them; 0: none.
     pub prefix_tokens: usize,
+    /// Each row is computed by itself, as if it were the only one, and no prefix is shared: sums are made in one order whatever else runs, so
+    /// a reply is the same to the last bit. Many requests then take as long as one after the other.
+    pub deterministic: bool,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { rows: 64, prefill_tokens: 2048, cached_tokens: None, prefix_tokens: 0 }
+        Self {
+            rows: 64,
+            prefill_tokens: 2048,
+            cached_tokens: None,
+            prefix_tokens: 0,
+            deterministic: false,
+        }
     }
 }
 
@@ -117,6 +127,12 @@ struct Reply<'a> {
     ids: Vec<i64>,
     /// Given up while its prompt was on its way through the model.
     is_cancelled: bool,
+}
+
+/// Rows in flight that are computed together, next to each other in the pool.
+struct Together<'a> {
+    rows: Vec<Row>,
+    hooks: ByRow<'a>,
 }
 
 /// Prompts on their way through the model.
@@ -184,10 +200,12 @@ impl<'a> Engine<'a> {
             prefill: None,
             rows: Vec::new(),
             pool: KvPool::new(model.description(), (model.kind(), model.device())),
-            prefixes: PrefixCache::new(match model.description().depends_on_length {
-                true => 0,
-                false => options.prefix_tokens,
-            }),
+            prefixes: PrefixCache::new(
+                match options.deterministic || model.description().depends_on_length {
+                    true => 0,
+                    false => options.prefix_tokens,
+                },
+            ),
             reused_tokens: 0,
             batch: None,
             earlier: Vec::new(),
@@ -335,7 +353,10 @@ impl<'a> Engine<'a> {
                 widest = widest.max(next.length() - known.min(next.length()));
                 let is_alike =
                     first.columns_before() == next.columns_before() && self.known(next) == known;
-                if !is_alike || widest * (taken.len() + 1) > self.options.prefill_tokens {
+                if !is_alike
+                    || self.options.deterministic
+                    || widest * (taken.len() + 1) > self.options.prefill_tokens
+                {
                     break;
                 }
             } else {
@@ -384,7 +405,7 @@ impl<'a> Engine<'a> {
             let members: Vec<_> = replies.iter().map(member).collect();
             let members: Vec<Member> =
                 members.iter().map(|(id, stack)| Member { id: *id, stack }).collect();
-            let hooks = ByRow::new(&members, &layout, Mode::Eval, Vec::new())?;
+            let hooks = ByRow::new(&members, &layout, Mode::Eval, &mut [])?;
             Ok((layout, hooks))
         });
         let (layout, hooks) = match prepared {
@@ -458,53 +479,75 @@ impl<'a> Engine<'a> {
         if self.rows.is_empty() {
             return Ok(());
         }
-        let lengths = self.pool.lengths().to_vec();
-        let (rows, mut hooks) = self.batch_of(&lengths)?;
-        let layout = Layout::going_on(rows, lengths);
-        let span = layout.next();
-        let newest = |reply: &Reply| *reply.ids.last().expect("invariant: it has its first token");
-        let ids: Vec<i64> = self.rows.iter().map(newest).collect();
-        let ids = send(&Tensor::from_slice(&ids).unsqueeze(1), self.model.device()); // [b, 1]
-        self.pool.begin_step();
-        let forward = self.model.forward(&span, 0);
-        let blocks = self.model.description().num_hidden_layers;
-        let h = forward.run(0..blocks, forward.embed(&ids), Some(&mut self.pool), &mut hooks)?;
-        let h = forward.finish(h, &mut hooks)?.select(1, -1); // [b, d]
-        drop(forward);
-        self.pool.end_step();
-        let logits = self.model.logits(&h);
-        let chosen = choose(&logits, self.rows.iter_mut())?;
-        let mut ended = Vec::new();
-        for (row, (reply, chosen)) in self.rows.iter_mut().zip(chosen).enumerate() {
-            if !told(reply, chosen, events) {
-                ended.push(row);
+        let (mut batch, mut ended, mut first) = (self.batch_now()?, Vec::new(), 0);
+        for together in &mut batch {
+            let part = first..first + together.rows.len();
+            let chosen = self.next_tokens(together, part.clone())?;
+            for (row, chosen) in part.clone().zip(chosen) {
+                if !told(&mut self.rows[row], chosen, events) {
+                    ended.push(row);
+                }
             }
+            first = part.end;
         }
-        self.batch = Some((layout.into_rows(), hooks));
+        self.batch = Some(batch);
         for row in ended.into_iter().rev() {
             self.leave(row);
         }
         Ok(())
     }
 
-    /// The rows of the batch, and their hooks: of those adapters alone that act on replies.
-    fn batch_of(&mut self, lengths: &[usize]) -> Result<(Vec<Row>, ByRow<'a>)> {
+    /// The next token of each row of a part of the batch.
+    fn next_tokens(
+        &mut self,
+        together: &mut Together<'a>,
+        part: Range<usize>,
+    ) -> Result<Vec<Result<Choice>>> {
+        let Together { rows, hooks } = together;
+        let lengths = self.pool.lengths()[part.clone()].to_vec();
+        let layout = Layout::going_on(std::mem::take(rows), lengths);
+        let span = layout.next();
+        let newest = |reply: &Reply| *reply.ids.last().expect("invariant: it has its first token");
+        let ids: Vec<i64> = self.rows[part.clone()].iter().map(newest).collect();
+        let ids = send(&Tensor::from_slice(&ids).unsqueeze(1), self.model.device()); // [b, 1]
+        self.pool.begin_step(part.clone());
+        let forward = self.model.forward(&span, 0);
+        let blocks = self.model.description().num_hidden_layers;
+        let h = forward.run(0..blocks, forward.embed(&ids), Some(&mut self.pool), hooks)?;
+        let h = forward.finish(h, hooks)?.select(1, -1); // [b, d]
+        drop(forward);
+        self.pool.end_step();
+        *rows = layout.into_rows();
+        choose(&self.model.logits(&h), self.rows[part].iter_mut())
+    }
+
+    /// The batch in parts that are computed together: all of it, or each row alone.
+    fn batch_now(&mut self) -> Result<Vec<Together<'a>>> {
         if let Some(batch) = self.batch.take() {
             return Ok(batch);
         }
-        let earlier = std::mem::take(&mut self.earlier);
-        let rows: Vec<Row> = self.rows.iter().map(|reply| reply.request.row.clone()).collect();
-        let layout = Layout::going_on(rows, lengths.to_vec());
+        let mut earlier = std::mem::take(&mut self.earlier);
+        let all = self.rows.len();
+        let size = if self.options.deterministic { 1 } else { all };
+        let parts = (0..all).step_by(size).map(|first| first..first + size);
+        parts.map(|part| self.together(part, &mut earlier)).collect()
+    }
+
+    /// Some rows of the batch, and their hooks: of those adapters alone that act on replies.
+    fn together(&self, part: Range<usize>, earlier: &mut [ByRow<'a>]) -> Result<Together<'a>> {
+        let replies = &self.rows[part.clone()];
+        let rows: Vec<Row> = replies.iter().map(|reply| reply.request.row.clone()).collect();
+        let layout = Layout::going_on(rows, self.pool.lengths()[part].to_vec());
         let plain = AdapterStack::EMPTY;
         let member = |reply: &'_ Reply<'a>| -> (u64, AdapterStack<'a>) {
             let adapters = &reply.request.adapters;
             (reply.id, if adapters.acts_on_replies() { adapters.clone() } else { plain.clone() })
         };
-        let members: Vec<_> = self.rows.iter().map(member).collect();
+        let members: Vec<_> = replies.iter().map(member).collect();
         let members: Vec<Member> =
             members.iter().map(|(id, stack)| Member { id: *id, stack }).collect();
         let hooks = ByRow::new(&members, &layout, Mode::Eval, earlier)?;
-        Ok((layout.into_rows(), hooks))
+        Ok(Together { rows: layout.into_rows(), hooks })
     }
 
     /// Sends rows back to the prompts whose earlier tokens have other keys from the next one on (LongRoPE).
@@ -524,7 +567,7 @@ impl<'a> Engine<'a> {
 
     /// The hooks go on in the next batch, where all rows of a stack stay.
     fn batch_has_changed(&mut self) {
-        self.earlier.extend(self.batch.take().map(|(_, hooks)| hooks));
+        self.earlier.extend(self.batch.take().into_iter().flatten().map(|part| part.hooks));
     }
 }
 

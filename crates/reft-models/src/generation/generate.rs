@@ -65,6 +65,7 @@ pub fn generate(
         prefill_tokens: usize::MAX,
         cached_tokens: None,
         prefix_tokens: 0,
+        deterministic: config.deterministic,
     };
     let mut engine = Engine::new(model, options)?;
     for id in rows.iter().flat_map(|row| &row.input_ids) {

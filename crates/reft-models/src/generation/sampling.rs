@@ -28,6 +28,8 @@ declare_options! {
         /// No N tokens in a row may occur twice in prompt and reply [default: they may]
         no_repeat_ngram_size: Option<usize> = None, Count("N") in "Generation"
             if |n: usize| n > 0, "at least 1; leave it out to allow repetition";
+        /// Compute each reply by itself: it is then the same to the last bit, whatever else is computed; many take as long as one after the other
+        deterministic: bool = false, Switch("BOOL") in "Generation";
         /// Seed of the draws, which follow from it and the prompt's place in the list
         seed: u64 = 0, Count("N") in "Generation";
     }

@@ -48,6 +48,12 @@ pub trait Hooks {
         true
     }
 
+    /// What [`Self::visit`] adds at a point of a pass, where it adds a product of two small matrices and no more: such rows can be computed
+    /// together, whatever adapters they have. `None`: it does something else, or nothing.
+    fn low_rank(&self, _point: HookPoint, _span: &Span) -> Option<LowRank<'_>> {
+        None
+    }
+
     /// Number of [`Self::prefix`] tokens, the same at every layer; the batch's own tokens take the positions after them.
     fn prefix_length(&self) -> usize {
         0
@@ -82,6 +88,17 @@ pub trait Hooks {
     }
 }
 
+/// An update of low rank of what comes out of a projection, computed in f32: `y + s B A x`.
+#[derive(Debug, Clone, Copy)]
+pub struct LowRank<'a> {
+    /// `A` `[r, in]`.
+    pub a: &'a Tensor,
+    /// `B` `[out, r]`.
+    pub b: &'a Tensor,
+    /// `s`.
+    pub scaling: f64,
+}
+
 /// Hooks that stay their owner's.
 impl<T: Hooks + ?Sized> Hooks for &mut T {
     fn visit(&mut self, point: HookPoint, h: Tensor, span: &Span) -> Result<Tensor> {
@@ -90,6 +107,10 @@ impl<T: Hooks + ?Sized> Hooks for &mut T {
 
     fn touches(&self, point: HookPoint, span: &Span) -> bool {
         (**self).touches(point, span)
+    }
+
+    fn low_rank(&self, point: HookPoint, span: &Span) -> Option<LowRank<'_>> {
+        (**self).low_rank(point, span)
     }
 
     fn prefix_length(&self) -> usize {
@@ -180,6 +201,15 @@ impl Hooks for Stacked<'_> {
         self.0.iter().any(|hooks| hooks.touches(point, span))
     }
 
+    fn low_rank(&self, point: HookPoint, span: &Span) -> Option<LowRank<'_>> {
+        let mut touching = self.0.iter().filter(|hooks| hooks.touches(point, span));
+        let one = touching.next()?;
+        if touching.next().is_some() {
+            return None; // the second sees what the first has added
+        }
+        one.low_rank(point, span)
+    }
+
     fn prefix_length(&self) -> usize {
         self.0.iter().map(|hooks| hooks.prefix_length()).find(|&n| n > 0).unwrap_or(0)
     }
@@ -221,6 +251,11 @@ impl Hooks for AtStrength<'_> {
 
     fn touches(&self, point: HookPoint, span: &Span) -> bool {
         self.hooks.touches(point, span)
+    }
+
+    fn low_rank(&self, point: HookPoint, span: &Span) -> Option<LowRank<'_>> {
+        let own = self.hooks.low_rank(point, span)?;
+        Some(LowRank { scaling: own.scaling * self.strength, ..own })
     }
 
     fn keep_rows(&mut self, rows: &[usize]) {

@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use tch::{Device, Kind, Tensor};
 
 use crate::{KvCache, ModelDescription, Past, send};
@@ -16,7 +18,9 @@ pub(crate) struct KvPool {
     options: (Kind, Device),
     /// Keys of each row.
     lengths: Vec<usize>,
-    /// The column of each row's next key, `[b, 1, 1, 1]`; `None` if it is the same for all.
+    /// The rows of the present pass.
+    part: Range<usize>,
+    /// The column of each of their next keys, `[b, 1, 1, 1]`; `None` if it is the same for all.
     columns: Option<Tensor>,
 }
 
@@ -26,7 +30,7 @@ impl KvPool {
         let empty = || Tensor::empty([0, model.num_key_value_heads, 0, model.head_dim], options);
         let layers = (0..model.num_hidden_layers).map(|_| (empty(), empty())).collect();
         let shape = (model.num_key_value_heads, model.head_dim);
-        Self { layers, shape, options, lengths: Vec::new(), columns: None }
+        Self { layers, shape, options, lengths: Vec::new(), part: 0..0, columns: None }
     }
 
     /// Keys of each row, in the order of the slots.
@@ -55,7 +59,7 @@ impl KvPool {
         let slots =
             if rows > slots && slots > 0 { rows.max(slots + slots / 2) } else { slots.max(rows) };
         let (n_kv, d_h) = self.shape;
-        let (kept, longest) = (self.lengths.len() as i64, self.longest());
+        let (kept, longest) = (self.lengths.len() as i64, longest(&self.lengths));
         let grown = |old: &Tensor| {
             // a column that a row has not reached weighs 0, and 0 times what memory happened to hold may be NaN
             let new = Tensor::zeros([slots as i64, n_kv, capacity as i64, d_h], self.options);
@@ -96,33 +100,36 @@ impl KvPool {
         self.lengths.swap_remove(row);
     }
 
-    /// Makes ready for a pass of one token a row.
-    pub(crate) fn begin_step(&mut self) {
-        let is_same = self.lengths.iter().all(|length| *length == self.lengths[0]);
+    /// Makes ready for a pass of one token for each of some rows.
+    pub(crate) fn begin_step(&mut self, part: Range<usize>) {
+        let lengths = &self.lengths[part.clone()];
+        self.part = part;
+        let is_same = lengths.iter().all(|length| *length == lengths[0]);
         self.columns = (!is_same).then(|| {
-            let columns: Vec<i64> = self.lengths.iter().map(|length| *length as i64).collect();
+            let columns: Vec<i64> = lengths.iter().map(|length| *length as i64).collect();
             send(&Tensor::from_slice(&columns).view([-1, 1, 1, 1]), self.options.1)
         });
     }
 
-    /// Counts the token that each row has now.
+    /// Counts the token that each row of the pass has now.
     pub(crate) fn end_step(&mut self) {
-        self.lengths.iter_mut().for_each(|length| *length += 1);
-    }
-
-    fn longest(&self) -> i64 {
-        self.lengths.iter().copied().max().unwrap_or(0) as i64
+        self.lengths[self.part.clone()].iter_mut().for_each(|length| *length += 1);
     }
 }
 
+fn longest(lengths: &[usize]) -> i64 {
+    lengths.iter().copied().max().unwrap_or(0) as i64
+}
+
 impl Past for KvPool {
-    /// Writes each row's key and value `[b, n_kv, 1, d_h]` behind those that it has, and returns those of all columns that a row has reached:
+    /// Writes the key and value of each row of the pass `[b, n_kv, 1, d_h]` behind those that it has, and returns those of all columns that a row has reached:
     /// what a shorter row has not is for the mask to hide.
     fn extend(&mut self, layer: usize, key: Tensor, value: Tensor) -> (Tensor, Tensor) {
-        let (rows, longest) = (self.lengths.len() as i64, self.longest());
+        let (first, rows) = (self.part.start as i64, self.part.len() as i64);
+        let longest = longest(&self.lengths[self.part.clone()]);
         let (keys, values) = &self.layers[layer];
         let extended = |pool: &Tensor, own: &Tensor| {
-            let mut slots = pool.narrow(0, 0, rows);
+            let mut slots = pool.narrow(0, first, rows);
             match &self.columns {
                 None => slots.narrow(2, longest, 1).copy_(own),
                 Some(columns) => {

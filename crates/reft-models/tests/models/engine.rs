@@ -208,7 +208,13 @@ fn replies_do_not_depend_on_what_else_is_in_flight() -> Outcome {
         TestRunner::new(Config { cases: 40, failure_persistence: None, ..Config::default() });
     let tried =
         runner.run(&cases, |(arrivals, rows, prefill_tokens, cached_tokens, prefix_tokens)| {
-            let options = EngineOptions { rows, prefill_tokens, cached_tokens, prefix_tokens };
+            let options = EngineOptions {
+                rows,
+                prefill_tokens,
+                cached_tokens,
+                prefix_tokens,
+                deterministic: false,
+            };
             let case = (arrivals.as_slice(), options);
             // a runner's closure is Fn
             let mut own = Compared::default();
@@ -412,6 +418,117 @@ fn tokens_are_as_likely_as_the_model_says() -> Outcome {
                 assert!((expected - f64::from(*told)).abs() < 2e-5, "{expected}: {logprobs:?}");
             }
             row.input_ids.push(token);
+        }
+    }
+    Ok(())
+}
+
+/// The tokens of a request's reply with the likeliest alternatives, to the last bit.
+type Bits = Vec<(i64, u32, Vec<(i64, u32)>)>;
+
+/// Computed row by row, a reply is the same bits whatever else is in flight: the scores too, not the tokens alone.
+#[test]
+fn a_deterministic_reply_is_the_same_bits_whatever_else_runs() -> Outcome {
+    let model = tiny_llama()?;
+    let adapters = adapters(&model)?;
+    let options = EngineOptions {
+        rows: 5,
+        prefill_tokens: 7,
+        prefix_tokens: 1000,
+        deterministic: true,
+        ..EngineOptions::default()
+    };
+    let request = |which: usize| -> Outcome<Request> {
+        // of many lengths, all with the same beginning
+        let prompt = (0..20 + 3 * which as i64).map(|t| 7 + t * 11 % 90).collect();
+        let config = GenerationConfig {
+            max_new_tokens: 6 + which,
+            logprobs: Some(4),
+            ..GenerationConfig::default()
+        };
+        let adapters = stack(&adapters, which)?;
+        Ok(Request { row: Row::prompt(prompt), adapters, config, stream: 0 })
+    };
+    let run = |engine: &mut Engine| -> Outcome<HashMap<u64, Bits>> {
+        let mut bits: HashMap<u64, Bits> = HashMap::new();
+        replies_of(engine, &mut |event| {
+            if let Event::Token { id, token, logprobs: Some(logprobs), .. } = event {
+                let top = logprobs.top.iter().map(|(id, x)| (*id, x.to_bits())).collect();
+                bits.entry(*id).or_default().push((*token, logprobs.logprob.to_bits(), top));
+            }
+        })?;
+        Ok(bits)
+    };
+    let mut together = Engine::new(&model, options)?;
+    let ids: Vec<u64> = (0..STACKS.len())
+        .map(|which| -> Outcome<u64> {
+            let id = together.submit(request(which)?)?;
+            together.cancel(id); // and some that never run
+            Ok(together.submit(request(which)?)?)
+        })
+        .collect::<Outcome<_>>()?;
+    let found = run(&mut together)?;
+    for (which, id) in ids.iter().enumerate() {
+        let mut alone = Engine::new(&model, options)?;
+        let own = alone.submit(request(which)?)?;
+        assert_eq!(found[id], run(&mut alone)?[&own], "stack {which}");
+    }
+    assert_eq!(together.prefixes(), (0, 0), "a prefix was computed in another batch");
+    // beside it: what a batch does to the last bits, without which this shows nothing
+    let mut batch = Engine::new(&model, EngineOptions { deterministic: false, ..options })?;
+    for which in 0..STACKS.len() {
+        batch.submit(request(which)?)?;
+    }
+    let batched = run(&mut batch)?;
+    assert!(ids.iter().enumerate().any(|(which, id)| batched[&(which as u64)] != found[id]));
+    Ok(())
+}
+
+/// Rows with different adapters of low rank are one product, and what it adds is what each adds alone; rows that come, go and change places
+/// keep their own.
+#[test]
+fn rows_of_low_rank_are_computed_together_as_each_alone() -> Outcome {
+    let model = tiny_llama()?;
+    tch::manual_seed(17);
+    let of_rank = |rank: i64| adapter(&model, "lora", MethodOptions::default().with(&RANK, rank));
+    let adapters: Vec<Box<dyn Adapter>> =
+        [2, 2, 3, 2, 3, 2].into_iter().map(of_rank).collect::<Outcome<_>>()?;
+    let request = |which: usize, new_tokens: usize| -> Outcome<Request> {
+        let strength = if which == 3 { 0.5 } else { 1.0 };
+        let entry = StackEntry { strength, ..StackEntry::from(&*adapters[which]) };
+        let config = GenerationConfig {
+            max_new_tokens: new_tokens,
+            logprobs: Some(1),
+            ..GenerationConfig::default()
+        };
+        let row = Row::prompt((0..4 + which as i64).map(|t| 9 + t * 13 % 80).collect());
+        Ok(Request { row, adapters: AdapterStack::new(vec![entry])?, config, stream: 0 })
+    };
+    let run = |engine: &mut Engine| -> Outcome<HashMap<u64, Vec<(i64, f32)>>> {
+        let mut told: HashMap<u64, Vec<(i64, f32)>> = HashMap::new();
+        replies_of(engine, &mut |event| {
+            if let Event::Token { id, token, logprobs: Some(own), .. } = event {
+                told.entry(*id).or_default().push((*token, own.logprob));
+            }
+        })?;
+        Ok(told)
+    };
+    // more than rows: they end at different steps, and others take their places
+    let wanted: Vec<(usize, usize)> =
+        (0..18).map(|i| (i * 5 % adapters.len(), 3 + i * 7 % 9)).collect();
+    let mut together = Engine::new(&model, EngineOptions { rows: 5, ..EngineOptions::default() })?;
+    let ids = wanted.iter().map(|(which, n)| Ok(together.submit(request(*which, *n)?)?));
+    let ids: Vec<u64> = ids.collect::<Outcome<_>>()?;
+    let found = run(&mut together)?;
+    for ((which, n), id) in wanted.into_iter().zip(ids) {
+        let mut alone = Engine::new(&model, EngineOptions::default())?;
+        let own = alone.submit(request(which, n)?)?;
+        let expected = &run(&mut alone)?[&own];
+        assert_eq!(found[&id].len(), expected.len());
+        for ((token, logprob), (expected, alone)) in found[&id].iter().zip(expected) {
+            assert_eq!(token, expected, "adapter {which}");
+            // f32 sums in another order
+            assert!((logprob - alone).abs() < 2e-5, "adapter {which}: {logprob}, alone {alone}");
         }
     }
     Ok(())

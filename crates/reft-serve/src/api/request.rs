@@ -123,8 +123,9 @@ impl Wanted {
                 true => Vec::new(),
                 false => defaults.stop_ids.clone(),
             },
-            batch_size: None,
             logprobs,
+            // the server's choice, not a request's: deterministic
+            ..GenerationConfig::default()
         };
         config.check().map_err(|refused| ApiError::refused(&refused))?;
         let n = body.count("n")?.unwrap_or(1);
