@@ -95,6 +95,9 @@ enum Task {
         /// How often each kind of run is killed
         #[arg(long, default_value_t = 70)]
         times: u32,
+        /// Instead, put a server under load for so many minutes: its memory at the end has to be within 2 % of that after a tenth of the time
+        #[arg(long, conflicts_with = "times")]
+        minutes: Option<f64>,
     },
     /// Write the program and the Python module reft_rs as a wheel for people who have torch, to target/wheels
     Wheel,
@@ -114,7 +117,11 @@ enum Task {
         try_in: Option<PathBuf>,
     },
     /// Play OpenAI's Python client and LiteLLM, fetched by pip, against `reft serve` with the demo's adapter
-    ServeCheck,
+    ServeCheck {
+        /// Instead, what goes wrong between clients and `reft serve`, by the thousand: 100,000 malformed requests, 1,000 connections, 1,000 swaps of an adapter under load, and so on
+        #[arg(long)]
+        faults: bool,
+    },
     /// Build and run examples/downstream, a project outside of this workspace; compiles tch anew, for minutes
     Downstream,
     /// Time pyreft and PEFT beside this project, on the same batches in turns, and print the ratios
@@ -153,13 +160,15 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Oracle { real: true, .. } => oracle::real::check(&workspace),
         Task::Oracle { .. } => oracle::check(&workspace),
         Task::Fuzz { seconds, targets } => reliability::fuzz(&workspace, seconds, &targets),
-        Task::Soak { times } => reliability::soak(&workspace, times),
+        Task::Soak { minutes: Some(minutes), .. } => serve_check::soak(&workspace, minutes),
+        Task::Soak { times, .. } => reliability::soak(&workspace, times),
         Task::Wheel => packing::wheel(&workspace),
         Task::WheelCheck { of_tests: true, .. } => packing::check_wheel_of_tests(&workspace),
         Task::WheelCheck { full, .. } => packing::check_wheel(&workspace, full),
         Task::Dist { try_in: None } => packing::archive(&workspace),
         Task::Dist { try_in: Some(system) } => packing::try_in_bare_system(&workspace, &system),
-        Task::ServeCheck => serve_check::run(&workspace),
+        Task::ServeCheck { faults: true } => serve_check::faults(&workspace),
+        Task::ServeCheck { .. } => serve_check::run(&workspace),
         Task::Rivals(arguments) => rivals::run(&workspace, &arguments),
     }
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask serve-check`: clients that people use, against a running server.
+//! `cargo xtask serve-check`: clients that people use, against a running server; and what takes too long for the tests, faults and memory.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 use crate::workspace::Workspace;
-use crate::{command, demo, model, reft};
+use crate::{command, demo, model, reft, setup};
 
 /// What the clients are played with; tools/serve/clients.py is written for these.
 const CLIENTS: [&str; 2] = ["openai==3.57.0", "litellm==1.110.2"];
@@ -33,6 +33,25 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     server.kill().context("cannot end the server")?;
     server.wait().context("cannot end the server")?;
     played
+}
+
+/// Faults and swaps by the thousand (`crates/reft-cli/tests/commands/serving_faults.rs` and `serving_load.rs`), each a test by its name. One
+/// at a time: what waits for the machine is not told from what hangs.
+pub fn faults(workspace: &Workspace) -> Result<()> {
+    setup::ready(workspace)?;
+    let mut cargo = workspace.cargo();
+    cargo.args(["test", "--workspace", "--test", "commands", "--"]);
+    cargo.args(["serving_faults::", "serving_load::", "--nocapture", "--test-threads", "1"]);
+    command::run(cargo.env("REFT_ALL_FAULTS", "1"))
+}
+
+/// Load for so many minutes, and memory before and after (`crates/reft-cli/tests/commands/serving_load.rs`).
+pub fn soak(workspace: &Workspace, minutes: f64) -> Result<()> {
+    setup::ready(workspace)?;
+    let mut cargo = workspace.cargo();
+    cargo.args(["test", "--workspace", "--test", "commands", "--"]);
+    cargo.args(["--ignored", "serving_load::", "--nocapture"]);
+    command::run(cargo.env("REFT_SOAK_MINUTES", minutes.to_string()))
 }
 
 /// The clients in an environment of their own.

@@ -14,7 +14,8 @@ use crate::serve_client::{Answer, Served, talking_model};
 
 const COMPLETIONS: &str = "/v1/completions";
 
-fn copied(from: &Path, to: &Path) -> Result {
+/// Copies the files of a directory.
+pub fn copied(from: &Path, to: &Path) -> Result {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;
