@@ -57,7 +57,11 @@ enum Task {
     /// Fetch the demo model and convert it to models/SmolLM2-135M-Instruct
     Model,
     /// Train LoReFT on the demo model and show its replies beside the base model's; sets up what is missing
-    Demo,
+    Demo {
+        /// Then serve the adapter beside the base model, until Ctrl-C; one that the demo made earlier is taken as it is
+        #[arg(long)]
+        serve: bool,
+    },
     /// Play somebody who has a table of questions and answers: train without a recipe, talk, compare with the base model, share
     Newcomer,
     /// Run every test of the workspace; sets up what is missing
@@ -151,7 +155,8 @@ fn run(task: Task) -> anyhow::Result<()> {
         }
         Task::Downstream => outside::example(&workspace),
         Task::Model => model::run(&workspace),
-        Task::Demo => demo::run(&workspace),
+        Task::Demo { serve: true } => serve_check::show(&workspace),
+        Task::Demo { .. } => demo::run(&workspace),
         Task::Newcomer => newcomer::run(&workspace),
         Task::Test { quick: true, arguments } => ci::quick_test(&workspace, &arguments),
         Task::Test { quick: false, arguments } => ci::test(&workspace, &arguments),

@@ -64,7 +64,7 @@ fn assert_unharmed(served: &mut Served, reply: &str) -> Result {
 }
 
 /// A body that is wrong somewhere, as a rule.
-fn malformed_body(random: &mut StdRng) -> Vec<u8> {
+fn malformed_body(path: &str, random: &mut StdRng) -> Vec<u8> {
     let values = [
         json!(null),
         json!(-1),
@@ -106,7 +106,11 @@ fn malformed_body(random: &mut StdRng) -> Vec<u8> {
         "no_repeat_ngram_size",
         "something",
     ];
-    let mut body = json!({"model": "tiny", "max_tokens": 1, "prompt": "a", "messages": [{"role": "user", "content": "a"}]});
+    let mut body = json!({"model": "tiny", "max_tokens": 1});
+    match path {
+        CHAT => body["messages"] = json!([{"role": "user", "content": "a"}]),
+        _ => body["prompt"] = json!("a"),
+    }
     for _ in 0..random.random_range(0..3) {
         let (Some(field), Some(value)) = (fields.choose(random), values.choose(random)) else {
             continue;
@@ -160,8 +164,8 @@ fn malformed_requests_are_refused() -> Result {
     let agent = agent();
     for i in 0..many(600, 100_000) {
         if i % 10 > 0 {
-            let body = malformed_body(&mut random);
             let path = if random.random() { CHAT } else { COMPLETIONS };
+            let body = malformed_body(path, &mut random);
             let answer = agent.post(served.url(path)).send(&body[..])?;
             let status = answer.status().as_u16();
             assert!(status < 500, "{status}: {}", String::from_utf8_lossy(&body));
@@ -184,7 +188,8 @@ fn malformed_requests_are_refused() -> Result {
     eprintln!(
         "{answers} bodies, {refused} of them refused; {closed} connections closed without a word"
     );
-    assert!(refused > answers / 2, "the test has no power: {refused} of {answers} are refused");
+    let is_mixed = refused > answers / 2 && refused < answers;
+    assert!(is_mixed, "the test has no power: {refused} of {answers} are refused");
     assert_unharmed(&mut served, &reply)
 }
 
