@@ -57,7 +57,11 @@ enum Task {
     /// Fetch the demo model and convert it to models/SmolLM2-135M-Instruct
     Model,
     /// Train LoReFT on the demo model and show its replies beside the base model's; sets up what is missing
-    Demo,
+    Demo {
+        /// Then serve the adapter beside the base model, until Ctrl-C; one that the demo made earlier is taken as it is
+        #[arg(long)]
+        serve: bool,
+    },
     /// Play somebody who has a table of questions and answers: train without a recipe, talk, compare with the base model, share
     Newcomer,
     /// Run every test of the workspace; sets up what is missing
@@ -95,6 +99,9 @@ enum Task {
         /// How often each kind of run is killed
         #[arg(long, default_value_t = 70)]
         times: u32,
+        /// Instead, put a server under load for so many minutes: its memory at the end has to be within 2 % of that after a tenth of the time
+        #[arg(long, conflicts_with = "times")]
+        minutes: Option<f64>,
     },
     /// Write the program and the Python module reft_rs as a wheel for people who have torch, to target/wheels
     Wheel,
@@ -114,7 +121,11 @@ enum Task {
         try_in: Option<PathBuf>,
     },
     /// Play OpenAI's Python client and LiteLLM, fetched by pip, against `reft serve` with the demo's adapter
-    ServeCheck,
+    ServeCheck {
+        /// Instead, what goes wrong between clients and `reft serve`, by the thousand: 100,000 malformed requests, 1,000 connections, 1,000 swaps of an adapter under load, and so on
+        #[arg(long)]
+        faults: bool,
+    },
     /// Build and run examples/downstream, a project outside of this workspace; compiles tch anew, for minutes
     Downstream,
     /// Time pyreft and PEFT beside this project, on the same batches in turns, and print the ratios
@@ -144,7 +155,8 @@ fn run(task: Task) -> anyhow::Result<()> {
         }
         Task::Downstream => outside::example(&workspace),
         Task::Model => model::run(&workspace),
-        Task::Demo => demo::run(&workspace),
+        Task::Demo { serve: true } => serve_check::show(&workspace),
+        Task::Demo { .. } => demo::run(&workspace),
         Task::Newcomer => newcomer::run(&workspace),
         Task::Test { quick: true, arguments } => ci::quick_test(&workspace, &arguments),
         Task::Test { quick: false, arguments } => ci::test(&workspace, &arguments),
@@ -153,13 +165,15 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Oracle { real: true, .. } => oracle::real::check(&workspace),
         Task::Oracle { .. } => oracle::check(&workspace),
         Task::Fuzz { seconds, targets } => reliability::fuzz(&workspace, seconds, &targets),
-        Task::Soak { times } => reliability::soak(&workspace, times),
+        Task::Soak { minutes: Some(minutes), .. } => serve_check::soak(&workspace, minutes),
+        Task::Soak { times, .. } => reliability::soak(&workspace, times),
         Task::Wheel => packing::wheel(&workspace),
         Task::WheelCheck { of_tests: true, .. } => packing::check_wheel_of_tests(&workspace),
         Task::WheelCheck { full, .. } => packing::check_wheel(&workspace, full),
         Task::Dist { try_in: None } => packing::archive(&workspace),
         Task::Dist { try_in: Some(system) } => packing::try_in_bare_system(&workspace, &system),
-        Task::ServeCheck => serve_check::run(&workspace),
+        Task::ServeCheck { faults: true } => serve_check::faults(&workspace),
+        Task::ServeCheck { .. } => serve_check::run(&workspace),
         Task::Rivals(arguments) => rivals::run(&workspace, &arguments),
     }
 }

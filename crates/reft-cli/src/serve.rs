@@ -92,6 +92,9 @@ pub struct ServeArgs {
     /// Most seconds that a request takes
     #[arg(long, value_name = "SECONDS", default_value_t = 600, help_heading = "Limits")]
     time_limit: u64,
+    /// Most seconds until a connection has sent a request's header
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Limits")]
+    idle_limit: u64,
     #[command(flatten)]
     chat: Flags<ChatOptions>,
     #[command(flatten)]
@@ -189,6 +192,7 @@ fn options(args: &ServeArgs, path: &std::path::Path) -> Result<ServeOptions> {
         prompt_tokens: args.prompt_tokens,
         reply_tokens: args.reply_tokens,
         time: Duration::from_secs(args.time_limit),
+        idle: Duration::from_secs(args.idle_limit),
         grace: Duration::from_secs(args.grace),
         log: Arc::new(log),
         ..ServeOptions::new(name)

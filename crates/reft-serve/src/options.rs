@@ -39,6 +39,8 @@ pub struct ServeOptions {
     pub reply_tokens: usize,
     /// Longest time that a request may take.
     pub time: Duration,
+    /// Longest time that a connection may take to send a request's header, or stay open without one.
+    pub idle: Duration,
     /// How long requests in flight may go on when the server is to end.
     pub grace: Duration,
     /// Takes the lines of the log.
@@ -63,6 +65,7 @@ impl ServeOptions {
             prompt_tokens: None,
             reply_tokens: 512,
             time: Duration::from_secs(600),
+            idle: Duration::from_secs(30),
             grace: Duration::from_secs(30),
             log: Arc::new(|_| {}),
         }

@@ -35,6 +35,8 @@ mod runs;
 mod serve_client;
 mod serving;
 mod serving_adapters;
+mod serving_faults;
+mod serving_load;
 mod serving_operation;
 mod sharing;
 mod soak;

@@ -7,6 +7,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -18,6 +19,11 @@ use crate::runs::{args, command};
 
 /// How long a server may take for what takes it a second.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often a fault is tried: `few` in every run of the tests, `all` by `cargo xtask serve-check --faults`.
+pub fn many(few: u32, all: u32) -> u32 {
+    if std::env::var_os("REFT_ALL_FAULTS").is_some() { all } else { few }
+}
 
 /// The tiny model with a tokenizer of single letters, a chat template, and a context that is long enough to wait for.
 pub fn talking_model(dir: &Path) -> Result<PathBuf> {
@@ -37,6 +43,8 @@ pub struct Served {
     /// `127.0.0.1:PORT`.
     pub address: String,
     log: Arc<Mutex<String>>,
+    /// Reads what it says, to its end.
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Served {
@@ -59,12 +67,12 @@ impl Served {
             log.lock().unwrap_or_else(PoisonError::into_inner).push_str(&(line + "\n"));
         }
         let own = Arc::clone(&log);
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             for line in lines.map_while(std::result::Result::ok) {
                 own.lock().unwrap_or_else(PoisonError::into_inner).push_str(&(line + "\n"));
             }
         });
-        let mut served = Self { process, address: String::new(), log };
+        let mut served = Self { process, address: String::new(), log, reader: Some(reader) };
         served.address = address.ok_or_else(|| format!("it ended: {}", served.log()))?;
         Ok(served)
     }
@@ -72,6 +80,13 @@ impl Served {
     /// What it has said.
     pub fn log(&self) -> String {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What it has said, when it has ended.
+    pub fn last_words(&mut self) -> Result<String> {
+        let reader = self.reader.take().ok_or("it has been heard to its end")?;
+        reader.join().map_err(|_| "its words cannot be read")?;
+        Ok(self.log())
     }
 
     /// Waits until it has said something.

@@ -9,12 +9,13 @@ use serde_json::{Value, json};
 
 use crate::Result;
 use crate::logits::import;
-use crate::runs::args;
+use crate::runs::{args, run, succeed};
 use crate::serve_client::{Answer, Served, talking_model};
 
 const COMPLETIONS: &str = "/v1/completions";
 
-fn copied(from: &Path, to: &Path) -> Result {
+/// Copies the files of a directory.
+pub fn copied(from: &Path, to: &Path) -> Result {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;
@@ -177,5 +178,33 @@ fn the_least_recently_used_adapter_makes_room() -> Result {
     assert_eq!(status, 403);
     assert!(message.contains("--allow-load"), "{message}");
     assert_eq!(served.delete("/v1/adapters/a")?.status, 403);
+    Ok(())
+}
+
+#[test]
+fn weights_are_no_adapter() -> Result {
+    let dir = tempfile::tempdir()?;
+    let (model, root) = (talking_model(dir.path())?, dir.path().join("adapters"));
+    let (data, full) = (dir.path().join("rows.jsonl"), root.join("full"));
+    fs::write(&data, r#"{"instruction": "a", "output": "b"}"#)?;
+    fs::create_dir(&root)?;
+    let method = ["--method", "full", "--max-steps", "1", "--threads", "1"];
+    let train = args!["train", "--model", model, "--data", data, "--output", full];
+    succeed([train, method.map(OsString::from).to_vec()].concat())?;
+    let expected = "adapter full of method full is the model's weights, which all requests share; merge it with `reft export` and serve the merged model";
+    // one that is asked for is refused alone
+    let served = Served::start(&model, &args!["--adapters-dir", root, "--allow-load"])?;
+    let base = served.text(&body("tiny"))?;
+    let (status, message, param) = error(&served.post(COMPLETIONS, &body("full"))?)?;
+    assert_eq!((status, message.as_str(), param), (400, expected, json!("model")));
+    let load = json!({"lora_name": "other", "lora_path": "full"});
+    let (status, message, _) = error(&served.post("/v1/adapters", &load)?)?;
+    assert_eq!((status, message), (400, expected.replacen("full", "other", 1)));
+    assert_eq!(served.text(&body("tiny"))?, base);
+    // and with one that is named at the start, no server begins
+    let named = OsString::from(format!("full={}", full.display()));
+    let refused = run(args!["serve", "--model", model, "--port", "0", "--adapter", named])?;
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.stderr.contains(expected), "{}", refused.stderr);
     Ok(())
 }

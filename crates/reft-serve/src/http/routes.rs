@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Extension, FromRequest, Path, Request, State};
 use axum::http::{StatusCode, header};
@@ -127,6 +127,10 @@ async fn delete_adapter(State(shared): App, Path(name): Path<String>) -> Answer 
 /// # Errors
 /// If it is too long, or does not come.
 async fn read(shared: &Shared, request: Request) -> Result<Bytes, ApiError> {
+    // who says that a body is too long need not send it
+    if request.body().size_hint().lower() > shared.options.body_bytes as u64 {
+        return Err(ApiError::too_large(shared.options.body_bytes));
+    }
     let read = timeout(shared.options.time, Bytes::from_request(request, &())).await;
     let read = read.map_err(|_| ApiError::out_of_time(shared.options.time.as_secs()))?;
     read.map_err(|refused: BytesRejection| match refused.status() {

@@ -4,7 +4,6 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use axum::serve::ListenerExt;
 use reft_models::Model;
 use tokio::runtime::{Builder, Runtime};
 
@@ -12,7 +11,7 @@ use crate::api::catalogue::Catalogue;
 use crate::api::prompt::ServedText;
 use crate::api::request::Defaults;
 use crate::error::{Error, Result};
-use crate::http::routes::routes;
+use crate::http::connections::answer_all;
 use crate::http::shared::{Phase, Ready, Shared};
 use crate::options::ServeOptions;
 use crate::worker::counts::Counts;
@@ -136,18 +135,7 @@ fn speak(runtime: Runtime, listener: TcpListener, shared: &Arc<Shared>) {
                 Ok(listener) => listener,
                 Err(error) => return log::error!("cannot listen: {error}"),
             };
-            // small parts of a stream go at once
-            let listener = listener.tap_io(|stream| {
-                if let Err(error) = stream.set_nodelay(true) {
-                    log::warn!("a connection may be slow: {error}");
-                }
-            });
-            let own = Arc::clone(shared);
-            let stopping = async move { own.reach(Phase::Stopping).await };
-            let served = axum::serve(listener, routes(shared)).with_graceful_shutdown(stopping);
-            if let Err(error) = served.await {
-                log::error!("the server failed: {error}");
-            }
+            answer_all(listener, shared).await;
         };
         tokio::select! {
             () = upkeep => {}

@@ -1,5 +1,5 @@
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use reft_models::TrainedText;
 
@@ -12,13 +12,25 @@ pub(crate) struct Generation {
     pub(crate) directory: PathBuf,
     /// How the texts were framed that it was trained on.
     pub(crate) trained: Option<TrainedText>,
+    /// Whether it has lost its name: only requests that came before still use it.
+    is_nameless: AtomicBool,
 }
 
 impl Generation {
     pub(crate) fn new(name: &str, directory: PathBuf, trained: Option<TrainedText>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self { id, name: name.to_owned(), directory, trained }
+        Self { id, name: name.to_owned(), directory, trained, is_nameless: AtomicBool::new(false) }
+    }
+
+    /// Takes its name away, for ever.
+    pub(crate) fn forget(&self) {
+        self.is_nameless.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it is still asked for.
+    pub(crate) fn has_a_name(&self) -> bool {
+        !self.is_nameless.load(Ordering::Relaxed)
     }
 }
 

@@ -90,13 +90,17 @@ impl LoadedAdapters {
         }
         let adapters: Vec<Rc<dyn Adapter>> = read.into_iter().map(Rc::from).collect();
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-        let loaded = Loaded { adapters: adapters.clone(), bytes, last_used: self.clock };
-        self.loaded.insert(generation.id, loaded);
+        // a request that came before its adapter was replaced, and is the last to want it
+        if generation.has_a_name() {
+            let loaded = Loaded { adapters: adapters.clone(), bytes, last_used: self.clock };
+            self.loaded.insert(generation.id, loaded);
+        }
         Ok(adapters)
     }
 
     /// Forgets one. Stacks that have it keep it alive.
     pub(crate) fn forget(&mut self, generation: &Generation) {
+        generation.forget();
         self.loaded.remove(&generation.id);
     }
 

@@ -183,12 +183,16 @@ impl Worker<'_> {
             }
         }
         let is_last = what.as_ref().map_or(true, |token| token.finish.is_some());
-        let sent = job.reply.try_send(Piece { choice: job.choice, what });
-        if let Err(TrySendError::Closed(_) | TrySendError::Full(_)) = &sent {
-            self.engine.cancel(id); // there is room for the whole reply: only who has gone does not take it
+        let (choice, reply) = (job.choice, job.reply.clone());
+        if is_last {
+            self.jobs.remove(&id); // its place is free before anybody hears of its end
+            self.adapters.make_room();
         }
-        if is_last || sent.is_err() {
-            self.jobs.remove(&id);
+        let sent = reply.try_send(Piece { choice, what });
+        if let Err(TrySendError::Closed(_) | TrySendError::Full(_)) = &sent
+            && self.jobs.remove(&id).is_some()
+        {
+            self.engine.cancel(id); // there is room for the whole reply: only who has gone does not take it
             self.adapters.make_room();
         }
     }

@@ -1,0 +1,98 @@
+//! The load of `load.rs` and `http_load.rs`: prompts of 64 ± 32 random tokens, replies of 64, each request with an adapter of its own.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use reft_methods::{MethodOptions, POSITIONS, RANK, TARGET_MODULES, resolve};
+use reft_models::{
+    Adapter, AdapterStack, Decoder, Engine, EngineOptions, Event, GenerationConfig, Model, Request,
+    Row,
+};
+
+pub type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
+
+const PROMPT: usize = 64;
+const SPREAD: usize = 32;
+pub const REPLY: usize = 64;
+
+/// Kinds of adapters, by what stands in a line; `None`: the base model.
+pub const KINDS: [(&str, Option<&str>); 3] = [
+    ("base model", None),
+    ("LoReFT, r 4, f7+l7, every layer", Some("loreft")),
+    ("LoRA, r 8, query and value", Some("lora")),
+];
+
+/// Directories of as many adapters of a kind. An orthonormal map that is read from a file has no parameters any more.
+pub fn saved_adapters(
+    model: &Decoder,
+    method: Option<&str>,
+    n: usize,
+    root: &Path,
+) -> Outcome<Vec<PathBuf>> {
+    let Some(method) = method else { return Ok(Vec::new()) };
+    let options = match method {
+        "loreft" => MethodOptions::default().with(&RANK, 4).with(&POSITIONS, "f7+l7"),
+        _ => MethodOptions::default().with(&RANK, 8).with(&TARGET_MODULES, ["q_proj", "v_proj"]),
+    };
+    let resolved = resolve(method, &options, model.description())?;
+    let mut saved = Vec::new();
+    for i in 0..n {
+        let directory = root.join(format!("{method}-{i}"));
+        std::fs::create_dir(&directory)?;
+        for adapter in resolved.build(model, "load")? {
+            adapter.save(&directory)?;
+        }
+        saved.push(directory);
+    }
+    Ok(saved)
+}
+
+/// The prompts, the same each time.
+pub fn prompts(model: &Decoder, n: usize) -> Vec<Vec<i64>> {
+    let mut rng = StdRng::seed_from_u64(7);
+    let vocabulary = model.description().vocab_size;
+    let prompt = |_| {
+        let length = rng.random_range(PROMPT - SPREAD..=PROMPT + SPREAD);
+        (0..length).map(|_| rng.random_range(0..vocabulary)).collect()
+    };
+    (0..n).map(prompt).collect()
+}
+
+/// What the engine does with requests that are all there: tokens a second, and the median and the longest wait for a first token.
+pub fn engine_load(
+    model: &Decoder,
+    adapters: &[Box<dyn Adapter>],
+    prompts: &[Vec<i64>],
+    in_flight: usize,
+) -> Outcome<[f64; 3]> {
+    let options = EngineOptions { rows: in_flight, ..EngineOptions::default() };
+    let mut engine = Engine::new(model, options)?;
+    let config = GenerationConfig { max_new_tokens: REPLY, ..GenerationConfig::default() };
+    for (i, prompt) in prompts.iter().enumerate() {
+        let adapters = match adapters.is_empty() {
+            true => AdapterStack::EMPTY,
+            false => AdapterStack::one(&*adapters[i % adapters.len()]),
+        };
+        let (row, config) = (Row::prompt(prompt.clone()), config.clone());
+        engine.submit(Request { row, adapters, config, stream: i as u64 })?;
+    }
+    let (started, mut tokens, mut first) = (Instant::now(), 0, HashMap::new());
+    while !engine.is_idle() {
+        for event in engine.step()? {
+            match event {
+                Event::Token { id, .. } => {
+                    tokens += 1;
+                    first.entry(id).or_insert_with(|| started.elapsed().as_secs_f64());
+                }
+                Event::Failed { error, .. } => return Err(error.into()),
+            }
+        }
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    let mut waits: Vec<f64> = first.into_values().collect();
+    waits.sort_by(f64::total_cmp);
+    Ok([f64::from(tokens) / seconds, waits[waits.len() / 2], waits[waits.len() - 1]])
+}

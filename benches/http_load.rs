@@ -1,0 +1,154 @@
+//! The load of `load.rs` through HTTP on loopback, beside the engine's own, in turns and in one process.
+//!
+//!     cargo bench -p reft-serve --profile dev --bench http_load -- MODEL [f32|bf16] [REQUESTS] [ADAPTERS]
+//!
+//! For 1, 16 and 64 requests in flight and each kind of adapters a line: tokens a second of the server and of the engine; time to the first
+//! token, and between two parts of a stream, p50, p95 and p99. A client asks again when its reply is done.
+
+mod engine_load;
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use reft_methods::load_adapters;
+use reft_models::{ChatVars, Decoder, EngineOptions, Tokenizer};
+use reft_serve::{ServeOptions, ServedText, Server};
+use tch::{Device, Kind};
+
+use engine_load::{KINDS, Outcome, REPLY, engine_load, prompts, saved_adapters};
+
+const IN_FLIGHT: [usize; 3] = [1, 16, 64];
+const BASE: &str = "base";
+
+/// When the parts of a stream came, in seconds after it was asked for.
+type Arrivals = Vec<f64>;
+
+/// Asks for one reply.
+fn ask(agent: &ureq::Agent, url: &str, name: &str, prompt: &[i64]) -> Result<Arrivals, String> {
+    let body = format!(
+        "{{\"model\": \"{name}\", \"prompt\": {prompt:?}, \"max_tokens\": {REPLY}, \"temperature\": 0, \"ignore_eos\": true, \"stream\": true}}"
+    );
+    let asked = Instant::now();
+    let answer = agent.post(url).send(body).map_err(|error| error.to_string())?;
+    let mut arrivals = Vec::new();
+    for line in BufReader::new(answer.into_body().into_reader()).lines() {
+        match line.map_err(|error| error.to_string())?.strip_prefix("data: ") {
+            Some("[DONE]") => return Ok(arrivals),
+            Some(part) if part.contains("\"error\"") => return Err(part.to_owned()),
+            Some(_) => arrivals.push(asked.elapsed().as_secs_f64()),
+            None => {}
+        }
+    }
+    Err("a stream ended before it was done".to_owned())
+}
+
+/// The same requests through a server: tokens a second, and when the parts of all streams came.
+fn http_load(
+    model: &Decoder,
+    path: &Path,
+    adapters: &[PathBuf],
+    prompts: &[Vec<i64>],
+    in_flight: usize,
+) -> Outcome<(f64, Vec<Arrivals>)> {
+    let names: Vec<String> = (0..adapters.len()).map(|i| format!("adapter-{i}")).collect();
+    let options = ServeOptions {
+        port: 0,
+        adapters: names.iter().cloned().zip(adapters.iter().cloned()).collect(),
+        engine: EngineOptions { rows: in_flight, ..EngineOptions::default() },
+        ..ServeOptions::new(BASE)
+    };
+    let server = Server::bind(options)?;
+    let (url, stopper) = (format!("http://{}/v1/completions", server.address()), server.stopper());
+    let text = ServedText {
+        tokenizer: Tokenizer::open(path)?,
+        chat_template: None,
+        chat_vars: ChatVars::default(),
+    };
+    let (is_ready, ready) = std::sync::mpsc::channel();
+    let next = AtomicUsize::new(0);
+    let client = || -> Result<Vec<Arrivals>, String> {
+        let agent = ureq::Agent::new_with_defaults();
+        let mut all = Vec::new();
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            let Some(prompt) = prompts.get(i) else { return Ok(all) };
+            let name = names.get(i % names.len().max(1)).map_or(BASE, String::as_str);
+            all.push(ask(&agent, &url, name, prompt)?);
+        }
+    };
+    std::thread::scope(|scope| {
+        let client = &client;
+        let load = scope.spawn(move || -> Result<(f64, Vec<Arrivals>), String> {
+            ready.recv().map_err(|_| "the server did not begin".to_owned())?;
+            let started = Instant::now();
+            let asked: Result<Vec<Vec<Arrivals>>, String> = std::thread::scope(|scope| {
+                let clients: Vec<_> = (0..in_flight).map(|_| scope.spawn(client)).collect();
+                let joined = clients.into_iter().map(|client| client.join());
+                joined.map(|all| all.map_err(|_| "a client panicked".to_owned())?).collect()
+            });
+            let seconds = started.elapsed().as_secs_f64();
+            stopper.stop();
+            Ok(((prompts.len() * REPLY) as f64 / seconds, asked?.concat()))
+        });
+        // nobody hears it if the load has ended
+        let is_ready = move || is_ready.send(()).unwrap_or_default();
+        server.serve(model, text, is_ready)?;
+        Ok(load.join().map_err(|_| "the load panicked")??)
+    })
+}
+
+/// The p50, p95 and p99 of times, in milliseconds.
+fn percentiles(mut seconds: Vec<f64>) -> String {
+    seconds.sort_by(f64::total_cmp);
+    let at = |part: f64| seconds.get((part * (seconds.len() - 1) as f64).round() as usize);
+    let shown =
+        [0.5, 0.95, 0.99].map(|p| at(p).map_or("–".to_owned(), |s| format!("{:.1}", 1e3 * s)));
+    shown.join(" / ")
+}
+
+fn main() -> Outcome {
+    let given: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let Some(path) = given.first().map(Path::new) else {
+        return Err("name a model: … --bench http_load -- models/SmolLM2-135M-Instruct".into());
+    };
+    let number = |at: usize, usual: usize| given.get(at).map_or(Ok(usual), |text| text.parse());
+    let kind = match given.get(1).map(String::as_str) {
+        Some("bf16") => Kind::BFloat16,
+        _ => Kind::Float,
+    };
+    let (requests, distinct) = (number(2, 128)?, number(3, 256)?);
+    let model = Decoder::open(path, kind, Device::Cpu)?;
+    let prompts = prompts(&model, requests);
+    let mut out = std::io::stdout().lock();
+    writeln!(
+        out,
+        "{requests} requests, {kind:?}, {} threads; times in ms, p50 / p95 / p99",
+        tch::get_num_threads()
+    )?;
+    for (name, method) in KINDS {
+        let directory = tempfile::tempdir()?;
+        let saved = saved_adapters(&model, method, distinct.min(requests), directory.path())?;
+        let mut adapters = Vec::new();
+        for directory in &saved {
+            adapters.extend(load_adapters(directory, &model)?);
+        }
+        for in_flight in IN_FLIGHT {
+            // with few in flight fewer requests say as much
+            let prompts = &prompts[..requests.min(8 * in_flight)];
+            let [engine, ..] = engine_load(&model, &adapters, prompts, in_flight)?;
+            let (served, arrivals) = http_load(&model, path, &saved, prompts, in_flight)?;
+            let first = arrivals.iter().filter_map(|all| all.first().copied()).collect();
+            let gaps = arrivals.iter().flat_map(|all| all.windows(2).map(|two| two[1] - two[0]));
+            writeln!(
+                out,
+                "{name}, {in_flight} in flight: {served:.1} tokens/s, the engine {engine:.1} ({:.0} %); first token {}, between parts {}",
+                100.0 * served / engine,
+                percentiles(first),
+                percentiles(gaps.collect()),
+            )?;
+        }
+    }
+    Ok(())
+}
