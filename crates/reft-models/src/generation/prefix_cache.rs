@@ -4,6 +4,10 @@ use tch::Tensor;
 
 use crate::KvCache;
 
+/// Blocks that memory is taken for at once. It is kept and used again: small tensors that live long, made between large ones that do not,
+/// would scatter the program's memory.
+const SHELF: usize = 64;
+
 /// Tokens of a block: what is shared begins with the prompt and ends with a block.
 pub(crate) const BLOCK: usize = 16;
 
@@ -16,6 +20,10 @@ pub(crate) const BLOCK: usize = 16;
 pub(crate) struct PrefixCache {
     most_blocks: usize,
     blocks: HashMap<u64, Block>,
+    /// Where keys and values stand, `[SHELF, layers, 2, n_kv, BLOCK, d_h]` each.
+    shelves: Vec<Tensor>,
+    /// Places on the shelves that no block has.
+    free: Vec<usize>,
     /// The first blocks of prompts.
     roots: HashMap<Vec<i64>, u64>,
     next_id: u64,
@@ -26,7 +34,7 @@ pub(crate) struct PrefixCache {
 #[derive(Debug)]
 struct Block {
     tokens: Vec<i64>,
-    keys_values: Tensor, // [layers, 2, n_kv, BLOCK, d_h]
+    place: usize,
     before: Option<u64>,
     after: HashMap<Vec<i64>, u64>,
     used: u64,
@@ -74,8 +82,25 @@ impl PrefixCache {
         for id in &path {
             self.blocks.entry(*id).and_modify(|block| block.used = self.clock);
         }
-        let parts: Vec<&Tensor> = path.iter().map(|id| &self.blocks[id].keys_values).collect();
+        let parts: Vec<Tensor> = path.iter().map(|id| self.at(self.blocks[id].place)).collect();
         (!parts.is_empty()).then(|| Tensor::cat(&parts, 3))
+    }
+
+    /// The keys and values at a place, `[layers, 2, n_kv, BLOCK, d_h]`.
+    fn at(&self, place: usize) -> Tensor {
+        self.shelves[place / SHELF].get((place % SHELF) as i64)
+    }
+
+    /// A place that is free, for keys and values `[layers, 2, n_kv, BLOCK, d_h]`.
+    fn place_for(&mut self, keys_values: &Tensor) -> usize {
+        if let Some(place) = self.free.pop() {
+            return place;
+        }
+        let first = self.shelves.len() * SHELF;
+        let shape: Vec<i64> = [SHELF as i64].into_iter().chain(keys_values.size()).collect();
+        self.shelves.push(Tensor::empty(shape, (keys_values.kind(), keys_values.device())));
+        self.free.extend((first + 1..first + SHELF).rev());
+        first
     }
 
     /// Keeps what a prefill has computed of the tokens that a row of it begins with, as far as they fill blocks.
@@ -92,7 +117,9 @@ impl PrefixCache {
             let before = path.last().copied();
             let id = self.next_id;
             self.next_id += 1;
-            let keys_values = new.narrow(3, (i * BLOCK) as i64, BLOCK as i64).copy();
+            let keys_values = new.narrow(3, (i * BLOCK) as i64, BLOCK as i64);
+            let place = self.place_for(&keys_values);
+            self.at(place).copy_(&keys_values);
             let (tokens, after) = (tokens.to_vec(), HashMap::new());
             let siblings = match before.and_then(|id| self.blocks.get_mut(&id)) {
                 Some(block) => &mut block.after,
@@ -100,7 +127,7 @@ impl PrefixCache {
             };
             siblings.insert(tokens.clone(), id);
             let used = self.clock;
-            self.blocks.insert(id, Block { tokens, keys_values, before, after, used });
+            self.blocks.insert(id, Block { tokens, place, before, after, used });
             path.push(id);
         }
         for id in &path[..known / BLOCK] {
@@ -118,6 +145,7 @@ impl PrefixCache {
         let Some(block) = oldest.map(|(id, _)| *id).and_then(|id| self.blocks.remove(&id)) else {
             return;
         };
+        self.free.push(block.place);
         match block.before.and_then(|before| self.blocks.get_mut(&before)) {
             Some(before) => before.after.remove(&block.tokens),
             None => self.roots.remove(&block.tokens),
