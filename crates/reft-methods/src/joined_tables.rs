@@ -6,7 +6,7 @@ use std::path::Path;
 use reft_models::{Component, Site, load_safetensors};
 use tch::{Kind, Tensor};
 
-use crate::files::adapter_file::{self, OF_PEFT};
+use crate::files::adapter_file::{self, Beside, OF_PEFT};
 use crate::files::own_config::{Branches, tensor_name};
 use crate::{JoinPart, Joined, Joint, Result, TensorMethod, read_own};
 
@@ -142,11 +142,13 @@ impl Joint<'_> {
             }
             kept.push((name.clone(), tensor));
         }
-        let of = (self.base_model.as_ref(), self.text.as_ref());
-        adapter_file::write(M::DECLARATION.files, output, config, &kept, of)?;
+        let (base_model, text) = (self.base_model.as_ref(), self.text.as_ref());
+        let beside = Beside { base_model, text, ..Beside::default() };
+        let parameters = kept.iter().map(|(_, tensor)| tensor.numel() as i64).sum();
+        adapter_file::write(M::DECLARATION.files, output, config, kept, beside)?;
         Ok(Joined {
             method: config.name().to_owned(),
-            parameters: kept.iter().map(|(_, tensor)| tensor.numel() as i64).sum(),
+            parameters,
             modules: Vec::new(),
             notes: Vec::new(),
         })

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use reft_core::Parameter;
-use reft_models::{Adapter, AdapterStack, Model, ModelDescription, TrainedText};
+use reft_models::{Adapter, AdapterStack, Model, ModelDescription, TaskHead, TrainedText, Weights};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use crate::files::adapter_file;
+use crate::files::head_file::{self, HEAD_FILE};
 use crate::options::{MethodOption, MethodOptions, union};
 use crate::{ActsOn, AdapterFiles, Error, METHODS, Merging, Method, MethodDeclaration, Result};
 
@@ -278,6 +279,20 @@ pub fn trained_text(dir: &Path) -> Result<Option<TrainedText>> {
     Ok(None)
 }
 
+/// Reads the head that stands beside the adapter in a directory: what was trained here, or a `SEQ_CLS` adapter of PEFT. `weights` are the
+/// base model's, which some heads stand on. `None` if there is no head.
+///
+/// # Errors
+/// If the directory holds no adapter, a file is broken, or the head is not one of the model's family.
+pub fn read_head(dir: &Path, model: &dyn Model, weights: &Weights) -> Result<Option<TaskHead>> {
+    for (dir, method) in adapters_in(dir)? {
+        if let Some(head) = head_file::read(method.files, &dir, model, weights)? {
+            return Ok(Some(head));
+        }
+    }
+    Ok(None)
+}
+
 /// Puts an adapter directory into the model's weights: it computes what model and adapter did, at the model's own cost. Sums are made in
 /// f32 and rounded to the model's kind once.
 ///
@@ -321,7 +336,9 @@ pub fn adapter_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let combined =
         (!adapters.iter().any(|(own, _)| own == dir)).then(|| dir.join(AdapterStack::FILE_NAME));
     let of_one = |(dir, method): (PathBuf, &MethodDeclaration)| {
-        method.files.names().iter().map(move |name| dir.join(name)).collect::<Vec<_>>()
+        let head = Some(HEAD_FILE).filter(|name| dir.join(name).is_file());
+        let names = method.files.names().iter().copied().chain(head);
+        names.map(|name| dir.join(name)).collect::<Vec<_>>()
     };
     Ok(combined.into_iter().chain(adapters.into_iter().flat_map(of_one)).collect())
 }
@@ -341,7 +358,9 @@ pub fn adapter_bytes(dir: &Path) -> Result<u64> {
 /// fine-tuning keeps them, are a model's.
 pub fn is_adapter_file(path: &str) -> bool {
     let own = METHODS.iter().filter(|method| method.files != AdapterFiles::Weights);
-    let is_named = |name: &str| own.clone().any(|method| method.files.names().contains(&name));
+    let is_named = |name: &str| {
+        name == HEAD_FILE || own.clone().any(|method| method.files.names().contains(&name))
+    };
     match path.split_once('/') {
         None => path == AdapterStack::FILE_NAME || is_named(path),
         Some((part, name)) => is_part(Path::new(part)) && is_named(name),
@@ -356,7 +375,7 @@ pub fn remove_adapter(dir: &Path) -> Result<()> {
     use std::io::ErrorKind::NotFound;
 
     let formats = METHODS.iter().flat_map(|method| method.files.names());
-    for name in formats.chain([&AdapterStack::FILE_NAME]) {
+    for name in formats.chain([&AdapterStack::FILE_NAME, &HEAD_FILE]) {
         let file = dir.join(name);
         match std::fs::remove_file(&file) {
             Err(error) if error.kind() != NotFound => {

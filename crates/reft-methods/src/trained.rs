@@ -8,13 +8,13 @@ use std::path::Path;
 use reft_core::Parameter;
 use reft_models::{
     Adapter, BaseModel, Fields, Hooks, Layout, Mode, Model, ModelDescription, OnPrompt, Reach, Row,
-    Site, TrainedText, Weight, read_json,
+    Site, TaskHead, TrainedText, Weight, read_json,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tch::{Device, Kind, Tensor};
 
-use crate::files::adapter_file::{self, Shapes};
+use crate::files::adapter_file::{self, Beside, Shapes};
 use crate::files::peft_fields::OtherFields;
 use crate::target_modules::share_an_input;
 use crate::{
@@ -233,6 +233,10 @@ struct TensorAdapter<M: TensorMethod> {
     table: Table<M::Constants>,
     /// Tensors of its file that belong to the head of a task, by name: kept for whoever has the head.
     heads: Heads,
+    /// The head that is trained with it, in place of those of its file.
+    head: Option<TaskHead>,
+    /// What modules have before their names in a model with the head.
+    prefix: Option<&'static str>,
 }
 
 impl<M: TensorMethod> Adapter for TensorAdapter<M> {
@@ -281,11 +285,21 @@ impl<M: TensorMethod> Adapter for TensorAdapter<M> {
         self.text = Some(text);
     }
 
+    fn keep_head(&mut self, head: &TaskHead) {
+        self.heads.clear();
+        self.head = Some(head.clone());
+    }
+
     fn save(&self, dir: &Path) -> reft_models::Result<()> {
         let mut tensors = self.method.saved(&self.table);
         tensors.extend(self.heads.iter().map(|(name, head)| (name.clone(), head.shallow_clone())));
-        let of = (Some(&self.base_model), self.text.as_ref());
-        adapter_file::write(M::DECLARATION.files, dir, &self.method, &tensors, of)
+        let beside = Beside {
+            base_model: Some(&self.base_model),
+            text: self.text.as_ref(),
+            head: self.head.as_ref(),
+            prefix: self.prefix,
+        };
+        adapter_file::write(M::DECLARATION.files, dir, &self.method, tensors, beside)
     }
 }
 
@@ -310,7 +324,16 @@ impl<M: TensorMethod> Method for M {
         }
         let parts = method.parts(model.description())?;
         let table = Table::make(parts, model.device(), &|spec| spec.make(model))?;
-        Ok(Box::new(TensorAdapter { method, base_model, text: None, table, heads: Vec::new() }))
+        let (heads, prefix) = (Vec::new(), model.description().prefix);
+        Ok(Box::new(TensorAdapter {
+            method,
+            base_model,
+            text: None,
+            table,
+            heads,
+            head: None,
+            prefix,
+        }))
     }
 
     fn load(&self, dir: &Path, model: &dyn Model) -> Result<Box<dyn Adapter>> {
@@ -324,7 +347,8 @@ impl<M: TensorMethod> Method for M {
             }
         };
         let text = TrainedText::read(&dir.join(M::DECLARATION.files.tensors()))?;
-        Ok(Box::new(TensorAdapter { method, base_model, text, table, heads }))
+        let prefix = model.description().prefix;
+        Ok(Box::new(TensorAdapter { method, base_model, text, table, heads, head: None, prefix }))
     }
 
     fn check_files(&self, dir: &Path, model: &ModelDescription) -> Result<()> {

@@ -23,6 +23,7 @@ mod error;
 mod model_files;
 mod place;
 mod site;
+mod task_head;
 
 mod model;
 mod transformer;
@@ -73,9 +74,11 @@ pub use model::hooks::{Cut, HookPoint, Hooks, LowRank, NoHooks, OnPrompt, Stacke
 pub use model::kv_cache::{KeyValueRecorder, KvCache, Past};
 pub(crate) use model::kv_pool::KvPool;
 pub use model::layout::{Layout, PaddingSide, Row, Span};
+pub use model::task_head_form::TaskHeadForm;
 pub use model_files::model_files;
 pub use place::Place;
 pub use site::{Component, Site};
+pub use task_head::TaskHead;
 pub use text::chat_template::ChatTemplate;
 pub use text::chat_vars::{ChatOptions, ChatVars};
 pub use text::decode_stream::DecodeStream;

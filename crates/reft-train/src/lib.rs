@@ -69,6 +69,7 @@ pub use forward::cross_entropy::cross_entropy;
 pub use forward::learner::{Learner, LossReport};
 pub use forward::outputs::{Forwards, Outputs};
 pub use objective::{NextToken, Objective, Term};
+pub use objectives::head_objective::{HeadObjective, Told};
 pub use objectives::keeping_close::KeepingClose;
 pub use objectives::options::{ObjectiveKind, ObjectiveOptions, ReferenceRun};
 pub use objectives::preference::Preference;

@@ -3,7 +3,7 @@ use std::ops::Range;
 use reft_core::{Error, Result};
 use reft_models::{
     Component, Forward, Head, HookPoint, Hooks, Linear, Model, ModelDescription, ModelTensor, Past,
-    Span, TensorRole, Weight,
+    Span, TaskHeadForm, TensorRole, Weight,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -88,6 +88,7 @@ impl FeedForward {
             depends_on_length: false,
             keeps_scores: false,
             prefix: None,
+            task_head: TaskHeadForm::Other,
             tensors,
         };
         Self { inputs: inputs.shallow_clone(), layers, output, description }

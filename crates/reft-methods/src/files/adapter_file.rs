@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use reft_models::{
-    BaseModel, ModelDescription, Result, TrainedText, Weights, json_error, load_safetensors,
-    load_safetensors_metadata, read_json, save_safetensors, write_json,
+    BaseModel, ModelDescription, Result, TaskHead, TrainedText, Weights, json_error,
+    load_safetensors, load_safetensors_metadata, read_json, save_safetensors, write_json,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
 use tch::Tensor;
 
 use crate::AdapterFiles;
+use crate::files::head_file;
 
 /// Where in the tensors' file the model's identity stands: PEFT does not look at the metadata, and its configuration has no place for it.
 const BASE_MODEL: &str = "base_model";
@@ -22,28 +23,56 @@ const BASE_MODEL_NAME: &str = "base_model_name_or_path";
 /// Names and shapes of the tensors that a file must hold.
 pub(crate) type Shapes = Vec<(String, Vec<i64>)>;
 
+/// What stands in an adapter's files beside its tensors.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Beside<'a> {
+    /// The identity of the model that they belong to.
+    pub(crate) base_model: Option<&'a BaseModel>,
+    /// How the texts were framed that they were trained on.
+    pub(crate) text: Option<&'a TrainedText>,
+    /// The head of a task that was trained with them.
+    pub(crate) head: Option<&'a TaskHead>,
+    /// What modules have before their names in a model with the head.
+    pub(crate) prefix: Option<&'a str>,
+}
+
 /// Writes an adapter directory's files.
 pub(crate) fn write(
     files: AdapterFiles,
     dir: &Path,
     config: &impl Serialize,
-    tensors: &[(String, Tensor)],
-    (base_model, text): (Option<&BaseModel>, Option<&TrainedText>),
+    tensors: Vec<(String, Tensor)>,
+    beside: Beside,
 ) -> Result<()> {
-    write_tensors(&dir.join(files.tensors()), tensors, (base_model, text))?;
+    let is_peft = matches!(files, AdapterFiles::Peft(_));
+    let tensors = match beside.head.filter(|_| is_peft) {
+        Some(head) => head_file::with_head(tensors, head, beside.prefix),
+        None => tensors,
+    };
+    write_tensors(
+        &dir.join(files.tensors()),
+        &tensors,
+        Beside { head: beside.head.filter(|_| is_peft), ..beside },
+    )?;
+    if let Some(head) = beside.head.filter(|_| !is_peft) {
+        head_file::write(dir, head)?;
+    }
     let path = dir.join(files.configuration());
     let mut config = serde_json::to_value(config).map_err(json_error(&path))?;
-    if let (AdapterFiles::Peft(_), Some(base_model)) = (files, base_model) {
+    if let (true, Some(base_model)) = (is_peft, beside.base_model) {
         config[BASE_MODEL_NAME] = json!(base_model.name);
+    }
+    if is_peft && beside.head.is_some() {
+        head_file::say_in(&mut config);
     }
     write_json(&path, &config)
 }
 
-/// Writes tensors with the identity of the model that they belong to, and how the texts were framed that they were trained on.
+/// Writes tensors with what stands beside them in the metadata.
 pub(crate) fn write_tensors(
     path: &Path,
     tensors: &[(String, Tensor)],
-    (base_model, text): (Option<&BaseModel>, Option<&TrainedText>),
+    Beside { base_model, text, head, .. }: Beside,
 ) -> Result<()> {
     let mut metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     if let Some(base_model) = base_model {
@@ -51,6 +80,7 @@ pub(crate) fn write_tensors(
         metadata.insert(BASE_MODEL.to_owned(), identity);
     }
     metadata.extend(text.map(|text| text.metadata(path)).transpose()?);
+    metadata.extend(head.map(|head| head_file::metadata(head, path)).transpose()?.flatten());
     let detached: Vec<_> = tensors.iter().map(|(name, t)| (name.clone(), t.detach())).collect();
     save_safetensors(path, &detached, Some(metadata))
 }

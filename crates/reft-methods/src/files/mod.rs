@@ -2,5 +2,6 @@
 
 pub(crate) mod adapter_file;
 pub(crate) mod exported;
+pub(crate) mod head_file;
 pub(crate) mod own_config;
 pub(crate) mod peft_fields;

@@ -4,11 +4,12 @@ use std::path::Path;
 use reft_core::Parameter;
 use reft_models::{
     Adapter, BaseModel, Component, Hooks, Layout, Mode, Model, ModelDescription, NoHooks, Result,
-    TrainedText,
+    TaskHead, TrainedText,
 };
 use tch::Tensor;
 
-use crate::files::adapter_file::{self, Shapes};
+use crate::files::adapter_file::{self, Beside, Shapes};
+use crate::files::head_file;
 use crate::merge::weight_tensors;
 use crate::{AdapterFiles, Joining, Merging, Method, MethodDeclaration, MethodOptions};
 
@@ -73,6 +74,7 @@ impl Method for Full {
             weights: weight_tensors(model)?.into_iter().map(trainable).collect(),
             base_model: BaseModel::of(model.description(), base_model),
             text: None,
+            head: None,
         }))
     }
 
@@ -119,6 +121,7 @@ impl Method for Full {
 struct FullAdapter {
     base_model: BaseModel,
     text: Option<TrainedText>,
+    head: Option<TaskHead>,
     weights: Vec<(String, Tensor)>,
 }
 
@@ -147,12 +150,20 @@ impl Adapter for FullAdapter {
         self.text = Some(text);
     }
 
+    fn keep_head(&mut self, head: &TaskHead) {
+        self.head = Some(head.clone());
+    }
+
     fn save(&self, dir: &Path) -> Result<()> {
+        if let Some(head) = &self.head {
+            head_file::write(dir, head)?;
+        }
         let path = dir.join(FULL.files.tensors());
+        let (base_model, text) = (Some(&self.base_model), self.text.as_ref());
         adapter_file::write_tensors(
             &path,
             &self.weights,
-            (Some(&self.base_model), self.text.as_ref()),
+            Beside { base_model, text, ..Beside::default() },
         )
     }
 }

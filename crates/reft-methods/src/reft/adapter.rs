@@ -6,11 +6,12 @@ use reft_core::{
 };
 use reft_models::{
     Adapter, Cut, Error, HookPoint, Hooks, Layout, Mode, Model, Reach, Result, Row, Site, Span,
-    TrainedText, save_safetensors, send, write_json_in_order,
+    TaskHead, TrainedText, save_safetensors, send, write_json_in_order,
 };
 use tch::{Device, Tensor};
 
 use crate::files::adapter_file::{Shapes, read_exactly};
+use crate::files::head_file;
 use crate::{AdapterFiles, ReftConfig};
 
 /// A ReFT adapter: interventions ⟨Φ, P, ℓ⟩ on the prompt's hidden states of a frozen decoder.
@@ -19,6 +20,7 @@ pub struct ReftAdapter {
     config: ReftConfig,
     interventions: InterventionSet, // in the order of ReftConfig::sites
     text: Option<TrainedText>,
+    head: Option<TaskHead>,
 }
 
 impl ReftAdapter {
@@ -33,7 +35,7 @@ impl ReftAdapter {
         config.check_model(model.description())?;
         let (n, d) = (config.sites().len() as i64, model.description().hidden_size);
         let interventions = InterventionSet::new(config.intervention(), n, d, model.device())?;
-        Ok(Self { config, interventions, text: None })
+        Ok(Self { config, interventions, text: None, head: None })
     }
 
     /// An adapter of given interventions, in the order of [`ReftConfig::sites`].
@@ -48,7 +50,7 @@ impl ReftAdapter {
                 format!("{found} interventions are given, the configuration has {expected}");
             return Err(Error::Adapter { reason });
         }
-        Ok(Self { config, interventions, text: None })
+        Ok(Self { config, interventions, text: None, head: None })
     }
 
     /// Reads an adapter, to be used, and checks that it belongs to the decoder.
@@ -91,7 +93,7 @@ impl ReftAdapter {
         let interventions =
             InterventionSet::from_tensors(config.intervention(), d, &interventions, device)?;
         let text = TrainedText::read(&dir.join(Self::FILE_NAME))?;
-        Ok(Self { config, interventions, text })
+        Ok(Self { config, interventions, text, head: None })
     }
 
     /// Makes a loaded adapter trainable; see [`InterventionSet::into_trainable`].
@@ -186,7 +188,14 @@ impl Adapter for ReftAdapter {
         self.text = Some(text);
     }
 
+    fn keep_head(&mut self, head: &TaskHead) {
+        self.head = Some(head.clone());
+    }
+
     fn save(&self, dir: &Path) -> Result<()> {
+        if let Some(head) = &self.head {
+            head_file::write(dir, head)?;
+        }
         let mut tensors = Vec::new();
         for (place, own) in self.config.sites().into_iter().zip(self.interventions.tensors()) {
             tensors.extend(

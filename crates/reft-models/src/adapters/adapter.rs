@@ -4,7 +4,7 @@ use std::path::Path;
 use reft_core::Parameter;
 use tch::Tensor;
 
-use crate::{Error, Hooks, Layout, Result, Row, Site, TrainedText};
+use crate::{Error, Hooks, Layout, Result, Row, Site, TaskHead, TrainedText};
 
 /// Whether a forward is part of training (dropout is on) or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,6 +109,10 @@ pub trait Adapter {
     /// Keeps with the adapter how the texts are framed that it is trained on: [`Self::save`] writes it. An adapter without files keeps
     /// nothing.
     fn keep_trained_text(&mut self, _text: TrainedText) {}
+
+    /// Keeps the head of a task that is trained with the adapter: [`Self::save`] writes it as it is then. An adapter without files keeps
+    /// nothing.
+    fn keep_head(&mut self, _head: &TaskHead) {}
 
     /// Writes the adapter's files into a directory that exists.
     ///

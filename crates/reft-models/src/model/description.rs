@@ -1,4 +1,4 @@
-use crate::{Component, Error, Place, Result, Site};
+use crate::{Component, Error, Place, Result, Site, TaskHeadForm};
 
 /// What a model is, apart from its numbers: all that methods, trainer, planner and tasks know of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,6 +34,8 @@ pub struct ModelDescription {
     pub keeps_scores: bool,
     /// What modules have before their names in a model of this family with the head of a task, whose adapters fit all the same: `bert`.
     pub prefix: Option<&'static str>,
+    /// The head that the family has where it tells something of a text.
+    pub task_head: TaskHeadForm,
     /// Every tensor of the model, in the order of its checkpoints.
     pub tensors: Vec<ModelTensor>,
 }

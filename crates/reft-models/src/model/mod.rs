@@ -9,3 +9,4 @@ pub(crate) mod hooks;
 pub(crate) mod kv_cache;
 pub(crate) mod kv_pool;
 pub(crate) mod layout;
+pub(crate) mod task_head_form;

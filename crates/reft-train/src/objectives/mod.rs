@@ -2,5 +2,6 @@
 
 pub(crate) mod options;
 
+pub(crate) mod head_objective;
 pub(crate) mod keeping_close;
 pub(crate) mod preference;

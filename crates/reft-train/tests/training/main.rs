@@ -1,5 +1,6 @@
 //! Whole training runs on the tiny model of `tests/oracle`.
 
+mod classification;
 mod closeness;
 mod composition;
 mod data_files;

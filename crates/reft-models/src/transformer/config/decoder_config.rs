@@ -42,8 +42,8 @@ impl Deref for DecoderConfig {
 impl DecoderConfig {
     /// What methods, trainer and planner know of the model.
     pub fn describe(&self) -> ModelDescription {
-        let prefix = self.names.prefix;
-        ModelDescription { tensors: self.tensors(), prefix, ..self.model.clone() }
+        let (prefix, task_head) = (self.names.prefix, self.names.task_head);
+        ModelDescription { tensors: self.tensors(), prefix, task_head, ..self.model.clone() }
     }
 
     /// The norms of attention and of the MLP of a block.

@@ -1,4 +1,4 @@
-use crate::{Component, NormPlaces};
+use crate::{Component, NormPlaces, TaskHeadForm};
 
 /// What a family calls its modules in checkpoints: transformers' own names.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub struct ModuleNames {
     pub final_norm: Option<&'static str>,
     /// The head, if it has one.
     pub head: Option<&'static str>,
+    /// What the family has in its place where it tells something of a text.
+    pub task_head: TaskHeadForm,
 }
 
 /// What decoders call their modules.
@@ -47,6 +49,7 @@ pub(crate) const DECODER: ModuleNames = ModuleNames {
     norms: None,
     final_norm: Some("model.norm"),
     head: Some("lm_head"),
+    task_head: TaskHeadForm::Score,
 };
 
 /// The norms of a branch by the names of their modules.

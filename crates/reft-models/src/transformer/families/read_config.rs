@@ -11,7 +11,7 @@ use crate::transformer::config::text_part::text_part;
 use crate::{
     AttentionOptions, DecoderConfig, EmbeddingOptions, Error, Gguf, MlpKind, MlpOptions,
     ModelDescription, Multipliers, NormKind, NormOptions, NormPlaces, Result, RopeScaling,
-    json_error, read_json,
+    TaskHeadForm, json_error, read_json,
 };
 
 impl DecoderConfig {
@@ -141,6 +141,7 @@ impl ConfigFile {
                 depends_on_length: false,
                 keeps_scores: false,
                 prefix: None,
+                task_head: TaskHeadForm::Score,
                 tensors: Vec::new(),
                 model_type: self.model_type.clone(),
             },

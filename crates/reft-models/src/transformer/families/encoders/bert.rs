@@ -4,7 +4,9 @@ use super::{NOT_BY_LAYER, OF_ENCODERS, WITH_TYPES, as_encoder};
 use crate::transformer::config::config_file::{ConfigFile, Resolved};
 use crate::transformer::config::windows::Window;
 use crate::transformer::families::family::Family;
-use crate::{Component, DecoderConfig, EmbeddingOptions, Fields, LearnedPositions, ModuleNames};
+use crate::{
+    Component, DecoderConfig, EmbeddingOptions, Fields, LearnedPositions, ModuleNames, TaskHeadForm,
+};
 
 /// BERT and its distilled kin, such as MiniLM (Devlin et al. 2018, arXiv:1810.04805).
 pub(crate) const BERT: Family = Family {
@@ -71,4 +73,5 @@ pub(super) const NAMES: ModuleNames = ModuleNames {
     norms: Some(["attention.output.LayerNorm", "output.LayerNorm"]),
     final_norm: None,
     head: None,
+    task_head: TaskHeadForm::Pooled,
 };

@@ -3,7 +3,7 @@ use serde_json::json;
 use super::bert::{self, BERT, add_positions_and_types};
 use super::{NOT_BY_LAYER, OF_ENCODERS, as_encoder};
 use crate::transformer::families::family::Family;
-use crate::{Component, Field, Fields, ModuleNames};
+use crate::{Component, Field, Fields, ModuleNames, TaskHeadForm};
 
 /// DistilBERT (Sanh et al. 2019, arXiv:1910.01108): BERT without types of tokens, under other names.
 pub(crate) const DISTILBERT: Family = Family {
@@ -41,5 +41,6 @@ const NAMES: ModuleNames = ModuleNames {
         (Component::Down, "ffn.lin2"),
     ],
     norms: Some(["sa_layer_norm", "output_layer_norm"]),
+    task_head: TaskHeadForm::PreClassifier,
     ..bert::NAMES
 };

@@ -5,7 +5,7 @@ use crate::transformer::config::config_file::{ConfigFile, activation};
 use crate::transformer::config::rope_file::rope_by_layer_type;
 use crate::transformer::config::windows::Window;
 use crate::transformer::families::family::Family;
-use crate::{Component, Field, Fields, MlpKind, ModuleNames, NormPlaces};
+use crate::{Component, Field, Fields, MlpKind, ModuleNames, NormPlaces, TaskHeadForm};
 
 /// ModernBERT (Warner et al. 2024, arXiv:2412.13663): norms before the branches, RoPE, a window on both sides in two layers of three.
 pub(crate) const MODERNBERT: Family = Family {
@@ -100,4 +100,5 @@ const NAMES: ModuleNames = ModuleNames {
     norms: Some(["attn_norm", "mlp_norm"]),
     final_norm: Some("final_norm"),
     head: None,
+    task_head: TaskHeadForm::Other,
 };

@@ -1,7 +1,7 @@
 use super::bert::{self, BERT, add_positions_and_types};
 use super::{NOT_BY_LAYER, OF_ENCODERS, WITH_TYPES, as_encoder};
 use crate::transformer::families::family::Family;
-use crate::{Field, Fields, ModuleNames};
+use crate::{Field, Fields, ModuleNames, TaskHeadForm};
 
 /// RoBERTa (Liu et al. 2019, arXiv:1907.11692): BERT whose positions begin behind that of padding.
 pub(crate) const ROBERTA: Family = Family {
@@ -35,4 +35,5 @@ pub(crate) const XLM_ROBERTA: Family = Family { model_type: "xlm-roberta", ..ROB
 pub(crate) const CAMEMBERT: Family = Family { model_type: "camembert", ..ROBERTA };
 
 /// What RoBERTa calls its modules.
-const NAMES: ModuleNames = ModuleNames { prefix: Some("roberta"), ..bert::NAMES };
+const NAMES: ModuleNames =
+    ModuleNames { prefix: Some("roberta"), task_head: TaskHeadForm::Dense, ..bert::NAMES };

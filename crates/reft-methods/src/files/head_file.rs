@@ -1,0 +1,105 @@
+//! Heads of tasks beside adapters: in PEFT's file where the method's is PEFT's, else in a file of their own.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use reft_models::{
+    Model, Result, TaskHead, Weights, json_error, load_safetensors, load_safetensors_metadata,
+    save_safetensors,
+};
+use serde_json::{Value, json};
+use tch::Tensor;
+
+use crate::AdapterFiles;
+use crate::files::adapter_file::OF_PEFT;
+
+/// The file of a head beside an adapter that is not PEFT's: tensors as transformers names them.
+pub(crate) const HEAD_FILE: &str = "head.safetensors";
+
+/// Where in the metadata of the tensors' file the names of the classes stand, for which PEFT has no place.
+const CLASSES: &str = "classes";
+
+/// What PEFT puts before the names of modules where the adapter is virtual tokens, which wrap no modules.
+const OF_PROMPTS: &str = "base_model.";
+
+/// What PEFT writes of a head as the modules that are stored whole.
+const MODULES: [&str; 2] = ["classifier", "score"];
+
+/// The entry of a head in the metadata of a file of tensors; none if its outputs have no names.
+pub(crate) fn metadata(head: &TaskHead, file: &Path) -> Result<Option<(String, String)>> {
+    if head.names().is_empty() {
+        return Ok(None);
+    }
+    let names = serde_json::to_string(head.names()).map_err(json_error(file))?;
+    Ok(Some((CLASSES.to_owned(), names)))
+}
+
+/// Writes the file of a head.
+pub(crate) fn write(dir: &Path, head: &TaskHead) -> Result<()> {
+    let path = dir.join(HEAD_FILE);
+    let mut all = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    all.extend(metadata(head, &path)?);
+    let tensors: Vec<_> =
+        head.tensors().into_iter().map(|(name, own)| (name, own.detach())).collect();
+    save_safetensors(&path, &tensors, Some(all))
+}
+
+/// The tensors of an adapter of PEFT with those of a head, as PEFT names them in a model with the head: its modules stand behind `prefix`.
+pub(crate) fn with_head(
+    tensors: Vec<(String, Tensor)>,
+    head: &TaskHead,
+    prefix: Option<&str>,
+) -> Vec<(String, Tensor)> {
+    let of_modules = tensors.iter().all(|(name, _)| name.starts_with(OF_PEFT));
+    let renamed = |name: String| match (name.strip_prefix(OF_PEFT), prefix) {
+        (Some(module), Some(prefix)) if !module.starts_with(&format!("{prefix}.")) => {
+            format!("{OF_PEFT}{prefix}.{module}")
+        }
+        _ => name,
+    };
+    let before = if of_modules { OF_PEFT } else { OF_PROMPTS };
+    let own = tensors.into_iter().map(|(name, tensor)| (renamed(name), tensor));
+    own.chain(head.tensors().into_iter().map(|(name, own)| (format!("{before}{name}"), own)))
+        .collect()
+}
+
+/// Says in a configuration of PEFT that a head stands beside the adapter.
+pub(crate) fn say_in(config: &mut Value) {
+    config["task_type"] = json!("SEQ_CLS");
+    config["modules_to_save"] = json!(MODULES);
+}
+
+/// Reads the head beside the adapter that lies in a directory; `None` if there is none.
+pub(crate) fn read(
+    files: AdapterFiles,
+    dir: &Path,
+    model: &dyn Model,
+    weights: &Weights,
+) -> Result<Option<TaskHead>> {
+    let (path, own): (_, BTreeMap<String, Tensor>) = match files {
+        AdapterFiles::Peft(_) => {
+            let path = dir.join(files.tensors());
+            let of_head = |(name, tensor): (String, Tensor)| {
+                let bare = name.strip_prefix(OF_PEFT).or_else(|| name.strip_prefix(OF_PROMPTS))?;
+                let is_head = ["classifier.", "pre_classifier.", "score."]
+                    .iter()
+                    .any(|module| bare.starts_with(module));
+                is_head.then(|| (bare.to_owned(), tensor))
+            };
+            let tensors = load_safetensors(&path)?;
+            (path, tensors.into_iter().filter_map(of_head).collect())
+        }
+        _ => {
+            let path = dir.join(HEAD_FILE);
+            let tensors = if path.is_file() { load_safetensors(&path)? } else { BTreeMap::new() };
+            (path, tensors)
+        }
+    };
+    if own.is_empty() {
+        return Ok(None);
+    }
+    let metadata = load_safetensors_metadata(&path)?;
+    let names = metadata.get(CLASSES).map(|names| serde_json::from_str(names)).transpose();
+    let names: Option<Vec<String>> = names.map_err(json_error(&path))?;
+    Ok(Some(TaskHead::of(model, weights, own, names.unwrap_or_default())?))
+}

@@ -1,0 +1,168 @@
+use std::ops::Range;
+
+use reft_core::Parameter;
+use reft_models::{TaskHead, TokenAt};
+use serde_json::{Map, Value, json};
+use tch::{Kind, Tensor};
+
+use crate::{Batch, Error, Forwards, Objective, Result, Sequence, Term};
+
+/// What a head learns to tell of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// Which of its outputs the text is of.
+    Class,
+    /// A number.
+    Number,
+    /// How good a reply is, from pairs of which the first is the better one.
+    Reward,
+}
+
+/// A head on a model, trained beside the model's adapters: what transformers' `…ForSequenceClassification` learns, and TRL's reward
+/// trainer.
+///
+/// With `z` the head's outputs `[k]` of a text, the mean over examples of
+///
+/// - a class `c`: `−log softmax(z)_c`; measured beside it: the share of texts whose largest output is their class
+/// - a number `y`: `(z − y)²`
+/// - a reward (Bradley and Terry 1952), `z_c` of the better and `z_x` of the other reply: `−log σ(z_c − z_x)`; measured: the margin
+///   `z_c − z_x`, and the share of pairs in which it is above 0
+///
+/// The class or number of an example is its [`value`](crate::Example::value). The frozen model and the head are run without dropout.
+pub struct HeadObjective {
+    told: Told,
+    head: TaskHead,
+}
+
+const CLASS: [Term; 2] = [Term { name: "classification", weight: 1.0 }, Term::measured("accuracy")];
+const NUMBER: [Term; 1] = [Term { name: "regression", weight: 1.0 }];
+const REWARD: [Term; 3] =
+    [Term { name: "reward", weight: 1.0 }, Term::measured("margin"), Term::measured("accuracy")];
+
+impl HeadObjective {
+    /// What this head learns.
+    ///
+    /// # Errors
+    /// [`reft_models::Error::Adapter`] if the head has a number of outputs that cannot tell it: classes need two, others one.
+    pub fn new(told: Told, head: TaskHead) -> Result<Self> {
+        let (found, is_class) = (head.n_outputs(), told == Told::Class);
+        if (found < 2) == is_class || found < 1 {
+            let (name, expected) =
+                (name_of(told), if is_class { "2 or more, one for each class" } else { "1" });
+            let reason = format!(
+                "the head has {found} outputs, {name} expects {expected}; make another head"
+            );
+            return Err(reft_models::Error::Adapter { reason }.into());
+        }
+        Ok(Self { told, head })
+    }
+
+    /// The head.
+    pub fn head(&self) -> &TaskHead {
+        &self.head
+    }
+
+    /// The rows of a batch whose outputs are told: of pairs both, one behind the other.
+    fn rows(&self, batch: &Batch) -> Vec<usize> {
+        match self.told {
+            Told::Reward => {
+                batch.rows.iter().flat_map(|rows| [rows.start, rows.start + 1]).collect()
+            }
+            Told::Class | Told::Number => batch.rows.iter().map(|rows| rows.start).collect(),
+        }
+    }
+
+    /// What a batch's examples are to be told as: class or number, `[n]`.
+    fn values(&self, batch: &Batch) -> Result<Tensor> {
+        let k = self.head.n_outputs();
+        let value = |(id, value): (&String, &Option<f64>)| match (self.told, value) {
+            (Told::Class, Some(c)) if c.fract() == 0.0 && (0.0..k as f64).contains(c) => Ok(*c),
+            (Told::Number, Some(y)) if y.is_finite() => Ok(*y),
+            (told, found) => {
+                let found = found.map_or("no value".to_owned(), |value| format!("value {value}"));
+                let expected = match told {
+                    Told::Class => format!("a class from 0 to {}", k - 1),
+                    Told::Number | Told::Reward => "a number".to_owned(),
+                };
+                let reason = format!("it has {found}, {} expects {expected}", name_of(told));
+                Err(Error::Refused { id: id.clone(), reason })
+            }
+        };
+        let values = batch.ids.iter().zip(&batch.values).map(value).collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::from_slice(&values))
+    }
+}
+
+fn name_of(told: Told) -> &'static str {
+    match told {
+        Told::Class => CLASS[0].name,
+        Told::Number => NUMBER[0].name,
+        Told::Reward => REWARD[0].name,
+    }
+}
+
+impl Objective for HeadObjective {
+    fn name(&self) -> &'static str {
+        name_of(self.told)
+    }
+
+    fn options(&self) -> Map<String, Value> {
+        Map::from_iter([("outputs".to_owned(), json!(self.head.n_outputs()))])
+    }
+
+    fn parameters(&self) -> Vec<Parameter> {
+        self.head.parameters()
+    }
+
+    fn wanted(&self, sequence: &Sequence) -> Range<usize> {
+        let token = self.head.token(sequence.row.input_ids.len());
+        token..token + 1
+    }
+
+    fn reads_logits(&self) -> bool {
+        false
+    }
+
+    fn terms(&self) -> &[Term] {
+        match self.told {
+            Told::Class => &CLASS,
+            Told::Number => &NUMBER,
+            Told::Reward => &REWARD,
+        }
+    }
+
+    fn counts(&self, batch: &Batch) -> Vec<f64> {
+        vec![batch.rows.len() as f64; self.terms().len()]
+    }
+
+    fn sums(&self, forwards: &Forwards) -> Result<Vec<Tensor>> {
+        let batch = forwards.batch;
+        let at = |row: usize| {
+            let n = batch.layout.rows()[row].input_ids.len();
+            TokenAt { row, token: self.head.token(n) }
+        };
+        let tokens: Vec<TokenAt> = self.rows(batch).into_iter().map(at).collect();
+        let outputs = self.head.outputs(&forwards.outputs[0].at(&tokens)); // [n, k]; of pairs [2 n, 1]
+        let share = |is_right: Tensor| is_right.to_kind(Kind::Float).sum(Kind::Float);
+        Ok(match self.told {
+            Told::Class => {
+                let classes = self.values(batch)?.to_kind(Kind::Int64).to_device(outputs.device());
+                let log_p = outputs.log_softmax(-1, Kind::Float);
+                let own = log_p.gather(1, &classes.unsqueeze(1), false);
+                let is_right = outputs.detach().argmax(-1, false).eq_tensor(&classes);
+                vec![-own.sum(Kind::Float), share(is_right)]
+            }
+            Told::Number => {
+                let values = self.values(batch)?.to_kind(Kind::Float).to_device(outputs.device());
+                vec![(outputs.squeeze_dim(-1) - values).square().sum(Kind::Float)]
+            }
+            Told::Reward => {
+                let pairs = outputs.view([-1, 2]);
+                let margin = pairs.select(1, 0) - pairs.select(1, 1);
+                let loss = -margin.log_sigmoid().sum(Kind::Float);
+                let margin = margin.detach();
+                vec![loss, margin.sum(Kind::Float), share(margin.gt(0.0))]
+            }
+        })
+    }
+}
