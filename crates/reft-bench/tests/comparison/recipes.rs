@@ -45,7 +45,7 @@ fn every_comparison_is_accepted_and_all_its_files_are_there() -> TestResult {
         found.push(path.file_stem().unwrap_or_default().to_string_lossy().into_owned());
     }
     found.sort();
-    assert_eq!(found, ["arc-easy", "memorise", "rotation-rate", "sst2", "svamp"]);
+    assert_eq!(found, ["arc-easy", "memorise", "prompt-only", "rotation-rate", "sst2", "svamp"]);
     Ok(())
 }
 
