@@ -53,9 +53,20 @@ const TODAY: [&str; 19] = [
     "gguf==0.19.0",
 ];
 
-/// What learns preferences, beside those of today, with the data sets that it imports; in a folder of its own too.
-const TRL: [&str; 5] =
-    ["trl==1.16.0", "datasets==5.2.0", "dill==0.4.1", "multiprocess==0.70.19", "xxhash==4.1.0"];
+/// What learns preferences, beside those of today, with the data sets that it imports, and what measures classes; in a folder of its own too.
+const TRL: [&str; 11] = [
+    "trl==1.16.0",
+    "datasets==5.2.0",
+    "dill==0.4.1",
+    "multiprocess==0.70.19",
+    "xxhash==4.1.0",
+    "scikit-learn==1.9.1",
+    "scipy==1.17.1",
+    "joblib==1.6.0",
+    "cloudpickle==3.1.3",
+    "threadpoolctl==3.8.0",
+    "narwhals==2.29.0",
+];
 
 /// The Pythons that a script can ask for.
 pub const NAMES: [&str; 4] = ["reference", "newer", "today", "trl"];

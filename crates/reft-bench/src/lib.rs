@@ -66,6 +66,7 @@ pub use precision::Precision;
 pub use report::results::{BaseReport, MethodReport, RateReport, Report};
 pub use report::run::{SampleReply, TrainingRun, runs_page};
 pub use report::sweep::{PointReport, SweepReport};
+pub use tasks::head_score::{HeadScore, HeadScorer, ToldOf};
 pub use tasks::question::{Choice, EncodedQuestion, Question, encode_questions, read_questions};
 pub use tasks::score::{Score, Scorer};
 pub use tasks::task_config::{Metric, Scoring, TaskConfig, TaskKind};

@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 
 use crate::cost::bench::{self, BenchArgs, CaseArgs};
 use crate::cost::plan::{self, PlanArgs};
-use crate::eval::{self, EvalArgs};
+use crate::eval::command::{self as eval, EvalArgs};
 use crate::files::export::command::{self as export, ExportArgs};
 use crate::files::import::{self, ImportArgs};
 use crate::generation::chat::{self, ChatArgs};

@@ -56,8 +56,8 @@ pub(crate) use joint::ONE_PLACE;
 pub use joint::{JoinOptions, JoinPart, Joined, JoinedModule, Joining, Joint};
 pub(crate) use merge::MergedWeights;
 pub use merge::{MERGED_ADAPTER, MERGED_BASE_MODEL, export_model};
-pub use methods::METHODS;
 pub use methods::steering::SteeringAdapter;
+pub use methods::{METHODS, SPECIAL_METHODS};
 pub use options::{
     ACT_FN, ADD_BIAS, ALPHA, BOTTLENECK_SIZE, COMPONENT, COMPONENTS, DROPOUT, ENCODER_HIDDEN_SIZE,
     FEEDFORWARD_MODULES, INIT, INIT_TOKENS, LAYERS, MethodOption, MethodOptions, N_VIRTUAL_TOKENS,
@@ -71,7 +71,7 @@ pub use reft::adapter::{ReftAdapter, ReftHooks};
 pub use reft::config::ReftConfig;
 pub use registry::{
     Methods, adapter_bytes, adapter_files, adapters_in, all_options, check_adapter,
-    check_mergeable, declaration, declarations, is_adapter_file, load_adapters,
+    check_mergeable, declaration, declarations, has_head, is_adapter_file, load_adapters,
     load_trainable_adapters, merge_adapter, method_names, numel, options_of, read_head,
     remove_adapter, resolve, trained_text,
 };

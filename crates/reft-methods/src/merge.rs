@@ -48,15 +48,22 @@ impl MergedWeights {
 /// # Errors
 /// [`reft_models::Error::Adapter`] if one is quantised.
 pub(crate) fn weight_tensors(model: &dyn Model) -> reft_models::Result<Vec<(String, Tensor)>> {
-    let tensor = |(name, weight): (String, Weight)| match weight {
+    model.weights().into_iter().map(dense).collect()
+}
+
+/// A weight as a tensor, to be changed.
+///
+/// # Errors
+/// [`reft_models::Error::Adapter`] if it is quantised.
+pub(crate) fn dense((name, weight): (String, Weight)) -> reft_models::Result<(String, Tensor)> {
+    match weight {
         Weight::Dense(tensor) => Ok((name, tensor)),
         Weight::Quantised(_) => Err(reft_models::Error::Adapter {
             reason: format!(
                 "{name} is quantised, and its numbers cannot be changed; hold the weights as tensors (dense)"
             ),
         }),
-    };
-    model.weights().into_iter().map(tensor).collect()
+    }
 }
 
 const CONFIG: &str = "config.json";

@@ -10,11 +10,19 @@ use serde_json::{Map, Value};
 use crate::files::adapter_file;
 use crate::files::head_file::{self, HEAD_FILE};
 use crate::options::{MethodOption, MethodOptions, union};
-use crate::{ActsOn, AdapterFiles, Error, METHODS, Merging, Method, MethodDeclaration, Result};
+use crate::{
+    ActsOn, AdapterFiles, Error, METHODS, Merging, Method, MethodDeclaration, Result,
+    SPECIAL_METHODS,
+};
 
-/// Their names.
+/// The names of those that any model can be changed by.
 pub fn method_names() -> Vec<&'static str> {
     METHODS.iter().map(|method| method.name).collect()
+}
+
+/// Every method that an adapter may be of.
+fn known() -> impl Iterator<Item = &'static MethodDeclaration> {
+    METHODS.iter().chain(SPECIAL_METHODS).copied()
 }
 
 /// A method by name.
@@ -22,9 +30,9 @@ pub fn method_names() -> Vec<&'static str> {
 /// # Errors
 /// [`Error::UnknownMethod`].
 pub fn declaration(name: &str) -> Result<&'static MethodDeclaration> {
-    METHODS.iter().find(|method| method.name == name).copied().ok_or_else(|| Error::UnknownMethod {
+    known().find(|method| method.name == name).ok_or_else(|| Error::UnknownMethod {
         found: name.to_owned(),
-        accepted: method_names().join(", "),
+        accepted: known().map(|method| method.name).collect::<Vec<_>>().join(", "),
     })
 }
 
@@ -199,7 +207,7 @@ fn method_in(dir: &Path) -> Result<&'static MethodDeclaration> {
         return Err(unknown(format!("{} beside {PICKLED}, {advice}", kind.tensors())));
     }
     let file = kind.configuration();
-    let of_kind = || METHODS.iter().copied().filter(|m| m.files.configuration() == file);
+    let of_kind = || known().filter(|m| m.files.configuration() == file);
     let first = of_kind().next().expect("invariant: there is a method of each kind");
     let Some((field, _)) = first.mark() else { return Ok(first) };
     let found = adapter_file::text_in(kind, dir, field)?.unwrap_or_else(|| "nothing".to_owned());
@@ -291,6 +299,19 @@ pub fn read_head(dir: &Path, model: &dyn Model, weights: &Weights) -> Result<Opt
         }
     }
     Ok(None)
+}
+
+/// Whether a head of a task stands beside the adapter in a directory.
+///
+/// # Errors
+/// If the directory holds no adapter, or a file of it is broken.
+pub fn has_head(dir: &Path) -> Result<bool> {
+    for (dir, method) in adapters_in(dir)? {
+        if !head_file::tensors(method.files, &dir)?.1.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Puts an adapter directory into the model's weights: it computes what model and adapter did, at the model's own cost. Sums are made in

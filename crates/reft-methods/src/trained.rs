@@ -274,7 +274,10 @@ impl<M: TensorMethod> Adapter for TensorAdapter<M> {
         self.method.prefix_length()
     }
 
-    fn reach(&self, _row: &Row) -> Reach {
+    fn reach(&self, row: &Row) -> Reach {
+        if self.table.parts.is_empty() {
+            return Reach { stage: usize::MAX, token: row.input_ids.len() };
+        }
         if self.table.parts.contains_key(&None) {
             return Reach::EVERYTHING;
         }

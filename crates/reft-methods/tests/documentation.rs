@@ -6,11 +6,11 @@ use std::fmt::Write;
 
 use reft_methods::{
     Joining, METHODS, Merging, MethodDeclaration, MethodOption, PEFT_FILES, PYREFT_FILE,
-    all_options,
+    SPECIAL_METHODS, all_options,
 };
 use reft_models::{Fate, Fields, model_files};
 use reft_test_support::check_page;
-use reft_train::{Need, PREFERENCE_FORM, ROW_FORMS, RowColumn, RowForm};
+use reft_train::{LABELLED_FORMS, Need, PREFERENCE_FORM, ROW_FORMS, RowColumn, RowForm};
 
 /// A row of a table in Markdown.
 fn row<const N: usize>(cells: [&str; N]) -> String {
@@ -79,7 +79,7 @@ fn tables_of_methods_and_options_are_those_of_the_declarations()
         "usual rate",
         "options",
     ];
-    let mut expected = table(heads, METHODS.iter().map(of_method));
+    let mut expected = table(heads, METHODS.iter().chain(SPECIAL_METHODS).map(of_method));
     let heads = ["option", "default", "what it is", "methods"];
     write!(expected, "\n{}", table(heads, all_options().iter().map(of_option)))?;
 
@@ -124,6 +124,9 @@ fn the_table_of_rows_is_that_of_their_forms() -> Result<(), Box<dyn std::error::
     check_page(
         "data.md",
         "rows",
-        &table(heads, ROW_FORMS.iter().chain([&PREFERENCE_FORM]).map(of_form)),
+        &table(
+            heads,
+            ROW_FORMS.iter().chain([&PREFERENCE_FORM]).chain(&LABELLED_FORMS).map(of_form),
+        ),
     )
 }

@@ -169,7 +169,7 @@ pub enum Error {
     },
     /// Something was asked of an encoder that needs a model which predicts next tokens.
     #[error(
-        "{model_type} is an encoder, which predicts no next tokens, and {what} needs them; use a decoder. Of an encoder `reft logits --hidden-states` writes hidden states, `reft inspect` tells what it is, and the library trains adapters by an objective with a head of its own"
+        "{model_type} is an encoder, which predicts no next tokens, and {what} needs them; use a decoder. Of an encoder `reft logits --hidden-states` writes hidden states, `reft inspect` tells what it is, and `reft train --objective classification` or `regression` trains a head on it"
     )]
     Encoder {
         /// The model's family.

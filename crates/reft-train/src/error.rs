@@ -43,6 +43,12 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// Rows whose labels no head can learn.
+    #[error("{reason}")]
+    Labels {
+        /// What was found, what was expected, and what to do.
+        reason: String,
+    },
     /// A row that no example can be made of.
     #[error("example {id}: {reason}")]
     Refused {

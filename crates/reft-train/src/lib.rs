@@ -58,14 +58,20 @@ pub use data::dataset::Dataset;
 pub use data::encoding::Encoding;
 pub use data::example::{Example, IGNORE_INDEX, Sequence};
 pub use data::files::table::{RowPlace, TableRow, read_table};
+pub use data::labels::Labels;
 pub use data::rows::columns::{ColumnNames, ColumnOptions};
 pub use data::rows::data_source::{DataSource, DataSources, ReadRows};
-pub use data::rows::form::{Need, PREFERENCE_FORM, ROW_FORMS, RowColumn, RowForm};
-pub use data::rows::record::{Content, Record, read_preferences, read_prompts, read_records};
+
+pub use data::rows::form::{LABELLED_FORMS, Need, PREFERENCE_FORM, ROW_FORMS, RowColumn, RowForm};
+pub use data::rows::record::{
+    Content, LabelledText, Record, read_labelled, read_labelled_rows, read_preferences,
+    read_prompts, read_records,
+};
 pub use data::template::{Template, TextEncoder, Turn, TurnOptions, Turns};
 pub use data::text_template::{Rendered, TextTemplate, column};
 pub use error::{Error, Result};
 pub use forward::cross_entropy::cross_entropy;
+pub use forward::head_outputs::head_outputs;
 pub use forward::learner::{Learner, LossReport};
 pub use forward::outputs::{Forwards, Outputs};
 pub use objective::{NextToken, Objective, Term};

@@ -2,7 +2,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use reft_models::Message;
-use reft_train::{Content, Example};
+use reft_train::{Content, Example, LabelledText, Sequence};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -45,12 +45,13 @@ impl PartFacts {
     pub(crate) fn of(file: &Path, available: usize, used: &[(&Example, &str)]) -> Self {
         let mut hasher = Sha256::new();
         for (example, answer) in used {
-            let row = example.row();
-            hasher.update((row.prompt_length as u64).to_le_bytes());
-            hasher.update((row.input_ids.len() as u64).to_le_bytes());
-            row.input_ids.iter().chain(example.labels()).for_each(|id| {
-                hasher.update(id.to_le_bytes());
-            });
+            for Sequence { row, labels } in &example.sequences {
+                hasher.update((row.prompt_length as u64).to_le_bytes());
+                hasher.update((row.input_ids.len() as u64).to_le_bytes());
+                row.input_ids.iter().chain(labels).for_each(|id| {
+                    hasher.update(id.to_le_bytes());
+                });
+            }
             hasher.update((answer.len() as u64).to_le_bytes());
             hasher.update(answer);
         }
@@ -115,6 +116,12 @@ fn key(question: &Question) -> String {
             words(&asked.map(Message::text).collect::<Vec<_>>().join(" "))
         }
         Content::Preference { .. } => String::new(),
+        Content::Labelled { text: LabelledText::Text { text, text_pair }, .. } => {
+            words(&format!("{text} {}", text_pair.as_deref().unwrap_or_default()))
+        }
+        Content::Labelled { text: LabelledText::Tokens { input_ids, .. }, .. } => {
+            format!("{input_ids:?}")
+        }
         Content::Tokens { input_ids, prompt_length, .. } => {
             let prompt = match *prompt_length {
                 0 => input_ids.as_slice(),

@@ -4,16 +4,18 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use reft_core::Positions;
-use reft_methods::{Methods, POSITIONS, SHARE_WEIGHTS, options_of, resolve};
+use reft_methods::{Methods, POSITIONS, SHARE_WEIGHTS, options_of, read_head, resolve};
 use reft_models::{
-    ChatTemplate, ContextLimit, Decoder, DecoderConfig, ModelDescription, Row, Tokenizer,
-    TrainedText, read_text, resolve_model, weights_digest,
+    ChatTemplate, ContextLimit, Decoder, DecoderConfig, ModelDescription, Row, TaskHead, Tokenizer,
+    TrainedText, Weights, read_text, resolve_model, weights_digest,
 };
-use reft_train::{Dataset, Encoding, Example, IGNORE_INDEX, TextEncoder, Turns};
+use reft_train::{Dataset, Encoding, Example, IGNORE_INDEX, Labels, TextEncoder, Turns, seed_of};
 use tch::Device;
 
 use crate::compare::plan::{ComparisonPlan, check_weights, version_in};
-use crate::tasks::question::{EncodedQuestion, Question, cut, encode_questions, read_questions};
+use crate::tasks::question::{
+    EncodedQuestion, Question, cut, encode_labelled, encode_questions, read_questions,
+};
 use crate::tasks::score::check_context;
 use crate::{
     CompareConfig, DataConfig, DataFacts, Error, Leakage, Machine, MethodEntry, PartFacts, Result,
@@ -44,6 +46,8 @@ pub struct LoadedComparison {
     pub(crate) validation: Vec<EncodedQuestion>,
     pub(crate) tests: Vec<Vec<EncodedQuestion>>,
     pub(crate) neutral: Option<Vec<Example>>,
+    /// What a head is to tell, if the task is one for a head.
+    pub(crate) labels: Option<Labels>,
     model: PathBuf,
     device: Device,
 }
@@ -94,7 +98,10 @@ impl LoadedComparison {
         }
         let model = resolve_model(&config.model)?;
         let description = DecoderConfig::open(&model)?.describe();
-        description.check_predicts("a comparison")?;
+        let told = task.kind.told();
+        if told.is_none() || config.neutral.is_some() {
+            description.check_predicts("a comparison on next tokens")?;
+        }
         let methods = config.method.iter();
         let methods = methods.map(|entry| resolve_entry(entry, format_version, &description));
         let methods: Vec<Methods> = methods.collect::<Result<_>>()?;
@@ -105,6 +112,9 @@ impl LoadedComparison {
             template => Some(template?),
         };
         let parts = Parts::read(&config, &task, training)?;
+        let records = || parts.train.questions.iter().map(|question| &question.record);
+        let labels = told.map(|told| Labels::of_rows(told, records())).transpose()?;
+        let max_length = config.train.options.max_length;
         let chat_of = |task: &TaskConfig| {
             let with_variables =
                 |template: &ChatTemplate| template.clone().with_variables(&task.chat_vars);
@@ -114,14 +124,16 @@ impl LoadedComparison {
             let chat_template = chat_of(task)?;
             let text = text_encoder(task, tokenizer.as_ref(), chat_template.as_ref());
             let vocab_size = description.vocab_size;
-            let encoding = Encoding { text, vocab_size, max_length: usize::MAX }; // questions are not cut
-            encode_questions(task, &part.questions, &encoding)
+            let encoding = Encoding { text, vocab_size, max_length };
+            match &labels {
+                Some(labels) => encode_labelled(labels, &part.questions, &encoding),
+                None => encode_questions(task, &part.questions, &encoding), // they are not cut
+            }
         };
         let train = encode(training, &parts.train)?;
         let training_chat = chat_of(training)?;
         let in_training = text_encoder(training, tokenizer.as_ref(), training_chat.as_ref());
-        let records = parts.train.questions.iter().map(|question| &question.record);
-        let in_force = in_training.and_then(|encoder| encoder.in_force(records));
+        let in_force = in_training.and_then(|encoder| encoder.in_force(records()));
         let trained_text = in_force.map(|template| TrainedText {
             template: template.to_string(),
             chat_vars: training.chat_vars.clone(),
@@ -130,7 +142,6 @@ impl LoadedComparison {
         let validation = encode(validation_task, &parts.validation)?;
         let tests = parts.tests.iter().map(|part| encode(&task, part));
         let tests = tests.collect::<Result<Vec<_>>>()?;
-        let max_length = config.train.options.max_length;
         let contexts = methods.iter().map(Methods::context_taken).chain([0]);
         let contexts: Vec<ContextLimit> =
             contexts.map(|n| ContextLimit::new(&description, n)).collect();
@@ -155,7 +166,10 @@ impl LoadedComparison {
                 PartFacts::of(path, windows.len(), &windows)
             }),
         };
-        let train = train.into_iter().map(|question| cut_to(question.example, max_length));
+        let train = train.into_iter().map(|question| match labels {
+            Some(_) => Ok(question.example), // cut as a text already
+            None => cut_to(question.example, max_length),
+        });
         let dataset = Dataset { train: train.collect::<Result<_>>()?, validation: Vec::new() };
         for context in contexts {
             let validated = validation.iter().map(|question| &question.example);
@@ -184,6 +198,7 @@ impl LoadedComparison {
             validation,
             tests,
             neutral,
+            labels,
             model,
             device,
         })
@@ -207,10 +222,26 @@ impl LoadedComparison {
         Ok(again)
     }
 
+    /// The head of a run before its first step, if the task is one for a head. It follows from the seed, whatever the adapter has drawn.
+    pub(crate) fn new_head(&self, model: &Decoder, seed: u64) -> Result<Option<TaskHead>> {
+        let Some(labels) = &self.labels else { return Ok(None) };
+        tch::manual_seed(seed_of(&[seed, HEAD]) as i64);
+        let (k, classes) = (labels.n_outputs(), labels.classes().to_vec());
+        Ok(Some(TaskHead::new(model, &Weights::open(&self.model)?, k, classes)?))
+    }
+
+    /// The head beside an adapter of a run.
+    pub(crate) fn read_head(&self, model: &Decoder, directory: &Path) -> Result<Option<TaskHead>> {
+        Ok(read_head(directory, model, &Weights::open(&self.model)?)?)
+    }
+
     pub(crate) fn open_model(&self) -> Result<Decoder> {
         Ok(Decoder::open(&self.model, self.plan.config.kind.kind(), self.device)?)
     }
 }
+
+/// The draw of a head's start among those of a seed.
+const HEAD: u64 = 17;
 
 /// The methods of an entry, as comparisons of a version mean it.
 fn resolve_entry(

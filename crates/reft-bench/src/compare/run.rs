@@ -5,18 +5,20 @@ use std::time::{Duration, Instant};
 
 use reft_methods::{adapter_bytes, load_adapters, numel};
 use reft_models::{
-    AdapterStack, ContextLimit, GenerationConfig, Row, atomic_directory, generate, io_error,
+    AdapterStack, ContextLimit, GenerationConfig, Row, TaskHead, atomic_directory, generate,
+    io_error,
 };
 use reft_train::{
-    Error as TrainError, Learner, NextToken, Outcome, Plan as TrainPlan, Progress, StepStats,
-    TrainConfig, Trainer,
+    Error as TrainError, HeadObjective, Learner, NextToken, Objective, Outcome, Plan as TrainPlan,
+    Progress, StepStats, TrainConfig, Trainer,
 };
 
 use crate::compare::sharing::{begin, steps, take_free};
 use crate::machine::peak_memory;
 use crate::tasks::score::{Scorer, examples};
 use crate::{
-    Cell, CellResult, EncodedQuestion, Error, LoadedComparison, Report, Result, Score, TestResult,
+    Cell, CellResult, EncodedQuestion, Error, HeadScorer, LoadedComparison, Report, Result, Score,
+    TestResult,
 };
 
 /// How often other processes' cells are looked at.
@@ -136,7 +138,7 @@ pub fn run_cell(
     let model = loaded.open_model()?;
     let known = cell.result(plan, output)?;
     let known = known.filter(|_| cell.method.is_none() || adapter_directory.exists());
-    let adapters = match (cell.method, &known) {
+    let mut adapters = match (cell.method, &known) {
         (None, _) => Vec::new(),
         (Some(_), Some(_)) => load_adapters(&adapter_directory, &model)?,
         (Some(method), None) => {
@@ -149,20 +151,35 @@ pub fn run_cell(
             adapters
         }
     };
-    let learner = Learner::new(&model, &AdapterStack::of_boxed(&adapters)?, &NextToken);
+    let head = match (&known, adapters.first_mut()) {
+        (Some(_), Some(_)) => loaded.read_head(&model, &adapter_directory)?,
+        (_, first) => {
+            let head = loaded.new_head(&model, cell.seed)?;
+            if let (Some(first), Some(head)) = (first, &head) {
+                first.keep_head(head);
+            }
+            head
+        }
+    };
+    let told = plan.task.kind.told().zip(head.clone());
+    let objective = told.map(|(told, head)| HeadObjective::new(told, head)).transpose()?;
+    let objective = objective.as_ref();
+    let learned = objective.map_or(&NextToken as &dyn Objective, |objective| objective);
+    let learner = Learner::new(&model, &AdapterStack::of_boxed(&adapters)?, learned);
     let scorer = Scorer {
         task: &plan.task,
         tokenizer: loaded.tokenizer.as_ref(),
         batch_size: plan.config.eval_batch_size,
         stop,
     };
+    let scorer = CellScorer { scorer, head: head.as_ref() };
     let mut result = match known {
         Some(result) => result,
         None => {
             let (identity, lr, seed) = (cell.identity(plan), cell.lr, cell.seed);
             let mut result = CellResult { identity, lr, seed, ..CellResult::default() };
             if let Some(method) = cell.method {
-                result.trainable_parameters = numel(&learner.parameters());
+                result.trainable_parameters = numel(&learner.stack.parameters()); // without the head
                 let entry = &plan.config.method[method];
                 let config = plan.config.train.train_config(entry, cell.lr, cell.seed);
                 let recorder = Recorder { result: &mut result, progress };
@@ -197,14 +214,34 @@ pub fn run_cell(
     Ok(())
 }
 
+/// What a cell's model is measured by.
+struct CellScorer<'a> {
+    scorer: Scorer<'a>,
+    head: Option<&'a TaskHead>,
+}
+
+impl CellScorer<'_> {
+    fn score(&self, learner: &Learner, questions: &[EncodedQuestion]) -> Result<Score> {
+        let Scorer { task, batch_size, .. } = self.scorer;
+        match self.head.zip(task.kind.told()) {
+            Some((head, told)) => {
+                let (model, stack) = (learner.model, &learner.stack);
+                let scorer = HeadScorer { model, stack, head, told, batch_size };
+                scorer.of_task(task, questions)
+            }
+            None => self.scorer.score(learner, questions),
+        }
+    }
+}
+
 /// The task on the validation set, and the loss of its completions.
 fn validated(
-    scorer: &Scorer,
+    scorer: &CellScorer,
     learner: &Learner,
     questions: &[EncodedQuestion],
 ) -> Result<(Score, f64)> {
     let score = scorer.score(learner, questions)?;
-    let report = learner.evaluate(&examples(questions), scorer.batch_size, None)?;
+    let report = learner.evaluate(&examples(questions), scorer.scorer.batch_size, None)?;
     Ok((score, report.loss))
 }
 
@@ -258,15 +295,19 @@ fn train(
 
 fn measure_test(
     loaded: &LoadedComparison,
-    scorer: &Scorer,
+    scorer: &CellScorer,
     learner: &Learner,
 ) -> Result<TestResult> {
     let scores = loaded.tests.iter().map(|test| scorer.score(learner, test));
     let scores = scores.collect::<Result<_>>()?;
-    let loss = |windows| learner.evaluate(windows, scorer.batch_size, None);
+    let predicting = Learner::new(learner.model, &learner.stack, &NextToken);
+    let loss = |windows| predicting.evaluate(windows, scorer.scorer.batch_size, None);
     let neutral = loaded.neutral.as_deref().map(loss).transpose()?;
     let neutral_loss = neutral.map(|report| report.loss);
-    let generation_tokens_per_second = generation_speed(&loaded.tests[0], learner)?;
+    let generation_tokens_per_second = match scorer.head {
+        Some(_) => None, // nothing is generated
+        None => generation_speed(&loaded.tests[0], learner)?,
+    };
     Ok(TestResult { scores, neutral_loss, generation_tokens_per_second })
 }
 

@@ -30,7 +30,7 @@ pub(super) fn steps(plan: &ComparisonPlan, output: &Path) -> Result<Vec<Step>> {
         Ok(Step { cell, is_new, is_done: cell.is_done(plan, output)? })
     };
     let mut steps = vec![step(Cell::BASE, true)?];
-    let higher_is_better = plan.task.kind.metric().higher_is_better();
+    let higher_is_better = plan.task.metric().higher_is_better();
     for method in 0..plan.config.method.len() {
         let tuning = plan.tuning(method);
         for cell in &tuning {

@@ -39,7 +39,7 @@ impl LoadedSweep {
             reason: "the comparison has no sweep; give it [sweep.x] and [sweep.y]".to_owned(),
         };
         let sweep = config.sweep.clone().ok_or_else(none)?;
-        let metric = points.first().ok_or_else(none)?.comparison.task.kind.metric();
+        let metric = points.first().ok_or_else(none)?.comparison.task.metric();
         let mut format_version = ComparisonPlan::FORMAT_VERSION;
         let plan_of = |point: &SweepPoint| point.plan.directory.join(ComparisonPlan::FILE_NAME);
         for file in points.iter().map(plan_of).chain([SweepPlan::FILE_NAME.into()]) {

@@ -7,7 +7,7 @@ use reft_report::{
 
 use crate::report::markdown::summary;
 use crate::report::table::score_spread;
-use crate::{MethodReport, Metric, Report};
+use crate::{MethodReport, Report};
 
 /// The report as one page that needs nothing else.
 pub(crate) fn html(report: &Report) -> String {
@@ -41,7 +41,7 @@ pub(super) fn score_plot(report: &Report) -> Option<String> {
         Some(Point {
             label: method.label.clone(),
             colour: i % COLOURS,
-            x: method.trainable_parameters as f64,
+            x: method.trainable_parameters.max(1) as f64, // the axis is logarithmic, and a head alone trains none
             y: score.mean,
             sd: score.sd,
             title,
@@ -50,7 +50,7 @@ pub(super) fn score_plot(report: &Report) -> Option<String> {
     let points: Vec<Point> = report.methods.iter().enumerate().filter_map(point).collect();
     let names = Names { x: "trainable parameters", y: metric.name() };
     let base = report.base.as_ref().map(|base| ("base model", base.score));
-    (!points.is_empty()).then(|| scatter(&points, base, &names, metric != Metric::Loss, short))
+    (!points.is_empty()).then(|| scatter(&points, base, &names, metric.is_share(), short))
 }
 
 fn plots(out: &mut String, report: &Report) -> std::fmt::Result {

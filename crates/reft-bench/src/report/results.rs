@@ -101,7 +101,7 @@ impl Report {
     /// If there is no comparison, or a file cannot be read.
     pub fn collect(output: &Path) -> Result<Self> {
         let plan = ComparisonPlan::read(output)?;
-        let metric = plan.task.kind.metric();
+        let metric = plan.task.metric();
         let base = Cell::BASE.result(&plan, output)?.and_then(|result| {
             let test = result.test?;
             Some(BaseReport {
@@ -173,7 +173,7 @@ impl MethodReport {
         let all_tried: Option<Vec<CellResult>> = tried.iter().cloned().collect();
         let lr = all_tried
             .as_deref()
-            .and_then(|results| choose_rate(results, plan.task.kind.metric().higher_is_better()));
+            .and_then(|results| choose_rate(results, plan.task.metric().higher_is_better()));
         let mut runs = Vec::new();
         for cell in lr.map(|lr| plan.chosen(method, lr)).unwrap_or_default() {
             runs.extend(cell.result(plan, output)?);

@@ -235,10 +235,8 @@ fn heat_maps(out: &mut String, report: &SweepReport) -> std::fmt::Result {
             ends: (score(metric, range.0), score(metric, range.1)),
             unit: metric.name(),
         };
-        let note = match metric {
-            Metric::Loss => "Mean over seeds.",
-            Metric::Accuracy | Metric::Recall => "In percent, mean over seeds.",
-        };
+        let note =
+            if metric.is_share() { "In percent, mean over seeds." } else { "Mean over seeds." };
         figure(out, grid.label, note, &heat_map(&format!("{}: {title}", grid.label), &map), &[])?;
     }
     writeln!(out, "</div>")
@@ -261,7 +259,7 @@ fn heat(report: &SweepReport, grid: &Grid, point: &PointReport) -> Option<Heat> 
 
 /// What the palest and the strongest colour stand for, the same in all maps.
 fn range(report: &SweepReport) -> (f64, f64) {
-    if report.metric != Metric::Loss {
+    if report.metric.is_share() {
         return (0.0, 1.0);
     }
     let grids = report.grids();

@@ -75,31 +75,23 @@ impl Row {
     }
 }
 
-/// A score: shares in percent, losses as they are.
+/// A score: shares in percent, losses and correlations as they are.
 pub(super) fn score(metric: Metric, value: f64) -> String {
-    match metric {
-        Metric::Accuracy | Metric::Recall => format!("{:.1} %", 100.0 * value),
-        Metric::Loss => format!("{value:.4}"),
-    }
+    if metric.is_share() { format!("{:.1} %", 100.0 * value) } else { format!("{value:.4}") }
 }
 
 /// Mean ± standard deviation of scores.
 pub(super) fn score_spread(metric: Metric, spread: &Spread) -> String {
     let Some(sd) = spread.sd else { return score(metric, spread.mean) };
-    match metric {
-        Metric::Accuracy | Metric::Recall => {
-            format!("{:.1} ± {:.1} %", 100.0 * spread.mean, 100.0 * sd)
-        }
-        Metric::Loss => format!("{:.4} ± {sd:.4}", spread.mean),
+    match metric.is_share() {
+        true => format!("{:.1} ± {:.1} %", 100.0 * spread.mean, 100.0 * sd),
+        false => format!("{:.4} ± {sd:.4}", spread.mean),
     }
 }
 
 /// A score in at most four characters; a share that is not the whole never reads 100.
 pub(super) fn short_score(metric: Metric, value: f64) -> String {
-    match metric {
-        Metric::Loss => format!("{value:.2}"),
-        Metric::Accuracy | Metric::Recall => short_share(value),
-    }
+    if metric.is_share() { short_share(value) } else { format!("{value:.2}") }
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@ use std::path::Path;
 
 use reft_models::{Row, read_text};
 use reft_train::{
-    ColumnNames, Content, Encoding, Example, Record, TextTemplate, column, read_records,
+    ColumnNames, Content, Encoding, Example, Labels, Record, TextTemplate, Told, column,
+    read_labelled_rows, read_preferences, read_records,
 };
 
 use crate::tasks::task_row::{TaskRow, task_rows};
@@ -48,6 +49,23 @@ pub fn read_questions(
             Question { record, answer: String::new(), choices: Vec::new() }
         };
         return Ok(read_records(path, columns)?.into_iter().map(question).collect());
+    }
+    if let Some(told) = task.kind.told() {
+        let rows = match told {
+            Told::Reward => read_preferences(path, columns)?,
+            Told::Class | Told::Number => {
+                read_labelled_rows(path, task.columns.as_deref(), columns)?
+            }
+        };
+        let question = |mut record: Record| {
+            record.id = format!("{} of {}", record.id, path.display());
+            let answer = match &record.content {
+                Content::Labelled { label, .. } => label.clone(),
+                _ => String::new(),
+            };
+            Question { record, answer, choices: Vec::new() }
+        };
+        return Ok(rows.into_iter().map(question).collect());
     }
     let rows = task_rows(path, task.columns.as_deref(), columns)?;
     let parse =
@@ -233,6 +251,25 @@ pub fn encode_questions(
         Ok(encoded)
     };
     questions.iter().zip(examples).map(encode).collect()
+}
+
+/// Questions that a head is to answer, in tokens, cut to the encoding's `max_length`.
+///
+/// # Errors
+/// As [`Labels::examples`].
+pub(crate) fn encode_labelled(
+    labels: &Labels,
+    questions: &[Question],
+    encoding: &Encoding,
+) -> Result<Vec<EncodedQuestion>> {
+    let records: Vec<Record> = questions.iter().map(|question| question.record.clone()).collect();
+    let examples = labels.examples(&records, encoding)?;
+    let encoded = |(question, example): (&Question, Example)| EncodedQuestion {
+        example,
+        answer: question.answer.clone(),
+        choices: Vec::new(),
+    };
+    Ok(questions.iter().zip(examples).map(encoded).collect())
 }
 
 /// Leaves the first tokens of a completion.

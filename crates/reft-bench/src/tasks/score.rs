@@ -70,6 +70,7 @@ fn generated_tokens(task: &TaskConfig, questions: &[EncodedQuestion]) -> Option<
     let usual = match (task.kind, task.scoring()) {
         (TaskKind::Arithmetic, _) => 512,
         (TaskKind::Lm | TaskKind::Memorise, _) => return None,
+        (kind, _) if kind.told().is_some() => return None,
         (_, Scoring::LogProbability | Scoring::NextToken) => return None,
         (TaskKind::Commonsense, Scoring::ExactMatch) => 32,
         (_, Scoring::ExactMatch) => {
@@ -87,6 +88,11 @@ impl Scorer<'_> {
     /// questions; what the model or an adapter refuses.
     pub fn score(&self, learner: &Learner, questions: &[EncodedQuestion]) -> Result<Score> {
         learner.model.description().check_predicts("a score")?;
+        if self.task.kind.told().is_some() {
+            let reason =
+                format!("task {} is one for a head; score it by HeadScorer", self.task.kind);
+            return Err(reft_models::Error::Adapter { reason }.into());
+        }
         let context = ContextLimit::of(learner.model.description(), &learner.stack);
         check_context(self.task, questions, context)?;
         let started = Instant::now();
@@ -120,7 +126,7 @@ impl Scorer<'_> {
             }
         };
         Ok(Score {
-            metric: self.task.kind.metric(),
+            metric: self.task.metric(),
             value,
             perplexity,
             questions: questions.len(),

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use reft_models::{ChatVars, Key, line_of, read_text, toml_error};
-use reft_train::{Template, TextTemplate};
+use reft_train::{Template, TextTemplate, Told};
 use serde::{Deserialize, Serialize};
 
 use crate::fields::with_field;
@@ -46,6 +46,9 @@ pub struct TaskConfig {
     /// Most tokens of a generated answer; by default those of the longest choice, 32 for `commonsense`, 512 for `arithmetic`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_new_tokens: Option<usize>,
+    /// `classification`, `regression`: what methods are compared by, of the things that are measured; by default accuracy and `pearson`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metric: Option<Metric>,
     /// `memorise`: tokens of the completion, counted from its first; by default all, and the end token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub length: Option<usize>,
@@ -64,6 +67,12 @@ pub enum TaskKind {
     Lm,
     /// Share of a text's tokens that come back, up to the first wrong one, when it is generated.
     Memorise,
+    /// Accuracy, F1 and Matthews' correlation of a head that tells classes.
+    Classification,
+    /// Pearson's and Spearman's correlation of a head that tells numbers.
+    Regression,
+    /// Share of pairs in which a head gives the better reply the higher reward.
+    Reward,
 }
 
 /// How a choice is made.
@@ -91,35 +100,90 @@ pub enum Metric {
     Loss,
     /// Share of tokens that come back.
     Recall,
+    /// Harmonic mean of precision and recall.
+    F1,
+    /// Matthews' correlation of classes.
+    Matthews,
+    /// Pearson's correlation of numbers.
+    Pearson,
+    /// Spearman's correlation of numbers.
+    Spearman,
+    /// Mean squared difference of numbers.
+    SquaredError,
 }
 
 reft_core::names!(Metric, "metric", reft_models::Error, {
-    Accuracy => "accuracy", Loss => "loss", Recall => "recall",
+    Accuracy => "accuracy", Loss => "loss", Recall => "recall", F1 => "f1", Matthews => "matthews",
+    Pearson => "pearson", Spearman => "spearman", SquaredError => "mean_squared_error",
 });
 
 impl Metric {
     /// Whether more is better.
     pub fn higher_is_better(self) -> bool {
-        self != Self::Loss
+        !matches!(self, Self::Loss | Self::SquaredError)
+    }
+
+    /// Whether it is a share, which people read in percent.
+    pub fn is_share(self) -> bool {
+        matches!(self, Self::Accuracy | Self::Recall | Self::F1)
+    }
+
+    /// What it is called in tables.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::F1 => "F1",
+            Self::Matthews => "Matthews",
+            Self::Pearson => "Pearson",
+            Self::Spearman => "Spearman",
+            Self::SquaredError => "squared error",
+            Self::Accuracy | Self::Loss | Self::Recall => self.name(),
+        }
     }
 }
 
 reft_core::names!(TaskKind, "type of task", reft_models::Error, {
     Choice => "choice", Commonsense => "commonsense", Arithmetic => "arithmetic", Lm => "lm",
-    Memorise => "memorise",
+    Memorise => "memorise", Classification => "classification", Regression => "regression", Reward => "reward",
 });
 
 impl TaskKind {
     /// The tasks that need no file of their own.
-    pub const BUILT_IN: [Self; 4] = [Self::Commonsense, Self::Arithmetic, Self::Lm, Self::Memorise];
+    pub const BUILT_IN: [Self; 7] = [
+        Self::Commonsense,
+        Self::Arithmetic,
+        Self::Lm,
+        Self::Memorise,
+        Self::Classification,
+        Self::Regression,
+        Self::Reward,
+    ];
 
-    /// The number that the task comes to.
-    pub fn metric(self) -> Metric {
+    /// What a head tells, if the task is one for a head.
+    pub fn told(self) -> Option<Told> {
         match self {
-            Self::Choice | Self::Commonsense | Self::Arithmetic => Metric::Accuracy,
-            Self::Lm => Metric::Loss,
-            Self::Memorise => Metric::Recall,
+            Self::Classification => Some(Told::Class),
+            Self::Regression => Some(Told::Number),
+            Self::Reward => Some(Told::Reward),
+            _ => None,
         }
+    }
+
+    /// What is measured: what methods are compared by, and what may be in its place.
+    pub fn metrics(self) -> &'static [Metric] {
+        match self {
+            Self::Classification => &[Metric::Accuracy, Metric::F1, Metric::Matthews],
+            Self::Regression => &[Metric::Pearson, Metric::Spearman, Metric::SquaredError],
+            Self::Choice | Self::Commonsense | Self::Arithmetic | Self::Reward => {
+                &[Metric::Accuracy]
+            }
+            Self::Lm => &[Metric::Loss],
+            Self::Memorise => &[Metric::Recall],
+        }
+    }
+
+    /// The number that the task usually comes to.
+    pub fn metric(self) -> Metric {
+        self.metrics()[0]
     }
 }
 
@@ -170,6 +234,11 @@ impl TaskConfig {
         Ok(task)
     }
 
+    /// The number that the task comes to.
+    pub fn metric(&self) -> Metric {
+        self.metric.unwrap_or_else(|| self.kind.metric())
+    }
+
     /// How choices are made.
     pub fn scoring(&self) -> Scoring {
         self.scoring.unwrap_or_default()
@@ -178,7 +247,8 @@ impl TaskConfig {
     /// The first field that cannot be, and why.
     fn check(&self) -> Result<(), (&'static str, String)> {
         let is_choice = self.kind == TaskKind::Choice;
-        let has_rows = !matches!(self.kind, TaskKind::Lm | TaskKind::Memorise);
+        let is_told = self.kind.told().is_some();
+        let has_rows = !is_told && !matches!(self.kind, TaskKind::Lm | TaskKind::Memorise);
         let is_text = self.kind == TaskKind::Memorise;
         let has_choices = matches!(self.kind, TaskKind::Choice | TaskKind::Commonsense);
         let given = [
@@ -187,12 +257,17 @@ impl TaskConfig {
             ("prompt", self.prompt.is_some(), has_rows || is_text),
             ("completion", self.completion.is_some(), has_rows),
             ("answer", self.answer.is_some(), has_rows),
-            ("columns", self.columns.is_some(), has_rows),
+            ("columns", self.columns.is_some(), has_rows || is_told),
             ("max_new_tokens", self.max_new_tokens.is_some(), has_rows),
             ("length", self.length.is_some(), is_text),
         ];
         if let Some((field, ..)) = given.iter().find(|(_, given, belongs)| *given && !belongs) {
             return Err((field, format!("a task of this type has no {field}; remove it")));
+        }
+        if let Some(metric) = self.metric.filter(|metric| !self.kind.metrics().contains(metric)) {
+            let known = self.kind.metrics().iter().map(|metric| metric.name()).collect::<Vec<_>>();
+            let reason = format!("{metric} is not measured of the task, use {}", known.join(", "));
+            return Err(("metric", reason));
         }
         if is_choice && self.labels.len() < 2 {
             let found = self.labels.len();

@@ -1,5 +1,6 @@
 //! The comparison and its tasks, on a model of four layers.
 
+mod heads;
 mod recipes;
 mod refused;
 mod run;

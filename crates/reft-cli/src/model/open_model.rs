@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use reft_methods::{load_adapters, trained_text};
+use reft_methods::{has_head, load_adapters, trained_text};
 use reft_models::{
     Adapter, AdapterStack, Decoder, DecoderConfig, TrainedText, Weights, resolve_model,
 };
@@ -11,6 +11,7 @@ use crate::machine::MachineOptions;
 use crate::model::adapter_directory::adapter_directory;
 use crate::model::framing::trained_together;
 use crate::options::Flags;
+use crate::terminal::note;
 
 /// The flags of every command that runs a model.
 #[derive(Debug, Args)]
@@ -33,7 +34,16 @@ impl ModelArgs {
     /// If one of them is not there or broken, an adapter belongs to another model, or the model is an encoder.
     pub fn open_for(&self, command: &str) -> Result<Model> {
         open_config(&self.model)?.1.check_predicts(command)?;
-        self.open()
+        let model = self.open()?;
+        for directory in &model.directories {
+            if has_head(directory)? {
+                let name = directory.display();
+                note(format!(
+                    "warning: {name} has a head, which {command} does not use; `reft eval --task classification`, `regression` or `reward` does"
+                ));
+            }
+        }
+        Ok(model)
     }
 
     /// Loads the model and its adapters.
@@ -44,21 +54,24 @@ impl ModelArgs {
         self.machine.0.set_up()?;
         let (path, decoder) = open_decoder(&self.model, &self.machine.0)?;
         let mut adapters: Vec<Box<dyn Adapter>> = Vec::new();
-        let (mut names, mut trained) = (Vec::new(), Vec::new());
+        let (mut names, mut trained, mut directories) = (Vec::new(), Vec::new(), Vec::new());
         for dir in &self.adapter {
             let load = || {
                 let files = adapter_directory(dir)?;
-                Ok::<_, anyhow::Error>((load_adapters(&files, &decoder)?, trained_text(&files)?))
+                let (own, text) = (load_adapters(&files, &decoder)?, trained_text(&files)?);
+                Ok::<_, anyhow::Error>((own, text, files))
             };
-            let (own, text) = load().with_context(|| {
+            let (own, text, files) = load().with_context(|| {
                 format!("cannot run adapter {} on {}", dir.display(), self.model)
             })?;
             let name = dir.file_name().unwrap_or(dir.as_os_str()).to_string_lossy();
             names.extend(own.iter().map(|_| name.clone().into_owned()));
             adapters.extend(own);
             trained.extend(text);
+            directories.push(files);
         }
-        Ok(Model { path, decoder, adapters, names, trained: trained_together(trained) })
+        let trained = trained_together(trained);
+        Ok(Model { path, decoder, adapters, names, directories, trained })
     }
 }
 
@@ -72,6 +85,8 @@ pub struct Model {
     pub adapters: Vec<Box<dyn Adapter>>,
     /// The directory that each adapter is of, by its last name.
     pub names: Vec<String>,
+    /// The directories of adapters, in the order given.
+    pub directories: Vec<PathBuf>,
     /// How the texts were framed that the adapters were trained on, if they say it with one voice.
     pub trained: Option<TrainedText>,
 }

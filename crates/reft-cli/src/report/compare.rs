@@ -84,7 +84,9 @@ pub fn run(args: &CompareArgs) -> Result<()> {
     let file = ConfigFile::open(config)?;
     let comparison = comparison(args, &file)?;
     let shape = open_config(&comparison.config.model)?.1.describe();
-    shape.check_predicts("reft compare")?;
+    if comparison.task.kind.told().is_none() {
+        shape.check_predicts("reft compare")?;
+    }
     file.check_methods(&shape)?;
     let points = file.points(&comparison, &shape)?;
     let run_in = |output: &Path, cell: &Cell, stop| run_in_child(cell, output, &machine, stop);

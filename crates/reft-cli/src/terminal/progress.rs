@@ -55,7 +55,11 @@ impl TrainProgress {
 
 impl Progress for TrainProgress {
     fn started(&mut self, plan: &Plan) {
-        note(format!("trainable {}", share(plan.trainable as i64, plan.total as i64)));
+        let head = match plan.of_objective {
+            0 => String::new(),
+            n => format!(", and the {} of a head", grouped(n as i64)),
+        };
+        note(format!("trainable {}{head}", share(plan.of_adapters() as i64, plan.total as i64)));
         note(&plan.kinds);
         let Plan { steps, steps_per_epoch, examples, validation_examples, done, .. } = *plan;
         let some = |n: usize, text: String| if n > 0 { text } else { String::new() };

@@ -9,6 +9,7 @@ use reft_bench::TrainingRun;
 use reft_methods::{AdapterFiles, declarations};
 use reft_models::write_text;
 use reft_report::{grouped, seconds};
+use reft_train::{ObjectiveKind, Plan};
 use toml::Table;
 
 use crate::sharing::model_card::{CARD, FrontMatter};
@@ -29,8 +30,10 @@ pub struct Card<'a> {
     pub template: Option<String>,
     /// Examples trained on, and held out.
     pub examples: (usize, usize),
-    /// Trainable parameters.
-    pub trainable: usize,
+    /// What was trained.
+    pub plan: &'a Plan,
+    /// What was learned.
+    pub objective: ObjectiveKind,
 }
 
 impl Card<'_> {
@@ -75,7 +78,12 @@ impl Card<'_> {
             ("layers", option("layers")),
             ("positions", option("positions")),
             ("rank", option("rank")),
-            ("trained parameters", Some(grouped(self.trainable as i64))),
+            ("learned", self.objective.told().map(|_| self.objective.to_string())),
+            ("trained parameters", Some(grouped(self.plan.of_adapters() as i64))),
+            (
+                "parameters of the head",
+                Some(self.plan.of_objective).filter(|n| *n > 0).map(|n| grouped(n as i64)),
+            ),
             ("examples", Some(format!("{train}, and {held_out} held out"))),
             ("SHA-256 of the examples as tokens", Some(format!("`{}`", self.data_digest))),
             ("template", self.template.clone()),
@@ -95,7 +103,13 @@ impl Card<'_> {
                 writeln!(out, "| {name} | {} |", value.replace('|', "\\|"))?;
             }
         }
-        out += &front.use_it(&run.name);
+        out += &match self.objective.told() {
+            None => front.use_it(&run.name),
+            Some(_) => format!(
+                "\n## Use it\n\n```\nreft eval --model {base} --adapter {} --task {} --data FILE\n```\n\n",
+                run.name, self.objective
+            ),
+        };
         writeln!(out, "`train.toml` has every option, and makes the same run again:\n")?;
         writeln!(
             out,

@@ -7,8 +7,8 @@ use reft_methods::{adapter_bytes, trained_text};
 use reft_models::{AdapterStack, ChatOptions, DirectoryLock, Model, TrainedText, weights_digest};
 use reft_train::{
     ColumnOptions, Dataset, Encoding, KeepingClose, Learner, Listeners, NextToken, Objective,
-    ObjectiveOptions, Outcome, Part, Plan, Preference, Progress, ReadRows, Record, Summary,
-    Template, Trainer, TurnOptions, WEIGHTS_DIGEST, read_preferences, read_records,
+    ObjectiveOptions, Outcome, Part, Plan, Preference, Progress, Record, Summary, Template,
+    Trainer, TurnOptions, WEIGHTS_DIGEST,
 };
 use serde_json::{Map, json};
 use toml::Table;
@@ -26,6 +26,7 @@ use crate::train::config_file;
 use crate::train::defaults::{with_length, with_rate, with_validation};
 use crate::train::directory::{self, TrainDirectory};
 use crate::train::first_example;
+use crate::train::head::{self, TrainHead};
 use crate::train::method::TrainMethod;
 use crate::train::processes::{Processes, follow, launch};
 use crate::train::replay;
@@ -95,11 +96,12 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         );
     }
     let columns: ColumnOptions = part(&given)?;
-    let read_rows: ReadRows =
-        if objective_options.objective.prefers() { read_preferences } else { read_records };
+    let kind = objective_options.objective;
+    let read_rows = kind.reader();
     let sources = data.read(columns.columns.as_ref(), read_rows)?;
     let (path, shape) = open_config(&model)?;
-    shape.check_predicts("reft train")?;
+    let shape = shape.describe();
+    head::check_model(kind, &shape)?;
     let (turns, chat): (TurnOptions, ChatOptions) = (part(&given)?, part(&given)?);
     let start = run.init_adapter.as_deref().map(adapter_directory).transpose()?;
     let before = start.as_deref().map(trained_text).transpose()?.flatten();
@@ -107,7 +109,6 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let Framing { template, chat } = Framing::of(before.as_ref(), asked, &chat, &[])?;
     let run = RunOptions { template, ..run };
     let text = ModelText::open(&path, &chat)?;
-    let shape = shape.describe();
     let method = TrainMethod::of(&run, &given, &shape, text.tokenizer.as_ref())?;
 
     let stop =
@@ -121,8 +122,12 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         vocab_size: shape.vocab_size,
         max_length: config.max_length,
     };
-    let examples_of =
-        |records: &[Record], file: &Path| examples(records, file, &encoding, run.drop_too_long);
+    let rows = || sources.iter().flat_map(|(_, records)| records);
+    let head = TrainHead::of(kind, (&path, &decoder), start.as_deref(), rows(), config.seed)?;
+    let examples_of = |records: &[Record], file: &Path| match &head {
+        Some(head) => head.examples(records, file, &encoding),
+        None => examples(records, file, &encoding, run.drop_too_long),
+    };
     let weighted = sources
         .iter()
         .map(|(source, records)| Ok((examples_of(records, &source.path)?, source.weight)));
@@ -143,8 +148,10 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let base_model = model_name(&model, &path);
     let mut adapters = method.adapters(config.seed, &decoder, &base_model)?;
     let config = with_rate(config, &given, &AdapterStack::of_boxed(&adapters)?.method())?;
-    let rows = sources.iter().flat_map(|(_, records)| records);
-    let in_force = encoding.text.and_then(|encoder| encoder.in_force(rows));
+    if let Some(head) = &head {
+        adapters[0].keep_head(head.head());
+    }
+    let in_force = encoding.text.and_then(|encoder| encoder.in_force(rows()));
     if let Some(in_force) = in_force {
         note(said_of(in_force, run.template, text.chat_template.is_some()));
         let ChatOptions { chat_vars } = chat.clone();
@@ -153,17 +160,22 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     }
     let first = &dataset.train[0];
     let edited = method.edited(first.row().prompt_length);
-    first_example::say(first, text.tokenizer.as_ref(), &edited)?;
+    let told = head.as_ref().map(|head| head.said(first));
+    first_example::say(first, text.tokenizer.as_ref(), &edited, told)?;
     let replay = run.replay.as_deref().map(|file| {
         replay::read(file, columns.columns.as_ref(), &encoding, &decoder, &objective_options)
     });
     let replay = replay.transpose()?;
     let reference = method.reference(&objective_options, &decoder)?;
     let reference = AdapterStack::of_boxed(&reference)?;
-    let preference = objective_options.objective.prefers();
-    let preference = preference.then(|| Preference::new(&objective_options, reference));
-    let preference = preference.transpose()?;
-    let task = preference.as_ref().map_or(&NextToken as &dyn Objective, |preference| preference);
+    let preference = kind.prefers().then(|| Preference::new(&objective_options, reference));
+    let (preference, told) = (preference.transpose()?, head.as_ref().map(TrainHead::objective));
+    let told = told.transpose()?;
+    let task: &dyn Objective = match (&preference, &told) {
+        (Some(preference), _) => preference,
+        (_, Some(told)) => told,
+        (None, None) => &NextToken,
+    };
     let part_kept = if replay.is_some() { Part::Replay } else { Part::Task };
     let keeping = objective_options
         .kl_weight
@@ -189,7 +201,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     }
     let contents = [("the data", dataset.digest()), ("the model's weights", digest)];
     let stack = AdapterStack::of_boxed(&adapters)?;
-    let group = processes.join(&resolved, contents, &stack)?;
+    let group = processes.join(&resolved, contents, &stack, objective)?;
     let mut trainer = Trainer::new(&learner, &dataset, config)?;
     if let Some(replay) = &replay {
         trainer = trainer.replaying(replay, objective_options.replay_batch_size)?;
@@ -242,7 +254,8 @@ pub fn run(args: &TrainArgs) -> Result<()> {
             data_digest: &dataset.digest(),
             template: in_force.map(|template| template.to_string()),
             examples: (dataset.train.len(), dataset.validation.len()),
-            trainable: trainer.plan().trainable,
+            plan: &trainer.plan(),
+            objective: kind,
         };
         card.write(&output)?;
     }
@@ -334,7 +347,8 @@ fn report(
         "seconds": progress.seconds,
         "tokens": progress.tokens,
         "tokens_per_second": progress.tokens_per_second(),
-        "trainable_parameters": plan.map(|plan| plan.trainable),
+        "trainable_parameters": plan.map(Plan::of_adapters),
+        "head_parameters": plan.map(|plan| plan.of_objective).filter(|n| *n > 0),
         "base_parameters": plan.map(|plan| plan.total),
         "adapter_bytes": adapter_bytes,
     });
@@ -376,7 +390,13 @@ fn rows(
         rows.push(("validation", text));
     }
     if let Some(plan) = &progress.plan {
-        rows.push(("trainable", share(plan.trainable as i64, plan.total as i64)));
+        rows.push(("trainable", share(plan.of_adapters() as i64, plan.total as i64)));
+        if plan.of_objective > 0 {
+            rows.push((
+                "head",
+                format!("{} numbers beside these", grouped(plan.of_objective as i64)),
+            ));
+        }
     }
     rows
 }

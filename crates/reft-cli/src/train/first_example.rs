@@ -7,7 +7,8 @@ use reft_train::{Example, IGNORE_INDEX};
 
 use crate::terminal::{is_silent, visible};
 
-/// Says the first example on stderr as it is trained: its text, what of it is learned, and which tokens are edited.
+/// Says the first example on stderr as it is trained: its text, what of it is learned (or `told`, what a head is to tell of it), and which
+/// tokens are edited.
 ///
 /// # Errors
 /// If a token has no text.
@@ -15,6 +16,7 @@ pub fn say(
     example: &Example,
     tokenizer: Option<&Tokenizer>,
     edited: &BTreeSet<usize>,
+    told: Option<String>,
 ) -> Result<()> {
     if is_silent() {
         return Ok(());
@@ -25,7 +27,8 @@ pub fn say(
     let text = shown(&pieces(example, tokenizer, edited)?, marks);
     let edits =
         if edited.is_empty() { String::new() } else { format!(", {}", marks.on("edited", EDITED)) };
-    let learned = marks.on("learned", LEARNED);
+    let learned =
+        told.map_or_else(|| marks.on("learned", LEARNED), |told| visible(&told).into_owned());
     // if nobody listens there, nobody needs to know
     let _ = writeln!(
         stderr.lock(),

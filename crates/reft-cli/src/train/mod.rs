@@ -6,6 +6,7 @@ pub mod config_file;
 pub mod defaults;
 pub mod directory;
 pub mod first_example;
+pub mod head;
 pub mod method;
 pub mod processes;
 pub mod replay;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use anyhow::{Context, Result, bail};
 use reft_distributed::{Ended, Launch, Place, ProcessGroup};
 use reft_models::AdapterStack;
-use reft_train::{Silent, Trainer};
+use reft_train::{Objective, Silent, Trainer};
 use toml::Table;
 
 use crate::machine::DeviceChoice;
@@ -93,6 +93,7 @@ impl Processes {
         options: &Table,
         contents: [(&'static str, String); 2],
         adapters: &AdapterStack,
+        objective: &dyn Objective,
     ) -> Result<Option<ProcessGroup>> {
         let Some(place) = &self.0 else { return Ok(None) };
         let options = options.iter().filter(|(name, _)| !OWN.contains(&name.as_str()));
@@ -105,6 +106,11 @@ impl Processes {
             group.broadcast(std::slice::from_mut(tensor))?; // one by one: of full fine-tuning they are the model
         }
         adapters.load_state(&start)?;
+        for own in objective.parameters() {
+            let mut start = own.tensor.detach().copy();
+            group.broadcast(std::slice::from_mut(&mut start))?;
+            tch::no_grad(|| own.tensor.shallow_clone().copy_(&start));
+        }
         Ok(Some(group))
     }
 }

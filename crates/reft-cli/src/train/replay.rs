@@ -46,7 +46,7 @@ fn is_asked(record: &Record) -> bool {
         Content::Tokens { input_ids, prompt_length, .. } => input_ids.len() == *prompt_length,
         Content::Completion { prompt, completion } => completion.is_empty() && !prompt.is_empty(),
         Content::Instruction { output, .. } => output.is_empty(),
-        Content::Preference { .. } => false,
+        Content::Preference { .. } | Content::Labelled { .. } => false,
         Content::Chat { messages, .. } => {
             messages.last().is_some_and(|message| message.text().is_empty())
         }

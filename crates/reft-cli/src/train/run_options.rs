@@ -6,8 +6,8 @@ use reft_core::{DeclaredOptions, declare_options};
 use reft_methods::method_names;
 use reft_models::ChatOptions;
 use reft_train::{
-    ColumnOptions, DataSources, ObjectiveOptions, ReuseConfig, Shuffle, Template, TrainConfig,
-    TurnOptions,
+    ColumnOptions, DataSources, ObjectiveKind, ObjectiveOptions, ReuseConfig, Shuffle, Template,
+    TrainConfig, TurnOptions,
 };
 use serde::{Deserialize, Deserializer, Serialize};
 use toml::Table;
@@ -30,7 +30,7 @@ declare_options! {
         license: Option<String> = None, Text("NAME") in "Input and output";
         /// Start from this adapter, a directory or a hub name such as org/name; what it is (method, layers, rank, …) holds
         init_adapter: Option<PathBuf> = None, Text("DIR") in "Input and output";
-        /// several at once as loreft+lora
+        /// bitfit of a model with biases, head of an objective with a head alone; several at once as loreft+lora
         #[serde(deserialize_with = "read_method")]
         method: String = "loreft".to_owned(), Text("METHOD") in "Method";
         /// Virtual tokens: start from this text, repeated or cut to their number
@@ -129,6 +129,24 @@ impl RunOptions {
         objective.check().map_err(in_flags)?;
         if let (Some(_), None) = (&self.replay, objective.kl_weight) {
             bail!("--replay is given without --kl-weight; give both, or neither");
+        }
+        let kind = objective.objective;
+        if kind.told().is_none() {
+            return Ok(objective);
+        }
+        if objective.kl_weight.is_some() && self.replay.is_none() {
+            bail!(
+                "--kl-weight keeps next tokens as they are, and the rows of objective {kind} have none; name rows that have some with --replay, or leave it out"
+            );
+        }
+        if kind != ObjectiveKind::Reward && self.template != Template::Auto {
+            bail!(
+                "--template is {}, and the texts of objective {kind} are taken as they stand; leave it out",
+                self.template
+            );
+        }
+        if !part::<WatchOptions>(given)?.sample_prompt.0.is_empty() {
+            bail!("--sample-prompt shows replies, and objective {kind} trains none; leave it out");
         }
         Ok(objective)
     }

@@ -17,6 +17,7 @@ mod export;
 mod families;
 mod files;
 mod generation;
+mod heads;
 mod hub_server;
 mod identities;
 mod interpret;

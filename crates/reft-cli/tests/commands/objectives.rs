@@ -124,7 +124,7 @@ fn what_does_not_fit_together_is_refused_with_what_to_do() -> Result {
         );
         Ok(())
     };
-    refused(&[], "--objective dpo, ipo, orpo or simpo learns")?;
+    refused(&[], "--objective dpo, ipo, orpo, simpo or reward learns")?;
     refused(&["--objective", "ppo"], "next-token, dpo, ipo, orpo, simpo")?;
     refused(&["--objective", "dpo", "--reference", "start"], "--init-adapter")?;
     refused(&["--objective", "orpo", "--reference", "base"], "--reference")?;

@@ -1,7 +1,7 @@
 //! Heads of tasks beside adapters: in PEFT's file where the method's is PEFT's, else in a file of their own.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use reft_models::{
     Model, Result, TaskHead, Weights, json_error, load_safetensors, load_safetensors_metadata,
@@ -69,6 +69,28 @@ pub(crate) fn say_in(config: &mut Value) {
     config["modules_to_save"] = json!(MODULES);
 }
 
+/// The tensors of the head beside the adapter that lies in a directory, and the file that they are in; none if there is no head.
+pub(crate) fn tensors(
+    files: AdapterFiles,
+    dir: &Path,
+) -> Result<(PathBuf, BTreeMap<String, Tensor>)> {
+    if !matches!(files, AdapterFiles::Peft(_)) {
+        let path = dir.join(HEAD_FILE);
+        let tensors = if path.is_file() { load_safetensors(&path)? } else { BTreeMap::new() };
+        return Ok((path, tensors));
+    }
+    let path = dir.join(files.tensors());
+    let of_head = |(name, tensor): (String, Tensor)| {
+        let bare = name.strip_prefix(OF_PEFT).or_else(|| name.strip_prefix(OF_PROMPTS))?;
+        let is_head = ["classifier.", "pre_classifier.", "score."]
+            .iter()
+            .any(|module| bare.starts_with(module));
+        is_head.then(|| (bare.to_owned(), tensor))
+    };
+    let tensors = load_safetensors(&path)?;
+    Ok((path, tensors.into_iter().filter_map(of_head).collect()))
+}
+
 /// Reads the head beside the adapter that lies in a directory; `None` if there is none.
 pub(crate) fn read(
     files: AdapterFiles,
@@ -76,25 +98,7 @@ pub(crate) fn read(
     model: &dyn Model,
     weights: &Weights,
 ) -> Result<Option<TaskHead>> {
-    let (path, own): (_, BTreeMap<String, Tensor>) = match files {
-        AdapterFiles::Peft(_) => {
-            let path = dir.join(files.tensors());
-            let of_head = |(name, tensor): (String, Tensor)| {
-                let bare = name.strip_prefix(OF_PEFT).or_else(|| name.strip_prefix(OF_PROMPTS))?;
-                let is_head = ["classifier.", "pre_classifier.", "score."]
-                    .iter()
-                    .any(|module| bare.starts_with(module));
-                is_head.then(|| (bare.to_owned(), tensor))
-            };
-            let tensors = load_safetensors(&path)?;
-            (path, tensors.into_iter().filter_map(of_head).collect())
-        }
-        _ => {
-            let path = dir.join(HEAD_FILE);
-            let tensors = if path.is_file() { load_safetensors(&path)? } else { BTreeMap::new() };
-            (path, tensors)
-        }
-    };
+    let (path, own) = tensors(files, dir)?;
     if own.is_empty() {
         return Ok(None);
     }

@@ -1,23 +1,16 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use reft_core::Parameter;
-use reft_models::{
-    Adapter, BaseModel, Component, Hooks, Layout, Mode, Model, ModelDescription, NoHooks, Result,
-    TaskHead, TrainedText,
-};
+use reft_models::{Adapter, BaseModel, Component, Model, ModelDescription, TrainedText};
 use tch::Tensor;
 
-use crate::files::adapter_file::{self, Beside, Shapes};
-use crate::files::head_file;
-use crate::merge::weight_tensors;
+use crate::files::adapter_file::{self, Shapes};
+use crate::methods::in_weights::InWeights;
 use crate::{AdapterFiles, Joining, Merging, Method, MethodDeclaration, MethodOptions};
 
 /// Full fine-tuning: every weight of the model is trained.
 ///
-/// The model's own tensors are the parameters, so a model that was trained so is no base model any more: other methods must open
-/// it anew. The file is a checkpoint, `model.safetensors` with the base model's names. One-dimensional weights (norms and biases)
-/// are exempt from weight decay, as is usual.
+/// The file is a checkpoint, `model.safetensors` with the base model's names.
 pub(crate) const FULL: MethodDeclaration = MethodDeclaration {
     name: "full",
     title: "full fine-tuning",
@@ -63,19 +56,8 @@ impl Method for Full {
     }
 
     fn build(&self, model: &dyn Model, base_model: &str) -> crate::Result<Box<dyn Adapter>> {
-        let trainable = |(name, mut tensor): (String, Tensor)| {
-            // row by row, as its gradient is: AdamW then reads both in one order
-            if tensor.dim() == 2 && tensor.tr().is_contiguous() {
-                tensor.set_data(&tensor.detach().contiguous());
-            }
-            (name, tensor.set_requires_grad(true))
-        };
-        Ok(Box::new(FullAdapter {
-            weights: weight_tensors(model)?.into_iter().map(trainable).collect(),
-            base_model: BaseModel::of(model.description(), base_model),
-            text: None,
-            head: None,
-        }))
+        let base_model = BaseModel::of(model.description(), base_model);
+        Ok(Box::new(InWeights::of(&FULL, model, &|_| true, base_model, None)?))
     }
 
     fn load(&self, dir: &Path, model: &dyn Model) -> crate::Result<Box<dyn Adapter>> {
@@ -113,57 +95,5 @@ impl Method for Full {
             }
         }
         Ok(bytes)
-    }
-}
-
-/// The model's weights, trained.
-#[derive(Debug)]
-struct FullAdapter {
-    base_model: BaseModel,
-    text: Option<TrainedText>,
-    head: Option<TaskHead>,
-    weights: Vec<(String, Tensor)>,
-}
-
-impl Adapter for FullAdapter {
-    fn method(&self) -> &str {
-        FULL.name
-    }
-
-    fn parameters(&self) -> Vec<Parameter> {
-        let parameter = |(name, tensor): &(String, Tensor)| match tensor.dim() {
-            1 => Parameter::without_weight_decay(name.clone(), tensor),
-            _ => Parameter::new(name.clone(), tensor),
-        };
-        self.weights.iter().map(parameter).collect()
-    }
-
-    fn hooks<'a>(&'a self, _layout: &Layout, _mode: Mode) -> Result<Box<dyn Hooks + 'a>> {
-        Ok(Box::new(NoHooks))
-    }
-
-    fn is_in_weights(&self) -> bool {
-        true
-    }
-
-    fn keep_trained_text(&mut self, text: TrainedText) {
-        self.text = Some(text);
-    }
-
-    fn keep_head(&mut self, head: &TaskHead) {
-        self.head = Some(head.clone());
-    }
-
-    fn save(&self, dir: &Path) -> Result<()> {
-        if let Some(head) = &self.head {
-            head_file::write(dir, head)?;
-        }
-        let path = dir.join(FULL.files.tensors());
-        let (base_model, text) = (Some(&self.base_model), self.text.as_ref());
-        adapter_file::write_tensors(
-            &path,
-            &self.weights,
-            Beside { base_model, text, ..Beside::default() },
-        )
     }
 }

@@ -1,8 +1,11 @@
 //! The methods: those beside ReFT, a file each, and the list of all. A new one is a file here, and a line in each of the two lists.
 
+pub(crate) mod bitfit;
 pub(crate) mod bottleneck;
 pub(crate) mod full;
+pub(crate) mod head_alone;
 pub(crate) mod ia3;
+pub(crate) mod in_weights;
 pub(crate) mod lora;
 pub(crate) mod prefix;
 pub(crate) mod prompt;
@@ -13,7 +16,7 @@ pub(crate) mod steering;
 use crate::MethodDeclaration;
 use crate::reft::declaration as reft;
 
-/// Every method that can be trained.
+/// Every method that any model can be changed by.
 pub static METHODS: &[&MethodDeclaration] = &[
     &reft::LOREFT,
     &reft::DIREFT,
@@ -33,3 +36,6 @@ pub static METHODS: &[&MethodDeclaration] = &[
     &bottleneck::PARALLEL,
     &full::FULL,
 ];
+
+/// Methods that need something which not every run has: a model with biases, an objective with a head.
+pub static SPECIAL_METHODS: &[&MethodDeclaration] = &[&bitfit::BITFIT, &head_alone::HEAD_ALONE];

@@ -7,7 +7,8 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::Value;
-use tokenizers::{AddedToken, ModelWrapper};
+use tokenizers::utils::truncation::truncate_encodings;
+use tokenizers::{AddedToken, ModelWrapper, PostProcessor, TruncationParams};
 
 use crate::text::tokenizer_class::TokenizerClass;
 use crate::text::tokenizer_config::{TokenIds, TokenizerConfig, present, read_optional};
@@ -121,16 +122,23 @@ impl Tokenizer {
     }
 
     /// A text, or two, as an encoder takes them: with the tokens around each that the tokenizer's file says, and the types that it gives
-    /// them.
+    /// them. What is longer than `max_length` with these tokens is cut at its end, of two texts the longer one first, as transformers does.
     ///
     /// # Errors
     /// As [`Self::encode`].
-    pub fn encode_row(&self, text: &str, second: Option<&str>) -> Result<Row> {
-        let encoding = match second {
-            None => self.inner.encode_fast(text, true),
-            Some(second) => self.inner.encode_fast((text, second), true),
-        };
-        let encoding = encoding.map_err(tokenizer_error)?;
+    pub fn encode_row(&self, text: &str, second: Option<&str>, max_length: usize) -> Result<Row> {
+        let encode = |text: &str| self.inner.encode_fast(text, false).map_err(tokenizer_error);
+        let mut second = second.map(encode).transpose()?;
+        if let Some(second) = &mut second {
+            second.set_type_ids(vec![1; second.len()]);
+        }
+        let processor = self.inner.get_post_processor();
+        let around = processor.map_or(0, |own| own.added_tokens(second.is_some()));
+        let max_length = max_length.saturating_sub(around);
+        let params = TruncationParams { max_length, ..TruncationParams::default() };
+        let (first, second) =
+            truncate_encodings(encode(text)?, second, &params).map_err(tokenizer_error)?;
+        let encoding = self.inner.post_process(first, second, true).map_err(tokenizer_error)?;
         let numbers = |of: &[u32]| of.iter().map(|&number| i64::from(number)).collect::<Vec<_>>();
         let types = Some(numbers(encoding.get_type_ids()));
         let token_types = types.filter(|types| types.iter().any(|own| *own != 0));

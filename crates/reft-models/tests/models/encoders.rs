@@ -4,6 +4,7 @@ use crate::oracle::rows;
 use reft_test_support::{
     Outcome, Tensors, assert_close, folders, of_logits, oracle, oracle_text, tensors,
 };
+use std::collections::BTreeMap;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -337,11 +338,34 @@ fn texts_become_the_rows_that_they_are_in_transformers() -> Outcome {
         ))?)?;
         let texts: Vec<Text> = serde_json::from_value(texts)?;
         for Text { text, ids, types } in texts {
-            let row = tokenizer.encode_row(&text[0], text.get(1).map(String::as_str))?;
+            let row =
+                tokenizer.encode_row(&text[0], text.get(1).map(String::as_str), usize::MAX)?;
             assert_eq!(row.input_ids, ids, "{name}: {text:?}");
             assert_eq!(row.prompt_length, ids.len(), "{name}: {text:?}");
             let found = row.token_types.unwrap_or_else(|| vec![0; ids.len()]);
             assert_eq!(found, types, "{name}: {text:?}");
+        }
+    }
+    Ok(())
+}
+
+/// Oracle: tools/oracle/make_labels.py. One text or two, at lengths where none, one or both are cut.
+#[test]
+fn long_texts_are_cut_as_transformers_cuts_them() -> Outcome {
+    #[derive(serde::Deserialize)]
+    struct Cut {
+        text: Vec<String>,
+        max_length: usize,
+        ids: Vec<i64>,
+    }
+    let oracle: BTreeMap<String, Vec<Cut>> =
+        serde_json::from_str(&oracle_text("labels/cut_texts.json")?)?;
+    for (name, cases) in oracle {
+        let tokenizer = Tokenizer::open(&folder(&name))?;
+        for Cut { text, max_length, ids } in cases {
+            let second = text.get(1).map(String::as_str);
+            let row = tokenizer.encode_row(&text[0], second, max_length)?;
+            assert_eq!(row.input_ids, ids, "{name}: {text:?} within {max_length}");
         }
     }
     Ok(())

@@ -2,7 +2,8 @@ use rayon::prelude::*;
 use reft_models::Row;
 
 use crate::{
-    Content, Error, Example, IGNORE_INDEX, Record, Result, Sequence, TextEncoder, Turn, Turns,
+    Content, Error, Example, IGNORE_INDEX, LabelledText, Record, Result, Sequence, TextEncoder,
+    Turn, Turns,
 };
 
 /// How rows become tokens.
@@ -15,6 +16,9 @@ pub struct Encoding<'a> {
     /// Longest sequence in tokens: a longer one is cut at its end.
     pub max_length: usize,
 }
+
+/// Why a text is no row.
+const NO_TOKENIZER: &str = "the row holds text and the model has no tokenizer; give input_ids";
 
 impl Encoding<'_> {
     /// Examples, in parallel: one for each row, or for each of the assistant's turns in it, if the encoder says so; of one sequence, or of two if
@@ -49,8 +53,44 @@ impl Encoding<'_> {
         examples.into_iter().flatten().collect()
     }
 
+    /// A labelled text, or labelled tokens, as a sequence in which nothing is to be predicted: methods see all of it as the prompt. A text is
+    /// cut before the tokens that stand behind it, tokens are cut at their end.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] or [`Error::Example`].
+    pub(crate) fn labelled(&self, record: &Record, text: &LabelledText) -> Result<Sequence> {
+        let (input_ids, mut token_types) = match (text, &self.text) {
+            (LabelledText::Tokens { input_ids, token_types }, _) => {
+                (input_ids.clone(), token_types.clone())
+            }
+            (LabelledText::Text { text, text_pair }, Some(encoder)) => {
+                let encode =
+                    encoder.tokenizer.encode_row(text, text_pair.as_deref(), self.max_length);
+                let row = encode.map_err(|source| record.failed(source))?;
+                (row.input_ids, row.token_types)
+            }
+            (LabelledText::Text { .. }, None) => return Err(record.refused(NO_TOKENIZER)),
+        };
+        let n = input_ids.len();
+        if n == 0 {
+            return Err(record.refused("it has no token; give a text, or leave the row out"));
+        }
+        if let Some(types) = token_types.as_mut() {
+            if types.len() != n {
+                let found = types.len();
+                let reason =
+                    format!("it has {found} token_type_ids for {n} input_ids; give one each");
+                return Err(record.refused(reason));
+            }
+            types.truncate(self.max_length);
+        }
+        let (mut sequence, _) = self.cut(record, input_ids, n, None)?;
+        sequence.row.token_types = token_types;
+        Ok(sequence)
+    }
+
     /// The example of a preference: both sequences, the preferred one first.
-    fn pair(&self, record: &Record, contents: [&Content; 2]) -> Result<Example> {
+    pub(crate) fn pair(&self, record: &Record, contents: [&Content; 2]) -> Result<Example> {
         let mut of_pair = Vec::with_capacity(contents.len());
         for content in contents {
             let text = self.text.map(|text| TextEncoder { turns: Turns::Last, ..text });
@@ -101,14 +141,16 @@ impl Encoding<'_> {
     /// The sequences of a row, each with its length before the cut.
     fn sequences(&self, record: &Record) -> Result<Vec<(Sequence, usize)>> {
         let turns = match (&record.content, &self.text) {
+            (Content::Labelled { .. }, _) => {
+                return Err(record.refused("the row is labelled, and no head is told what with"));
+            }
             (Content::Tokens { input_ids, prompt_length, labels }, _) => {
                 let labels = labels.clone();
                 return Ok(vec![self.cut(record, input_ids.clone(), *prompt_length, labels)?]);
             }
             (_, Some(text)) => text.turns(record)?,
             (_, None) => {
-                let reason = "the row holds text and the model has no tokenizer; give input_ids";
-                return Err(record.refused(reason));
+                return Err(record.refused(NO_TOKENIZER));
             }
         };
         let sequence = |Turn { prompt, completion, is_learned }: Turn| {

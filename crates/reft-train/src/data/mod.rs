@@ -9,6 +9,7 @@ pub(crate) mod text_template;
 
 pub(crate) mod encoding;
 pub(crate) mod example;
+pub(crate) mod labels;
 
 pub(crate) mod dataset;
 pub(crate) mod needed;

@@ -85,6 +85,10 @@ struct Conversation<'a> {
     tools: Option<&'a [serde_json::Value]>,
 }
 
+/// Why a labelled text is no text to be said.
+const LABELLED: &str =
+    "the row is a labelled text, which an objective with a head learns; give prompt and completion";
+
 impl Content {
     /// Itself, or of a preference the row that is preferred.
     pub fn first(&self) -> &Self {
@@ -103,7 +107,7 @@ impl Content {
             }
             Self::Chat { messages, .. } => return Some(messages.clone()),
             Self::Preference { chosen, .. } => return chosen.messages(),
-            Self::Tokens { .. } => return None,
+            Self::Tokens { .. } | Self::Labelled { .. } => return None,
         };
         Some(vec![Message::new("user", user), Message::new("assistant", reply.as_str())])
     }
@@ -187,7 +191,7 @@ impl TextEncoder<'_> {
     /// The template that frames rows: of `auto` the one that their forms suggest, if it is the same for all. `None` if they hold tokens alone.
     pub fn in_force<'r>(&self, rows: impl IntoIterator<Item = &'r Record>) -> Option<Template> {
         let of_row = |record: &Record| match record.content.first() {
-            Content::Tokens { .. } | Content::Preference { .. } => None,
+            Content::Tokens { .. } | Content::Preference { .. } | Content::Labelled { .. } => None,
             _ if self.template != Template::Auto => Some(self.template),
             Content::Completion { .. } => Some(Template::Plain),
             Content::Instruction { .. } if self.chat_template.is_none() => Some(Template::Alpaca),
@@ -236,6 +240,7 @@ impl TextEncoder<'_> {
                 (instruction, input.as_str(), output)
             }
             Content::Tokens { .. } => return Err(record.refused("tokens have no template")),
+            Content::Labelled { .. } => return Err(record.refused(LABELLED)),
             Content::Preference { .. } => {
                 return Err(record.refused(
                     "the row has two replies, which an objective of preferences learns; give one",

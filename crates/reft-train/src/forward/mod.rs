@@ -1,5 +1,6 @@
 //! A batch through the model: made ready, run forward, and differentiated.
 
+pub(crate) mod head_outputs;
 pub(crate) mod learner;
 
 pub(crate) mod ready_batch;

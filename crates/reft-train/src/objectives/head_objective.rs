@@ -107,7 +107,11 @@ impl Objective for HeadObjective {
     }
 
     fn options(&self) -> Map<String, Value> {
-        Map::from_iter([("outputs".to_owned(), json!(self.head.n_outputs()))])
+        let mut options = Map::from_iter([("outputs".to_owned(), json!(self.head.n_outputs()))]);
+        if !self.head.names().is_empty() {
+            options.insert("classes".into(), json!(self.head.names()));
+        }
+        options
     }
 
     fn parameters(&self) -> Vec<Parameter> {

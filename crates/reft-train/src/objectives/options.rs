@@ -1,6 +1,6 @@
 use reft_core::{DeclaredOptions, LARGEST_COUNT, declare_options};
 
-use crate::{Error, Result};
+use crate::{Error, ReadRows, Result, Told, read_labelled, read_preferences, read_records};
 
 /// What a run learns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -16,16 +16,42 @@ pub enum ObjectiveKind {
     Orpo,
     /// Simple preference optimization.
     Simpo,
+    /// The class of a text, by a head.
+    Classification,
+    /// A number of a text, by a head.
+    Regression,
+    /// How good a reply is, by a head.
+    Reward,
 }
 
 reft_core::names!(ObjectiveKind, "objective", reft_core::Error, {
     NextToken => "next-token", Dpo => "dpo", Ipo => "ipo", Orpo => "orpo", Simpo => "simpo",
+    Classification => "classification", Regression => "regression", Reward => "reward",
 });
 
 impl ObjectiveKind {
-    /// Whether its rows are preferences.
+    /// Whether it makes one of two replies the likelier one.
     pub fn prefers(self) -> bool {
-        self != Self::NextToken
+        matches!(self, Self::Dpo | Self::Ipo | Self::Orpo | Self::Simpo)
+    }
+
+    /// What a head learns to tell, if it trains one.
+    pub fn told(self) -> Option<Told> {
+        match self {
+            Self::Classification => Some(Told::Class),
+            Self::Regression => Some(Told::Number),
+            Self::Reward => Some(Told::Reward),
+            _ => None,
+        }
+    }
+
+    /// What reads its rows.
+    pub fn reader(self) -> ReadRows {
+        match self {
+            Self::NextToken => read_records,
+            Self::Classification | Self::Regression => read_labelled,
+            Self::Dpo | Self::Ipo | Self::Orpo | Self::Simpo | Self::Reward => read_preferences,
+        }
     }
 
     /// Whether it compares with a reference run.
@@ -48,7 +74,7 @@ reft_core::names!(ReferenceRun, "reference", reft_core::Error, { Base => "base",
 declare_options! {
     /// The options of what is learned.
     pub struct ObjectiveOptions {
-        /// next-token; dpo, ipo, orpo or simpo of pairs
+        /// next-token; classification or regression of labelled texts; dpo, ipo, orpo, simpo or reward of pairs
         objective: ObjectiveKind = ObjectiveKind::NextToken, Text("NAME") in "Objective";
         /// Weight of a preference [default: 0.1; simpo: 2]
         #[serde(skip_serializing_if = "Option::is_none")]

@@ -41,7 +41,7 @@ impl<'a> Preference<'a> {
             ObjectiveKind::Dpo | ObjectiveKind::Ipo => (kind.name(), 0.1),
             ObjectiveKind::Simpo => (kind.name(), 2.0),
             ObjectiveKind::Orpo => ("odds-ratio", 0.1),
-            ObjectiveKind::NextToken => {
+            _ => {
                 let (option, found) = ("objective", kind.to_string());
                 let expected = "dpo, ipo, orpo or simpo";
                 return Err(Error::Core(reft_core::Error::OptionValue { option, found, expected }));
@@ -84,7 +84,7 @@ impl<'a> Preference<'a> {
                 let loss = (gap(&(ratios() / tokens)) - 0.5 / self.beta).square();
                 [loss, ratios() * self.beta]
             }
-            ObjectiveKind::Dpo | ObjectiveKind::NextToken => {
+            _ => {
                 let rewards = ratios() * self.beta;
                 let margin = gap(&rewards);
                 let right = margin.log_sigmoid() * (self.label_smoothing - 1.0);

@@ -20,12 +20,21 @@ pub struct Plan {
     pub validation_examples: usize,
     /// Number of trainable parameters.
     pub trainable: usize,
+    /// Of these, those of the objective itself: a head.
+    pub of_objective: usize,
     /// Number of parameters of the base model.
     pub total: usize,
     /// Which kind computes what, in words.
     pub kinds: String,
     /// Learning rate of the next step.
     pub lr: f64,
+}
+
+impl Plan {
+    /// Number of trainable parameters without those of the objective.
+    pub fn of_adapters(&self) -> usize {
+        self.trainable - self.of_objective
+    }
 }
 
 /// Hears what happens in a run; every method has a default that does nothing.

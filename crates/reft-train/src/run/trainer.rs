@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use reft_core::{Error as CoreError, autocast};
+use reft_core::{Error as CoreError, Parameter, autocast};
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
@@ -200,7 +200,8 @@ impl<'a> Trainer<'a> {
             steps_per_epoch: self.steps_per_epoch(),
             examples: self.dataset.train.len(),
             validation_examples: self.dataset.validation.len(),
-            trainable: self.learner.parameters().iter().map(|p| p.tensor.numel()).sum(),
+            trainable: numel(&self.learner.parameters()),
+            of_objective: numel(&self.learner.objective.parameters()),
             total: self.learner.model.weights().iter().map(|(_, weight)| weight.numel()).sum(),
             kinds: self.describe_kinds(),
             lr: self.lr(),
@@ -461,6 +462,11 @@ impl<'a> Trainer<'a> {
     pub(super) fn uses_autocast(&self) -> bool {
         self.learner.model.kind() == Kind::Half && self.learner.model.device().is_cuda()
     }
+}
+
+/// How many numbers parameters are.
+fn numel(parameters: &[Parameter]) -> usize {
+    parameters.iter().map(|parameter| parameter.tensor.numel()).sum()
 }
 
 /// Checks that there are parameters, and that nothing else wants gradients.

@@ -11,13 +11,12 @@ use reft_methods::{
     ReftAdapter, ReftConfig, adapter_files, is_adapter_file, load_trainable_adapters, read_head,
 };
 use reft_models::{
-    Adapter, AdapterStack, BaseModel, Decoder, Model, PaddingSide, Row, TaskHead, Weights,
-    load_safetensors,
+    Adapter, AdapterStack, BaseModel, Decoder, Model, Row, TaskHead, Weights, load_safetensors,
 };
 use reft_test_support::{oracle_text, tensors};
 use reft_train::{
     Dataset, Error, Example, HeadObjective, IGNORE_INDEX, Learner, ScheduleKind, Sequence, Shuffle,
-    Step, Told, TrainConfig, Trainer,
+    Step, Told, TrainConfig, Trainer, head_outputs,
 };
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -173,10 +172,7 @@ fn outputs_gradients_and_steps_are_those_of_transformers_and_peft() -> TestResul
             let stack = AdapterStack::of_boxed(&adapters)?;
             let rows = case.examples.iter().flat_map(|example| &example.sequences);
             let rows: Vec<Row> = rows.map(|sequence| sequence.row.clone()).collect();
-            let lengths: Vec<usize> = rows.iter().map(|row| row.input_ids.len()).collect();
-            let states = stack.hidden_states(&case.model, rows, PaddingSide::Right)?;
-            let read = states.iter().zip(lengths).map(|(h, n)| h.get(head.token(n) as i64));
-            let outputs = head.outputs(&Tensor::stack(&read.collect::<Vec<_>>(), 0));
+            let outputs = head_outputs(&head, &case.model, &stack, rows)?;
             let recorded = &case.expected["logits"];
             let off = relative_difference(&outputs.view_as(recorded), recorded);
             assert!(off < 1e-5, "{}: outputs differ by {off:e}", case.name); // f32

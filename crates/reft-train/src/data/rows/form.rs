@@ -187,6 +187,38 @@ pub static PREFERENCE_FORM: RowForm = RowForm {
     },
 };
 
+/// The forms of rows for a head that is to tell what they are labelled with.
+pub static LABELLED_FORMS: [RowForm; 2] = [
+    RowForm {
+        name: "labelled tokens",
+        becomes: "taken as they are; the label is what a head is to tell of them",
+        content: "labelled",
+        columns: &[
+            given("input_ids", &["input_ids"]),
+            given("label", LABEL),
+            optional("token_type_ids", &["token_type_ids"]),
+        ],
+        others: Fields { file: "a row of labelled tokens", groups: &[OF_LABELLED, COMMON] },
+    },
+    RowForm {
+        name: "a labelled text",
+        becomes: "a text, or two, with the tokens around them that the tokenizer's file says; the label is what a head is to tell of them",
+        content: "labelled",
+        columns: &[
+            given("text", &["text", "sentence", "sentence1", "premise", "question1"]),
+            given("label", LABEL),
+            optional("text_pair", &["text_pair", "sentence2", "hypothesis", "question2"]),
+        ],
+        others: Fields { file: "a row with a labelled text", groups: &[OF_LABELLED, COMMON] },
+    },
+];
+
+/// A class or a number.
+const LABEL: &[&str] = &["label", "class", "score"];
+
+const OF_LABELLED: &[Field] =
+    &[Field::neutral(&["idx", "label_text"], "the row's number, and its label in words")];
+
 /// Columns that any row may have.
 pub(crate) const ID: &str = "id";
 pub(crate) const SUBSPACE: &str = "subspace";
@@ -205,6 +237,8 @@ pub(crate) enum Purpose {
     Prompt,
     /// To prefer one reply to another one.
     Prefer,
+    /// To be told their label.
+    Label,
 }
 
 impl Purpose {
@@ -212,6 +246,7 @@ impl Purpose {
     pub(crate) fn forms(self) -> Vec<&'static RowForm> {
         match self {
             Self::Prefer => vec![&PREFERENCE_FORM],
+            Self::Label => LABELLED_FORMS.iter().collect(),
             Self::Learn | Self::Prompt => ROW_FORMS.iter().collect(),
         }
     }
@@ -308,7 +343,12 @@ fn lacking(row: &Map<String, Value>, forms: &[&'static RowForm]) -> String {
     };
     if PREFERENCE_FORM.columns[..2].iter().all(|column| row.contains_key(column.names[0])) {
         return format!(
-            "{found}; that is a preference, which --objective dpo, ipo, orpo or simpo learns; leave rejected out and call chosen completion to learn it alone"
+            "{found}; that is a preference, which --objective dpo, ipo, orpo, simpo or reward learns; leave rejected out and call chosen completion to learn it alone"
+        );
+    }
+    if forms.iter().any(|form| form.content == "labelled") {
+        return format!(
+            "{found}; a head learns from text (or two: text, text_pair) and label; say which columns these are with --columns, such as --columns text=COLUMN,label=COLUMN"
         );
     }
     let begun = forms.iter().filter(|form| form.content != "preference").find(|form| {
@@ -330,6 +370,15 @@ fn lacking(row: &Map<String, Value>, forms: &[&'static RowForm]) -> String {
         "{found}; expected {}; say which columns these are with --columns, such as --columns prompt=COLUMN,completion=COLUMN",
         accepted.join(", or ")
     )
+}
+
+/// Why a row is not learned as a text: it has a label.
+pub(crate) fn labelled(found: &FoundForm, row: &Map<String, Value>) -> Result<(), String> {
+    let is_text = found.columns.iter().any(|(_, name)| *name == "text");
+    if !is_text || !row.contains_key(LABEL[0]) {
+        return Ok(());
+    }
+    Err("the row has text and label; that is a labelled text, which --objective classification or regression learns; leave label out to learn the text itself".to_owned())
 }
 
 /// The first name of `columns` that is none of these forms'.

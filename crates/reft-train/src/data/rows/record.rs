@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::data::files::hub_dataset::files_of;
 use crate::data::files::table::empty_is_nothing;
 use crate::data::rows::conversation::messages;
-use crate::data::rows::form::{FoundForm, ID, Purpose, SUBSPACE, SYSTEM, unknown_name};
+use crate::data::rows::form::{FoundForm, ID, Purpose, SUBSPACE, SYSTEM, labelled, unknown_name};
 use crate::data::rows::preference::preference;
 use crate::{ColumnNames, Error, Result, TableRow, read_table};
 
@@ -77,6 +77,33 @@ pub enum Content {
         /// The row with the other one.
         rejected: Box<Content>,
     },
+    /// `{"text", "label"}`: what a head is to tell of a text, or of tokens.
+    #[serde(skip)]
+    Labelled {
+        /// What is labelled.
+        text: LabelledText,
+        /// A class or a number, as the file has it.
+        label: String,
+    },
+}
+
+/// What a label is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LabelledText {
+    /// A text, or two.
+    Text {
+        /// The text.
+        text: String,
+        /// The one behind it.
+        text_pair: Option<String>,
+    },
+    /// Tokens that are used as they are.
+    Tokens {
+        /// The tokens.
+        input_ids: Vec<i64>,
+        /// Their types, of an encoder that has some.
+        token_types: Option<Vec<i64>>,
+    },
 }
 
 impl Record {
@@ -133,7 +160,7 @@ fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<S
 /// If the file cannot be read; [`Error::Json`] with line and column; [`Error::Row`] for a row that has none of the forms;
 /// [`Error::DataFile`]; [`Error::NoExamples`].
 pub fn read_records(path: &Path, columns: Option<&ColumnNames>) -> Result<Vec<Record>> {
-    RowReader { columns, purpose: Purpose::Learn }.read(path)
+    RowReader::of(columns, Purpose::Learn).read(path)
 }
 
 /// Reads a file of prompts: rows as [`read_records`] takes them, in which what would be learned may be missing.
@@ -141,7 +168,7 @@ pub fn read_records(path: &Path, columns: Option<&ColumnNames>) -> Result<Vec<Re
 /// # Errors
 /// As [`read_records`].
 pub fn read_prompts(path: &Path, columns: Option<&ColumnNames>) -> Result<Vec<Record>> {
-    RowReader { columns, purpose: Purpose::Prompt }.read(path)
+    RowReader::of(columns, Purpose::Prompt).read(path)
 }
 
 /// Reads a data file of preferences: two replies to one prompt in each row ([`PREFERENCE_FORM`](crate::PREFERENCE_FORM)).
@@ -149,7 +176,27 @@ pub fn read_prompts(path: &Path, columns: Option<&ColumnNames>) -> Result<Vec<Re
 /// # Errors
 /// As [`read_records`].
 pub fn read_preferences(path: &Path, columns: Option<&ColumnNames>) -> Result<Vec<Record>> {
-    RowReader { columns, purpose: Purpose::Prefer }.read(path)
+    RowReader::of(columns, Purpose::Prefer).read(path)
+}
+
+/// Reads a data file of labelled texts, of one or of two, or of labelled tokens ([`LABELLED_FORMS`](crate::LABELLED_FORMS)).
+///
+/// # Errors
+/// As [`read_records`].
+pub fn read_labelled(path: &Path, columns: Option<&ColumnNames>) -> Result<Vec<Record>> {
+    read_labelled_rows(path, None, columns)
+}
+
+/// [`read_labelled`] of a file whose columns `header` names, if it is CSV or TSV.
+///
+/// # Errors
+/// As [`read_records`].
+pub fn read_labelled_rows(
+    path: &Path,
+    header: Option<&[String]>,
+    columns: Option<&ColumnNames>,
+) -> Result<Vec<Record>> {
+    RowReader { header, ..RowReader::of(columns, Purpose::Label) }.read(path)
 }
 
 /// How rows are read.
@@ -157,6 +204,8 @@ pub fn read_preferences(path: &Path, columns: Option<&ColumnNames>) -> Result<Ve
 struct RowReader<'a> {
     columns: Option<&'a ColumnNames>,
     purpose: Purpose,
+    /// The names of the columns of a table that has none.
+    header: Option<&'a [String]>,
 }
 
 /// What is said of a file, once.
@@ -166,12 +215,16 @@ struct Remarks {
     unused: BTreeSet<String>,
 }
 
-impl RowReader<'_> {
+impl<'a> RowReader<'a> {
+    const fn of(columns: Option<&'a ColumnNames>, purpose: Purpose) -> Self {
+        Self { columns, purpose, header: None }
+    }
+
     fn read(&self, path: &Path) -> Result<Vec<Record>> {
         let mut remarks = Remarks::default();
         let mut records = Vec::new();
         for path in files_of(path)? {
-            let mut rows = read_table(&path, None)?;
+            let mut rows = read_table(&path, self.header)?;
             if empty_is_nothing(&path) {
                 rows.iter_mut().for_each(|row| row.fields.retain(|_, value| value != ""));
             }
@@ -224,6 +277,9 @@ impl RowReader<'_> {
         let subspace = serde_json::from_value(subspace)
             .map_err(|error| format!("subspace: {}", plain_reason(&error)))?;
         let found = FoundForm::of(&fields, self.columns, self.purpose)?;
+        if self.purpose == Purpose::Learn {
+            labelled(&found, &fields)?;
+        }
         let others = fields.iter().filter(|(name, _)| found.form.others.find(name).is_some());
         found.form.others.check(others.filter(|(name, _)| !found.has(name)))?;
         remarks.unused.extend(found.unused(&fields).map(str::to_owned));
@@ -246,6 +302,9 @@ impl RowReader<'_> {
         let system = own.remove(SYSTEM);
         if self.purpose == Purpose::Prefer {
             return preference(own, system);
+        }
+        if self.purpose == Purpose::Label {
+            return labelled_content(own);
         }
         if self.purpose == Purpose::Prompt {
             add_empty_response(found.form.content, &mut own);
@@ -279,11 +338,41 @@ impl Remarks {
     }
 }
 
+/// A labelled text or labelled tokens, of the fields of their form.
+fn labelled_content(mut own: Map<String, Value>) -> Result<Content, String> {
+    let label = match own.remove("label").unwrap_or_default() {
+        Value::String(label) => label.trim().to_owned(),
+        Value::Number(label) => label.to_string(),
+        Value::Bool(label) => label.to_string(),
+        other => return Err(format!("label is {other}, expected a name or a number")),
+    };
+    if label.is_empty() {
+        return Err("label is empty, expected a name or a number".to_owned());
+    }
+    let mut text_of = |name: &str| match own.remove(name) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(other) => Err(format!("{name} is {other}, expected a text")),
+    };
+    let text = match (text_of("text")?, text_of("text_pair")?) {
+        (Some(text), text_pair) => LabelledText::Text { text, text_pair },
+        (None, _) => {
+            let mut ids_of = |name: &str| {
+                let ids = own.remove(name).map(serde_json::from_value).transpose();
+                ids.map_err(|error| format!("{name}: {}", plain_reason(&error)))
+            };
+            let input_ids = ids_of("input_ids")?.unwrap_or_default();
+            LabelledText::Tokens { input_ids, token_types: ids_of("token_type_ids")? }
+        }
+    };
+    Ok(Content::Labelled { text, label })
+}
+
 /// The value of a column as its field has it: lists may be texts that hold them, as in files without nested columns.
 fn value_of(field: &str, name: &str, value: Value) -> Result<Value, String> {
     match field {
         "messages" => Ok(Value::Array(messages(value)?)),
-        "input_ids" | "prompt_length" | "labels" => Ok(in_json(value)),
+        "input_ids" | "prompt_length" | "labels" | "token_type_ids" => Ok(in_json(value)),
         // answers are often numbers
         "output" if name != field => match value {
             Value::Number(number) => Ok(json!(number.to_string())),
@@ -375,8 +464,8 @@ mod tests {
         reader.read(&path)
     }
 
-    const TRAINING: RowReader = RowReader { columns: None, purpose: Purpose::Learn };
-    const PROMPTS: RowReader = RowReader { columns: None, purpose: Purpose::Prompt };
+    const TRAINING: RowReader = RowReader::of(None, Purpose::Learn);
+    const PROMPTS: RowReader = RowReader::of(None, Purpose::Prompt);
 
     fn parse_text(text: &str) -> Result<Vec<Record>> {
         read("data.jsonl", text, TRAINING)
@@ -529,7 +618,7 @@ mod tests {
         let columns = |text: &str| -> Result<ColumnNames> { Ok(text.parse()?) };
         let read_with = |names: &str, text: &str| {
             let columns = columns(names)?;
-            read("data.jsonl", text, RowReader { columns: Some(&columns), purpose: Purpose::Learn })
+            read("data.jsonl", text, RowReader::of(Some(&columns), Purpose::Learn))
         };
         let row = r#"{"messages":[],"question":"q","answer":"a","prompt":"p"}"#;
         let as_it_stands = parse_text(r#"{"prompt":"q","completion":"a"}"#)?;

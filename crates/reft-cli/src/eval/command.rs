@@ -1,5 +1,3 @@
-//! `reft eval`: how well a model does on data.
-
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -9,11 +7,12 @@ use clap::Args;
 use reft_bench::{Metric, Scorer, TaskConfig, TaskKind, encode_questions, read_questions};
 use reft_models::{AdapterStack, ChatOptions, ContextLimit, Model};
 use reft_train::{
-    ColumnOptions, Encoding, Learner, LossReport, NextToken, Record, Template, TurnOptions, Turns,
-    read_records,
+    ColumnNames, ColumnOptions, Encoding, Learner, LossReport, NextToken, Record, Template,
+    TurnOptions, Turns, read_records,
 };
 use serde_json::json;
 
+use crate::eval::head;
 use crate::model::{Framing, ModelArgs, ModelText, examples};
 use crate::options::{Declared, FlagGroup, Flags, check_counts};
 use crate::terminal::{duration, grouped, output};
@@ -22,7 +21,9 @@ use crate::terminal::{duration, grouped, output};
 ///
 /// Task `lm`: loss, the mean of −log p over the completions' tokens and end tokens, and perplexity, e to the loss. `commonsense` and
 /// `arithmetic`: accuracy on rows of LLM-Adapters, of what is generated. `memorise`: share of the completions' tokens that come back
-/// before the first wrong one. A TOML file describes any other task: a prompt with {columns}, label words, how answers are scored.
+/// before the first wrong one. `classification`, `regression` and `reward`: what the head of an adapter tells of labelled texts or pairs:
+/// accuracy, F1 and Matthews' correlation, or Pearson's and Spearman's. A TOML file describes any other task: a prompt with {columns}, label
+/// words, how answers are scored.
 #[derive(Debug, Args)]
 #[command(
     next_help_heading = "Task",
@@ -31,38 +32,58 @@ use crate::terminal::{duration, grouped, output};
   reft eval --model models/SmolLM2-135M-Instruct --task recipes/tasks/sst2.toml --data data/sst2/test.tsv"
 )]
 pub struct EvalArgs {
-    /// What is measured: lm, commonsense, arithmetic, memorise, or a TOML file that describes a task
+    /// What is measured: lm, commonsense, arithmetic, memorise, classification, regression, reward, or a TOML file that describes a task
     #[arg(long, value_name = "NAME", value_parser = task_name)]
     task: PathBuf,
     /// Examples, as `reft train` takes them; for other tasks than lm and memorise with the task's columns; several times for several files
     #[arg(long, value_name = "FILE", required = true)]
-    data: Vec<PathBuf>,
+    pub(super) data: Vec<PathBuf>,
     #[command(flatten)]
     columns: Flags<ColumnOptions>,
     /// How a row becomes text: auto (as its form suggests), chat, alpaca or plain [default: as the adapter was trained, else auto]
     #[arg(long, value_name = "NAME")]
-    template: Option<Template>,
+    pub(super) template: Option<Template>,
     #[command(flatten)]
     turns: Flags<TurnOptions>,
     #[command(flatten)]
     chat: Flags<ChatOptions>,
     /// Longest example in tokens; what is longer is cut at its end [default: none is cut, and one past the model's context refused]
     #[arg(long, value_name = "N")]
-    max_length: Option<usize>,
+    pub(super) max_length: Option<usize>,
     /// Cut at the model's context, or at --max-length, and leave out examples that have no label left, instead of failing
     #[arg(long)]
     drop_too_long: bool,
     /// Examples computed at once
     #[arg(long, value_name = "N", default_value_t = 8)]
-    batch_size: usize,
+    pub(super) batch_size: usize,
     /// Measure the model without its adapters too, and print both
     #[arg(long)]
-    compare_base: bool,
+    pub(super) compare_base: bool,
+    /// Tasks of a head: write what it tells of each row into this file, a line of JSON each
+    #[arg(long, value_name = "FILE")]
+    pub(super) predictions: Option<PathBuf>,
     /// Print the result as JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     #[command(flatten)]
-    model: ModelArgs,
+    pub(super) model: ModelArgs,
+}
+
+impl EvalArgs {
+    /// What the data's columns are.
+    pub(super) fn columns(&self) -> Option<&ColumnNames> {
+        self.columns.0.columns.as_ref()
+    }
+
+    /// Which turns of conversations are measured.
+    pub(super) fn turns(&self) -> Turns {
+        self.turns.0.turns
+    }
+
+    /// The chat template's variables.
+    pub(super) fn chat(&self) -> &ChatOptions {
+        &self.chat.0
+    }
 }
 
 impl FlagGroup for ColumnOptions {
@@ -93,9 +114,15 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         ("--max-length", args.max_length.unwrap_or(1)),
     ])?;
     let task = TaskConfig::open(&args.task)?;
+    if args.predictions.is_some() && task.kind.told().is_none() {
+        bail!("--predictions is of tasks classification, regression and reward; leave it out");
+    }
     match task.kind {
         TaskKind::Lm => lm(args),
-        _ => answers(args, &task),
+        kind => match kind.told() {
+            Some(told) => head::told(args, &task, told),
+            None => answers(args, &task),
+        },
     }
 }
 
@@ -104,14 +131,14 @@ fn answers(args: &EvalArgs, task: &TaskConfig) -> Result<()> {
     if args.max_length.is_some() || args.drop_too_long {
         bail!("--max-length and --drop-too-long belong to task lm; questions are not cut");
     }
-    if args.turns.0.turns != Turns::Last {
+    if args.turns() != Turns::Last {
         bail!("--turns belongs to task lm; a question is one turn");
     }
-    let columns = args.columns.0.columns.as_ref();
+    let columns = args.columns();
     let questions = args.data.iter().map(|path| read_questions(task, path, columns));
     let questions = questions.collect::<Result<Vec<_>, _>>()?.concat();
     let model = args.model.open_for("reft eval")?;
-    let chat_vars = task.chat_vars.overlaid(&args.chat.0.chat_vars);
+    let chat_vars = task.chat_vars.overlaid(&args.chat().chat_vars);
     let asked = args.template.or(Some(task.template).filter(|own| *own != Template::Auto));
     let rows: Vec<Record> = questions.iter().map(|question| question.record.clone()).collect();
     let framing = Framing::of(model.trained.as_ref(), asked, &ChatOptions { chat_vars }, &rows)?;
@@ -128,8 +155,8 @@ fn answers(args: &EvalArgs, task: &TaskConfig) -> Result<()> {
     let (base, score) = (base.map(|base| score(&base)).transpose()?, score(&model.stack()?)?);
     let metric = score.metric;
     let text = |value: f64| match metric {
-        Metric::Loss => format!("{value:.4}"),
-        Metric::Accuracy | Metric::Recall => format!("{:.2} %", 100.0 * value),
+        metric if metric.is_share() => format!("{:.2} %", 100.0 * value),
+        _ => format!("{value:.4}"),
     };
     let mut json = json!({
         "task": task.name,
@@ -162,7 +189,7 @@ fn encoding<'a>(
     model: &dyn Model,
     max_length: usize,
 ) -> Encoding<'a> {
-    let text = text.encoder(template, args.turns.0.turns);
+    let text = text.encoder(template, args.turns());
     Encoding { text, vocab_size: model.description().vocab_size, max_length }
 }
 
@@ -173,12 +200,12 @@ fn names(files: &[PathBuf]) -> String {
 }
 
 fn lm(args: &EvalArgs) -> Result<()> {
-    let columns = args.columns.0.columns.as_ref();
+    let columns = args.columns();
     let records = args.data.iter().map(|path| read_records(path, columns));
     let records = records.collect::<Result<Vec<_>, _>>()?;
     let model = args.model.open_for("reft eval")?;
     let (trained, rows) = (model.trained.as_ref(), records.concat());
-    let framing = Framing::of(trained, args.template, &args.chat.0, &rows)?;
+    let framing = Framing::of(trained, args.template, args.chat(), &rows)?;
     let text = ModelText::open(&model.path, &framing.chat)?;
     let stack = model.stack()?;
     let room = ContextLimit::of(model.decoder.description(), &stack).room();

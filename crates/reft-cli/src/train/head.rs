@@ -1,0 +1,100 @@
+//! The head that a run trains beside its adapter, and what it is to tell of rows.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use reft_methods::read_head;
+use reft_models::{Decoder, ModelDescription, TaskHead, TaskHeadForm, Weights};
+use reft_train::{Encoding, Example, HeadObjective, Labels, ObjectiveKind, Record, Told, seed_of};
+
+/// A head to be trained.
+pub struct TrainHead {
+    told: Told,
+    labels: Labels,
+    head: TaskHead,
+}
+
+/// Checks that a model has what an objective needs of it: next tokens, or a form of head.
+///
+/// # Errors
+/// If it has not.
+pub fn check_model(objective: ObjectiveKind, model: &ModelDescription) -> Result<()> {
+    let Some(told) = objective.told() else {
+        return Ok(model.check_predicts("reft train")?);
+    };
+    let family = &model.model_type;
+    if model.task_head == TaskHeadForm::Other {
+        bail!(
+            "objective {objective} trains a head, and the head of {family} is not computed; take a decoder, BERT, RoBERTa or DistilBERT"
+        );
+    }
+    if told == Told::Reward && !model.is_causal {
+        bail!(
+            "objective reward reads the end of a reply, and {family} is an encoder, whose head reads the first token; take a decoder"
+        );
+    }
+    Ok(())
+}
+
+impl TrainHead {
+    /// The head of a run: that beside the adapter to start from, if there is one, else a new one with an output for each class of the rows;
+    /// `None` if the objective trains no head.
+    ///
+    /// # Errors
+    /// Labels that cannot be learned; a head that does not fit the model or the objective.
+    pub fn of<'r>(
+        objective: ObjectiveKind,
+        model: (&Path, &Decoder),
+        start: Option<&Path>,
+        rows: impl IntoIterator<Item = &'r Record>,
+        seed: u64,
+    ) -> Result<Option<Self>> {
+        let (Some(told), (path, decoder)) = (objective.told(), model) else { return Ok(None) };
+        let weights = Weights::open(path)?;
+        if let Some(dir) = start
+            && let Some(head) = read_head(dir, decoder, &weights)
+                .with_context(|| format!("cannot start from adapter {}", dir.display()))?
+        {
+            return Ok(Some(Self { told, labels: Labels::of_head(told, &head), head }));
+        }
+        let labels = Labels::of_rows(told, rows)?;
+        tch::manual_seed(seed_of(&[seed, HEAD]) as i64); // the start, whatever the adapter has drawn
+        let head = TaskHead::new(decoder, &weights, labels.n_outputs(), labels.classes().to_vec())?;
+        Ok(Some(Self { told, labels, head }))
+    }
+
+    /// The head.
+    pub fn head(&self) -> &TaskHead {
+        &self.head
+    }
+
+    /// What it learns.
+    ///
+    /// # Errors
+    /// If it has a number of outputs that cannot tell it.
+    pub fn objective(&self) -> Result<HeadObjective> {
+        Ok(HeadObjective::new(self.told, self.head.clone())?)
+    }
+
+    /// The examples of the rows of a file.
+    ///
+    /// # Errors
+    /// The first row that cannot be used.
+    pub fn examples(
+        &self,
+        records: &[Record],
+        file: &Path,
+        encoding: &Encoding,
+    ) -> Result<Vec<Example>> {
+        let examples = self.labels.examples(records, encoding);
+        examples.with_context(|| format!("cannot use {}", file.display()))
+    }
+
+    /// What an example is to be told as, in words.
+    pub fn said(&self, example: &Example) -> String {
+        self.labels.said(example)
+    }
+}
+
+/// The draw of a head's start among those of a seed.
+const HEAD: u64 = 17;
