@@ -15,6 +15,7 @@ FIELDS = {
     "format_version", "method", "layers", "component", "positions", "position_rule", "share_weights", "low_rank_dimension",
     "orthonormal_map", "act_fn", "dropout", "add_bias", "init", "base_model",
 }  # fmt: skip
+OPTIONAL = {"max_edit_norm"}
 METHODS = {"loreft", "direft", "direft-orth", "noreft", "consreft", "lobireft"}
 REPLACING = {"loreft", "noreft", "consreft"}  # what is in the subspace is taken out before the source is put in
 ACTIVATIONS = {
@@ -63,7 +64,7 @@ def _read(path, model):
             raise ValueError(f"{path}: {field} is {found}, expected {expected}; {advice}")
 
     check("format_version", config.get("format_version"), {FORMAT_VERSION}, "use the release of reft_rs that wrote it")
-    for field in config.keys() ^ FIELDS:
+    for field in (config.keys() - OPTIONAL) ^ FIELDS:
         what = "unknown" if field in config else "missing"
         raise ValueError(f"{path}: the field {field} is {what}; use the release of reft_rs that wrote it")
     check("method", config["method"], METHODS, "use the release of reft_rs that wrote it")
@@ -92,6 +93,7 @@ class _Edit:
         self.directions = directions.float()
         self.activation = ACTIVATIONS[config["act_fn"]]
         self.replaces = config["method"] in REPLACING
+        self.bound = config.get("max_edit_norm")
 
     def __call__(self, base):
         with torch.autocast(base.device.type, enabled=False):
@@ -100,7 +102,11 @@ class _Edit:
             source = bias if self.weight is None else self.activation(h @ self.weight.to(base.device).T + bias)
             if self.replaces:
                 source = source - (h @ directions + torch.as_tensor(self.target_bias, device=base.device))
-            return (h + source @ directions.T).to(base.dtype)
+            edit = source @ directions.T
+            if self.bound is not None:
+                longest = self.bound * h.norm(dim=-1, keepdim=True)
+                edit = edit * (longest / edit.norm(dim=-1, keepdim=True).clamp_min(1e-19)).clamp_max(1)
+            return (h + edit).to(base.dtype)
 
 
 class _Applied:

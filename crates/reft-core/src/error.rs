@@ -86,6 +86,11 @@ pub enum Error {
         /// The activation.
         act_fn: &'static str,
     },
+    /// A bound of the edit that is none.
+    #[error(
+        "max_edit_norm is {0}, expected a number above 0, a multiple of the hidden state's norm"
+    )]
+    EditNorm(f64),
     /// Dropout outside of 0 ≤ p < 1.
     #[error("dropout is {0}, expected a probability with 0 <= p < 1")]
     Dropout(f64),

@@ -60,9 +60,9 @@ pub use methods::steering::SteeringAdapter;
 pub use methods::{METHODS, SPECIAL_METHODS};
 pub use options::{
     ACT_FN, ADD_BIAS, ALPHA, BOTTLENECK_SIZE, COMPONENT, COMPONENTS, DROPOUT, ENCODER_HIDDEN_SIZE,
-    FEEDFORWARD_MODULES, INIT, INIT_TOKENS, LAYERS, MethodOption, MethodOptions, N_VIRTUAL_TOKENS,
-    ORTHONORMAL_MAP, POSITION_RULE, POSITIONS, RANK, SHARE_WEIGHTS, TARGET_MODULES, TOKENS,
-    ValueKind,
+    FEEDFORWARD_MODULES, INIT, INIT_TOKENS, LAYERS, MAX_EDIT_NORM, MethodOption, MethodOptions,
+    N_VIRTUAL_TOKENS, ORTHONORMAL_MAP, POSITION_RULE, POSITIONS, RANK, SHARE_WEIGHTS,
+    TARGET_MODULES, TOKENS, ValueKind,
 };
 pub use pyreft::export::export_pyreft;
 pub use pyreft::import::{PYREFT_FILE, PyreftImport, import_pyreft};

@@ -100,6 +100,8 @@ method_options! {
         "Activation: of ReFT's learned source (linear), of bottleneck adapters (relu); gelu, silu, tanh, sigmoid";
     ADD_BIAS: "add_bias", Switch, "BOOL", REFT, "false", None =>
         "Give the projection of noreft a bias";
+    MAX_EDIT_NORM: "max_edit_norm", Number, "X", REFT, "none", None =>
+        "Longest edit, as a multiple of the hidden state's norm";
     INIT: "init", Name(&["identity", "reference", "vocabulary", "random"]), "INIT", EVERY, "", None =>
         "Start: identity or reference (ReFT; identity where the method has one), vocabulary or random (prompt; vocabulary)";
     INIT_TOKENS: "init_tokens", Tokens, "IDS", VIRTUAL, "", None =>

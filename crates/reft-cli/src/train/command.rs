@@ -124,9 +124,15 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     };
     let rows = || sources.iter().flat_map(|(_, records)| records);
     let head = TrainHead::of(kind, (&path, &decoder), start.as_deref(), rows(), config.seed)?;
-    let examples_of = |records: &[Record], file: &Path| match &head {
-        Some(head) => head.examples(records, file, &encoding),
-        None => examples(records, file, &encoding, run.drop_too_long),
+    let examples_of = |records: &[Record], file: &Path| {
+        let mut examples = match &head {
+            Some(head) => head.examples(records, file, &encoding)?,
+            None => examples(records, file, &encoding, run.drop_too_long)?,
+        };
+        if let Some(n) = run.response_tokens {
+            examples.iter_mut().for_each(|example| example.keep_labels(n));
+        }
+        Ok::<_, anyhow::Error>(examples)
     };
     let weighted = sources
         .iter()

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use bytesize::ByteSize;
-use reft_core::{DeclaredOptions, declare_options};
+use reft_core::{DeclaredOptions, LARGEST_COUNT, declare_options};
 use reft_methods::method_names;
 use reft_models::ChatOptions;
 use reft_train::{
@@ -41,6 +41,8 @@ declare_options! {
         validation_data: Option<PathBuf> = None, Text("FILE") in "Data";
         /// Rows that --kl-weight is for, in place of the data; answered or not
         replay: Option<PathBuf> = None, Text("FILE") in "Objective";
+        /// Learn the first tokens of each reply alone, so many of them; what is behind them is left out
+        response_tokens: Option<usize> = None, Count("N") in "Data" if |n: usize| (1..=LARGEST_COUNT).contains(&n), "a whole number of at least 1 and at most 1,000,000,000";
         /// Leave out examples that have no label left when they are cut, instead of failing
         drop_too_long: bool = false, Switch("BOOL") in "Data";
         /// Take the examples in the order of the file: the same as --shuffle none
@@ -138,6 +140,9 @@ impl RunOptions {
             bail!(
                 "--kl-weight keeps next tokens as they are, and the rows of objective {kind} have none; name rows that have some with --replay, or leave it out"
             );
+        }
+        if let Some(n) = self.response_tokens {
+            bail!("--response-tokens is {n}, and objective {kind} learns no reply; leave it out");
         }
         if kind != ObjectiveKind::Reward && self.template != Template::Auto {
             bail!(

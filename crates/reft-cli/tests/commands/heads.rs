@@ -327,6 +327,7 @@ fn what_no_head_can_learn_is_refused_with_what_to_do() -> Result {
         (&bert, &jsonl, &[&CLASSES[..], &["--template", "plain"]].concat(), "--template is plain"),
         (&bert, &jsonl, &[&CLASSES[..], &["--sample-prompt", "a"]].concat(), "--sample-prompt"),
         (&bert, &jsonl, &[&CLASSES[..], &["--beta", "1"]].concat(), "--beta"),
+        (&bert, &jsonl, &[&CLASSES[..], &["--response-tokens", "1"]].concat(), "--response-tokens"),
         (&chat, &questions, &["--method", "head"], "has no parameter to train"),
     ] {
         let output = dir.path().join("never");

@@ -185,3 +185,34 @@ fn what_is_replayed_is_answered_or_a_question() -> Result {
     assert!(ended.stderr.contains("2 rows of"), "{}", ended.stderr);
     Ok(())
 }
+
+/// What stands behind the first tokens of a reply tells on nothing, and an edit's bound is kept with the adapter.
+#[test]
+fn the_beginning_of_replies_is_learned_alone() -> Result {
+    let dir = tempfile::tempdir()?;
+    let rows = |last: i64| -> Result<PathBuf> {
+        let row = |i: i64| json!({"input_ids": [5, 6, 7 + i, 20, 21 + i, last, last + i], "prompt_length": 3});
+        let path = dir.path().join(format!("{last}.jsonl"));
+        fs::write(&path, [0, 1, 2, 3].map(|i| row(i).to_string()).join("\n"))?;
+        Ok(path)
+    };
+    let run = |last: i64, name: &str, more: &[&str]| -> Result<Vec<(u64, String)>> {
+        let output = dir.path().join(name);
+        let asked = ["--max-steps", "6", "--max-edit-norm", "0.05"];
+        let ended =
+            train(&oracle("tiny_llama"), &rows(last)?, &output, &[&asked[..], more].concat())?;
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        losses(&output)
+    };
+    let two = ["--response-tokens", "2"];
+    assert_eq!(run(30, "a", &two)?, run(40, "b", &two)?);
+    assert_ne!(run(30, "c", &[])?, run(40, "d", &[])?);
+    let config = fs::read_to_string(dir.path().join("a/reft_config.json"))?;
+    assert!(config.contains("\"max_edit_norm\": 0.05"), "{config}");
+    let model = oracle("tiny_llama");
+    let output = dir.path().join("a");
+    let eval =
+        args!["eval", "--task", "lm", "--model", model, "--adapter", output, "--data", rows(30)?];
+    succeed(eval)?;
+    Ok(())
+}

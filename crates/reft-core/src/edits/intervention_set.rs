@@ -223,7 +223,7 @@ impl InterventionSet {
                 None => Target::Coordinates,
             };
             let dropout = if train { self.config.dropout } else { 0.0 };
-            Edit { directions, source, target, dropout }
+            Edit { directions, source, target, dropout, max_norm: self.config.max_edit_norm }
         };
         unbound(directions).zip(biases).map(edit).collect()
     }

@@ -10,6 +10,8 @@ use crate::{Activation, Intervention, Result, Subspace, check_hidden_size, in_f3
 /// all:      Φ(h) = h + Dᵀ(source(h) − target(h)),   D = R or P,   source = σ(W h + b) or b,   target = R h, P h + c or nothing
 /// ```
 ///
+/// With a bound `X` the edit `e = Φ(h) − h` is never longer than `X ‖h‖`: `Φ(h) = h + e · min(1, X ‖h‖ / ‖e‖)`.
+///
 /// The table of [`Method`](crate::Method) says which method has which parts; where `σ` is linear a target is folded into the source,
 /// `Dᵀ((W − D) h + b − c)`, one product with `h` for two. Hidden states are row vectors, so `h.matmul(Rᵀ)` is the
 /// paper's `R h`.
@@ -19,7 +21,11 @@ pub struct Edit {
     pub(crate) source: Source,
     pub(crate) target: Target,
     pub(crate) dropout: f64, // 0 but in training
+    pub(crate) max_norm: Option<f64>,
 }
+
+/// No edit is divided by less: half of the exponents of an f32.
+const TINY: f64 = 1e-19;
 
 /// What is put into the subspace.
 #[derive(Debug)]
@@ -88,7 +94,16 @@ impl Edit {
             Subspace::Masked(mask) => change * mask,
         };
         let change = change.matmul(&d_t.tr()).expand_as(h); // Dᵀ(W h + b − D h) [.., d]; [d] if constant
-        if self.dropout > 0.0 { change.dropout(self.dropout, true) } else { change }
+        let change = if self.dropout > 0.0 { change.dropout(self.dropout, true) } else { change };
+        match self.max_norm {
+            None => change,
+            Some(bound) => {
+                let norm = |x: &Tensor| x.norm_scalaropt_dim(2.0, [-1i64], true); // [.., 1]
+                let longest = norm(h) * bound;
+                // the gradient of a norm at 0, where edits start, is 0
+                change.shallow_clone() * (longest / norm(&change).clamp_min(TINY)).clamp_max(1.0)
+            }
+        }
     }
 }
 

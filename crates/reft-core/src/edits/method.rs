@@ -113,6 +113,8 @@ pub struct InterventionConfig {
     pub dropout: f64,
     /// Whether noreft's projection has a bias `c`.
     pub add_bias: bool,
+    /// Largest norm of the edit as a multiple of the hidden state's; without it there is no bound.
+    pub max_edit_norm: Option<f64>,
     /// Start; without it the identity where the method has one, else the reference's.
     pub init: Option<Init>,
 }
@@ -127,6 +129,7 @@ impl InterventionConfig {
             act_fn: Activation::default(),
             dropout: 0.0,
             add_bias: false,
+            max_edit_norm: None,
             init: None,
         }
     }
@@ -134,7 +137,7 @@ impl InterventionConfig {
     /// Checks that such an intervention can exist on hidden states of size `d`.
     ///
     /// # Errors
-    /// [`Error::Rank`], [`Error::Dropout`] or [`Error::NoIdentityStart`].
+    /// [`Error::Rank`], [`Error::Dropout`], [`Error::EditNorm`] or [`Error::NoIdentityStart`].
     pub fn check(&self, hidden_size: i64) -> Result<()> {
         let rank = self.low_rank_dimension;
         if rank < 1 || rank > hidden_size {
@@ -142,6 +145,9 @@ impl InterventionConfig {
         }
         if !(0.0..1.0).contains(&self.dropout) {
             return Err(Error::Dropout(self.dropout));
+        }
+        if let Some(bound) = self.max_edit_norm.filter(|x| !x.is_finite() || *x <= 0.0) {
+            return Err(Error::EditNorm(bound));
         }
         if self.init == Some(Init::Identity) && !self.can_start_as_identity() {
             let (method, act_fn) = (self.method.name(), self.act_fn.name());

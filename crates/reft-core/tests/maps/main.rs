@@ -1,6 +1,7 @@
 //! The edits, the interchanges and the orthonormal maps under them.
 #![allow(clippy::unwrap_used, reason = "a failed test is what it is for")]
 
+mod bounded;
 mod edits;
 mod interchanges;
 mod orthonormal_maps;

@@ -52,6 +52,11 @@ fn check(config: &ReftConfig) -> std::result::Result<(), String> {
             config.act_fn
         ));
     }
+    if let Some(bound) = config.max_edit_norm {
+        return Err(format!(
+            "its edits are bounded (max_edit_norm {bound}), which pyreft does not do; train it without --max-edit-norm"
+        ));
+    }
     if config.positions.is_all() {
         return Err(
             "it edits all of a prompt's tokens, and pyreft knows first and last ones; train it at f7+l7 or the like"

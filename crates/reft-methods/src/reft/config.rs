@@ -37,6 +37,9 @@ pub struct ReftConfig {
     pub dropout: f64,
     /// Whether noreft's projection has a bias.
     pub add_bias: bool,
+    /// Largest norm of the edit as a multiple of the hidden state's; absent if there is no bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_edit_norm: Option<f64>,
     /// The start in force when it was made.
     pub init: Init,
     /// The model it belongs to.
@@ -69,6 +72,7 @@ impl ReftConfig {
             act_fn: intervention.act_fn,
             dropout: intervention.dropout,
             add_bias: intervention.add_bias,
+            max_edit_norm: intervention.max_edit_norm,
             init: intervention.resolved_init(),
             base_model,
         }
@@ -118,6 +122,7 @@ impl ReftConfig {
             act_fn: self.act_fn,
             dropout: self.dropout,
             add_bias: self.add_bias,
+            max_edit_norm: self.max_edit_norm,
             init: Some(self.init),
         }
     }

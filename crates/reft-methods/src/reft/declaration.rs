@@ -5,9 +5,9 @@ use reft_models::{Adapter, BaseModel, Component, Model, ModelDescription};
 
 use crate::reft::joining::join;
 use crate::{
-    ACT_FN, ADD_BIAS, AdapterFiles, COMPONENT, DROPOUT, INIT, Joining, LAYERS, Merging, Method,
-    MethodDeclaration, MethodOptions, ORTHONORMAL_MAP, POSITION_RULE, POSITIONS, RANK, ReftAdapter,
-    ReftConfig, Result, SHARE_WEIGHTS,
+    ACT_FN, ADD_BIAS, AdapterFiles, COMPONENT, DROPOUT, INIT, Joining, LAYERS, MAX_EDIT_NORM,
+    Merging, Method, MethodDeclaration, MethodOptions, ORTHONORMAL_MAP, POSITION_RULE, POSITIONS,
+    RANK, ReftAdapter, ReftConfig, Result, SHARE_WEIGHTS,
 };
 
 /// LoReFT: `Φ(h) = h + Rᵀ(W h + b − R h)`, the paper's strongest form.
@@ -27,6 +27,7 @@ pub(crate) const LOREFT: MethodDeclaration = MethodDeclaration {
         &ORTHONORMAL_MAP,
         &ACT_FN,
         &ADD_BIAS,
+        &MAX_EDIT_NORM,
         &INIT,
     ],
     files: AdapterFiles::Reft,
@@ -90,6 +91,7 @@ fn resolve(
         orthonormal_map: options.get(&ORTHONORMAL_MAP).unwrap_or_default(),
         act_fn: options.get(&ACT_FN).unwrap_or_default(),
         add_bias: options.get(&ADD_BIAS).unwrap_or(false),
+        max_edit_norm: options.get(&MAX_EDIT_NORM),
         init: options.get::<String>(&INIT).map(|init| init.parse()).transpose()?,
         ..InterventionConfig::new(edit, rank)
     };

@@ -133,6 +133,11 @@ pub(crate) fn join(joint: &Joint, output: &Path) -> Result<Joined> {
                 first.position_rule, own.position_rule
             ));
         }
+        if let Some(bound) = own.max_edit_norm {
+            return refuse(format!(
+                "an adapter's edits are bounded (max_edit_norm {bound}), and bounded edits do not add up to one; use them as a stack"
+            ));
+        }
         if own.act_fn != Activation::Linear {
             return refuse(format!(
                 "an adapter's learned source has the activation {}, and only linear edits add up to one; use them as a stack",

@@ -7,9 +7,9 @@ use std::process::Command;
 
 use reft_core::{Activation, InterventionSet, PositionRule};
 use reft_methods::{
-    ACT_FN, ADD_BIAS, AdapterFiles, COMPONENT, Error, LAYERS, METHODS, MethodOptions,
-    POSITION_RULE, POSITIONS, PyreftImport, RANK, ReftAdapter, ReftConfig, SHARE_WEIGHTS,
-    export_peft, export_pyreft, import_pyreft, load_torch_pickle, resolve,
+    ACT_FN, ADD_BIAS, AdapterFiles, COMPONENT, Error, LAYERS, MAX_EDIT_NORM, METHODS,
+    MethodOptions, POSITION_RULE, POSITIONS, PyreftImport, RANK, ReftAdapter, ReftConfig,
+    SHARE_WEIGHTS, export_peft, export_pyreft, import_pyreft, load_torch_pickle, resolve,
 };
 use reft_models::{
     Adapter, AdapterStack, BaseModel, Component, Decoder, Model, PaddingSide, Row,
@@ -232,6 +232,7 @@ fn what_pyreft_would_take_for_something_else_is_refused() -> Outcome {
     for (method, options, model, complaint) in [
         ("loreft", options(2).with(&ACT_FN, "relu"), &model, "activation relu"),
         ("loreft", options(2).with(&COMPONENT, "mlp_output"), &gemma, "mlp_output of gemma2"),
+        ("loreft", options(2).with(&MAX_EDIT_NORM, 0.5), &model, "max_edit_norm 0.5"),
         ("lora", options(2), &model, "use --to peft"),
         ("red", MethodOptions::default(), &model, "neither PEFT nor pyreft has the method"),
         ("full", MethodOptions::default(), &model, "use --merge"),

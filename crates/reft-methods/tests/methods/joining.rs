@@ -300,6 +300,13 @@ fn what_cannot_become_one_is_refused_with_the_reason() -> Outcome {
             "activation relu",
         ),
         (
+            "loreft",
+            with("loreft", &reft_methods::MAX_EDIT_NORM, json!(0.5))?,
+            "loreft",
+            reft("loreft")?,
+            "edits are bounded",
+        ),
+        (
             "parallel-adapter",
             with("parallel-adapter", &reft_methods::ACT_FN, json!("gelu"))?,
             "parallel-adapter",

@@ -44,6 +44,19 @@ impl Example {
         Self { id: id.into(), sequences: vec![Sequence { row, labels }], value: None }
     }
 
+    /// Leaves the first `n` labels of each sequence, and cuts it behind the last of them.
+    pub fn keep_labels(&mut self, n: usize) {
+        for Sequence { row, labels } in &mut self.sequences {
+            let labelled = labels.iter().enumerate().filter(|(_, label)| **label != IGNORE_INDEX);
+            let Some((last, _)) = labelled.take(n).last() else { continue };
+            let length = (last + 1).max(row.prompt_length);
+            labels[last + 1..].fill(IGNORE_INDEX);
+            labels.truncate(length);
+            row.input_ids.truncate(length);
+            row.token_types.iter_mut().for_each(|types| types.truncate(length));
+        }
+    }
+
     /// The tokens of its first sequence.
     ///
     /// # Panics
@@ -63,5 +76,33 @@ impl Example {
     /// Number of tokens of its longest sequence.
     pub fn length(&self) -> usize {
         self.sequences.iter().map(|sequence| sequence.row.input_ids.len()).max().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_labels_of_each_sequence_stay() {
+        let of = |labels: &[i64], prompt_length: usize| {
+            let input_ids = (0..labels.len() as i64).collect();
+            let row = Row { input_ids, prompt_length, ..Row::default() };
+            Sequence { row, labels: labels.to_vec() }
+        };
+        let kept = |labels: &[i64], prompt_length: usize, n: usize| {
+            let sequences = vec![of(labels, prompt_length); 2];
+            let mut example = Example { id: "it".to_owned(), sequences, value: None };
+            example.keep_labels(n);
+            assert_eq!(example.sequences[0], example.sequences[1]);
+            assert_eq!(example.labels().len(), example.row().input_ids.len());
+            example.labels().to_vec()
+        };
+        const NO: i64 = IGNORE_INDEX;
+        assert_eq!(kept(&[NO, NO, 2, 3, 4], 2, 2), [NO, NO, 2, 3]);
+        assert_eq!(kept(&[NO, 1, NO, 3, 4], 1, 2), [NO, 1, NO, 3]);
+        assert_eq!(kept(&[NO, 1, NO, NO], 3, 1), [NO, 1, NO]); // the prompt stays whole
+        assert_eq!(kept(&[NO, 1, 2], 1, 7), [NO, 1, 2]);
+        assert_eq!(kept(&[NO, NO], 1, 3), [NO, NO]);
     }
 }
