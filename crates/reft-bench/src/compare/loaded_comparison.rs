@@ -130,7 +130,10 @@ impl LoadedComparison {
                 None => encode_questions(task, &part.questions, &encoding), // they are not cut
             }
         };
-        let train = encode(training, &parts.train)?;
+        let mut train = encode(training, &parts.train)?;
+        if training.learn_prompt {
+            train.iter_mut().for_each(|question| question.example.label_all());
+        }
         let training_chat = chat_of(training)?;
         let in_training = text_encoder(training, tokenizer.as_ref(), training_chat.as_ref());
         let in_force = in_training.and_then(|encoder| encoder.in_force(records()));

@@ -46,6 +46,9 @@ pub struct TaskConfig {
     /// Most tokens of a generated answer; by default those of the longest choice, 32 for `commonsense`, 512 for `arithmetic`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_new_tokens: Option<usize>,
+    /// Whether the tokens of the prompt are learned, too, when it is trained on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub learn_prompt: bool,
     /// `classification`, `regression`: what methods are compared by, of the things that are measured; by default accuracy and `pearson`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metric: Option<Metric>,
@@ -260,6 +263,7 @@ impl TaskConfig {
             ("columns", self.columns.is_some(), has_rows || is_told),
             ("max_new_tokens", self.max_new_tokens.is_some(), has_rows),
             ("length", self.length.is_some(), is_text),
+            ("learn_prompt", self.learn_prompt, !is_told),
         ];
         if let Some((field, ..)) = given.iter().find(|(_, given, belongs)| *given && !belongs) {
             return Err((field, format!("a task of this type has no {field}; remove it")));

@@ -30,7 +30,9 @@ fn config(bench: &Bench) -> TestResult<CompareConfig> {
 fn methods_are_compared_by_their_heads() -> TestResult {
     let bench = Bench::new()?;
     bench.write("task.toml", TASK)?;
-    let loaded = bench.load(config(&bench)?)?;
+    let mut config = config(&bench)?;
+    (config.data.validation, config.data.validation_size) = (Some("test.tsv".into()), 24);
+    let loaded = bench.load(config)?;
     let output = bench.path("out");
     let (interrupted, first) = compare(&loaded, &output, 6);
     assert!(interrupted.is_err());
@@ -42,6 +44,14 @@ fn methods_are_compared_by_their_heads() -> TestResult {
     for method in &report.methods {
         let score = method.score.as_ref().ok_or("no score")?;
         assert_eq!(score.values.len(), 2, "{}", method.label);
+        // the adapter that is tested was read back from its files, its head with it: the rows are those of the validation
+        let chosen = method.grid.iter().find(|rate| Some(rate.lr) == method.lr);
+        assert_eq!(
+            chosen.and_then(|rate| rate.validation),
+            Some(score.values[0]),
+            "{}",
+            method.label
+        );
         assert!(method.adapter_bytes > 0 && method.losses.len() == 30);
         let learns = method.losses[29] < 0.8 * method.losses[0];
         assert!(learns || method.label == "head", "{}: {:?}", method.label, method.losses);

@@ -49,8 +49,16 @@ fn every_comparison_is_accepted_and_all_its_files_are_there() -> TestResult {
         found.push(path.file_stem().unwrap_or_default().to_string_lossy().into_owned());
     }
     found.sort();
-    let expected =
-        ["arc-easy", "memorise", "minilm-sst2", "prompt-only", "rotation-rate", "sst2", "svamp"];
+    let expected = [
+        "arc-easy",
+        "memorise",
+        "metamath",
+        "minilm-sst2",
+        "prompt-only",
+        "rotation-rate",
+        "sst2",
+        "svamp",
+    ];
     assert_eq!(found, expected);
     Ok(())
 }

@@ -16,7 +16,7 @@ use crate::machine::{Place, place_flags};
 use crate::model::open_config;
 use crate::options::Flags;
 use crate::terminal::{
-    INTERRUPTED, TrainProgress, command, end_at_once, holds, note, show, stop_flag,
+    INTERRUPTED, TrainProgress, command, counted, end_at_once, holds, note, show, stop_flag,
 };
 
 /// Compare fine-tuning methods: same data, budget and seeds, one report
@@ -53,11 +53,44 @@ pub struct CompareArgs {
     /// A small version: one learning rate, one seed, and the sizes under `[quick]`
     #[arg(long)]
     quick: bool,
+    /// Write each tested run in another form, too: peft, a file each as in PEFT's method_comparison, below `peft`
+    #[arg(long, value_name = "NAME")]
+    report_format: Option<ReportFormat>,
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     place: Flags<Place>,
+}
+
+/// What runs are written as, beside the report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum ReportFormat {
+    /// The JSON of PEFT's method_comparison.
+    Peft,
+}
+
+/// Writes the runs of a comparison in the form that is asked for.
+fn write_runs(args: &CompareArgs, report: &Report, output: &Path) -> Result<()> {
+    if args.report_format == Some(ReportFormat::Peft) {
+        let files = report.write_peft(output)?;
+        note(format!(
+            "{} as PEFT has them: {}",
+            counted(files.len(), "run"),
+            output.join("peft").display()
+        ));
+    }
+    Ok(())
+}
+
+/// Runs of a sweep have no such form.
+fn check_sweep(args: &CompareArgs) -> Result<()> {
+    if args.report_format.is_some() {
+        bail!(
+            "--report-format is of comparisons at one point; leave it out of a sweep, and name the directory of a point with --report-only"
+        );
+    }
+    Ok(())
 }
 
 /// One run of a comparison, in a process of its own.
@@ -100,8 +133,10 @@ pub fn run(args: &CompareArgs) -> Result<()> {
         let report =
             run_comparison(&loaded, output, &mut |cell| run_in(output, cell, stop), say, stop);
         let report = report.context(stopped)?;
+        write_runs(args, &report, output)?;
         return show(args.json, &report, &report.markdown(), &output.join("report.html"));
     }
+    check_sweep(args)?;
     // a comparison at each point of a grid
     let loaded = LoadedSweep::new(comparison.config, points, &command, output, device)?;
     holds(output, "comparison", (SweepPlan::FILE_NAME, ""))?;
@@ -115,12 +150,14 @@ pub fn run(args: &CompareArgs) -> Result<()> {
 fn report_only(args: &CompareArgs, output: &Path) -> Result<()> {
     let none = || format!("{} holds no comparison", output.display());
     if output.join(SweepPlan::FILE_NAME).is_file() {
+        check_sweep(args)?;
         let report = SweepReport::collect(output).with_context(none)?;
         report.write(output)?;
         return show(args.json, &report, &report.markdown(), &output.join("report.html"));
     }
     let report = Report::collect(output).with_context(none)?;
     report.write(output)?;
+    write_runs(args, &report, output)?;
     show(args.json, &report, &report.markdown(), &output.join("report.html"))
 }
 

@@ -6,9 +6,9 @@ use reft_bench::Error;
 use reft_methods::{adapter_bytes, trained_text};
 use reft_models::{AdapterStack, ChatOptions, DirectoryLock, Model, TrainedText, weights_digest};
 use reft_train::{
-    ColumnOptions, Dataset, Encoding, KeepingClose, Learner, Listeners, NextToken, Objective,
-    ObjectiveOptions, Outcome, Part, Plan, Preference, Progress, Record, Summary, Template,
-    Trainer, TurnOptions, WEIGHTS_DIGEST,
+    ColumnOptions, Dataset, Encoding, Example, KeepingClose, Learner, Listeners, NextToken,
+    Objective, ObjectiveOptions, Outcome, Part, Plan, Preference, Progress, Record, Summary,
+    Template, Trainer, TurnOptions, WEIGHTS_DIGEST,
 };
 use serde_json::{Map, json};
 use toml::Table;
@@ -129,6 +129,9 @@ pub fn run(args: &TrainArgs) -> Result<()> {
             Some(head) => head.examples(records, file, &encoding)?,
             None => examples(records, file, &encoding, run.drop_too_long)?,
         };
+        if run.learn_prompt {
+            examples.iter_mut().for_each(Example::label_all);
+        }
         if let Some(n) = run.response_tokens {
             examples.iter_mut().for_each(|example| example.keep_labels(n));
         }

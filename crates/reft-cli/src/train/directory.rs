@@ -79,7 +79,8 @@ pub fn check_same(saved: &Table, now: &Table) -> Result<()> {
     // what a run was done with whose options were written before there were these
     let of_earlier_versions = toml! { weights = "dense"
     rotation_lr_factor = 1.0
-    turns = "last" };
+    turns = "last"
+    learn_prompt = false };
     let saved = config_file::overlaid(&of_earlier_versions, saved);
     let names = saved.keys().chain(now.keys()).filter(|name| !FREE.contains(&name.as_str()));
     for name in names {

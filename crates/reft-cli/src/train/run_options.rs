@@ -41,6 +41,8 @@ declare_options! {
         validation_data: Option<PathBuf> = None, Text("FILE") in "Data";
         /// Rows that --kl-weight is for, in place of the data; answered or not
         replay: Option<PathBuf> = None, Text("FILE") in "Objective";
+        /// Learn the tokens of prompts, too
+        learn_prompt: bool = false, Switch("BOOL") in "Data";
         /// Learn the first tokens of each reply alone, so many of them; what is behind them is left out
         response_tokens: Option<usize> = None, Count("N") in "Data" if |n: usize| (1..=LARGEST_COUNT).contains(&n), "a whole number of at least 1 and at most 1,000,000,000";
         /// Leave out examples that have no label left when they are cut, instead of failing
@@ -133,6 +135,11 @@ impl RunOptions {
             bail!("--replay is given without --kl-weight; give both, or neither");
         }
         let kind = objective.objective;
+        if self.learn_prompt && (kind.prefers() || self.response_tokens.is_some()) {
+            bail!(
+                "--learn-prompt learns whole rows by the next token; leave out --objective and --response-tokens, or it"
+            );
+        }
         if kind.told().is_none() {
             return Ok(objective);
         }
@@ -140,6 +147,9 @@ impl RunOptions {
             bail!(
                 "--kl-weight keeps next tokens as they are, and the rows of objective {kind} have none; name rows that have some with --replay, or leave it out"
             );
+        }
+        if self.learn_prompt {
+            bail!("--learn-prompt is given, and objective {kind} learns no tokens; leave it out");
         }
         if let Some(n) = self.response_tokens {
             bail!("--response-tokens is {n}, and objective {kind} learns no reply; leave it out");

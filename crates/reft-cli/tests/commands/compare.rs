@@ -223,3 +223,44 @@ fn a_task_of_a_file_is_measured() -> Result {
     assert_eq!((answers.len(), result["accuracy"].as_f64()), (10, Some(right as f64 / 10.0)));
     Ok(())
 }
+
+/// Each tested run as a file whose fields are those that PEFT's own tables are made of.
+#[test]
+fn runs_are_written_as_peft_writes_its_own() -> Result {
+    let dir = bench()?;
+    let (config, output) = (dir.path().join("compare.toml"), dir.path().join("out"));
+    let data = dir.path().to_path_buf();
+    let command = args!["compare", "--config", config, "--model", dir.path().join("model")];
+    let more = args!["--data", data, "--output", output, "--report-format", "peft"];
+    succeed([command, more].concat())?;
+    for (file, peft_type, memory) in [
+        ("loreft--loreft-lr-0.01-seed-0.json", "LOREFT", 0.0),
+        ("lora--lora-lr-0.01-seed-0.json", "LORA", 0.0),
+    ] {
+        let run: Value =
+            serde_json::from_str(&fs::read_to_string(output.join("peft").join(file))?)?;
+        let (info, train) = (&run["run_info"], &run["train_info"]);
+        assert_eq!(info["peft_config"]["peft_type"], peft_type, "{run}");
+        assert_eq!(info["train_config"]["model_id"], "model", "{run}");
+        assert_eq!(train["status"], "success");
+        let last =
+            train["metrics"].as_array().and_then(|metrics| metrics.last()).ok_or("metrics")?;
+        assert!(last["test accuracy"].is_f64() && last["train loss"].is_f64(), "{last}");
+        assert_eq!(last["train samples"], 3 * 4, "{last}");
+        for whole in
+            ["accelerator_memory_max", "file_size", "num_trainable_params", "num_total_params"]
+        {
+            assert!(
+                train[whole].as_f64().is_some_and(|n| n > memory && n.fract() == 0.0),
+                "{whole}: {run}"
+            );
+        }
+        let created = info["created_at"].as_str().ok_or("created_at")?;
+        assert!(created.len() == 25 && created.ends_with("+00:00"), "{created}");
+        assert!(run["meta_info"]["package_info"]["peft-version"].is_null());
+    }
+    fs::remove_dir_all(output.join("peft"))?;
+    succeed(args!["compare", "--report-only", output, "--report-format", "peft"])?;
+    assert_eq!(fs::read_dir(output.join("peft"))?.count(), 2);
+    Ok(())
+}

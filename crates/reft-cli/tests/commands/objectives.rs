@@ -198,15 +198,32 @@ fn the_beginning_of_replies_is_learned_alone() -> Result {
     };
     let run = |last: i64, name: &str, more: &[&str]| -> Result<Vec<(u64, String)>> {
         let output = dir.path().join(name);
-        let asked = ["--max-steps", "6", "--max-edit-norm", "0.05"];
+        let asked = ["--max-steps", "6"];
         let ended =
             train(&oracle("tiny_llama"), &rows(last)?, &output, &[&asked[..], more].concat())?;
         assert_eq!(ended.code, Some(0), "{}", ended.stderr);
         losses(&output)
     };
-    let two = ["--response-tokens", "2"];
-    assert_eq!(run(30, "a", &two)?, run(40, "b", &two)?);
+    let two = ["--response-tokens", "2", "--max-edit-norm", "0.05"];
+    let bounded = run(30, "a", &two)?;
+    assert_eq!(bounded, run(40, "b", &two)?);
+    assert_ne!(bounded, run(30, "unbounded", &two[..2])?);
     assert_ne!(run(30, "c", &[])?, run(40, "d", &[])?);
+    let all = dir.path().join("all");
+    let ended =
+        train(&oracle("tiny_llama"), &rows(30)?, &all, &["--learn-prompt", "--max-steps", "1"])?;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let metrics: Value = serde_json::from_str(
+        fs::read_to_string(all.join("metrics.jsonl"))?.lines().next().ok_or("no row")?,
+    )?;
+    assert_eq!(metrics["target_tokens"], 2 * 6, "{metrics}"); // seven tokens each, the first has none before it
+    let both = train(
+        &oracle("tiny_llama"),
+        &rows(30)?,
+        &all,
+        &["--learn-prompt", "--response-tokens", "2"],
+    )?;
+    assert!(both.code == Some(1) && both.stderr.contains("--learn-prompt"), "{}", both.stderr);
     let config = fs::read_to_string(dir.path().join("a/reft_config.json"))?;
     assert!(config.contains("\"max_edit_norm\": 0.05"), "{config}");
     let model = oracle("tiny_llama");

@@ -44,6 +44,13 @@ impl Example {
         Self { id: id.into(), sequences: vec![Sequence { row, labels }], value: None }
     }
 
+    /// Labels every token, those of prompts, too.
+    pub fn label_all(&mut self) {
+        for Sequence { row, labels } in &mut self.sequences {
+            labels.clone_from(&row.input_ids);
+        }
+    }
+
     /// Leaves the first `n` labels of each sequence, and cuts it behind the last of them.
     pub fn keep_labels(&mut self, n: usize) {
         for Sequence { row, labels } in &mut self.sequences {
