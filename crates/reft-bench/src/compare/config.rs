@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use reft_methods::{MethodOptions, resolve};
 use reft_models::{Key, ModelDescription, line_of, read_text, toml_error};
-use reft_train::ColumnNames;
+use reft_train::{ColumnNames, ObjectiveKind, ObjectiveOptions};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::fields::{read_fields, with_field};
@@ -42,6 +42,12 @@ pub struct CompareConfig {
     pub train: Budget,
     /// The methods.
     pub method: Vec<MethodEntry>,
+    /// What is learned beside the task: `kl_weight`, `kl_top_k` and `replay_batch_size`, as `reft train` takes them.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub objective: ObjectiveOptions,
+    /// Rows that the divergence of `kl_weight` is measured on, beside this file; by default those that are trained on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay: Option<PathBuf>,
     /// Values that are set one after the other: a whole comparison at each point of a grid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sweep: Option<SweepConfig>,
@@ -114,6 +120,10 @@ pub struct QuickConfig {
     pub epochs: Option<usize>,
     /// Optimizer steps.
     pub max_steps: Option<usize>,
+}
+
+fn is_default(objective: &ObjectiveOptions) -> bool {
+    *objective == ObjectiveOptions::default()
 }
 
 fn default_seeds() -> Vec<u64> {
@@ -219,6 +229,21 @@ impl CompareConfig {
                 let reason = format!("the name {label:?} is taken; tell methods apart with label");
                 return at(&[Name("method"), Index(i)], reason);
             }
+        }
+        if let Err(error) = self.objective.check() {
+            return at(&[Name("objective")], error.to_string());
+        }
+        if self.objective.objective != ObjectiveKind::NextToken {
+            let found = self.objective.objective;
+            let reason = format!(
+                "objective is {found}; what is learned follows from the task, whose type may be classification, regression or reward"
+            );
+            return at(&[Name("objective"), Name("objective")], reason);
+        }
+        if self.replay.is_some() && self.objective.kl_weight.is_none() {
+            let reason =
+                "replay is given without kl_weight below [objective]; give both".to_owned();
+            return at(&[Name("replay")], reason);
         }
         if let Some((axis, field, reason)) = self.sweep.as_ref().and_then(SweepConfig::fault) {
             return at(&[Name("sweep"), Name(axis), Name(field)], reason);

@@ -23,6 +23,9 @@ pub struct DataFacts {
     pub leakage: Leakage,
     /// Windows and digest of the neutral text.
     pub neutral: Option<PartFacts>,
+    /// Rows that are replayed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay: Option<PartFacts>,
 }
 
 /// A part of the data.

@@ -9,7 +9,9 @@ use reft_models::{
     ChatTemplate, ContextLimit, Decoder, DecoderConfig, ModelDescription, Row, TaskHead, Tokenizer,
     TrainedText, Weights, read_text, resolve_model, weights_digest,
 };
-use reft_train::{Dataset, Encoding, Example, IGNORE_INDEX, Labels, TextEncoder, Turns, seed_of};
+use reft_train::{
+    Dataset, Encoding, Example, IGNORE_INDEX, Labels, TextEncoder, Turns, read_records, seed_of,
+};
 use tch::Device;
 
 use crate::compare::plan::{ComparisonPlan, check_weights, version_in};
@@ -46,6 +48,8 @@ pub struct LoadedComparison {
     pub(crate) validation: Vec<EncodedQuestion>,
     pub(crate) tests: Vec<Vec<EncodedQuestion>>,
     pub(crate) neutral: Option<Vec<Example>>,
+    /// Rows that are to be answered as before.
+    pub(crate) replay: Option<Vec<Example>>,
     /// What a head is to tell, if the task is one for a head.
     pub(crate) labels: Option<Labels>,
     model: PathBuf,
@@ -152,6 +156,21 @@ impl LoadedComparison {
         let is_longer = |q: &&EncodedQuestion| q.example.length() > max_length;
         let neutral = config.neutral.as_ref();
         let neutral = neutral.map(|path| windows(path, tokenizer.as_ref(), room)).transpose()?;
+        let replay = config.replay.as_ref().map(|path| -> Result<Vec<Example>> {
+            let records = read_records(path, None)?;
+            let text = in_training;
+            let encoding = Encoding { text, vocab_size: description.vocab_size, max_length };
+            Ok(encoding.examples(&records)?)
+        });
+        let replay = replay.transpose()?;
+        if config.objective.kl_weight.is_some() {
+            description.check_predicts("a divergence of next tokens")?;
+            if labels.is_some() && replay.is_none() {
+                let reason = "kl_weight keeps next tokens as they are, and labelled rows have none; name rows that have some as replay";
+                let path = PathBuf::from(&config.name);
+                return Err(Error::File { path, reason: reason.to_owned() });
+            }
+        }
         let test_questions: Vec<&[Question]> =
             parts.tests.iter().map(|part| part.questions.as_slice()).collect();
         let data = DataFacts {
@@ -167,6 +186,10 @@ impl LoadedComparison {
             neutral: config.neutral.as_ref().zip(neutral.as_ref()).map(|(path, windows)| {
                 let windows: Vec<_> = windows.iter().map(|window| (window, "")).collect();
                 PartFacts::of(path, windows.len(), &windows)
+            }),
+            replay: config.replay.as_ref().zip(replay.as_ref()).map(|(path, rows)| {
+                let rows: Vec<_> = rows.iter().map(|row| (row, "")).collect();
+                PartFacts::of(path, rows.len(), &rows)
             }),
         };
         let train = train.into_iter().map(|question| match labels {
@@ -201,6 +224,7 @@ impl LoadedComparison {
             validation,
             tests,
             neutral,
+            replay,
             labels,
             model,
             device,

@@ -86,7 +86,7 @@ impl ComparisonPlan {
             .map(|part| part.digest.as_str())
             .collect();
         let name = Some(self.config.model.clone());
-        let all = json!({
+        let mut all = json!({
             "format_version": self.format_version,
             "model": if self.format_version > 2 { &self.weights } else { &name },
             "kind": self.config.kind,
@@ -98,6 +98,10 @@ impl ComparisonPlan {
             "threads": self.machine.threads,
             "cell": of_the_cell,
         });
+        if self.config.objective.kl_weight.is_some() {
+            let replay = self.data.replay.as_ref().map(|part| &part.digest);
+            all["objective"] = json!([self.config.objective, replay]);
+        }
         hex(&Sha256::digest(all.to_string()))
     }
 }

@@ -9,8 +9,8 @@ use reft_models::{
     io_error,
 };
 use reft_train::{
-    Error as TrainError, HeadObjective, Learner, NextToken, Objective, Outcome, Plan as TrainPlan,
-    Progress, StepStats, TrainConfig, Trainer,
+    Error as TrainError, HeadObjective, KeepingClose, Learner, NextToken, Objective, Outcome, Part,
+    Plan as TrainPlan, Progress, StepStats, TrainConfig, Trainer,
 };
 
 use crate::compare::sharing::{begin, steps, take_free};
@@ -183,6 +183,13 @@ pub fn run_cell(
                 let entry = &plan.config.method[method];
                 let config = plan.config.train.train_config(entry, cell.lr, cell.seed);
                 let recorder = Recorder { result: &mut result, progress };
+                let kept = &plan.config.objective;
+                let part = if loaded.replay.is_some() { Part::Replay } else { Part::Task };
+                let keeping = kept
+                    .kl_weight
+                    .map(|weight| KeepingClose::new(learned, weight, kept.kl_top_k, part));
+                let objective = keeping.as_ref().map_or(learned, |keeping| keeping);
+                let learner = Learner::new(&model, &learner.stack, objective);
                 train(recorder, loaded, &learner, config, stop)?;
             }
             if result.diverged.is_none() {
@@ -281,6 +288,9 @@ fn train(
     stop: &AtomicBool,
 ) -> Result<()> {
     let mut trainer = Trainer::new(learner, &loaded.dataset, config)?;
+    if let Some(replay) = &loaded.replay {
+        trainer = trainer.replaying(replay, loaded.plan.config.objective.replay_batch_size)?;
+    }
     match trainer.run(&mut recorder, stop) {
         Ok(Outcome::Finished(_)) => {}
         Ok(Outcome::Interrupted(_)) => return Err(Error::Interrupted),

@@ -1,6 +1,7 @@
 //! The comparison and its tasks, on a model of four layers.
 
 mod heads;
+mod keeping;
 mod recipes;
 mod refused;
 mod run;

@@ -177,6 +177,7 @@ fn comparison(args: &CompareArgs, file: &ConfigFile) -> Result<Comparison> {
         config.data.directory.clone_from(&args.data);
     }
     config.neutral = config.neutral.map(|neutral| file.beside(&neutral));
+    config.replay = config.replay.map(|replay| file.beside(&replay));
     let task = TaskConfig::open(&file.beside(&config.task))?;
     let train_task = config.train_task.as_ref().map(|task| TaskConfig::open(&file.beside(task)));
     Ok(Comparison { train_task: train_task.transpose()?, config, task })
