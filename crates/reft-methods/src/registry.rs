@@ -9,6 +9,8 @@ use serde_json::{Map, Value};
 
 use crate::files::adapter_file;
 use crate::files::head_file::{self, HEAD_FILE};
+use crate::methods::bitfit::BITFIT;
+use crate::methods::full::FULL;
 use crate::options::{MethodOption, MethodOptions, union};
 use crate::{
     ActsOn, AdapterFiles, Error, METHODS, Merging, Method, MethodDeclaration, Result,
@@ -50,6 +52,11 @@ pub fn declarations(name: &str) -> Result<Vec<&'static MethodDeclaration>> {
 /// [`Error::UnknownMethod`].
 pub fn options_of(name: &str) -> Result<Vec<&'static MethodOption>> {
     Ok(union(declarations(name)?.iter().map(|method| method.options)))
+}
+
+/// Whether a method's adapters are the model's weights themselves: reading one changes the model.
+pub fn is_in_weights(method: &MethodDeclaration) -> bool {
+    [FULL.name, BITFIT.name].contains(&method.name)
 }
 
 /// The options of all methods.

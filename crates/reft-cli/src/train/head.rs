@@ -3,9 +3,11 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use reft_methods::read_head;
+use reft_methods::{has_head, read_head};
 use reft_models::{Decoder, ModelDescription, TaskHead, TaskHeadForm, Weights};
 use reft_train::{Encoding, Example, HeadObjective, Labels, ObjectiveKind, Record, Told, seed_of};
+
+use crate::terminal::note;
 
 /// A head to be trained.
 pub struct TrainHead {
@@ -49,7 +51,15 @@ impl TrainHead {
         rows: impl IntoIterator<Item = &'r Record>,
         seed: u64,
     ) -> Result<Option<Self>> {
-        let (Some(told), (path, decoder)) = (objective.told(), model) else { return Ok(None) };
+        let (Some(told), (path, decoder)) = (objective.told(), model) else {
+            if let Some(dir) = start.filter(|dir| has_head(dir).is_ok_and(|has_one| has_one)) {
+                note(format!(
+                    "warning: {} has a head, which objective {objective} does not train",
+                    dir.display()
+                ));
+            }
+            return Ok(None);
+        };
         let weights = Weights::open(path)?;
         if let Some(dir) = start
             && let Some(head) = read_head(dir, decoder, &weights)

@@ -188,7 +188,7 @@ fn weights_are_no_adapter() -> Result {
     let (data, full) = (dir.path().join("rows.jsonl"), root.join("full"));
     fs::write(&data, r#"{"instruction": "a", "output": "b"}"#)?;
     fs::create_dir(&root)?;
-    let method = ["--method", "full", "--max-steps", "1", "--threads", "1"];
+    let method = ["--method", "full", "--max-steps", "1", "--lr", "0.3", "--threads", "1"];
     let train = args!["train", "--model", model, "--data", data, "--output", full];
     succeed([train, method.map(OsString::from).to_vec()].concat())?;
     let expected = "adapter full of method full is the model's weights, which all requests share; merge it with `reft export` and serve the merged model";

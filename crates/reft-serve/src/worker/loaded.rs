@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use reft_methods::{adapter_bytes, load_adapters};
+use reft_methods::{adapter_bytes, adapters_in, has_head, is_in_weights, load_adapters};
 use reft_models::{Adapter, AdapterStack, Model, StackEntry};
 
 use crate::api::error::ApiError;
@@ -78,16 +78,24 @@ impl LoadedAdapters {
         }
         let name = &generation.name;
         let directory = &generation.directory;
-        let read =
-            load_adapters(directory, model).and_then(|read| Ok((read, adapter_bytes(directory)?)));
-        let (read, bytes) = read.map_err(|refused| ApiError::adapter(generation, &refused))?;
-        if let Some(adapter) = read.iter().find(|adapter| adapter.is_in_weights()) {
-            let method = adapter.method();
+        let failed = |refused: reft_methods::Error| ApiError::adapter(generation, &refused);
+        let methods = adapters_in(directory).map_err(failed)?;
+        // before it is read, which would change the weights
+        if let Some((_, method)) = methods.iter().find(|(_, method)| is_in_weights(method)) {
+            let method = method.name;
             return Err(ApiError::invalid(format!(
                 "adapter {name} of method {method} is the model's weights, which all requests share; merge it with `reft export` and serve the merged model"
             ))
             .of_field("model"));
         }
+        if has_head(directory).map_err(failed)? {
+            log::warn!(
+                "adapter {name} has a head, which is not served; `reft eval --task classification`, `regression` or `reward` uses it"
+            );
+        }
+        let read =
+            load_adapters(directory, model).and_then(|read| Ok((read, adapter_bytes(directory)?)));
+        let (read, bytes) = read.map_err(failed)?;
         let adapters: Vec<Rc<dyn Adapter>> = read.into_iter().map(Rc::from).collect();
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         // a request that came before its adapter was replaced, and is the last to want it
