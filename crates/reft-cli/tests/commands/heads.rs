@@ -174,6 +174,28 @@ fn heads_go_on_where_they_were() -> Result {
     Ok(())
 }
 
+/// Two processes take the steps of one with twice the micro-batches.
+#[test]
+fn processes_train_one_head() -> Result {
+    let dir = tempfile::tempdir()?;
+    let [jsonl, ..] = labelled(dir.path())?;
+    let asked = ["--method", "lora", "--rank", "2", "--lr", "5e-3", "--max-steps", "4"];
+    let alike = ["--shuffle", "none", "--batch-size", "2"];
+    let losses_of = |name: &str, more: [&str; 2]| -> Result<Vec<f64>> {
+        let output = dir.path().join(name);
+        let asked = [&CLASSES[..], &asked, &alike, &more].concat();
+        train(&oracle("encoders/bert"), &jsonl, &output, &asked)?;
+        (0..4).map(|step| loss(&output, step)).collect()
+    };
+    let two = losses_of("two", ["--processes", "2"])?;
+    let one = losses_of("one", ["--grad-accum", "2"])?;
+    for (two, one) in two.iter().zip(&one) {
+        assert!((two - one).abs() < 1e-5, "{two} {one}"); // f32
+    }
+    assert!(one[3] < one[0], "{one:?}");
+    Ok(())
+}
+
 /// Heads that PEFT trained have no names of classes: whole numbers are meant.
 #[test]
 fn a_head_of_peft_is_trained_on() -> Result {
