@@ -119,9 +119,10 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     let (path, config) = open_config(&args.model)?;
     config.check_predicts("reft serve")?;
     let text = ModelText::open(&path, &args.chat.0)?;
-    let Some(tokenizer) = text.tokenizer else {
+    let Some(mut tokenizer) = text.tokenizer else {
         bail!("model {} has no tokenizer for text; a server needs one", path.display());
     };
+    tokenizer.keep_no_words(); // a server has many threads, and they live long
     let options = options(args, &path)?;
     let room = options.engine.rows + options.queue;
     let server = Server::bind(options)?;

@@ -24,15 +24,20 @@ fn cases() -> Result<Cases, Box<dyn std::error::Error>> {
 
 #[test]
 fn every_recorded_text_has_the_same_ids_and_back() -> Outcome {
-    let tokenizer = Tokenizer::open(&demo_model())?;
+    let mut tokenizer = Tokenizer::open(&demo_model())?;
     assert_eq!(tokenizer.vocab_size(), 49152);
     let cases = cases()?.tokenizer_cases;
     assert_eq!(cases.len(), 11);
-    for (text, ids, decoded) in cases {
-        assert_eq!(tokenizer.encode(&text, true)?, ids, "{text:?}");
-        assert_eq!(tokenizer.decode(&ids, false)?, decoded, "{text:?}");
-    }
-    Ok(())
+    let agrees = |tokenizer: &Tokenizer| -> Outcome {
+        for (text, ids, decoded) in &cases {
+            assert_eq!(tokenizer.encode(text, true)?, *ids, "{text:?}");
+            assert_eq!(tokenizer.decode(ids, false)?, *decoded, "{text:?}");
+        }
+        Ok(())
+    };
+    agrees(&tokenizer)?;
+    tokenizer.keep_no_words();
+    agrees(&tokenizer)
 }
 
 #[test]
