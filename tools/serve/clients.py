@@ -1,13 +1,16 @@
-"""Plays OpenAI's own client and LiteLLM against a running `reft serve`; cargo xtask serve-check runs it.
+"""Plays OpenAI's own client, LiteLLM and the curl lines of docs/serving.md against a running `reft serve`; cargo xtask serve-check runs it.
 
     clients.py URL MODEL ADAPTER
 
 Each line of output is a check that passed. Written for openai 3.57.0 and litellm 1.110.2.
 """
 
+import json
 import os
+import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it asks the network what models cost
 
@@ -28,6 +31,21 @@ def refused(what, kind, ask, param=None):
         passed(what, f"{type(error).__name__} {error.status_code}")
         return
     raise AssertionError(f"{what}: not refused")
+
+
+def documented(url):
+    """The curl lines of docs/serving.md, at the address where the server listens."""
+    page = (Path(__file__).parents[2] / "docs/serving.md").read_text()
+    blocks = [block.split("\n```")[0] for block in page.split("```sh\n")[1:]]
+    lines = [block for block in blocks if block.startswith("curl ")]
+    assert lines, "docs/serving.md has no curl line"
+    for line in lines:
+        assert "http://127.0.0.1:8000" in line, line
+        quiet = line.replace("curl ", "curl -sS ", 1).replace("http://127.0.0.1:8000", url)
+        told = subprocess.run(["sh", "-c", quiet], check=True, stdout=subprocess.PIPE).stdout
+        reply = json.loads(told)
+        assert "choices" in reply, told
+        passed("curl, as documented", repr(reply["choices"][0]["message"]["content"]))
 
 
 def main(url, model, adapter):
@@ -78,6 +96,8 @@ def main(url, model, adapter):
     cut = client.completions.create(model=model, prompt="The ocean is", max_tokens=8, temperature=0, stop=[word])
     assert word not in cut.choices[0].text and cut.choices[0].finish_reason == "stop"
     passed("completions and stop", repr(completion.choices[0].text))
+
+    documented(url)
 
     refused("unknown model", openai.NotFoundError, lambda: chat(model="nobody"), "model")
     refused("wrong value", openai.BadRequestError, lambda: chat(top_p=0), "top_p")
