@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -61,38 +61,63 @@ pub fn prompts(model: &Decoder, n: usize) -> Vec<Vec<i64>> {
     (0..n).map(prompt).collect()
 }
 
-/// What the engine does with requests that are all there: tokens a second, and the median and the longest wait for a first token.
+/// When each request comes, in seconds: an open loop, which waits for no reply. At `rate` requests a second on average, at random (Poisson);
+/// at a rate of 0 all are there at once.
+pub fn arrivals(rate: f64, n: usize) -> Vec<f64> {
+    let mut rng = StdRng::seed_from_u64(11);
+    let mut clock = 0.0;
+    let mut next = |_| {
+        if rate > 0.0 {
+            clock -= (1.0 - rng.random::<f64>()).ln() / rate;
+        }
+        clock
+    };
+    (0..n).map(&mut next).collect()
+}
+
+/// What the engine does with requests that come at `arrivals`: tokens a second from the first request to the last token, and the median and
+/// the longest wait for a first token.
 pub fn engine_load(
     model: &Decoder,
     adapters: &[Box<dyn Adapter>],
     prompts: &[Vec<i64>],
+    arrivals: &[f64],
     in_flight: usize,
 ) -> Outcome<[f64; 3]> {
     let options = EngineOptions { rows: in_flight, ..EngineOptions::default() };
     let mut engine = Engine::new(model, options)?;
     let config = GenerationConfig { max_new_tokens: REPLY, ..GenerationConfig::default() };
-    for (i, prompt) in prompts.iter().enumerate() {
-        let adapters = match adapters.is_empty() {
-            true => AdapterStack::EMPTY,
-            false => AdapterStack::one(&*adapters[i % adapters.len()]),
-        };
-        let (row, config) = (Row::prompt(prompt.clone()), config.clone());
-        engine.submit(Request { row, adapters, config, stream: i as u64 })?;
-    }
-    let (started, mut tokens, mut first) = (Instant::now(), 0, HashMap::new());
-    while !engine.is_idle() {
+    let (started, mut tokens, mut waits) = (Instant::now(), 0, Vec::new());
+    let (mut asked, mut waiting) = (0, HashMap::new());
+    while asked < prompts.len() || !engine.is_idle() {
+        let now = started.elapsed().as_secs_f64();
+        while asked < prompts.len() && arrivals[asked] <= now {
+            let adapters = match adapters.is_empty() {
+                true => AdapterStack::EMPTY,
+                false => AdapterStack::one(&*adapters[asked % adapters.len()]),
+            };
+            let (row, config) = (Row::prompt(prompts[asked].clone()), config.clone());
+            let id = engine.submit(Request { row, adapters, config, stream: asked as u64 })?;
+            waiting.insert(id, arrivals[asked]);
+            asked += 1;
+        }
+        if engine.is_idle() {
+            std::thread::sleep(Duration::from_secs_f64(arrivals[asked] - now));
+            continue;
+        }
         for event in engine.step()? {
             match event {
                 Event::Token { id, .. } => {
                     tokens += 1;
-                    first.entry(id).or_insert_with(|| started.elapsed().as_secs_f64());
+                    if let Some(since) = waiting.remove(&id) {
+                        waits.push(started.elapsed().as_secs_f64() - since);
+                    }
                 }
                 Event::Failed { error, .. } => return Err(error.into()),
             }
         }
     }
     let seconds = started.elapsed().as_secs_f64();
-    let mut waits: Vec<f64> = first.into_values().collect();
     waits.sort_by(f64::total_cmp);
     Ok([f64::from(tokens) / seconds, waits[waits.len() / 2], waits[waits.len() - 1]])
 }

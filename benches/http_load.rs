@@ -17,7 +17,7 @@ use reft_models::{ChatVars, Decoder, EngineOptions, Tokenizer};
 use reft_serve::{ServeOptions, ServedText, Server};
 use tch::{Device, Kind};
 
-use engine_load::{KINDS, Outcome, REPLY, engine_load, prompts, saved_adapters};
+use engine_load::{KINDS, Outcome, REPLY, arrivals, engine_load, prompts, saved_adapters};
 
 const IN_FLIGHT: [usize; 3] = [1, 16, 64];
 const BASE: &str = "base";
@@ -137,7 +137,8 @@ fn main() -> Outcome {
         for in_flight in IN_FLIGHT {
             // with few in flight fewer requests say as much
             let prompts = &prompts[..requests.min(8 * in_flight)];
-            let [engine, ..] = engine_load(&model, &adapters, prompts, in_flight)?;
+            let at_once = arrivals(0.0, prompts.len());
+            let [engine, ..] = engine_load(&model, &adapters, prompts, &at_once, in_flight)?;
             let (served, arrivals) = http_load(&model, path, &saved, prompts, in_flight)?;
             let first = arrivals.iter().filter_map(|all| all.first().copied()).collect();
             let gaps = arrivals.iter().flat_map(|all| all.windows(2).map(|two| two[1] - two[0]));

@@ -1,8 +1,10 @@
-//! Load on the engine: requests that are all there, prompts of 64 ± 32 random tokens, replies of 64, each request with an adapter of its own.
+//! Load on the engine: requests that come at random times whatever the engine does (an open loop), prompts of 64 ± 32 random tokens, replies
+//! of 64, each request with an adapter of its own.
 //!
-//!     cargo bench -p reft-bench --profile dev --bench load -- MODEL [f32|bf16] [REQUESTS] [IN_FLIGHT] [ADAPTERS] [cpu|cuda]
+//!     cargo bench -p reft-bench --profile dev --bench load -- MODEL [f32|bf16] [REQUESTS] [IN_FLIGHT] [ADAPTERS] [cpu|cuda] [A_SECOND]
 //!
-//! On a GPU LD_PRELOAD names its libtorch_cuda.so. A line for each kind of adapters, in turns: tokens a second of all replies together, and how long requests waited for their first token.
+//! A_SECOND is how many requests come in a second, 16 unless it is given: more than two cores can answer, so that the engine is soon full; 0: all
+//! at once. On a GPU LD_PRELOAD names its libtorch_cuda.so. A line for each kind of adapters, in turns: tokens a second of all replies together, and how long requests waited for their first token.
 
 mod engine_load;
 
@@ -13,7 +15,7 @@ use reft_methods::load_adapters;
 use reft_models::Decoder;
 use tch::{Device, Kind};
 
-use engine_load::{KINDS, Outcome, engine_load, prompts, saved_adapters};
+use engine_load::{KINDS, Outcome, arrivals, engine_load, prompts, saved_adapters};
 
 const TURNS: usize = 2;
 
@@ -27,13 +29,14 @@ fn main() -> Outcome {
         Some("bf16") => Kind::BFloat16,
         _ => Kind::Float,
     };
-    let (requests, in_flight, distinct) = (number(2, 128)?, number(3, 64)?, number(4, 256)?);
+    let (requests, in_flight, distinct) = (number(2, 256)?, number(3, 64)?, number(4, 256)?);
+    let rate = number(6, 16)? as f64;
     let device = match given.get(5).map(String::as_str) {
         Some("cuda") => Device::Cuda(0),
         _ => Device::Cpu,
     };
     let model = Decoder::open(Path::new(path), kind, device)?;
-    let prompts = prompts(&model, requests);
+    let (prompts, arrivals) = (prompts(&model, requests), arrivals(rate, requests));
     let mut kinds = Vec::new();
     for (name, method) in KINDS {
         let directory = tempfile::tempdir()?;
@@ -47,12 +50,13 @@ fn main() -> Outcome {
     let mut out = std::io::stdout().lock();
     writeln!(
         out,
-        "{requests} requests, {in_flight} in flight, {kind:?}, {device:?}, {} threads",
+        "{requests} requests, {rate} a second, {in_flight} in flight, {kind:?}, {device:?}, {} threads",
         tch::get_num_threads()
     )?;
     for _ in 0..TURNS {
         for (name, adapters) in &kinds {
-            let [rate, median, longest] = engine_load(&model, adapters, &prompts, in_flight)?;
+            let [rate, median, longest] =
+                engine_load(&model, adapters, &prompts, &arrivals, in_flight)?;
             writeln!(
                 out,
                 "{name}: {rate:.1} tokens/s; first token after {median:.1} s (median), {longest:.1} s (longest)"
