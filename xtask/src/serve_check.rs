@@ -1,5 +1,7 @@
 //! `cargo xtask serve-check`: clients that people use, against a running server; and what takes too long for the tests, faults and memory.
 
+use std::ffi::OsStr;
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,9 +11,12 @@ use anyhow::{Context, Result, bail};
 use crate::workspace::Workspace;
 use crate::{command, demo, model, reft, setup};
 
-/// What the clients are played with; tools/serve/clients.py is written for these.
-const CLIENTS: [&str; 2] = ["openai==3.57.0", "litellm==1.110.2"];
+/// What the clients are played with; tools/serve/clients.py and tools/serve/browser.py are written for these.
+const CLIENTS: [&str; 3] = ["openai==3.57.0", "litellm==1.110.2", "playwright==1.65.2"];
 const SCRIPT: &str = "tools/serve/clients.py";
+const PAGE_SCRIPT: &str = "tools/serve/browser.py";
+/// Where pictures of the page go.
+const PICTURES: &str = "runs/serve-check";
 
 /// Serves the demo's adapter until somebody ends it; the server says where it listens.
 pub fn show(workspace: &Workspace) -> Result<()> {
@@ -31,22 +36,52 @@ fn demo_adapter(workspace: &Workspace) -> Result<PathBuf> {
     Ok(adapter)
 }
 
-/// Serves the demo's adapter, and lets the clients talk to it.
+/// Serves the demo's adapter, and lets the clients talk to it; then the page, in a browser.
 pub fn run(workspace: &Workspace) -> Result<()> {
     let adapter = demo_adapter(workspace)?;
-    let environment = tempfile::tempdir().context("cannot make a folder for the clients")?;
-    install(environment.path())?;
-    let mut server = server(workspace, &adapter, "0");
-    let mut server = server.stderr(Stdio::piped()).spawn().context("cannot start the server")?;
-    let played = address(&mut server).and_then(|address| {
-        let mut script = Command::new(environment.path().join("bin/python"));
-        script.env_remove("PYTHONPATH").arg(workspace.root().join(SCRIPT));
-        let name = workspace.model().file_name().context("the model has no name")?.to_owned();
-        command::run(script.arg(address).arg(name).arg("emoji"))
-    });
-    server.kill().context("cannot end the server")?;
-    server.wait().context("cannot end the server")?;
-    played
+    let folder = tempfile::tempdir().context("cannot make a folder for the clients")?;
+    let environment = folder.path().join("environment");
+    install(&environment)?;
+    let play = |script: &str, arguments: &[&OsStr], mut server: Command| {
+        let mut server =
+            server.stderr(Stdio::piped()).spawn().context("cannot start the server")?;
+        let played = address(&mut server).and_then(|address| {
+            let mut python = Command::new(environment.join("bin/python"));
+            python.env_remove("PYTHONPATH").arg(workspace.root().join(script));
+            let name = workspace.model().file_name().context("the model has no name")?.to_owned();
+            command::run(python.arg(address).arg(name).args(arguments))
+        });
+        server.kill().context("cannot end the server")?;
+        server.wait().context("cannot end the server")?;
+        played
+    };
+    play(SCRIPT, &["emoji".as_ref()], server(workspace, &adapter, "0"))?;
+
+    let adapters = folder.path().join("adapters");
+    versions(workspace, &adapter, &adapters)?;
+    let mut server = reft::program(workspace);
+    server.args(["serve", "--port", "0", "--allow-load", "--model"]).arg(workspace.model());
+    server.arg("--adapter").arg(format!("swapped={}", adapters.join("trained").display()));
+    server.arg("--adapters-dir").arg(&adapters);
+    let pictures = workspace.root().join(PICTURES);
+    fs::create_dir_all(&pictures).with_context(|| format!("cannot create {PICTURES}"))?;
+    play(PAGE_SCRIPT, &[pictures.as_ref()], server)
+}
+
+/// A directory with the demo's adapter, and one that is as good as untrained.
+fn versions(workspace: &Workspace, adapter: &Path, adapters: &Path) -> Result<()> {
+    let trained = adapters.join("trained");
+    fs::create_dir_all(&trained).context("cannot make a folder of adapters")?;
+    for entry in fs::read_dir(adapter).context("cannot read the demo's adapter")? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            fs::copy(entry.path(), trained.join(entry.file_name()))?;
+        }
+    }
+    let mut train = reft::program(workspace);
+    train.args(["train", "--max-steps", "1", "--config", demo::RECIPE]);
+    train.args(["--data", demo::DATA, "--model"]).arg(workspace.model());
+    command::run_as_progress(train.arg("--output").arg(adapters.join("untrained")))
 }
 
 /// Faults and swaps by the thousand (`crates/reft-cli/tests/commands/serving_faults.rs` and `serving_load.rs`), each a test by its name. One

@@ -385,3 +385,64 @@ fn lora_and_prefixes_share_a_batch_and_a_prefix_has_no_strength() -> Result {
     }
     Ok(())
 }
+
+#[test]
+fn edits_are_told_by_token() -> Result {
+    const EDITS: &str = "/v1/edits";
+    let dir = tempfile::tempdir()?;
+    let model = talking_model(dir.path())?;
+    let adapter = import(dir.path(), "loreft")?;
+    let named = OsString::from(format!("edit={}", adapter.display()));
+    let served = Served::start(&model, &args!["--adapter", named, "--prefill-tokens", "50"])?;
+    let ask = |strength: f64| {
+        let reft = json!({"adapters": [{"name": "edit", "strength": strength}]});
+        let prompt = "a prompt of some letters";
+        served.reply(EDITS, &json!({"model": "tiny", "prompt": prompt, "reft": reft}))
+    };
+    let sizes = |told: &Value| -> Vec<f64> {
+        let tokens = told["tokens"].as_array().into_iter().flatten();
+        tokens.filter_map(|token| token["edit"].as_f64()).collect()
+    };
+    let whole = ask(1.0)?;
+    let letters: String = whole["tokens"]
+        .as_array()
+        .ok_or("no tokens")?
+        .iter()
+        .filter_map(|token| token["token"].as_str().filter(|token| token.len() == 1))
+        .collect();
+    assert_eq!(letters, "a prompt of some letters");
+    assert_eq!(whole["adapters"], json!([{"name": "edit", "subspace_size": 4}]));
+    let (all, double) = (sizes(&whole), sizes(&ask(2.0)?));
+    // the adapter edits the first and the last tokens of a prompt, so many of each
+    let edited: Vec<bool> = all.iter().map(|size| *size > 0.0).collect();
+    let first = edited.iter().take_while(|is| **is).count();
+    let last = edited.iter().rev().take_while(|is| **is).count();
+    assert!(first > 0 && last > 0 && first + last < edited.len(), "{all:?}");
+    assert_eq!(first + last, edited.iter().filter(|is| **is).count(), "{all:?}");
+    assert!(double[0] > all[0], "a larger strength is a larger edit: {all:?} {double:?}");
+    assert_eq!(sizes(&ask(0.0)?), vec![0.0; all.len()]);
+    // a chat has its template's tokens, and a name means what it means elsewhere
+    let messages = json!([{"role": "user", "content": "hi"}]);
+    let chat =
+        served.reply(EDITS, &json!({"model": "edit", "messages": messages, "stream": true}))?;
+    assert!(sizes(&chat).iter().any(|size| *size > 0.0), "{chat}");
+    assert_eq!(
+        sizes(&served.reply(EDITS, &json!({"model": "tiny", "messages": messages}))?).len(),
+        sizes(&chat).len()
+    );
+    for (body, status, param) in [
+        (json!({"model": "tiny", "prompt": ["a", "b"]}), 400, json!("prompt")),
+        (json!({"model": "tiny", "prompt": "x".repeat(51)}), 400, Value::Null),
+        (json!({"model": "none", "prompt": "x"}), 404, json!("model")),
+        (
+            json!({"model": "tiny", "prompt": "x", "reft": {"adapters": [{"name": "edit", "subspace": [9]}]}}),
+            400,
+            json!("reft.adapters"),
+        ),
+        (json!([1]), 400, Value::Null),
+    ] {
+        let answer = served.post(EDITS, &body)?;
+        assert_eq!((answer.status, &answer.json()?["error"]["param"]), (status, &param), "{body}");
+    }
+    Ok(())
+}

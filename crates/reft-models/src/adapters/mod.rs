@@ -3,6 +3,7 @@
 pub(crate) mod adapter;
 pub(crate) mod base_model;
 pub(crate) mod by_row;
+mod edit_sizes;
 pub(crate) mod low_rank_rows;
 pub(crate) mod owned_hooks;
 pub(crate) mod stack;

@@ -475,3 +475,34 @@ fn rows_of_later_batches_are_refused_before_the_first_is_begun() -> Outcome {
     }
     Ok(())
 }
+
+#[test]
+fn sizes_of_edits_are_relative_to_what_is_edited() -> Outcome {
+    let model = tiny_llama()?;
+    let row = || Row::prompt(vec![1, 7, 9, 4, 30]);
+    let sizes = |stack: &AdapterStack| stack.edit_sizes(&model, row());
+    let is = |found: Vec<f64>, expected: f64| {
+        // f32: a difference of neighbours in 24 bits
+        let is_near = |size: &f64| (size - expected).abs() < 1e-5;
+        assert!(found.len() == 5 && found.iter().all(is_near), "{found:?} {expected}");
+    };
+    is(sizes(&AdapterStack::EMPTY)?, 0.0);
+    let [embeddings, residual, input, output] = POINTS.map(|point| Scale::at(point, 1.25));
+    is(sizes(&AdapterStack::one(&embeddings))?, 0.0);
+    for scale in [&residual, &input, &output] {
+        is(sizes(&AdapterStack::one(scale))?, 0.25);
+    }
+    let weaker = StackEntry { strength: -0.5, ..StackEntry::from(&input as &dyn Adapter) };
+    is(sizes(&AdapterStack::new(vec![weaker.clone()])?)?, 0.125);
+    // of several points the largest
+    let both = AdapterStack::new(vec![weaker, StackEntry::from(&output as &dyn Adapter)])?;
+    is(sizes(&both)?, 0.25);
+    // virtual tokens are nobody's
+    let mut behind = Scale::at(POINTS[1], 0.5);
+    behind.virtual_tokens = 3;
+    is(sizes(&AdapterStack::one(&behind))?, 0.5);
+    let long = Row::prompt(vec![1; model.description().max_position_embeddings as usize]);
+    let refused = AdapterStack::one(&behind).edit_sizes(&model, long);
+    assert!(matches!(refused, Err(Error::ContextFull { .. })), "{refused:?}");
+    Ok(())
+}

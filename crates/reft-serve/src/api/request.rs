@@ -17,6 +17,17 @@ pub(crate) enum Endpoint {
     Completion,
 }
 
+impl Endpoint {
+    /// The one that a body is written for: a chat has messages.
+    ///
+    /// # Errors
+    /// If it is no object.
+    pub(crate) fn of(body: &[u8]) -> Result<Self, ApiError> {
+        let is_chat = object(body)?.contains_key("messages");
+        Ok(if is_chat { Self::Chat } else { Self::Completion })
+    }
+}
+
 /// A request that means something.
 #[derive(Debug)]
 pub(crate) struct Wanted {

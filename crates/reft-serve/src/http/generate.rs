@@ -62,16 +62,18 @@ pub(crate) fn json(value: &Value) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
 }
 
-/// Reads a request and hands it to the worker.
-async fn begin(
-    shared: Arc<Shared>,
-    trace: Trace,
+/// Reads a request, and its prompts as tokens.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) async fn read(
+    shared: &Arc<Shared>,
     endpoint: Endpoint,
     body: Bytes,
-) -> Result<(Begun, mpsc::Receiver<Piece>), ApiError> {
+) -> Result<(Wanted, Vec<Vec<i64>>), ApiError> {
     shared.ready()?;
     // long texts take a while to read, and other requests go on meanwhile
-    let own = Arc::clone(&shared);
+    let own = Arc::clone(shared);
     let read = tokio::task::spawn_blocking(move || {
         let Ready { text, defaults } = own.ready()?;
         let wanted = Wanted::read(endpoint, &body, &own.catalogue, defaults)?;
@@ -80,9 +82,20 @@ async fn begin(
     });
     let (wanted, prompts) = read.await.map_err(|_| ApiError::failed())??;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-    if let Some(most) = shared.options.prompt_tokens.filter(|most| longest > *most) {
-        return Err(ApiError::long_prompt(longest, most));
+    match shared.options.prompt_tokens.filter(|most| longest > *most) {
+        Some(most) => Err(ApiError::long_prompt(longest, most)),
+        None => Ok((wanted, prompts)),
     }
+}
+
+/// Reads a request and hands it to the worker.
+async fn begin(
+    shared: Arc<Shared>,
+    trace: Trace,
+    endpoint: Endpoint,
+    body: Bytes,
+) -> Result<(Begun, mpsc::Receiver<Piece>), ApiError> {
+    let (wanted, prompts) = read(&shared, endpoint, body).await?;
     let choices = wanted.choices();
     let mut permits = shared.admit(choices)?;
     // room for whole replies: the worker never waits for a client

@@ -109,13 +109,14 @@ fn is_local_host(host: &str) -> bool {
 
 /// A path as a label of what is counted: one of ours, so that nobody makes new ones.
 fn label(path: &str) -> &'static str {
-    const PATHS: [&str; 9] = [
+    const PATHS: [&str; 10] = [
         "/",
         "/health",
         "/metrics",
         "/v1/models",
         "/v1/chat/completions",
         "/v1/completions",
+        "/v1/edits",
         "/v1/load_lora_adapter",
         "/v1/unload_lora_adapter",
         "/v1/adapters",

@@ -3,6 +3,7 @@
 pub(crate) mod adapters;
 pub(crate) mod api_keys;
 pub(crate) mod connections;
+pub(crate) mod edits;
 pub(crate) mod generate;
 pub(crate) mod guard;
 pub(crate) mod log_entry;

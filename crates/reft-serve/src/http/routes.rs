@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use crate::api::error::ApiError;
 use crate::api::request::Endpoint;
 use crate::http::adapters::{load, name_in, unload};
+use crate::http::edits::edits;
 use crate::http::generate::{generate, json as answer};
 use crate::http::guard::guard;
 use crate::http::log_entry::Trace;
@@ -33,6 +34,7 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Router {
         .route("/v1/models/{name}", get(model))
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completion))
+        .route("/v1/edits", post(measure))
         .route("/v1/load_lora_adapter", post(load_adapter))
         .route("/v1/unload_lora_adapter", post(unload_adapter))
         .route("/v1/adapters", get(adapters).post(load_adapter))
@@ -106,6 +108,15 @@ async fn completion(
 ) -> Answer {
     let body = read(&shared, request).await?;
     generate(shared, trace, Endpoint::Completion, body).await
+}
+
+async fn measure(
+    State(shared): App,
+    Extension(trace): Extension<Trace>,
+    request: Request,
+) -> Answer {
+    let body = read(&shared, request).await?;
+    edits(shared, trace, body).await
 }
 
 async fn load_adapter(State(shared): App, request: Request) -> Answer {

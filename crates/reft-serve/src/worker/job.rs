@@ -12,10 +12,30 @@ use crate::worker::generation::{Generation, Used};
 pub(crate) enum Command {
     /// The choices of a request, which begin together.
     Generate(Vec<Job>),
+    /// Measures what adapters change in a prompt.
+    Measure(Measurement),
     /// Reads an adapter before it is given a name; the answer says whether it can be used.
     Load(Arc<Generation>, oneshot::Sender<Result<(), ApiError>>),
     /// Forgets an adapter. Requests in flight keep theirs.
     Forget(Arc<Generation>),
+}
+
+/// A prompt whose changes are wanted.
+pub(crate) struct Measurement {
+    pub(crate) prompt: Vec<i64>,
+    pub(crate) adapters: Vec<Used>,
+    pub(crate) answer: oneshot::Sender<Result<Edits, ApiError>>,
+    /// Its place among the replies, of which it takes the time of one's prompt.
+    pub(crate) _place: OwnedSemaphorePermit,
+}
+
+/// What adapters change in a prompt.
+#[derive(Debug)]
+pub(crate) struct Edits {
+    /// By token: the largest change of its hidden state, relative to it.
+    pub(crate) sizes: Vec<f64>,
+    /// By adapter: coordinates of the subspace that it edits in, if it edits in one.
+    pub(crate) subspaces: Vec<Option<i64>>,
 }
 
 /// A reply that is wanted: one of the choices of a request.

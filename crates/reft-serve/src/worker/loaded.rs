@@ -62,6 +62,22 @@ impl LoadedAdapters {
         Ok(stack)
     }
 
+    /// How many coordinates the subspaces have that adapters edit in, by adapter.
+    ///
+    /// # Errors
+    /// As [`Self::stack`].
+    pub(crate) fn subspaces(
+        &mut self,
+        model: &dyn Model,
+        used: &[Used],
+    ) -> Result<Vec<Option<i64>>, ApiError> {
+        let size = |used: &Used| {
+            let adapters = self.get(model, &used.generation)?;
+            Ok(adapters.iter().find_map(|adapter| adapter.subspace_size()))
+        };
+        used.iter().map(size).collect()
+    }
+
     /// An adapter, which is read if it is not there.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use crate::api::error::ApiError;
 use crate::error::{Error, Result};
 use crate::worker::counts::Counts;
 use crate::worker::generation::Generation;
-use crate::worker::job::{Command, Job, NewToken, Piece};
+use crate::worker::job::{Command, Edits, Job, Measurement, NewToken, Piece};
 use crate::worker::loaded::LoadedAdapters;
 
 /// How the worker computes.
@@ -87,6 +87,7 @@ impl Worker<'_> {
     fn act_on(&mut self, command: Command) {
         match command {
             Command::Generate(jobs) => jobs.into_iter().for_each(|job| self.begin(job)),
+            Command::Measure(measurement) => self.measure(measurement),
             Command::Load(generation, answer) => {
                 let loaded = self.adapters.get(self.model, &generation).map(drop);
                 self.adapters.make_room();
@@ -122,6 +123,26 @@ impl Worker<'_> {
         }
     }
 
+    /// Measures a prompt's edits between two steps, for which the replies in flight wait.
+    fn measure(&mut self, Measurement { prompt, adapters: used, answer, .. }: Measurement) {
+        if answer.is_closed() {
+            return;
+        }
+        let edits = self.adapters.stack(self.model, &used).and_then(|stack| {
+            let measured = unless_it_panics(|| stack.edit_sizes(self.model, Row::prompt(prompt)));
+            let measured = measured.map_err(|panic| {
+                log::error!("edits could not be measured: {panic}");
+                ApiError::failed()
+            });
+            let sizes = measured?.map_err(|refused| ApiError::refused(&refused))?;
+            let subspaces = self.adapters.subspaces(self.model, &used)?;
+            Ok(Edits { sizes, subspaces })
+        });
+        self.adapters.make_room();
+        // who asked may have gone
+        let _ = answer.send(edits);
+    }
+
     /// Cancels replies that have had enough, and those that nobody reads.
     fn give_up_what_nobody_wants(&mut self) {
         let engine = &mut self.engine;
@@ -135,18 +156,13 @@ impl Worker<'_> {
     }
 
     fn step(&mut self) -> Result<()> {
-        // libtorch's panics are those of tensors that could not be made, mostly for want of memory
-        let stepped = catch_unwind(AssertUnwindSafe(|| self.engine.step()));
-        let error = match stepped {
+        let error = match unless_it_panics(|| self.engine.step()) {
             Ok(Ok(events)) => {
                 events.into_iter().for_each(|event| self.tell(event));
                 return Ok(());
             }
             Ok(Err(error)) => error.to_string(),
-            Err(panic) => {
-                let text = panic.downcast_ref::<String>().map(String::as_str);
-                text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("").to_owned()
-            }
+            Err(panic) => panic,
         };
         log::error!("a step of the model failed, and the replies in flight with it: {error}");
         for (_, Running { job, .. }) in self.jobs.drain() {
@@ -209,6 +225,14 @@ impl Worker<'_> {
         self.counts.adapters.set(adapters as f64);
         self.counts.adapter_bytes.set(bytes as f64);
     }
+}
+
+/// What a computation comes to, or the words of its panic: libtorch's are those of tensors that could not be made, mostly for want of memory.
+fn unless_it_panics<T>(act: impl FnOnce() -> T) -> std::result::Result<T, String> {
+    catch_unwind(AssertUnwindSafe(act)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("").to_owned()
+    })
 }
 
 /// Tells a job that it has failed, if anybody listens.

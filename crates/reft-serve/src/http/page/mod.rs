@@ -1,13 +1,19 @@
+use std::sync::LazyLock;
+
 use axum::http::{HeaderValue, header};
 use axum::response::{Html, IntoResponse, Response};
 
 use crate::api::error::ApiError;
 
-const PAGE: &str = include_str!("page.html");
+/// The page with its style and its script in it: one file.
+static PAGE: LazyLock<String> = LazyLock::new(|| {
+    let page = include_str!("page.html").replace("STYLE", include_str!("page.css"));
+    page.replace("SCRIPT", include_str!("page.js"))
+});
 /// What stands in the page for a number that is another one each time: only the page's own script and styles have it.
 const NONCE: &str = "NONCE";
 
-/// The page to try adapters with. It is one file, and may load nothing and talk to nobody but this server.
+/// The page to try adapters with. It may load nothing and talk to nobody but this server.
 pub(crate) async fn page() -> Result<Response, ApiError> {
     let nonce = format!("{:032x}", rand::random::<u128>());
     let policy = format!(
@@ -40,6 +46,6 @@ mod tests {
             assert!(!PAGE.contains(word), "{word}");
         }
         assert_eq!(PAGE.matches("nonce=\"NONCE\"").count(), 2);
-        assert!(PAGE.contains("textContent"));
+        assert!(PAGE.contains("textContent") && PAGE.contains("color-scheme"));
     }
 }
