@@ -69,7 +69,7 @@ pub use report::sweep::{PointReport, SweepReport};
 pub use tasks::head_score::{HeadScore, HeadScorer, ToldOf};
 pub use tasks::question::{Choice, EncodedQuestion, Question, encode_questions, read_questions};
 pub use tasks::score::{Score, Scorer};
-pub use tasks::task_config::{Metric, Scoring, TaskConfig, TaskKind};
+pub use tasks::task_config::{Scoring, TaskConfig, TaskKind};
 pub use timing::case::{FLOOR, TimingCase};
 pub use timing::floor::FloorAdapter;
 pub use timing::measure::{GenerationSeconds, Measured, measure};

@@ -77,6 +77,7 @@ pub use forward::outputs::{Forwards, Outputs};
 pub use objective::{NextToken, Objective, Term};
 pub use objectives::head_objective::{HeadObjective, Told};
 pub use objectives::keeping_close::KeepingClose;
+pub use objectives::metric::Metric;
 pub use objectives::options::{ObjectiveKind, ObjectiveOptions, ReferenceRun};
 pub use objectives::preference::Preference;
 pub use optimizer::adamw::AdamW;

@@ -4,7 +4,9 @@ use reft_core::Parameter;
 use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
 
-use crate::{Batch, Encoding, Example, Forwards, Part, Record, Reference, Result, Sequence};
+use crate::{
+    Batch, Encoding, Example, Forwards, Metric, Part, Record, Reference, Result, Sequence,
+};
 
 /// What is learned: which examples rows become, and the loss of a batch of them.
 ///
@@ -74,6 +76,25 @@ pub trait Objective {
     /// # Errors
     /// What the objective refuses.
     fn sums(&self, forwards: &Forwards) -> Result<Vec<Tensor>>;
+
+    /// What examples held out can be measured by beside the loss, the usual metric first. One that is no [term](Self::terms) is made of what
+    /// is [told](Self::told).
+    fn metrics(&self) -> &[Metric] {
+        &[]
+    }
+
+    /// What is told of each example of a batch, and what is right: classes by their indices, or numbers.
+    ///
+    /// # Errors
+    /// What the objective refuses.
+    fn told(&self, _forwards: &Forwards) -> Result<Vec<[f64; 2]>> {
+        Ok(Vec::new())
+    }
+
+    /// Number of classes that it tells apart.
+    fn classes(&self) -> usize {
+        0
+    }
 }
 
 /// A part of a loss.

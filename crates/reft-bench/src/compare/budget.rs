@@ -34,7 +34,7 @@ impl Budget {
         Ok(())
     }
 
-    /// The trainer's options for a method, a rate and a seed. Nothing is held out: every method takes all steps.
+    /// The trainer's options for a method, a rate and a seed: every method takes all steps.
     pub fn train_config(&self, method: &MethodEntry, lr: f64, seed: u64) -> TrainConfig {
         let rotation_lr_factor = method.rotation_lr_factor.unwrap_or(1.0);
         let options = self.options.clone();

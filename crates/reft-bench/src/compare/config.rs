@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use reft_methods::{MethodOptions, resolve};
 use reft_models::{Key, ModelDescription, line_of, read_text, toml_error};
-use reft_train::{ColumnNames, ObjectiveKind, ObjectiveOptions};
+use reft_train::{ColumnNames, ObjectiveKind, ObjectiveOptions, ReferenceRun};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::fields::{read_fields, with_field};
@@ -42,7 +42,8 @@ pub struct CompareConfig {
     pub train: Budget,
     /// The methods.
     pub method: Vec<MethodEntry>,
-    /// What is learned beside the task: `kl_weight`, `kl_top_k` and `replay_batch_size`, as `reft train` takes them.
+    /// Of a task of pairs how they are learned: `objective` (dpo, ipo, orpo or simpo) and its options. Of every task what is learned beside
+    /// it: `kl_weight`, `kl_top_k` and `replay_batch_size`. All as `reft train` takes them.
     #[serde(default, skip_serializing_if = "is_default")]
     pub objective: ObjectiveOptions,
     /// Rows that the divergence of `kl_weight` is measured on, beside this file; by default those that are trained on.
@@ -233,12 +234,16 @@ impl CompareConfig {
         if let Err(error) = self.objective.check() {
             return at(&[Name("objective")], error.to_string());
         }
-        if self.objective.objective != ObjectiveKind::NextToken {
-            let found = self.objective.objective;
+        let kind = self.objective.objective;
+        if kind != ObjectiveKind::NextToken && !kind.prefers() {
             let reason = format!(
-                "objective is {found}; what is learned follows from the task, whose type may be classification, regression or reward"
+                "objective is {kind}, which follows from the task: give it the type {kind}, and leave this out"
             );
             return at(&[Name("objective"), Name("objective")], reason);
+        }
+        if self.objective.reference == Some(ReferenceRun::Start) {
+            let reason = "reference is start, and every run starts anew; use base".to_owned();
+            return at(&[Name("objective"), Name("reference")], reason);
         }
         if self.replay.is_some() && self.objective.kl_weight.is_none() {
             let reason =

@@ -10,7 +10,8 @@ use reft_models::{
     TrainedText, Weights, read_text, resolve_model, weights_digest,
 };
 use reft_train::{
-    Dataset, Encoding, Example, IGNORE_INDEX, Labels, TextEncoder, Turns, read_records, seed_of,
+    Dataset, Encoding, Example, IGNORE_INDEX, Labels, Metric, Sequence, TextEncoder, Turns,
+    read_records, seed_of,
 };
 use tch::Device;
 
@@ -18,10 +19,10 @@ use crate::compare::plan::{ComparisonPlan, check_weights, version_in};
 use crate::tasks::question::{
     EncodedQuestion, Question, cut, encode_labelled, encode_questions, read_questions,
 };
-use crate::tasks::score::check_context;
+use crate::tasks::score::{check_context, examples};
 use crate::{
     CompareConfig, DataConfig, DataFacts, Error, Leakage, Machine, MethodEntry, PartFacts, Result,
-    TaskConfig,
+    TaskConfig, TaskKind,
 };
 
 /// A comparison as it is asked for.
@@ -109,6 +110,7 @@ impl LoadedComparison {
         let methods = config.method.iter();
         let methods = methods.map(|entry| resolve_entry(entry, format_version, &description));
         let methods: Vec<Methods> = methods.collect::<Result<_>>()?;
+        check_objective(&config, &task, &methods)?;
         let has_tokenizer = model.is_file() || model.join("tokenizer.json").exists();
         let tokenizer = has_tokenizer.then(|| Tokenizer::open(&model)).transpose()?;
         let chat_template = match ChatTemplate::open(&model) {
@@ -196,7 +198,11 @@ impl LoadedComparison {
             Some(_) => Ok(question.example), // cut as a text already
             None => cut_to(question.example, max_length),
         });
-        let dataset = Dataset { train: train.collect::<Result<_>>()?, validation: Vec::new() };
+        let choosing = config.train.options.best.is_some(); // else all steps are taken, and the last one counts
+        let dataset = Dataset {
+            train: train.collect::<Result<_>>()?,
+            validation: if choosing { examples(&validation) } else { Vec::new() },
+        };
         for context in contexts {
             let validated = validation.iter().map(|question| &question.example);
             let examples = dataset.train.iter().chain(validated);
@@ -290,6 +296,25 @@ fn resolve_entry(
     Ok(resolve(&entry.method, &options, model)?)
 }
 
+/// Checks that what is learned is what the task's rows are for, and that every method can learn it.
+fn check_objective(config: &CompareConfig, task: &TaskConfig, methods: &[Methods]) -> Result<()> {
+    let refuse = |reason: String| Err(Error::File { path: PathBuf::from(&config.name), reason });
+    let (own, kind) = (config.objective.objective, task.kind);
+    if own.prefers() != (kind == TaskKind::Preference) {
+        return refuse(format!(
+            "objective is {own} and the task of type {kind}; a task of type preference is learned by dpo, ipo, orpo or simpo below [objective], and no other is"
+        ));
+    }
+    if own.compares() && methods.iter().any(|method| method.has("full")) {
+        return refuse(format!(
+            "objective {own} compares with the frozen model, and method full leaves none; leave full out, or take simpo or orpo"
+        ));
+    }
+    let learned = if own.prefers() { own } else { kind.name().parse().unwrap_or_default() };
+    Metric::check_best(config.train.options.best, learned.metrics(), learned.name())?;
+    Ok(())
+}
+
 /// Rows drawn from a file.
 struct Part {
     file: PathBuf,
@@ -361,7 +386,8 @@ fn shuffled(mut questions: Vec<Question>, seed: u64) -> Vec<Question> {
 fn cut_to(mut example: Example, max_length: usize) -> Result<Example> {
     let length = example.length();
     cut(&mut example, max_length);
-    if example.labels().iter().skip(1).all(|&label| label == IGNORE_INDEX) {
+    let is_empty = |own: &Sequence| own.labels.iter().skip(1).all(|&label| label == IGNORE_INDEX);
+    if example.sequences.iter().any(is_empty) {
         return Err(reft_train::Error::without_label(example.id, length, max_length).into());
     }
     Ok(example)

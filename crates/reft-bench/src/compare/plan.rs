@@ -165,7 +165,7 @@ pub fn choose_rate(results: &[CellResult], higher_is_better: bool) -> Option<f64
 mod tests {
     use super::*;
     use crate::tasks::score::Score;
-    use crate::tasks::task_config::Metric;
+    use reft_train::Metric;
 
     fn result(lr: f64, value: f64, loss: f64) -> CellResult {
         CellResult {
@@ -174,6 +174,7 @@ mod tests {
                 metric: Metric::Accuracy,
                 value,
                 perplexity: None,
+                margin: None,
                 questions: 1,
                 seconds: 1.0,
                 answers: Vec::new(),

@@ -10,7 +10,7 @@ use reft_models::{
 };
 use reft_train::{
     Error as TrainError, HeadObjective, KeepingClose, Learner, NextToken, Objective, Outcome, Part,
-    Plan as TrainPlan, Progress, StepStats, TrainConfig, Trainer,
+    Plan as TrainPlan, Preference, Progress, StepStats, TrainConfig, Trainer,
 };
 
 use crate::compare::sharing::{begin, steps, take_free};
@@ -163,8 +163,15 @@ pub fn run_cell(
     };
     let told = plan.task.kind.told().zip(head.clone());
     let objective = told.map(|(told, head)| HeadObjective::new(told, head)).transpose()?;
-    let objective = objective.as_ref();
-    let learned = objective.map_or(&NextToken as &dyn Objective, |objective| objective);
+    let options = &plan.config.objective;
+    let preference =
+        options.objective.prefers().then(|| Preference::new(options, AdapterStack::EMPTY));
+    let preference = preference.transpose()?;
+    let learned: &dyn Objective = match (&objective, &preference) {
+        (Some(objective), _) => objective,
+        (None, Some(preference)) => preference,
+        (None, None) => &NextToken,
+    };
     let learner = Learner::new(&model, &AdapterStack::of_boxed(&adapters)?, learned);
     let scorer = Scorer {
         task: &plan.task,
@@ -183,11 +190,10 @@ pub fn run_cell(
                 let entry = &plan.config.method[method];
                 let config = plan.config.train.train_config(entry, cell.lr, cell.seed);
                 let recorder = Recorder { result: &mut result, progress };
-                let kept = &plan.config.objective;
                 let part = if loaded.replay.is_some() { Part::Replay } else { Part::Task };
-                let keeping = kept
+                let keeping = options
                     .kl_weight
-                    .map(|weight| KeepingClose::new(learned, weight, kept.kl_top_k, part));
+                    .map(|weight| KeepingClose::new(learned, weight, options.kl_top_k, part));
                 let objective = keeping.as_ref().map_or(learned, |keeping| keeping);
                 let learner = Learner::new(&model, &learner.stack, objective);
                 train(recorder, loaded, &learner, config, stop)?;

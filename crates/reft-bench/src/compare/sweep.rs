@@ -2,13 +2,14 @@ use std::path::{Path, PathBuf};
 
 use reft_methods::{MethodOptions, resolve};
 use reft_models::{Key, ModelDescription, line_of, read_json};
+use reft_train::Metric;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::compare::config::{CompareConfig, ConfigFile, slug};
 use crate::compare::plan::version_in;
 use crate::fields::with_field;
-use crate::{Comparison, Error, Metric, Result};
+use crate::{Comparison, Error, Result};
 
 /// A grid of two values: the comparison is run once at each of its points.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

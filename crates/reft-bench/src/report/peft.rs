@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use reft_models::{io_error, read_json, write_json_in_order};
+use reft_train::Metric;
 use serde_json::{Map, Value, json};
 
 use crate::compare::config::slug;
-use crate::{Cell, CellResult, ComparisonPlan, Error, Metric, Precision, Report, Result};
+use crate::{Cell, CellResult, ComparisonPlan, Error, Precision, Report, Result};
 
 /// Directory of the files.
 const DIRECTORY: &str = "peft";

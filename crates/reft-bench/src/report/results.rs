@@ -3,12 +3,13 @@ use std::path::Path;
 use reft_methods::MethodOptions;
 use reft_models::{write_json_in_order, write_text};
 use reft_report::{Spread, svg_file};
+use reft_train::Metric;
 use serde::{Deserialize, Serialize};
 
 use crate::compare::plan::{ComparisonPlan, choose_rate};
 use crate::report::html::{html, score_plot};
 use crate::report::markdown::write_markdown;
-use crate::{Cell, CellResult, Metric, Result, TestResult};
+use crate::{Cell, CellResult, Result, TestResult};
 
 /// What a comparison has come to: `report.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

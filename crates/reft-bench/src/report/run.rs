@@ -10,7 +10,7 @@ use reft_report::{
     COLOURS, Curve, Names, Scale, counted, curves, escape, figure, grouped, page, running_mean,
     running_mean_steps, seconds, texts,
 };
-use reft_train::{StepStats, ValidationStats};
+use reft_train::{Best, Metric, StepStats, ValidationStats};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use toml::Table;
@@ -110,18 +110,23 @@ impl TrainingRun {
         tokens as f64 / self.seconds().max(1e-9)
     }
 
-    /// The lowest validation loss after a step, which is that of the adapter that is kept.
-    pub fn best(&self) -> Option<&ValidationStats> {
-        let after_a_step = self.validations.iter().filter(|validation| validation.step > 0);
-        after_a_step.min_by(|a, b| a.validation_loss.total_cmp(&b.validation_loss))
+    /// The adapter that is kept: the last one that was the best so far; in files of before there were marks, the lowest loss after a step.
+    pub fn best(&self) -> Option<Best> {
+        let marked = self.validations.iter().rev().find(|validation| validation.is_best);
+        let after_a_step = || self.validations.iter().filter(|validation| validation.step > 0);
+        let lowest =
+            || after_a_step().min_by(|a, b| a.validation_loss.total_cmp(&b.validation_loss));
+        let kept = marked.or_else(lowest)?;
+        let metric = self.options.get("best").and_then(|name| name.as_str()?.parse().ok());
+        let chosen_by =
+            metric.and_then(|metric: Metric| Some((metric, *kept.measured.get(metric.name())?)));
+        Some(Best { step: kept.step, validation_loss: kept.validation_loss, chosen_by })
     }
 
     fn row(&self) -> Vec<String> {
         let loss =
             |step: Option<&StepStats>| step.map_or("–".into(), |s| format!("{:.4}", s.loss));
-        let best = self.best().map_or("–".to_owned(), |best| {
-            format!("{:.4} after step {}", best.validation_loss, best.step)
-        });
+        let best = self.best().map_or("–".to_owned(), |best| best.to_string());
         vec![
             self.name.clone(),
             self.option("method"),
@@ -187,7 +192,7 @@ pub fn runs_page(runs: &[TrainingRun], command: &str) -> String {
     })
 }
 
-const LEGEND: &str = "The loss of a step is that before its update. Validation is the loss on the examples that are held out; the adapter with the lowest is kept. Tokens are those that go through the model, padding not among them. Memory is that of the process on the machine, not on a GPU.";
+const LEGEND: &str = "The loss of a step is that before its update. Validation is the loss on the examples that are held out; the adapter with the lowest is kept, or that with the best of another metric, if the run says so. Tokens are those that go through the model, padding not among them. Memory is that of the process on the machine, not on a GPU.";
 
 const HEADS: [&str; 10] = [
     "run",

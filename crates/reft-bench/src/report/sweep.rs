@@ -5,12 +5,13 @@ use reft_models::{write_json_in_order, write_text};
 use reft_report::{
     COLOURS, Heat, HeatMap, Spread, escape, figure, grouped, heat_map, page, seconds,
 };
+use reft_train::Metric;
 use serde::{Deserialize, Serialize};
 
 use crate::report::html::{LEGEND, capital};
 use crate::report::markdown::summary;
 use crate::report::table::{Cell, Row, Table, nothing, score, score_spread, short_score};
-use crate::{MethodReport, Metric, PointPlan, Report, Result, SweepAxis, SweepPlan};
+use crate::{MethodReport, PointPlan, Report, Result, SweepAxis, SweepPlan};
 
 /// What a sweep has come to: its `report.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

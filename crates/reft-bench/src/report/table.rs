@@ -2,7 +2,7 @@ use std::fmt::{Result, Write};
 
 use reft_report::{Bar, Spread, escape, short_share};
 
-use crate::Metric;
+use reft_train::Metric;
 
 /// A table of a report: the same cells in Markdown and on its page.
 pub(super) struct Table {

@@ -3,12 +3,11 @@
 use std::time::Instant;
 
 use reft_models::{AdapterStack, ContextLimit, Model, Row, TaskHead};
-use reft_train::{Example, Told, head_outputs};
+use reft_train::{Example, Metric, Told, head_outputs};
 use tch::Kind;
 
-use crate::tasks::measures::{accuracy, f1, matthews, mean_squared_error, pearson, spearman};
 use crate::tasks::score::examples;
-use crate::{EncodedQuestion, Metric, Result, Score, TaskConfig};
+use crate::{EncodedQuestion, Result, Score, TaskConfig};
 
 /// A model with its adapters and a head, to be measured on labelled rows.
 #[derive(Clone, Copy)]
@@ -108,6 +107,7 @@ impl HeadScorer<'_> {
             metric,
             value: *value,
             perplexity: None,
+            margin: None,
             questions: questions.len(),
             seconds: started.elapsed().as_secs_f64(),
             answers: score.told.iter().map(answer).collect(),
@@ -149,39 +149,20 @@ impl HeadScorer<'_> {
     }
 
     fn measures(&self, told: &[ToldOf]) -> Vec<(Metric, f64)> {
-        let (mut found, mut right) = (Vec::new(), Vec::new());
-        let (mut x, mut y) = (Vec::new(), Vec::new());
-        for own in told {
-            match *own {
-                ToldOf::Class { class, expected, .. } => {
-                    found.push(class);
-                    right.push(expected);
-                }
-                ToldOf::Number { score, expected } => {
-                    x.push(score);
-                    y.push(expected);
-                }
-                ToldOf::Rewards { chosen, rejected } => {
-                    found.push(usize::from(chosen > rejected));
-                    right.push(1);
-                    x.push(chosen);
-                    y.push(rejected);
-                }
-            }
-        }
-        let k = self.head.n_outputs() as usize;
-        match self.told {
-            Told::Class => vec![
-                (Metric::Accuracy, accuracy(&found, &right)),
-                (Metric::F1, f1(&found, &right, k)),
-                (Metric::Matthews, matthews(&found, &right, k)),
-            ],
-            Told::Number => vec![
-                (Metric::Pearson, pearson(&x, &y)),
-                (Metric::Spearman, spearman(&x, &y)),
-                (Metric::SquaredError, mean_squared_error(&x, &y)),
-            ],
-            Told::Reward => vec![(Metric::Accuracy, accuracy(&found, &right))],
+        let pairs: Vec<[f64; 2]> = told.iter().map(ToldOf::pair).collect();
+        let classes = self.head.n_outputs() as usize;
+        let measure = |&metric: &Metric| Some((metric, metric.of_told(&pairs, classes)?));
+        self.told.metrics().iter().filter_map(measure).collect()
+    }
+}
+
+impl ToldOf {
+    /// What was told, and what is right.
+    fn pair(&self) -> [f64; 2] {
+        match *self {
+            Self::Class { class, expected, .. } => [class as f64, expected as f64],
+            Self::Number { score, expected } => [score, expected],
+            Self::Rewards { chosen, rejected } => [f64::from(chosen > rejected), 1.0],
         }
     }
 }

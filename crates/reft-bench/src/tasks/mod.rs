@@ -3,7 +3,6 @@
 pub(crate) mod answer;
 pub(crate) mod head_score;
 pub(crate) mod likelihood;
-pub(crate) mod measures;
 pub(crate) mod question;
 pub(crate) mod score;
 pub(crate) mod task_config;

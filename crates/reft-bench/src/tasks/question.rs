@@ -3,7 +3,7 @@ use std::path::Path;
 
 use reft_models::{Row, read_text};
 use reft_train::{
-    ColumnNames, Content, Encoding, Example, Labels, Record, TextTemplate, Told, column,
+    ColumnNames, Content, Encoding, Example, Labels, Record, TextTemplate, column,
     read_labelled_rows, read_preferences, read_records,
 };
 
@@ -50,12 +50,10 @@ pub fn read_questions(
         };
         return Ok(read_records(path, columns)?.into_iter().map(question).collect());
     }
-    if let Some(told) = task.kind.told() {
-        let rows = match told {
-            Told::Reward => read_preferences(path, columns)?,
-            Told::Class | Told::Number => {
-                read_labelled_rows(path, task.columns.as_deref(), columns)?
-            }
+    if task.kind.told().is_some() || task.kind.has_pairs() {
+        let rows = match task.kind.has_pairs() {
+            true => read_preferences(path, columns)?,
+            false => read_labelled_rows(path, task.columns.as_deref(), columns)?,
         };
         let question = |mut record: Record| {
             record.id = format!("{} of {}", record.id, path.display());
@@ -238,8 +236,10 @@ pub fn encode_questions(
     let records: Vec<Record> = questions.iter().map(|question| question.record.clone()).collect();
     let examples = Encoding { max_length: usize::MAX, ..*encoding }.examples(&records)?;
     let encode = |(question, mut example): (&Question, Example)| {
-        if let Some(length) = task.length {
-            cut_completion(&mut example, length)?;
+        match task.length {
+            Some(length) if task.kind.has_pairs() => example.keep_labels(length),
+            Some(length) => cut_completion(&mut example, length)?,
+            None => {}
         }
         let choices = question.choices.iter().map(|choice| {
             let tokens = completion_tokens(question, choice, encoding)?;

@@ -3,13 +3,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use reft_models::{ContextLimit, Generated, GenerationConfig, Row, Tokenizer, generate};
-use reft_train::{Error as TrainError, Example, Learner};
+use reft_train::{Error as TrainError, Example, Learner, Metric};
 use serde::{Deserialize, Serialize};
 
 use crate::tasks::answer::{after_lead, arithmetic};
 use crate::tasks::likelihood::{best_next_tokens, log_probabilities};
 use crate::tasks::question::{EncodedQuestion, LEAD};
-use crate::{Error, Metric, Result, Scoring, TaskConfig, TaskKind};
+use crate::{Error, Result, Scoring, TaskConfig, TaskKind};
 
 /// How well a model does on a task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,6 +21,9 @@ pub struct Score {
     /// e to the loss, where the value is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub perplexity: Option<f64>,
+    /// Of pairs the mean of `log p(chosen) − log p(rejected)`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub margin: Option<f64>,
     /// Number of questions.
     pub questions: usize,
     /// Wall time.
@@ -69,7 +72,7 @@ pub(crate) fn check_context(
 fn generated_tokens(task: &TaskConfig, questions: &[EncodedQuestion]) -> Option<usize> {
     let usual = match (task.kind, task.scoring()) {
         (TaskKind::Arithmetic, _) => 512,
-        (TaskKind::Lm | TaskKind::Memorise, _) => return None,
+        (TaskKind::Lm | TaskKind::Memorise | TaskKind::Preference, _) => return None,
         (kind, _) if kind.told().is_some() => return None,
         (_, Scoring::LogProbability | Scoring::NextToken) => return None,
         (TaskKind::Commonsense, Scoring::ExactMatch) => 32,
@@ -96,7 +99,7 @@ impl Scorer<'_> {
         let context = ContextLimit::of(learner.model.description(), &learner.stack);
         check_context(self.task, questions, context)?;
         let started = Instant::now();
-        let mut perplexity = None;
+        let (mut perplexity, mut margin) = (None, None);
         let (value, answers) = match (self.task.kind, self.task.scoring()) {
             (TaskKind::Lm, _) => {
                 let report = learner.evaluate(&examples(questions), self.batch_size, None)?;
@@ -104,6 +107,13 @@ impl Scorer<'_> {
                 (report.loss, Vec::new())
             }
             (TaskKind::Memorise, _) => (self.recall(learner, questions)?, Vec::new()),
+            (TaskKind::Preference, _) => {
+                let margins = self.margins(learner, questions)?;
+                let n = margins.len() as f64;
+                margin = Some(margins.iter().sum::<f64>() / n);
+                let right = margins.iter().filter(|margin| **margin > 0.0).count();
+                (right as f64 / n, margins.iter().map(f64::to_string).collect())
+            }
             (TaskKind::Arithmetic, _) => {
                 let judge =
                     |reply: &str, question: &EncodedQuestion| arithmetic(reply, &question.answer);
@@ -129,10 +139,27 @@ impl Scorer<'_> {
             metric: self.task.metric(),
             value,
             perplexity,
+            margin,
             questions: questions.len(),
             seconds: started.elapsed().as_secs_f64(),
             answers,
         })
+    }
+
+    /// Of each pair `log p(chosen) − log p(rejected)`, summed over the replies' tokens.
+    fn margins(&self, learner: &Learner, questions: &[EncodedQuestion]) -> Result<Vec<f64>> {
+        let sequences = questions.iter().flat_map(|question| &question.example.sequences);
+        let rows: Vec<Row> = sequences.map(|sequence| sequence.row.clone()).collect();
+        let (model, stack) = (learner.model, &learner.stack);
+        let log_p = log_probabilities(model, stack, &rows, self.batch_size)?;
+        let margin = |(question, pair): (&EncodedQuestion, &[f64])| match pair[0] - pair[1] {
+            margin if margin.is_finite() => Ok(margin),
+            value => {
+                let ids = vec![question.example.id.clone()];
+                Err(TrainError::EvaluationNotFinite { value, ids }.into())
+            }
+        };
+        questions.iter().zip(log_p.chunks_exact(2)).map(margin).collect()
     }
 
     /// What stands before the answer in a reply.

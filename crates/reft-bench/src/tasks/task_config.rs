@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use reft_models::{ChatVars, Key, line_of, read_text, toml_error};
-use reft_train::{Template, TextTemplate, Told};
+use reft_train::{Metric, ObjectiveKind, Template, TextTemplate, Told};
 use serde::{Deserialize, Serialize};
 
 use crate::fields::with_field;
@@ -52,7 +52,7 @@ pub struct TaskConfig {
     /// `classification`, `regression`: what methods are compared by, of the things that are measured; by default accuracy and `pearson`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metric: Option<Metric>,
-    /// `memorise`: tokens of the completion, counted from its first; by default all, and the end token.
+    /// `memorise`, `preference`: tokens of the completion or of each reply, counted from the first; by default all, and the end token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub length: Option<usize>,
 }
@@ -76,6 +76,8 @@ pub enum TaskKind {
     Regression,
     /// Share of pairs in which a head gives the better reply the higher reward.
     Reward,
+    /// Share of pairs in which the chosen reply is the likelier one.
+    Preference,
 }
 
 /// How a choice is made.
@@ -94,64 +96,14 @@ reft_core::names!(Scoring, "scoring", reft_models::Error, {
     ExactMatch => "exact_match", LogProbability => "log_probability", NextToken => "next_token",
 });
 
-/// The number that a task comes to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Metric {
-    /// Share of right answers.
-    Accuracy,
-    /// Mean of −log p(target).
-    Loss,
-    /// Share of tokens that come back.
-    Recall,
-    /// Harmonic mean of precision and recall.
-    F1,
-    /// Matthews' correlation of classes.
-    Matthews,
-    /// Pearson's correlation of numbers.
-    Pearson,
-    /// Spearman's correlation of numbers.
-    Spearman,
-    /// Mean squared difference of numbers.
-    SquaredError,
-}
-
-reft_core::names!(Metric, "metric", reft_models::Error, {
-    Accuracy => "accuracy", Loss => "loss", Recall => "recall", F1 => "f1", Matthews => "matthews",
-    Pearson => "pearson", Spearman => "spearman", SquaredError => "mean_squared_error",
-});
-
-impl Metric {
-    /// Whether more is better.
-    pub fn higher_is_better(self) -> bool {
-        !matches!(self, Self::Loss | Self::SquaredError)
-    }
-
-    /// Whether it is a share, which people read in percent.
-    pub fn is_share(self) -> bool {
-        matches!(self, Self::Accuracy | Self::Recall | Self::F1)
-    }
-
-    /// What it is called in tables.
-    pub fn title(self) -> &'static str {
-        match self {
-            Self::F1 => "F1",
-            Self::Matthews => "Matthews",
-            Self::Pearson => "Pearson",
-            Self::Spearman => "Spearman",
-            Self::SquaredError => "squared error",
-            Self::Accuracy | Self::Loss | Self::Recall => self.name(),
-        }
-    }
-}
-
 reft_core::names!(TaskKind, "type of task", reft_models::Error, {
     Choice => "choice", Commonsense => "commonsense", Arithmetic => "arithmetic", Lm => "lm",
-    Memorise => "memorise", Classification => "classification", Regression => "regression", Reward => "reward",
+    Memorise => "memorise", Classification => "classification", Regression => "regression", Reward => "reward", Preference => "preference",
 });
 
 impl TaskKind {
     /// The tasks that need no file of their own.
-    pub const BUILT_IN: [Self; 7] = [
+    pub const BUILT_IN: [Self; 8] = [
         Self::Commonsense,
         Self::Arithmetic,
         Self::Lm,
@@ -159,28 +111,26 @@ impl TaskKind {
         Self::Classification,
         Self::Regression,
         Self::Reward,
+        Self::Preference,
     ];
 
-    /// What a head tells, if the task is one for a head.
+    /// What a head tells, if the task is one for a head: such a task is called as the objective that trains the head.
     pub fn told(self) -> Option<Told> {
-        match self {
-            Self::Classification => Some(Told::Class),
-            Self::Regression => Some(Told::Number),
-            Self::Reward => Some(Told::Reward),
-            _ => None,
-        }
+        self.name().parse().ok().and_then(ObjectiveKind::told)
+    }
+
+    /// Whether its rows are pairs of replies, of which one was chosen.
+    pub fn has_pairs(self) -> bool {
+        matches!(self, Self::Reward | Self::Preference)
     }
 
     /// What is measured: what methods are compared by, and what may be in its place.
     pub fn metrics(self) -> &'static [Metric] {
-        match self {
-            Self::Classification => &[Metric::Accuracy, Metric::F1, Metric::Matthews],
-            Self::Regression => &[Metric::Pearson, Metric::Spearman, Metric::SquaredError],
-            Self::Choice | Self::Commonsense | Self::Arithmetic | Self::Reward => {
-                &[Metric::Accuracy]
-            }
-            Self::Lm => &[Metric::Loss],
-            Self::Memorise => &[Metric::Recall],
+        match (self, self.told()) {
+            (_, Some(told)) => told.metrics(),
+            (Self::Lm, _) => &[Metric::Loss],
+            (Self::Memorise, _) => &[Metric::Recall],
+            _ => &[Metric::Accuracy],
         }
     }
 
@@ -251,7 +201,9 @@ impl TaskConfig {
     fn check(&self) -> Result<(), (&'static str, String)> {
         let is_choice = self.kind == TaskKind::Choice;
         let is_told = self.kind.told().is_some();
-        let has_rows = !is_told && !matches!(self.kind, TaskKind::Lm | TaskKind::Memorise);
+        let has_pairs = self.kind.has_pairs();
+        let has_rows =
+            !is_told && !has_pairs && !matches!(self.kind, TaskKind::Lm | TaskKind::Memorise);
         let is_text = self.kind == TaskKind::Memorise;
         let has_choices = matches!(self.kind, TaskKind::Choice | TaskKind::Commonsense);
         let given = [
@@ -262,8 +214,8 @@ impl TaskConfig {
             ("answer", self.answer.is_some(), has_rows),
             ("columns", self.columns.is_some(), has_rows || is_told),
             ("max_new_tokens", self.max_new_tokens.is_some(), has_rows),
-            ("length", self.length.is_some(), is_text),
-            ("learn_prompt", self.learn_prompt, !is_told),
+            ("length", self.length.is_some(), is_text || self.kind == TaskKind::Preference),
+            ("learn_prompt", self.learn_prompt, !is_told && !has_pairs),
         ];
         if let Some((field, ..)) = given.iter().find(|(_, given, belongs)| *given && !belongs) {
             return Err((field, format!("a task of this type has no {field}; remove it")));

@@ -1,6 +1,7 @@
 //! Methods beside each other by a head on them.
 
-use reft_bench::{CompareConfig, Metric};
+use reft_bench::CompareConfig;
+use reft_train::Metric;
 
 use crate::run::compare;
 use crate::tiny_model::{Bench, TestResult};

@@ -36,7 +36,8 @@ fn a_divergence_is_a_part_of_every_methods_loss() -> TestResult {
 fn what_is_no_objective_of_a_comparison_is_refused() -> TestResult {
     let bench = Bench::new()?;
     for (objective, words) in [
-        ("[objective]\nobjective = \"dpo\"\n", "follows from the task"),
+        ("[objective]\nobjective = \"reward\"\n", "follows from the task"),
+        ("[objective]\nobjective = \"dpo\"\nreference = \"start\"\n", "reference is start"),
         ("[objective]\nkl_weight = 0.0\n", "kl_weight"),
         ("[objective]\nkl_top_k = 3\n", "kl_top_k"),
         ("replay = \"replay.jsonl\"\n", "without kl_weight"),

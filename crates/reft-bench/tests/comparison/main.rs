@@ -2,6 +2,7 @@
 
 mod heads;
 mod keeping;
+mod pairs;
 mod recipes;
 mod refused;
 mod run;

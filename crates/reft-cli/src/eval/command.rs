@@ -4,11 +4,11 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use reft_bench::{Metric, Scorer, TaskConfig, TaskKind, encode_questions, read_questions};
+use reft_bench::{Scorer, TaskConfig, TaskKind, encode_questions, read_questions};
 use reft_models::{AdapterStack, ChatOptions, ContextLimit, Model};
 use reft_train::{
-    ColumnNames, ColumnOptions, Encoding, Learner, LossReport, NextToken, Record, Template,
-    TurnOptions, Turns, read_records,
+    ColumnNames, ColumnOptions, Encoding, Example, KeepingClose, Learner, LossReport, Metric,
+    NextToken, Objective, Part, Record, Template, TurnOptions, Turns, read_records,
 };
 use serde_json::json;
 
@@ -22,7 +22,8 @@ use crate::terminal::{duration, grouped, output};
 /// Task `lm`: loss, the mean of −log p over the completions' tokens and end tokens, and perplexity, e to the loss. `commonsense` and
 /// `arithmetic`: accuracy on rows of LLM-Adapters, of what is generated. `memorise`: share of the completions' tokens that come back
 /// before the first wrong one. `classification`, `regression` and `reward`: what the head of an adapter tells of labelled texts or pairs:
-/// accuracy, F1 and Matthews' correlation, or Pearson's and Spearman's. A TOML file describes any other task: a prompt with {columns}, label
+/// accuracy, F1 and Matthews' correlation, or Pearson's and Spearman's. `preference`: share of pairs in which the chosen reply is the likelier
+/// one. A TOML file describes any other task: a prompt with {columns}, label
 /// words, how answers are scored.
 #[derive(Debug, Args)]
 #[command(
@@ -32,7 +33,7 @@ use crate::terminal::{duration, grouped, output};
   reft eval --model models/SmolLM2-135M-Instruct --task recipes/tasks/sst2.toml --data data/sst2/test.tsv"
 )]
 pub struct EvalArgs {
-    /// What is measured: lm, commonsense, arithmetic, memorise, classification, regression, reward, or a TOML file that describes a task
+    /// What is measured: lm, commonsense, arithmetic, memorise, classification, regression, reward, preference, or a TOML file that describes a task
     #[arg(long, value_name = "NAME", value_parser = task_name)]
     task: PathBuf,
     /// Examples, as `reft train` takes them; for other tasks than lm and memorise with the task's columns; several times for several files
@@ -56,7 +57,7 @@ pub struct EvalArgs {
     /// Examples computed at once
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub(super) batch_size: usize,
-    /// Measure the model without its adapters too, and print both
+    /// Measure the model without its adapters too, and print both; of lm and preference also the divergence from it
     #[arg(long)]
     pub(super) compare_base: bool,
     /// Tasks of a head: write what it tells of each row into this file, a line of JSON each
@@ -166,8 +167,12 @@ fn answers(args: &EvalArgs, task: &TaskConfig) -> Result<()> {
         "seconds": score.seconds,
         "answers": score.answers,
     });
+    if let Some(margin) = score.margin {
+        json["margin"] = json!(margin);
+    }
     let on = format!("{} questions", grouped(score.questions as i64));
     let mut rows = vec![(metric.name(), text(score.value))];
+    rows.extend(score.margin.map(|margin| ("margin", format!("{margin:.4}"))));
     if let Some(base) = base {
         json["base"] = json!({ metric.name(): base.value, "answers": base.answers });
         rows.push(("base model", text(base.value)));
@@ -176,6 +181,21 @@ fn answers(args: &EvalArgs, task: &TaskConfig) -> Result<()> {
             _ => format!("{:+.2} points", 100.0 * (score.value - base.value)),
         };
         rows.push(("difference", points));
+        if let Some(margin) = base.margin {
+            json["base"]["margin"] = json!(margin);
+            rows.push(("margin of the base model", format!("{margin:.4}")));
+            let keeping = divergence();
+            let examples: Vec<Example> =
+                questions.iter().map(|question| question.example.clone()).collect();
+            let report = Learner::new(&model.decoder, &model.stack()?, &keeping).evaluate(
+                &examples,
+                args.batch_size,
+                None,
+            )?;
+            let kl = report.measured[KL];
+            json[KL] = json!(kl);
+            rows.push((KL, format!("{kl:.4}")));
+        }
     }
     rows.extend([("on", on), ("time", duration(score.seconds))]);
     output::result(args.json, &json, || output::table(&rows))
@@ -197,6 +217,14 @@ fn encoding<'a>(
 fn names(files: &[PathBuf]) -> String {
     let names: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
     names.join(", ")
+}
+
+/// The name of the divergence from the frozen model.
+const KL: &str = "kl";
+
+/// The next token, and beside it the divergence from the frozen model over the whole vocabulary.
+fn divergence() -> KeepingClose<'static> {
+    KeepingClose::new(&NextToken, 1.0, 0, Part::Task)
 }
 
 fn lm(args: &EvalArgs) -> Result<()> {
@@ -223,12 +251,15 @@ fn lm(args: &EvalArgs) -> Result<()> {
     }
     let started = Instant::now();
     let base = args.compare_base.then(|| model.base()).transpose()?;
-    let measure = |stack: &AdapterStack| {
-        let learner = Learner::new(&model.decoder, stack, &NextToken);
-        learner.evaluate(&examples, args.batch_size, None)
+    let measure = |stack: &AdapterStack, objective: &dyn Objective| {
+        Learner::new(&model.decoder, stack, objective).evaluate(&examples, args.batch_size, None)
     };
-    let LossReport { loss, perplexity, target_tokens } = measure(&stack)?;
-    let base = base.map(|base| measure(&base)).transpose()?;
+    let (next, keeping) = (NextToken, divergence());
+    let beside: &dyn Objective = if base.is_some() { &keeping } else { &next };
+    let LossReport { target_tokens, measured, .. } = measure(&stack, beside)?;
+    let loss = measured[NextToken.name()];
+    let perplexity = loss.exp();
+    let base = base.map(|base| measure(&base, &next)).transpose()?;
     let (n, seconds) = (examples.len(), started.elapsed().as_secs_f64());
     let mut json = json!({
         "task": "lm",
@@ -243,6 +274,9 @@ fn lm(args: &EvalArgs) -> Result<()> {
         json["base"] = json!({ "loss": base.loss, "perplexity": base.perplexity });
         rows.push(("base model", format!("{:.4}, perplexity {:.4}", base.loss, base.perplexity)));
         rows.push(("difference", format!("{:+.4}", loss - base.loss)));
+        let kl = measured[KL];
+        json[KL] = json!(kl);
+        rows.push((KL, format!("{kl:.4} nats per token, from the base model")));
     }
     rows.extend([
         ("on", format!("{} target tokens of {n} examples", grouped(target_tokens))),

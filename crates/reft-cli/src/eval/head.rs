@@ -2,10 +2,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use reft_bench::{HeadScorer, Metric, TaskConfig, ToldOf};
+use reft_bench::{HeadScorer, TaskConfig, ToldOf};
 use reft_models::{Model as _, TaskHead, Weights, write_text};
 use reft_train::{
-    Encoding, Example, HeadObjective, Labels, Record, Told, Turns, read_labelled_rows,
+    Encoding, Example, HeadObjective, Labels, Metric, Record, Told, Turns, read_labelled_rows,
     read_preferences,
 };
 use serde_json::{Value, json};

@@ -113,7 +113,12 @@ impl Progress for TrainProgress {
     }
 
     fn validated(&mut self, stats: &ValidationStats) {
-        self.say(&format!("step {}: validation loss {:.4}", stats.step, stats.validation_loss));
+        let measured = stats.measured.iter().map(|(name, value)| format!(", {name} {value:.4}"));
+        let (step, loss) = (stats.step, stats.validation_loss);
+        self.say(&format!(
+            "step {step}: validation loss {loss:.4}{}",
+            measured.collect::<String>()
+        ));
     }
 
     fn checkpoint_saved(&mut self, step: usize, path: &Path) {

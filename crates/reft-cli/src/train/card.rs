@@ -71,9 +71,7 @@ impl Card<'_> {
         writeln!(out, "| | |\n| --- | --- |")?;
         let (train, held_out) = self.examples;
         let last = run.steps.last();
-        let best = run.best().map(|best| {
-            format!("{:.4} after step {}, which is kept", best.validation_loss, best.step)
-        });
+        let best = run.best().map(|best| format!("{best}, which is kept"));
         let rows = [
             ("layers", option("layers")),
             ("positions", option("positions")),
@@ -95,7 +93,7 @@ impl Card<'_> {
                     .zip(last)
                     .map(|(first, last)| format!("{:.4} → {:.4}", first.loss, last.loss)),
             ),
-            ("validation loss", best),
+            ("validation", best),
             ("trained with", Some(format!("reft {}", env!("CARGO_PKG_VERSION")))),
         ];
         for (name, value) in rows {

@@ -6,7 +6,7 @@ use reft_bench::Error;
 use reft_methods::{adapter_bytes, trained_text};
 use reft_models::{AdapterStack, ChatOptions, DirectoryLock, Model, TrainedText, weights_digest};
 use reft_train::{
-    ColumnOptions, Dataset, Encoding, Example, KeepingClose, Learner, Listeners, NextToken,
+    ColumnOptions, Dataset, Encoding, Example, KeepingClose, Learner, Listeners, Metric, NextToken,
     Objective, ObjectiveOptions, Outcome, Part, Plan, Preference, Progress, Record, Summary,
     Template, Trainer, TurnOptions, WEIGHTS_DIGEST,
 };
@@ -17,7 +17,7 @@ use crate::machine::{DeviceChoice, KindChoice, MachineOptions};
 use crate::model::{
     Framing, ModelText, adapter_directory, examples, model_name, open_config, open_decoder,
 };
-use crate::options::Flags;
+use crate::options::{Flags, in_flags};
 use crate::terminal::{
     TrainProgress, bytes, counted, duration, grouped, note, output, share, stop_flag,
 };
@@ -97,6 +97,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     }
     let columns: ColumnOptions = part(&given)?;
     let kind = objective_options.objective;
+    Metric::check_best(config.best, kind.metrics(), kind.name()).map_err(in_flags)?;
     let read_rows = kind.reader();
     let sources = data.read(columns.columns.as_ref(), read_rows)?;
     let (path, shape) = open_config(&model)?;
@@ -149,9 +150,14 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         let records = read_rows(file, columns.columns.as_ref())?;
         dataset.validation = examples_of(&records, file)?;
     }
-    if let (Some(patience), true) = (config.patience, dataset.validation.is_empty()) {
+    let asked = [
+        ("patience", config.patience.map(|patience| patience.to_string())),
+        ("best", config.best.map(|metric| metric.to_string())),
+    ];
+    let asked = asked.into_iter().find_map(|(flag, asked)| Some((flag, asked?)));
+    if let (Some((flag, asked)), true) = (asked, dataset.validation.is_empty()) {
         bail!(
-            "--patience is {patience}, and no examples are held out; hold some out with --validation, or name a file of them with --validation-data"
+            "--{flag} is {asked}, and no examples are held out; hold some out with --validation, or name a file of them with --validation-data"
         );
     }
     let base_model = model_name(&model, &path);
@@ -395,8 +401,7 @@ fn rows(
         rows.push(("loss", format!("all of {} {said}", counted(summary.steps, "step"))));
     }
     if let Some(best) = summary.best {
-        let text = format!("{:.4} after step {}, which is kept", best.validation_loss, best.step);
-        rows.push(("validation", text));
+        rows.push(("validation", format!("{best}, which is kept")));
     }
     if let Some(plan) = &progress.plan {
         rows.push(("trainable", share(plan.of_adapters() as i64, plan.total as i64)));

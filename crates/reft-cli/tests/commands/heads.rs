@@ -274,6 +274,53 @@ fn heads_are_measured_and_their_predictions_written() -> Result {
     Ok(())
 }
 
+/// What is noted of validations by another metric is what `reft eval` measures of the adapter that is kept.
+#[test]
+fn the_best_adapter_is_chosen_by_the_metric_that_is_asked_for() -> Result {
+    let dir = tempfile::tempdir()?;
+    let [jsonl, _, numbers] = labelled(dir.path())?;
+    let bert = oracle("encoders/bert");
+    for (task, data, metric) in
+        [("classification", &jsonl, "matthews"), ("regression", &numbers, "spearman")]
+    {
+        let (output, held_out) = (dir.path().join(task), data.to_string_lossy());
+        let asked = ["--objective", task, "--method", "lora", "--rank", "2", "--lr", "2e-2"];
+        let more = ["--validation-data", &held_out, "--best", metric, "--max-steps", "8"];
+        let trained = train(&bert, data, &output, &[&asked[..], &more, &["--json"]].concat())?;
+        let best = &serde_json::from_str::<Value>(&trained.stdout)?["best"];
+        assert_eq!(best["chosen_by"][0], metric, "{best}");
+        let text = fs::read_to_string(output.join("metrics.jsonl"))?;
+        let rows: Vec<Value> =
+            text.lines().map(serde_json::from_str).collect::<std::result::Result<_, _>>()?;
+        let validations: Vec<&Value> =
+            rows.iter().filter(|row| row.get("validation_loss").is_some()).collect();
+        let of = |row: &Value| row["measured"][metric].as_f64().unwrap_or(f64::NAN);
+        let highest = validations[1..].iter().map(|row| of(row)).fold(f64::MIN, f64::max);
+        assert_eq!(best["chosen_by"][1], highest);
+        let kept = validations.iter().rfind(|row| row["is_best"] == true).ok_or("none is kept")?;
+        assert_eq!((of(kept), &kept["step"]), (highest, &best["step"]));
+        let (said, _) = eval(task, &bert, &output, data)?;
+        for (name, value) in kept["measured"].as_object().ok_or("nothing was measured")? {
+            let found = said[name].as_f64().unwrap_or_else(|| value.as_f64().unwrap_or(0.0)); // the loss
+            let value = value.as_f64().ok_or("no number")?;
+            assert!((found - value).abs() < 1e-6, "{task} {name}: {found} {value}"); // f32
+        }
+        let page = fs::read_to_string(output.join("report.html"))?;
+        let step = &best["step"];
+        assert!(page.contains(&format!("{highest:.4} after step {step}")), "{step} {highest}");
+    }
+    for (more, words) in [
+        (["--best", "pearson", "--validation", "2"], "pearson beside objective classification"),
+        (["--best", "f1", "--validation", "0"], "--best is f1, and no examples are held out"),
+        (["--best", "bleu", "--validation", "2"], "unknown metric"),
+    ] {
+        let asked = [&CLASSES[..], &more].concat();
+        let refused = run(arguments(&bert, &jsonl, &dir.path().join("never"), &asked))?;
+        assert!(refused.code != Some(0) && refused.stderr.contains(words), "{}", refused.stderr);
+    }
+    Ok(())
+}
+
 #[test]
 fn what_no_head_can_tell_is_refused() -> Result {
     let dir = tempfile::tempdir()?;

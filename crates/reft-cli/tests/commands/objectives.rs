@@ -66,6 +66,90 @@ fn preferences_are_learned_by_every_objective_from_every_shape() -> Result {
     Ok(())
 }
 
+/// The margin of SimPO at β 1 is that of the replies' log-probabilities, per token: of replies of one token the task's.
+#[test]
+fn pairs_are_measured_as_they_are_trained() -> Result {
+    let dir = tempfile::tempdir()?;
+    let model = chat_model(dir.path(), PLAIN)?;
+    let [jsonl, _] = preferences(dir.path())?;
+    let (output, pairs) = (dir.path().join("run"), jsonl.to_string_lossy());
+    let asked = ["--objective", "simpo", "--beta", "1", "--response-tokens", "1"];
+    let more =
+        ["--validation-data", &pairs, "--max-steps", "6", "--kl-weight", "1e-9", "--kl-top-k", "0"];
+    let trained = train(&model, &jsonl, &output, &[&asked[..], &more].concat())?;
+    assert_eq!(trained.code, Some(0), "{}", trained.stderr);
+    let rows = fs::read_to_string(output.join("metrics.jsonl"))?;
+    let rows = rows.lines().map(serde_json::from_str::<Value>);
+    let rows = rows.collect::<std::result::Result<Vec<_>, _>>()?;
+    let measured = |row: &Value| Some(row.get("measured")?.clone());
+    let start = rows.iter().find_map(measured).ok_or("no validation")?;
+    let end = rows.iter().rfind(|row| row["is_best"] == true).and_then(measured);
+    let end = end.ok_or("no adapter was kept")?;
+    let task = dir.path().join("pairs.toml");
+    fs::write(&task, "type = \"preference\"\nlength = 1\n")?;
+    let eval = |task: &str| -> Result<Value> {
+        let args =
+            args!["eval", "--task", task, "--model", model, "--adapter", output, "--data", jsonl];
+        let said = succeed([args, args!["--compare-base", "--threads", "1", "--json"]].concat())?;
+        Ok(serde_json::from_str(&said.stdout)?)
+    };
+    let said = eval(&task.to_string_lossy())?;
+    let close = |what: &str, found: &Value, expected: &Value| {
+        let (found, expected) = (found.as_f64(), expected.as_f64());
+        let difference = found.zip(expected).map(|(a, b)| (a - b).abs());
+        assert!(difference.is_some_and(|d| d < 1e-5), "{what}: {found:?} {expected:?}"); // f32
+    };
+    close("margin", &said["margin"], &end["margin"]);
+    close("margin of the base model", &said["base"]["margin"], &start["margin"]);
+    close("accuracy", &said["accuracy"], &end["accuracy"]);
+    close("base model", &said["base"]["accuracy"], &start["accuracy"]);
+    close("kl", &said["kl"], &end["kl"]);
+    assert!(end["kl"].as_f64() > Some(1e-3) && said["questions"] == 3, "no power: {end}");
+    let whole = eval("preference")?; // with the end tokens
+    assert!(
+        whole["margin"] != said["margin"]
+            && whole["answers"].as_array().is_some_and(|a| a.len() == 3)
+    );
+    Ok(())
+}
+
+/// The loss beside the base model is the loss alone, and the divergence that of a run that is held to it.
+#[test]
+fn the_divergence_from_the_base_model_is_measured_beside_the_loss() -> Result {
+    let dir = tempfile::tempdir()?;
+    let model = chat_model(dir.path(), PLAIN)?;
+    let data = dir.path().join("questions.csv");
+    fs::write(&data, "question,answer\na b,c d\nsay d,e\n")?;
+    let (output, file) = (dir.path().join("run"), data.to_string_lossy());
+    let more =
+        ["--validation-data", &file, "--max-steps", "6", "--kl-weight", "1e-9", "--kl-top-k", "0"];
+    let trained = train(&model, &data, &output, &more)?;
+    assert_eq!(trained.code, Some(0), "{}", trained.stderr);
+    let rows = fs::read_to_string(output.join("metrics.jsonl"))?;
+    let rows = rows.lines().map(serde_json::from_str::<Value>);
+    let rows = rows.collect::<std::result::Result<Vec<_>, _>>()?;
+    let kept = rows.iter().rfind(|row| row["is_best"] == true).ok_or("none")?;
+    let eval = |more: &[&str]| -> Result<Value> {
+        let args =
+            args!["eval", "--task", "lm", "--model", model, "--adapter", output, "--data", data];
+        let said = succeed(
+            args.into_iter()
+                .chain(args!["--threads", "1", "--json"])
+                .chain(more.iter().map(Into::into)),
+        )?;
+        Ok(serde_json::from_str(&said.stdout)?)
+    };
+    let (alone, beside) = (eval(&[])?, eval(&["--compare-base"])?);
+    assert_eq!((&alone["loss"], &alone["perplexity"]), (&beside["loss"], &beside["perplexity"]));
+    assert!(alone.get("kl").is_none());
+    let kl = |value: &Value| value["kl"].as_f64().unwrap_or(f64::NAN);
+    assert!(
+        (kl(&beside) - kl(&kept["measured"])).abs() < 1e-5 && kl(&beside) > 1e-3,
+        "{beside} {kept}"
+    ); // f32
+    Ok(())
+}
+
 #[test]
 fn the_recipe_of_preferences_is_a_run() -> Result {
     let dir = tempfile::tempdir()?;

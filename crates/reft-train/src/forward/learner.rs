@@ -8,8 +8,8 @@ use tch::Tensor;
 use crate::forward::checkpointed_pass::CheckpointedPass;
 use crate::forward::pass::Pass;
 use crate::{
-    Batch, Error, Example, Forwards, FrozenStore, Needed, Objective, Processes, Ready, ReadyBatch,
-    Reference, Result, Sequence, Share,
+    Batch, Error, Example, Forwards, FrozenStore, Metric, Needed, Objective, Processes, Ready,
+    ReadyBatch, Reference, Result, Sequence, Share,
 };
 
 /// A frozen model, the adapters it is used with, and what they are to learn: what is trained and evaluated.
@@ -24,7 +24,7 @@ pub struct Learner<'a> {
 }
 
 /// How well a model does on some examples.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LossReport {
     /// The objective's loss; of next tokens the mean of `−log p(target)` over the target tokens.
     pub loss: f64,
@@ -32,6 +32,9 @@ pub struct LossReport {
     pub perplexity: f64,
     /// Number of target tokens.
     pub target_tokens: i64,
+    /// The mean of each term of the loss, before its weight, of what is measured beside it, and the objective's metrics, by name.
+    #[serde(skip)]
+    pub measured: BTreeMap<String, f64>,
 }
 
 impl<'a> Learner<'a> {
@@ -110,17 +113,38 @@ impl<'a> Learner<'a> {
     ) -> Result<LossReport> {
         self.check_lengths(examples)?;
         self.check(examples)?;
-        let terms = self.objective.terms().len();
+        let terms = self.objective.terms();
         let own = self.own_sums(examples, batch_size, frozen, processes.share);
-        let mut sums = processes.sums_of(own, 2 * terms + 1, 0)?;
+        let told = if self.measures_told() { 2 * examples.len() } else { 0 };
+        let mut sums = processes.sums_of(own, 2 * terms.len() + 1 + told, 0)?;
+        let told = sums.split_off(sums.len() - told);
         let target_tokens = sums.pop().unwrap_or_default() as i64;
-        let counts = sums.split_off(terms);
+        let counts = sums.split_off(terms.len());
         let means = sums.iter().zip(self.divisors(&counts)).map(|(sum, n)| sum / n);
-        let loss = self.loss_of(&means.collect::<Vec<_>>());
-        Ok(LossReport { loss, perplexity: loss.exp(), target_tokens })
+        let means: Vec<f64> = means.collect();
+        let loss = self.loss_of(&means);
+        let named = terms.iter().zip(&means).map(|(term, mean)| (term.name.to_owned(), *mean));
+        let mut measured: BTreeMap<String, f64> = named.collect();
+        if !told.is_empty() {
+            let pairs: Vec<[f64; 2]> = told.chunks_exact(2).map(|own| [own[0], own[1]]).collect();
+            let classes = self.objective.classes();
+            let metrics = self.objective.metrics().iter();
+            let of_told =
+                |metric: &Metric| Some((metric.to_string(), metric.of_told(&pairs, classes)?));
+            measured.extend(metrics.filter_map(of_told));
+        }
+        Ok(LossReport { loss, perplexity: loss.exp(), target_tokens, measured })
     }
 
-    /// Of a process's batches the sum of each term, its count, and the number of target tokens.
+    /// Whether one of the objective's metrics is made of what is told, and is no term of its loss.
+    fn measures_told(&self) -> bool {
+        let is_term =
+            |metric: &Metric| self.objective.terms().iter().any(|term| term.name == metric.name());
+        !self.objective.metrics().iter().all(is_term)
+    }
+
+    /// Of a process's batches the sum of each term, its count, the number of target tokens, and what is told of each example and is right;
+    /// 0 for those of other processes.
     fn own_sums(
         &self,
         examples: &[Example],
@@ -132,11 +156,16 @@ impl<'a> Learner<'a> {
         sorted.sort_by_key(|example| std::cmp::Reverse(example.length()));
         let terms = self.objective.terms().len();
         let (mut sums, mut counts, mut target_tokens) = (vec![0.0; terms], vec![0.0; terms], 0);
+        let measures_told = self.measures_told();
+        let mut told = vec![0.0; if measures_told { 2 * examples.len() } else { 0 }];
         let _guard = tch::no_grad_guard();
-        let batches = sorted.chunks(batch_size.max(1));
-        for examples in batches.skip(share.rank()).step_by(share.world()) {
+        let batch_size = batch_size.max(1);
+        let batches = sorted.chunks(batch_size).enumerate();
+        for (i, examples) in batches.skip(share.rank()).step_by(share.world()) {
             let batch = self.batch(examples.iter().copied())?;
-            let found = self.sums(&batch, Mode::Eval, frozen.as_deref_mut())?;
+            let ready = self.ready(&batch, frozen.as_deref_mut())?;
+            let (forwards, _) = self.forwards(&batch, &ready, Mode::Eval, None)?;
+            let found = self.objective.sums(&forwards)?;
             let found: Vec<f64> = found.iter().map(|sum| sum.double_value(&[])).collect(); // sync
             if let Some(&value) = found.iter().find(|sum| !sum.is_finite()) {
                 let ids = examples.iter().map(|example| example.id.clone()).collect();
@@ -145,9 +174,15 @@ impl<'a> Learner<'a> {
             add(&mut sums, &found);
             add(&mut counts, &self.objective.counts(&batch));
             target_tokens += batch.n_targets();
+            if measures_told {
+                let own = self.objective.told(&forwards)?.concat();
+                let first = 2 * i * batch_size;
+                told[first..first + own.len()].copy_from_slice(&own);
+            }
         }
         sums.extend(counts);
         sums.push(target_tokens as f64);
+        sums.extend(told);
         Ok(sums)
     }
 
@@ -299,6 +334,18 @@ impl<'a> Learner<'a> {
         mode: Mode,
         by_block: Option<u64>,
     ) -> Result<(Vec<Tensor>, Vec<CheckpointedPass<'p>>)> {
+        let (forwards, passes) = self.forwards(batch, ready, mode, by_block)?;
+        Ok((self.objective.sums(&forwards)?, passes))
+    }
+
+    /// The forwards of a batch, and those of them that are still to be differentiated.
+    fn forwards<'p>(
+        &'p self,
+        batch: &'p Batch,
+        ready: &'p Ready,
+        mode: Mode,
+        by_block: Option<u64>,
+    ) -> Result<(Forwards<'p>, Vec<CheckpointedPass<'p>>)> {
         let Ready { forwards, references } = ready;
         let (mut outputs, mut passes) = (Vec::with_capacity(forwards.len()), Vec::new());
         for (i, ready) in forwards.iter().enumerate() {
@@ -313,14 +360,7 @@ impl<'a> Learner<'a> {
                 }
             }
         }
-        let sums = self.objective.sums(&Forwards {
-            model: self.model,
-            mode,
-            batch,
-            outputs,
-            references,
-        })?;
-        Ok((sums, passes))
+        Ok((Forwards { model: self.model, mode, batch, outputs, references }, passes))
     }
 
     /// What the adapters at a strength leave of a row to the frozen model, if `first_wanted` is the first of its tokens whose final

@@ -5,7 +5,7 @@ use reft_models::{TaskHead, TokenAt};
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
-use crate::{Batch, Error, Forwards, Objective, Result, Sequence, Term};
+use crate::{Batch, Error, Forwards, Metric, Objective, Result, Sequence, Term};
 
 /// What a head learns to tell of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +16,17 @@ pub enum Told {
     Number,
     /// How good a reply is, from pairs of which the first is the better one.
     Reward,
+}
+
+impl Told {
+    /// What is measured of it, the usual metric first.
+    pub fn metrics(self) -> &'static [Metric] {
+        match self {
+            Self::Class => &[Metric::Accuracy, Metric::F1, Metric::Matthews],
+            Self::Number => &[Metric::Pearson, Metric::Spearman, Metric::SquaredError],
+            Self::Reward => &[Metric::Accuracy],
+        }
+    }
 }
 
 /// A head on a model, trained beside the model's adapters: what transformers' `…ForSequenceClassification` learns, and TRL's reward
@@ -70,6 +81,17 @@ impl HeadObjective {
             }
             Told::Class | Told::Number => batch.rows.iter().map(|rows| rows.start).collect(),
         }
+    }
+
+    /// The head's outputs of a batch: `[n, k]`, of pairs `[2 n, 1]`.
+    fn outputs(&self, forwards: &Forwards) -> Tensor {
+        let batch = forwards.batch;
+        let at = |row: usize| {
+            let n = batch.layout.rows()[row].input_ids.len();
+            TokenAt { row, token: self.head.token(n) }
+        };
+        let tokens: Vec<TokenAt> = self.rows(batch).into_iter().map(at).collect();
+        self.head.outputs(&forwards.outputs[0].at(&tokens))
     }
 
     /// What a batch's examples are to be told as: class or number, `[n]`.
@@ -139,14 +161,29 @@ impl Objective for HeadObjective {
         vec![batch.rows.len() as f64; self.terms().len()]
     }
 
+    fn metrics(&self) -> &[Metric] {
+        self.told.metrics()
+    }
+
+    fn told(&self, forwards: &Forwards) -> Result<Vec<[f64; 2]>> {
+        let outputs = self.outputs(forwards);
+        let told = match self.told {
+            Told::Class => outputs.argmax(-1, false),
+            Told::Number => outputs.squeeze_dim(-1),
+            Told::Reward => return Ok(Vec::new()), // its metric is a term
+        };
+        let told: Vec<f64> = told.to_kind(Kind::Double).try_into()?; // sync
+        let right: Vec<f64> = self.values(forwards.batch)?.try_into()?;
+        Ok(told.into_iter().zip(right).map(|(told, right)| [told, right]).collect())
+    }
+
+    fn classes(&self) -> usize {
+        if self.told == Told::Class { self.head.n_outputs() as usize } else { 0 }
+    }
+
     fn sums(&self, forwards: &Forwards) -> Result<Vec<Tensor>> {
         let batch = forwards.batch;
-        let at = |row: usize| {
-            let n = batch.layout.rows()[row].input_ids.len();
-            TokenAt { row, token: self.head.token(n) }
-        };
-        let tokens: Vec<TokenAt> = self.rows(batch).into_iter().map(at).collect();
-        let outputs = self.head.outputs(&forwards.outputs[0].at(&tokens)); // [n, k]; of pairs [2 n, 1]
+        let outputs = self.outputs(forwards); // [n, k]; of pairs [2 n, 1]
         let share = |is_right: Tensor| is_right.to_kind(Kind::Float).sum(Kind::Float);
         Ok(match self.told {
             Told::Class => {

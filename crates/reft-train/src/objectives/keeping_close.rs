@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
 use crate::{
-    Batch, Encoding, Example, Forwards, Kept, Objective, Part, Record, Reference, Result, Sequence,
-    Term, divergence_of_hidden_states, divergence_of_likeliest,
+    Batch, Encoding, Example, Forwards, Kept, Metric, Objective, Part, Record, Reference, Result,
+    Sequence, Term, divergence_of_hidden_states, divergence_of_likeliest,
 };
 
 /// Another objective, and not to forget: beside its loss the divergence of the next tokens from the frozen model's,
@@ -94,6 +94,18 @@ impl Objective for KeepingClose<'_> {
         let is_own = batch.part == self.part;
         counts.push(if is_own { batch.n_labelled().iter().sum::<i64>() as f64 } else { 0.0 });
         counts
+    }
+
+    fn metrics(&self) -> &[Metric] {
+        self.task.metrics()
+    }
+
+    fn told(&self, forwards: &Forwards) -> Result<Vec<[f64; 2]>> {
+        self.task.told(forwards)
+    }
+
+    fn classes(&self) -> usize {
+        self.task.classes()
     }
 
     fn sums(&self, forwards: &Forwards) -> Result<Vec<Tensor>> {

@@ -1,5 +1,7 @@
 //! Objectives beside the next token.
 
+pub(crate) mod measures;
+pub(crate) mod metric;
 pub(crate) mod options;
 
 pub(crate) mod head_objective;

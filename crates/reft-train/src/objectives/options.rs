@@ -1,6 +1,6 @@
 use reft_core::{DeclaredOptions, LARGEST_COUNT, declare_options};
 
-use crate::{Error, ReadRows, Result, Told, read_labelled, read_preferences, read_records};
+use crate::{Error, Metric, ReadRows, Result, Told, read_labelled, read_preferences, read_records};
 
 /// What a run learns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -42,6 +42,15 @@ impl ObjectiveKind {
             Self::Regression => Some(Told::Number),
             Self::Reward => Some(Told::Reward),
             _ => None,
+        }
+    }
+
+    /// What examples held out can be measured by beside the loss, the usual metric first.
+    pub fn metrics(self) -> &'static [Metric] {
+        match self.told() {
+            Some(told) => told.metrics(),
+            None if self.prefers() => &[Metric::Accuracy],
+            None => &[],
         }
     }
 

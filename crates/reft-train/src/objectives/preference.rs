@@ -3,8 +3,8 @@ use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
 use crate::{
-    Batch, Error, Forwards, Kept, Objective, ObjectiveKind, ObjectiveOptions, Part, Reference,
-    Result, Term, cross_entropy,
+    Batch, Error, Forwards, Kept, Metric, Objective, ObjectiveKind, ObjectiveOptions, Part,
+    Reference, Result, Term, cross_entropy,
 };
 
 /// Of two replies to one prompt the chosen one is to be the likelier one.
@@ -127,6 +127,10 @@ impl Objective for Preference<'_> {
 
     fn terms(&self) -> &[Term] {
         &self.terms
+    }
+
+    fn metrics(&self) -> &[Metric] {
+        self.kind.metrics()
     }
 
     fn counts(&self, batch: &Batch) -> Vec<f64> {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tch::Tensor;
 
-use crate::{Error, LossScaler, Result, TrainConfig};
+use crate::{Error, LossScaler, Metric, Result, TrainConfig};
 
 /// Everything that a run needs to go on bit for bit.
 ///
@@ -18,7 +18,7 @@ pub(crate) struct Checkpoint {
     pub(crate) state: RunState,
     pub(crate) adapter: BTreeMap<String, Tensor>,
     pub(crate) optimizer: BTreeMap<String, Tensor>,
-    /// The adapter with the lowest validation loss so far.
+    /// The best adapter so far.
     pub(crate) best: Option<Rc<BTreeMap<String, Tensor>>>,
 }
 
@@ -41,7 +41,7 @@ pub(crate) struct RunState {
     pub(crate) identity: Map<String, Value>,
 }
 
-/// The step whose adapter has the lowest validation loss.
+/// The step whose adapter is the best on the examples held out: has the lowest loss, or the best of another metric.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Best {
@@ -49,6 +49,33 @@ pub struct Best {
     pub step: usize,
     /// Its validation loss.
     pub validation_loss: f64,
+    /// What it was chosen by, if by another metric than the loss, and its value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chosen_by: Option<(Metric, f64)>,
+}
+
+impl Best {
+    /// What it was chosen by, and its value.
+    pub fn metric(&self) -> (Metric, f64) {
+        self.chosen_by.unwrap_or((Metric::Loss, self.validation_loss))
+    }
+
+    /// Whether it is better than another one, which was chosen by the same.
+    pub(crate) fn is_better(&self, than: &Self) -> bool {
+        let ((metric, value), (_, other)) = (self.metric(), than.metric());
+        metric.is_better(value, other)
+    }
+}
+
+impl std::fmt::Display for Best {
+    /// As in `accuracy 0.9120 after step 40`; of the loss the number alone.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.metric() {
+            (Metric::Loss, loss) => write!(f, "{loss:.4}")?,
+            (metric, value) => write!(f, "{} {value:.4}", metric.title())?,
+        }
+        write!(f, " after step {}", self.step)
+    }
 }
 
 pub(crate) const FORMAT_VERSION: u32 = 1;
@@ -203,7 +230,11 @@ mod tests {
             BTreeMap::from([("rotation.raw".to_owned(), tensor)])
         };
         let Value::Object(identity) = json!({"lr": 0.005, "seed": 1}) else { unreachable!() };
-        let best = Some(Best { step: 1, validation_loss: 0.1 + 0.2 });
+        let best = Some(Best {
+            step: 1,
+            validation_loss: 0.1 + 0.2,
+            chosen_by: Some((Metric::F1, 0.1 + 0.7)),
+        });
         let scaler = LossScaler::disabled();
         let rows_side_by_side = Some(true);
         let state = RunState {

@@ -124,7 +124,7 @@ pub struct Summary {
     pub steps: usize,
     /// Loss of the last step that this call took.
     pub loss: Option<f64>,
-    /// The lowest validation loss, and its step.
+    /// The step of the adapter that is kept, and its validation.
     pub best: Option<Best>,
 }
 
@@ -156,12 +156,19 @@ pub struct StepStats {
 }
 
 /// A row of `metrics.jsonl` for each validation.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ValidationStats {
     /// Steps taken before it; 0: the adapter as it starts.
     pub step: usize,
     /// The objective's loss on the examples held out.
     pub validation_loss: f64,
+    /// On these the mean of each term of the loss, before its weight, what is measured beside it, and the objective's metrics, by name, if
+    /// there are several.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub measured: BTreeMap<String, f64>,
+    /// Whether the adapter is the best so far, and kept.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_best: bool,
     /// Number of their target tokens.
     pub target_tokens: i64,
     /// Wall time of the validation.

@@ -117,8 +117,14 @@ mod tests {
     fn going_on_drops_later_rows_and_one_cut_short()
     -> std::result::Result<(), Box<dyn std::error::Error>> {
         let directory = tempfile::tempdir()?;
-        let validation =
-            ValidationStats { step: 2, validation_loss: 1.0, target_tokens: 3, seconds: 0.1 };
+        let validation = ValidationStats {
+            step: 2,
+            validation_loss: 1.0,
+            measured: BTreeMap::from([("f1".to_owned(), 0.5)]),
+            is_best: true,
+            target_tokens: 3,
+            seconds: 0.1,
+        };
         let open = |saved| RunDirectory::open(directory.path(), saved, Map::new());
         let mut metrics = open(None)?;
         metrics.write(&stats(1))?;

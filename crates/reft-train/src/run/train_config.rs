@@ -1,6 +1,6 @@
 use reft_core::{DeclaredOptions, Error as CoreError, LARGEST_COUNT, declare_options};
 
-use crate::{Result, ScheduleKind, Shuffle};
+use crate::{Metric, Result, ScheduleKind, Shuffle};
 
 const AT_LEAST_ONE: &str = "a whole number of at least 1 and at most 1,000,000,000";
 const NOT_ABSURD: &str = "a whole number of at most 1,000,000,000";
@@ -48,7 +48,11 @@ declare_options! {
         /// Training ends after the first step whose loss is no more than this; without it all steps are taken
         #[serde(skip_serializing_if = "Option::is_none")]
         stop_at_loss: Option<f64> = None, Number("X") in "Training" [recipe] if |x: f64| x.is_finite() && x > 0.0, ABOVE_ZERO;
-        /// Training ends when so many validations one after the other have found no lower loss
+        /// Metric of the examples held out that the best adapter is chosen by: loss, or one of the objective's: accuracy, f1, matthews, pearson,
+        /// spearman or mean_squared_error; without it the loss
+        #[serde(skip_serializing_if = "Option::is_none")]
+        best: Option<Metric> = None, Text("METRIC") in "Training" [recipe];
+        /// Training ends when so many validations one after the other have found no better adapter
         #[serde(skip_serializing_if = "Option::is_none")]
         patience: Option<usize> = None, Count("N") in "Training" if is_positive, AT_LEAST_ONE;
         /// Examples held out to choose the best adapter by: a share below 1, or a number
@@ -166,6 +170,7 @@ mod tests {
             "max_length",
             "shuffle",
             "stop_at_loss",
+            "best",
         ];
         assert_eq!(names, expected);
         let lr = TrainConfig::DECLARED.iter().find(|option| option.name == "lr");

@@ -13,8 +13,8 @@ use crate::run::feed::Feed;
 use crate::run::run_directory::RunDirectory;
 use crate::run::share::{Processes, Reduce, Share};
 use crate::{
-    AdamW, Batch, Dataset, Error, Example, FrozenStore, Learner, LossScaler, NextToken, Objective,
-    Outcome, Part, Plan, Progress, Ready, Result, ReuseConfig, Summary, TrainConfig,
+    AdamW, Batch, Dataset, Error, Example, FrozenStore, Learner, LossScaler, Metric, NextToken,
+    Objective, Outcome, Part, Plan, Progress, Ready, Result, ReuseConfig, Summary, TrainConfig,
     ValidationStats,
 };
 
@@ -60,13 +60,21 @@ impl<'a> Trainer<'a> {
             let validation = dataset.validation.len();
             return Err(Error::TooFewExamples { train: 0, validation });
         }
-        if let Some(patience) = config.patience
-            && dataset.validation.is_empty()
-        {
-            let found = format!("{patience} and no examples are held out");
-            let expected = "examples to validate with";
-            return Err(CoreError::OptionValue { option: "patience", found, expected }.into());
+        if dataset.validation.is_empty() {
+            let asked = [
+                ("patience", config.patience.map(|patience| patience.to_string())),
+                ("best", config.best.map(|metric| metric.to_string())),
+            ];
+            if let Some((option, Some(asked))) =
+                asked.into_iter().find(|(_, asked)| asked.is_some())
+            {
+                let found = format!("{asked} and no examples are held out");
+                let expected = "examples to validate with";
+                return Err(CoreError::OptionValue { option, found, expected }.into());
+            }
         }
+        let objective = learner.objective;
+        Metric::check_best(config.best, objective.metrics(), objective.name())?;
         check_trainable(learner)?;
         learner.check_lengths(dataset.train.iter().chain(&dataset.validation))?;
         learner.check(&dataset.train)?;
@@ -319,7 +327,7 @@ impl<'a> Trainer<'a> {
         schedule.lr(lr, warmup_ratio, self.step, self.total_steps())
     }
 
-    /// Whether no further step is worth taking: the loss is low enough, or validations find no lower one any more.
+    /// Whether no further step is worth taking: the loss is low enough, or validations find no better adapter any more.
     fn ends_early(&self) -> bool {
         let TrainConfig { stop_at_loss, patience, eval_every, .. } = self.config;
         let is_low = stop_at_loss.zip(self.loss).is_some_and(|(enough, loss)| loss <= enough);
@@ -352,14 +360,19 @@ impl<'a> Trainer<'a> {
                 self.processes,
             )
         })?;
-        let lowest = self.best.as_ref().map_or(f64::INFINITY, |(best, _)| best.validation_loss);
-        if step > 0 && report.loss < lowest {
-            let best = Best { step, validation_loss: report.loss };
-            self.best = Some((best, Rc::new(self.learner.state())));
+        let metric = self.config.best.filter(|metric| *metric != Metric::Loss);
+        let chosen_by = metric.map(|metric| (metric, report.measured[metric.name()]));
+        let own = Best { step, validation_loss: report.loss, chosen_by };
+        let is_best = step > 0 && self.best.as_ref().is_none_or(|(best, _)| own.is_better(best));
+        if is_best {
+            self.best = Some((own, Rc::new(self.learner.state())));
         }
+        let is_one = report.measured.len() == 1; // the loss itself
         let stats = ValidationStats {
             step,
             validation_loss: report.loss,
+            measured: if is_one { BTreeMap::new() } else { report.measured },
+            is_best,
             target_tokens: report.target_tokens,
             seconds: started.elapsed().as_secs_f64(),
         };

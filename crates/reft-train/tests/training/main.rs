@@ -1,5 +1,6 @@
 //! Whole training runs on the tiny model of `tests/oracle`.
 
+mod best;
 mod bitfit;
 mod classification;
 mod closeness;

@@ -230,7 +230,7 @@ struct Validations(Vec<ValidationStats>);
 
 impl Progress for Validations {
     fn validated(&mut self, stats: &ValidationStats) {
-        self.0.push(*stats);
+        self.0.push(stats.clone());
     }
 }
 

@@ -66,7 +66,11 @@ impl Progress for EventFile {
     }
 
     fn validated(&mut self, stats: &ValidationStats) {
-        self.write(stats.step, &[("validation/loss", stats.validation_loss)]);
+        let names: Vec<String> =
+            stats.measured.keys().map(|name| format!("validation/{name}")).collect();
+        let mut values = vec![("validation/loss", stats.validation_loss)];
+        values.extend(names.iter().map(String::as_str).zip(stats.measured.values().copied()));
+        self.write(stats.step, &values);
     }
 }
 

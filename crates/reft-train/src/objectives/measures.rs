@@ -1,14 +1,14 @@
 //! How well classes and numbers are told: as scikit-learn and SciPy measure it.
 
 /// Share of classes that are the right ones; `[n]` each.
-pub fn accuracy(found: &[usize], right: &[usize]) -> f64 {
+pub(crate) fn accuracy(found: &[usize], right: &[usize]) -> f64 {
     let same = found.iter().zip(right).filter(|(found, right)| found == right).count();
     same as f64 / right.len() as f64
 }
 
 /// F1, `2 p r / (p + r)` of precision `p` and recall `r`: of two classes that of the second one, of more the mean over classes. A class
 /// that neither is found nor right has 0.
-pub fn f1(found: &[usize], right: &[usize], classes: usize) -> f64 {
+pub(crate) fn f1(found: &[usize], right: &[usize], classes: usize) -> f64 {
     let of_class = |class: usize| {
         let pairs = || found.iter().zip(right);
         let both = pairs().filter(|(f, r)| **f == class && **r == class).count();
@@ -24,7 +24,7 @@ pub fn f1(found: &[usize], right: &[usize], classes: usize) -> f64 {
 
 /// Matthews' correlation (Gorodkin 2004 for more than two classes), with `c` right of `n`, and `p` and `t` the counts of found and right
 /// classes: `(c n − p·t) / √((n² − p·p)(n² − t·t))`; 0 where only one class is found, or right.
-pub fn matthews(found: &[usize], right: &[usize], classes: usize) -> f64 {
+pub(crate) fn matthews(found: &[usize], right: &[usize], classes: usize) -> f64 {
     let counts = |of: &[usize]| -> Vec<f64> {
         (0..classes).map(|class| of.iter().filter(|own| **own == class).count() as f64).collect()
     };
@@ -36,7 +36,7 @@ pub fn matthews(found: &[usize], right: &[usize], classes: usize) -> f64 {
 }
 
 /// Pearson's correlation; 0 where one of both is constant.
-pub fn pearson(x: &[f64], y: &[f64]) -> f64 {
+pub(crate) fn pearson(x: &[f64], y: &[f64]) -> f64 {
     let mean = |of: &[f64]| of.iter().sum::<f64>() / of.len() as f64;
     let (mean_x, mean_y) = (mean(x), mean(y));
     let sum = |f: &dyn Fn(f64, f64) -> f64| {
@@ -47,7 +47,7 @@ pub fn pearson(x: &[f64], y: &[f64]) -> f64 {
 }
 
 /// Spearman's correlation: Pearson's of the ranks, equal numbers having the mean of theirs.
-pub fn spearman(x: &[f64], y: &[f64]) -> f64 {
+pub(crate) fn spearman(x: &[f64], y: &[f64]) -> f64 {
     pearson(&ranks(x), &ranks(y))
 }
 
@@ -61,7 +61,7 @@ fn ranks(x: &[f64]) -> Vec<f64> {
 }
 
 /// The mean of `(x − y)²`.
-pub fn mean_squared_error(x: &[f64], y: &[f64]) -> f64 {
+pub(crate) fn mean_squared_error(x: &[f64], y: &[f64]) -> f64 {
     x.iter().zip(y).map(|(x, y)| (x - y).powi(2)).sum::<f64>() / x.len() as f64
 }
 
