@@ -48,6 +48,7 @@ pub use declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
 pub use error::{Error, Result};
 pub use files::exported::export_peft;
 pub(crate) use files::exported::{Form, adapter_of_form};
+pub use files::head_file::HeadSummary;
 pub(crate) use files::peft_fields::OtherFields;
 pub use files::peft_fields::PEFT_FILES;
 pub(crate) use joined_tables::{all_modules, check_sizes};

@@ -4,6 +4,7 @@ use std::path::Path;
 use reft_models::{BaseModel, Component, Site, TrainedText, load_safetensors};
 
 use crate::files::adapter_file;
+use crate::files::head_file::{self, HeadSummary};
 use crate::{
     AdapterFiles, MethodDeclaration, MethodOptions, Methods, ReftConfig, Result, adapter_bytes,
     adapters_in,
@@ -18,8 +19,10 @@ pub struct AdapterSummary {
     pub options: MethodOptions,
     /// Where it works; empty if that is before all layers (prompt) or in all of them (prefix).
     pub sites: Vec<Site>,
-    /// Numbers in its file.
+    /// Its numbers, without those of a head.
     pub parameters: i64,
+    /// The head of a task beside it.
+    pub head: Option<HeadSummary>,
     /// Size of its files.
     pub bytes: u64,
     /// Name of its base model, if the files say it.
@@ -51,6 +54,7 @@ impl AdapterSummary {
             options,
             sites: sites.into_iter().collect(),
             parameters: parts.iter().map(|part| part.parameters).sum(),
+            head: parts.iter().find_map(|part| part.head.clone()),
             bytes: adapter_bytes(dir)?,
             base_model_name: parts.iter().find_map(|part| part.base_model_name.clone()),
             base_model: parts.iter().find_map(|part| part.base_model.clone()),
@@ -63,6 +67,9 @@ impl AdapterSummary {
         let (method, files) = ((declaration.read)(dir)?, declaration.files);
         let tensors = load_safetensors(&dir.join(files.tensors()))?;
         let sites: BTreeSet<Site> = tensors.keys().filter_map(|name| site_of(name)).collect();
+        let head = head_file::summary(files, dir)?;
+        let in_file = head.as_ref().filter(|_| matches!(files, AdapterFiles::Peft(_)));
+        let of_head = in_file.map_or(0, |head| head.parameters);
         let base_model = match files {
             AdapterFiles::Reft => Some(ReftConfig::read(dir)?.base_model),
             _ => adapter_file::base_model(files, dir)?,
@@ -76,7 +83,8 @@ impl AdapterSummary {
             method: method.name().to_owned(),
             options: method.options(),
             sites: sites.into_iter().collect(),
-            parameters: tensors.values().map(|tensor| tensor.numel() as i64).sum(),
+            parameters: tensors.values().map(|tensor| tensor.numel() as i64).sum::<i64>() - of_head,
+            head,
             bytes: adapter_bytes(dir)?,
             base_model_name: named.or(in_config).filter(|name| !name.is_empty()),
             base_model,

@@ -2,7 +2,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::Result;
-use reft_methods::{AdapterFiles, AdapterSummary, LAYERS, ReftAdapter, check_adapter, declaration};
+use reft_methods::{
+    AdapterFiles, AdapterSummary, HeadSummary, LAYERS, ReftAdapter, check_adapter, declaration,
+};
 use reft_models::{BaseModel, DecoderConfig, ModelDescription, Site, resolve_model};
 use serde_json::{Value, json};
 
@@ -36,6 +38,9 @@ pub fn describe(directory: &Path, model: Option<&str>) -> Result<(Rows, Value)> 
         let share = percent(summary.parameters, total);
         add("trainable", format!("{share} of {}", grouped(total)));
     }
+    if let Some(head) = &summary.head {
+        add("head", head_text(head));
+    }
     if let Some(error) = error {
         add("orthonormality", format!("largest entry of |RᵀR − I| is {error:.1e}"));
     }
@@ -61,10 +66,21 @@ pub fn describe(directory: &Path, model: Option<&str>) -> Result<(Rows, Value)> 
         "orthonormality_error": error,
         "base_model": base_json.unwrap_or(json!({"name": summary.base_model_name})),
         "trained_text": summary.text,
+        "head": summary.head,
         "parts": summary.parts.iter().map(part_json).collect::<Vec<_>>(),
         "bytes": summary.bytes,
     });
     Ok((rows, json))
+}
+
+/// `classes negative, positive; 1,154 parameters beside these`
+fn head_text(head: &HeadSummary) -> String {
+    let told = match (head.outputs, &head.classes[..]) {
+        (1, _) => "a number or a reward".to_owned(),
+        (n, []) => format!("{n} classes without names"),
+        (_, names) => format!("classes {}", names.join(", ")),
+    };
+    format!("{told}; {} parameters beside these", grouped(head.parameters))
 }
 
 fn sites_json(summary: &AdapterSummary) -> Vec<Value> {

@@ -274,6 +274,39 @@ fn heads_are_measured_and_their_predictions_written() -> Result {
     Ok(())
 }
 
+#[test]
+fn inspect_says_what_head_an_adapter_has() -> Result {
+    let dir = tempfile::tempdir()?;
+    let [jsonl, _, numbers] = labelled(dir.path())?;
+    let bert = oracle("encoders/bert");
+    let inspected = |name: &str, data: &Path, more: &[&str]| -> Result<(Value, String)> {
+        let output = dir.path().join(name);
+        train(&bert, data, &output, &[more, &["--rank", "2", "--max-steps", "1"]].concat())?;
+        let said = succeed(args!["inspect", output, "--json"])?;
+        let (said, text) =
+            (serde_json::from_str(&said.stdout)?, succeed(args!["inspect", output])?);
+        Ok((said, text.stdout))
+    };
+    let lora = ["--method", "lora", "--target-modules", "query,value"];
+    let classes = [&CLASSES[..], &lora].concat();
+    let (said, text) = inspected("classes", &jsonl, &classes)?;
+    let d = 32; // of the model: two classes, each with d weights and a bias
+    let expected =
+        json!({"outputs": 2, "classes": ["open, at last", "shut"], "parameters": 2 * (d + 1)});
+    assert_eq!(said["head"], expected);
+    assert!(text.contains("classes open, at last, shut; 66 parameters beside these"), "{text}");
+    // in PEFT's file the head's tensors are among the adapter's, and are not counted with them
+    let (plain, _) =
+        inspected("numbers", &numbers, &[&["--objective", "regression"][..], &lora].concat())?;
+    assert_eq!(said["parameters"], plain["parameters"]);
+    let (reft, text) = inspected("reft", &numbers, &["--objective", "regression"])?;
+    assert_eq!(reft["head"], json!({"outputs": 1, "classes": [], "parameters": d + 1}));
+    assert!(text.contains("a number or a reward; 33 parameters"), "{text}");
+    let none = succeed(args!["inspect", oracle("encoders/bert/lora"), "--json"])?;
+    assert!(serde_json::from_str::<Value>(&none.stdout)?["head"].is_null());
+    Ok(())
+}
+
 /// What is noted of validations by another metric is what `reft eval` measures of the adapter that is kept.
 #[test]
 fn the_best_adapter_is_chosen_by_the_metric_that_is_asked_for() -> Result {

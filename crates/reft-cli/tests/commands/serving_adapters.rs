@@ -208,3 +208,35 @@ fn weights_are_no_adapter() -> Result {
     assert!(refused.stderr.contains(expected), "{}", refused.stderr);
     Ok(())
 }
+
+/// The adapter's edits are used, its head is not, and the log says so.
+#[test]
+fn an_adapter_with_a_head_is_served_without_it_and_with_a_warning() -> Result {
+    let dir = tempfile::tempdir()?;
+    let model = talking_model(dir.path())?;
+    let (data, judge) = (dir.path().join("rows.csv"), dir.path().join("judge"));
+    fs::write(&data, "prompt,chosen,rejected\na,b,c\nb,c,a\n")?;
+    let method = ["--objective", "reward", "--max-steps", "3", "--lr", "0.3", "--threads", "1"];
+    let train = args!["train", "--model", model, "--data", data, "--output", judge];
+    succeed([train, method.map(OsString::from).to_vec()].concat())?;
+    let without = dir.path().join("without");
+    fs::create_dir(&without)?;
+    for file in ["reft_config.json", "reft_model.safetensors"] {
+        fs::copy(judge.join(file), without.join(file))?;
+    }
+    let named = |name: &str, path: &Path| OsString::from(format!("{name}={}", path.display()));
+    let adapters =
+        args!["--adapter", named("judge", &judge), "--adapter", named("without", &without)];
+    let served = Served::start(&model, &adapters)?;
+    let warning = |name: &str| {
+        format!(
+            "adapter {name} has a head, which is not served; `reft eval --task classification`, `regression` or `reward` uses it"
+        )
+    };
+    let reply = served.text(&body("judge"))?;
+    assert_eq!(reply, served.text(&body("without"))?);
+    assert_ne!(reply, served.text(&body("tiny"))?);
+    served.wait_for(&warning("judge"))?;
+    assert!(!served.log().contains(&warning("without")), "{}", served.log());
+    Ok(())
+}

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use reft_models::{
-    Model, Result, TaskHead, Weights, json_error, load_safetensors, load_safetensors_metadata,
-    save_safetensors,
+    Error, Model, Result, TaskHead, Weights, json_error, load_safetensors,
+    load_safetensors_metadata, save_safetensors,
 };
+use serde::Serialize;
 use serde_json::{Value, json};
 use tch::Tensor;
 
@@ -24,6 +25,17 @@ const OF_PROMPTS: &str = "base_model.";
 
 /// What PEFT writes of a head as the modules that are stored whole.
 const MODULES: [&str; 2] = ["classifier", "score"];
+
+/// What the head of a task beside an adapter is, told without its model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HeadSummary {
+    /// Number of its outputs: classes, or 1 for a number or a reward.
+    pub outputs: i64,
+    /// The names of the classes; none if they have no names, or it tells a number.
+    pub classes: Vec<String>,
+    /// Its numbers.
+    pub parameters: i64,
+}
 
 /// The entry of a head in the metadata of a file of tensors; none if its outputs have no names.
 pub(crate) fn metadata(head: &TaskHead, file: &Path) -> Result<Option<(String, String)>> {
@@ -91,6 +103,29 @@ pub(crate) fn tensors(
     Ok((path, tensors.into_iter().filter_map(of_head).collect()))
 }
 
+/// The names of the classes that a head's outputs are of, in the metadata of its file; none if they have no names.
+fn classes(file: &Path) -> Result<Vec<String>> {
+    let metadata = load_safetensors_metadata(file)?;
+    let names = metadata.get(CLASSES).map(|names| serde_json::from_str(names)).transpose();
+    Ok(names.map_err(json_error(file))?.unwrap_or_default())
+}
+
+/// What is known of the head beside the adapter that lies in a directory without its model; `None` if there is none.
+pub(crate) fn summary(files: AdapterFiles, dir: &Path) -> Result<Option<HeadSummary>> {
+    let (path, own) = tensors(files, dir)?;
+    if own.is_empty() {
+        return Ok(None);
+    }
+    // the last module of each family's head
+    let last = ["classifier.out_proj.weight", "classifier.weight", "score.weight"];
+    let outputs = last.iter().find_map(|name| own.get(*name)?.size().first().copied());
+    let outputs = outputs.ok_or_else(|| Error::Adapter {
+        reason: format!("the head in {} has none of {}", path.display(), last.join(", ")),
+    })?;
+    let parameters = own.values().map(|tensor| tensor.numel() as i64).sum();
+    Ok(Some(HeadSummary { outputs, classes: classes(&path)?, parameters }))
+}
+
 /// Reads the head beside the adapter that lies in a directory; `None` if there is none.
 pub(crate) fn read(
     files: AdapterFiles,
@@ -102,8 +137,5 @@ pub(crate) fn read(
     if own.is_empty() {
         return Ok(None);
     }
-    let metadata = load_safetensors_metadata(&path)?;
-    let names = metadata.get(CLASSES).map(|names| serde_json::from_str(names)).transpose();
-    let names: Option<Vec<String>> = names.map_err(json_error(&path))?;
-    Ok(Some(TaskHead::of(model, weights, own, names.unwrap_or_default())?))
+    Ok(Some(TaskHead::of(model, weights, own, classes(&path)?)?))
 }

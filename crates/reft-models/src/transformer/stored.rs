@@ -58,9 +58,7 @@ impl Stored {
                 || heads.contains(name)
         })?;
         if !heads.is_empty() {
-            let modules: BTreeSet<&str> = heads.iter().map(|name| module_of(name)).collect();
-            let modules = Vec::from_iter(modules).join(", ");
-            log::info!("{}: the encoder is read, and {modules} left out", weights.path().display());
+            log::info!("{}: {}", weights.path().display(), beside_the_encoder(&heads));
         }
         Ok(Self { config, description, names })
     }
@@ -84,6 +82,16 @@ fn heads_in<'w>(
     weights.names().filter(is_head).collect()
 }
 
+/// What becomes of the tensors that stand on an encoder: the pooler is read by BERT's head of a task, and nothing reads the others.
+fn beside_the_encoder(heads: &HashSet<&str>) -> String {
+    let mut modules: BTreeSet<&str> = heads.iter().map(|name| module_of(name)).collect();
+    let pooler =
+        if modules.remove("pooler") { ", its pooler where a head stands on it" } else { "" };
+    let others = Vec::from_iter(modules).join(", ");
+    let others = if others.is_empty() { others } else { format!("; {others} left out") };
+    format!("the encoder is read{pooler}{others}")
+}
+
 /// The outermost module of a name.
 fn module_of(name: &str) -> &str {
     name.split('.').next().unwrap_or(name)
@@ -104,4 +112,21 @@ fn is_constant(weights: &Weights, name: &str) -> bool {
     };
     TABLES.iter().any(|table| name.ends_with(table))
         || (SCALES.iter().any(|scale| name.ends_with(scale)) && is_one())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pooler_is_not_left_out() {
+        let said = |names: &[&'static str]| beside_the_encoder(&names.iter().copied().collect());
+        let pooler = "the encoder is read, its pooler where a head stands on it";
+        assert_eq!(said(&["pooler.dense.weight", "pooler.dense.bias"]), pooler);
+        assert_eq!(
+            said(&["pooler.dense.bias", "cls.predictions.bias"]),
+            format!("{pooler}; cls left out")
+        );
+        assert_eq!(said(&["lm_head.bias"]), "the encoder is read; lm_head left out");
+    }
 }
