@@ -7,6 +7,7 @@ numbers were trained, on the model beside them. Versions: torch 2.11, transforme
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ import reft_rs
 TOLERANCE = 1e-5
 PROMPTS = [[10, 21, 20, 7, 14, 22, 18, 23, 21], [5, 22, 3], [20], [18, 20, 29, 20, 18, 15, 23]]
 NEW_TOKENS = 12
+BOUND = 0.1  # of the hidden state
 
 
 def batch(side):
@@ -58,7 +60,8 @@ def main(repository, program):
     model.eval()
     base = logits(model, "right")
     adapters = sorted(path.parent for path in folder.glob("adapters/*/reft_config.json"))
-    worst, fields = 0.0, {"method": set(), "component": set(), "share_weights": set(), "position_rule": set()}
+    free, held = {}, set()  # logits with each adapter as it is, and the methods whose edits a bound has made shorter
+    worst, fields = 0.0, {"method": set(), "component": set(), "share_weights": set(), "position_rule": set(), "max_edit_norm": set()}
     with tempfile.TemporaryDirectory() as scratch:
         rows, prompts, output = (Path(scratch) / name for name in ["batch.json", "prompts.jsonl", "logits.safetensors"])
         rows.write_text(json.dumps({"input_ids": PROMPTS}))
@@ -67,10 +70,12 @@ def main(repository, program):
         def run(*arguments):
             return subprocess.run([*program, *map(str, arguments)], check=True, capture_output=True, text=True).stdout
 
-        for adapter in adapters:
+        # each once more, its edits bounded to a length that most of them have without
+        bounded = [bounded_copy(adapter, Path(scratch) / adapter.name) for adapter in adapters]
+        for adapter in adapters + bounded:
             config = json.loads((adapter / "reft_config.json").read_text())
             for name, seen in fields.items():
-                seen.add(config[name])
+                seen.add(config.get(name))
             both = ["--model", folder / "model", "--adapter", adapter]
             run("logits", *both, "--input", rows, "--output", output)
             expected = load_file(output)["logits"]
@@ -83,13 +88,29 @@ def main(repository, program):
             found = replies(model, "left")
             for reply, row in zip(found, told["rows"]):
                 assert reply[: len(row["ids"])] == row["ids"], f"{adapter.name}: replies {reply}, the program {row['ids']}"
-            edit = largest(logits(model, "right"), base)
+            edited = logits(model, "right")
+            edit = largest(edited, base)
             applied.remove()
+            if adapter in bounded:
+                if largest(edited, free[adapter.name]) > 1e-2:
+                    held.add(config["method"])
+            else:
+                free[adapter.name] = edited
             assert edit > 1e-2, f"{adapter.name}: logits differ from the base model's by {edit} only, so nothing is tested"
             assert largest(logits(model, "right"), base) == 0, f"{adapter.name} was not taken off"
+    short = fields["method"] - held
+    assert short <= {"lobireft"}, f"the bound holds no edit of {', '.join(short)}, so nothing is tested"
     refused(model, folder / "adapters")
-    print(f"{len(adapters)} adapters agree with the program: logits within {worst:.1e}, replies token by token")
+    print(f"{len(adapters)} adapters, with and without a bound of {BOUND}, agree with the program: logits within {worst:.1e}, replies token by token")
     print("; ".join(f"{name}: {', '.join(sorted(map(str, seen)))}" for name, seen in fields.items()))
+
+
+def bounded_copy(adapter, place):
+    """The adapter with a bound on its edits."""
+    shutil.copytree(adapter, place)
+    config = json.loads((place / "reft_config.json").read_text())
+    (place / "reft_config.json").write_text(json.dumps({**config, "max_edit_norm": BOUND}))
+    return place
 
 
 def refused(model, adapters):
