@@ -4,6 +4,7 @@ mod comparison;
 mod configuration;
 
 use std::io::{self, Write};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -16,6 +17,7 @@ use crate::workspace::{self, Workspace};
 use crate::{command, model, python_environment, reft, setup};
 
 const SCRIPT: &str = "tools/rivals/measure.py";
+const LLAMA_CPP_SCRIPT: &str = "tools/rivals/llama_cpp.py";
 
 /// What is timed, and how often.
 #[derive(Debug, Args)]
@@ -32,6 +34,9 @@ pub struct RivalsArgs {
     /// CPU threads of both sides
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     threads: u32,
+    /// Time generation beside llama.cpp instead, with f32, bf16, Q8_0 and Q4_K, one thread and two; npm and git are needed
+    #[arg(long, conflicts_with_all = ["only", "steps", "threads"])]
+    llama_cpp: bool,
 }
 
 fn names() -> PossibleValuesParser {
@@ -43,6 +48,9 @@ pub fn run(workspace: &Workspace, arguments: &RivalsArgs) -> Result<()> {
     setup::ready(workspace)?;
     model::ready(workspace)?;
     reft::build(workspace)?;
+    if arguments.llama_cpp {
+        return beside_llama_cpp(workspace, arguments.rounds);
+    }
     let python = python_environment::ready(&workspace::cache_dir()?)?;
     let mut out = io::stdout().lock();
     write!(out, "{}", Line::HEAD)?;
@@ -62,6 +70,16 @@ pub fn run(workspace: &Workspace, arguments: &RivalsArgs) -> Result<()> {
         out.flush()?;
     }
     Ok(())
+}
+
+/// Generation beside llama.cpp; what is fetched and made stays in the cache.
+fn beside_llama_cpp(workspace: &Workspace, rounds: u32) -> Result<()> {
+    let mut python = Command::new("python3");
+    python.current_dir(workspace.root()).arg(LLAMA_CPP_SCRIPT);
+    python.args(["--reft", "cargo run --quiet --bin reft --"]);
+    python.arg("--model").arg(workspace.model()).arg("--rounds").arg(rounds.to_string());
+    python.arg("--work").arg(workspace::cache_dir()?.join("llama-cpp"));
+    command::run(&mut python)
 }
 
 /// One turn of the reference system.

@@ -15,7 +15,7 @@ struct Place {
     why: &'static str,
 }
 
-const PLACES: [Place; 6] = [
+const PLACES: [Place; 8] = [
     Place {
         file: "crates/reft-cli/src/machine/allocator.rs",
         count: 1,
@@ -42,9 +42,19 @@ const PLACES: [Place; 6] = [
         why: "libtorch's process groups, which tch has no calls for",
     },
     Place {
+        file: "crates/reft-kernels/src/threads.rs",
+        count: 3,
+        why: "runs on libtorch's own threads: those of a second pool would wait for cores that the first one's hold",
+    },
+    Place {
         file: "crates/reft-models/src/files/safetensors_file.rs",
         count: 2,
         why: "maps weights into memory, and lets go of pages that have been read",
+    },
+    Place {
+        file: "crates/reft-models/src/weights/quick_products.rs",
+        count: 1,
+        why: "reads the numbers of a frozen weight where they are",
     },
 ];
 

@@ -134,7 +134,10 @@ impl Model for FeedForward {
     }
 
     fn head(&self) -> Head {
-        Head::new(self.output.weight.dense(), self.output.bias.as_ref().map(Tensor::shallow_clone))
+        Head::new(
+            self.output.weight.shallow_clone(),
+            self.output.bias.as_ref().map(Tensor::shallow_clone),
+        )
     }
 
     fn trains_head(&self) -> bool {

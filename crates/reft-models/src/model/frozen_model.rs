@@ -166,9 +166,14 @@ pub struct Head {
 
 impl Head {
     /// A head `W` `[v, d]`, with a bias or without.
-    pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
-        let linear = Linear { weight: Weight::Dense(weight), bias };
-        Self { linear, divisor: 1.0, soft_cap: None }
+    pub fn new(weight: Weight, bias: Option<Tensor>) -> Self {
+        Self { linear: Linear { weight, bias }, divisor: 1.0, soft_cap: None }
+    }
+
+    /// The same with its weight expanded, for whoever calls it many times with many rows.
+    pub fn dense(self) -> Self {
+        let Self { linear: Linear { weight, bias }, .. } = self;
+        Self { linear: Linear { weight: Weight::Dense(weight.dense()), bias }, ..self }
     }
 
     /// The same with logits divided, then brought into ±cap.
@@ -179,7 +184,7 @@ impl Head {
     /// The head of some tokens `[a]` alone, for those who choose between them.
     pub fn of_tokens(&self, tokens: &Tensor) -> Self {
         let bias = self.linear.bias.as_ref().map(|bias| bias.index_select(0, tokens));
-        Self::new(self.linear.weight.dense().index_select(0, tokens), bias)
+        Self::new(Weight::Dense(self.linear.weight.rows_at(tokens)), bias)
             .scaled(self.divisor, self.soft_cap)
     }
 

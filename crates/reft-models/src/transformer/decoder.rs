@@ -13,7 +13,7 @@ use crate::transformer::mlp::{Mlp, MlpInput};
 use crate::transformer::norm::Norm;
 use crate::transformer::rope::Rope;
 use crate::transformer::stored::Stored;
-use crate::weights::checkpoint::{Usage, Weights};
+use crate::weights::checkpoint::Weights;
 use crate::{
     Component, DecoderConfig, Forward, Head, Linear, MlpKind, Model, ModelDescription, ModelTensor,
     Multipliers, Pass, Result, Span, TensorRole, Weight,
@@ -68,16 +68,15 @@ impl Decoder {
     ) -> Result<Self> {
         let Stored { config, description, names } = Stored::new(config, weights)?;
         let read = |(tensor, stored): (&ModelTensor, &String)| -> Result<(String, Weight)> {
-            let usage = match tensor.role {
-                TensorRole::Head | TensorRole::Projection(_) => Usage::Product,
-                TensorRole::Embeddings if config.tie_word_embeddings => Usage::Product,
-                TensorRole::Embeddings => Usage::Lookup,
+            let is_of_tokens = match tensor.role {
+                TensorRole::Head | TensorRole::Embeddings => true,
+                TensorRole::Projection(_) => false,
                 TensorRole::Norm(_) | TensorRole::Vector => {
                     let tensor_of = weights.load(stored, kind, device)?;
                     return Ok((tensor.name.clone(), Weight::Dense(tensor_of)));
                 }
             };
-            let weight = weights.load_weight(stored, usage, (kind, device))?;
+            let weight = weights.load_weight(stored, is_of_tokens, (kind, device))?;
             Ok((tensor.name.clone(), weight))
         };
         // Random weights are drawn as they are read: the head first, though it is the last of the tensors.
@@ -210,7 +209,7 @@ impl Model for Decoder {
     fn head(&self) -> Head {
         let Multipliers { logit_divisor, logit_soft_cap, .. } = self.config.multipliers;
         let head = self.head.as_ref().expect("a model that predicts tokens, as was to be checked");
-        Head::new(head.dense(), None).scaled(logit_divisor, logit_soft_cap)
+        Head::new(head.shallow_clone(), None).scaled(logit_divisor, logit_soft_cap)
     }
 
     fn trains_head(&self) -> bool {

@@ -35,32 +35,6 @@ enum Source {
 /// Standard deviation of random matrices: what Hugging Face models start from.
 const RANDOM_DEVIATION: f64 = 0.02;
 
-/// What a matrix does in a model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Usage {
-    /// It is multiplied with hidden states.
-    Product,
-    /// Its rows are looked up, and that is all.
-    Lookup,
-}
-
-impl Usage {
-    /// A tensor to be filled.
-    ///
-    /// A tall f32 matrix of products on a CPU is laid out column by column. libtorch's product with one or two vectors, as there are
-    /// while a text is generated, reads it 1.7 to 2 times as fast so, and products with many are as fast as row by row.
-    fn empty(self, shape: &[i64], options: (Kind, Device)) -> Result<Tensor> {
-        let by_columns = self == Self::Product && options == (Kind::Float, Device::Cpu);
-        Ok(match *shape {
-            // not a transposed view, which would hold its base's memory when the data are set anew
-            [rows, columns] if by_columns && rows > columns => {
-                Tensor::f_empty_strided([rows, columns], [1, rows], options)?
-            }
-            _ => Tensor::f_empty(shape, options)?,
-        })
-    }
-}
-
 #[derive(Debug)]
 struct Entry {
     file: usize,
@@ -269,20 +243,21 @@ impl Weights {
         }
     }
 
-    /// Reads one weight as it is to be held, to be computed with in `kind` on `device`.
+    /// Reads one weight as it is to be held, to be computed with in `kind` on `device`. A matrix with a row for each token, embeddings or
+    /// head, is made into eight bits where others are made into four.
     pub(crate) fn load_weight(
         &self,
         name: &str,
-        usage: Usage,
+        is_of_tokens: bool,
         options: (Kind, Device),
     ) -> Result<Weight> {
         let entry = self.entry(name)?;
         let blocks = match entry.shape[..] {
-            [rows, columns] => self.load_blocks(name, usage, (rows, columns), options)?,
+            [rows, columns] => self.load_blocks(name, is_of_tokens, (rows, columns), options)?,
             _ => None,
         };
         let Some(blocks) = blocks else {
-            let whole = usage.empty(&entry.shape, options)?;
+            let whole = Tensor::f_empty(&entry.shape, options)?;
             return Ok(Weight::Dense(self.load_into(whole, name)?));
         };
         Ok(Weight::Quantised(match self.row_order(name)? {
@@ -295,13 +270,10 @@ impl Weights {
     fn load_blocks(
         &self,
         name: &str,
-        usage: Usage,
+        is_of_tokens: bool,
         shape: (i64, i64),
         options: (Kind, Device),
     ) -> Result<Option<Quantised>> {
-        let is_of_tokens = usage == Usage::Lookup
-            || name.ends_with("embed_tokens.weight")
-            || name == "lm_head.weight";
         let format = match (self.storage, &self.source) {
             (WeightStorage::AsStored, Source::Gguf(gguf)) => {
                 return gguf.load_blocks(name, shape, options);

@@ -2,6 +2,7 @@
 
 pub(crate) mod checkpoint;
 pub(crate) mod quantised;
+pub(crate) mod quick_products;
 pub(crate) mod send;
 pub(crate) mod shards;
 pub(crate) mod weight;

@@ -1,7 +1,10 @@
 //! Matrices held as blocks of small integers with a scale each.
 
 use candle_core::quantized::GgmlDType;
+use reft_kernels::{Offsets, Rows};
 use tch::{Device, Kind, TchError, Tensor};
+
+use crate::weights::quick_products::memory;
 
 /// How the numbers of a row are packed. All of these are GGUF's; what is made at load is laid out alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -221,6 +224,36 @@ impl Quantised {
         Ok(Self { parts: parts.collect::<Result<_, _>>()?, ..*self })
     }
 
+    /// The blocks for the kernels that multiply with few rows; `None` on a GPU.
+    pub(crate) fn as_rows<'a>(&'a self) -> Option<Rows<'a>> {
+        let parts = &self.parts;
+        let scales = memory(&parts[0])?;
+        let nibbles = |offsets: Offsets<'a>, fifth_bits: Option<&'a [u8]>, quants: &'a Tensor| {
+            Some(Rows::Nibbles { scales, offsets, fifth_bits, quants: memory(quants)? })
+        };
+        match self.format {
+            BlockFormat::Q8_0 => Some(Rows::Q8_0 { scales, quants: memory(&parts[1])? }),
+            BlockFormat::Q4_0 => nibbles(Offsets::Zero(8), None, &parts[1]),
+            BlockFormat::Q4_1 => nibbles(Offsets::Each(memory(&parts[1])?), None, &parts[2]),
+            BlockFormat::Q5_0 => nibbles(Offsets::Zero(16), Some(memory(&parts[1])?), &parts[2]),
+            BlockFormat::Q5_1 => {
+                nibbles(Offsets::Each(memory(&parts[1])?), Some(memory(&parts[2])?), &parts[3])
+            }
+            BlockFormat::Q4K => Some(Rows::Q4K {
+                scales,
+                offsets: memory(&parts[1])?,
+                inner_scales: memory(&parts[2])?,
+                inner_offsets: memory(&parts[3])?,
+                quants: memory(&parts[4])?,
+            }),
+            BlockFormat::Q6K => Some(Rows::Q6K {
+                scales,
+                inner_scales: memory(&parts[1])?,
+                quants: memory(&parts[2])?,
+            }),
+        }
+    }
+
     /// Bytes that it takes.
     pub fn bytes(&self) -> usize {
         self.parts.iter().map(|part| part.numel() * part.kind().elt_size_in_bytes()).sum()
@@ -252,6 +285,8 @@ pub(crate) fn row_chunks(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Weight;
+    use crate::weights::quick_products::of_few_rows;
 
     fn matrix(rows: i64, columns: i64) -> Tensor {
         let x = Tensor::arange(rows * columns, (Kind::Float, Device::Cpu));
@@ -294,6 +329,54 @@ mod tests {
         for format in [BlockFormat::Q8_0, BlockFormat::Q4_0] {
             let error = (quantised(format, &values).expanded() - &values).abs().max();
             assert!(error.double_value(&[]) < 2e-3, "{format:?}"); // 2/127 in f16 times 127
+        }
+    }
+
+    /// The kernels and the expanded matrix: equal but for the order of sums in f32.
+    #[test]
+    fn kernels_multiply_with_the_numbers_that_blocks_are_expanded_to() {
+        let columns = 512i64;
+        let byte = |n: i64, of: i64| {
+            let x = Tensor::arange(n, (Kind::Int64, Device::Cpu));
+            ((&x * &x * 37 + &x * 11 + of).remainder(251)).to_kind(Kind::Uint8)
+        };
+        for (format, bytes) in [
+            (BlockFormat::Q8_0, 34),
+            (BlockFormat::Q4_0, 18),
+            (BlockFormat::Q4_1, 20),
+            (BlockFormat::Q5_0, 22),
+            (BlockFormat::Q5_1, 24),
+            (BlockFormat::Q4K, 144),
+            (BlockFormat::Q6K, 210),
+        ] {
+            let (rows, blocks) = (37, columns / format.block());
+            let stored = byte(rows * blocks * bytes, bytes).view([rows, blocks, bytes]);
+            // scales and offsets are numbers of moderate size: their high bytes are those of numbers around 1
+            let at: &[i64] = match format {
+                BlockFormat::Q8_0 | BlockFormat::Q4_0 | BlockFormat::Q5_0 => &[1],
+                BlockFormat::Q6K => &[209],
+                _ => &[1, 3],
+            };
+            for at in at {
+                let _ = stored.select(2, *at).fill_(0x34);
+            }
+            let options = (Kind::Float, Device::Cpu);
+            let packed = Quantised::gather(format, (rows, columns), options, |first, n| {
+                Ok(format.unpack(&stored.narrow(0, first, n)))
+            });
+            let packed = packed.expect("invariant: a CPU matrix can be unpacked");
+            for n in [1, 5, 16] {
+                let x = matrix(n, columns);
+                let expected = x.matmul(&packed.expanded().tr());
+                let found = of_few_rows(&x, &Weight::Quantised(packed.shallow_clone()), None);
+                let found = found.expect("a CPU's matrix has a kernel");
+                let error = (found - &expected).abs().max().double_value(&[]);
+                let largest = expected.abs().max().double_value(&[]);
+                assert!(
+                    error <= 2e-6 * largest && largest > 1.0,
+                    "{format:?}: {error} of {largest}"
+                );
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 use tch::Tensor;
 
 use crate::Quantised;
+use crate::weights::quick_products::{of_few_rows, through_f32};
 
 /// A weight of a model: a tensor, or a frozen matrix that is kept small and expanded when it is computed with.
 #[derive(Debug)]
@@ -105,8 +106,12 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Applies it. A quantised weight is expanded for it, and kept so as long as a backward is to come.
+    /// Applies it. A quantised weight is expanded for it, and kept so as long as a backward is to come; for a few rows on a CPU it is read as
+    /// it is.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight.dense(), self.bias.as_ref())
+        let bias = self.bias.as_ref();
+        let quick =
+            of_few_rows(x, &self.weight, bias).or_else(|| through_f32(x, &self.weight, bias));
+        quick.unwrap_or_else(|| x.linear(&self.weight.dense(), bias))
     }
 }

@@ -18,4 +18,3 @@ mod hub_names;
 mod oracle;
 mod text;
 mod text_oracle;
-mod weight_layout;

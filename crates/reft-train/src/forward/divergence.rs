@@ -9,7 +9,7 @@ use crate::of_logits;
 /// The `k` likeliest tokens after each of the hidden states `[m, d]`, `[m, k]`, and their `log p` with that of all others together behind
 /// them, `[m, k + 1]`.
 pub(crate) fn likeliest(model: &dyn Model, h: &Tensor, k: usize) -> [Tensor; 2] {
-    let head = model.head();
+    let head = model.head().dense();
     let of_chunk = |h: Tensor| {
         let logits = head.logits(&h);
         let (_, tokens) = logits.topk(k.min(logits.size()[1] as usize) as i64, -1, true, true);

@@ -33,7 +33,7 @@ pub(crate) fn in_chunks(
     rows: i64,
     of_chunk: OfLogits,
 ) -> Tensor {
-    let head = model.head();
+    let head = model.head().dense();
     if h.size()[0] <= rows {
         let beside: Vec<Tensor> = beside.iter().map(|own| own.shallow_clone()).collect();
         return of_chunk(&head.logits(h), &beside);

@@ -1,0 +1,325 @@
+use std::sync::{Mutex, PoisonError};
+
+use pulp::{Arch, Simd, WithSimd};
+
+use crate::rows::{Rows, Scratch};
+use crate::threads::in_parallel;
+
+/// Rows of the matrix that are computed at once: each number of `x` that is read serves all of them.
+const TILE: usize = 4;
+/// Most vectors that are multiplied at once with them: so many sums stay in registers.
+const VECTORS: usize = 3;
+/// Rows that a thread takes at a time.
+const CHUNK: usize = 32;
+
+/// `y = W x`: a matrix `[rows, columns]` times `n` vectors `[n, columns]`, into `[n, rows]`, in f32.
+///
+/// Each of the matrix's numbers is read once, however many vectors there are, and sums are made in one order, whatever the number of threads
+/// and of vectors.
+///
+/// # Panics
+/// If the lengths do not fit together.
+pub fn product(matrix: Rows, columns: usize, x: &[f32], y: &mut [f32], threads: usize) {
+    assert!(columns > 0 && x.len().is_multiple_of(columns), "x is no whole number of vectors");
+    let n = x.len() / columns;
+    assert!(n > 0 && y.len().is_multiple_of(n), "y is no whole number of vectors");
+    let rows = y.len() / n;
+    assert!(matrix.holds(rows, columns), "the matrix is not of this size");
+    let tiles = Tiles::of(x, columns);
+    if n == 1 {
+        return by_chunks(matrix, &tiles, y, threads);
+    }
+    let mut turned = vec![0.0; y.len()]; // [rows, n]
+    by_chunks(matrix, &tiles, &mut turned, threads);
+    for (i, y) in y.chunks_exact_mut(rows).enumerate() {
+        for (y, of_row) in y.iter_mut().zip(turned.chunks_exact(n)) {
+            *y = of_row[i];
+        }
+    }
+}
+
+/// The products `[rows, n]`, chunks of rows shared out to threads.
+fn by_chunks(matrix: Rows, x: &Tiles, y: &mut [f32], threads: usize) {
+    let work = y.chunks_mut(CHUNK * x.n).enumerate();
+    let chunks = work.len();
+    let work = Mutex::new(work);
+    in_parallel(threads.min(chunks), &|| {
+        let mut scratch: [Scratch; TILE] = Default::default();
+        let next = || work.lock().unwrap_or_else(PoisonError::into_inner).next();
+        while let Some((chunk, y)) = next() {
+            let first = chunk * CHUNK;
+            Arch::new().dispatch(Chunk { matrix, first, x, y, scratch: &mut scratch });
+        }
+    });
+}
+
+/// The vectors, up to [`VECTORS`] beside each other.
+struct Tiles {
+    n: usize,
+    columns: usize,
+    x: Vec<f32>,
+}
+
+/// Numbers of a vector that stand together: as many as the widest registers have.
+const LANES: usize = 16;
+
+impl Tiles {
+    /// In each tile of `m` vectors, `LANES` numbers of the first, of the second, and so on; then the next ones. What is left of a vector is
+    /// filled with zeros.
+    fn of(x: &[f32], columns: usize) -> Self {
+        let n = x.len() / columns;
+        let padded = columns.next_multiple_of(LANES);
+        let mut tiles = vec![0.0; n * padded];
+        let mut first = 0;
+        for m in widths(n) {
+            let out = &mut tiles[first * padded..(first + m) * padded];
+            for (i, own) in
+                x[first * columns..(first + m) * columns].chunks_exact(columns).enumerate()
+            {
+                for (part, own) in own.chunks(LANES).enumerate() {
+                    let at = (part * m + i) * LANES;
+                    out[at..at + own.len()].copy_from_slice(own);
+                }
+            }
+            first += m;
+        }
+        Self { n, columns, x: tiles }
+    }
+}
+
+/// How many vectors are multiplied at once, tile after tile.
+fn widths(n: usize) -> impl Iterator<Item = usize> {
+    let mut left = n;
+    std::iter::from_fn(move || {
+        let m = match left {
+            4 => 2, // two and two are quicker than three and one
+            _ => left.min(VECTORS),
+        };
+        left -= m;
+        (m > 0).then_some(m)
+    })
+}
+
+/// Rows from `first` on, as many as `y` `[.., n]` has.
+struct Chunk<'a> {
+    matrix: Rows<'a>,
+    first: usize,
+    x: &'a Tiles,
+    y: &'a mut [f32],
+    scratch: &'a mut [Scratch; TILE],
+}
+
+impl WithSimd for Chunk<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { matrix, first, x, y, scratch } = self;
+        let padded = x.columns.next_multiple_of(LANES);
+        for (tile, y) in y.chunks_mut(TILE * x.n).enumerate() {
+            let first = first + tile * TILE;
+            let there = y.len() / x.n;
+            let [a, b, c, d] = &mut *scratch;
+            // rows that are not there are the last one again
+            let at = |i: usize| first + i.min(there - 1);
+            let w = [
+                matrix.row(at(0), x.columns, a),
+                matrix.row(at(1), x.columns, b),
+                matrix.row(at(2), x.columns, c),
+                matrix.row(at(3), x.columns, d),
+            ];
+            let mut begin = 0;
+            for m in widths(x.n) {
+                let own = &x.x[begin * padded..(begin + m) * padded];
+                match m {
+                    1 => sums::<S, 1>(simd, w, own, |i, sums| put(y, x.n, begin, i, there, sums)),
+                    2 => sums::<S, 2>(simd, w, own, |i, sums| put(y, x.n, begin, i, there, sums)),
+                    _ => sums::<S, 3>(simd, w, own, |i, sums| put(y, x.n, begin, i, there, sums)),
+                }
+                begin += m;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn put(y: &mut [f32], n: usize, begin: usize, row: usize, there: usize, sums: &[f32]) {
+    if row < there {
+        y[row * n + begin..][..sums.len()].copy_from_slice(sums);
+    }
+}
+
+/// Four rows times `M` vectors: `put` gets the number of a row and its sums.
+#[inline(always)]
+fn sums<S: Simd, const M: usize>(
+    simd: S,
+    w: [&[f32]; TILE],
+    x: &[f32],
+    mut put: impl FnMut(usize, &[f32]),
+) {
+    let per_part = LANES / S::F32_LANES;
+    let zero = simd.splat_f32s(0.0);
+    let mut acc = [[zero; M]; TILE];
+    let (x, _) = S::as_simd_f32s(x);
+    let whole = w[0].len() / LANES * LANES;
+    let [(a, _), (b, _), (c, _), (d, _)] = w.map(|w| S::as_simd_f32s(&w[..whole]));
+    let parts = x.chunks_exact(M * per_part);
+    let rows = a.chunks_exact(per_part).zip(b.chunks_exact(per_part));
+    let rows = rows.zip(c.chunks_exact(per_part).zip(d.chunks_exact(per_part)));
+    for (x, ((a, b), (c, d))) in parts.zip(rows) {
+        for j in 0..per_part {
+            for m in 0..M {
+                let x = x[m * per_part + j];
+                acc[0][m] = simd.mul_add_e_f32s(a[j], x, acc[0][m]);
+                acc[1][m] = simd.mul_add_e_f32s(b[j], x, acc[1][m]);
+                acc[2][m] = simd.mul_add_e_f32s(c[j], x, acc[2][m]);
+                acc[3][m] = simd.mul_add_e_f32s(d[j], x, acc[3][m]);
+            }
+        }
+    }
+    let rest = x.get(whole / S::F32_LANES * M..).unwrap_or(&[]);
+    for (i, acc) in acc.iter().enumerate() {
+        let mut sums = acc.map(|acc| simd.reduce_sum_f32s(acc));
+        for (k, w) in w[i][whole..].iter().enumerate() {
+            for (m, sum) in sums.iter_mut().enumerate() {
+                let lanes: &[f32] =
+                    pulp::bytemuck::cast_slice(&rest[m * per_part..(m + 1) * per_part]);
+                *sum += w * lanes[k];
+            }
+        }
+        put(i, &sums);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Offsets;
+
+    /// Numbers from −1 to 1, the same in every run.
+    fn noise(seed: u32) -> impl Iterator<Item = f32> {
+        let mut state = seed.wrapping_mul(2_654_435_761) | 1;
+        std::iter::repeat_with(move || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / 8_388_608.0 - 1.0
+        })
+    }
+
+    fn bytes(seed: u32, n: usize) -> Vec<u8> {
+        noise(seed).take(n).map(|x| ((x + 1.0) * 127.9) as u8).collect()
+    }
+
+    fn halves(seed: u32, n: usize) -> Vec<u16> {
+        noise(seed).take(n).map(|x| half::f16::from_f32(x).to_bits()).collect()
+    }
+
+    /// One matrix of each kind, with what its numbers are by their definition.
+    fn each_kind(rows: usize, columns: usize, mut check: impl FnMut(&str, Rows, Vec<f32>)) {
+        let n = rows * columns;
+        let float = |bits: &[u16], i: usize| half::f16::from_bits(bits[i]).to_f32();
+        let numbers: Vec<f32> = noise(1).take(n).collect();
+        check("f32", Rows::F32(&numbers), numbers.clone());
+        let bf16: Vec<u16> = numbers.iter().map(|x| half::bf16::from_f32(*x).to_bits()).collect();
+        let values = bf16.iter().map(|bits| half::bf16::from_bits(*bits).to_f32());
+        check("bf16", Rows::Bf16(&bf16), values.collect());
+        let f16 = halves(2, n);
+        check("f16", Rows::F16(&f16), (0..n).map(|i| float(&f16, i)).collect());
+        if columns.is_multiple_of(32) {
+            let (d, m) = (halves(3, n / 32), halves(4, n / 32));
+            let quants: Vec<i8> = bytes(5, n).into_iter().map(u8::cast_signed).collect();
+            let values = (0..n).map(|i| float(&d, i / 32) * f32::from(quants[i])).collect();
+            check("q8_0", Rows::Q8_0 { scales: &d, quants: &quants }, values);
+            let (quants, fifth) = (bytes(6, n / 2), bytes(7, n / 8));
+            for (is_five, is_offset) in [(false, false), (false, true), (true, false), (true, true)]
+            {
+                let zero = if is_five { 16 } else { 8 };
+                let value = |i: usize| {
+                    let (block, j) = (i / 32, i % 32);
+                    let byte = quants[16 * block + j % 16];
+                    let low = if j < 16 { byte & 15 } else { byte >> 4 };
+                    let bit = (fifth[4 * block + j / 8] >> (j % 8)) & 1;
+                    let q = f32::from(low + if is_five { 16 * bit } else { 0 });
+                    let d = float(&d, block);
+                    if is_offset { q * d + float(&m, block) } else { (q - f32::from(zero)) * d }
+                };
+                let offsets = if is_offset { Offsets::Each(&m) } else { Offsets::Zero(zero) };
+                let fifth_bits = is_five.then_some(&fifth[..]);
+                let matrix = Rows::Nibbles { scales: &d, offsets, fifth_bits, quants: &quants };
+                let name = format!("{} bits, offsets {is_offset}", if is_five { 5 } else { 4 });
+                check(&name, matrix, (0..n).map(value).collect());
+            }
+        }
+        if columns.is_multiple_of(256) {
+            let (d, m) = (halves(8, n / 256), halves(9, n / 256));
+            let (s, e) = (bytes(10, n / 32), bytes(11, n / 32));
+            let quants = bytes(12, n / 2);
+            let value = |i: usize| {
+                let byte = quants[i / 64 * 32 + i % 32];
+                let q = if i % 64 < 32 { byte & 15 } else { byte >> 4 };
+                float(&d, i / 256) * f32::from(s[i / 32]) * f32::from(q)
+                    - float(&m, i / 256) * f32::from(e[i / 32])
+            };
+            let values = (0..n).map(value).collect();
+            let (scales, offsets) = (&d[..], &m[..]);
+            let (inner_scales, inner_offsets, quants) = (&s[..], &e[..], &quants[..]);
+            check(
+                "q4_k",
+                Rows::Q4K { scales, offsets, inner_scales, inner_offsets, quants },
+                values,
+            );
+            let signed = |seed, n| bytes(seed, n).into_iter().map(u8::cast_signed).collect();
+            let (s, quants): (Vec<i8>, Vec<i8>) = (signed(13, n / 16), signed(14, n));
+            let value = |i: usize| float(&d, i / 256) * f32::from(s[i / 16]) * f32::from(quants[i]);
+            let values = (0..n).map(value).collect();
+            check("q6_k", Rows::Q6K { scales, inner_scales: &s, quants: &quants }, values);
+        }
+    }
+
+    /// A sum of `n` products in f32, in any order, is wrong by at most `n` roundings of the sum of their sizes; rounding being as often up as
+    /// down, a few times `√n` of them are not exceeded.
+    #[test]
+    fn products_are_those_of_the_numbers_that_are_stored() {
+        for (rows, columns) in [(1, 32), (3, 256), (4, 96), (37, 288), (70, 512), (5, 7), (33, 50)]
+        {
+            each_kind(rows, columns, |name, matrix, values| {
+                let mut alone = Vec::new();
+                for n in 1..=17 {
+                    let x: Vec<f32> = noise(20).take(n * columns).collect();
+                    let mut found = vec![f32::NAN; n * rows];
+                    product(matrix, columns, &x, &mut found, 1);
+                    let mut shared = vec![f32::NAN; n * rows];
+                    product(matrix, columns, &x, &mut shared, 2);
+                    assert_eq!(found, shared, "{name}: threads change the result");
+                    if n == 1 {
+                        alone.clone_from(&found);
+                    }
+                    assert_eq!(found[..rows], alone, "{name}: other vectors change the result");
+                    for (i, y) in found.iter().enumerate() {
+                        let (at, row) = (i / rows * columns, i % rows * columns);
+                        let pairs = x_and_w(&x[at..at + columns], &values[row..row + columns]);
+                        let (sum, sizes) =
+                            pairs.fold((0.0, 0.0), |(sum, sizes), p| (sum + p, sizes + p.abs()));
+                        let tolerance =
+                            4.0 * f64::from(f32::EPSILON) * (columns as f64).sqrt() * sizes + 1e-12;
+                        let error = (f64::from(*y) - sum).abs();
+                        assert!(
+                            error <= tolerance,
+                            "{name} [{rows}, {columns}] × {n}: {y} {sum} at {i}"
+                        );
+                    }
+                }
+            });
+        }
+    }
+
+    fn x_and_w<'a>(x: &'a [f32], w: &'a [f32]) -> impl Iterator<Item = f64> + 'a {
+        x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w))
+    }
+
+    #[test]
+    #[should_panic(expected = "the matrix is not of this size")]
+    fn parts_of_the_wrong_length_are_refused() {
+        let (scales, quants) = ([0; 2], [0; 32]);
+        product(Rows::Q8_0 { scales: &scales, quants: &quants }, 32, &[0.0; 32], &mut [0.0], 1);
+    }
+}

@@ -1,0 +1,49 @@
+//! The threads that libtorch computes with. Its own spin for a while after they have worked: threads of another pool would wait for their
+//! cores.
+
+use std::ffi::c_void;
+use std::sync::OnceLock;
+
+type Region = unsafe extern "C" fn(extern "C" fn(*mut c_void), *mut c_void, u32, u32);
+
+/// OpenMP's call that runs a function on its threads, if this process has GNU's.
+fn region() -> Option<Region> {
+    static REGION: OnceLock<Option<Region>> = OnceLock::new();
+    *REGION.get_or_init(|| {
+        let program = libloading::os::unix::Library::this();
+        // SAFETY: this is the symbol's signature in GNU's OpenMP, whose binary interface is kept.
+        #[allow(unsafe_code)]
+        let symbol = unsafe { program.get::<Region>(b"GOMP_parallel\0") };
+        symbol.ok().map(|symbol| *symbol)
+    })
+}
+
+/// Runs `work` on several threads at once and waits for all of them.
+pub(crate) fn in_parallel<F: Fn() + Sync>(threads: usize, work: &F) {
+    extern "C" fn call<F: Fn() + Sync>(work: *mut c_void) {
+        // SAFETY: it is the reference that `in_parallel` passes, which outlives the region.
+        #[allow(unsafe_code)]
+        unsafe {
+            (*work.cast::<F>())();
+        }
+    }
+    match region() {
+        _ if threads < 2 => work(),
+        Some(region) => {
+            // SAFETY: the function gets the pointer that it was made for, which is only read; the region ends before this returns. A panic of
+            // `work` ends the process, as it cannot pass through C.
+            #[allow(unsafe_code)]
+            unsafe {
+                region(call::<F>, std::ptr::from_ref(work).cast_mut().cast(), threads as u32, 0);
+            }
+        }
+        None => {
+            rayon::scope(|scope| {
+                for _ in 1..threads {
+                    scope.spawn(|_| work());
+                }
+                work();
+            });
+        }
+    }
+}

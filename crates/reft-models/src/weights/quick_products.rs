@@ -1,0 +1,206 @@
+//! Products that libtorch is slow at on a CPU: with few rows, as decoding has them, packed or not; in bf16 where there are no units for it.
+
+use reft_kernels::{Rows, product};
+use tch::{Device, Kind, Tensor};
+
+use crate::Weight;
+
+/// Up to so many rows the kernels are quicker than libtorch's products with a matrix in f32: measured, see docs/performance.md.
+const MOST_ROWS_F32: i64 = 32;
+/// The same of one in fewer bits.
+const MOST_ROWS: i64 = 64;
+
+/// `x Wᵀ + b` for one token of each of a few rows on a CPU, `[b, 1, in]` or `[b, in]`, where no gradient is wanted. `None`: libtorch is to compute it.
+///
+/// Packed numbers are expanded in registers, and sums are made in f32 whatever kind the model has.
+pub(crate) fn of_few_rows(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Option<Tensor> {
+    let size = x.size();
+    let n = match size[..] {
+        [n, 1, _] | [n, _] => n,
+        _ => return None,
+    };
+    let columns = *size.last()?;
+    let wants_gradient = wants_gradient(x, weight, bias);
+    let most = match weight.tensor().map(Tensor::kind) {
+        Some(Kind::Float) => MOST_ROWS_F32,
+        // libtorch reads a matrix in bf16 at the speed of memory for one vector, and a CPU with units for it for many
+        Some(Kind::BFloat16) if n == 1 || has_bf16() => return None,
+        _ => MOST_ROWS,
+    };
+    if !(1..=most).contains(&n) || columns == 0 || x.device() != Device::Cpu || wants_gradient {
+        return None;
+    }
+    let matrix = match weight {
+        Weight::Dense(tensor) if tensor.kind() == x.kind() => dense(tensor)?,
+        Weight::Dense(_) => return None,
+        Weight::Quantised(blocks) => blocks.as_rows()?,
+    };
+    let out = weight.size()[0];
+    let own = Vec::<f32>::try_from(x.to_kind(Kind::Float).flatten(0, -1)).ok()?;
+    let mut y = vec![0.0; usize::try_from(n * out).ok()?];
+    let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
+    product(matrix, usize::try_from(columns).ok()?, &own, &mut y, threads);
+    let mut size = size;
+    *size.last_mut()? = out;
+    let y = Tensor::from_slice(&y).view(size.as_slice());
+    let y = bias.map_or_else(|| y.shallow_clone(), |bias| &y + bias.to_kind(Kind::Float));
+    Some(y.to_kind(x.kind()))
+}
+
+/// `x Wᵀ + b` in bf16 through f32, on a CPU without units for bf16 and where no gradient is wanted: libtorch's product in bf16 takes three times
+/// as long there. `None`: libtorch is to compute it. Sums are made in f32 either way, and rounded once.
+pub(crate) fn through_f32(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Option<Tensor> {
+    let tensor = weight.tensor()?;
+    let is_so = x.kind() == Kind::BFloat16 && tensor.kind() == x.kind();
+    let is_one_row = Some(&(x.numel() as i64)) == x.size().last();
+    if !is_so
+        || is_one_row
+        || x.device() != Device::Cpu
+        || has_bf16()
+        || wants_gradient(x, weight, bias)
+    {
+        return None;
+    }
+    let f32 = |tensor: &Tensor| tensor.to_kind(Kind::Float);
+    let y = f32(x).linear(&f32(tensor), bias.map(f32).as_ref());
+    Some(y.to_kind(Kind::BFloat16))
+}
+
+/// Whether autograd notes a product.
+fn wants_gradient(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> bool {
+    [Some(x), weight.tensor(), bias].into_iter().flatten().any(has_its_products_recorded)
+}
+
+/// Whether autograd notes what is computed with a tensor: it wants a gradient, and gradients are wanted here.
+fn has_its_products_recorded(tensor: &Tensor) -> bool {
+    tensor.requires_grad() && tensor.alias().requires_grad()
+}
+
+/// Whether the CPU multiplies numbers in bf16 itself.
+fn has_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
+/// A matrix of numbers, if the kernels know its kind.
+fn dense(tensor: &Tensor) -> Option<Rows<'_>> {
+    match tensor.kind() {
+        Kind::Float => Some(Rows::F32(memory(tensor)?)),
+        Kind::BFloat16 => Some(Rows::Bf16(memory(tensor)?)),
+        Kind::Half => Some(Rows::F16(memory(tensor)?)),
+        _ => None,
+    }
+}
+
+/// What tensors' memory may be read as: every pattern of bits means a number.
+pub(crate) trait Plain: Copy {
+    /// The kinds of such a size and meaning; the bits of f16 and bf16 are whole numbers here.
+    const KINDS: &'static [Kind];
+}
+
+impl Plain for f32 {
+    const KINDS: &'static [Kind] = &[Kind::Float];
+}
+
+impl Plain for u16 {
+    const KINDS: &'static [Kind] = &[Kind::BFloat16, Kind::Half];
+}
+
+impl Plain for u8 {
+    const KINDS: &'static [Kind] = &[Kind::Uint8];
+}
+
+impl Plain for i8 {
+    const KINDS: &'static [Kind] = &[Kind::Int8];
+}
+
+/// The numbers of a tensor in order, without a copy; `None` if it is of another kind, on another device, or not in order.
+pub(crate) fn memory<T: Plain>(tensor: &Tensor) -> Option<&[T]> {
+    let is_here = tensor.device() == Device::Cpu && tensor.is_contiguous();
+    if !is_here || !T::KINDS.contains(&tensor.kind()) || tensor.numel() == 0 {
+        return None;
+    }
+    // SAFETY: a contiguous tensor on the CPU has `numel` numbers of its kind behind each other from `data_ptr` on, aligned for it, and its kind
+    // is as long as `T`, for which every pattern of bits is a value. The tensor keeps them alive as long as it is borrowed; frozen weights, of
+    // which alone this is asked, are written to by nobody meanwhile.
+    #[allow(unsafe_code)]
+    let numbers = unsafe {
+        std::slice::from_raw_parts(tensor.data_ptr().cast::<T>().cast_const(), tensor.numel())
+    };
+    Some(numbers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(rows: i64, columns: i64, kind: Kind) -> Tensor {
+        let x = Tensor::arange(rows * columns, (Kind::Float, Device::Cpu));
+        ((&x * 0.7).sin() * (&x * 0.013).cos()).view([rows, columns]).to_kind(kind)
+    }
+
+    /// Both are sums of the same products in f32; they are rounded to the kind once at the end, so they differ by at most two of its steps.
+    #[test]
+    fn products_of_few_rows_are_libtorchs() {
+        for (kind, step) in
+            [(Kind::Float, 2e-6), (Kind::BFloat16, 2f64.powi(-8)), (Kind::Half, 2f64.powi(-11))]
+        {
+            let weight = Weight::Dense(numbers(70, 96, kind));
+            let bias = numbers(1, 70, kind).squeeze();
+            for (n, bias) in [(1, None), (3, Some(&bias)), (8, None)] {
+                let x = numbers(n, 96, kind).unsqueeze(1);
+                let Some(found) = of_few_rows(&x, &weight, bias) else {
+                    let is_libtorchs = kind == Kind::BFloat16 && (n == 1 || has_bf16());
+                    assert!(is_libtorchs, "{kind:?} × {n} has no kernel");
+                    continue;
+                };
+                assert_eq!((found.size(), found.kind()), (vec![n, 1, 70], kind));
+                let expected = x.linear(&weight.dense(), bias).to_kind(Kind::Double);
+                let error = (found.to_kind(Kind::Double) - &expected).abs().max().double_value(&[]);
+                let largest = expected.abs().max().double_value(&[]);
+                assert!(
+                    error <= 2.0 * step * largest && largest > 1.0,
+                    "{kind:?} × {n}: {error} of {largest}"
+                );
+            }
+        }
+    }
+
+    /// Both round a sum in f32 to bf16: they differ by one of its steps at most.
+    #[test]
+    fn many_rows_of_bf16_are_multiplied_in_f32() {
+        let weight = Weight::Dense(numbers(70, 96, Kind::BFloat16));
+        let bias = numbers(1, 70, Kind::BFloat16).squeeze();
+        let x = numbers(90, 96, Kind::BFloat16).view([3, 30, 96]);
+        assert_eq!(through_f32(&x, &weight, Some(&bias)).is_none(), has_bf16());
+        let Some(found) = through_f32(&x, &weight, Some(&bias)) else { return };
+        assert_eq!((found.size(), found.kind()), (vec![3, 30, 70], Kind::BFloat16));
+        let f64 = |tensor: &Tensor| tensor.to_kind(Kind::Double);
+        let expected = f64(&x).linear(&f64(&weight.dense()), Some(&f64(&bias)));
+        let error = (f64(&found) - &expected).abs() / expected.abs().clamp_min(0.1);
+        let worst = error.max().double_value(&[]);
+        assert!(worst > 0.0 && worst <= 2f64.powi(-8), "{worst}");
+        let trained = Weight::Dense(weight.dense().set_requires_grad(true));
+        assert!(through_f32(&x, &trained, None).is_none());
+        assert!(through_f32(&x.narrow(0, 0, 1).narrow(1, 0, 1), &weight, None).is_none());
+        let of_f32 = Weight::Dense(numbers(70, 96, Kind::Float));
+        assert!(through_f32(&x.to_kind(Kind::Float), &of_f32, None).is_none());
+    }
+
+    #[test]
+    fn what_wants_a_gradient_and_what_has_many_rows_is_left_to_libtorch() {
+        let x = numbers(2, 32, Kind::Float);
+        let trained = Weight::Dense(numbers(4, 32, Kind::Float).set_requires_grad(true));
+        assert!(of_few_rows(&x, &trained, None).is_none());
+        assert!(tch::no_grad(|| of_few_rows(&x, &trained, None)).is_some());
+        let frozen = Weight::Dense(numbers(4, 32, Kind::Float));
+        assert!(of_few_rows(&x, &frozen, None).is_some());
+        assert!(of_few_rows(&x.set_requires_grad(true), &frozen, None).is_none());
+        assert!(of_few_rows(&numbers(MOST_ROWS_F32 + 1, 32, Kind::Float), &frozen, None).is_none());
+        assert!(
+            of_few_rows(&numbers(4, 32, Kind::Float).view([1, 4, 32]), &frozen, None).is_none()
+        );
+    }
+}

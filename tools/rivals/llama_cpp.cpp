@@ -1,0 +1,122 @@
+// Times llama.cpp: prefill of a prompt and the decoding of one token for each of some rows. Prints one line of JSON.
+//
+//   llama_cpp MODEL.gguf THREADS ROWS PROMPT NEW ROUNDS     times it
+//   llama_cpp --quantize IN.gguf OUT.gguf q8_0|q4_k|q4_0    writes a model in fewer bits, every matrix of them in the one form
+//
+// Every row has the same prompt of PROMPT tokens; then the most probable token is taken, NEW times.
+
+#include "ggml-backend.h"
+#include "llama.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <vector>
+
+namespace {
+
+double now() {
+    using namespace std::chrono;
+    return duration<double>(steady_clock::now().time_since_epoch()).count();
+}
+
+[[noreturn]] void fail(const char *reason) {
+    std::fprintf(stderr, "%s\n", reason);
+    std::exit(1);
+}
+
+int quantize(const char *from, const char *to, const std::string &form) {
+    llama_model_quantize_params params = llama_model_quantize_default_params();
+    params.pure = true;
+    if (form == "q8_0") params.ftype = LLAMA_FTYPE_MOSTLY_Q8_0;
+    else if (form == "q4_k") params.ftype = LLAMA_FTYPE_MOSTLY_Q4_K_S;
+    else if (form == "q4_0") params.ftype = LLAMA_FTYPE_MOSTLY_Q4_0;
+    else fail("the form is q8_0, q4_k or q4_0");
+    return static_cast<int>(llama_model_quantize(from, to, &params));
+}
+
+llama_token best(const float *logits, int n) {
+    return static_cast<llama_token>(std::max_element(logits, logits + n) - logits);
+}
+
+} // namespace
+
+int main(int argc, char **argv) {
+    llama_log_set([](ggml_log_level level, const char *text, void *) {
+        if (level == GGML_LOG_LEVEL_ERROR) std::fputs(text, stderr);
+    }, nullptr);
+    if (const char *directory = std::getenv("LLAMA_CPP_BACKENDS")) ggml_backend_load_all_from_path(directory);
+    else ggml_backend_load_all();
+    llama_backend_init();
+    if (argc == 5 && !std::strcmp(argv[1], "--quantize")) return quantize(argv[2], argv[3], argv[4]);
+    if (argc != 7) fail("llama_cpp MODEL.gguf THREADS ROWS PROMPT NEW ROUNDS");
+    const int threads = std::atoi(argv[2]), rows = std::atoi(argv[3]), prompt = std::atoi(argv[4]);
+    const int n = std::atoi(argv[5]), rounds = std::atoi(argv[6]);
+
+    llama_model_params of_model = llama_model_default_params();
+    of_model.n_gpu_layers = 0;
+    llama_model *model = llama_model_load_from_file(argv[1], of_model);
+    if (!model) fail("the model cannot be read");
+    llama_context_params of_context = llama_context_default_params();
+    of_context.n_ctx = static_cast<uint32_t>(rows * (prompt + n + 1));
+    of_context.n_batch = static_cast<uint32_t>(rows * prompt);
+    of_context.n_ubatch = of_context.n_batch;
+    of_context.n_seq_max = static_cast<uint32_t>(rows);
+    of_context.n_threads = of_context.n_threads_batch = threads;
+    of_context.type_k = of_context.type_v = GGML_TYPE_F32;
+    llama_context *context = llama_init_from_model(model, of_context);
+    if (!context) fail("no context can be made");
+    const int vocabulary = llama_vocab_n_tokens(llama_model_get_vocab(model));
+
+    llama_batch batch = llama_batch_init(rows * prompt, 0, 1);
+    auto add = [&](llama_token token, int at, int row, bool wanted) {
+        const int i = batch.n_tokens++;
+        batch.token[i] = token;
+        batch.pos[i] = at;
+        batch.n_seq_id[i] = 1;
+        batch.seq_id[i][0] = row;
+        batch.logits[i] = wanted;
+    };
+    std::vector<double> prefill, decode;
+    std::vector<llama_token> reply;
+    for (int round = 0; round <= rounds; ++round) {
+        llama_memory_clear(llama_get_memory(context), true);
+        batch.n_tokens = 0;
+        for (int row = 0; row < rows; ++row)
+            for (int at = 0; at < prompt; ++at) add(100 + (at * 37) % 1000, at, row, at + 1 == prompt);
+        const double begin = now();
+        if (llama_decode(context, batch)) fail("the prompt cannot be computed");
+        std::vector<llama_token> next(static_cast<size_t>(rows));
+        for (int row = 0; row < rows; ++row) next[row] = best(llama_get_logits_ith(context, row * prompt + prompt - 1), vocabulary);
+        const double first = now();
+        reply.clear();
+        for (int i = 0; i < n; ++i) {
+            reply.push_back(next[0]);
+            batch.n_tokens = 0;
+            for (int row = 0; row < rows; ++row) add(next[row], prompt + i, row, true);
+            if (llama_decode(context, batch)) fail("a token cannot be computed");
+            for (int row = 0; row < rows; ++row) next[row] = best(llama_get_logits_ith(context, row), vocabulary);
+        }
+        if (round == 0) continue; // warms up
+        prefill.push_back(first - begin);
+        decode.push_back((now() - first) / n);
+    }
+    auto list = [](const char *name, const std::vector<double> &all) {
+        std::printf("\"%s\": [", name);
+        for (size_t i = 0; i < all.size(); ++i) std::printf("%s%.6f", i ? ", " : "", all[i]);
+        std::printf("]");
+    };
+    std::printf("{\"threads\": %d, \"rows\": %d, ", threads, rows);
+    list("prefill_seconds", prefill);
+    std::printf(", ");
+    list("decode_seconds_per_token", decode);
+    std::printf(", \"tokens\": [");
+    for (size_t i = 0; i < std::min<size_t>(reply.size(), 8); ++i) std::printf("%s%d", i ? ", " : "", reply[i]);
+    std::printf("]}\n");
+    llama_batch_free(batch);
+    llama_free(context);
+    llama_model_free(model);
+}
