@@ -55,6 +55,8 @@ mod patching;
 
 mod search;
 
+mod steering;
+
 pub use alignment::adapter::Alignment;
 pub use alignment::objective::InterchangeObjective;
 pub use alignment::runs::InterchangeRuns;
@@ -85,3 +87,7 @@ pub use search::tasks::equality::{EqualityNetwork, EqualityTask, EqualityVariabl
 pub(crate) use search::tasks::pairs::Pairs;
 pub use search::tasks::position::PositionName;
 pub use search::tasks::recipe::DasRecipe;
+pub use steering::calibration::{KlPerToken, factor_reaching};
+pub use steering::page::{SweepPoint, sweep_page};
+pub use steering::readings::{area_under_curve, latents, median_norm};
+pub use steering::replies::{Judge, ReplyScores, SteeredReplies, reply_perplexity};

@@ -10,7 +10,6 @@ use crate::files::export::command::{self as export, ExportArgs};
 use crate::files::import::{self, ImportArgs};
 use crate::generation::chat::{self, ChatArgs};
 use crate::generation::generate::{self, GenerateArgs};
-use crate::generation::steer::{self, SteerArgs};
 use crate::inspect::command::{self as inspect, InspectArgs};
 use crate::interpret::attention::{self, AttentionArgs};
 use crate::interpret::lens::{self, LensArgs};
@@ -26,6 +25,7 @@ use crate::serve::{self, ServeArgs};
 use crate::sharing::merge_adapters::{self, MergeAdaptersArgs};
 use crate::sharing::pull::{self, PullArgs};
 use crate::sharing::push::{self, PushArgs};
+use crate::steering::command::{self as steer, SteerArgs};
 use crate::train::command::{self as train, TrainArgs};
 
 /// Representation fine-tuning (ReFT) of language models: small learned edits of the hidden states of a frozen model

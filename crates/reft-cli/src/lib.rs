@@ -8,6 +8,7 @@ mod train;
 
 mod generation;
 mod serve;
+mod steering;
 
 mod eval;
 mod inspect;

@@ -31,10 +31,12 @@ mod edits;
 mod interchanges;
 
 pub use edits::constant_edit::ConstantEdit;
+pub use edits::detection::Detection;
 pub use edits::intervention::{Intervention, Subspace, check_hidden_size};
 pub use edits::intervention_set::{InterventionSet, InterventionTensors};
 pub use edits::loreft::Edit;
 pub use edits::method::{Activation, Init, InterventionConfig, Method};
+pub use edits::removal::Removal;
 pub use error::{Error, Result};
 pub use interchanges::alignment::{
     AlignmentMethod, AlignmentSet, Annealing, GateKind, boundary_gate, sigmoid_gate,

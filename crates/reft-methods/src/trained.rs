@@ -96,6 +96,11 @@ pub(crate) trait TensorMethod:
         mode: Mode,
     ) -> MadeHooks<'a>;
 
+    /// The hooks that turn away from what it steers towards, if it has some; see [`Adapter::away`].
+    fn away<'a>(&'a self, _table: &'a Table<Self::Constants>) -> Option<MadeHooks<'a>> {
+        None
+    }
+
     /// Number of virtual tokens that stand before every prompt.
     fn virtual_tokens(&self) -> usize {
         0
@@ -215,6 +220,11 @@ impl<C> Table<C> {
         self.parts.get(&Some(site)).map(|(constants, tensors)| (constants, &tensors[..]))
     }
 
+    /// The tensors of every site.
+    pub(crate) fn sites(&self) -> impl Iterator<Item = (Site, &[Tensor])> {
+        self.parts.iter().filter_map(|(site, (_, tensors))| Some(((*site)?, &tensors[..])))
+    }
+
     /// The tensors that belong to no site.
     pub(crate) fn tensors(&self) -> &[Tensor] {
         self.parts.get(&None).map_or(&[], |(_, tensors)| tensors)
@@ -239,6 +249,16 @@ struct TensorAdapter<M: TensorMethod> {
     prefix: Option<&'static str>,
 }
 
+impl<M: TensorMethod> TensorAdapter<M> {
+    /// Hooks on those tokens that it acts on.
+    fn on_tokens<'a>(&self, hooks: Box<dyn Hooks + 'a>, layout: &Layout) -> Box<dyn Hooks + 'a> {
+        match self.method.acts_on() {
+            ActsOn::All => hooks,
+            ActsOn::Prompt => Box::new(OnPrompt::new(hooks, layout)),
+        }
+    }
+}
+
 impl<M: TensorMethod> Adapter for TensorAdapter<M> {
     fn method(&self) -> &str {
         self.method.name()
@@ -253,11 +273,12 @@ impl<M: TensorMethod> Adapter for TensorAdapter<M> {
     }
 
     fn hooks<'a>(&'a self, layout: &Layout, mode: Mode) -> MadeHooks<'a> {
-        let hooks = self.method.hooks(&self.table, layout, mode)?;
-        Ok(match self.method.acts_on() {
-            ActsOn::All => hooks,
-            ActsOn::Prompt => Box::new(OnPrompt::new(hooks, layout)),
-        })
+        Ok(self.on_tokens(self.method.hooks(&self.table, layout, mode)?, layout))
+    }
+
+    fn away<'a>(&'a self, layout: &Layout) -> Option<MadeHooks<'a>> {
+        let hooks = self.method.away(&self.table)?;
+        Some(hooks.map(|hooks| self.on_tokens(hooks, layout)))
     }
 
     /// What stands before a prompt is in the cache when it is done.

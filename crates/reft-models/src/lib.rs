@@ -40,7 +40,7 @@ mod hub;
 pub use adapters::adapter::{Adapter, Mode, Reach};
 pub use adapters::base_model::BaseModel;
 pub(crate) use adapters::by_row::ByRow;
-pub use adapters::stack::{AdapterStack, StackAdapter, StackEntry};
+pub use adapters::stack::{AdapterStack, Dose, StackAdapter, StackEntry};
 pub use adapters::trained_text::TrainedText;
 pub use error::{Error, Result};
 pub use files::atomic_file::{atomic_directory, atomic_write, io_error};

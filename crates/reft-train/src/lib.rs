@@ -71,6 +71,7 @@ pub use data::template::{Template, TextEncoder, Turn, TurnOptions, Turns};
 pub use data::text_template::{Rendered, TextTemplate, column};
 pub use error::{Error, Result};
 pub use forward::cross_entropy::cross_entropy;
+pub use forward::divergence::divergence_of_hidden_states;
 pub use forward::head_outputs::head_outputs;
 pub use forward::learner::{Learner, LossReport};
 pub use forward::outputs::{Forwards, Outputs};
@@ -80,6 +81,7 @@ pub use objectives::keeping_close::KeepingClose;
 pub use objectives::metric::Metric;
 pub use objectives::options::{ObjectiveKind, ObjectiveOptions, ReferenceRun};
 pub use objectives::preference::Preference;
+pub use objectives::reft_r1::ReftR1;
 pub use optimizer::adamw::AdamW;
 pub use optimizer::loss_scaler::{Grads, LossScaler};
 pub use optimizer::schedule::ScheduleKind;
@@ -104,8 +106,6 @@ pub use seed::seed_of;
 #[doc = include_str!("../../../README.md")]
 struct Readme;
 pub(crate) use data::needed::Needed;
-pub(crate) use forward::divergence::{
-    divergence_of_hidden_states, divergence_of_likeliest, likeliest,
-};
+pub(crate) use forward::divergence::{divergence_of_likeliest, likeliest};
 pub(crate) use forward::logits_in_chunks::of_logits;
 pub(crate) use forward::ready_batch::{Ready, ReadyBatch};

@@ -1,6 +1,7 @@
 use std::ops::Range;
 
 use reft_core::Parameter;
+use reft_models::Dose;
 use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
 
@@ -52,11 +53,15 @@ pub trait Objective {
         true
     }
 
-    /// The strengths of the adapters in each forward that is wanted of a batch: 1 is the trained model, 0 the plain one, which is run
-    /// without gradient, and −1 turns edits around. An objective that runs its own forward wants none.
-    fn strengths(&self) -> &[f64] {
-        &[1.0]
+    /// How the adapters are used in each forward that is wanted of a batch; the plain model is run without gradient. An objective that runs
+    /// its own forward wants none.
+    fn doses(&self) -> &[Dose] {
+        &[Dose::WHOLE]
     }
+
+    /// Is told when the gradients of a step are whole, before they are clipped and AdamW takes its step: for parameters that are kept on a
+    /// surface, whose gradients are to be tangents of it.
+    fn before_step(&self) {}
 
     /// The runs that it compares batches of a part with: what is kept of each is computed once for a sequence, and lies in
     /// [`Forwards::references`] in this order.

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use reft_core::LARGEST_COUNT;
 use reft_methods::{Error as MethodError, MethodOptions, Methods, resolve};
 use reft_models::{
-    Adapter, ContextLimit, Decoder, DecoderConfig, Model, ModelDescription, Reach, Row,
+    Adapter, ContextLimit, Decoder, DecoderConfig, Dose, Model, ModelDescription, Reach, Row,
     WeightStorage, Weights, read_json,
 };
 use reft_train::{Example, IGNORE_INDEX, Learner};
@@ -132,7 +132,7 @@ impl TimingCase {
     /// The lowest point of a row's forward that the method touches or a label is predicted from, and whether what is before it is kept.
     pub(crate) fn reach(&self, learner: &Learner) -> (Reach, bool) {
         let row = self.examples(1, learner.model.description().vocab_size).swap_remove(0);
-        let reach = learner.reach(1.0, row.row(), self.prompt_length - 1);
+        let reach = learner.reach(Dose::WHOLE, row.row(), self.prompt_length - 1);
         let is_any = reach.stage > 0 || reach.token > 0;
         (reach, self.reuse && learner.stack.virtual_tokens() == 0 && is_any)
     }

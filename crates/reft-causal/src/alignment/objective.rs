@@ -1,6 +1,7 @@
 use std::cell::RefCell;
 
 use reft_core::{AlignmentSet, Annealing};
+use reft_models::Dose;
 use reft_train::{Batch, Forwards, Objective, Result, Term};
 use tch::{Kind, Tensor};
 
@@ -52,7 +53,7 @@ impl Objective for InterchangeObjective<'_> {
         self.runs.alignment().set().and_then(AlignmentSet::penalty)
     }
 
-    fn strengths(&self) -> &[f64] {
+    fn doses(&self) -> &[Dose] {
         &[]
     }
 

@@ -7,8 +7,8 @@ use reft_methods::{adapter_bytes, trained_text};
 use reft_models::{AdapterStack, ChatOptions, DirectoryLock, Model, TrainedText, weights_digest};
 use reft_train::{
     ColumnOptions, Dataset, Encoding, Example, KeepingClose, Learner, Listeners, Metric, NextToken,
-    Objective, ObjectiveOptions, Outcome, Part, Plan, Preference, Progress, Record, Summary,
-    Template, Trainer, TurnOptions, WEIGHTS_DIGEST,
+    Objective, ObjectiveKind, ObjectiveOptions, Outcome, Part, Plan, Preference, Progress, Record,
+    ReftR1, Summary, Template, Trainer, TurnOptions, WEIGHTS_DIGEST,
 };
 use serde_json::{Map, json};
 use toml::Table;
@@ -128,6 +128,8 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let examples_of = |records: &[Record], file: &Path| {
         let mut examples = match &head {
             Some(head) => head.examples(records, file, &encoding)?,
+            None if kind == ObjectiveKind::ReftR1 => ReftR1::examples_of(records, &encoding)
+                .with_context(|| format!("cannot use {}", file.display()))?,
             None => examples(records, file, &encoding, run.drop_too_long)?,
         };
         if run.learn_prompt {
@@ -149,6 +151,9 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     if let Some(file) = &run.validation_data {
         let records = read_rows(file, columns.columns.as_ref())?;
         dataset.validation = examples_of(&records, file)?;
+    }
+    if kind == ObjectiveKind::ReftR1 {
+        ReftR1::check(&dataset.train)?;
     }
     let asked = [
         ("patience", config.patience.map(|patience| patience.to_string())),
@@ -186,10 +191,16 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let preference = kind.prefers().then(|| Preference::new(&objective_options, reference));
     let (preference, told) = (preference.transpose()?, head.as_ref().map(TrainHead::objective));
     let told = told.transpose()?;
-    let task: &dyn Objective = match (&preference, &told) {
-        (Some(preference), _) => preference,
-        (_, Some(told)) => told,
-        (None, None) => &NextToken,
+    let detection = (kind == ObjectiveKind::ReftR1).then(|| {
+        let directions = method.directions(&adapters)?;
+        Ok::<_, anyhow::Error>(ReftR1::new(&objective_options, directions))
+    });
+    let detection = detection.transpose()?;
+    let task: &dyn Objective = match (&preference, &told, &detection) {
+        (Some(preference), ..) => preference,
+        (_, Some(told), _) => told,
+        (.., Some(detection)) => detection,
+        _ => &NextToken,
     };
     let part_kept = if replay.is_some() { Part::Replay } else { Part::Task };
     let keeping = objective_options

@@ -32,6 +32,7 @@ pub static METHODS: &[&MethodDeclaration] = &[
     &ia3::IA3,
     &road::ROAD,
     &red::RED,
+    &steering::STEERING,
     &bottleneck::SERIES,
     &bottleneck::PARALLEL,
     &full::FULL,

@@ -21,7 +21,7 @@ fn methods_that_can_start_as_the_base_model_do() -> Outcome {
         let base = base_logits(&decoder, &examples)?;
         let adapter = new_adapter(method, &small(declaration), &decoder)?;
         let start = logits(&decoder, &adapter, &examples, PaddingSide::Right)?;
-        let cannot = ["consreft", "prefix", "prompt"].contains(&method);
+        let cannot = ["consreft", "prefix", "prompt", "steering"].contains(&method);
         let largest = start
             .iter()
             .zip(&base)

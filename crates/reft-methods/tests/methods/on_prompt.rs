@@ -111,7 +111,7 @@ fn such_an_adapter_learns_and_is_read_again_and_is_none_of_pefts() -> Outcome {
         let stack = new_adapter(name, &options("prompt"), &model)?;
         let before = loss(&model, &stack, &examples)?.double_value(&[]);
         let mut optimizer = AdamW::new(stack.parameters(), 0.0);
-        for _ in 0..10 {
+        for _ in 0..15 {
             optimizer.zero_grad();
             loss(&model, &stack, &examples)?.backward();
             optimizer.step(1e-2);

@@ -59,6 +59,12 @@ pub trait Adapter {
     /// Whatever of the batch the method has to refuse, for instance a subspace that does not exist.
     fn hooks<'a>(&'a self, layout: &Layout, mode: Mode) -> Result<Box<dyn Hooks + 'a>>;
 
+    /// Hooks that turn a forward away from what the adapter steers towards, if the method has some: what hidden states have of its
+    /// direction is taken out. Without them an adapter is turned around, at strength −1.
+    fn away<'a>(&'a self, _layout: &Layout) -> Option<Result<Box<dyn Hooks + 'a>>> {
+        None
+    }
+
     /// Number of virtual tokens that stand before every prompt: the layout must hold them.
     fn virtual_tokens(&self) -> usize {
         0

@@ -33,6 +33,25 @@ pub struct StackEntry<'a> {
     pub subspace: Option<Vec<i64>>,
 }
 
+/// How a forward uses the adapters of a stack.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Dose {
+    /// Their strengths are multiplied: 1 is the stack as it is, 0 the plain model, −1 turns edits around.
+    Times(f64),
+    /// Away from what they steer towards: by [`Adapter::away`], or turned around where a method has none.
+    Away,
+}
+
+impl Dose {
+    /// The stack as it is.
+    pub const WHOLE: Self = Self::Times(1.0);
+
+    /// Whether it is the plain model.
+    pub fn is_none(self) -> bool {
+        self == Self::Times(0.0)
+    }
+}
+
 /// An adapter of an [`AdapterStack`].
 #[derive(Clone)]
 pub enum StackAdapter<'a> {
@@ -227,6 +246,34 @@ impl<'a> AdapterStack<'a> {
         let stack = Self::new(self.entries.iter().map(scaled).collect())?;
         let hooks = stack.entries.iter().map(|entry| entry.hooks(layout, mode));
         Ok(Stacked(hooks.collect::<Result<_>>()?))
+    }
+
+    /// [`Self::hooks_at`] a dose.
+    ///
+    /// # Errors
+    /// As [`Self::hooks_at`]; [`Error::Adapter`] for a shared adapter whose forwards are to turn away.
+    pub fn hooks_of(&self, dose: Dose, layout: &Layout, mode: Mode) -> Result<Stacked<'a>> {
+        if let Dose::Times(factor) = dose {
+            return self.hooks_at(factor, layout, mode);
+        }
+        let mut hooks = Vec::new();
+        for entry in &self.entries {
+            let own = match &entry.adapter {
+                StackAdapter::Borrowed(adapter) => adapter.away(layout).transpose()?,
+                StackAdapter::Shared(_) => {
+                    let reason = "a shared adapter is not turned away from what it steers towards";
+                    return Err(Error::Adapter { reason: reason.to_owned() });
+                }
+            };
+            match own {
+                Some(own) => hooks.push(own),
+                None => {
+                    let alone = Self { entries: vec![entry.clone()] };
+                    hooks.extend(alone.hooks_at(-1.0, layout, mode)?.0);
+                }
+            }
+        }
+        Ok(Stacked(hooks))
     }
 
     /// Final hidden states of every row's own tokens, virtual ones included, as the adapters leave them: `[t, d]` each, without a graph.

@@ -33,11 +33,7 @@ pub(crate) fn divergence_of_likeliest(
 }
 
 /// `KL(p ‖ q)` `[m]` of the distributions after `reference` and after `h`, both `[m, d]`.
-pub(crate) fn divergence_of_hidden_states(
-    model: &dyn Model,
-    h: &Tensor,
-    reference: &Tensor,
-) -> Tensor {
+pub fn divergence_of_hidden_states(model: &dyn Model, h: &Tensor, reference: &Tensor) -> Tensor {
     of_logits(model, h, &[reference], &|logits, beside| {
         let of = |logits: &Tensor| logits.log_softmax(-1, Kind::Float);
         let log_p = tch::no_grad(|| of(&model.head().logits(&beside[0])));

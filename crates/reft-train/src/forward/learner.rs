@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use reft_core::Parameter;
-use reft_models::{AdapterStack, ContextLimit, Mode, Model, Reach, Row};
+use reft_models::{AdapterStack, ContextLimit, Dose, Mode, Model, Reach, Row};
 use serde::Serialize;
 use tch::Tensor;
 
@@ -281,10 +281,8 @@ impl<'a> Learner<'a> {
         batch: &Batch,
         mut frozen: Option<&mut FrozenStore>,
     ) -> Result<Ready> {
-        let forward =
-            |strength: &f64| ReadyBatch::new(self, *strength, batch, frozen.as_deref_mut());
-        let forwards =
-            self.objective.strengths().iter().map(forward).collect::<Result<Vec<_>>>()?;
+        let forward = |dose: &Dose| ReadyBatch::new(self, *dose, batch, frozen.as_deref_mut());
+        let forwards = self.objective.doses().iter().map(forward).collect::<Result<Vec<_>>>()?;
         let references = self.objective.references(batch.part);
         let reference = |own: &Reference| own.of_batch(self.model, batch, frozen.as_deref_mut());
         let references = references.iter().map(reference).collect::<Result<_>>()?;
@@ -293,9 +291,9 @@ impl<'a> Learner<'a> {
 
     /// Whether a batch can be made ready without the device computing anything for it.
     pub(crate) fn is_cached(&self, batch: &Batch, frozen: Option<&FrozenStore>) -> bool {
-        let is_cached = |strength: &f64| ReadyBatch::is_cached(self, *strength, batch, frozen);
+        let is_cached = |dose: &Dose| ReadyBatch::is_cached(self, *dose, batch, frozen);
         let references = self.objective.references(batch.part);
-        self.objective.strengths().iter().all(is_cached)
+        self.objective.doses().iter().all(is_cached)
             && references.iter().all(|reference| reference.is_cached(batch, frozen))
     }
 
@@ -350,7 +348,7 @@ impl<'a> Learner<'a> {
         let (mut outputs, mut passes) = (Vec::with_capacity(forwards.len()), Vec::new());
         for (i, ready) in forwards.iter().enumerate() {
             let pass = Pass::new(self, ready, mode)?;
-            match by_block.filter(|_| ready.strength != 0.0) {
+            match by_block.filter(|_| !ready.dose.is_none()) {
                 None => outputs.push(pass.outputs()?),
                 Some(seed) => {
                     let seed = seed.wrapping_add(i as u64); // another dropout for each forward
@@ -363,12 +361,12 @@ impl<'a> Learner<'a> {
         Ok((Forwards { model: self.model, mode, batch, outputs, references }, passes))
     }
 
-    /// What the adapters at a strength leave of a row to the frozen model, if `first_wanted` is the first of its tokens whose final
+    /// What the adapters at a dose leave of a row to the frozen model, if `first_wanted` is the first of its tokens whose final
     /// hidden state is read.
-    pub fn reach(&self, strength: f64, row: &Row, first_wanted: usize) -> Reach {
+    pub fn reach(&self, dose: Dose, row: &Row, first_wanted: usize) -> Reach {
         let description = self.model.description();
         let untouched = Reach { stage: description.num_hidden_layers, token: first_wanted };
-        let touched = Some(row).filter(|_| strength != 0.0).and_then(|row| self.stack.reach(row));
+        let touched = Some(row).filter(|_| !dose.is_none()).and_then(|row| self.stack.reach(row));
         let reach = touched.map_or(untouched, |touched| untouched.and(touched));
         // a token of a model that is not causal sees those that are touched, wherever it is
         if description.is_causal { reach } else { Reach { token: 0, ..reach } }

@@ -11,7 +11,7 @@ pub struct Forwards<'p> {
     pub mode: Mode,
     /// The batch.
     pub batch: &'p Batch,
-    /// What each forward ended with, in the order of [`Objective::strengths`](crate::Objective::strengths).
+    /// What each forward ended with, in the order of [`Objective::doses`](crate::Objective::doses).
     pub outputs: Vec<Outputs<'p>>,
     /// What is kept of each of the objective's [references](crate::Objective::references), of all sequences one behind the other.
     pub references: &'p [Vec<Tensor>],

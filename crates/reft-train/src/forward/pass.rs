@@ -17,7 +17,7 @@ impl<'p> Pass<'p> {
     /// A forward before its first stage.
     pub(crate) fn new(learner: &'p Learner<'p>, ready: &'p ReadyBatch, mode: Mode) -> Result<Self> {
         let (model, layout) = (learner.model, &ready.layout);
-        let hooks = learner.stack.hooks_at(ready.strength, layout, mode)?;
+        let hooks = learner.stack.hooks_of(ready.dose, layout, mode)?;
         let span = Span { layout, columns: ready.first_column..layout.width() };
         let mut forward = model.forward(&span, hooks.prefix_length());
         forward.want_from(ready.first_wanted);
@@ -26,7 +26,7 @@ impl<'p> Pass<'p> {
 
     /// The whole forward.
     pub(crate) fn outputs(mut self) -> Result<Outputs<'p>> {
-        let _guard = (self.ready.strength == 0.0).then(tch::no_grad_guard); // the plain model has nothing to learn
+        let _guard = self.ready.dose.is_none().then(tch::no_grad_guard); // the plain model has nothing to learn
         let h = self.run(self.stages(), self.input())?;
         self.finish(h)
     }

@@ -1,6 +1,6 @@
 use std::rc::Rc;
 
-use reft_models::{Layout, Reach, Row, Span, send};
+use reft_models::{Dose, Layout, Reach, Row, Span, send};
 use tch::Tensor;
 
 use crate::forward::outputs::Targets;
@@ -10,7 +10,7 @@ use crate::{Batch, FrozenStore, Learner, Result};
 /// A batch on its way to the device, for all that an objective wants of it.
 #[derive(Debug)]
 pub(crate) struct Ready {
-    /// A forward for each of its strengths.
+    /// A forward for each of its doses.
     pub(crate) forwards: Vec<ReadyBatch>,
     /// What is kept of each of its references.
     pub(crate) references: Vec<Vec<Tensor>>,
@@ -21,8 +21,8 @@ pub(crate) struct Ready {
 /// It is made ahead, while the device is at work on the batch before, or when it is wanted; it is the same either way.
 #[derive(Debug)]
 pub(crate) struct ReadyBatch {
-    /// The strength that the adapters are to have.
-    pub(crate) strength: f64,
+    /// How the adapters are to be used.
+    pub(crate) dose: Dose,
     /// Behind frozen columns, rows are aligned at their first touched token.
     pub(crate) layout: Layout,
     /// The first column that is computed.
@@ -39,18 +39,18 @@ pub(crate) struct ReadyBatch {
 }
 
 impl ReadyBatch {
-    /// Makes a batch ready for a forward with the adapters at a strength; what the store does not have of its rows is computed.
+    /// Makes a batch ready for a forward with the adapters at a dose; what the store does not have of its rows is computed.
     pub(crate) fn new(
         learner: &Learner,
-        strength: f64,
+        dose: Dose,
         batch: &Batch,
         frozen: Option<&mut FrozenStore>,
     ) -> Result<Self> {
         let model = learner.model;
         let (layout, first_column, stage, input, past);
-        if let Some((store, reaches)) = frozen.zip(reaches(learner, strength, batch)) {
+        if let Some((store, reaches)) = frozen.zip(reaches(learner, dose, batch)) {
             let rows = batch.layout.rows();
-            let token_of = |row: &Row, first| learner.reach(strength, row, first).token;
+            let token_of = |row: &Row, first| learner.reach(dose, row, first).token;
             let of_row = |(row, reach): (&Row, &Reach)| store.row(model, row, *reach, &token_of);
             let frozen_rows = rows.iter().zip(&reaches).map(of_row);
             let frozen_rows: Vec<Rc<FrozenRow>> = frozen_rows.collect::<Result<_>>()?;
@@ -62,9 +62,9 @@ impl ReadyBatch {
             input = FrozenRow::batch(&frozen_rows, width as i64, options);
             past = Some(FrozenPast::of_rows(&frozen_rows, stage, first_column as i64, options));
         } else {
-            layout = match strength {
-                0.0 => batch.layout.clone().with_virtual_tokens(0), // the plain model has none
-                _ => batch.layout.clone(),
+            layout = match dose.is_none() {
+                true => batch.layout.clone().with_virtual_tokens(0), // the plain model has none
+                false => batch.layout.clone(),
             };
             input = layout.input_ids(model.device());
             (first_column, stage, past) = (0, 0, None);
@@ -74,17 +74,17 @@ impl ReadyBatch {
         let (places, labels) = batch.targets(&Span { layout: &layout, columns });
         let on_device = |numbers: &[i64]| send(&Tensor::from_slice(numbers), model.device());
         let targets = Targets { places: on_device(&places), labels: on_device(&labels) };
-        Ok(Self { strength, layout, first_column, first_wanted, stage, input, past, targets })
+        Ok(Self { dose, layout, first_column, first_wanted, stage, input, past, targets })
     }
 
     /// Whether a batch can be made ready without the device computing anything for it.
     pub(crate) fn is_cached(
         learner: &Learner,
-        strength: f64,
+        dose: Dose,
         batch: &Batch,
         frozen: Option<&FrozenStore>,
     ) -> bool {
-        let Some((store, reaches)) = frozen.zip(reaches(learner, strength, batch)) else {
+        let Some((store, reaches)) = frozen.zip(reaches(learner, dose, batch)) else {
             return true;
         };
         batch.layout.rows().iter().zip(reaches).all(|(row, reach)| store.has(row, reach))
@@ -92,13 +92,13 @@ impl ReadyBatch {
 }
 
 /// Where each row is reached, all at the lowest stage of any; `None` if nothing is left to the frozen model.
-fn reaches(learner: &Learner, strength: f64, batch: &Batch) -> Option<Vec<Reach>> {
-    if strength != 0.0 && batch.layout.virtual_tokens() > 0 {
+fn reaches(learner: &Learner, dose: Dose, batch: &Batch) -> Option<Vec<Reach>> {
+    if !dose.is_none() && batch.layout.virtual_tokens() > 0 {
         return None; // what stands before every token is not frozen
     }
     let rows = batch.layout.rows().iter().zip(&batch.first_wanted);
     let mut reaches: Vec<Reach> =
-        rows.map(|(row, first)| learner.reach(strength, row, *first)).collect();
+        rows.map(|(row, first)| learner.reach(dose, row, *first)).collect();
     let stage = reaches.iter().map(|reach| reach.stage).min()?;
     reaches.iter_mut().for_each(|reach| reach.stage = stage);
     (stage > 0 || reaches.iter().any(|reach| reach.token > 0)).then_some(reaches)

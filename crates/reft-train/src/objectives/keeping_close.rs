@@ -1,7 +1,7 @@
 use std::ops::Range;
 
 use reft_core::Parameter;
-use reft_models::AdapterStack;
+use reft_models::{AdapterStack, Dose};
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
@@ -67,8 +67,12 @@ impl Objective for KeepingClose<'_> {
         self.task.wanted(sequence)
     }
 
-    fn strengths(&self) -> &[f64] {
-        self.task.strengths()
+    fn doses(&self) -> &[Dose] {
+        self.task.doses()
+    }
+
+    fn before_step(&self) {
+        self.task.before_step();
     }
 
     fn references(&self, part: Part) -> Vec<Reference<'_>> {

@@ -16,6 +16,10 @@ pub enum ObjectiveKind {
     Orpo,
     /// Simple preference optimization.
     Simpo,
+    /// Reference-free preference steering.
+    Reps,
+    /// One direction that detects a concept and steers towards it.
+    ReftR1,
     /// The class of a text, by a head.
     Classification,
     /// A number of a text, by a head.
@@ -26,13 +30,14 @@ pub enum ObjectiveKind {
 
 reft_core::names!(ObjectiveKind, "objective", reft_core::Error, {
     NextToken => "next-token", Dpo => "dpo", Ipo => "ipo", Orpo => "orpo", Simpo => "simpo",
+    Reps => "reps", ReftR1 => "reft-r1",
     Classification => "classification", Regression => "regression", Reward => "reward",
 });
 
 impl ObjectiveKind {
     /// Whether it makes one of two replies the likelier one.
     pub fn prefers(self) -> bool {
-        matches!(self, Self::Dpo | Self::Ipo | Self::Orpo | Self::Simpo)
+        matches!(self, Self::Dpo | Self::Ipo | Self::Orpo | Self::Simpo | Self::Reps)
     }
 
     /// What a head learns to tell, if it trains one.
@@ -58,8 +63,10 @@ impl ObjectiveKind {
     pub fn reader(self) -> ReadRows {
         match self {
             Self::NextToken => read_records,
-            Self::Classification | Self::Regression => read_labelled,
-            Self::Dpo | Self::Ipo | Self::Orpo | Self::Simpo | Self::Reward => read_preferences,
+            Self::Classification | Self::Regression | Self::ReftR1 => read_labelled,
+            Self::Dpo | Self::Ipo | Self::Orpo | Self::Simpo | Self::Reps | Self::Reward => {
+                read_preferences
+            }
         }
     }
 
@@ -83,9 +90,9 @@ reft_core::names!(ReferenceRun, "reference", reft_core::Error, { Base => "base",
 declare_options! {
     /// The options of what is learned.
     pub struct ObjectiveOptions {
-        /// next-token; classification or regression of labelled texts; dpo, ipo, orpo, simpo or reward of pairs
+        /// next-token; classification or regression of labelled texts; dpo, ipo, orpo, simpo or reward of pairs; steering: reps of pairs, reft-r1 of texts with a concept or without
         objective: ObjectiveKind = ObjectiveKind::NextToken, Text("NAME") in "Objective";
-        /// Weight of a preference [default: 0.1; simpo: 2]
+        /// Weight of a preference [default: 0.1; simpo: 2]; reps: of what the plain model has against it [default: 1]
         #[serde(skip_serializing_if = "Option::is_none")]
         beta: Option<f64> = None, Number("X") in "Objective" if |x: f64| x.is_finite() && x > 0.0, "a number above 0";
         /// dpo: share of pairs taken for wrong, 0 to below 0.5 [default: 0]
@@ -97,6 +104,12 @@ declare_options! {
         /// dpo, ipo: base or start [default: base; start with --init-adapter]
         #[serde(skip_serializing_if = "Option::is_none")]
         reference: Option<ReferenceRun> = None, Text("NAME") in "Objective";
+        /// reft-r1: largest latents of a text that it is steered by [default: 8]
+        #[serde(skip_serializing_if = "Option::is_none")]
+        top_k: Option<usize> = None, Count("N") in "Objective" if |n: usize| (1..=LARGEST_COUNT).contains(&n), "a whole number of at least 1 and at most 1,000,000,000";
+        /// reft-r1: weight of the latents that are to be 0, at the end of the run [default: 0.03]
+        #[serde(skip_serializing_if = "Option::is_none")]
+        latent_weight: Option<f64> = None, Number("X") in "Objective" if |x: f64| x.is_finite() && x >= 0.0, "0 or a number above 0";
         /// Weight of the divergence from the frozen model, in nats per token
         #[serde(skip_serializing_if = "Option::is_none")]
         kl_weight: Option<f64> = None, Number("X") in "Objective" if |x: f64| x.is_finite() && x > 0.0, "a number above 0";
@@ -121,7 +134,19 @@ impl ObjectiveOptions {
         let kind = self.objective;
         let number = |value: Option<f64>| value.map(|value| value.to_string());
         let of_others = [
-            ("beta", number(self.beta), kind.prefers(), "objective dpo, ipo, orpo or simpo"),
+            ("beta", number(self.beta), kind.prefers(), "objective dpo, ipo, orpo, simpo or reps"),
+            (
+                "top_k",
+                self.top_k.map(|n| n.to_string()),
+                kind == ObjectiveKind::ReftR1,
+                "objective reft-r1",
+            ),
+            (
+                "latent_weight",
+                number(self.latent_weight),
+                kind == ObjectiveKind::ReftR1,
+                "objective reft-r1",
+            ),
             (
                 "label_smoothing",
                 number(self.label_smoothing),

@@ -1,10 +1,10 @@
-use reft_models::AdapterStack;
+use reft_models::{AdapterStack, Dose};
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
 use crate::{
-    Batch, Error, Forwards, Kept, Metric, Objective, ObjectiveKind, ObjectiveOptions, Part,
-    Reference, Result, Term, cross_entropy,
+    Batch, Error, Forwards, Kept, Metric, Objective, ObjectiveKind, ObjectiveOptions, Outputs,
+    Part, Reference, Result, Term, cross_entropy,
 };
 
 /// Of two replies to one prompt the chosen one is to be the likelier one.
@@ -17,6 +17,9 @@ use crate::{
 /// - SimPO (Meng et al. 2024, arXiv:2405.14734): `−log σ(β (log π_c/|c| − log π_x/|x|) − γ)`
 /// - ORPO (Hong et al. 2024, arXiv:2403.07691): the next-token loss of the chosen replies, and `β` times
 ///   `−log σ(log odds_c − log odds_x)`, where `log odds = l − log(1 − eˡ)` and `l = log π/|·|`
+/// - RePS (Wu et al. 2025, arXiv:2505.20809), both ways: steered towards the chosen replies
+///   `−log σ(max(β (log π_ref(x) − log π_ref(c)), 1) · log π_c/|c| − log π_x/|x|)`, and steered away from them ([`Dose::Away`]) the same with
+///   `c` and `x` exchanged; the mean of both
 ///
 /// Measured beside it: the margin between the replies' rewards (`β r`, of SimPO and ORPO `β l`), the share of pairs in which it is above
 /// 0, and with a reference `−r` per token of both replies: an estimate of the divergence from it, in nats, so far as the replies are such
@@ -28,6 +31,7 @@ pub struct Preference<'a> {
     gamma: f64,
     reference: Option<AdapterStack<'a>>,
     terms: Vec<Term>,
+    doses: &'static [Dose],
 }
 
 impl<'a> Preference<'a> {
@@ -40,10 +44,11 @@ impl<'a> Preference<'a> {
         let (own, beta) = match kind {
             ObjectiveKind::Dpo | ObjectiveKind::Ipo => (kind.name(), 0.1),
             ObjectiveKind::Simpo => (kind.name(), 2.0),
+            ObjectiveKind::Reps => (kind.name(), 1.0),
             ObjectiveKind::Orpo => ("odds-ratio", 0.1),
             _ => {
                 let (option, found) = ("objective", kind.to_string());
-                let expected = "dpo, ipo, orpo or simpo";
+                let expected = "dpo, ipo, orpo, simpo or reps";
                 return Err(Error::Core(reft_core::Error::OptionValue { option, found, expected }));
             }
         };
@@ -54,13 +59,19 @@ impl<'a> Preference<'a> {
             terms.push(Term { name: "next-token", weight: 1.0 });
         }
         terms.extend([Term::measured("margin"), Term::measured("accuracy")]);
-        let reference = kind.compares().then_some(reference);
+        let mut reference = kind.compares().then_some(reference);
         if reference.is_some() {
             terms.push(Term::measured("kl_estimate"));
         }
+        let mut doses: &[Dose] = &[Dose::WHOLE];
+        if kind == ObjectiveKind::Reps {
+            reference = Some(AdapterStack::EMPTY); // of no gradient, but a factor
+            terms.push(Term::measured("accuracy_away"));
+            doses = &[Dose::WHOLE, Dose::Away];
+        }
         let label_smoothing = options.label_smoothing.unwrap_or(0.0);
         let gamma = options.simpo_gamma.unwrap_or(1.0);
-        Ok(Self { kind, beta, label_smoothing, gamma, reference, terms })
+        Ok(Self { kind, beta, label_smoothing, gamma, reference, terms, doses })
     }
 
     /// The loss of each pair, `[n]`, and the reward of each reply, `[2, n]`, from what its sums and lengths are, `[2, n]`.
@@ -83,6 +94,13 @@ impl<'a> Preference<'a> {
             ObjectiveKind::Ipo => {
                 let loss = (gap(&(ratios() / tokens)) - 0.5 / self.beta).square();
                 [loss, ratios() * self.beta]
+            }
+            ObjectiveKind::Reps => {
+                let gap = gap(&(log_p - ratios())); // log π_ref(c) − log π_ref(x)
+                let factor = (-gap * self.beta).clamp_min(1.0).detach();
+                let means = means();
+                let preferred = means.get(0) * factor - means.get(1);
+                [-preferred.log_sigmoid(), means]
             }
             _ => {
                 let rewards = ratios() * self.beta;
@@ -116,6 +134,10 @@ impl Objective for Preference<'_> {
         options
     }
 
+    fn doses(&self) -> &[Dose] {
+        self.doses
+    }
+
     fn references(&self, part: Part) -> Vec<Reference<'_>> {
         match &self.reference {
             Some(stack) if part == Part::Task => {
@@ -145,8 +167,13 @@ impl Objective for Preference<'_> {
 
     fn sums(&self, forwards: &Forwards) -> Result<Vec<Tensor>> {
         let batch = forwards.batch;
-        let (h, labels) = forwards.outputs[0].labelled(batch);
-        let log_p = -cross_entropy(forwards.model, &h, &labels); // [m]
+        // log p of every labelled token, [m]
+        let log_p = |outputs: &Outputs| {
+            let (h, labels) = outputs.labelled(batch);
+            -cross_entropy(forwards.model, &h, &labels)
+        };
+        let away = forwards.outputs.get(1).map(log_p);
+        let log_p = log_p(&forwards.outputs[0]);
         let of_rows = batch.n_labelled();
         let places = |i: usize| batch.rows.iter().map(move |rows| (rows.start + i) as i64);
         let places: Vec<i64> = places(0).chain(places(1)).collect();
@@ -158,15 +185,28 @@ impl Objective for Preference<'_> {
             of_replies(&Tensor::stack(&sums, 0))
         };
         let tokens = Tensor::from_slice(&of_rows).to_device(log_p.device()).to_kind(Kind::Float);
+        let tokens = of_replies(&tokens);
         let own = summed(&log_p);
         let reference = forwards.references.first().map(|kept| &kept[0]);
         let ratios = reference.map(|reference| &own - summed(reference));
-        let [loss, rewards] = self.of_pairs(&own, ratios.as_ref(), &of_replies(&tokens));
-        let margin = (rewards.get(0) - rewards.get(1)).detach();
+        let [mut loss, rewards] = self.of_pairs(&own, ratios.as_ref(), &tokens);
+        let margin_of = |rewards: &Tensor| (rewards.get(0) - rewards.get(1)).detach();
+        let (margin, mut margin_away) = (margin_of(&rewards), None);
+        if let Some(away) = away {
+            // steered away, the rejected reply is the one to be preferred
+            let own = summed(&away);
+            let ratios = reference.map(|reference| (&own - summed(reference)).flip([0]));
+            let [of_away, rewards] =
+                self.of_pairs(&own.flip([0]), ratios.as_ref(), &tokens.flip([0]));
+            loss = (loss + of_away) * 0.5;
+            margin_away = Some(margin_of(&rewards));
+        }
+        let is_right = |margin: &Tensor| margin.gt(0.0).to_kind(Kind::Float).sum(Kind::Float);
         let sum_of = |term: &Term| match term.name {
             "next-token" => -own.get(0).sum(Kind::Float),
             "margin" => margin.sum(Kind::Float),
-            "accuracy" => margin.gt(0.0).to_kind(Kind::Float).sum(Kind::Float),
+            "accuracy" => is_right(&margin),
+            "accuracy_away" => is_right(margin_away.as_ref().unwrap_or(&margin)),
             "kl_estimate" => match reference {
                 Some(reference) => (reference - log_p.detach()).sum(Kind::Float),
                 None => margin.zeros_like().sum(Kind::Float),

@@ -28,6 +28,7 @@ impl Trainer<'_> {
             self.scaler.back_off();
             return Ok(Step::Overflowed);
         }
+        objective.before_step();
         let (max_norm, groups) = (self.config.max_grad_norm, self.optimizer.clip_groups());
         let grad_norm = clip_grad_norm(&grads, max_norm, groups).double_value(&[]); // sync
         if !grad_norm.is_finite() {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use reft_core::{Error as CoreError, Parameter, autocast};
+use reft_models::Dose;
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
@@ -498,7 +499,7 @@ fn check_trainable(learner: &Learner) -> Result<()> {
         if !is_parameter(weight) {
             return Err(Error::NotFrozen { name });
         }
-        let compares = learner.objective.strengths().iter().any(|strength| *strength != 1.0)
+        let compares = learner.objective.doses().iter().any(|dose| *dose != Dose::WHOLE)
             || [Part::Task, Part::Replay]
                 .iter()
                 .any(|p| !learner.objective.references(*p).is_empty());

@@ -22,6 +22,7 @@ mod resume;
 mod reuse;
 mod run;
 mod share;
+mod steering;
 mod templates;
 mod tiny_llama;
 mod turns;

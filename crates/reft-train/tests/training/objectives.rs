@@ -6,7 +6,9 @@ use std::sync::atomic::AtomicBool;
 
 use reft_core::{MapKind, Parameter};
 use reft_methods::{MethodOptions, ReftAdapter, resolve};
-use reft_models::{Adapter, AdapterStack, Decoder, Layout, Mode, Model, PaddingSide, Row, TokenAt};
+use reft_models::{
+    Adapter, AdapterStack, Decoder, Dose, Layout, Mode, Model, PaddingSide, Row, TokenAt,
+};
 use reft_train::{
     Alone, Batch, Content, Dataset, Encoding, Error, Example, Forwards, Learner, NextToken,
     Objective, Outcome, Progress, Record, Reduce, Sequence, Share, Shuffle, StepStats, Term,
@@ -90,12 +92,12 @@ impl Objective for LastToken {
 /// 2023, arXiv:2305.18290), `−log σ(β (Δ − Δ_reference))` with `Δ` the difference of their log-probabilities: the mean over pairs. And the
 /// loss of the first completion: the mean over its target tokens.
 struct Pair {
-    strengths: [f64; 2],
+    doses: [Dose; 2],
 }
 
 const BETA: f64 = 0.5;
-const REFERENCE: Pair = Pair { strengths: [1.0, 0.0] };
-const NEGATED: Pair = Pair { strengths: [1.0, -1.0] };
+const REFERENCE: Pair = Pair { doses: [Dose::WHOLE, Dose::Times(0.0)] };
+const NEGATED: Pair = Pair { doses: [Dose::WHOLE, Dose::Times(-1.0)] };
 
 impl Pair {
     fn loss(difference: &Tensor, of_reference: &Tensor) -> Tensor {
@@ -125,8 +127,8 @@ impl Objective for Pair {
         Ok(encoding.examples(records)?.chunks(2).map(of_two).collect())
     }
 
-    fn strengths(&self) -> &[f64] {
-        &self.strengths
+    fn doses(&self) -> &[Dose] {
+        &self.doses
     }
 
     fn terms(&self) -> &[Term] {

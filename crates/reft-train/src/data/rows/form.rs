@@ -214,7 +214,7 @@ pub static LABELLED_FORMS: [RowForm; 2] = [
 ];
 
 /// A class or a number.
-const LABEL: &[&str] = &["label", "class", "score"];
+const LABEL: &[&str] = &["label", "class", "score", "concept"];
 
 const OF_LABELLED: &[Field] =
     &[Field::neutral(&["idx", "label_text"], "the row's number, and its label in words")];

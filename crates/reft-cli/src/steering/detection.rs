@@ -1,0 +1,83 @@
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use reft_causal::{area_under_curve, latents};
+use reft_models::{Decoder, Row};
+use reft_train::{Encoding, ReftR1, TextEncoder, read_labelled};
+use serde_json::{Value, json};
+
+use crate::generation::prompts::lines;
+use crate::steering::sources::{Source, row};
+use crate::terminal::output;
+
+/// A text, whether it shows the concept if that is known, and its tokens.
+struct Text {
+    row: Row,
+    is_shown: Option<bool>,
+}
+
+/// Says how much of each direction texts show: the largest latent `relu(vᵀ h)` of a text and its token; and if rows say which texts show the
+/// concept, how well the largest latents tell them apart.
+pub fn detect(
+    file: &Path,
+    sources: &[Source],
+    model: &Decoder,
+    encoder: TextEncoder,
+    as_json: bool,
+) -> Result<()> {
+    let tokenizer = encoder.tokenizer;
+    let texts = texts(file, encoder)?;
+    let rows: Vec<Row> = texts.iter().map(|text| text.row.clone()).collect();
+    let (mut all, mut said) = (Vec::new(), Vec::new());
+    for source in sources {
+        let directions = source.directions();
+        if directions.is_empty() {
+            bail!("--detect reads along a direction that is added, and {} has none", source.name);
+        }
+        for (site, v) in directions {
+            let found = latents(model, site, &v, &rows)?;
+            let (mut of_texts, mut scores) = (Vec::new(), Vec::new());
+            for (latents, text) in found.iter().zip(&texts) {
+                let largest = (0..latents.len()).max_by(|a, b| latents[*a].total_cmp(&latents[*b]));
+                let at = largest.unwrap_or(0);
+                let token = tokenizer.decode(&text.row.input_ids[at..=at], false)?;
+                said.push(format!(
+                    "{:>9.3}  at {token:?}  {}",
+                    latents[at],
+                    tokenizer.decode(&text.row.input_ids, true)?.replace('\n', " ")
+                ));
+                of_texts.push(json!({ "score": latents[at], "token": at, "latents": latents }));
+                scores.extend(text.is_shown.map(|is_shown| (latents[at], is_shown)));
+            }
+            let area = area_under_curve(&scores);
+            if let Some(area) = area {
+                said.push(format!(
+                    "{}, {site}: texts with the concept score higher than those without it in {:.1} % of pairs",
+                    source.name,
+                    100.0 * area
+                ));
+            }
+            all.push(json!({
+                "name": source.name, "site": site.to_string(), "texts": of_texts, "area_under_curve": area,
+            }));
+        }
+    }
+    output::result(as_json, &Value::from(all), || said.iter().try_for_each(output::line))
+}
+
+/// The texts of a file: lines of a `.txt` file, or rows with a text and a concept.
+fn texts(file: &Path, encoder: TextEncoder) -> Result<Vec<Text>> {
+    if file.extension().is_some_and(|extension| extension == "txt") {
+        let text = |(_, line): &(usize, String)| {
+            Ok(Text { row: row(encoder.tokenizer, line.trim())?, is_shown: None })
+        };
+        return lines(file)?.iter().map(text).collect();
+    }
+    let encoding = Encoding { text: Some(encoder), vocab_size: i64::MAX, max_length: usize::MAX };
+    let examples = ReftR1::examples_of(&read_labelled(file, None)?, &encoding)?;
+    let text = |example: &reft_train::Example| Text {
+        row: Row::prompt(example.row().input_ids.clone()),
+        is_shown: example.value.map(|value| value > 0.0),
+    };
+    Ok(examples.iter().map(text).collect())
+}

@@ -1,0 +1,177 @@
+//! ReFT-r1 and RePS against their authors' formulas in torch: losses, gradients and ten steps. Files and generator:
+//! `tests/oracle/steering`, `tools/oracle/make_steering.py`.
+
+use std::collections::BTreeMap;
+
+use reft_methods::{SteeringEdit, directions_of, steering_adapter};
+use reft_models::{
+    Adapter, AdapterStack, Component, Decoder, Dose, Layout, Mode, Model, PaddingSide,
+};
+use reft_test_support::{oracle_text, tensors};
+use reft_train::{
+    Content, Dataset, Encoding, Example, LabelledText, Learner, Objective, ObjectiveKind,
+    ObjectiveOptions, Preference, Record, ReftR1, ScheduleKind, Shuffle, Step, TrainConfig,
+    Trainer,
+};
+use serde_json::{Map, Value};
+use tch::{Kind, Tensor};
+
+use crate::tiny_llama::{TestResult, alone, decoder, relative_difference};
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+const ENCODING: Encoding = Encoding { text: None, vocab_size: 128, max_length: 64 };
+
+fn ids(value: &Value) -> Outcome<Vec<i64>> {
+    Ok(serde_json::from_value(value.clone())?)
+}
+
+fn rows<'v>(oracle: &'v Value, name: &str) -> Outcome<&'v Vec<Value>> {
+    Ok(oracle[name].as_array().ok_or("rows")?)
+}
+
+fn pairs(oracle: &Value) -> Outcome<Vec<Example>> {
+    let record = |row: &Value| -> Outcome<Record> {
+        let prompt = ids(&row["prompt"])?;
+        let of = |reply: &str| -> Outcome<Box<Content>> {
+            let input_ids = [prompt.clone(), ids(&row[reply])?].concat();
+            let prompt_length = prompt.len();
+            Ok(Box::new(Content::Tokens { input_ids, prompt_length, labels: None }))
+        };
+        let content = Content::Preference { chosen: of("chosen")?, rejected: of("rejected")? };
+        Ok(Record::new("pair", content))
+    };
+    let records: Outcome<Vec<Record>> = rows(oracle, "pairs")?.iter().map(record).collect();
+    Ok(ENCODING.examples(&records?)?)
+}
+
+fn texts(oracle: &Value) -> Outcome<Vec<Record>> {
+    let record = |row: &Value| -> Outcome<Record> {
+        let text = LabelledText::Tokens { input_ids: ids(&row["input_ids"])?, token_types: None };
+        let label = row["concept"].to_string();
+        Ok(Record::new("text", Content::Labelled { text, label }))
+    };
+    rows(oracle, "texts")?.iter().map(record).collect()
+}
+
+/// The options of a case that are the objective's.
+fn options(case: &Value) -> Outcome<ObjectiveOptions> {
+    let names = ["objective", "beta", "top_k", "latent_weight"];
+    let own = names.into_iter().filter_map(|name| Some((name.to_owned(), case.get(name)?.clone())));
+    let options: ObjectiveOptions = serde_json::from_value(own.collect::<Map<_, _>>().into())?;
+    options.check()?;
+    Ok(options)
+}
+
+fn steering(
+    decoder: &Decoder,
+    expected: &BTreeMap<String, Tensor>,
+    case: &Value,
+) -> Outcome<Box<dyn Adapter>> {
+    let start = |layer: i64| {
+        let name = format!("init.layers.{layer}.block_output.direction");
+        (layer as usize, expected[&name].shallow_clone())
+    };
+    let directions = ids(&case["layers"])?.into_iter().map(start).collect();
+    let (component, edit) = (Component::BlockOutput, SteeringEdit::Add);
+    Ok(steering_adapter(&directions, component, edit, decoder, "tiny")?)
+}
+
+#[test]
+fn losses_gradients_and_steps_are_the_authors() -> TestResult {
+    let _alone = alone();
+    let decoder = decoder(Kind::Float)?;
+    let oracle: Value = serde_json::from_str(&oracle_text("steering/steering.json")?)?;
+    let cases = oracle["cases"].as_object().ok_or("cases")?;
+    assert_eq!(cases.len(), 4);
+    for (name, case) in cases {
+        let expected: BTreeMap<_, _> =
+            tensors(&format!("steering/{name}.safetensors"))?.into_iter().collect();
+        let options = options(case)?;
+        let is_r1 = options.objective == ObjectiveKind::ReftR1;
+        let train = match is_r1 {
+            true => ReftR1::examples_of(&texts(&oracle)?, &ENCODING)?,
+            false => pairs(&oracle)?,
+        };
+        let (n, dataset) = (train.len(), Dataset { train, validation: Vec::new() });
+        for (batch_size, reuse) in [(n, true), (1, false)] {
+            let adapters = [steering(&decoder, &expected, case)?];
+            let directions = directions_of(&*adapters[0]).ok_or("directions")?;
+            let objective: Box<dyn Objective> = match is_r1 {
+                true => Box::new(ReftR1::new(&options, directions)),
+                false => Box::new(Preference::new(&options, AdapterStack::EMPTY)?),
+            };
+            let learner = Learner::new(&decoder, &AdapterStack::of_boxed(&adapters)?, &*objective);
+            let config = TrainConfig {
+                epochs: Some(10),
+                batch_size,
+                grad_accum: n / batch_size,
+                lr: case["lr"].as_f64().ok_or("lr")?,
+                schedule: ScheduleKind::Constant,
+                max_grad_norm: 0.0,
+                shuffle: Shuffle::None,
+                reuse,
+                ..TrainConfig::default()
+            };
+            let mut trainer = Trainer::new(&learner, &dataset, config)?;
+            for (step, expected_step) in rows(case, "steps")?.iter().enumerate() {
+                let what = format!("{name}, {batch_size} examples at once, step {step}");
+                let loss = expected_step["loss"].as_f64().ok_or("loss")?;
+                let batches = trainer.micro_batches(step)?;
+                if step == 0 && batch_size == n {
+                    let sums = learner.sums(&batches[0], Mode::Train, None)?;
+                    let counts = objective.counts(&batches[0]);
+                    let parts = sums.iter().zip(objective.terms()).zip(counts);
+                    let parts = parts.filter(|((_, term), _)| term.weight > 0.0);
+                    let whole = parts.map(|((sum, term), n)| sum * (term.weight / n));
+                    whole.reduce(|a, b| a + b).ok_or("terms")?.backward();
+                    for mut parameter in learner.parameters() {
+                        let expected = &expected[&format!("grad.{}", parameter.name)];
+                        assert!(expected.abs().max().double_value(&[]) > 1e-3, "no power");
+                        let difference = relative_difference(&parameter.tensor.grad(), expected);
+                        assert!(difference < 2e-4, "{what}, {}: {difference:e}", parameter.name); // f32
+                        parameter.tensor.zero_grad();
+                    }
+                }
+                let Step::Taken(stats) = trainer.step(&batches)? else { panic!("overflow") };
+                // f32, four layers, and AdamW that divides by small gradients
+                let difference = (stats.loss - loss).abs();
+                assert!(difference < 2e-4 * loss, "{what}: {} {loss}", stats.loss);
+                for (term, expected) in
+                    ["next-token", "latents"].iter().zip(rows(expected_step, "terms")?)
+                {
+                    let (found, expected) = (stats.terms[*term], expected.as_f64().ok_or("term")?);
+                    assert!((found - expected).abs() < 2e-4 * expected.max(0.1), "{what}: {term}");
+                }
+            }
+            for parameter in learner.parameters() {
+                let expected = &expected[&format!("final.{}", parameter.name)];
+                let difference = relative_difference(&parameter.tensor, expected);
+                assert!(difference < 2e-3, "{name}, {}: {difference:e}", parameter.name); // f32, ten steps
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Away from the direction nothing of it is left in the hidden states that had some, and adapters without a direction are turned around.
+#[test]
+fn away_takes_the_direction_out() -> TestResult {
+    let _alone = alone();
+    let decoder = decoder(Kind::Float)?;
+    let oracle: Value = serde_json::from_str(&oracle_text("steering/steering.json")?)?;
+    let expected: BTreeMap<_, _> = tensors("steering/reps.safetensors")?.into_iter().collect();
+    let adapters = [steering(&decoder, &expected, &oracle["cases"]["reps"])?];
+    let stack = AdapterStack::of_boxed(&adapters)?;
+    let row = pairs(&oracle)?[0].row().clone();
+    let layout = Layout::new(vec![row], PaddingSide::Right)?;
+    let _guard = tch::no_grad_guard();
+    let logits = |dose: Dose| -> Outcome<Tensor> {
+        Ok(decoder.row_logits(&layout, &mut stack.hooks_of(dose, &layout, Mode::Eval)?)?.remove(0))
+    };
+    let (plain, away) = (logits(Dose::Times(0.0))?, logits(Dose::Away)?);
+    let turned = logits(Dose::Times(-1.0))?;
+    assert!((&away - plain).abs().max().double_value(&[]) > 1e-3, "no power");
+    assert!((away - turned).abs().max().double_value(&[]) > 1e-3);
+    Ok(())
+}
