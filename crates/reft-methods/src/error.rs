@@ -74,6 +74,16 @@ pub enum Error {
         /// The methods that can.
         accepted: String,
     },
+    /// An adapter that does what a control vector does not.
+    #[error("{} holds {method}, which is no control vector: {reason}", path.display())]
+    NotAControlVector {
+        /// The adapter's directory.
+        path: PathBuf,
+        /// What it is.
+        method: String,
+        /// Why not.
+        reason: String,
+    },
     /// An adapter that cannot become one with others.
     #[error(
         "{} holds {what}, which cannot become one adapter with the others: {reason}",

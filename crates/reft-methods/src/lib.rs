@@ -46,6 +46,7 @@ mod summary;
 pub use acts_on::ActsOn;
 pub use declaration::{AdapterFiles, Merging, Method, MethodDeclaration};
 pub use error::{Error, Result};
+pub use files::control_vector::{export_control_vector, import_control_vector};
 pub use files::exported::export_peft;
 pub(crate) use files::exported::{Form, adapter_of_form};
 pub use files::head_file::HeadSummary;

@@ -59,6 +59,7 @@ pub use generation::engine::{Engine, EngineOptions, Event, Request, TokenLogprob
 pub use generation::generate::{Finish, Generated, generate};
 pub use generation::reply_text::ReplyText;
 pub use generation::sampling::GenerationConfig;
+pub use gguf::control_vector::ControlVector;
 pub use gguf::fields::GGUF;
 pub use gguf::gguf_file::Gguf;
 pub use gguf::writing::file::export_gguf;

@@ -3,13 +3,13 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use reft_core::{Activation, Positions};
-use reft_methods::{PyreftImport, import_pyreft};
-use reft_models::{Adapter, BaseModel, atomic_directory, convert_gguf};
+use reft_methods::{PyreftImport, import_control_vector, import_pyreft};
+use reft_models::{Adapter, BaseModel, ControlVector, atomic_directory, convert_gguf};
 
-use crate::model::open_config;
+use crate::model::{model_name, open_config};
 use crate::terminal::{note, output};
 
-/// Turn an adapter saved by pyreft, or a model in a GGUF file, into a directory that reft reads
+/// Turn an adapter saved by pyreft, a control vector, or a model in a GGUF file, into a directory that reft reads
 ///
 /// An adapter becomes `reft_config.json` and `reft_model.safetensors`; pickles are read as data, nothing in them is run. Its
 /// positions follow pyreft's rule, so that it does here what it did there. A GGUF file becomes a Hugging Face directory with f32
@@ -17,13 +17,14 @@ use crate::terminal::{note, output};
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:
   reft import --from pyreft saved/ --positions f7+l7 --share-weights --model models/llama --output adapter
-  reft import --from gguf SmolLM2-135M-Instruct.Q4_1.gguf --output models/SmolLM2-135M-Instruct")]
+  reft import --from gguf SmolLM2-135M-Instruct.Q4_1.gguf --output models/SmolLM2-135M-Instruct
+  reft import --from control-vector happy.gguf --model models/SmolLM2-135M-Instruct --output directions/happy")]
 pub struct ImportArgs {
-    /// Directory (pyreft) or file (gguf) to read
+    /// Directory (pyreft) or file (gguf, control-vector) to read
     #[arg(value_name = "PATH")]
     source: PathBuf,
-    /// What it is: `pyreft` = a directory that pyreft's save wrote, `gguf` = a model in one file
-    #[arg(long, value_name = "FORMAT", hide_possible_values = true, value_parser = ["pyreft", "gguf"])]
+    /// What it is: `pyreft` = a directory that pyreft's save wrote, `gguf` = a model in one file, `control-vector` = one of llama.cpp or repeng
+    #[arg(long, value_name = "FORMAT", hide_possible_values = true, value_parser = ["pyreft", "gguf", "control-vector"])]
     from: String,
     /// Directory to write; it must not exist, or be empty
     #[arg(long, value_name = "DIR")]
@@ -38,28 +39,60 @@ pub struct ImportArgs {
     /// Activation of the learned source: linear, relu, gelu, silu, tanh or sigmoid [default: linear]
     #[arg(long, value_name = "NAME", help_heading = "pyreft")]
     act_fn: Option<Activation>,
-    /// Base model that the adapter belongs to; without it only the hidden size is checked later
+    /// Base model that the adapter or control vector belongs to; without it only the hidden size is checked later
     #[arg(long, value_name = "DIR", help_heading = "pyreft")]
     model: Option<String>,
 }
 
 /// Runs the command.
 pub fn run(args: &ImportArgs) -> Result<()> {
-    let imported = if args.from == "gguf" { gguf(args) } else { pyreft(args) };
+    let imported = match args.from.as_str() {
+        "gguf" => gguf(args),
+        "control-vector" => control_vector(args),
+        _ => pyreft(args),
+    };
     let what = imported.with_context(|| format!("cannot import {}", args.source.display()))?;
     output::line(format!("{what} is in {}", args.output.display()))
 }
 
-fn gguf(args: &ImportArgs) -> Result<String> {
+/// Refuses flags of pyreft's adapters.
+fn check_flags(args: &ImportArgs, takes_model: bool) -> Result<()> {
     let given = [
         ("--positions", args.positions.is_some()),
         ("--share-weights", args.share_weights),
         ("--act-fn", args.act_fn.is_some()),
-        ("--model", args.model.is_some()),
+        ("--model", args.model.is_some() && !takes_model),
     ];
     if let Some((flag, _)) = given.iter().find(|(_, given)| *given) {
-        bail!("{flag} belongs to --from pyreft; leave it out with --from gguf");
+        bail!("{flag} belongs to --from pyreft; leave it out with --from {}", args.from);
     }
+    Ok(())
+}
+
+fn control_vector(args: &ImportArgs) -> Result<String> {
+    check_flags(args, true)?;
+    let vector = ControlVector::read(&args.source)?;
+    let model =
+        args.model.as_deref().map(|model| Ok::<_, anyhow::Error>((model, open_config(model)?)));
+    let model = model
+        .transpose()?
+        .map(|(named, (path, config))| (config.describe(), model_name(named, &path)));
+    if let (Some(hint), Some((model, _))) = (&vector.model_hint, &model)
+        && *hint != model.model_type
+    {
+        note(format!(
+            "the file says that it was made for a model of the type {hint}, this one is {}",
+            model.model_type
+        ));
+    }
+    let model = model.as_ref().map(|(model, name)| (model, name.as_str()));
+    atomic_directory(&args.output, |temporary| import_control_vector(&vector, model, temporary))?;
+    let n = vector.directions.len();
+    Ok(format!("the control vector ({n} directions)"))
+}
+
+fn gguf(args: &ImportArgs) -> Result<String> {
+    check_flags(args, false)?;
     convert_gguf(&args.source, &args.output)?;
     Ok("the model".to_owned())
 }

@@ -41,6 +41,7 @@ mod serving_load;
 mod serving_operation;
 mod sharing;
 mod soak;
+mod steering;
 mod templates;
 mod terminal;
 mod training;

@@ -1,6 +1,7 @@
 //! The files of adapters: PEFT's, our own, and those that pyreft saves.
 
 pub(crate) mod adapter_file;
+pub(crate) mod control_vector;
 pub(crate) mod exported;
 pub(crate) mod head_file;
 pub(crate) mod own_config;

@@ -4,11 +4,12 @@ use std::path::Path;
 use reft_core::{ConstantEdit, Intervention, Removal, Subspace, names};
 use reft_models::{
     Adapter, BaseModel, Component, Error, HookPoint, Hooks, Layout, Mode, Model, ModelDescription,
-    Result, Site, Span,
+    Result, Site, Span, load_safetensors,
 };
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
+use crate::files::adapter_file::{self, Beside};
 use crate::files::own_config::{Branches, FORMAT_VERSION, tensor_name};
 use crate::joined_tables::{BranchMethod, all_branches};
 use crate::{
@@ -236,6 +237,60 @@ pub fn directions_of(adapter: &dyn Adapter) -> Option<BTreeMap<Site, Tensor>> {
         (parts.next() == Some(DIRECTION)).then_some((Site { layer, component }, parameter.tensor))
     };
     adapter.parameters().into_iter().map(of_one).collect()
+}
+
+/// Directions `[d]` by their sites, and the base model that they belong to.
+pub(crate) type KeptDirections = (BTreeMap<Site, Tensor>, BaseModel);
+
+/// The directions of the adapter in a directory, by their sites, and its base model; or why what it does is no direction added at every token.
+pub(crate) fn kept_directions(
+    dir: &Path,
+) -> crate::Result<std::result::Result<KeptDirections, String>> {
+    let config = read_own::<SteeringConfig>(dir)?;
+    if config.edit == SteeringEdit::Remove {
+        return Ok(Err("it takes a direction out, which depends on the hidden states".to_owned()));
+    }
+    if config.tokens != ActsOn::All {
+        return Ok(Err(format!(
+            "it acts on the tokens {}, a control vector on all",
+            config.tokens
+        )));
+    }
+    let tensors = load_safetensors(&dir.join(STEERING.files.tensors()))?;
+    let mut directions = BTreeMap::new();
+    for site in config.sites() {
+        let name = tensor_name(site, DIRECTION);
+        let Some(v) = tensors.get(&name) else {
+            let reason = format!("{}: {name} is missing", dir.display());
+            return Err(Error::Adapter { reason }.into());
+        };
+        directions.insert(site, v.shallow_clone());
+    }
+    Ok(Ok((directions, config.base_model)))
+}
+
+/// Writes directions that are added at block outputs as an adapter, into a directory that exists.
+pub(crate) fn write_steering(
+    directions: &BTreeMap<usize, Tensor>,
+    base_model: BaseModel,
+    dir: &Path,
+) -> crate::Result<()> {
+    let config = SteeringConfig {
+        format_version: FORMAT_VERSION,
+        method: NAME.to_owned(),
+        edit: SteeringEdit::Add,
+        layers: directions.keys().copied().collect(),
+        component: Component::BlockOutput,
+        tokens: ActsOn::All,
+        base_model: base_model.clone(),
+        directions: None,
+    };
+    let tensors = config
+        .sites()
+        .into_iter()
+        .map(|site| (tensor_name(site, DIRECTION), directions[&site.layer].shallow_clone()));
+    let beside = Beside { base_model: Some(&base_model), ..Beside::default() };
+    Ok(adapter_file::write(STEERING.files, dir, &config, tensors.collect(), beside)?)
 }
 
 /// Adds directions up, each at its strength.

@@ -1,6 +1,7 @@
 //! Every method against another implementation, its files, and what can be done with it.
 
 mod composition;
+mod control_vectors;
 mod declarations;
 mod encoders;
 mod equations;

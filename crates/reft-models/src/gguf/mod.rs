@@ -2,6 +2,7 @@
 
 pub(crate) mod architecture;
 pub(crate) mod config;
+pub(crate) mod control_vector;
 pub(crate) mod fields;
 pub(crate) mod gguf_file;
 pub(crate) mod header;

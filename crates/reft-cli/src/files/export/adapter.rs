@@ -1,9 +1,9 @@
 //! Adapters alone.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use reft_methods::{Methods, export_peft, export_pyreft};
+use reft_methods::{Methods, export_control_vector, export_peft, export_pyreft};
 use reft_models::atomic_directory;
 use serde_json::json;
 
@@ -21,11 +21,30 @@ pub(super) fn to_peft(args: &ExportArgs) -> Result<()> {
     write(args, "peft", |adapter, directory| export_peft(adapter, directory).map(|()| Vec::new()))
 }
 
+/// Writes what an adapter adds to the outputs of blocks for llama.cpp.
+pub(super) fn to_control_vector(args: &ExportArgs) -> Result<()> {
+    let (named, adapter) = adapter_of(args)?;
+    let notes = export_control_vector(&adapter, &args.output, None)
+        .with_context(|| format!("cannot export adapter {}", named.display()))?;
+    say(args, &named, &adapter, "control-vector", &notes)
+}
+
 fn write(
     args: &ExportArgs,
     form: &str,
     export: impl FnOnce(&Path, &Path) -> reft_methods::Result<Vec<String>>,
 ) -> Result<()> {
+    let (named, adapter) = adapter_of(args)?;
+    let mut notes = Vec::new();
+    let written = atomic_directory(&args.output, |temporary| {
+        export(&adapter, temporary).map(|said| notes = said)
+    });
+    written.with_context(|| format!("cannot export adapter {}", named.display()))?;
+    say(args, &named, &adapter, form, &notes)
+}
+
+/// The adapter that is named, and its directory; flags that belong to a model are refused.
+fn adapter_of(args: &ExportArgs) -> Result<(PathBuf, PathBuf)> {
     let given = [
         ("--merge", args.merge),
         ("--model", args.model.is_some()),
@@ -37,13 +56,18 @@ fn write(
         bail!("{flag} belongs to a model; leave it out where an adapter is written with --to");
     }
     let Some(named) = &args.adapter else { bail!("--adapter is missing: the adapter to write") };
-    let adapter = &adapter_directory(named)?;
-    let mut notes = Vec::new();
-    let written = atomic_directory(&args.output, |temporary| {
-        export(adapter, temporary).map(|said| notes = said)
-    });
-    written.with_context(|| format!("cannot export adapter {}", named.display()))?;
-    for text in &notes {
+    Ok((named.clone(), adapter_directory(named)?))
+}
+
+/// Says what was written.
+fn say(
+    args: &ExportArgs,
+    named: &Path,
+    adapter: &Path,
+    form: &str,
+    notes: &[String],
+) -> Result<()> {
+    for text in notes {
         note(format!("note: {text}"));
     }
     let method = Methods::read(adapter)?.describe().0;

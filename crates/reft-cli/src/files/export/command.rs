@@ -13,16 +13,18 @@ use super::{adapter, model};
 /// With --merge the adapter goes into the weights, and the output is a Hugging Face directory: it computes what model and adapter do, at the
 /// model's own cost. What edits hidden states or adds tokens is no change of weights, and is refused. With --to the form is another program's:
 /// `pyreft` takes the edits of ReFT, with a README.md that says how they are loaded and where they stand; `peft` takes the methods that PEFT has;
-/// `gguf` is one file that llama.cpp reads, of a model or with --merge of a model and its adapter.
+/// `gguf` is one file that llama.cpp reads, of a model or with --merge of a model and its adapter; `control-vector` is a file of what an adapter
+/// adds to the outputs of blocks, for llama.cpp's --control-vector.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:
   reft export --merge --model models/SmolLM2-135M-Instruct --adapter runs/lora --output models/merged
   reft generate --model models/merged --chat --prompt 'Who are you?'
   reft export --to gguf --merge --model models/SmolLM2-135M-Instruct --adapter runs/lora --kind q8_0 --output merged.gguf
   reft export --to pyreft --adapter runs/loreft --output for-pyreft
-  reft export --to peft --adapter runs/lora --output for-peft")]
+  reft export --to peft --adapter runs/lora --output for-peft
+  reft export --to control-vector --adapter directions/happy --output happy.gguf")]
 pub struct ExportArgs {
-    /// Form to write: of the adapter pyreft or peft, of the model gguf
+    /// Form to write: of the adapter pyreft, peft or control-vector, of the model gguf
     #[arg(long, value_name = "FORM", hide_possible_values = true)]
     pub(super) to: Option<Form>,
     #[arg(long, required_unless_present = "to", help = merge_help())]
@@ -33,7 +35,7 @@ pub struct ExportArgs {
     /// Adapter: a directory, or a hub name such as org/name
     #[arg(long, value_name = "DIR")]
     pub(super) adapter: Option<PathBuf>,
-    /// Directory to write, new or empty; with --to gguf a file that is not there
+    /// Directory to write, new or empty; with --to gguf or control-vector a file that is not there
     #[arg(long, value_name = "PATH")]
     pub(super) output: PathBuf,
     /// Kind of the weights written: f32, bf16 or f16, in a GGUF file also q8_0; sums are f32 and rounded once [default: the model's own]
@@ -59,6 +61,8 @@ pub(super) enum Form {
     Peft,
     /// A file that llama.cpp reads.
     Gguf,
+    /// A control vector of llama.cpp.
+    ControlVector,
 }
 
 fn merge_help() -> String {
@@ -73,6 +77,7 @@ pub fn run(args: &ExportArgs) -> Result<()> {
         Some(Form::Pyreft) => adapter::to_pyreft(args),
         Some(Form::Peft) => adapter::to_peft(args),
         Some(Form::Gguf) => model::to_gguf(args),
+        Some(Form::ControlVector) => adapter::to_control_vector(args),
         None => model::to_directory(args),
     }
 }

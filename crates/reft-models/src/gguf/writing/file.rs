@@ -140,7 +140,7 @@ fn in_file(
 }
 
 /// A tensor in the form of the file.
-fn quantised(tensor: &Tensor, dtype: GgmlDType) -> Result<QTensor> {
+pub(crate) fn quantised(tensor: &Tensor, dtype: GgmlDType) -> Result<QTensor> {
     let cpu = candle_core::Device::Cpu;
     let shape: Vec<usize> = tensor.size().iter().map(|size| *size as usize).collect();
     let flat = tensor.f_to_kind(Kind::Float)?.f_to_device(tch::Device::Cpu)?.f_flatten(0, -1)?;
