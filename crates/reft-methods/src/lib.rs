@@ -74,8 +74,8 @@ pub use reft::config::ReftConfig;
 pub use registry::{
     Methods, adapter_bytes, adapter_files, adapters_in, all_options, check_adapter,
     check_mergeable, declaration, declarations, has_head, is_adapter_file, is_in_weights,
-    load_adapters, load_trainable_adapters, merge_adapter, method_names, numel, options_of,
-    read_head, remove_adapter, resolve, trained_text,
+    load_adapters, load_trainable_adapters, merge_adapter, method_names, numel, only_steers,
+    options_of, read_head, remove_adapter, resolve, trained_text,
 };
 pub use summary::AdapterSummary;
 pub use target_modules::TargetModules;

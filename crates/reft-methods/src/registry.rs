@@ -11,6 +11,7 @@ use crate::files::adapter_file;
 use crate::files::head_file::{self, HEAD_FILE};
 use crate::methods::bitfit::BITFIT;
 use crate::methods::full::FULL;
+use crate::methods::steering::STEERING;
 use crate::options::{MethodOption, MethodOptions, union};
 use crate::{
     ActsOn, AdapterFiles, Error, METHODS, Merging, Method, MethodDeclaration, Result,
@@ -292,6 +293,14 @@ pub fn trained_text(dir: &Path) -> Result<Option<TrainedText>> {
         }
     }
     Ok(None)
+}
+
+/// Whether what lies in a directory only steers: directions that are added to hidden states or taken out of them.
+///
+/// # Errors
+/// As [`adapters_in`].
+pub fn only_steers(dir: &Path) -> Result<bool> {
+    Ok(adapters_in(dir)?.iter().all(|(_, method)| method.name == STEERING.name))
 }
 
 /// Reads the head that stands beside the adapter in a directory: what was trained here, or a `SEQ_CLS` adapter of PEFT. `weights` are the

@@ -387,6 +387,62 @@ fn lora_and_prefixes_share_a_batch_and_a_prefix_has_no_strength() -> Result {
 }
 
 #[test]
+fn directions_steer_beside_any_adapter() -> Result {
+    let dir = tempfile::tempdir()?;
+    let model = talking_model(dir.path())?;
+    let (edit, direction) = (import(dir.path(), "loreft")?, dir.path().join("direction"));
+    for (name, text) in [("towards", "the ocean"), ("away", "a mountain")] {
+        std::fs::write(dir.path().join(name), text)?;
+    }
+    let (towards, away) = (dir.path().join("towards"), dir.path().join("away"));
+    let texts = args!["--positive", towards, "--negative", away, "--strength", "3"];
+    let to = args!["steer", "--model", model, "--layer", "1", "--output", direction];
+    succeed([to, texts].concat())?;
+    let named = |name: &str, path: &Path| OsString::from(format!("{name}={}", path.display()));
+    let served = Served::start(
+        &model,
+        &args!["--adapter", named("edit", &edit), "--adapter", named("ocean", &direction)],
+    )?;
+    let prompt = "The ocean is";
+    let steered = |model: &str, entry: Value| {
+        let reft = json!({"steer": [entry]});
+        served.text(
+            &json!({"model": model, "prompt": prompt, "max_tokens": 12, "temperature": 0, "reft": reft}),
+        )
+    };
+    let mut texts = BTreeSet::new();
+    for (name, adapters) in
+        [("tiny", vec![&*direction]), ("edit", vec![&*edit, &*direction]), ("ocean", vec![])]
+    {
+        let (doubled, entry) = (name == "ocean", json!({"direction": "ocean"}));
+        let text = steered(name, entry)?;
+        if doubled {
+            let twice = steered("tiny", json!({"direction": "ocean", "strength": 2}))?;
+            assert_eq!(text, twice);
+        } else {
+            assert_eq!(text, generated(&model, &adapters, prompt, &["--max-new-tokens", "12"])?);
+        }
+        texts.insert(text);
+    }
+    texts.insert(steered("tiny", json!({"direction": "ocean", "strength": -1}))?);
+    texts.insert(steered("tiny", json!({"direction": "ocean", "strength": 0}))?);
+    assert!(texts.len() >= 4, "the test has no power: {texts:?}");
+    for (steer, status, says) in [
+        (json!([{"direction": "edit"}]), 400, "does more than add directions"),
+        (json!([{"direction": "nobody"}]), 404, "nobody"),
+        (json!([{"name": "ocean"}]), 400, "direction"),
+        (json!({"direction": "ocean"}), 400, "direction"),
+    ] {
+        let body = json!({"model": "tiny", "prompt": "a", "reft": {"steer": steer}});
+        let answer = served.post(COMPLETIONS, &body)?;
+        assert_eq!(answer.status, status, "{}", answer.text);
+        let message = answer.json()?["error"]["message"].to_string();
+        assert!(message.contains(says), "{}", answer.text);
+    }
+    Ok(())
+}
+
+#[test]
 fn edits_are_told_by_token() -> Result {
     const EDITS: &str = "/v1/edits";
     let dir = tempfile::tempdir()?;

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use reft_methods::{adapters_in, trained_text};
+use reft_methods::adapters_in;
 use reft_models::TrainedText;
 
 use crate::api::error::ApiError;
@@ -52,9 +52,8 @@ impl Catalogue {
             if name == base {
                 return Err(refuse("is the base model's; give it another one"));
             }
-            let trained = trained_text(directory)?;
-            warn_of_template(name, trained.as_ref());
-            let generation = Arc::new(Generation::new(name, directory.clone(), trained));
+            let generation = Arc::new(Generation::of(name, directory.clone())?);
+            warn_of_template(&generation);
             if named.insert(name.clone(), Entry::Is(generation)).is_some() {
                 return Err(refuse("is given twice; give each adapter its own"));
             }
@@ -187,21 +186,17 @@ impl Catalogue {
 
 /// The files of a directory as an adapter.
 fn generation(name: &str, directory: PathBuf) -> Result<Generation, ApiError> {
-    match trained_text(&directory) {
-        Ok(trained) => {
-            warn_of_template(name, trained.as_ref());
-            Ok(Generation::new(name, directory, trained))
-        }
-        Err(refused) => {
-            let nothing = Generation::new(name, directory, None);
-            Err(ApiError::adapter(&nothing, &refused))
-        }
-    }
+    let read = Generation::of(name, directory.clone());
+    let generation =
+        read.map_err(|refused| ApiError::adapter(&Generation::unread(name, directory), &refused))?;
+    warn_of_template(&generation);
+    Ok(generation)
 }
 
 /// Says of an adapter that was trained on prompts in another form than that of chats.
-fn warn_of_template(name: &str, trained: Option<&TrainedText>) {
-    let Some(TrainedText { template, .. }) = trained else { return };
+fn warn_of_template(generation: &Generation) {
+    let name = &generation.name;
+    let Some(TrainedText { template, .. }) = &generation.trained else { return };
     if !["auto", "chat"].contains(&template.as_str()) {
         log::warn!(
             "adapter {name} was trained with template {template}, and chats are framed by the chat template; /v1/completions takes prompts as they are"

@@ -49,7 +49,7 @@ const COMPLETION: &[Field] = &[
 const GENERATION: &[Field] = &[
     Field::applied(&["model"]).with_note("the base model's name or an adapter's"),
     Field::applied(&["reft"]).with_note(
-        "`{\"adapters\": [{\"name\", \"strength\", \"subspace\"}]}`: several adapters, in order; `model` is the base model's name then",
+        "`{\"adapters\": [{\"name\", \"strength\", \"subspace\"}], \"steer\": [{\"direction\", \"strength\"}]}`: several adapters, in order, `model` being the base model's name then; directions that `reft steer --output` wrote, beside any model",
     ),
     Field::applied(&["stream"]),
     Field::applied(&["stream_options"]).with_note("`include_usage`"),

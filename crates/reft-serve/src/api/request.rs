@@ -1,14 +1,12 @@
 //! What a request wants.
 
-use std::sync::Arc;
-
 use reft_models::{ChatVars, GenerationConfig, Message};
 use serde_json::{Map, Value};
 
 use crate::api::catalogue::Catalogue;
 use crate::api::error::ApiError;
 use crate::api::fields::{CHAT_FIELDS, COMPLETION_FIELDS, check};
-use crate::worker::generation::Used;
+use crate::worker::generation::{Generation, Used};
 
 /// Which of the two ways to ask for a reply was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -329,38 +327,33 @@ impl Body {
         }
     }
 
-    /// The adapters: the one that `model` names, or those of `reft`.
+    /// The adapters: the one that `model` names or those of `reft`, then the directions of `reft`.
     fn adapters(&self, model: &str, catalogue: &Catalogue) -> Result<Vec<Used>, ApiError> {
-        let one = |name: &str, strength: f64, subspace| -> Result<Used, ApiError> {
-            Ok(Used { generation: Arc::clone(&catalogue.find(name)?), strength, subspace })
-        };
-        let is_base = model == catalogue.base();
-        let own = if is_base { Vec::new() } else { vec![one(model, 1.0, None)?] };
-        let Some(reft) = self.get("reft") else { return Ok(own) };
-        let form = "{\"adapters\": [{\"name\": \"…\", \"strength\": 1, \"subspace\": [0, 1]}]}";
+        let form = "{\"adapters\": [{\"name\": \"…\", \"strength\": 1, \"subspace\": [0, 1]}], \"steer\": [{\"direction\": \"…\", \"strength\": 1}]}";
         let wrong = || self.wrong("reft", form);
-        let reft = reft.as_object().filter(|reft| reft.keys().all(|key| key == "adapters"));
-        let list = match reft.ok_or_else(wrong)?.get("adapters") {
-            None | Some(Value::Null) => return Ok(own),
-            Some(Value::Array(list)) if list.is_empty() => return Ok(own),
-            Some(Value::Array(list)) => list,
-            Some(_) => return Err(wrong()),
+        let mut used = Vec::new();
+        if model != catalogue.base() {
+            let generation = catalogue.find(model)?;
+            used.push(Used { generation, strength: 1.0, subspace: None });
+        }
+        let Some(reft) = self.get("reft") else { return Ok(used) };
+        let reft = with_keys(reft, &["adapters", "steer"]).ok_or_else(wrong)?;
+        let list = |name: &str| match reft.get(name) {
+            None | Some(Value::Null) => Ok(&[][..]),
+            Some(Value::Array(list)) => Ok(list.as_slice()),
+            Some(_) => Err(wrong()),
         };
-        if !is_base {
+        let (adapters, directions) = (list("adapters")?, list("steer")?);
+        if !used.is_empty() && !adapters.is_empty() {
             let message = format!(
                 "model names the adapter {model}, and reft names adapters too; use the base model's name {:?}",
                 catalogue.base()
             );
             return Err(ApiError::invalid(message).of_field("reft.adapters"));
         }
-        let entry = |entry: &Value| {
-            let keys = ["name", "strength", "subspace"];
-            let entry = entry
-                .as_object()
-                .filter(|entry| entry.keys().all(|key| keys.contains(&key.as_str())));
-            let entry = entry.ok_or_else(wrong)?;
+        let one = |entry: &Map<String, Value>, named: &str| -> Result<Used, ApiError> {
             let given = |name: &str| entry.get(name).filter(|value| !value.is_null());
-            let name = given("name").and_then(Value::as_str).ok_or_else(wrong)?;
+            let name = given(named).and_then(Value::as_str).ok_or_else(wrong)?;
             let strength = given("strength").map_or(Some(1.0), Value::as_f64).ok_or_else(wrong)?;
             let coordinates = |value: &Value| {
                 let list = value.as_array().filter(|list| !list.is_empty())?;
@@ -368,8 +361,30 @@ impl Body {
             };
             let subspace =
                 given("subspace").map(|value| coordinates(value).ok_or_else(wrong)).transpose()?;
-            one(name, strength, subspace).map_err(|error| error.of_field("reft.adapters"))
+            Ok(Used { generation: catalogue.find(name)?, strength, subspace })
         };
-        list.iter().map(entry).collect()
+        for entry in adapters {
+            let entry = with_keys(entry, &["name", "strength", "subspace"]).ok_or_else(wrong)?;
+            used.push(one(entry, "name").map_err(|error| error.of_field("reft.adapters"))?);
+        }
+        for entry in directions {
+            let entry = with_keys(entry, &["direction", "strength"]).ok_or_else(wrong)?;
+            let direction =
+                one(entry, "direction").map_err(|error| error.of_field("reft.steer"))?;
+            let Generation { name, only_steers, .. } = &*direction.generation;
+            if !only_steers {
+                let message = format!(
+                    "{name:?} is an adapter that does more than add directions; name it as the model or in reft.adapters"
+                );
+                return Err(ApiError::invalid(message).of_field("reft.steer"));
+            }
+            used.push(direction);
+        }
+        Ok(used)
     }
+}
+
+/// An object that has no other keys than these.
+fn with_keys<'v>(value: &'v Value, keys: &[&str]) -> Option<&'v Map<String, Value>> {
+    value.as_object().filter(|object| object.keys().all(|key| keys.contains(&key.as_str())))
 }

@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use reft_methods::{only_steers, trained_text};
 use reft_models::TrainedText;
 
 /// An adapter as it was found under a name at one time. It never changes: what replaces it is another one.
@@ -12,15 +13,34 @@ pub(crate) struct Generation {
     pub(crate) directory: PathBuf,
     /// How the texts were framed that it was trained on.
     pub(crate) trained: Option<TrainedText>,
+    /// Whether it only adds directions, or takes them out.
+    pub(crate) only_steers: bool,
     /// Whether it has lost its name: only requests that came before still use it.
     is_nameless: AtomicBool,
 }
 
 impl Generation {
-    pub(crate) fn new(name: &str, directory: PathBuf, trained: Option<TrainedText>) -> Self {
+    /// An adapter of which nothing has been read.
+    pub(crate) fn unread(name: &str, directory: PathBuf) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self { id, name: name.to_owned(), directory, trained, is_nameless: AtomicBool::new(false) }
+        Self {
+            id,
+            name: name.to_owned(),
+            directory,
+            trained: None,
+            only_steers: false,
+            is_nameless: AtomicBool::new(false),
+        }
+    }
+
+    /// The adapter in a directory; its numbers are read when they are asked for.
+    ///
+    /// # Errors
+    /// If the directory holds no adapter, or a file is missing or broken.
+    pub(crate) fn of(name: &str, directory: PathBuf) -> reft_methods::Result<Self> {
+        let (trained, only_steers) = (trained_text(&directory)?, only_steers(&directory)?);
+        Ok(Self { trained, only_steers, ..Self::unread(name, directory) })
     }
 
     /// Takes its name away, for ever.
