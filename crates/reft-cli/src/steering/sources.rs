@@ -99,7 +99,10 @@ impl SourceArgs {
         let mut found = Vec::new();
         let names = std::mem::take(&mut model.names);
         for (adapter, name) in std::mem::take(&mut model.adapters).into_iter().zip(names) {
-            found.push(Source { adapter: self.placed(adapter, &name, &model.decoder)?, name });
+            // each by itself they stand where they were trained: --layer says where directions are made
+            let adapter =
+                if apart { adapter } else { self.placed(adapter, &name, &model.decoder)? };
+            found.push(Source { adapter, name });
         }
         let mut made: Vec<(String, BTreeMap<usize, Tensor>)> = Vec::new();
         let mut keep = |name: &str, layer: usize, v: Tensor| {
