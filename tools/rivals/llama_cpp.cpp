@@ -1,10 +1,12 @@
-// Times llama.cpp: prefill of a prompt and the decoding of one token for each of some rows. Prints one line of JSON.
+// Times llama.cpp: prefill of a prompt and the decoding of one token for each of some rows. Prints one line of JSON. Or replies.
 //
 //   llama_cpp MODEL.gguf THREADS ROWS PROMPT NEW ROUNDS     times it
 //   llama_cpp --quantize IN.gguf OUT.gguf q8_0|q4_k|q4_0    writes a model in fewer bits, every matrix of them in the one form
+//   llama_cpp --reply MODEL.gguf PROMPT NEW [VECTOR.gguf SCALE]    the most probable tokens, with a control vector or without
 //
 // Every row has the same prompt of PROMPT tokens; then the most probable token is taken, NEW times.
 
+#include "common.h"
 #include "ggml-backend.h"
 #include "llama.h"
 
@@ -42,6 +44,44 @@ llama_token best(const float *logits, int n) {
     return static_cast<llama_token>(std::max_element(logits, logits + n) - logits);
 }
 
+int reply(int argc, char **argv) {
+    llama_model_params of_model = llama_model_default_params();
+    of_model.n_gpu_layers = 0;
+    llama_model *model = llama_model_load_from_file(argv[2], of_model);
+    if (!model) fail("the model cannot be read");
+    const llama_vocab *vocab = llama_model_get_vocab(model);
+    llama_context_params of_context = llama_context_default_params();
+    of_context.n_ctx = of_context.n_batch = of_context.n_ubatch = 512;
+    of_context.n_threads = of_context.n_threads_batch = 1;
+    of_context.type_k = of_context.type_v = GGML_TYPE_F32;
+    llama_context *context = llama_init_from_model(model, of_context);
+    if (!context) fail("no context can be made");
+    if (argc == 7) {
+        const auto vector = common_control_vector_load({{std::strtof(argv[6], nullptr), argv[5]}});
+        if (vector.n_embd < 1) fail("the control vector cannot be read");
+        if (llama_set_adapter_cvec(context, vector.data.data(), vector.data.size(), vector.n_embd, 1, llama_model_n_layer(model)))
+            fail("the control vector does not fit");
+    }
+    std::vector<llama_token> tokens(512);
+    const int n = llama_tokenize(vocab, argv[3], static_cast<int32_t>(std::strlen(argv[3])), tokens.data(), 512, true, false);
+    if (n < 1) fail("the prompt has no tokens");
+    tokens.resize(static_cast<size_t>(n));
+    std::string text;
+    for (int i = std::atoi(argv[4]); i > 0; --i) {
+        if (llama_decode(context, llama_batch_get_one(tokens.data(), static_cast<int32_t>(tokens.size())))) fail("a token cannot be computed");
+        const llama_token next = best(llama_get_logits_ith(context, -1), llama_vocab_n_tokens(vocab));
+        if (llama_vocab_is_eog(vocab, next)) break;
+        char piece[256];
+        const int length = llama_token_to_piece(vocab, next, piece, sizeof piece, 0, false);
+        text.append(piece, static_cast<size_t>(std::max(length, 0)));
+        tokens = {next};
+    }
+    std::fwrite(text.data(), 1, text.size(), stdout);
+    llama_free(context);
+    llama_model_free(model);
+    return 0;
+}
+
 } // namespace
 
 int main(int argc, char **argv) {
@@ -52,6 +92,7 @@ int main(int argc, char **argv) {
     else ggml_backend_load_all();
     llama_backend_init();
     if (argc == 5 && !std::strcmp(argv[1], "--quantize")) return quantize(argv[2], argv[3], argv[4]);
+    if ((argc == 5 || argc == 7) && !std::strcmp(argv[1], "--reply")) return reply(argc, argv);
     if (argc != 7) fail("llama_cpp MODEL.gguf THREADS ROWS PROMPT NEW ROUNDS");
     const int threads = std::atoi(argv[2]), rows = std::atoi(argv[3]), prompt = std::atoi(argv[4]);
     const int n = std::atoi(argv[5]), rounds = std::atoi(argv[6]);

@@ -46,9 +46,9 @@ def library(work):
     own = HERE / "llama_cpp.cpp"
     if not program.is_file() or program.stat().st_mtime < own.stat().st_mtime:
         linked = [next(libraries.glob(f"{name}.so*"), None) or next(libraries.glob(f"{name}.v*.so"))
-                  for name in ["libllama", "libggml", "libggml-base"]]
-        run(["g++", "-O2", "-std=c++17", "-I", source / "include", "-I", source / "ggml/include", own, "-o", program,
-             *linked, f"-Wl,-rpath,{libraries}"])
+                  for name in ["libllama-common", "libllama", "libggml", "libggml-base"]]
+        headers = [part for folder in ["include", "ggml/include", "common"] for part in ("-I", source / folder)]
+        run(["g++", "-O2", "-std=c++17", *headers, own, "-o", program, *linked, f"-Wl,-rpath,{libraries}"])
     return libraries, program
 
 
