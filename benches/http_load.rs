@@ -1,16 +1,18 @@
 //! The load of `load.rs` through HTTP on loopback, beside the engine's own, in turns and in one process.
 //!
-//!     cargo bench -p reft-serve --profile dev --bench http_load -- MODEL [f32|bf16] [REQUESTS] [ADAPTERS]
+//!     cargo bench -p reft-serve --profile dev --bench http_load -- MODEL [f32|bf16] [REQUESTS] [ADAPTERS] [TURNS]
 //!
-//! For 1, 16 and 64 requests in flight and each kind of adapters a line: tokens a second of the server and of the engine; time to the first
-//! token, and between two parts of a stream, p50, p95 and p99. A client asks again when its reply is done.
+//! For each kind of adapters and 1, 16 and 64 requests in flight two lines. Throughput: tokens a second of the engine and of the server, the
+//! medians of some turns (2) in alternation, of the same requests at the same times, 16 a second at random, whatever is in flight. Latency: as
+//! many clients as are in flight, each of which asks again when its reply is done; time to the first token, and between two parts of a stream,
+//! p50, p95 and p99 of all turns.
 
 mod engine_load;
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use reft_methods::load_adapters;
 use reft_models::{ChatVars, Decoder, EngineOptions, Tokenizer};
@@ -21,6 +23,8 @@ use engine_load::{KINDS, Outcome, REPLY, arrivals, engine_load, prompts, saved_a
 
 const IN_FLIGHT: [usize; 3] = [1, 16, 64];
 const BASE: &str = "base";
+/// Requests a second.
+const RATE: f64 = 16.0;
 
 /// When the parts of a stream came, in seconds after it was asked for.
 type Arrivals = Vec<f64>;
@@ -44,19 +48,21 @@ fn ask(agent: &ureq::Agent, url: &str, name: &str, prompt: &[i64]) -> Result<Arr
     Err("a stream ended before it was done".to_owned())
 }
 
-/// The same requests through a server: tokens a second, and when the parts of all streams came.
+/// Requests through a server of so many rows, from so many clients at once, none before it is due: tokens a second, and when the parts of all
+/// streams came.
 fn http_load(
     model: &Decoder,
     path: &Path,
     adapters: &[PathBuf],
-    prompts: &[Vec<i64>],
-    in_flight: usize,
+    (prompts, due): (&[Vec<i64>], &[f64]),
+    rows: usize,
+    clients: usize,
 ) -> Outcome<(f64, Vec<Arrivals>)> {
     let names: Vec<String> = (0..adapters.len()).map(|i| format!("adapter-{i}")).collect();
     let options = ServeOptions {
         port: 0,
         adapters: names.iter().cloned().zip(adapters.iter().cloned()).collect(),
-        engine: EngineOptions { rows: in_flight, ..EngineOptions::default() },
+        engine: EngineOptions { rows, ..EngineOptions::default() },
         ..ServeOptions::new(BASE)
     };
     let server = Server::bind(options)?;
@@ -68,12 +74,13 @@ fn http_load(
     };
     let (is_ready, ready) = std::sync::mpsc::channel();
     let next = AtomicUsize::new(0);
-    let client = || -> Result<Vec<Arrivals>, String> {
+    let client = |began: Instant| -> Result<Vec<Arrivals>, String> {
         let agent = ureq::Agent::new_with_defaults();
         let mut all = Vec::new();
         loop {
             let i = next.fetch_add(1, Ordering::Relaxed);
             let Some(prompt) = prompts.get(i) else { return Ok(all) };
+            std::thread::sleep(Duration::from_secs_f64(due[i]).saturating_sub(began.elapsed()));
             let name = names.get(i % names.len().max(1)).map_or(BASE, String::as_str);
             all.push(ask(&agent, &url, name, prompt)?);
         }
@@ -84,7 +91,8 @@ fn http_load(
             ready.recv().map_err(|_| "the server did not begin".to_owned())?;
             let started = Instant::now();
             let asked: Result<Vec<Vec<Arrivals>>, String> = std::thread::scope(|scope| {
-                let clients: Vec<_> = (0..in_flight).map(|_| scope.spawn(client)).collect();
+                let clients: Vec<_> =
+                    (0..clients).map(|_| scope.spawn(|| client(started))).collect();
                 let joined = clients.into_iter().map(|client| client.join());
                 joined.map(|all| all.map_err(|_| "a client panicked".to_owned())?).collect()
             });
@@ -99,12 +107,22 @@ fn http_load(
     })
 }
 
+/// The value below which a part of all lies.
+fn quantile(sorted: &[f64], part: f64) -> Option<f64> {
+    sorted.get((part * (sorted.len() as f64 - 1.0)).round() as usize).copied()
+}
+
+fn median(mut all: Vec<f64>) -> f64 {
+    all.sort_by(f64::total_cmp);
+    quantile(&all, 0.5).unwrap_or(f64::NAN)
+}
+
 /// The p50, p95 and p99 of times, in milliseconds.
 fn percentiles(mut seconds: Vec<f64>) -> String {
     seconds.sort_by(f64::total_cmp);
-    let at = |part: f64| seconds.get((part * (seconds.len() - 1) as f64).round() as usize);
-    let shown =
-        [0.5, 0.95, 0.99].map(|p| at(p).map_or("–".to_owned(), |s| format!("{:.1}", 1e3 * s)));
+    let shown = [0.5, 0.95, 0.99].map(|part| {
+        quantile(&seconds, part).map_or("–".to_owned(), |s| format!("{:.1}", 1e3 * s))
+    });
     shown.join(" / ")
 }
 
@@ -118,13 +136,13 @@ fn main() -> Outcome {
         Some("bf16") => Kind::BFloat16,
         _ => Kind::Float,
     };
-    let (requests, distinct) = (number(2, 128)?, number(3, 256)?);
+    let (requests, distinct, turns) = (number(2, 64)?, number(3, 256)?, number(4, 2)?);
     let model = Decoder::open(path, kind, Device::Cpu)?;
     let prompts = prompts(&model, requests);
     let mut out = std::io::stdout().lock();
     writeln!(
         out,
-        "{requests} requests, {kind:?}, {} threads; times in ms, p50 / p95 / p99",
+        "{requests} requests, {turns} turns, {kind:?}, {} threads; times in ms, p50 / p95 / p99",
         tch::get_num_threads()
     )?;
     for (name, method) in KINDS {
@@ -137,15 +155,24 @@ fn main() -> Outcome {
         for in_flight in IN_FLIGHT {
             // with few in flight fewer requests say as much
             let prompts = &prompts[..requests.min(8 * in_flight)];
-            let at_once = arrivals(0.0, prompts.len());
-            let [engine, ..] = engine_load(&model, &adapters, prompts, &at_once, in_flight)?;
-            let (served, arrivals) = http_load(&model, path, &saved, prompts, in_flight)?;
-            let first = arrivals.iter().filter_map(|all| all.first().copied()).collect();
-            let gaps = arrivals.iter().flat_map(|all| all.windows(2).map(|two| two[1] - two[0]));
+            let (at_random, at_once) = (arrivals(RATE, prompts.len()), vec![0.0; prompts.len()]);
+            let (mut of_engine, mut of_server, mut streams) = (Vec::new(), Vec::new(), Vec::new());
+            for _ in 0..turns {
+                let [engine, ..] = engine_load(&model, &adapters, prompts, &at_random, in_flight)?;
+                let asked = (prompts, at_random.as_slice());
+                let (server, _) = http_load(&model, path, &saved, asked, in_flight, prompts.len())?;
+                of_engine.push(engine);
+                of_server.push(server);
+                let asked = (prompts, at_once.as_slice());
+                streams.extend(http_load(&model, path, &saved, asked, in_flight, in_flight)?.1);
+            }
+            let (engine, server) = (median(of_engine), median(of_server));
+            let first = streams.iter().filter_map(|all| all.first().copied()).collect();
+            let gaps = streams.iter().flat_map(|all| all.windows(2).map(|two| two[1] - two[0]));
             writeln!(
                 out,
-                "{name}, {in_flight} in flight: {served:.1} tokens/s, the engine {engine:.1} ({:.0} %); first token {}, between parts {}",
-                100.0 * served / engine,
+                "{name}, {in_flight} in flight: {server:.1} tokens/s, the engine {engine:.1} ({:.0} %)\n{in_flight} clients: first token {}, between parts {}",
+                100.0 * server / engine,
                 percentiles(first),
                 percentiles(gaps.collect()),
             )?;

@@ -34,7 +34,7 @@ pub use edits::constant_edit::ConstantEdit;
 pub use edits::detection::Detection;
 pub use edits::intervention::{Intervention, Subspace, check_hidden_size};
 pub use edits::intervention_set::{InterventionSet, InterventionTensors};
-pub use edits::loreft::Edit;
+pub use edits::loreft::{Edit, LinearEdit};
 pub use edits::method::{Activation, Init, InterventionConfig, Method};
 pub use edits::removal::Removal;
 pub use error::{Error, Result};

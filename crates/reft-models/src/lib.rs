@@ -71,7 +71,7 @@ pub use model::collect::{Collect, TokenAt, collect};
 pub use model::context::ContextLimit;
 pub use model::description::{ModelDescription, ModelTensor, Projection, TensorRole};
 pub use model::frozen_model::{Forward, Head, Model};
-pub use model::hooks::{Cut, HookPoint, Hooks, LowRank, NoHooks, OnPrompt, Stacked};
+pub use model::hooks::{Cut, HookPoint, Hooks, LowRank, NoHooks, OnPrompt, Stacked, TokenEdit};
 pub use model::kv_cache::{KeyValueRecorder, KvCache, Past};
 pub(crate) use model::kv_pool::KvPool;
 pub use model::layout::{Layout, PaddingSide, Row, Span};

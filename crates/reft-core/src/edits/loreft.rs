@@ -27,6 +27,17 @@ pub struct Edit {
 /// No edit is divided by less: half of the exponents of an f32.
 const TINY: f64 = 1e-19;
 
+/// What an edit adds where that is linear in the hidden state: `e = Dᵀ(A h + b)`.
+#[derive(Debug, Clone, Copy)]
+pub struct LinearEdit<'a> {
+    /// `Dᵀ` `[d, r]`.
+    pub directions: &'a Tensor,
+    /// `A` `[r, d]`.
+    pub weight: &'a Tensor,
+    /// `b` `[r]`.
+    pub bias: &'a Tensor,
+}
+
 /// What is put into the subspace.
 #[derive(Debug)]
 pub(crate) enum Source {
@@ -51,6 +62,18 @@ impl Edit {
     /// The columns that span the edit, `Dᵀ` `[d, r]`: the rotation `Rᵀ` where the method has one.
     pub fn directions(&self) -> &Tensor {
         &self.directions
+    }
+
+    /// What it adds, in the whole of its subspace, if that is linear: no activation, no dropout, no bound.
+    pub fn linear(&self) -> Option<LinearEdit<'_>> {
+        match (&self.source, &self.target) {
+            (Source::Affine { weight, bias, act_fn: Activation::Linear }, Target::Nothing)
+                if self.dropout == 0.0 && self.max_norm.is_none() =>
+            {
+                Some(LinearEdit { directions: &self.directions, weight, bias })
+            }
+            _ => None,
+        }
     }
 
     /// The tensors that it computes with.

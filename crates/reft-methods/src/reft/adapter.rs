@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use reft_core::{
@@ -6,7 +6,7 @@ use reft_core::{
 };
 use reft_models::{
     Adapter, Cut, Error, HookPoint, Hooks, Layout, Mode, Model, Reach, Result, Row, Site, Span,
-    TaskHead, TrainedText, save_safetensors, send, write_json_in_order,
+    TaskHead, TokenEdit, TrainedText, save_safetensors, send, write_json_in_order,
 };
 use tch::{Device, Tensor};
 
@@ -268,6 +268,22 @@ impl Hooks for ReftHooks {
     fn touches(&self, point: HookPoint, span: &Span) -> bool {
         let HookPoint::Residual(site) = point else { return false };
         self.places.contains_key(&site) && span.columns.start < span.layout.width()
+    }
+
+    fn token_edits(&self, point: HookPoint, span: &Span) -> Option<Vec<TokenEdit<'_>>> {
+        let HookPoint::Residual(site) = point else { return None };
+        let edits = self.places.get(&site).filter(|_| self.masks.is_none())?;
+        let (mut own, mut seen) = (Vec::new(), BTreeSet::new());
+        for (group, edit) in edits {
+            let (_, tokens) = self.positions.iter().find(|(of, _)| of == group)?;
+            let indices = tokens.iter().filter_map(|&(row, token)| span.flat_index(row, token));
+            let tokens: Vec<i64> = indices.collect();
+            if !tokens.iter().all(|token| seen.insert(*token)) {
+                return None; // the second of two edits sees what the first has made of a token
+            }
+            own.push(TokenEdit { tokens, edit: edit.linear()?, scaling: 1.0 });
+        }
+        Some(own)
     }
 
     fn keep_rows(&mut self, rows: &[usize]) {

@@ -1,6 +1,7 @@
 use tch::Tensor;
 
 use crate::adapters::low_rank_rows::{LowRankRow, LowRankTable, add_low_rank};
+use crate::adapters::token_edits::add_token_edits;
 use crate::{AdapterStack, HookPoint, Hooks, Layout, Mode, Result, Span, Stacked, send};
 
 /// The hooks of a batch whose rows are used with different adapters: each sees its own rows alone.
@@ -28,6 +29,32 @@ struct Group<'a> {
     /// The rows alone, in the columns of the batch.
     layout: Layout,
     hooks: Stacked<'a>,
+}
+
+/// The columns of a pass, in the layout of some of its rows.
+fn of_rows<'s>(layout: &'s Layout, span: &Span) -> Span<'s> {
+    Span { layout, columns: span.columns.clone() }
+}
+
+/// What groups have that can be computed together; they are taken out of `touching`. Of one alone nothing is taken: it is computed as it
+/// says itself.
+fn taken<'g, 'a, T>(
+    groups: &'g [Group<'a>],
+    touching: &mut Vec<usize>,
+    mut has: impl FnMut(&'g Group<'a>) -> Option<T>,
+) -> Vec<T> {
+    let (mut all, mut others) = (Vec::new(), Vec::new());
+    for at in touching.iter().copied() {
+        match has(&groups[at]) {
+            Some(own) => all.push(own),
+            None => others.push(at),
+        }
+    }
+    if all.len() < 2 {
+        return Vec::new();
+    }
+    *touching = others;
+    all
 }
 
 impl<'a> ByRow<'a> {
@@ -68,25 +95,43 @@ impl<'a> ByRow<'a> {
         Ok(Self { groups, batch_size, low_rank })
     }
 
-    /// What a projection makes of `x`, with the updates of low rank of those rows that have no more than such a one there, and which groups
-    /// these are.
-    fn with_low_rank(&mut self, point: HookPoint, y: Tensor, span: &Span) -> (Tensor, Vec<usize>) {
-        let HookPoint::Output(site, _, x) = point else { return (y, Vec::new()) };
-        let (mut groups, mut rows) = (Vec::new(), Vec::new());
-        for (at, group) in self.groups.iter().enumerate() {
-            let own_span = Span { layout: &group.layout, columns: span.columns.clone() };
-            if group.hooks.touches(point, &own_span)
-                && let Some(update) = group.hooks.low_rank(point, &own_span)
-            {
-                groups.push(at);
-                let row = |(row, id): (&usize, &u64)| LowRankRow { row: *row, id: *id, update };
-                rows.extend(group.rows.iter().zip(&group.ids).map(row));
+    /// The groups whose hooks have something to do at a point of a pass.
+    fn touching(&self, point: HookPoint, span: &Span) -> Vec<usize> {
+        (0..self.groups.len()).filter(|at| self.groups[*at].touches(point, span)).collect()
+    }
+
+    /// What is shown at a point, with what those among `touching` add to it that can be computed together; they are taken out of `touching`.
+    fn together(
+        &mut self,
+        point: HookPoint,
+        h: Tensor,
+        span: &Span,
+        touching: &mut Vec<usize>,
+    ) -> Tensor {
+        let Self { groups, low_rank, .. } = self;
+        match point {
+            HookPoint::Output(site, _, x) => {
+                let rows = taken(groups, touching, |group| {
+                    let update = group.hooks.low_rank(point, &of_rows(&group.layout, span))?;
+                    let row = |(row, id): (&usize, &u64)| LowRankRow { row: *row, id: *id, update };
+                    Some(group.rows.iter().zip(&group.ids).map(row).collect::<Vec<_>>())
+                });
+                add_low_rank(low_rank, site, rows.into_iter().flatten().collect(), h, x)
             }
+            HookPoint::Residual(_) => {
+                let edits = taken(groups, touching, |group| {
+                    let mut own = group.hooks.token_edits(point, &of_rows(&group.layout, span))?;
+                    let width = span.width() as i64;
+                    for token in own.iter_mut().flat_map(|edit| &mut edit.tokens) {
+                        let row = group.rows[(*token / width) as usize] as i64;
+                        *token = row * width + *token % width;
+                    }
+                    Some(own)
+                });
+                add_token_edits(h, &edits.concat())
+            }
+            HookPoint::Embeddings | HookPoint::Input(_) => h,
         }
-        if groups.len() < 2 {
-            return (y, Vec::new()); // alone it is computed as it says itself
-        }
-        (add_low_rank(&mut self.low_rank, site, rows, y, x), groups)
     }
 
     /// Takes out the hooks of a stack, for rows that are all among its own.
@@ -101,6 +146,10 @@ impl<'a> ByRow<'a> {
 }
 
 impl Group<'_> {
+    fn touches(&self, point: HookPoint, span: &Span) -> bool {
+        self.hooks.touches(point, &of_rows(&self.layout, span))
+    }
+
     /// The rows' places on the device of a tensor.
     fn index(&mut self, beside: &Tensor) -> Tensor {
         let index = self.index.get_or_insert_with(|| {
@@ -114,19 +163,14 @@ impl Group<'_> {
 impl Hooks for ByRow<'_> {
     /// Without autograd: what rows become is written into one copy.
     fn visit(&mut self, point: HookPoint, mut h: Tensor, span: &Span) -> Result<Tensor> {
-        let computed;
-        (h, computed) = self.with_low_rank(point, h, span);
-        let mut is_own = !computed.is_empty();
-        for (at, group) in self.groups.iter_mut().enumerate() {
-            if computed.contains(&at) {
-                continue;
-            }
-            let own_span = Span { layout: &group.layout, columns: span.columns.clone() };
-            if !group.hooks.touches(point, &own_span) {
-                continue;
-            }
+        let mut touching = self.touching(point, span);
+        let all = touching.len();
+        h = self.together(point, h, span, &mut touching);
+        let mut is_own = touching.len() < all;
+        for at in touching {
+            let group = &mut self.groups[at];
             if group.rows.len() == self.batch_size {
-                h = group.hooks.visit(point, h, &own_span)?;
+                h = group.hooks.visit(point, h, &of_rows(&group.layout, span))?;
                 continue;
             }
             let index = group.index(&h);
@@ -139,9 +183,9 @@ impl Hooks for ByRow<'_> {
                 (HookPoint::Output(site, linear, _), Some(x)) => HookPoint::Output(site, linear, x),
                 _ => point,
             };
-            let own_span = Span { layout: &group.layout, columns: span.columns.clone() };
             // what it was is kept until then: memory that is free again may be that of what it has become
-            let edited = group.hooks.visit(point, own.shallow_clone(), &own_span)?;
+            let edited =
+                group.hooks.visit(point, own.shallow_clone(), &of_rows(&group.layout, span))?;
             if edited.data_ptr() != own.data_ptr() {
                 if !is_own {
                     h = h.copy();
@@ -154,10 +198,7 @@ impl Hooks for ByRow<'_> {
     }
 
     fn touches(&self, point: HookPoint, span: &Span) -> bool {
-        self.groups.iter().any(|group| {
-            let own = Span { layout: &group.layout, columns: span.columns.clone() };
-            group.hooks.touches(point, &own)
-        })
+        self.groups.iter().any(|group| group.touches(point, span))
     }
 
     /// The same for all rows: a batch is made of such.
@@ -168,7 +209,7 @@ impl Hooks for ByRow<'_> {
     fn prefix(&mut self, layer: usize, span: &Span) -> Option<(Tensor, Tensor)> {
         let mut all: Option<(Tensor, Tensor)> = None;
         for group in &mut self.groups {
-            let own_span = Span { layout: &group.layout, columns: span.columns.clone() };
+            let own_span = of_rows(&group.layout, span);
             let Some((key, value)) = group.hooks.prefix(layer, &own_span) else { continue };
             if group.rows.len() == self.batch_size {
                 return Some((key, value));

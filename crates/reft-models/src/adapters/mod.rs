@@ -7,4 +7,5 @@ mod edit_sizes;
 pub(crate) mod low_rank_rows;
 pub(crate) mod owned_hooks;
 pub(crate) mod stack;
+pub(crate) mod token_edits;
 pub(crate) mod trained_text;

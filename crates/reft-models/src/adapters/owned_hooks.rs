@@ -3,7 +3,7 @@ use std::rc::Rc;
 use self_cell::self_cell;
 use tch::Tensor;
 
-use crate::{Adapter, Cut, HookPoint, Hooks, Layout, LowRank, Mode, Result, Span};
+use crate::{Adapter, Cut, HookPoint, Hooks, Layout, LowRank, Mode, Result, Span, TokenEdit};
 
 type BoxedHooks<'a> = Box<dyn Hooks + 'a>;
 
@@ -43,6 +43,10 @@ impl Hooks for OwnedHooks {
 
     fn low_rank(&self, point: HookPoint, span: &Span) -> Option<LowRank<'_>> {
         self.borrow_dependent().low_rank(point, span)
+    }
+
+    fn token_edits(&self, point: HookPoint, span: &Span) -> Option<Vec<TokenEdit<'_>>> {
+        self.borrow_dependent().token_edits(point, span)
     }
 
     fn prefix_length(&self) -> usize {

@@ -1,5 +1,6 @@
 use std::ops::Range;
 
+use reft_core::LinearEdit;
 use tch::{Device, Kind, Tensor};
 
 use crate::{Component, Error, Layout, Linear, Result, Site, Span, send};
@@ -54,6 +55,13 @@ pub trait Hooks {
         None
     }
 
+    /// What [`Self::visit`] adds to the hidden states of some tokens at a point of a pass, where each is a linear function of the token's own
+    /// state, no token has two, and nothing else is done: such tokens can be computed together, whatever adapters they have. `None`: it does
+    /// something else, or nothing.
+    fn token_edits(&self, _point: HookPoint, _span: &Span) -> Option<Vec<TokenEdit<'_>>> {
+        None
+    }
+
     /// Number of [`Self::prefix`] tokens, the same at every layer; the batch's own tokens take the positions after them.
     fn prefix_length(&self) -> usize {
         0
@@ -99,6 +107,17 @@ pub struct LowRank<'a> {
     pub scaling: f64,
 }
 
+/// A linear edit of the hidden states of some tokens of a pass, computed in f32: `h + s Dᵀ(A h + b)`.
+#[derive(Debug, Clone)]
+pub struct TokenEdit<'a> {
+    /// The tokens, as [`Span::flat_index`] counts them.
+    pub tokens: Vec<i64>,
+    /// What is added.
+    pub edit: LinearEdit<'a>,
+    /// `s`.
+    pub scaling: f64,
+}
+
 /// Hooks that stay their owner's.
 impl<T: Hooks + ?Sized> Hooks for &mut T {
     fn visit(&mut self, point: HookPoint, h: Tensor, span: &Span) -> Result<Tensor> {
@@ -111,6 +130,10 @@ impl<T: Hooks + ?Sized> Hooks for &mut T {
 
     fn low_rank(&self, point: HookPoint, span: &Span) -> Option<LowRank<'_>> {
         (**self).low_rank(point, span)
+    }
+
+    fn token_edits(&self, point: HookPoint, span: &Span) -> Option<Vec<TokenEdit<'_>>> {
+        (**self).token_edits(point, span)
     }
 
     fn prefix_length(&self) -> usize {
@@ -192,6 +215,15 @@ impl Hooks for NoHooks {
 #[derive(Default)]
 pub struct Stacked<'a>(pub Vec<Box<dyn Hooks + 'a>>);
 
+impl<'a> Stacked<'a> {
+    /// The one that has something to do at a point of a pass; none if there is another, which sees what the first has added.
+    fn only(&self, point: HookPoint, span: &Span) -> Option<&(dyn Hooks + 'a)> {
+        let mut touching = self.0.iter().filter(|hooks| hooks.touches(point, span));
+        let one = touching.next()?;
+        touching.next().is_none().then_some(&**one)
+    }
+}
+
 impl Hooks for Stacked<'_> {
     fn visit(&mut self, point: HookPoint, h: Tensor, span: &Span) -> Result<Tensor> {
         self.0.iter_mut().try_fold(h, |h, hooks| hooks.visit(point, h, span))
@@ -202,12 +234,11 @@ impl Hooks for Stacked<'_> {
     }
 
     fn low_rank(&self, point: HookPoint, span: &Span) -> Option<LowRank<'_>> {
-        let mut touching = self.0.iter().filter(|hooks| hooks.touches(point, span));
-        let one = touching.next()?;
-        if touching.next().is_some() {
-            return None; // the second sees what the first has added
-        }
-        one.low_rank(point, span)
+        self.only(point, span)?.low_rank(point, span)
+    }
+
+    fn token_edits(&self, point: HookPoint, span: &Span) -> Option<Vec<TokenEdit<'_>>> {
+        self.only(point, span)?.token_edits(point, span)
     }
 
     fn prefix_length(&self) -> usize {
@@ -256,6 +287,12 @@ impl Hooks for AtStrength<'_> {
     fn low_rank(&self, point: HookPoint, span: &Span) -> Option<LowRank<'_>> {
         let own = self.hooks.low_rank(point, span)?;
         Some(LowRank { scaling: own.scaling * self.strength, ..own })
+    }
+
+    fn token_edits(&self, point: HookPoint, span: &Span) -> Option<Vec<TokenEdit<'_>>> {
+        let mut own = self.hooks.token_edits(point, span)?;
+        own.iter_mut().for_each(|edit| edit.scaling *= self.strength);
+        Some(own)
     }
 
     fn keep_rows(&mut self, rows: &[usize]) {
