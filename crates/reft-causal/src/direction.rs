@@ -4,7 +4,7 @@ use reft_core::PrincipalComponents;
 use reft_models::{Model, Place, Row, Site, load_safetensors};
 use tch::{Kind, Tensor};
 
-use crate::{Alignment, Error, Result, refuse, source_states};
+use crate::{Alignment, Error, LinearProbe, Result, refuse, source_states};
 
 /// How a direction is made of two sets of hidden states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub enum DirectionKind {
     Means,
     /// The first principal component of both sets together, turned towards the first set and as long as the means are apart along it.
     PrincipalComponent,
+    /// The weights of a linear probe of both sets, as long as the means are apart along them.
+    Probe,
 }
 
 /// A direction of the hidden states of a site, `[d]` in f32. What is added at strength 1 is the direction itself.
@@ -37,6 +39,11 @@ impl Direction {
                 let both = Tensor::cat(&[positive, negative], 0);
                 let first = PrincipalComponents::of(&both)?.first(1)?.squeeze_dim(1); // [d]
                 &first * first.dot(&difference)
+            }
+            DirectionKind::Probe => {
+                let w = LinearProbe::of(positive, negative)?.weights().to_kind(Kind::Float);
+                let unit = &w / w.norm(); // [d]
+                &unit * unit.dot(&difference)
             }
         }))
     }
@@ -98,6 +105,17 @@ mod tests {
             let found = component.vector().double_value(&[i as i64]);
             assert!((found - expected).abs() < 1e-5, "{i}: {found} {expected}"); // f32
         }
+        // it is as long as the means are apart along its weights
+        let probe = Direction::between(DirectionKind::Probe, &positive, &negative)?;
+        let probe = [0, 1].map(|i| probe.vector().double_value(&[i]));
+        let unit = LinearProbe::of(&positive, &negative)?.weights().to_kind(Kind::Float);
+        let unit = &unit / unit.norm();
+        let along = unit.dot(&Tensor::from_slice(&[4f32, 1.0])).double_value(&[]);
+        for (i, found) in probe.into_iter().enumerate() {
+            let expected = along * unit.double_value(&[i as i64]);
+            assert!((found - expected).abs() < 1e-5, "{i}: {found} {expected}"); // f32
+        }
+        assert!(probe[0] > probe[1] && probe[1] > 0.0, "{probe:?}");
         assert!(Direction::between(DirectionKind::Means, &positive, &positive).is_err());
         Ok(())
     }

@@ -50,6 +50,7 @@ mod interchange;
 
 mod alignment;
 mod direction;
+mod linear_probe;
 mod network;
 mod patching;
 
@@ -69,6 +70,7 @@ pub use interchange::accuracy::Accuracy;
 pub use interchange::base_runs::BaseRuns;
 pub use interchange::hooks::{InterchangeHooks, Swap};
 pub use interchange::source_states::{SourceToken, source_states};
+pub use linear_probe::LinearProbe;
 pub use network::feed_forward::FeedForward;
 pub use network::hierarchical_equality::HierarchicalEquality;
 pub use patching::metric::Metric;

@@ -58,7 +58,7 @@ pub(crate) use joint::ONE_PLACE;
 pub use joint::{JoinOptions, JoinPart, Joined, JoinedModule, Joining, Joint};
 pub(crate) use merge::MergedWeights;
 pub use merge::{MERGED_ADAPTER, MERGED_BASE_MODEL, export_model};
-pub use methods::steering::{SteeringEdit, directions_of, steering_adapter};
+pub use methods::steering::{SteeringEdit, steering_adapter};
 pub use methods::{METHODS, SPECIAL_METHODS};
 pub use options::{
     ACT_FN, ADD_BIAS, ALPHA, BOTTLENECK_SIZE, COMPONENT, COMPONENTS, DROPOUT, ENCODER_HIDDEN_SIZE,

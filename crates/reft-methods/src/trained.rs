@@ -101,6 +101,11 @@ pub(crate) trait TensorMethod:
         None
     }
 
+    /// The directions that it adds to hidden states, if that is what it does; see [`Adapter::directions`].
+    fn directions(&self, _table: &Table<Self::Constants>) -> Option<BTreeMap<Site, Tensor>> {
+        None
+    }
+
     /// Number of virtual tokens that stand before every prompt.
     fn virtual_tokens(&self) -> usize {
         0
@@ -279,6 +284,10 @@ impl<M: TensorMethod> Adapter for TensorAdapter<M> {
     fn away<'a>(&'a self, layout: &Layout) -> Option<MadeHooks<'a>> {
         let hooks = self.method.away(&self.table)?;
         Some(hooks.map(|hooks| self.on_tokens(hooks, layout)))
+    }
+
+    fn directions(&self) -> Option<BTreeMap<Site, Tensor>> {
+        self.method.directions(&self.table)
     }
 
     /// What stands before a prompt is in the cache when it is done.

@@ -1,6 +1,6 @@
 //! Data, objectives, the trainer and checkpoints: how adapters learn.
 //!
-//! A run reads a data file ([`read_records`]), makes examples of its rows ([`Objective::examples`]), holds some of them out
+//! A run reads a data file ([`read_records`]), makes examples of its rows ([`Encoding::examples`]), holds some of them out
 //! ([`Dataset::split`]) and trains adapters on the rest ([`Trainer`]). Everything random follows from the seed and the step, so a run that
 //! is stopped at any moment and resumed gives the same numbers as one that is not.
 //!
@@ -10,7 +10,7 @@
 //!
 //! use reft_models::{Adapter, AdapterStack, ChatTemplate, Decoder, Model, Tokenizer};
 //! use reft_train::{
-//!     Dataset, Encoding, Learner, NextToken, Objective, Silent, Template, TextEncoder, TrainConfig, Trainer, Turns,
+//!     Dataset, Encoding, Learner, NextToken, Silent, Template, TextEncoder, TrainConfig, Trainer, Turns,
 //!     read_records,
 //! };
 //!
@@ -29,7 +29,7 @@
 //!         vocab_size: decoder.description().vocab_size,
 //!         max_length: config.max_length,
 //!     };
-//!     let examples = NextToken.examples(&read_records(data, None)?, &encoding)?;
+//!     let examples = encoding.examples(&read_records(data, None)?)?;
 //!     let dataset = Dataset::split(examples, config.validation, config.seed)?;
 //!     let learner = Learner::new(&decoder, &AdapterStack::one(adapter), &NextToken);
 //!     let mut trainer = Trainer::new(&learner, &dataset, config)?.starting_in(output)?;
@@ -58,7 +58,7 @@ pub use data::dataset::Dataset;
 pub use data::encoding::Encoding;
 pub use data::example::{Example, IGNORE_INDEX, Sequence};
 pub use data::files::table::{RowPlace, TableRow, read_table};
-pub use data::labels::Labels;
+pub use data::labels::{Labels, Told};
 pub use data::rows::columns::{ColumnNames, ColumnOptions};
 pub use data::rows::data_source::{DataSource, DataSources, ReadRows};
 
@@ -75,13 +75,18 @@ pub use forward::divergence::divergence_of_hidden_states;
 pub use forward::head_outputs::head_outputs;
 pub use forward::learner::{Learner, LossReport};
 pub use forward::outputs::{Forwards, Outputs};
-pub use objective::{NextToken, Objective, Term};
-pub use objectives::head_objective::{HeadObjective, Told};
+pub use objective::{Objective, Term};
+pub use objectives::OBJECTIVES;
+pub use objectives::declaration::{
+    BuildObjective, EachExample, Ingredients, ObjectiveDeclaration, RowKind,
+};
+pub use objectives::head_objective::HeadObjective;
 pub use objectives::keeping_close::KeepingClose;
-pub use objectives::metric::Metric;
-pub use objectives::options::{ObjectiveKind, ObjectiveOptions, ReferenceRun};
-pub use objectives::preference::Preference;
-pub use objectives::reft_r1::ReftR1;
+pub use objectives::metrics::metric::Metric;
+pub use objectives::next_token::{NEXT_TOKEN, NextToken};
+pub use objectives::options::{ObjectiveOptions, ReferenceRun};
+pub use objectives::reft_r1::REFT_R1;
+pub use objectives::reps::Factors;
 pub use optimizer::adamw::AdamW;
 pub use optimizer::loss_scaler::{Grads, LossScaler};
 pub use optimizer::schedule::ScheduleKind;

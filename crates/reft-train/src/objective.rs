@@ -3,13 +3,12 @@ use std::ops::Range;
 use reft_core::Parameter;
 use reft_models::Dose;
 use serde_json::{Map, Value};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
-use crate::{
-    Batch, Encoding, Example, Forwards, Metric, Part, Record, Reference, Result, Sequence,
-};
+use crate::{Batch, Forwards, Metric, Part, Reference, Result, Sequence};
 
-/// What is learned: which examples rows become, and the loss of a batch of them.
+/// What is learned: the loss of a batch of examples. Which examples rows become, its [`ObjectiveDeclaration`](crate::ObjectiveDeclaration)
+/// says.
 ///
 /// The loss of a step is `Σ weight · Σ sums / Σ counts` over its [terms](Self::terms), with sums and counts over all micro-batches of the
 /// step and all processes of the run: cutting it into other micro-batches changes nothing but memory.
@@ -20,14 +19,6 @@ pub trait Objective {
     /// What its numbers depend on beside data and model, by the names of options: a run is resumed only with the same.
     fn options(&self) -> Map<String, Value> {
         Map::new()
-    }
-
-    /// The examples of some rows: one for each, unless the objective says otherwise.
-    ///
-    /// # Errors
-    /// The first of the rows that cannot be used, with its id.
-    fn examples(&self, records: &[Record], encoding: &Encoding) -> Result<Vec<Example>> {
-        encoding.examples(records)
     }
 
     /// Parameters of its own (a head), which are trained, clipped and saved in checkpoints with the adapters'.
@@ -115,27 +106,5 @@ impl Term {
     /// Something that is measured beside the loss, without a gradient.
     pub const fn measured(name: &'static str) -> Self {
         Self { name, weight: 0.0 }
-    }
-}
-
-/// Predicting every labelled token from those before it: the mean of `−log p(target)` over the target tokens.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct NextToken;
-
-impl Objective for NextToken {
-    fn name(&self) -> &'static str {
-        "next-token"
-    }
-
-    fn terms(&self) -> &[Term] {
-        &[Term { name: "next-token", weight: 1.0 }]
-    }
-
-    fn counts(&self, batch: &Batch) -> Vec<f64> {
-        vec![batch.n_targets() as f64]
-    }
-
-    fn sums(&self, forwards: &Forwards) -> Result<Vec<Tensor>> {
-        Ok(vec![forwards.outputs[0].target_losses().sum(Kind::Float)])
     }
 }

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use reft_methods::{MethodOptions, resolve};
 use reft_models::{Key, ModelDescription, line_of, read_text, toml_error};
-use reft_train::{ColumnNames, ObjectiveKind, ObjectiveOptions, ReferenceRun};
+use reft_train::{ColumnNames, NEXT_TOKEN, ObjectiveOptions, ReferenceRun};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::fields::{read_fields, with_field};
@@ -235,7 +235,7 @@ impl CompareConfig {
             return at(&[Name("objective")], error.to_string());
         }
         let kind = self.objective.objective;
-        if kind != ObjectiveKind::NextToken && !kind.prefers() {
+        if *kind != NEXT_TOKEN && !kind.prefers() {
             let reason = format!(
                 "objective is {kind}, which follows from the task: give it the type {kind}, and leave this out"
             );

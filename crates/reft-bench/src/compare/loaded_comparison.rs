@@ -10,8 +10,8 @@ use reft_models::{
     TrainedText, Weights, read_text, resolve_model, weights_digest,
 };
 use reft_train::{
-    Dataset, Encoding, Example, IGNORE_INDEX, Labels, Metric, Sequence, TextEncoder, Turns,
-    read_records, seed_of,
+    Dataset, Encoding, Example, IGNORE_INDEX, Labels, Metric, ObjectiveDeclaration, Sequence,
+    TextEncoder, Turns, read_records, seed_of,
 };
 use tch::Device;
 
@@ -305,14 +305,20 @@ fn check_objective(config: &CompareConfig, task: &TaskConfig, methods: &[Methods
             "objective is {own} and the task of type {kind}; a task of type preference is learned by dpo, ipo, orpo or simpo below [objective], and no other is"
         ));
     }
-    if own.compares() && methods.iter().any(|method| method.has("full")) {
+    if own.compares && methods.iter().any(|method| method.has("full")) {
         return refuse(format!(
             "objective {own} compares with the frozen model, and method full leaves none; leave full out, or take simpo or orpo"
         ));
     }
-    let learned = if own.prefers() { own } else { kind.name().parse().unwrap_or_default() };
-    Metric::check_best(config.train.options.best, learned.metrics(), learned.name())?;
+    let learned = learned(config, task);
+    Metric::check_best(config.train.options.best, learned.metrics, learned.name)?;
     Ok(())
+}
+
+/// What is learned: a task for a head is called as the objective that trains it, and others have theirs below `[objective]`.
+pub(crate) fn learned(config: &CompareConfig, task: &TaskConfig) -> &'static ObjectiveDeclaration {
+    let of_task = ObjectiveDeclaration::of(task.kind.name());
+    of_task.ok().filter(|objective| objective.told.is_some()).unwrap_or(config.objective.objective)
 }
 
 /// Rows drawn from a file.

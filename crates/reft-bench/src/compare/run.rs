@@ -9,10 +9,11 @@ use reft_models::{
     io_error,
 };
 use reft_train::{
-    Error as TrainError, HeadObjective, KeepingClose, Learner, NextToken, Objective, Outcome, Part,
-    Plan as TrainPlan, Preference, Progress, StepStats, TrainConfig, Trainer,
+    Error as TrainError, Ingredients, KeepingClose, Learner, NextToken, Outcome, Part,
+    Plan as TrainPlan, Progress, StepStats, TrainConfig, Trainer,
 };
 
+use crate::compare::loaded_comparison::learned;
 use crate::compare::sharing::{begin, steps, take_free};
 use crate::machine::peak_memory;
 use crate::tasks::score::{Scorer, examples};
@@ -161,17 +162,15 @@ pub fn run_cell(
             head
         }
     };
-    let told = plan.task.kind.told().zip(head.clone());
-    let objective = told.map(|(told, head)| HeadObjective::new(told, head)).transpose()?;
     let options = &plan.config.objective;
-    let preference =
-        options.objective.prefers().then(|| Preference::new(options, AdapterStack::EMPTY));
-    let preference = preference.transpose()?;
-    let learned: &dyn Objective = match (&objective, &preference) {
-        (Some(objective), _) => objective,
-        (None, Some(preference)) => preference,
-        (None, None) => &NextToken,
+    let ingredients = Ingredients {
+        options,
+        stack: AdapterStack::of_boxed(&adapters)?,
+        reference: AdapterStack::EMPTY,
+        head: head.as_ref(),
     };
+    let learned = (learned(&plan.config, &plan.task).build)(&ingredients)?;
+    let learned = &*learned;
     let learner = Learner::new(&model, &AdapterStack::of_boxed(&adapters)?, learned);
     let scorer = Scorer {
         task: &plan.task,

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use reft_models::{ChatVars, Key, line_of, read_text, toml_error};
-use reft_train::{Metric, ObjectiveKind, Template, TextTemplate, Told};
+use reft_train::{Metric, ObjectiveDeclaration, Template, TextTemplate, Told};
 use serde::{Deserialize, Serialize};
 
 use crate::fields::with_field;
@@ -116,7 +116,7 @@ impl TaskKind {
 
     /// What a head tells, if the task is one for a head: such a task is called as the objective that trains the head.
     pub fn told(self) -> Option<Told> {
-        self.name().parse().ok().and_then(ObjectiveKind::told)
+        ObjectiveDeclaration::of(self.name()).ok().and_then(|objective| objective.told)
     }
 
     /// Whether its rows are pairs of replies, of which one was chosen.

@@ -56,7 +56,8 @@ impl<'a> KlPerToken<'a> {
     }
 }
 
-/// The factor above 0 at which something that grows with it reaches a value, to 1 %, and the value reached.
+/// The factor above 0 at which something that grows with it reaches a value, to 1 %, and the value reached. Where it jumps past the value: the
+/// factor right before the jump, and what it is there.
 ///
 /// # Errors
 /// If it is not reached at any factor up to 10⁶; what measuring refuses.
@@ -79,7 +80,9 @@ pub fn factor_reaching(
             above = Some((factor, found)); // as is what is no number: text has collapsed
         }
         factor = match (below, above) {
-            (Some((low, _)), Some((high, _))) if high / low < 1.0001 => return Ok((low, value)),
+            (Some((low, at_low)), Some((high, _))) if high / low < 1.0001 => {
+                return Ok((low, at_low));
+            }
             (Some((low, at_low)), Some((high, at_high))) => {
                 // on a straight line through both logarithms, and well inside
                 let slope = (at_high / at_low).ln() / (high / low).ln();
@@ -125,6 +128,9 @@ mod tests {
             assert!((found - 1.0).abs() < 0.011 && tries < 20, "{scale}: {found}, {tries} tries");
         }
         assert!(factor_reaching("kl", 1.0, |x| Ok(x / (1.0 + x) * 0.5)).is_err());
+        let jumping = |x: f64| Ok(if x < 3.0 { 0.2 } else { 5.0 });
+        let (factor, found) = factor_reaching("kl", 1.0, jumping)?;
+        assert!((2.999..3.0).contains(&factor) && found == 0.2, "{factor} {found}");
         Ok(())
     }
 }

@@ -43,6 +43,7 @@ pub fn sweep_page(points: &[SweepPoint], plain: ReplyScores, facts: Vec<String>)
                   model's. Perplexity: of the replies under the plain model. Dose: the length of what is added by the median length of the \
                   hidden states. Distinct pairs: different pairs of neighbouring tokens, of all pairs of a reply.";
     page("Steering", facts, legend, |out| {
+        writeln!(out, "<h2>Plots</h2>\n<div class=\"plots\">")?;
         let of_kl = drawn(&|point| point.kl, 0.0);
         let names = Names { x: "KL per token (nats)", y: "concept" };
         let plot = curves(&of_kl, &names, Scale::Linear);
@@ -57,6 +58,7 @@ pub fn sweep_page(points: &[SweepPoint], plain: ReplyScores, facts: Vec<String>)
             &plot,
             &of_perplexity,
         )?;
+        writeln!(out, "</div>\n<h2>Numbers</h2>")?;
         table(out, points, plain)
     })
 }
@@ -64,7 +66,7 @@ pub fn sweep_page(points: &[SweepPoint], plain: ReplyScores, facts: Vec<String>)
 fn table(out: &mut String, points: &[SweepPoint], plain: ReplyScores) -> std::fmt::Result {
     let heads =
         ["what steers", "strength", "KL", "dose", "concept", "perplexity", "distinct pairs"];
-    write!(out, "<table><thead><tr>")?;
+    write!(out, "<div class=\"scroll\"><table><thead><tr>")?;
     heads.iter().try_for_each(|head| write!(out, "<th>{head}</th>"))?;
     write!(out, "</tr></thead><tbody>")?;
     let mut row = |name: &str, strength: f64, kl: f64, dose: Option<f64>, of: ReplyScores| {
@@ -82,5 +84,5 @@ fn table(out: &mut String, points: &[SweepPoint], plain: ReplyScores) -> std::fm
     for point in points {
         row(&point.name, point.strength, point.kl, point.dose, point.replies)?;
     }
-    writeln!(out, "</tbody></table>")
+    writeln!(out, "</tbody></table></div>")
 }

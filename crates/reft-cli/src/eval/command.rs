@@ -8,12 +8,12 @@ use reft_bench::{Scorer, TaskConfig, TaskKind, encode_questions, read_questions}
 use reft_models::{AdapterStack, ChatOptions, ContextLimit, Model};
 use reft_train::{
     ColumnNames, ColumnOptions, Encoding, Example, KeepingClose, Learner, LossReport, Metric,
-    NextToken, Objective, Part, Record, Template, TurnOptions, Turns, read_records,
+    NEXT_TOKEN, NextToken, Objective, Part, Record, Template, TurnOptions, Turns, read_records,
 };
 use serde_json::json;
 
 use crate::eval::head;
-use crate::model::{Framing, ModelArgs, ModelText, examples};
+use crate::model::{FileRows, Framing, ModelArgs, ModelText};
 use crate::options::{Declared, FlagGroup, Flags, check_counts};
 use crate::terminal::{duration, grouped, output};
 
@@ -241,7 +241,8 @@ fn lm(args: &EvalArgs) -> Result<()> {
     let max_length = args.max_length.unwrap_or(usual);
     let encoding = encoding(args, &text, framing.template, &model.decoder, max_length);
     let of_file = |(path, records): (&PathBuf, &Vec<Record>)| {
-        examples(records, path, &encoding, args.drop_too_long)
+        let rows = FileRows { records, file: path, labels: None };
+        rows.examples(&NEXT_TOKEN, &encoding, args.drop_too_long)
     };
     let examples =
         args.data.iter().zip(&records).map(of_file).collect::<Result<Vec<_>>>()?.concat();

@@ -2,7 +2,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use reft_models::{ChatOptions, ChatTemplate, Tokenizer};
-use reft_train::{Encoding, Error, Example, Record, Template, TextEncoder, Turns};
+use reft_train::{
+    Encoding, Error, Example, Labels, ObjectiveDeclaration, Record, Template, TextEncoder, Turns,
+};
 
 use crate::terminal::note;
 
@@ -38,32 +40,50 @@ impl ModelText {
     }
 }
 
-/// The examples of the rows of a file. If `drop_too_long`, one that has no label left when it is cut is left out rather than refused.
-///
-/// # Errors
-/// The first row that cannot be used.
-pub fn examples(
-    records: &[Record],
-    file: &Path,
-    encoding: &Encoding,
-    drop_too_long: bool,
-) -> Result<Vec<Example>> {
-    let examples =
-        if drop_too_long { fitting(records, encoding) } else { encoding.examples(records) };
-    let advice = match &examples {
-        Err(Error::NoTarget { .. }) => " (--drop-too-long leaves such examples out)",
-        _ => "",
-    };
-    examples.with_context(|| format!("cannot use {}{advice}", file.display()))
+/// The rows of a file.
+pub struct FileRows<'a> {
+    /// The rows.
+    pub records: &'a [Record],
+    /// The file that they are of.
+    pub file: &'a Path,
+    /// What a head is to tell of them.
+    pub labels: Option<&'a Labels>,
 }
 
-fn fitting(records: &[Record], encoding: &Encoding) -> reft_train::Result<Vec<Example>> {
-    let (examples, dropped) = encoding.fitting(records)?;
-    let (n, max) = (examples.len() + dropped, encoding.max_length);
-    if dropped > 0 {
-        note(format!(
-            "{dropped} of {n} examples have no label within {max} tokens and are left out"
-        ));
+impl FileRows<'_> {
+    /// Their examples. If `drop_too_long`, one that has no label left when it is cut is left out rather than refused.
+    ///
+    /// # Errors
+    /// The first row that cannot be used.
+    pub fn examples(
+        &self,
+        objective: &ObjectiveDeclaration,
+        encoding: &Encoding,
+        drop_too_long: bool,
+    ) -> Result<Vec<Example>> {
+        let examples = match drop_too_long {
+            true => self.fitting(objective, encoding),
+            false => objective.examples(self.records, encoding, self.labels),
+        };
+        let advice = match &examples {
+            Err(Error::NoTarget { .. }) => " (--drop-too-long leaves such examples out)",
+            _ => "",
+        };
+        examples.with_context(|| format!("cannot use {}{advice}", self.file.display()))
     }
-    Ok(examples)
+
+    fn fitting(
+        &self,
+        objective: &ObjectiveDeclaration,
+        encoding: &Encoding,
+    ) -> reft_train::Result<Vec<Example>> {
+        let (examples, dropped) = objective.fitting(self.records, encoding, self.labels)?;
+        let (n, max) = (examples.len() + dropped, encoding.max_length);
+        if dropped > 0 {
+            note(format!(
+                "{dropped} of {n} examples have no label within {max} tokens and are left out"
+            ));
+        }
+        Ok(examples)
+    }
 }

@@ -3,7 +3,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use reft_causal::{area_under_curve, latents};
 use reft_models::{Decoder, Row};
-use reft_train::{Encoding, ReftR1, TextEncoder, read_labelled};
+use reft_train::{Encoding, REFT_R1, TextEncoder, read_labelled};
 use serde_json::{Value, json};
 
 use crate::generation::prompts::lines;
@@ -74,7 +74,7 @@ fn texts(file: &Path, encoder: TextEncoder) -> Result<Vec<Text>> {
         return lines(file)?.iter().map(text).collect();
     }
     let encoding = Encoding { text: Some(encoder), vocab_size: i64::MAX, max_length: usize::MAX };
-    let examples = ReftR1::examples_of(&read_labelled(file, None)?, &encoding)?;
+    let examples = REFT_R1.examples(&read_labelled(file, None)?, &encoding, None)?;
     let text = |example: &reft_train::Example| Text {
         row: Row::prompt(example.row().input_ids.clone()),
         is_shown: example.value.map(|value| value > 0.0),

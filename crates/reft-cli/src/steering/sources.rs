@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, anyhow, bail};
 use clap::Args;
 use reft_causal::{Direction, DirectionKind, last_hidden_states};
-use reft_methods::{SteeringEdit, directions_of, steering_adapter};
+use reft_methods::{SteeringEdit, steering_adapter};
 use reft_models::{Adapter, Component, Decoder, Model as _, Row, Site, Tokenizer};
 use tch::Tensor;
 
@@ -30,8 +30,8 @@ pub struct SourceArgs {
     /// Texts to steer away from, one a line
     #[arg(long, value_name = "FILE", requires = "positive")]
     pub negative: Option<PathBuf>,
-    /// What is made of the texts: means = difference of means, pca = first principal component
-    #[arg(long, value_name = "METHOD", value_delimiter = ',', default_value = "means", value_parser = ["means", "pca"])]
+    /// What is made of the texts: means = difference of means, pca = first principal component, probe = linear probe
+    #[arg(long, value_name = "METHOD", value_delimiter = ',', default_value = "means", value_parser = ["means", "pca", "probe"])]
     method: Vec<String>,
     /// Take directions out of the hidden states, in place of adding them
     #[arg(long)]
@@ -52,7 +52,7 @@ pub struct Source {
 impl Source {
     /// The directions that it adds, `[d]` each.
     pub fn directions(&self) -> BTreeMap<Site, Tensor> {
-        directions_of(&*self.adapter).unwrap_or_default()
+        self.adapter.directions().unwrap_or_default()
     }
 
     /// The adapter that is written: its directions times the strength.
@@ -138,6 +138,7 @@ impl SourceArgs {
                 for method in &self.method {
                     let kind = match method.as_str() {
                         "pca" => DirectionKind::PrincipalComponent,
+                        "probe" => DirectionKind::Probe,
                         _ => DirectionKind::Means,
                     };
                     let made = Direction::between(kind, &positive, &negative)?;
@@ -203,7 +204,7 @@ impl SourceArgs {
         name: &str,
         model: &Decoder,
     ) -> Result<Box<dyn Adapter>> {
-        let Some(directions) = directions_of(&*adapter) else {
+        let Some(directions) = adapter.directions() else {
             if self.ablate {
                 bail!(
                     "--ablate takes directions out, and {name} is an adapter of {}; leave it out",

@@ -174,14 +174,15 @@ pub fn factor_of_perplexity<'a>(
     let plain = measure(&AdapterStack::EMPTY)?;
     if target <= plain {
         bail!(
-            "--perplexity is {target}, and the plain reply's is {plain:.2} already; give a higher one"
+            "--perplexity is {target}, and the plain reply's is {plain:.4} already; give a higher one"
         );
     }
+    // replies change by whole tokens, so it may jump past the value
     let (factor, found) = factor_reaching("--perplexity", target - plain, |factor| {
         Ok(measure(&stack_at(factor)?)? - plain)
     })?;
     note(format!(
-        "strengths times {factor:.4}: the reply's perplexity is about {:.2}, the plain one's {plain:.2}",
+        "strengths times {factor}: the reply's perplexity is {:.4}, the plain one's {plain:.4}",
         found + plain
     ));
     Ok(factor)

@@ -9,7 +9,7 @@ use reft_bench::TrainingRun;
 use reft_methods::{AdapterFiles, declarations};
 use reft_models::write_text;
 use reft_report::{grouped, seconds};
-use reft_train::{ObjectiveKind, Plan};
+use reft_train::{ObjectiveDeclaration, Plan};
 use toml::Table;
 
 use crate::sharing::model_card::{CARD, FrontMatter};
@@ -33,7 +33,7 @@ pub struct Card<'a> {
     /// What was trained.
     pub plan: &'a Plan,
     /// What was learned.
-    pub objective: ObjectiveKind,
+    pub objective: &'static ObjectiveDeclaration,
 }
 
 impl Card<'_> {
@@ -76,7 +76,7 @@ impl Card<'_> {
             ("layers", option("layers")),
             ("positions", option("positions")),
             ("rank", option("rank")),
-            ("learned", self.objective.told().map(|_| self.objective.to_string())),
+            ("learned", self.objective.told.map(|_| self.objective.to_string())),
             ("trained parameters", Some(grouped(self.plan.of_adapters() as i64))),
             (
                 "parameters of the head",
@@ -101,7 +101,7 @@ impl Card<'_> {
                 writeln!(out, "| {name} | {} |", value.replace('|', "\\|"))?;
             }
         }
-        out += &match self.objective.told() {
+        out += &match self.objective.told {
             None => front.use_it(&run.name),
             Some(_) => format!(
                 "\n## Use it\n\n```\nreft eval --model {base} --adapter {} --task {} --data FILE\n```\n\n",

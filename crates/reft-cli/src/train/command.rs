@@ -6,16 +6,16 @@ use reft_bench::Error;
 use reft_methods::{adapter_bytes, trained_text};
 use reft_models::{AdapterStack, ChatOptions, DirectoryLock, Model, TrainedText, weights_digest};
 use reft_train::{
-    ColumnOptions, Dataset, Encoding, Example, KeepingClose, Learner, Listeners, Metric, NextToken,
-    Objective, ObjectiveKind, ObjectiveOptions, Outcome, Part, Plan, Preference, Progress, Record,
-    ReftR1, Summary, Template, Trainer, TurnOptions, WEIGHTS_DIGEST,
+    ColumnOptions, Dataset, Encoding, Example, Ingredients, KeepingClose, Learner, Listeners,
+    Metric, ObjectiveOptions, Outcome, Part, Plan, Progress, Record, Summary, Template, Trainer,
+    TurnOptions, WEIGHTS_DIGEST,
 };
 use serde_json::{Map, json};
 use toml::Table;
 
 use crate::machine::{DeviceChoice, KindChoice, MachineOptions};
 use crate::model::{
-    Framing, ModelText, adapter_directory, examples, model_name, open_config, open_decoder,
+    FileRows, Framing, ModelText, adapter_directory, model_name, open_config, open_decoder,
 };
 use crate::options::{Flags, in_flags};
 use crate::terminal::{
@@ -97,8 +97,8 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     }
     let columns: ColumnOptions = part(&given)?;
     let kind = objective_options.objective;
-    Metric::check_best(config.best, kind.metrics(), kind.name()).map_err(in_flags)?;
-    let read_rows = kind.reader();
+    Metric::check_best(config.best, kind.metrics, kind.name).map_err(in_flags)?;
+    let read_rows = kind.rows.reader();
     let sources = data.read(columns.columns.as_ref(), read_rows)?;
     let (path, shape) = open_config(&model)?;
     let shape = shape.describe();
@@ -126,12 +126,8 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let rows = || sources.iter().flat_map(|(_, records)| records);
     let head = TrainHead::of(kind, (&path, &decoder), start.as_deref(), rows(), config.seed)?;
     let examples_of = |records: &[Record], file: &Path| {
-        let mut examples = match &head {
-            Some(head) => head.examples(records, file, &encoding)?,
-            None if kind == ObjectiveKind::ReftR1 => ReftR1::examples_of(records, &encoding)
-                .with_context(|| format!("cannot use {}", file.display()))?,
-            None => examples(records, file, &encoding, run.drop_too_long)?,
-        };
+        let rows = FileRows { records, file, labels: head.as_ref().map(|head| &head.labels) };
+        let mut examples = rows.examples(kind, &encoding, run.drop_too_long)?;
         if run.learn_prompt {
             examples.iter_mut().for_each(Example::label_all);
         }
@@ -152,9 +148,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         let records = read_rows(file, columns.columns.as_ref())?;
         dataset.validation = examples_of(&records, file)?;
     }
-    if kind == ObjectiveKind::ReftR1 {
-        ReftR1::check(&dataset.train)?;
-    }
+    (kind.check)(&dataset.train)?;
     let asked = [
         ("patience", config.patience.map(|patience| patience.to_string())),
         ("best", config.best.map(|metric| metric.to_string())),
@@ -169,7 +163,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let mut adapters = method.adapters(config.seed, &decoder, &base_model)?;
     let config = with_rate(config, &given, &AdapterStack::of_boxed(&adapters)?.method())?;
     if let Some(head) = &head {
-        adapters[0].keep_head(head.head());
+        adapters[0].keep_head(&head.head);
     }
     let in_force = encoding.text.and_then(|encoder| encoder.in_force(rows()));
     if let Some(in_force) = in_force {
@@ -180,28 +174,21 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     }
     let first = &dataset.train[0];
     let edited = method.edited(first.row().prompt_length);
-    let told = head.as_ref().map(|head| head.said(first));
+    let told = head.as_ref().map(|head| head.labels.said(first));
     first_example::say(first, text.tokenizer.as_ref(), &edited, told)?;
     let replay = run.replay.as_deref().map(|file| {
         replay::read(file, columns.columns.as_ref(), &encoding, &decoder, &objective_options)
     });
     let replay = replay.transpose()?;
     let reference = method.reference(&objective_options, &decoder)?;
-    let reference = AdapterStack::of_boxed(&reference)?;
-    let preference = kind.prefers().then(|| Preference::new(&objective_options, reference));
-    let (preference, told) = (preference.transpose()?, head.as_ref().map(TrainHead::objective));
-    let told = told.transpose()?;
-    let detection = (kind == ObjectiveKind::ReftR1).then(|| {
-        let directions = method.directions(&adapters)?;
-        Ok::<_, anyhow::Error>(ReftR1::new(&objective_options, directions))
-    });
-    let detection = detection.transpose()?;
-    let task: &dyn Objective = match (&preference, &told, &detection) {
-        (Some(preference), ..) => preference,
-        (_, Some(told), _) => told,
-        (.., Some(detection)) => detection,
-        _ => &NextToken,
+    let ingredients = Ingredients {
+        options: &objective_options,
+        stack: AdapterStack::of_boxed(&adapters)?,
+        reference: AdapterStack::of_boxed(&reference)?,
+        head: head.as_ref().map(|head| &head.head),
     };
+    let task = (kind.build)(&ingredients).map_err(in_flags)?;
+    let task = &*task;
     let part_kept = if replay.is_some() { Part::Replay } else { Part::Task };
     let keeping = objective_options
         .kl_weight

@@ -5,23 +5,24 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use reft_methods::{has_head, read_head};
 use reft_models::{Decoder, ModelDescription, TaskHead, TaskHeadForm, Weights};
-use reft_train::{Encoding, Example, HeadObjective, Labels, ObjectiveKind, Record, Told, seed_of};
+use reft_train::{Labels, ObjectiveDeclaration, Record, Told, seed_of};
 
 use crate::terminal::note;
 
 /// A head to be trained.
 pub struct TrainHead {
-    told: Told,
-    labels: Labels,
-    head: TaskHead,
+    /// What it is to tell of rows.
+    pub labels: Labels,
+    /// The head.
+    pub head: TaskHead,
 }
 
 /// Checks that a model has what an objective needs of it: next tokens, or a form of head.
 ///
 /// # Errors
 /// If it has not.
-pub fn check_model(objective: ObjectiveKind, model: &ModelDescription) -> Result<()> {
-    let Some(told) = objective.told() else {
+pub fn check_model(objective: &ObjectiveDeclaration, model: &ModelDescription) -> Result<()> {
+    let Some(told) = objective.told else {
         return Ok(model.check_predicts("reft train")?);
     };
     let family = &model.model_type;
@@ -45,13 +46,13 @@ impl TrainHead {
     /// # Errors
     /// Labels that cannot be learned; a head that does not fit the model or the objective.
     pub fn of<'r>(
-        objective: ObjectiveKind,
+        objective: &ObjectiveDeclaration,
         model: (&Path, &Decoder),
         start: Option<&Path>,
         rows: impl IntoIterator<Item = &'r Record>,
         seed: u64,
     ) -> Result<Option<Self>> {
-        let (Some(told), (path, decoder)) = (objective.told(), model) else {
+        let (Some(told), (path, decoder)) = (objective.told, model) else {
             if let Some(dir) = start.filter(|dir| has_head(dir).is_ok_and(|has_one| has_one)) {
                 note(format!(
                     "warning: {} has a head, which objective {objective} does not train",
@@ -65,44 +66,12 @@ impl TrainHead {
             && let Some(head) = read_head(dir, decoder, &weights)
                 .with_context(|| format!("cannot start from adapter {}", dir.display()))?
         {
-            return Ok(Some(Self { told, labels: Labels::of_head(told, &head), head }));
+            return Ok(Some(Self { labels: Labels::of_head(told, &head), head }));
         }
         let labels = Labels::of_rows(told, rows)?;
         tch::manual_seed(seed_of(&[seed, HEAD]) as i64); // the start, whatever the adapter has drawn
         let head = TaskHead::new(decoder, &weights, labels.n_outputs(), labels.classes().to_vec())?;
-        Ok(Some(Self { told, labels, head }))
-    }
-
-    /// The head.
-    pub fn head(&self) -> &TaskHead {
-        &self.head
-    }
-
-    /// What it learns.
-    ///
-    /// # Errors
-    /// If it has a number of outputs that cannot tell it.
-    pub fn objective(&self) -> Result<HeadObjective> {
-        Ok(HeadObjective::new(self.told, self.head.clone())?)
-    }
-
-    /// The examples of the rows of a file.
-    ///
-    /// # Errors
-    /// The first row that cannot be used.
-    pub fn examples(
-        &self,
-        records: &[Record],
-        file: &Path,
-        encoding: &Encoding,
-    ) -> Result<Vec<Example>> {
-        let examples = self.labels.examples(records, encoding);
-        examples.with_context(|| format!("cannot use {}", file.display()))
-    }
-
-    /// What an example is to be told as, in words.
-    pub fn said(&self, example: &Example) -> String {
-        self.labels.said(example)
+        Ok(Some(Self { labels, head }))
     }
 }
 

@@ -1,16 +1,15 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use reft_core::{Positions, TokenGroup};
 use reft_methods::{
     INIT_TOKENS, LAYERS, MethodOptions, Methods, POSITION_RULE, POSITIONS, check_adapter,
-    directions_of, load_adapters, load_trainable_adapters, options_of, resolve,
+    load_adapters, load_trainable_adapters, options_of, resolve,
 };
-use reft_models::{Adapter, Model, ModelDescription, Site, Tokenizer};
+use reft_models::{Adapter, Model, ModelDescription, Tokenizer};
 use reft_train::{ObjectiveOptions, ReferenceRun};
 use serde_json::{Value, json};
-use tch::Tensor;
 use toml::Table;
 
 use crate::model::adapter_directory;
@@ -104,7 +103,7 @@ impl TrainMethod {
         options: &ObjectiveOptions,
         model: &dyn Model,
     ) -> Result<Vec<Box<dyn Adapter>>> {
-        let compares = options.objective.compares();
+        let compares = options.objective.compares;
         match (&self.start, options.reference) {
             (Start::New(_), Some(ReferenceRun::Start)) => {
                 bail!(
@@ -116,23 +115,6 @@ impl TrainMethod {
             }
             _ => Ok(Vec::new()),
         }
-    }
-
-    /// The directions of the one adapter, which an objective trains to detect.
-    ///
-    /// # Errors
-    /// If it is not one that adds directions to the hidden states of every token.
-    pub fn directions(&self, adapters: &[Box<dyn Adapter>]) -> Result<BTreeMap<Site, Tensor>> {
-        let found = match adapters {
-            [one] => directions_of(&**one),
-            _ => None,
-        };
-        found.ok_or_else(|| {
-            anyhow!(
-                "--objective reft-r1 trains directions that are added, --method is {}; give --method steering (--edit add)",
-                self.name
-            )
-        })
     }
 
     /// The prompt tokens that are edited, of a prompt of `n` tokens; empty if the method edits no tokens of its own choice.

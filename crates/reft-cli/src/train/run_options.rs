@@ -6,8 +6,8 @@ use reft_core::{DeclaredOptions, LARGEST_COUNT, declare_options};
 use reft_methods::method_names;
 use reft_models::ChatOptions;
 use reft_train::{
-    ColumnOptions, DataSources, ObjectiveKind, ObjectiveOptions, ReuseConfig, Shuffle, Template,
-    TrainConfig, TurnOptions,
+    ColumnOptions, DataSources, OBJECTIVES, ObjectiveOptions, ReuseConfig, RowKind, Shuffle,
+    Template, TrainConfig, TurnOptions,
 };
 use serde::{Deserialize, Deserializer, Serialize};
 use toml::Table;
@@ -102,8 +102,26 @@ pub fn declared() -> Vec<Declared> {
         if option.name == "method" {
             option.help = format!("{}; {}", method_names().join(", "), option.help);
         }
+        if option.name == "objective" {
+            option.help = format!("{}: {}", option.help, names_by_rows());
+        }
     }
     options
+}
+
+/// The names of the objectives, by the rows that they take.
+fn names_by_rows() -> String {
+    let of_rows = |(rows, what): (RowKind, &str)| {
+        let own = OBJECTIVES.iter().filter(|objective| objective.rows == rows);
+        let names: Vec<&str> = own.map(|objective| objective.name).collect();
+        format!("{what}{}", names.join(", "))
+    };
+    let kinds = [
+        (RowKind::Replies, ""),
+        (RowKind::Pairs, "of pairs "),
+        (RowKind::Labelled, "of labelled texts "),
+    ];
+    kinds.map(of_rows).join("; ")
 }
 
 /// Those of the options that are given which a struct declares, and its defaults for the others.
@@ -135,29 +153,28 @@ impl RunOptions {
             bail!("--replay is given without --kl-weight; give both, or neither");
         }
         let kind = objective.objective;
-        if self.learn_prompt && (kind.prefers() || self.response_tokens.is_some()) {
+        let (learns_whole, learns_replies) =
+            (kind.rows == RowKind::Replies, kind.rows != RowKind::Labelled && kind.told.is_none());
+        if self.learn_prompt && (!learns_whole || self.response_tokens.is_some()) {
             bail!(
                 "--learn-prompt learns whole rows by the next token; leave out --objective and --response-tokens, or it"
             );
         }
-        if kind.told().is_none() {
+        if let Some(n) = self.response_tokens.filter(|_| !learns_replies) {
+            bail!("--response-tokens is {n}, and objective {kind} learns no reply; leave it out");
+        }
+        if kind.rows == RowKind::Labelled && self.template != Template::Auto {
+            bail!(
+                "--template is {}, and the texts of objective {kind} are taken as they stand; leave it out",
+                self.template
+            );
+        }
+        if kind.told.is_none() {
             return Ok(objective);
         }
         if objective.kl_weight.is_some() && self.replay.is_none() {
             bail!(
                 "--kl-weight keeps next tokens as they are, and the rows of objective {kind} have none; name rows that have some with --replay, or leave it out"
-            );
-        }
-        if self.learn_prompt {
-            bail!("--learn-prompt is given, and objective {kind} learns no tokens; leave it out");
-        }
-        if let Some(n) = self.response_tokens {
-            bail!("--response-tokens is {n}, and objective {kind} learns no reply; leave it out");
-        }
-        if kind != ObjectiveKind::Reward && self.template != Template::Auto {
-            bail!(
-                "--template is {}, and the texts of objective {kind} are taken as they stand; leave it out",
-                self.template
             );
         }
         if !part::<WatchOptions>(given)?.sample_prompt.0.is_empty() {

@@ -139,6 +139,39 @@ fn strengths_are_calibrated_and_texts_are_read_along_a_direction() -> Result {
     Ok(())
 }
 
+/// The strength that is found does what it does when it is given. The reply has the perplexity that is asked for, or is another one right past
+/// that strength: replies change by whole tokens.
+#[test]
+fn strengths_are_found_by_the_perplexity_of_the_reply() -> Result {
+    let dir = tempfile::tempdir()?;
+    let (model, texts) = set_up(dir.path())?;
+    let steer = |flags: Vec<OsString>| {
+        [args!["steer", "--model", model, "--layer", "2"], texts.clone(), flags, prompt()].concat()
+    };
+    let number = |said: &str, before: &str| -> Result<f64> {
+        let (_, rest) = said.split_once(before).ok_or_else(|| format!("{before} in {said}"))?;
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+        Ok(rest[..end].trim_end_matches('.').parse()?)
+    };
+    let refused = refuse(steer(args!["--perplexity", "1"]));
+    let plain = number(&refused.stderr, "the plain reply's is ")?;
+    assert!(refused.stderr.contains("give a higher one"), "{}", refused.stderr);
+    for times in [1.2, 2.0] {
+        let target = plain * times;
+        let found = succeed(steer(args!["--perplexity", target.to_string()]))?;
+        let factor = number(&found.stderr, "strengths times ")?;
+        let reached = number(&found.stderr, "the reply's perplexity is ")?;
+        assert!(reached < 1.02 * target, "{plain} {reached} {target}");
+        assert_eq!(number(&found.stderr, "the plain one's ")?, plain);
+        let given = succeed(steer(args!["--strength", factor.to_string()]))?;
+        assert_eq!(given.stdout, found.stdout, "{times}");
+        let past = succeed(steer(args!["--strength", (1.0002 * factor).to_string()]))?;
+        let is_reached = (reached / target - 1.0).abs() < 0.02;
+        assert!(is_reached || past.stdout != found.stdout, "{plain} {reached} {target}");
+    }
+    Ok(())
+}
+
 #[test]
 fn directions_are_trained_judged_and_swept() -> Result {
     let dir = tempfile::tempdir()?;
@@ -192,8 +225,21 @@ fn directions_are_trained_judged_and_swept() -> Result {
     let (reps, trained) =
         train("reps", [steering("reps", &pairs), args!["--template", "plain"]].concat());
     succeed(trained)?;
+    let (_, trained) = train(
+        "reps-factors",
+        [steering("reps", &pairs), args!["--template", "plain", "--steering-factors", "2,4"]]
+            .concat(),
+    );
+    succeed(trained)?;
     let (r1, trained) = train("r1", steering("reft-r1", &rows));
     succeed(trained)?;
+    // the divergence is of a forward of its own
+    let (close, trained) =
+        train("close", [steering("reft-r1", &rows), args!["--kl-weight", "0.5"]].concat());
+    succeed(trained)?;
+    let metrics = fs::read_to_string(close.join("metrics.jsonl"))?;
+    let last: Value = serde_json::from_str(metrics.lines().last().ok_or("no step")?)?;
+    assert!(last["terms"]["kl"].as_f64() > Some(1e-6), "{metrics}");
     let (judge, trained) =
         train("judge", args!["--method", "head", "--objective", "classification", "--data", rows]);
     succeed(trained)?;
@@ -207,7 +253,7 @@ fn directions_are_trained_judged_and_swept() -> Result {
             "--layer",
             "1",
             "--method",
-            "means,pca",
+            "means,pca,probe",
             "--adapter",
             reps,
             "--adapter",
@@ -241,6 +287,8 @@ fn directions_are_trained_judged_and_swept() -> Result {
         "means, layer 1",
         "pca, layer 1",
         "pca, layer 1",
+        "probe, layer 1",
+        "probe, layer 1",
     ];
     assert_eq!(names, expected);
     for pair in points.chunks(2) {
@@ -251,7 +299,11 @@ fn directions_are_trained_judged_and_swept() -> Result {
         assert!(number(&pair[1]["replies"], "perplexity")? > 1.0);
     }
     let page = fs::read_to_string(page)?;
-    assert!(page.contains("<svg") && page.contains("pca, layer 1"));
+    assert!(page.contains("<svg") && page.contains("probe, layer 1"));
+    // side by side on a wide screen, and a table that scrolls by itself on a narrow one
+    assert!(
+        page.contains("<div class=\"plots\">") && page.contains("<div class=\"scroll\"><table>")
+    );
 
     // what cannot be learned
     let one_kind = file("one.jsonl", "{\"text\": \"The dogs are\", \"concept\": 1}\n")?;
@@ -261,7 +313,24 @@ fn directions_are_trained_judged_and_swept() -> Result {
         (steering("reft-r1", &third), "its concept is \"2\", expected 1"),
         (
             args!["--method", "loreft", "--objective", "reft-r1", "--data", rows],
-            "--method is loreft; give --method steering",
+            "--method is loreft, and reft-r1 trains directions, expected steering with edit add",
+        ),
+        (
+            args![
+                "--method",
+                "loreft",
+                "--objective",
+                "reps",
+                "--data",
+                pairs,
+                "--steering-factors",
+                "2"
+            ],
+            "--method is loreft, and reps trains directions",
+        ),
+        (
+            [steering("reps", &pairs), args!["--steering-factors", "2,0"]].concat(),
+            "expected numbers above 0 with commas between them",
         ),
         ([steering("reps", &pairs), args!["--top-k", "3"]].concat(), "objective reft-r1"),
     ] {

@@ -9,6 +9,7 @@ use crate::{Error, Intervention, Result, Subspace, check_hidden_size, in_f32};
 pub struct Removal {
     direction: Tensor, // [d]
     only_towards: bool,
+    bias: Option<Tensor>, // [1]
 }
 
 impl Removal {
@@ -29,12 +30,20 @@ impl Removal {
         Self::new(direction, true)
     }
 
+    /// `Φ(h) = h − relu(vᵀ h + b)/‖v‖² v` with a bias `b` `[1]`: [`Self::towards`], past a threshold that is trained.
+    ///
+    /// # Errors
+    /// As [`Self::of`].
+    pub fn past(direction: &Tensor, bias: &Tensor) -> Result<Self> {
+        Ok(Self { bias: Some(bias.to_kind(Kind::Float)), ..Self::towards(direction)? })
+    }
+
     fn new(direction: &Tensor, only_towards: bool) -> Result<Self> {
         let got = direction.size();
         if got.len() != 1 {
             return Err(Error::Shape { name: "direction".into(), expected: vec![-1], got });
         }
-        Ok(Self { direction: direction.to_kind(Kind::Float), only_towards })
+        Ok(Self { direction: direction.to_kind(Kind::Float), only_towards, bias: None })
     }
 }
 
@@ -44,6 +53,7 @@ impl Intervention for Removal {
         Ok(in_f32(base, |h| {
             let v = &self.direction;
             let along = h.matmul(v).unsqueeze(-1); // vᵀ h [.., 1]
+            let along = self.bias.as_ref().map_or(along.shallow_clone(), |bias| &along + bias);
             let along = if self.only_towards { along.relu() } else { along };
             let taken = along / v.dot(v) * v; // [.., d]
             match subspace {
@@ -72,6 +82,10 @@ mod tests {
         close(rows(all).expect("numbers"), [0.0, 7.0, 0.0, 0.0, 1.0, 0.0]);
         let towards = Removal::towards(&v)?.intervene(&h, &Subspace::Whole)?;
         close(rows(towards).expect("numbers"), [0.0, 7.0, 0.0, -0.6, 1.0, -0.8]);
+        // vᵀ h is 10 and −5: with 10 more of it 20/25 and 5/25 of v are taken away
+        let past = Removal::past(&v, &Tensor::from_slice(&[10f32]))?;
+        let past = past.intervene(&h, &Subspace::Whole)?;
+        close(rows(past).expect("numbers"), [-1.2, 7.0, -1.6, -1.2, 1.0, -1.6]);
         assert!(Removal::of(&h).is_err());
         assert!(
             Removal::of(&Tensor::from_slice(&[1f32]))

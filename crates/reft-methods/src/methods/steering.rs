@@ -173,6 +173,11 @@ impl TensorMethod for SteeringConfig {
             |v: &Tensor| -> reft_core::Result<BoxedEdit> { Ok(Box::new(Removal::towards(v)?)) };
         (self.edit == SteeringEdit::Add).then(|| SteeringHooks::of(table, removes))
     }
+
+    fn directions(&self, table: &Table<()>) -> Option<BTreeMap<Site, Tensor>> {
+        let of_sites = || table.sites().map(|(site, own)| (site, own[0].shallow_clone())).collect();
+        (self.edit == SteeringEdit::Add).then(of_sites)
+    }
 }
 
 impl SteeringConfig {
@@ -224,19 +229,6 @@ pub fn steering_adapter(
     let directions = directions.iter().map(|(layer, v)| (*layer, v.shallow_clone())).collect();
     let config = SteeringConfig::decide(NAME, &options, model.description())?;
     Method::build(&SteeringConfig { directions: Some(directions), ..config }, model, base_model)
-}
-
-/// The directions `[d]` that an adapter adds, by their sites, as they are trained; `None` of an adapter that adds none.
-pub fn directions_of(adapter: &dyn Adapter) -> Option<BTreeMap<Site, Tensor>> {
-    if adapter.method() != NAME {
-        return None;
-    }
-    let of_one = |parameter: reft_core::Parameter| {
-        let mut parts = parameter.name.strip_prefix("layers.")?.split('.');
-        let (layer, component) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-        (parts.next() == Some(DIRECTION)).then_some((Site { layer, component }, parameter.tensor))
-    };
-    adapter.parameters().into_iter().map(of_one).collect()
 }
 
 /// Directions `[d]` by their sites, and the base model that they belong to.

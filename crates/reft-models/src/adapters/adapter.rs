@@ -65,6 +65,11 @@ pub trait Adapter {
         None
     }
 
+    /// The directions `[d]` that it adds to hidden states at some sites, as they are trained, if that is what it does.
+    fn directions(&self) -> Option<BTreeMap<Site, Tensor>> {
+        None
+    }
+
     /// Number of virtual tokens that stand before every prompt: the layout must hold them.
     fn virtual_tokens(&self) -> usize {
         0

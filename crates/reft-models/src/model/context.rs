@@ -61,7 +61,8 @@ mod tests {
     fn rows_that_do_not_fit_are_named_with_what_to_do() {
         let context = ContextLimit { limit: 256, before: 4, new_tokens: 0 };
         assert_eq!(context.room(), 252);
-        assert!(context.check([("row 1", 252), ("row 2", 0)]).is_ok());
+        let fits = |n: usize| context.check([("row 1", n), ("row 2", 0)]).is_ok();
+        assert_eq!([0, 252, 253].map(fits), [true, true, false]);
         let refused = context.check((1..10).map(|i| (format!("row {i}"), 246 + i)));
         let rows: Vec<(String, usize)> = (7..10).map(|i| (format!("row {i}"), 246 + i)).collect();
         assert!(

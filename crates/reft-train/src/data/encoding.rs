@@ -31,24 +31,8 @@ impl Encoding<'_> {
         self.each(records).into_iter().collect() // the first error in the file's order, whatever thread found one first
     }
 
-    /// As [`Self::examples`] without those that have no label left after the cut, and how many these are.
-    ///
-    /// # Errors
-    /// As [`Self::sequence`].
-    pub fn fitting(&self, records: &[Record]) -> Result<(Vec<Example>, usize)> {
-        let (mut examples, mut left_out) = (Vec::with_capacity(records.len()), 0);
-        for example in self.each(records) {
-            match example {
-                Ok(example) => examples.push(example),
-                Err(Error::NoTarget { .. }) => left_out += 1,
-                Err(other) => return Err(other),
-            }
-        }
-        Ok((examples, left_out))
-    }
-
     /// Every example, or why it is none.
-    fn each(&self, records: &[Record]) -> Vec<Result<Example>> {
+    pub(crate) fn each(&self, records: &[Record]) -> Vec<Result<Example>> {
         let examples: Vec<Vec<_>> = records.par_iter().map(|record| self.of(record)).collect();
         examples.into_iter().flatten().collect()
     }

@@ -1,7 +1,18 @@
 use rayon::prelude::*;
 use reft_models::TaskHead;
 
-use crate::{Content, Encoding, Error, Example, IGNORE_INDEX, Record, Result, Told};
+use crate::{Content, Encoding, Error, Example, IGNORE_INDEX, Record, Result};
+
+/// What a head learns to tell of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// Which of its outputs the text is of.
+    Class,
+    /// A number.
+    Number,
+    /// How good a reply is, from pairs of which the first is the better one.
+    Reward,
+}
 
 /// What rows are labelled with, as a head tells it: the classes of rows by name, numbers, or which of two replies is the better one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,9 +83,12 @@ impl Labels {
     /// The first of the rows that cannot be used: [`Error::Refused`] for a label that is none of the classes, or no number; as
     /// [`Encoding::examples`].
     pub fn examples(&self, records: &[Record], encoding: &Encoding) -> Result<Vec<Example>> {
-        let examples: Vec<Result<Example>> =
-            records.par_iter().map(|record| self.example(record, encoding)).collect();
-        examples.into_iter().collect() // the first error in the file's order
+        self.each(records, encoding).into_iter().collect() // the first error in the file's order
+    }
+
+    /// Every example, or why it is none.
+    pub(crate) fn each(&self, records: &[Record], encoding: &Encoding) -> Vec<Result<Example>> {
+        records.par_iter().map(|record| self.example(record, encoding)).collect()
     }
 
     fn example(&self, record: &Record, encoding: &Encoding) -> Result<Example> {

@@ -5,22 +5,60 @@ use reft_models::{TaskHead, TokenAt};
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
-use crate::{Batch, Error, Forwards, Metric, Objective, Result, Sequence, Term};
+use crate::{
+    Batch, Encoding, Error, Example, Forwards, Ingredients, Labels, Metric, Objective,
+    ObjectiveDeclaration, Record, Result, RowKind, Sequence, Term, Told,
+};
 
-/// What a head learns to tell of a text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Told {
-    /// Which of its outputs the text is of.
-    Class,
-    /// A number.
-    Number,
-    /// How good a reply is, from pairs of which the first is the better one.
-    Reward,
+/// The class of a text, by a head.
+pub static CLASSIFICATION: ObjectiveDeclaration = OF_HEADS;
+
+const OF_HEADS: ObjectiveDeclaration = ObjectiveDeclaration {
+    name: "classification",
+    rows: RowKind::Labelled,
+    told: Some(Told::Class),
+    compares: false,
+    options: &[],
+    metrics: Told::Class.metrics(),
+    each,
+    check: |_| Ok(()),
+    build: |run| build(Told::Class, run),
+};
+
+/// A number of a text, by a head.
+pub static REGRESSION: ObjectiveDeclaration = ObjectiveDeclaration {
+    name: "regression",
+    told: Some(Told::Number),
+    metrics: Told::Number.metrics(),
+    build: |run| build(Told::Number, run),
+    ..OF_HEADS
+};
+
+/// How good a reply is, by a head.
+pub static REWARD: ObjectiveDeclaration = ObjectiveDeclaration {
+    name: "reward",
+    rows: RowKind::Pairs,
+    told: Some(Told::Reward),
+    metrics: Told::Reward.metrics(),
+    build: |run| build(Told::Reward, run),
+    ..OF_HEADS
+};
+
+fn each(records: &[Record], encoding: &Encoding, labels: Option<&Labels>) -> Vec<Result<Example>> {
+    labels.expect("invariant: a head tells labels").each(records, encoding)
+}
+
+fn build<'a>(told: Told, run: &'a Ingredients<'a>) -> Result<Box<dyn Objective + 'a>> {
+    let head = run.head.ok_or_else(|| {
+        let reason = format!("the adapter has no head, which objective {} trains", name_of(told));
+        reft_models::Error::Adapter { reason }
+    })?;
+    Ok(Box::new(HeadObjective::new(told, head.clone())?))
 }
 
 impl Told {
     /// What is measured of it, the usual metric first.
-    pub fn metrics(self) -> &'static [Metric] {
+    pub const fn metrics(self) -> &'static [Metric] {
         match self {
             Self::Class => &[Metric::Accuracy, Metric::F1, Metric::Matthews],
             Self::Number => &[Metric::Pearson, Metric::Spearman, Metric::SquaredError],
@@ -45,10 +83,11 @@ pub struct HeadObjective {
     head: TaskHead,
 }
 
-const CLASS: [Term; 2] = [Term { name: "classification", weight: 1.0 }, Term::measured("accuracy")];
-const NUMBER: [Term; 1] = [Term { name: "regression", weight: 1.0 }];
-const REWARD: [Term; 3] =
-    [Term { name: "reward", weight: 1.0 }, Term::measured("margin"), Term::measured("accuracy")];
+const TERMS_OF_CLASS: [Term; 2] =
+    [Term { name: CLASSIFICATION.name, weight: 1.0 }, Term::measured("accuracy")];
+const TERMS_OF_NUMBER: [Term; 1] = [Term { name: REGRESSION.name, weight: 1.0 }];
+const TERMS_OF_REWARD: [Term; 3] =
+    [Term { name: REWARD.name, weight: 1.0 }, Term::measured("margin"), Term::measured("accuracy")];
 
 impl HeadObjective {
     /// What this head learns.
@@ -117,9 +156,9 @@ impl HeadObjective {
 
 fn name_of(told: Told) -> &'static str {
     match told {
-        Told::Class => CLASS[0].name,
-        Told::Number => NUMBER[0].name,
-        Told::Reward => REWARD[0].name,
+        Told::Class => CLASSIFICATION.name,
+        Told::Number => REGRESSION.name,
+        Told::Reward => REWARD.name,
     }
 }
 
@@ -151,9 +190,9 @@ impl Objective for HeadObjective {
 
     fn terms(&self) -> &[Term] {
         match self.told {
-            Told::Class => &CLASS,
-            Told::Number => &NUMBER,
-            Told::Reward => &REWARD,
+            Told::Class => &TERMS_OF_CLASS,
+            Told::Number => &TERMS_OF_NUMBER,
+            Told::Reward => &TERMS_OF_REWARD,
         }
     }
 

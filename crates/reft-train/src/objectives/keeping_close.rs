@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
 use crate::{
-    Batch, Encoding, Example, Forwards, Kept, Metric, Objective, Part, Record, Reference, Result,
-    Sequence, Term, divergence_of_hidden_states, divergence_of_likeliest,
+    Batch, Forwards, Kept, Metric, Objective, Part, Reference, Result, Sequence, Term,
+    divergence_of_hidden_states, divergence_of_likeliest,
 };
 
 /// Another objective, and not to forget: beside its loss the divergence of the next tokens from the frozen model's,
@@ -47,10 +47,6 @@ impl Objective for KeepingClose<'_> {
         options
     }
 
-    fn examples(&self, records: &[Record], encoding: &Encoding) -> Result<Vec<Example>> {
-        self.task.examples(records, encoding)
-    }
-
     fn parameters(&self) -> Vec<Parameter> {
         self.task.parameters()
     }
@@ -67,8 +63,10 @@ impl Objective for KeepingClose<'_> {
         self.task.wanted(sequence)
     }
 
+    /// The divergence reads the first forward, so there is one even if the task runs its own.
     fn doses(&self) -> &[Dose] {
-        self.task.doses()
+        let of_task = self.task.doses();
+        if of_task.is_empty() { &[Dose::WHOLE] } else { of_task }
     }
 
     fn before_step(&self) {

@@ -1,80 +1,10 @@
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
 use reft_core::{DeclaredOptions, LARGEST_COUNT, declare_options};
 
-use crate::{Error, Metric, ReadRows, Result, Told, read_labelled, read_preferences, read_records};
-
-/// What a run learns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ObjectiveKind {
-    /// The next token of each row.
-    #[default]
-    NextToken,
-    /// Direct preference optimization.
-    Dpo,
-    /// Identity preference optimization.
-    Ipo,
-    /// Odds ratio preference optimization.
-    Orpo,
-    /// Simple preference optimization.
-    Simpo,
-    /// Reference-free preference steering.
-    Reps,
-    /// One direction that detects a concept and steers towards it.
-    ReftR1,
-    /// The class of a text, by a head.
-    Classification,
-    /// A number of a text, by a head.
-    Regression,
-    /// How good a reply is, by a head.
-    Reward,
-}
-
-reft_core::names!(ObjectiveKind, "objective", reft_core::Error, {
-    NextToken => "next-token", Dpo => "dpo", Ipo => "ipo", Orpo => "orpo", Simpo => "simpo",
-    Reps => "reps", ReftR1 => "reft-r1",
-    Classification => "classification", Regression => "regression", Reward => "reward",
-});
-
-impl ObjectiveKind {
-    /// Whether it makes one of two replies the likelier one.
-    pub fn prefers(self) -> bool {
-        matches!(self, Self::Dpo | Self::Ipo | Self::Orpo | Self::Simpo | Self::Reps)
-    }
-
-    /// What a head learns to tell, if it trains one.
-    pub fn told(self) -> Option<Told> {
-        match self {
-            Self::Classification => Some(Told::Class),
-            Self::Regression => Some(Told::Number),
-            Self::Reward => Some(Told::Reward),
-            _ => None,
-        }
-    }
-
-    /// What examples held out can be measured by beside the loss, the usual metric first.
-    pub fn metrics(self) -> &'static [Metric] {
-        match self.told() {
-            Some(told) => told.metrics(),
-            None if self.prefers() => &[Metric::Accuracy],
-            None => &[],
-        }
-    }
-
-    /// What reads its rows.
-    pub fn reader(self) -> ReadRows {
-        match self {
-            Self::NextToken => read_records,
-            Self::Classification | Self::Regression | Self::ReftR1 => read_labelled,
-            Self::Dpo | Self::Ipo | Self::Orpo | Self::Simpo | Self::Reps | Self::Reward => {
-                read_preferences
-            }
-        }
-    }
-
-    /// Whether it compares with a reference run.
-    pub fn compares(self) -> bool {
-        matches!(self, Self::Dpo | Self::Ipo)
-    }
-}
+use crate::objectives::reps::Factors;
+use crate::{Error, NEXT_TOKEN, OBJECTIVES, ObjectiveDeclaration, Result};
 
 /// Which run preferences are compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,8 +20,8 @@ reft_core::names!(ReferenceRun, "reference", reft_core::Error, { Base => "base",
 declare_options! {
     /// The options of what is learned.
     pub struct ObjectiveOptions {
-        /// next-token; classification or regression of labelled texts; dpo, ipo, orpo, simpo or reward of pairs; steering: reps of pairs, reft-r1 of texts with a concept or without
-        objective: ObjectiveKind = ObjectiveKind::NextToken, Text("NAME") in "Objective";
+        /// What is learned
+        objective: &'static ObjectiveDeclaration = &NEXT_TOKEN, Text("NAME") in "Objective";
         /// Weight of a preference [default: 0.1; simpo: 2]; reps: of what the plain model has against it [default: 1]
         #[serde(skip_serializing_if = "Option::is_none")]
         beta: Option<f64> = None, Number("X") in "Objective" if |x: f64| x.is_finite() && x > 0.0, "a number above 0";
@@ -104,6 +34,9 @@ declare_options! {
         /// dpo, ipo: base or start [default: base; start with --init-adapter]
         #[serde(skip_serializing_if = "Option::is_none")]
         reference: Option<ReferenceRun> = None, Text("NAME") in "Objective";
+        /// reps: factors of which each sequence draws one, as 2,4,6; beside them a bias is trained
+        #[serde(skip_serializing_if = "Option::is_none")]
+        steering_factors: Option<Factors> = None, Text("LIST") in "Objective";
         /// reft-r1: largest latents of a text that it is steered by [default: 8]
         #[serde(skip_serializing_if = "Option::is_none")]
         top_k: Option<usize> = None, Count("N") in "Objective" if |n: usize| (1..=LARGEST_COUNT).contains(&n), "a whole number of at least 1 and at most 1,000,000,000";
@@ -131,59 +64,48 @@ impl ObjectiveOptions {
     /// [`reft_core::Error::OptionValue`] with the option's name.
     pub fn check(&self) -> Result<()> {
         self.check_each()?;
-        let kind = self.objective;
-        let number = |value: Option<f64>| value.map(|value| value.to_string());
-        let of_others = [
-            ("beta", number(self.beta), kind.prefers(), "objective dpo, ipo, orpo, simpo or reps"),
-            (
-                "top_k",
-                self.top_k.map(|n| n.to_string()),
-                kind == ObjectiveKind::ReftR1,
-                "objective reft-r1",
-            ),
-            (
-                "latent_weight",
-                number(self.latent_weight),
-                kind == ObjectiveKind::ReftR1,
-                "objective reft-r1",
-            ),
-            (
-                "label_smoothing",
-                number(self.label_smoothing),
-                kind == ObjectiveKind::Dpo,
-                "objective dpo",
-            ),
-            (
-                "simpo_gamma",
-                number(self.simpo_gamma),
-                kind == ObjectiveKind::Simpo,
-                "objective simpo",
-            ),
-            (
-                "reference",
-                self.reference.map(|run| run.to_string()),
-                kind.compares(),
-                "objective dpo or ipo",
-            ),
-        ];
+        self.check_own()?;
         let default = Self::default();
-        let count = |own: usize, default: usize| (own != default).then(|| own.to_string());
-        let is_kept = self.kl_weight.is_some();
         let of_keeping = [
             ("kl_top_k", self.kl_top_k, default.kl_top_k),
             ("replay_batch_size", self.replay_batch_size, default.replay_batch_size),
             ("replay_tokens", self.replay_tokens, default.replay_tokens),
         ];
-        let of_keeping = of_keeping
-            .map(|(option, own, default)| (option, count(own, default), is_kept, "a kl_weight"));
-        for (option, value, has_use, expected) in of_others.into_iter().chain(of_keeping) {
-            if let Some(value) = value.filter(|_| !has_use) {
-                let beside = if expected == "a kl_weight" { "no kl_weight" } else { kind.name() };
-                let found = format!("{value} beside {beside}");
+        for (option, own, default) in of_keeping {
+            if own != default && self.kl_weight.is_none() {
+                let (found, expected) = (format!("{own} beside no kl_weight"), "a kl_weight");
                 let refused = reft_core::Error::OptionValue { option, found, expected };
                 return Err(Error::Core(refused));
             }
         }
         Ok(())
     }
+
+    /// Refuses an option of other objectives.
+    fn check_own(&self) -> Result<()> {
+        let given = serde_json::to_value(self).expect("invariant: options are a table");
+        for (option, having) in &*HAVING {
+            let value = &given[*option];
+            if !value.is_null() && !self.objective.options.contains(option) {
+                let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                let found = format!("{value} beside {}", self.objective);
+                let refused = reft_core::Error::OptionValue { option, found, expected: having };
+                return Err(Error::Core(refused));
+            }
+        }
+        Ok(())
+    }
 }
+
+/// The options that not every objective has, and which have them: "objective dpo or ipo".
+static HAVING: LazyLock<BTreeMap<&'static str, String>> = LazyLock::new(|| {
+    let mut having: BTreeMap<&str, String> = BTreeMap::new();
+    for objective in OBJECTIVES {
+        for option in objective.options {
+            let names = having.entry(option).or_insert_with(|| "objective".to_owned());
+            *names += if names == "objective" { " " } else { " or " };
+            *names += objective.name;
+        }
+    }
+    having
+});

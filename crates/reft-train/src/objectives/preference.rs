@@ -1,141 +1,209 @@
+use reft_core::Parameter;
 use reft_models::{AdapterStack, Dose};
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
+use crate::objectives::next_token::NEXT_TOKENS;
 use crate::{
-    Batch, Error, Forwards, Kept, Metric, Objective, ObjectiveKind, ObjectiveOptions, Outputs,
-    Part, Reference, Result, Term, cross_entropy,
+    Batch, Forwards, Kept, Metric, Objective, ObjectiveDeclaration, Outputs, Part, Reference,
+    Result, RowKind, Term, cross_entropy,
 };
+
+/// What the declarations of all preferences have in common; name, options and what is built are each one's own.
+pub(crate) const OF_PAIRS: ObjectiveDeclaration =
+    ObjectiveDeclaration { rows: RowKind::Pairs, metrics: &[Metric::Accuracy], ..NEXT_TOKENS };
 
 /// Of two replies to one prompt the chosen one is to be the likelier one.
 ///
 /// With `log π` the log-probability of a reply's tokens, `r = log π − log π_ref` its ratio to a reference run, `c` the chosen and `x` the
-/// rejected reply, and `|·|` their tokens, the mean over pairs of
-///
-/// - DPO (Rafailov et al. 2023, arXiv:2305.18290): `−(1 − ε) log σ(β (r_c − r_x)) − ε log σ(−β (r_c − r_x))`, ε being the label smoothing
-/// - IPO (Azar et al. 2023, arXiv:2310.12036), ratios per token as its authors and TRL have it: `(r_c/|c| − r_x/|x| − 1/2β)²`
-/// - SimPO (Meng et al. 2024, arXiv:2405.14734): `−log σ(β (log π_c/|c| − log π_x/|x|) − γ)`
-/// - ORPO (Hong et al. 2024, arXiv:2403.07691): the next-token loss of the chosen replies, and `β` times
-///   `−log σ(log odds_c − log odds_x)`, where `log odds = l − log(1 − eˡ)` and `l = log π/|·|`
-/// - RePS (Wu et al. 2025, arXiv:2505.20809), both ways: steered towards the chosen replies
-///   `−log σ(max(β (log π_ref(x) − log π_ref(c)), 1) · log π_c/|c| − log π_x/|x|)`, and steered away from them ([`Dose::Away`]) the same with
-///   `c` and `x` exchanged; the mean of both
+/// rejected reply, and `|·|` their tokens, the loss is the mean over pairs of what a [`PairLoss`] says: DPO, IPO, SimPO, ORPO or RePS.
 ///
 /// Measured beside it: the margin between the replies' rewards (`β r`, of SimPO and ORPO `β l`), the share of pairs in which it is above
 /// 0, and with a reference `−r` per token of both replies: an estimate of the divergence from it, in nats, so far as the replies are such
 /// as it gives.
-pub struct Preference<'a> {
-    kind: ObjectiveKind,
-    beta: f64,
-    label_smoothing: f64,
-    gamma: f64,
+pub(crate) struct Preference<'a> {
+    declaration: &'static ObjectiveDeclaration,
+    loss: Box<dyn PairLoss>,
     reference: Option<AdapterStack<'a>>,
+    /// What each of the terms is made of.
+    measures: Vec<Measure>,
     terms: Vec<Term>,
-    doses: &'static [Dose],
+}
+
+/// What a term is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Measure {
+    /// The pairs' losses.
+    Pairs,
+    /// The next-token loss of the chosen replies.
+    Chosen,
+    /// What the chosen replies' rewards have more than the rejected ones'.
+    Margin,
+    /// Whether that is above 0.
+    Accuracy,
+    /// Whether the rejected replies' have more where the model is steered away.
+    AccuracyAway,
+    /// How far the replies' log-probabilities are below the reference run's.
+    KlEstimate,
+}
+
+/// What a batch's terms are made of.
+struct Measured<'t> {
+    /// The pairs' losses, `[n]`.
+    losses: Tensor,
+    /// `log p` of the chosen replies, `[n]`.
+    chosen: Tensor,
+    /// The margins, `[n]`, without gradient: towards the chosen replies, and away from them.
+    margins: Vec<Tensor>,
+    /// `log p` of every labelled token, `[m]`, and that of the reference run.
+    log_p: &'t Tensor,
+    reference: Option<&'t Tensor>,
+}
+
+impl Measure {
+    /// The sum over a batch.
+    fn sum(self, of: &Measured) -> Tensor {
+        let is_right = |margin: &Tensor| margin.gt(0.0).to_kind(Kind::Float);
+        let summed = match self {
+            Self::Pairs => of.losses.shallow_clone(),
+            Self::Chosen => -&of.chosen,
+            Self::Margin => of.margins[0].shallow_clone(),
+            Self::Accuracy => is_right(&of.margins[0]),
+            Self::AccuracyAway => is_right(&of.margins[1]),
+            Self::KlEstimate => {
+                of.reference.expect("invariant: there is a reference run") - of.log_p.detach()
+            }
+        };
+        summed.sum(Kind::Float)
+    }
+
+    /// How much of a batch its mean is over.
+    fn count(self, batch: &Batch) -> f64 {
+        let of_rows = batch.n_labelled();
+        match self {
+            Self::Chosen => batch.rows.iter().map(|rows| of_rows[rows.start] as f64).sum(),
+            Self::KlEstimate => of_rows.iter().sum::<i64>() as f64,
+            _ => batch.rows.len() as f64,
+        }
+    }
 }
 
 impl<'a> Preference<'a> {
-    /// The objective that the options name; `reference` is the run that DPO and IPO compare with.
-    ///
-    /// # Errors
-    /// [`reft_core::Error::OptionValue`] if the options name none of preferences.
-    pub fn new(options: &ObjectiveOptions, reference: AdapterStack<'a>) -> Result<Self> {
-        let kind = options.objective;
-        let (own, beta) = match kind {
-            ObjectiveKind::Dpo | ObjectiveKind::Ipo => (kind.name(), 0.1),
-            ObjectiveKind::Simpo => (kind.name(), 2.0),
-            ObjectiveKind::Reps => (kind.name(), 1.0),
-            ObjectiveKind::Orpo => ("odds-ratio", 0.1),
-            _ => {
-                let (option, found) = ("objective", kind.to_string());
-                let expected = "dpo, ipo, orpo, simpo or reps";
-                return Err(Error::Core(reft_core::Error::OptionValue { option, found, expected }));
-            }
-        };
-        let beta = options.beta.unwrap_or(beta);
-        let weight = if kind == ObjectiveKind::Orpo { beta } else { 1.0 };
-        let mut terms = vec![Term { name: own, weight }];
-        if kind == ObjectiveKind::Orpo {
-            terms.push(Term { name: "next-token", weight: 1.0 });
+    /// The objective of a loss. The reference is the run whose log-probabilities the loss wants, if it wants one's.
+    pub(crate) fn new(
+        declaration: &'static ObjectiveDeclaration,
+        loss: impl PairLoss + 'static,
+        reference: Option<AdapterStack<'a>>,
+    ) -> Self {
+        let mut measures = vec![(Measure::Pairs, loss.term())];
+        if loss.learns_chosen() {
+            measures.push((Measure::Chosen, Term { name: "next-token", weight: 1.0 }));
         }
-        terms.extend([Term::measured("margin"), Term::measured("accuracy")]);
-        let mut reference = kind.compares().then_some(reference);
-        if reference.is_some() {
-            terms.push(Term::measured("kl_estimate"));
+        measures.push((Measure::Margin, Term::measured("margin")));
+        measures.push((Measure::Accuracy, Term::measured("accuracy")));
+        if declaration.compares {
+            measures.push((Measure::KlEstimate, Term::measured("kl_estimate")));
         }
-        let mut doses: &[Dose] = &[Dose::WHOLE];
-        if kind == ObjectiveKind::Reps {
-            reference = Some(AdapterStack::EMPTY); // of no gradient, but a factor
-            terms.push(Term::measured("accuracy_away"));
-            doses = &[Dose::WHOLE, Dose::Away];
+        if loss.steers_away() {
+            measures.push((Measure::AccuracyAway, Term::measured("accuracy_away")));
         }
-        let label_smoothing = options.label_smoothing.unwrap_or(0.0);
-        let gamma = options.simpo_gamma.unwrap_or(1.0);
-        Ok(Self { kind, beta, label_smoothing, gamma, reference, terms, doses })
+        let (measures, terms) = measures.into_iter().unzip();
+        Self { declaration, loss: Box::new(loss), reference, measures, terms }
+    }
+}
+
+/// How the loss of a pair follows from the log-probabilities of its replies.
+pub(crate) trait PairLoss {
+    /// The pairs' term of the loss.
+    fn term(&self) -> Term;
+
+    /// Whether the next-token loss of the chosen replies stands beside it.
+    fn learns_chosen(&self) -> bool {
+        false
     }
 
-    /// The loss of each pair, `[n]`, and the reward of each reply, `[2, n]`, from what its sums and lengths are, `[2, n]`.
-    fn of_pairs(&self, log_p: &Tensor, ratios: Option<&Tensor>, tokens: &Tensor) -> [Tensor; 2] {
-        let gap = |of_replies: &Tensor| of_replies.get(0) - of_replies.get(1);
-        let means = || log_p / tokens;
-        let ratios = || ratios.expect("invariant: there is a reference run");
-        match self.kind {
-            ObjectiveKind::Simpo => {
-                let rewards = means() * self.beta;
-                [-(gap(&rewards) - self.gamma).log_sigmoid(), rewards]
-            }
-            ObjectiveKind::Orpo => {
-                let means = means();
-                // a reply that is certain has no finite odds
-                let sure = means.clamp_max(-1e-6);
-                let log_odds = &sure - (-sure.expm1()).log();
-                [-gap(&log_odds).log_sigmoid(), means * self.beta]
-            }
-            ObjectiveKind::Ipo => {
-                let loss = (gap(&(ratios() / tokens)) - 0.5 / self.beta).square();
-                [loss, ratios() * self.beta]
-            }
-            ObjectiveKind::Reps => {
-                let gap = gap(&(log_p - ratios())); // log π_ref(c) − log π_ref(x)
-                let factor = (-gap * self.beta).clamp_min(1.0).detach();
-                let means = means();
-                let preferred = means.get(0) * factor - means.get(1);
-                [-preferred.log_sigmoid(), means]
-            }
-            _ => {
-                let rewards = ratios() * self.beta;
-                let margin = gap(&rewards);
-                let right = margin.log_sigmoid() * (self.label_smoothing - 1.0);
-                [right - (-&margin).log_sigmoid() * self.label_smoothing, rewards]
-            }
-        }
+    /// Whether a second run steers away from the chosen replies, in which the rejected ones are to be preferred.
+    fn steers_away(&self) -> bool {
+        false
     }
+
+    /// What it depends on, by the names of options.
+    fn options(&self) -> Map<String, Value>;
+
+    /// Parameters of its own.
+    fn parameters(&self) -> Vec<Parameter> {
+        Vec::new()
+    }
+
+    /// The forwards that it wants of the trainer; none if it runs its own.
+    fn doses(&self) -> &[Dose] {
+        &[Dose::WHOLE]
+    }
+
+    /// `log p` of every labelled token, `[m]`, in each of its runs.
+    ///
+    /// # Errors
+    /// What the model refuses.
+    fn log_p(&self, forwards: &Forwards) -> Result<Vec<Tensor>> {
+        Ok(forwards.outputs.iter().map(|outputs| log_p_of_labels(forwards, outputs)).collect())
+    }
+
+    /// The loss of each pair, `[n]`, and the reward of each reply, `[2, n]`.
+    fn of_pairs(&self, replies: &Replies) -> [Tensor; 2];
+}
+
+/// What is known of the replies of some pairs: `[2, n]` each, those to be preferred first.
+pub(crate) struct Replies {
+    /// The sum of `log p` of a reply's tokens.
+    pub(crate) log_p: Tensor,
+    /// That sum less that of the reference run, if there is one.
+    pub(crate) ratios: Option<Tensor>,
+    /// Number of tokens.
+    pub(crate) tokens: Tensor,
+}
+
+impl Replies {
+    /// `log p` per token.
+    pub(crate) fn means(&self) -> Tensor {
+        &self.log_p / &self.tokens
+    }
+
+    /// [`Self::ratios`] of an objective that has a reference run.
+    pub(crate) fn ratios(&self) -> &Tensor {
+        self.ratios.as_ref().expect("invariant: there is a reference run")
+    }
+}
+
+/// What the preferred replies have more than the others, `[n]`.
+pub(crate) fn gap(of_replies: &Tensor) -> Tensor {
+    of_replies.get(0) - of_replies.get(1)
+}
+
+/// `log p` of every labelled token that has a token before it, `[m]`, as a forward predicts them.
+pub(crate) fn log_p_of_labels(forwards: &Forwards, outputs: &Outputs) -> Tensor {
+    let (h, labels) = outputs.labelled(forwards.batch);
+    -cross_entropy(forwards.model, &h, &labels)
 }
 
 impl Objective for Preference<'_> {
     fn name(&self) -> &'static str {
-        self.kind.name()
+        self.declaration.name
     }
 
     fn options(&self) -> Map<String, Value> {
-        let mut options = Map::from_iter([("beta".to_owned(), json!(self.beta))]);
-        match (self.kind, &self.reference) {
-            (ObjectiveKind::Simpo, _) => {
-                _ = options.insert("simpo_gamma".into(), json!(self.gamma))
-            }
-            (ObjectiveKind::Dpo, _) => {
-                options.insert("label_smoothing".into(), json!(self.label_smoothing));
-            }
-            _ => {}
-        }
+        let mut options = self.loss.options();
         if let Some(reference) = &self.reference {
             options.insert("reference".into(), json!(reference.method()));
         }
         options
     }
 
+    fn parameters(&self) -> Vec<Parameter> {
+        self.loss.parameters()
+    }
+
     fn doses(&self) -> &[Dose] {
-        self.doses
+        self.loss.doses()
     }
 
     fn references(&self, part: Part) -> Vec<Reference<'_>> {
@@ -152,77 +220,67 @@ impl Objective for Preference<'_> {
     }
 
     fn metrics(&self) -> &[Metric] {
-        self.kind.metrics()
+        self.declaration.metrics
     }
 
     fn counts(&self, batch: &Batch) -> Vec<f64> {
-        let of_rows = batch.n_labelled();
-        let of_term = |term: &Term| match term.name {
-            "next-token" => batch.rows.iter().map(|rows| of_rows[rows.start] as f64).sum(),
-            "kl_estimate" => of_rows.iter().sum::<i64>() as f64,
-            _ => batch.rows.len() as f64,
-        };
-        self.terms.iter().map(of_term).collect()
+        self.measures.iter().map(|measure| measure.count(batch)).collect()
     }
 
     fn sums(&self, forwards: &Forwards) -> Result<Vec<Tensor>> {
         let batch = forwards.batch;
-        // log p of every labelled token, [m]
-        let log_p = |outputs: &Outputs| {
-            let (h, labels) = outputs.labelled(batch);
-            -cross_entropy(forwards.model, &h, &labels)
-        };
-        let away = forwards.outputs.get(1).map(log_p);
-        let log_p = log_p(&forwards.outputs[0]);
+        let runs = self.loss.log_p(forwards)?;
+        let device = runs[0].device();
         let of_rows = batch.n_labelled();
         let places = |i: usize| batch.rows.iter().map(move |rows| (rows.start + i) as i64);
         let places: Vec<i64> = places(0).chain(places(1)).collect();
-        let places = Tensor::from_slice(&places).to_device(log_p.device());
+        let places = Tensor::from_slice(&places).to_device(device);
         let of_replies = |of_rows: &Tensor| of_rows.index_select(0, &places).view([2, -1]); // [2, n]
         let summed = |of_labels: &Tensor| {
             let rows = of_labels.split_with_sizes(&of_rows[..], 0);
             let sums: Vec<Tensor> = rows.iter().map(|own| own.sum(Kind::Float)).collect();
             of_replies(&Tensor::stack(&sums, 0))
         };
-        let tokens = Tensor::from_slice(&of_rows).to_device(log_p.device()).to_kind(Kind::Float);
-        let tokens = of_replies(&tokens);
-        let own = summed(&log_p);
+        let tokens =
+            of_replies(&Tensor::from_slice(&of_rows).to_device(device).to_kind(Kind::Float));
         let reference = forwards.references.first().map(|kept| &kept[0]);
-        let ratios = reference.map(|reference| &own - summed(reference));
-        let [mut loss, rewards] = self.of_pairs(&own, ratios.as_ref(), &tokens);
-        let margin_of = |rewards: &Tensor| (rewards.get(0) - rewards.get(1)).detach();
-        let (margin, mut margin_away) = (margin_of(&rewards), None);
-        if let Some(away) = away {
+        let of_reference = reference.map(summed);
+        let (mut losses, mut margins) = (Vec::new(), Vec::new());
+        for (i, log_p) in runs.iter().enumerate() {
             // steered away, the rejected reply is the one to be preferred
-            let own = summed(&away);
-            let ratios = reference.map(|reference| (&own - summed(reference)).flip([0]));
-            let [of_away, rewards] =
-                self.of_pairs(&own.flip([0]), ratios.as_ref(), &tokens.flip([0]));
-            loss = (loss + of_away) * 0.5;
-            margin_away = Some(margin_of(&rewards));
+            let preferred = |replies: Tensor| if i == 0 { replies } else { replies.flip([0]) };
+            let log_p = summed(log_p);
+            let ratios = of_reference.as_ref().map(|reference| preferred(&log_p - reference));
+            let tokens = preferred(tokens.shallow_clone());
+            let replies = Replies { log_p: preferred(log_p), ratios, tokens };
+            let [loss, rewards] = self.loss.of_pairs(&replies);
+            losses.push(loss);
+            margins.push(gap(&rewards).detach());
         }
-        let is_right = |margin: &Tensor| margin.gt(0.0).to_kind(Kind::Float).sum(Kind::Float);
-        let sum_of = |term: &Term| match term.name {
-            "next-token" => -own.get(0).sum(Kind::Float),
-            "margin" => margin.sum(Kind::Float),
-            "accuracy" => is_right(&margin),
-            "accuracy_away" => is_right(margin_away.as_ref().unwrap_or(&margin)),
-            "kl_estimate" => match reference {
-                Some(reference) => (reference - log_p.detach()).sum(Kind::Float),
-                None => margin.zeros_like().sum(Kind::Float),
-            },
-            _ => loss.sum(Kind::Float),
-        };
-        Ok(self.terms.iter().map(sum_of).collect())
+        let chosen = summed(&runs[0]).get(0);
+        let losses = Tensor::stack(&losses, 0).mean_dim([0i64].as_slice(), false, Kind::Float);
+        let measured = Measured { losses, chosen, margins, log_p: &runs[0], reference };
+        Ok(self.measures.iter().map(|measure| measure.sum(&measured)).collect())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ObjectiveOptions;
+    use crate::objectives::{dpo::Dpo, ipo::Ipo, orpo::Orpo, simpo::Simpo};
     use serde_json::from_value;
 
     type TestResult = std::result::Result<(), Box<dyn std::error::Error>>;
+
+    fn loss_of(options: &ObjectiveOptions) -> Box<dyn PairLoss> {
+        match options.objective.name {
+            "dpo" => Box::new(Dpo::of(options)),
+            "ipo" => Box::new(Ipo::of(options)),
+            "orpo" => Box::new(Orpo::of(options)),
+            _ => Box::new(Simpo::of(options)),
+        }
+    }
 
     /// Oracle: TRL 1.16, tools/oracle/make_preferences.py; log-probabilities that no model gave.
     #[test]
@@ -242,10 +300,12 @@ mod tests {
         for (name, expected) in fixed["cases"].as_object().ok_or("cases")? {
             let mut case = oracle["cases"][name].clone();
             case.as_object_mut().ok_or("case")?.remove("steps");
-            let objective = Preference::new(&from_value(case)?, AdapterStack::EMPTY)?;
+            let options: ObjectiveOptions = from_value(case)?;
             let log_p = both(&fixed["values"], ["chosen", "rejected"])?.set_requires_grad(true);
-            let ratios = objective.reference.is_some().then(|| &log_p - &reference);
-            let [loss, rewards] = objective.of_pairs(&log_p, ratios.as_ref(), &tokens);
+            let ratios = options.objective.compares.then(|| &log_p - &reference);
+            let replies =
+                Replies { log_p: log_p.shallow_clone(), ratios, tokens: tokens.shallow_clone() };
+            let [loss, rewards] = loss_of(&options).of_pairs(&replies);
             let loss = loss.mean(Kind::Float);
             loss.backward();
             let margin = rewards.get(0) - rewards.get(1);

@@ -8,8 +8,21 @@ use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    Batch, Content, Encoding, Error, Example, Forwards, LabelledText, Objective, ObjectiveOptions,
-    Record, Result, Sequence, Term, cross_entropy,
+    Batch, Content, Encoding, Error, Example, Forwards, Ingredients, LabelledText, Objective,
+    ObjectiveDeclaration, ObjectiveOptions, Record, Result, RowKind, Sequence, Term, cross_entropy,
+};
+
+/// One direction that detects a concept and steers towards it.
+pub static REFT_R1: ObjectiveDeclaration = ObjectiveDeclaration {
+    name: "reft-r1",
+    rows: RowKind::Labelled,
+    told: None,
+    compares: false,
+    options: &["top_k", "latent_weight"],
+    metrics: &[],
+    each: |records, encoding, _| records.iter().map(|record| example(record, encoding)).collect(),
+    check,
+    build,
 };
 
 /// ReFT-r1: one direction `v` is trained to detect a concept and to steer towards it (Wu et al. 2025, arXiv:2501.17148, AxBench).
@@ -25,7 +38,7 @@ use crate::{
 ///
 /// The forward is the objective's own: every step computes all of it, and activations are kept until the backward.
 #[derive(Debug)]
-pub struct ReftR1 {
+struct ReftR1 {
     directions: BTreeMap<Site, Tensor>, // [d] each
     top_k: usize,
     share: Cell<f64>,
@@ -34,7 +47,7 @@ pub struct ReftR1 {
 
 impl ReftR1 {
     /// The objective that trains these directions, `[d]` each: the parameters of a steering adapter.
-    pub fn new(options: &ObjectiveOptions, directions: BTreeMap<Site, Tensor>) -> Self {
+    fn new(options: &ObjectiveOptions, directions: BTreeMap<Site, Tensor>) -> Self {
         let weight = options.latent_weight.unwrap_or(0.03);
         let terms = [
             Term { name: "next-token", weight: 1.0 },
@@ -43,42 +56,37 @@ impl ReftR1 {
         ];
         Self { directions, top_k: options.top_k.unwrap_or(8), share: Cell::new(0.0), terms }
     }
+}
 
-    /// Its examples: texts with the concept (value 1) are learned whole; of those without it (value 0) nothing is to be predicted.
-    ///
-    /// # Errors
-    /// The first of the rows that cannot be used: [`Error::Refused`] for one whose label is neither 1 nor 0, or that has one token.
-    pub fn examples_of(records: &[Record], encoding: &Encoding) -> Result<Vec<Example>> {
-        let example = |record: &Record| {
-            let (text, is_shown) = text_and_concept(record)?;
-            let sequences = vec![encoding.labelled(record, text)?];
-            let value = Some(f64::from(u8::from(is_shown)));
-            let mut example = Example { id: record.id.clone(), sequences, value };
-            if is_shown {
-                example.label_all();
-                if example.length() < 2 {
-                    return Err(record.refused("it has one token, and none to predict behind it"));
-                }
-            }
-            Ok(example)
-        };
-        records.iter().map(example).collect()
-    }
-
-    /// Checks that there are texts with the concept and texts without it.
-    ///
-    /// # Errors
-    /// [`Error::Labels`] if one of the kinds is missing.
-    pub fn check(examples: &[Example]) -> Result<()> {
-        for (value, what) in [(1.0, "with the concept (1)"), (0.0, "without the concept (0)")] {
-            if !examples.iter().any(|example| example.value == Some(value)) {
-                let reason =
-                    format!("no row is {what}; a direction detects by texts of both kinds");
-                return Err(Error::Labels { reason });
-            }
+/// Its examples: texts with the concept (value 1) are learned whole; of those without it (value 0) nothing is to be predicted.
+fn example(record: &Record, encoding: &Encoding) -> Result<Example> {
+    let (text, is_shown) = text_and_concept(record)?;
+    let sequences = vec![encoding.labelled(record, text)?];
+    let value = Some(f64::from(u8::from(is_shown)));
+    let mut example = Example { id: record.id.clone(), sequences, value };
+    if is_shown {
+        example.label_all();
+        if example.length() < 2 {
+            return Err(record.refused("it has one token, and none to predict behind it"));
         }
-        Ok(())
     }
+    Ok(example)
+}
+
+/// Checks that there are texts with the concept and texts without it.
+fn check(examples: &[Example]) -> Result<()> {
+    for (value, what) in [(1.0, "with the concept (1)"), (0.0, "without the concept (0)")] {
+        if !examples.iter().any(|example| example.value == Some(value)) {
+            let reason = format!("no row is {what}; a direction detects by texts of both kinds");
+            return Err(Error::Labels { reason });
+        }
+    }
+    Ok(())
+}
+
+fn build<'a>(run: &'a Ingredients<'a>) -> Result<Box<dyn Objective + 'a>> {
+    let directions = run.directions(REFT_R1.name)?;
+    Ok(Box::new(ReftR1::new(run.options, directions)))
 }
 
 /// The text of a row, and whether it shows the concept.
@@ -97,17 +105,13 @@ fn text_and_concept(record: &Record) -> Result<(&LabelledText, bool)> {
 
 impl Objective for ReftR1 {
     fn name(&self) -> &'static str {
-        "reft-r1"
+        REFT_R1.name
     }
 
     fn options(&self) -> Map<String, Value> {
         let options =
             [("top_k", json!(self.top_k)), ("latent_weight", json!(self.terms[1].weight))];
         options.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
-    }
-
-    fn examples(&self, records: &[Record], encoding: &Encoding) -> Result<Vec<Example>> {
-        Self::examples_of(records, encoding)
     }
 
     fn progress(&self, share: f64) {

@@ -187,11 +187,11 @@ impl Trainer<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::NextToken;
     use crate::Shuffle;
     use crate::data::dataset::Dataset;
     use crate::data::example::{Example, IGNORE_INDEX};
     use crate::forward::learner::Learner;
-    use crate::objective::NextToken;
     use crate::reuse::frozen_store::ReuseConfig;
     use crate::run::train_config::TrainConfig;
     use reft_core::{InterventionConfig, Method};

@@ -100,7 +100,14 @@ mod tests {
     #[test]
     fn impossible_values_are_refused_by_name() {
         let ok = TrainConfig::default;
-        assert!(ok().check().is_ok());
+        // the ends of what can be are among it
+        let first =
+            TrainConfig { warmup_ratio: 0.0, weight_decay: 0.0, max_grad_norm: 0.0, ..ok() };
+        let last = TrainConfig { warmup_ratio: 1.0, validation: 0.0, max_length: 2, ..ok() };
+        for good in [ok(), first, last] {
+            let refused = good.check().err().map(|error| error.to_string());
+            assert_eq!(refused, None, "{good:?}");
+        }
         for bad in [f64::NAN, 0.0, -1e-3, f64::INFINITY] {
             assert_eq!(refused(TrainConfig { lr: bad, ..ok() }), "lr");
         }

@@ -16,6 +16,7 @@ mod objectives;
 mod oracle;
 mod orthonormality;
 mod out_of_memory;
+mod pairs;
 mod preferences;
 mod quantised;
 mod resume;

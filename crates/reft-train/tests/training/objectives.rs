@@ -43,18 +43,6 @@ impl Objective for LastToken {
         false
     }
 
-    fn examples(
-        &self,
-        records: &[Record],
-        encoding: &Encoding,
-    ) -> reft_train::Result<Vec<Example>> {
-        let example = |record: &Record| {
-            let sequences = vec![encoding.sequence(record)?];
-            Ok(Example { id: record.id.clone(), sequences, value: record.id.parse().ok() })
-        };
-        records.iter().map(example).collect()
-    }
-
     fn parameters(&self) -> Vec<Parameter> {
         vec![Parameter::new("head", &self.head)]
     }
@@ -113,18 +101,6 @@ fn targets(labels: &[i64]) -> i64 {
 impl Objective for Pair {
     fn name(&self) -> &'static str {
         "pair"
-    }
-
-    fn examples(
-        &self,
-        records: &[Record],
-        encoding: &Encoding,
-    ) -> reft_train::Result<Vec<Example>> {
-        let of_two = |two: &[Example]| Example {
-            sequences: two.iter().flat_map(|one| one.sequences.clone()).collect(),
-            ..two[0].clone()
-        };
-        Ok(encoding.examples(records)?.chunks(2).map(of_two).collect())
     }
 
     fn doses(&self) -> &[Dose] {
@@ -195,8 +171,18 @@ const ALL: [Which; 3] = [Which::LastToken, Which::Reference, Which::Negated];
 
 fn dataset(objective: &dyn Objective, n: usize) -> reft_train::Result<Dataset> {
     let encoding = Encoding { text: None, vocab_size: 128, max_length: 64 };
-    let sequences = if objective.name() == "pair" { 2 * n } else { n };
-    let train = objective.examples(&records(sequences), &encoding)?;
+    let of_two = |two: &[Example]| Example {
+        sequences: two.iter().flat_map(|one| one.sequences.clone()).collect(),
+        ..two[0].clone()
+    };
+    let of_one = |record: &Record| {
+        let sequences = vec![encoding.sequence(record)?];
+        Ok(Example { id: record.id.clone(), sequences, value: record.id.parse().ok() })
+    };
+    let train = match objective.name() {
+        "pair" => encoding.examples(&records(2 * n))?.chunks(2).map(of_two).collect(),
+        _ => records(n).iter().map(of_one).collect::<reft_train::Result<Vec<_>>>()?,
+    };
     assert_eq!(train.len(), n);
     Ok(Dataset { train, validation: Vec::new() })
 }

@@ -4,48 +4,18 @@
 use std::sync::atomic::AtomicBool;
 
 use reft_methods::{load_adapters, load_trainable_adapters};
-use reft_models::{AdapterStack, Mode};
+use reft_models::Mode;
 use reft_test_support::{oracle_text, tensors};
 use reft_train::{
-    Alone, Content, Dataset, Encoding, Error, Example, FrozenStore, KeepingClose, Learner,
-    ObjectiveOptions, Part, Preference, Record, Reduce, ScheduleKind, Share, Shuffle, Step,
-    TrainConfig, Trainer,
+    Alone, Content, Dataset, Encoding, Error, FrozenStore, KeepingClose, Learner, ObjectiveOptions,
+    Part, Record, Reduce, ScheduleKind, Share, Shuffle, Step, TrainConfig, Trainer,
 };
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tch::Kind;
 
+use crate::pairs::{ENCODING, Outcome, ingredients, options, pairs};
 use crate::share::{Steps, Trajectory, assert_same, in_turns};
 use crate::tiny_llama::{TestResult, alone, decoder, examples, oracle_path, relative_difference};
-
-type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
-
-/// The oracle's pairs, as rows of tokens become examples.
-fn pairs(oracle: &Value) -> Outcome<Vec<Example>> {
-    let ids = |value: &Value| serde_json::from_value::<Vec<i64>>(value.clone());
-    let record = |row: &Value| -> Outcome<Record> {
-        let prompt = ids(&row["prompt"])?;
-        let of = |reply: &str| -> Outcome<Box<Content>> {
-            let input_ids = [prompt.clone(), ids(&row[reply])?].concat();
-            let prompt_length = prompt.len();
-            Ok(Box::new(Content::Tokens { input_ids, prompt_length, labels: None }))
-        };
-        let content = Content::Preference { chosen: of("chosen")?, rejected: of("rejected")? };
-        Ok(Record::new("pair", content))
-    };
-    let records: Vec<Record> =
-        oracle["pairs"].as_array().ok_or("pairs")?.iter().map(record).collect::<Outcome<_>>()?;
-    let encoding = Encoding { text: None, vocab_size: 128, max_length: 64 };
-    Ok(encoding.examples(&records)?)
-}
-
-/// The options of a case, without those that are no options.
-fn options(case: &Value) -> Outcome<ObjectiveOptions> {
-    let names = ["objective", "beta", "label_smoothing", "simpo_gamma", "reference"];
-    let own = names.into_iter().filter_map(|name| Some((name.to_owned(), case.get(name)?.clone())));
-    let options: ObjectiveOptions = serde_json::from_value(own.collect::<Map<_, _>>().into())?;
-    options.check()?;
-    Ok(options)
-}
 
 #[test]
 fn losses_gradients_and_steps_are_trls() -> TestResult {
@@ -65,9 +35,11 @@ fn losses_gradients_and_steps_are_trls() -> TestResult {
             Vec::new()
         };
         for (batch_size, reuse) in [(4, true), (1, false)] {
-            let objective = Preference::new(&options(case)?, AdapterStack::of_boxed(&of_start)?)?;
             let adapters = load_trainable_adapters(&start, &decoder)?;
-            let learner = Learner::new(&decoder, &AdapterStack::of_boxed(&adapters)?, &objective);
+            let options = options(case)?;
+            let run = ingredients(&options, &adapters, &of_start)?;
+            let objective = (options.objective.build)(&run)?;
+            let learner = Learner::new(&decoder, &run.stack, &*objective);
             let config = TrainConfig {
                 epochs: Some(4),
                 batch_size,
@@ -131,9 +103,10 @@ fn the_reference_run_is_computed_once_and_stays() -> TestResult {
     let pairs = pairs(&oracle)?;
     let start = load_adapters(&oracle_path("closeness/adapter/start"), &decoder)?;
     let adapters = load_trainable_adapters(&oracle_path("closeness/adapter/start"), &decoder)?;
-    let objective =
-        Preference::new(&options(&oracle["cases"]["dpo_start"])?, AdapterStack::of_boxed(&start)?)?;
-    let learner = Learner::new(&decoder, &AdapterStack::of_boxed(&adapters)?, &objective);
+    let options = options(&oracle["cases"]["dpo_start"])?;
+    let run = ingredients(&options, &adapters, &start)?;
+    let objective = (options.objective.build)(&run)?;
+    let learner = Learner::new(&decoder, &run.stack, &*objective);
     let batch = learner.batch(&pairs)?;
     let mut store = FrozenStore::new(Default::default());
     let sums = |store: &mut FrozenStore| learner.sums(&batch, Mode::Eval, Some(store));
@@ -162,10 +135,12 @@ fn processes_share_pairs_and_reference() -> TestResult {
                (share, reduction): (Share, &dyn Reduce)|
      -> Outcome<Trajectory> {
         let decoder = decoder(Kind::Float)?;
-        let task = Preference::new(&options(case)?, AdapterStack::EMPTY)?;
-        let objective = KeepingClose::new(&task, 0.5, 8, Part::Task);
         let adapters = load_trainable_adapters(&oracle_path("closeness/adapter/start"), &decoder)?;
-        let learner = Learner::new(&decoder, &AdapterStack::of_boxed(&adapters)?, &objective);
+        let options = options(case)?;
+        let own = ingredients(&options, &adapters, &[])?;
+        let task = (options.objective.build)(&own)?;
+        let objective = KeepingClose::new(&*task, 0.5, 8, Part::Task);
+        let learner = Learner::new(&decoder, &own.stack, &objective);
         let config = TrainConfig { max_steps: Some(3), batch_size, lr: 5e-3, ..Default::default() };
         let mut trainer = Trainer::new(&learner, &dataset, config)?.sharing(share, reduction);
         let mut steps = Steps::default();
@@ -190,10 +165,12 @@ fn a_preference_is_learned_close_to_the_frozen_model() -> TestResult {
     let dataset = Dataset { train: pairs(&oracle)?, validation: Vec::new() };
     let replay = examples(3);
     let margin = |weight: f64| -> Outcome<[f64; 2]> {
-        let task = Preference::new(&options(&oracle["cases"]["dpo"])?, AdapterStack::EMPTY)?;
-        let objective = KeepingClose::new(&task, weight, 8, Part::Replay);
         let adapters = load_trainable_adapters(&oracle_path("closeness/adapter/start"), &decoder)?;
-        let learner = Learner::new(&decoder, &AdapterStack::of_boxed(&adapters)?, &objective);
+        let options = options(&oracle["cases"]["dpo"])?;
+        let own = ingredients(&options, &adapters, &[])?;
+        let task = (options.objective.build)(&own)?;
+        let objective = KeepingClose::new(&*task, weight, 8, Part::Replay);
+        let learner = Learner::new(&decoder, &own.stack, &objective);
         let config =
             TrainConfig { max_steps: Some(12), batch_size: 4, lr: 5e-3, ..Default::default() };
         let mut trainer = Trainer::new(&learner, &dataset, config)?.replaying(&replay, 3)?;
@@ -220,6 +197,8 @@ fn options_that_an_objective_has_no_use_for_are_refused_by_name() -> TestResult 
         ("beta = 0.1", "beta"),
         ("objective = \"orpo\"\nreference = \"base\"", "reference"),
         ("objective = \"dpo\"\nsimpo_gamma = 1.0", "simpo_gamma"),
+        ("objective = \"dpo\"\nsteering_factors = \"2\"", "steering_factors"),
+        ("objective = \"reps\"\ntop_k = 2", "top_k"),
         ("objective = \"ipo\"\nlabel_smoothing = 0.1", "label_smoothing"),
         ("objective = \"dpo\"\nlabel_smoothing = 0.5", "label_smoothing"),
         ("objective = \"dpo\"\nbeta = 0.0", "beta"),
@@ -233,8 +212,8 @@ fn options_that_an_objective_has_no_use_for_are_refused_by_name() -> TestResult 
             "{text}: {refused:?}"
         );
     }
-    let next_token = Preference::new(&ObjectiveOptions::default(), AdapterStack::EMPTY);
-    assert!(next_token.is_err());
+    let unknown = toml::from_str::<ObjectiveOptions>("objective = \"ppo\"");
+    assert!(unknown.is_err_and(|error| error.to_string().contains("next-token, dpo, ipo")));
     Ok(())
 }
 
@@ -247,11 +226,10 @@ fn a_pair_without_a_reply_left_is_refused_by_id() {
         labels: None,
     };
     let content = Content::Preference { chosen: of(6).into(), rejected: of(4).into() };
-    let encoding = Encoding { text: None, vocab_size: 128, max_length: 64 };
-    let refused = encoding.examples(&[Record::new("it", content.clone())]);
+    let refused = ENCODING.examples(&[Record::new("it", content.clone())]);
     assert!(matches!(&refused, Err(Error::NoLabel { id, .. }) if id == "it"), "{refused:?}");
     let content = Content::Preference { chosen: of(6).into(), rejected: of(7).into() };
-    let encoding = Encoding { max_length: 4, ..encoding };
+    let encoding = Encoding { max_length: 4, ..ENCODING };
     let refused = encoding.examples(&[Record::new("it", content)]);
     assert!(matches!(&refused, Err(Error::NoTarget { id, .. }) if id == "it"), "{refused:?}");
 }

@@ -3,46 +3,23 @@
 
 use std::collections::BTreeMap;
 
-use reft_methods::{SteeringEdit, directions_of, steering_adapter};
+use reft_methods::{SteeringEdit, load_trainable_adapters, steering_adapter};
 use reft_models::{
     Adapter, AdapterStack, Component, Decoder, Dose, Layout, Mode, Model, PaddingSide,
 };
 use reft_test_support::{oracle_text, tensors};
 use reft_train::{
-    Content, Dataset, Encoding, Example, LabelledText, Learner, Objective, ObjectiveKind,
-    ObjectiveOptions, Preference, Record, ReftR1, ScheduleKind, Shuffle, Step, TrainConfig,
+    Content, Dataset, LabelledText, Learner, Record, ScheduleKind, Shuffle, Step, TrainConfig,
     Trainer,
 };
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tch::{Kind, Tensor};
 
-use crate::tiny_llama::{TestResult, alone, decoder, relative_difference};
-
-type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
-
-const ENCODING: Encoding = Encoding { text: None, vocab_size: 128, max_length: 64 };
-
-fn ids(value: &Value) -> Outcome<Vec<i64>> {
-    Ok(serde_json::from_value(value.clone())?)
-}
+use crate::pairs::{ENCODING, Outcome, ids, ingredients, options, pairs};
+use crate::tiny_llama::{TestResult, alone, decoder, oracle_path, relative_difference};
 
 fn rows<'v>(oracle: &'v Value, name: &str) -> Outcome<&'v Vec<Value>> {
     Ok(oracle[name].as_array().ok_or("rows")?)
-}
-
-fn pairs(oracle: &Value) -> Outcome<Vec<Example>> {
-    let record = |row: &Value| -> Outcome<Record> {
-        let prompt = ids(&row["prompt"])?;
-        let of = |reply: &str| -> Outcome<Box<Content>> {
-            let input_ids = [prompt.clone(), ids(&row[reply])?].concat();
-            let prompt_length = prompt.len();
-            Ok(Box::new(Content::Tokens { input_ids, prompt_length, labels: None }))
-        };
-        let content = Content::Preference { chosen: of("chosen")?, rejected: of("rejected")? };
-        Ok(Record::new("pair", content))
-    };
-    let records: Outcome<Vec<Record>> = rows(oracle, "pairs")?.iter().map(record).collect();
-    Ok(ENCODING.examples(&records?)?)
 }
 
 fn texts(oracle: &Value) -> Outcome<Vec<Record>> {
@@ -52,15 +29,6 @@ fn texts(oracle: &Value) -> Outcome<Vec<Record>> {
         Ok(Record::new("text", Content::Labelled { text, label }))
     };
     rows(oracle, "texts")?.iter().map(record).collect()
-}
-
-/// The options of a case that are the objective's.
-fn options(case: &Value) -> Outcome<ObjectiveOptions> {
-    let names = ["objective", "beta", "top_k", "latent_weight"];
-    let own = names.into_iter().filter_map(|name| Some((name.to_owned(), case.get(name)?.clone())));
-    let options: ObjectiveOptions = serde_json::from_value(own.collect::<Map<_, _>>().into())?;
-    options.check()?;
-    Ok(options)
 }
 
 fn steering(
@@ -83,25 +51,24 @@ fn losses_gradients_and_steps_are_the_authors() -> TestResult {
     let decoder = decoder(Kind::Float)?;
     let oracle: Value = serde_json::from_str(&oracle_text("steering/steering.json")?)?;
     let cases = oracle["cases"].as_object().ok_or("cases")?;
-    assert_eq!(cases.len(), 4);
+    assert_eq!(cases.len(), 7);
     for (name, case) in cases {
         let expected: BTreeMap<_, _> =
             tensors(&format!("steering/{name}.safetensors"))?.into_iter().collect();
         let options = options(case)?;
-        let is_r1 = options.objective == ObjectiveKind::ReftR1;
-        let train = match is_r1 {
-            true => ReftR1::examples_of(&texts(&oracle)?, &ENCODING)?,
-            false => pairs(&oracle)?,
+        let train = match options.objective.prefers() {
+            true => pairs(&oracle)?,
+            false => options.objective.examples(&texts(&oracle)?, &ENCODING, None)?,
         };
         let (n, dataset) = (train.len(), Dataset { train, validation: Vec::new() });
         for (batch_size, reuse) in [(n, true), (1, false)] {
-            let adapters = [steering(&decoder, &expected, case)?];
-            let directions = directions_of(&*adapters[0]).ok_or("directions")?;
-            let objective: Box<dyn Objective> = match is_r1 {
-                true => Box::new(ReftR1::new(&options, directions)),
-                false => Box::new(Preference::new(&options, AdapterStack::EMPTY)?),
+            let adapters = match case.get("layers") {
+                Some(_) => vec![steering(&decoder, &expected, case)?],
+                None => load_trainable_adapters(&oracle_path("closeness/adapter/start"), &decoder)?,
             };
-            let learner = Learner::new(&decoder, &AdapterStack::of_boxed(&adapters)?, &*objective);
+            let run = ingredients(&options, &adapters, &[])?;
+            let objective = (options.objective.build)(&run)?;
+            let learner = Learner::new(&decoder, &run.stack, &*objective);
             let config = TrainConfig {
                 epochs: Some(10),
                 batch_size,
@@ -151,6 +118,44 @@ fn losses_gradients_and_steps_are_the_authors() -> TestResult {
             }
         }
     }
+    Ok(())
+}
+
+/// Each reply draws a factor for itself in training; what is held out is measured at the mean of all.
+#[test]
+fn every_reply_draws_a_factor() -> TestResult {
+    let _alone = alone();
+    let decoder = decoder(Kind::Float)?;
+    let oracle: Value = serde_json::from_str(&oracle_text("steering/steering.json")?)?;
+    let case = &oracle["cases"]["reps_factor"];
+    let expected: BTreeMap<_, _> =
+        tensors("steering/reps_factor.safetensors")?.into_iter().collect();
+    let adapters = [steering(&decoder, &expected, case)?];
+    let loss = |factors: &str, seed: Option<i64>| -> Outcome<f64> {
+        let mut options = options(case)?;
+        options.steering_factors = Some(factors.parse()?);
+        let run = ingredients(&options, &adapters, &[])?;
+        let objective = (options.objective.build)(&run)?;
+        let learner = Learner::new(&decoder, &run.stack, &*objective);
+        let batch = learner.batch(&pairs(&oracle)?[..1])?;
+        let mode = seed.map_or(Mode::Eval, |seed| {
+            tch::manual_seed(seed);
+            Mode::Train
+        });
+        Ok(learner.sums(&batch, mode, None)?[0].double_value(&[]))
+    };
+    let table = rows(&oracle, "drawn")?;
+    let is_at = |found: f64, row: &Value| {
+        row["loss"].as_f64().is_some_and(|expected| (found - expected).abs() < 1.5e-3) // f32 of 57
+    };
+    let mut seen = vec![0; table.len()];
+    for seed in 0..72 {
+        let found = loss("1,16,64", Some(seed))?;
+        let at = table.iter().position(|row| is_at(found, row)).ok_or("a loss of no draw")?;
+        seen[at] += 1;
+    }
+    assert!(seen.iter().all(|n| *n > 0), "{seen:?}");
+    assert_eq!(loss("1,16,64", None)?, loss("27", Some(1))?);
     Ok(())
 }
 

@@ -2,7 +2,9 @@
 
 use reft_models::{ChatTemplate, Message, Tokenizer};
 use reft_test_support::oracle_text;
-use reft_train::{Content, Encoding, IGNORE_INDEX, Record, Template, TextEncoder, Turns};
+use reft_train::{
+    Content, Encoding, IGNORE_INDEX, NEXT_TOKEN, Record, Template, TextEncoder, Turns,
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -139,7 +141,7 @@ fn every_turn_is_an_example_behind_what_was_said_before() -> TestResult {
     let last = encoding(Turns::Last, 512).examples(&records)?;
     assert_eq!((last.len(), &last[0].row()), (1, &all[1].row()));
     let length = all[0].length();
-    let (fitting, left_out) = encoding(Turns::All, length).fitting(&records)?;
+    let (fitting, left_out) = NEXT_TOKEN.fitting(&records, &encoding(Turns::All, length), None)?;
     assert_eq!((fitting.len(), left_out), (1, 1));
 
     let weighted = json!({"role": "assistant", "content": "b", "weight": 0});

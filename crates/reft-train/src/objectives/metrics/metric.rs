@@ -1,5 +1,7 @@
 use crate::Result;
-use crate::objectives::measures::{accuracy, f1, matthews, mean_squared_error, pearson, spearman};
+use crate::objectives::metrics::measures::{
+    accuracy, f1, matthews, mean_squared_error, pearson, spearman,
+};
 
 /// A number that says how well a model does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

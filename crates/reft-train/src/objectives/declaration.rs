@@ -1,0 +1,178 @@
+use std::collections::BTreeMap;
+use std::fmt::{self, Display};
+
+use reft_models::{AdapterStack, Site, TaskHead};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use tch::Tensor;
+
+use crate::{
+    Encoding, Error, Example, Labels, Metric, OBJECTIVES, Objective, ObjectiveOptions, ReadRows,
+    Record, Result, Told, read_labelled, read_preferences, read_records,
+};
+
+/// What the workspace knows of an objective: from it follow the rows that a run reads, the examples that it makes of them, the options that
+/// it takes, and what is built of its adapters, its head and the run that it compares with.
+pub struct ObjectiveDeclaration {
+    /// Its name in files and on the command line.
+    pub name: &'static str,
+    /// The rows that it takes.
+    pub rows: RowKind,
+    /// What a head learns by it, if it trains one.
+    pub told: Option<Told>,
+    /// Whether it compares with a run that [`ReferenceRun`](crate::ReferenceRun) names.
+    pub compares: bool,
+    /// Which of the [`ObjectiveOptions`] are its own, by name; those that no objective names are of all.
+    pub options: &'static [&'static str],
+    /// What examples held out can be measured by beside the loss, the usual metric first.
+    pub metrics: &'static [Metric],
+    /// Every example of some rows, or why it is none. The labels are what its head tells.
+    pub each: EachExample,
+    /// Checks what no single example shows: whether all of them together can be learned.
+    pub check: fn(&[Example]) -> Result<()>,
+    /// Makes the objective, or says what it misses.
+    pub build: BuildObjective,
+}
+
+/// Every example of some rows, or why it is none.
+pub type EachExample = fn(&[Record], &Encoding, Option<&Labels>) -> Vec<Result<Example>>;
+
+/// Makes an objective of what a run has.
+pub type BuildObjective = for<'a> fn(&'a Ingredients<'a>) -> Result<Box<dyn Objective + 'a>>;
+
+/// What a run has for its objective.
+pub struct Ingredients<'a> {
+    /// The options.
+    pub options: &'a ObjectiveOptions,
+    /// The adapters that are trained.
+    pub stack: AdapterStack<'a>,
+    /// The run that is compared with: the plain model's, or that of an adapter.
+    pub reference: AdapterStack<'a>,
+    /// The head that is trained.
+    pub head: Option<&'a TaskHead>,
+}
+
+impl Ingredients<'_> {
+    /// The directions that are trained, which an objective reads or adds by itself.
+    ///
+    /// # Errors
+    /// [`reft_core::Error::OptionValue`] unless there is one adapter, and it adds directions to hidden states.
+    pub(crate) fn directions(&self, objective: &str) -> Result<BTreeMap<Site, Tensor>> {
+        let found = match self.stack.entries() {
+            [one] => one.adapter.directions(),
+            _ => None,
+        };
+        found.ok_or_else(|| {
+            let found = format!("{}, and {objective} trains directions", self.stack.method());
+            let expected = "steering with edit add";
+            Error::Core(reft_core::Error::OptionValue { option: "method", found, expected })
+        })
+    }
+}
+
+/// The rows that an objective takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowKind {
+    /// Prompts with replies, conversations, or texts: what has next tokens.
+    Replies,
+    /// A prompt with two replies, of which one was chosen.
+    Pairs,
+    /// Texts with a label, taken as they stand.
+    Labelled,
+}
+
+impl RowKind {
+    /// What reads such rows.
+    pub fn reader(self) -> ReadRows {
+        match self {
+            Self::Replies => read_records,
+            Self::Pairs => read_preferences,
+            Self::Labelled => read_labelled,
+        }
+    }
+}
+
+impl ObjectiveDeclaration {
+    /// The objective of a name.
+    ///
+    /// # Errors
+    /// [`reft_core::Error::UnknownName`] with those that there are.
+    pub fn of(name: &str) -> Result<&'static Self> {
+        let found = OBJECTIVES.iter().find(|objective| objective.name == name);
+        found.copied().ok_or_else(|| {
+            let accepted: Vec<&str> = OBJECTIVES.iter().map(|objective| objective.name).collect();
+            let (what, found) = ("objective", name.to_owned());
+            let accepted = accepted.join(", ");
+            Error::Core(reft_core::Error::UnknownName { what, found, accepted })
+        })
+    }
+
+    /// The examples of rows; of an objective with a head the labels are what it tells.
+    ///
+    /// # Errors
+    /// The first of the rows that cannot be used, with its id.
+    pub fn examples(
+        &self,
+        records: &[Record],
+        encoding: &Encoding,
+        labels: Option<&Labels>,
+    ) -> Result<Vec<Example>> {
+        (self.each)(records, encoding, labels).into_iter().collect()
+    }
+
+    /// As [`Self::examples`] without those that have no label left when they are cut, and how many these are.
+    ///
+    /// # Errors
+    /// As [`Self::examples`].
+    pub fn fitting(
+        &self,
+        records: &[Record],
+        encoding: &Encoding,
+        labels: Option<&Labels>,
+    ) -> Result<(Vec<Example>, usize)> {
+        let (mut examples, mut left_out) = (Vec::with_capacity(records.len()), 0);
+        for example in (self.each)(records, encoding, labels) {
+            match example {
+                Ok(example) => examples.push(example),
+                Err(Error::NoTarget { .. }) => left_out += 1,
+                Err(other) => return Err(other),
+            }
+        }
+        Ok((examples, left_out))
+    }
+
+    /// Whether it makes one of two replies the likelier one.
+    pub fn prefers(&self) -> bool {
+        self.rows == RowKind::Pairs && self.told.is_none()
+    }
+}
+
+impl fmt::Debug for ObjectiveDeclaration {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl Display for ObjectiveDeclaration {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl PartialEq for ObjectiveDeclaration {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Serialize for ObjectiveDeclaration {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name)
+    }
+}
+
+impl<'de> Deserialize<'de> for &'static ObjectiveDeclaration {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        ObjectiveDeclaration::of(&name).map_err(serde::de::Error::custom)
+    }
+}

@@ -1,0 +1,4 @@
+//! What examples held out are measured by.
+
+mod measures;
+pub(crate) mod metric;
