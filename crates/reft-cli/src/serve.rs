@@ -12,6 +12,8 @@ use reft_models::{ChatOptions, EngineOptions};
 use reft_serve::{ApiKeys, LogEntry, ServeOptions, ServedText, Server};
 
 use crate::machine::MachineOptions;
+#[cfg(target_os = "linux")]
+use crate::machine::allocator;
 use crate::model::{ModelText, adapter_directory, model_name, open_config, open_decoder};
 use crate::options::Flags;
 use crate::terminal::{end_at_once, note, on_signal};
@@ -195,6 +197,8 @@ fn options(args: &ServeArgs, path: &std::path::Path) -> Result<ServeOptions> {
         time: Duration::from_secs(args.time_limit),
         idle: Duration::from_secs(args.idle_limit),
         grace: Duration::from_secs(args.grace),
+        #[cfg(target_os = "linux")]
+        at_rest: allocator::give_memory_back,
         log: Arc::new(log),
         ..ServeOptions::new(name)
     })

@@ -43,6 +43,9 @@ pub struct ServeOptions {
     pub idle: Duration,
     /// How long requests in flight may go on when the server is to end.
     pub grace: Duration,
+    /// Called on the thread that owns all tensors when nothing has been in flight for a second, once until the next request: the place to give
+    /// free memory back to the system.
+    pub at_rest: fn(),
     /// Takes the lines of the log.
     pub log: Arc<dyn Fn(&LogEntry) + Send + Sync>,
 }
@@ -67,6 +70,7 @@ impl ServeOptions {
             time: Duration::from_secs(600),
             idle: Duration::from_secs(30),
             grace: Duration::from_secs(30),
+            at_rest: || {},
             log: Arc::new(|_| {}),
         }
     }

@@ -18,8 +18,8 @@ struct Place {
 const PLACES: [Place; 8] = [
     Place {
         file: "crates/reft-cli/src/machine/allocator.rs",
-        count: 1,
-        why: "an option of the allocator, which is a C library",
+        count: 2,
+        why: "an option of the allocator, and what it gives back: it is a C library",
     },
     Place {
         file: "crates/reft-cli/src/machine/cuda.rs",

@@ -5,7 +5,7 @@
 
 use std::ffi::c_long;
 
-use libmimalloc_sys::{mi_option_set, mi_option_t};
+use libmimalloc_sys::{mi_collect, mi_option_set, mi_option_t};
 
 /// `mi_option_purge_delay` of mimalloc 3.
 const PURGE_DELAY: mi_option_t = 15;
@@ -19,5 +19,14 @@ pub fn keep_memory_between_steps() {
     #[allow(unsafe_code)]
     unsafe {
         mi_option_set(PURGE_DELAY, DELAY);
+    }
+}
+
+/// Gives all memory that is free back to the system, before its time.
+pub fn give_memory_back() {
+    // SAFETY: the function looks through the heap of the thread that calls it and what no thread owns, and may be called at any time.
+    #[allow(unsafe_code)]
+    unsafe {
+        mi_collect(true);
     }
 }

@@ -88,7 +88,11 @@ impl Server {
         let options = &shared.options;
         let stop_ids = text.tokenizer.eos_ids().to_vec();
         let defaults = Defaults { reply_tokens: options.reply_tokens, stop_ids };
-        let worker = WorkerOptions { engine: options.engine, adapter_bytes: options.adapter_bytes };
+        let worker = WorkerOptions {
+            engine: options.engine,
+            adapter_bytes: options.adapter_bytes,
+            at_rest: options.at_rest,
+        };
         let first = shared.catalogue.given();
         let worked = work(model, worker, &first, &commands, &shared.counts, || {
             let is_new = shared.text.set(Ready { text, defaults }).is_ok();

@@ -2,7 +2,7 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use reft_models::{ContextLimit, Engine, EngineOptions, Event, Model, Request, Row};
 use tokio::sync::mpsc::error::TrySendError;
@@ -20,7 +20,12 @@ pub(crate) struct WorkerOptions {
     pub(crate) engine: EngineOptions,
     /// Most bytes of adapters that no request uses.
     pub(crate) adapter_bytes: usize,
+    /// Called when there has been nothing to do for [`REST`].
+    pub(crate) at_rest: fn(),
 }
+
+/// After so long without anything to do the worker rests.
+const REST: Duration = Duration::from_secs(1);
 
 /// Does what commands say on this thread, which owns all tensors, until nobody can send any more. It is ready when it has read the first
 /// adapters.
@@ -47,7 +52,11 @@ pub(crate) fn work(
     loop {
         if worker.engine.is_idle() {
             worker.tell_counts();
-            match commands.recv() {
+            let next = commands.recv_timeout(REST).or_else(|_| {
+                (options.at_rest)(); // at its end too, which does no harm
+                commands.recv()
+            });
+            match next {
                 Ok(command) => worker.act_on(command),
                 Err(_) => return Ok(()),
             }
@@ -238,4 +247,45 @@ fn unless_it_panics<T>(act: impl FnOnce() -> T) -> std::result::Result<T, String
 /// Tells a job that it has failed, if anybody listens.
 fn fail(job: &Job, error: ApiError) {
     let _ = job.reply.try_send(Piece { choice: job.choice, what: Err(error) });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+
+    use reft_models::Decoder;
+    use reft_test_support::{Outcome, oracle};
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    static RESTS: AtomicUsize = AtomicUsize::new(0);
+
+    /// It rests once after each time that something was done, and not while there is something to do.
+    #[test]
+    fn a_worker_rests_once_when_nothing_is_left() -> Outcome {
+        let model = Decoder::open(&oracle("tiny_llama"), Kind::Float, Device::Cpu)?;
+        let at_rest = || {
+            RESTS.fetch_add(1, Ordering::Relaxed);
+        };
+        let options = WorkerOptions { engine: EngineOptions::default(), adapter_bytes: 0, at_rest };
+        let (sender, commands) = mpsc::sync_channel(1);
+        let rests = std::thread::spawn(move || -> Vec<usize> {
+            let mut rests = Vec::new();
+            for pause in [REST / 4, REST / 4, 3 * REST, 2 * REST] {
+                std::thread::sleep(pause);
+                rests.push(RESTS.load(Ordering::Relaxed));
+                let nobody = Generation::unread("nobody", PathBuf::new());
+                // if it has ended, the numbers say so
+                let _ = sender.send(Command::Forget(Arc::new(nobody)));
+            }
+            rests
+        });
+        work(&model, options, &[], &commands, &Counts::new()?, || {})?;
+        let rests = rests.join().map_err(|_| "the sender panicked")?;
+        assert_eq!(rests, [0, 0, 1, 2]);
+        Ok(())
+    }
 }
