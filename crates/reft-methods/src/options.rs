@@ -54,7 +54,7 @@ const EVERY: &str = "Method";
 const REFT: &str = "Method: ReFT";
 const MODULES: &str = "Method: LoRA, (IA)³ and others on projections";
 const VIRTUAL: &str = "Method: prefix and prompt";
-const BRANCHES: &str = "Method: RED and bottleneck adapters";
+const BRANCHES: &str = "Method: RED, BREP and bottleneck adapters";
 
 /// Declares options, and the list of them.
 macro_rules! method_options {
@@ -116,8 +116,8 @@ method_options! {
         "Number of virtual tokens";
     ENCODER_HIDDEN_SIZE: "encoder_hidden_size", Count, "N", VIRTUAL, "none", None =>
         "Prefix: inner size of an MLP that makes the prefix while it trains";
-    COMPONENTS: "components", Components, "COMPONENTS", BRANCHES, "mlp_output", None =>
-        "Where in a layer: mlp_output, block_output (RED), attention_output (bottleneck)";
+    COMPONENTS: "components", Components, "COMPONENTS", BRANCHES, "mlp_output; BREP: up_proj", None =>
+        "Where in a layer: mlp_output, block_output (RED), attention_output (bottleneck); BREP: a projection";
     BOTTLENECK_SIZE: "bottleneck_size", Count, "N", BRANCHES, "64", None =>
         "Bottleneck adapters: inner size";
 }

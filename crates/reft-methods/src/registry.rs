@@ -9,9 +9,9 @@ use serde_json::{Map, Value};
 
 use crate::files::adapter_file;
 use crate::files::head_file::{self, HEAD_FILE};
-use crate::methods::bitfit::BITFIT;
-use crate::methods::full::FULL;
 use crate::methods::steering::STEERING;
+use crate::methods::weights::bitfit::BITFIT;
+use crate::methods::weights::full::FULL;
 use crate::options::{MethodOption, MethodOptions, union};
 use crate::{
     ActsOn, AdapterFiles, Error, METHODS, Merging, Method, MethodDeclaration, Result,

@@ -206,7 +206,7 @@ fn options_that_a_method_does_not_have_are_refused_by_flag_and_method() -> Resul
     let dir = tempfile::tempdir()?;
     let (data, output) = (many_rows(dir.path(), 6)?, dir.path().join("run"));
     let model = oracle("tiny_llama");
-    let cases: [(&[&str], &[&str]); 15] = [
+    let cases: [(&[&str], &[&str]); 17] = [
         (
             &["--method", "lora", "--positions", "l1"],
             &["--positions is no option of method lora", "--target-modules", "leave it out"],
@@ -224,6 +224,14 @@ fn options_that_a_method_does_not_have_are_refused_by_flag_and_method() -> Resul
         (&["--method", "lora", "--target-modules", "x_proj"], &["\"x_proj\"", "q_proj"]),
         (&["--method", "lora", "--rank", "0"], &["is 0, expected a positive number"]),
         (&["--method", "red", "--components", "q_proj"], &["component is q_proj", "mlp_output"]),
+        (
+            &["--method", "brep", "--components", "mlp_output"],
+            &["component is mlp_output", "up_proj"],
+        ),
+        (
+            &["--method", "brep", "--max-bias-norm", "0"],
+            &["max-bias-norm is 0", "a number above 0"],
+        ),
         (&["--method", "prompt+prompt"], &["both bring virtual tokens"]),
     ];
     for (flags, says) in cases {

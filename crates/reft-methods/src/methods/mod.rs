@@ -1,17 +1,16 @@
 //! The methods: those beside ReFT, a file each, and the list of all. A new one is a file here, and a line in each of the two lists.
 
-pub(crate) mod bitfit;
 pub(crate) mod bottleneck;
-pub(crate) mod full;
+pub(crate) mod brep;
 pub(crate) mod head_alone;
 pub(crate) mod ia3;
-pub(crate) mod in_weights;
 pub(crate) mod lora;
 pub(crate) mod prefix;
 pub(crate) mod prompt;
 pub(crate) mod red;
 pub(crate) mod road;
 pub(crate) mod steering;
+pub(crate) mod weights;
 
 use crate::MethodDeclaration;
 use crate::reft::declaration as reft;
@@ -32,11 +31,13 @@ pub static METHODS: &[&MethodDeclaration] = &[
     &ia3::IA3,
     &road::ROAD,
     &red::RED,
+    &brep::BREP,
     &steering::STEERING,
     &bottleneck::SERIES,
     &bottleneck::PARALLEL,
-    &full::FULL,
+    &weights::full::FULL,
 ];
 
 /// Methods that need something which not every run has: a model with biases, an objective with a head.
-pub static SPECIAL_METHODS: &[&MethodDeclaration] = &[&bitfit::BITFIT, &head_alone::HEAD_ALONE];
+pub static SPECIAL_METHODS: &[&MethodDeclaration] =
+    &[&weights::bitfit::BITFIT, &head_alone::HEAD_ALONE];

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use reft_models::{
@@ -95,7 +96,8 @@ impl TensorMethod for RedConfig {
     }
 
     fn hooks<'a>(&'a self, table: &'a Table<()>, _: &Layout, _: Mode) -> MadeHooks<'a> {
-        Ok(Box::new(RedHooks(table)))
+        let own = |(site, own): (Site, &[Tensor])| (site, [0, 1].map(|i| own[i].shallow_clone()));
+        Ok(Box::new(ScaleAndShift::new(table.sites().map(own))))
     }
 }
 
@@ -134,17 +136,30 @@ impl BranchMethod for RedConfig {
     }
 }
 
-/// The edits in one forward.
-struct RedHooks<'a>(&'a Table<()>);
+/// Scales and biases in one forward: `l ⊙ h + b` at sites of the residual stream, or of what projections give.
+pub(crate) struct ScaleAndShift(BTreeMap<Site, [Tensor; 2]>);
 
-impl Hooks for RedHooks<'_> {
+impl ScaleAndShift {
+    /// `l` and `b` of some sites, `[d]` each.
+    pub(crate) fn new(sites: impl Iterator<Item = (Site, [Tensor; 2])>) -> Self {
+        Self(sites.collect())
+    }
+
+    fn at(&self, point: HookPoint) -> Option<&[Tensor; 2]> {
+        match point {
+            HookPoint::Residual(site) | HookPoint::Output(site, ..) => self.0.get(&site),
+            _ => None,
+        }
+    }
+}
+
+impl Hooks for ScaleAndShift {
     fn touches(&self, point: HookPoint, _span: &Span) -> bool {
-        matches!(point, HookPoint::Residual(site) if self.0.at(site).is_some())
+        self.at(point).is_some()
     }
 
     fn visit(&mut self, point: HookPoint, h: Tensor, _span: &Span) -> Result<Tensor> {
-        let HookPoint::Residual(site) = point else { return Ok(h) };
-        let Some((_, [scale, bias])) = self.0.at(site) else { return Ok(h) };
+        let Some([scale, bias]) = self.at(point) else { return Ok(h) };
         Ok((&h * scale + bias).to_kind(h.kind())) // l ⊙ h + b [b, t, d]
     }
 }

@@ -1,4 +1,4 @@
-//! RED and bottleneck adapters against plain torch hooks (`tests/oracle/peft_more`), full fine-tuning against transformers.
+//! RED and bottleneck adapters (`tests/oracle/peft_more`) and BREP (`tests/oracle/brep`) against plain torch hooks, full fine-tuning against transformers.
 
 use reft_methods::{ACT_FN, BOTTLENECK_SIZE, COMPONENTS, LAYERS, MethodOptions, numel};
 use reft_models::{AdapterStack, Model, PaddingSide};
@@ -50,6 +50,36 @@ fn red_and_bottleneck_adapters_equal_their_equations_in_torch() -> Outcome {
         let again = logits(&decoder, &again, &examples, PaddingSide::Right)?;
         assert_eq!(difference(&found, &again), 0.0);
 
+        assert_trajectory(name, &decoder, &adapter, &examples, recording)?;
+    }
+    Ok(())
+}
+
+/// Biases within the bound and beyond it: the gradient of one beyond is that of its direction alone.
+#[test]
+fn brep_equals_its_equation_in_torch() -> Outcome {
+    let decoder = tiny_llama()?;
+    let examples = tiny_examples()?;
+    let recordings = json(&path("brep/brep.json"))?;
+    let cases = recordings.as_object().ok_or("cases")?;
+    assert_eq!(cases.len(), 2);
+    for (name, recording) in cases {
+        let options = recording["options"].as_object().ok_or("options")?;
+        let options: MethodOptions = serde_json::from_value(options.clone().into())?;
+        let adapter = new_adapter("brep", &options, &decoder)?;
+        let tensors = tensors(&format!("brep/{name}.safetensors"))?;
+        adapter.load_state(&recorded(&tensors, "init."))?;
+        let found = logits(&decoder, &adapter, &examples, PaddingSide::Right)?;
+        assert_logits(name, &found, &tensors["logits"]);
+        let gradients = recorded(&tensors, "grad.");
+        let gradient = |name: &str| gradients[name].shallow_clone();
+        assert_gradients(name, &decoder, &adapter, &examples, &gradient)?;
+        let dir = tempfile::tempdir()?;
+        adapter.save(dir.path())?;
+        let again = load_adapter(dir.path(), &decoder)?;
+        assert_eq!(again.state(), adapter.state());
+        let again = logits(&decoder, &again, &examples, PaddingSide::Right)?;
+        assert_eq!(difference(&found, &again), 0.0);
         assert_trajectory(name, &decoder, &adapter, &examples, recording)?;
     }
     Ok(())

@@ -57,6 +57,7 @@ fn trainable_parameters_are_those_of_the_formulas() -> Outcome {
         ("prompt", 20 * 64),
         ("ia3", 4 * (32 + 32 + 128)),
         ("red", 4 * 2 * 64),
+        ("brep", 4 * 2 * 128),
         ("series-adapter", 4 * (2 * 64 * 64 + 64 + 64)),
         ("full", 2 * 128 * 64 + 64 + 4 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 128 * 64 + 2 * 64)),
     ];

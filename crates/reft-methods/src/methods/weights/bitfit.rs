@@ -7,7 +7,7 @@ use tch::Tensor;
 
 use crate::files::adapter_file::{self, Shapes};
 use crate::files::own_config::{FORMAT_VERSION, check_version};
-use crate::methods::in_weights::InWeights;
+use crate::methods::weights::in_weights::InWeights;
 use crate::{AdapterFiles, Joining, Merging, Method, MethodDeclaration, MethodOptions, Result};
 
 /// BitFit: every bias of the model is trained, and nothing else.

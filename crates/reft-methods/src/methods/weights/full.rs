@@ -5,7 +5,7 @@ use reft_models::{Adapter, BaseModel, Component, Model, ModelDescription, Traine
 use tch::Tensor;
 
 use crate::files::adapter_file::{self, Shapes};
-use crate::methods::in_weights::InWeights;
+use crate::methods::weights::in_weights::InWeights;
 use crate::{AdapterFiles, Joining, Merging, Method, MethodDeclaration, MethodOptions};
 
 /// Full fine-tuning: every weight of the model is trained.
