@@ -31,6 +31,10 @@ pub struct Stopper(Arc<Shared>);
 
 /// Threads that speak HTTP; tokens are made elsewhere.
 const HTTP_THREADS: usize = 2;
+/// Threads that make tokens of prompts. They stay: one that comes and goes leaves memory behind, which the next one does not find at once.
+const READING_THREADS: usize = 4;
+/// How long a thread stays without work.
+const STAY: Duration = Duration::from_secs(86_400);
 /// Commands beside those that fill the queue: adapters that are loaded and unloaded.
 const OTHER_COMMANDS: usize = 64;
 /// How long those who are told of the end have to hear it.
@@ -59,6 +63,8 @@ impl Server {
         let shared = Arc::new(Shared::new(options, address, catalogue, counts, sender));
         let runtime = Builder::new_multi_thread()
             .worker_threads(HTTP_THREADS)
+            .max_blocking_threads(READING_THREADS)
+            .thread_keep_alive(STAY)
             .thread_name("reft-http")
             .enable_io()
             .enable_time()
