@@ -4,7 +4,7 @@ writes: brep
 python: today
 
     python3 -m venv venv && venv/bin/pip install torch==2.11.0 transformers==5.24.0 safetensors numpy
-    PYTHONHASHSEED=0 venv/bin/python make_brep.py OUT_DIR TESTS_ORACLE_DIR
+    PYTHONHASHSEED=0 venv/bin/python make_brep.py OUT_DIR [TESTS_ORACLE_DIR]
 
 Liang et al. 2025 (arXiv:2511.10707) train a scale l and a bias b of what a projection gives, y <- l*y + b, as LiangThree/BREP has it. The bound is not
 theirs: b min(1, t/|b|) in place of b. Reads tiny_llama and tiny_io.safetensors.
@@ -53,7 +53,8 @@ def save(tensors, file):
 
 def main():
     torch.set_num_threads(1)
-    out, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    out = Path(sys.argv[1])
+    folder = Path(sys.argv[2]) if len(sys.argv) > 2 else out.parent
     out.mkdir(parents=True, exist_ok=True)
     model = LlamaForCausalLM.from_pretrained(folder / "tiny_llama", dtype=torch.float32).eval().requires_grad_(False)
     io = load_file(folder / "tiny_io.safetensors")

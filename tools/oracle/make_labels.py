@@ -2,6 +2,7 @@
 
 writes: labels
 python: trl
+reads: encoders
 
     python3 -m venv venv && venv/bin/pip install torch==2.11.0 transformers==5.24.0 scikit-learn==1.9.1 scipy==1.17.1 numpy
     venv/bin/python make_labels.py OUT_DIR TESTS_ORACLE_DIR

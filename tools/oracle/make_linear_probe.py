@@ -1,7 +1,7 @@
 """Logistic regressions of two sets of hidden states, by scikit-learn: tests/oracle/linear_probe.
 
 writes: linear_probe
-python: today
+python: trl
 
     python3 -m venv venv && venv/bin/pip install scikit-learn==1.9.1 numpy
     PYTHONHASHSEED=0 venv/bin/python make_linear_probe.py OUT_DIR

@@ -3,6 +3,7 @@ tests/oracle/peft_more.
 
 writes: peft_more
 python: reference
+reads: families
 
     python3 -m venv venv && venv/bin/pip install torch==2.11.0 transformers==4.49.0 peft==0.14.0 safetensors numpy
     PYTHONHASHSEED=0 venv/bin/python tools/oracle/make_peft.py tests/oracle/peft_more

@@ -2,6 +2,7 @@
 
 writes: preferences
 python: trl
+reads: closeness
 
     python3 -m venv venv && venv/bin/pip install torch==2.11.0 transformers==5.24.0 peft==0.21.2 trl==1.16.0 safetensors numpy
     PYTHONHASHSEED=0 venv/bin/python make_preferences.py OUT_DIR TESTS_ORACLE_DIR

@@ -30,7 +30,7 @@ SIZE, LAYER = 64, 1
 def main():
     torch.set_num_threads(1)
     torch.manual_seed(64)
-    out = Path(sys.argv[1]) / "reft_square"
+    out = Path(sys.argv[1])
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     model = LlamaForCausalLM.from_pretrained(ORACLE / "tiny_llama", torch_dtype=torch.float32).eval()

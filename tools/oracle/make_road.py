@@ -2,6 +2,7 @@
 
 writes: road
 python: today
+reads: families
 
     python3 -m venv venv && venv/bin/pip install torch==2.11.0 transformers==5.24.0 peft==0.21.2 safetensors numpy
     PYTHONHASHSEED=0 venv/bin/python make_road.py OUT_DIR TESTS_ORACLE_DIR

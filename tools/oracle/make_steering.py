@@ -2,6 +2,7 @@
 
 writes: steering
 python: today
+reads: closeness
 
     python3 -m venv venv && venv/bin/pip install torch==2.11.0 transformers==5.24.0 safetensors numpy
     PYTHONHASHSEED=0 venv/bin/python make_steering.py OUT_DIR TESTS_ORACLE_DIR

@@ -23,22 +23,47 @@ struct Generator {
     writes: String,
     /// The Python that it needs: `reference`, `newer` or `today`.
     python: String,
+    /// The folders of others that it reads, beside what all may read.
+    reads: Vec<String>,
 }
 
 impl Generator {
-    /// Reads the lines `writes: …` and `python: …` of a script's first lines.
+    /// Reads the lines `writes: …`, `python: …` and, if there is one, `reads: …` of a script's first lines.
     fn read(script: &Path, text: &str) -> Result<Self> {
-        let field = |name: &str| {
+        let line = |name: &str| {
             let mut lines = text.lines().take(20);
-            let value = lines.find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(": "));
-            let missing = || format!("{} has no line `{name}: …` at its top", script.display());
-            value.map(str::to_owned).with_context(missing)
+            lines.find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(": "))
         };
-        Ok(Self { script: script.to_owned(), writes: field("writes")?, python: field("python")? })
+        let field = |name: &str| {
+            let missing = || format!("{} has no line `{name}: …` at its top", script.display());
+            line(name).map(str::to_owned).with_context(missing)
+        };
+        let reads = line("reads").into_iter().flat_map(|all| all.split(", ")).map(str::to_owned);
+        Ok(Self {
+            script: script.to_owned(),
+            writes: field("writes")?,
+            python: field("python")?,
+            reads: reads.collect(),
+        })
     }
 }
 
-/// Every generator, the one that makes what others read first.
+/// The generators, each behind those whose folders it reads.
+fn in_order(mut left: Vec<Generator>) -> Result<Vec<Generator>> {
+    let mut ordered: Vec<Generator> = Vec::new();
+    while !left.is_empty() {
+        let is_written = |name: &String| ordered.iter().any(|earlier| earlier.writes == *name);
+        let next = left.iter().position(|generator| generator.reads.iter().all(is_written));
+        let Some(next) = next else {
+            let names: Vec<_> = left.iter().map(|own| own.script.display().to_string()).collect();
+            bail!("{} read what none before them writes", names.join(", "));
+        };
+        ordered.push(left.remove(next));
+    }
+    Ok(ordered)
+}
+
+/// Every generator, the one that makes what all others may read first.
 fn generators(root: &Path) -> Result<Vec<Generator>> {
     let folder = root.join(GENERATORS);
     let mut generators = Vec::new();
@@ -54,7 +79,7 @@ fn generators(root: &Path) -> Result<Vec<Generator>> {
         }
     }
     generators.sort_by_key(|generator| (generator.writes != ".", generator.script.clone()));
-    Ok(generators)
+    in_order(generators)
 }
 
 /// Runs the generators into a folder that is thrown away, and compares what they wrote with `tests/oracle`.
@@ -63,17 +88,18 @@ pub fn check(workspace: &Workspace) -> Result<()> {
     model::ready(workspace)?;
     let environment = python_environment::ready(&workspace::cache_dir()?)?;
     let fresh = tempfile::tempdir().context("cannot create a temporary folder")?;
-    for Generator { script, writes, python } in generators(workspace.root())? {
+    let mut differences = Vec::new();
+    for Generator { script, writes, python, .. } in generators(workspace.root())? {
         eprintln!("running {}", script.display());
         let mut command = environment.python(&python)?;
         command.current_dir(workspace.root()).arg(script).arg(fresh.path().join(&writes));
         if writes == "." {
             command.arg(workspace.model());
         }
-        command::run_as_progress(&mut command)?;
+        // what it did not write differs, too
+        differences.extend(command::run_as_progress(&mut command).err().map(|e| format!("{e:#}")));
     }
     let kept = workspace.root().join(ORACLE);
-    let mut differences = Vec::new();
     let files = files(&kept)?;
     for file in &files {
         differences.extend(difference::of_file(file, &kept, fresh.path())?);
@@ -120,7 +146,7 @@ mod tests {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let generators = generators(&root)?;
         assert_eq!(generators[0].writes, ".");
-        for Generator { script, writes, python } in &generators {
+        for Generator { script, writes, python, .. } in &generators {
             assert!(
                 root.join(ORACLE).join(writes).is_dir(),
                 "{} writes {writes}",
@@ -128,6 +154,22 @@ mod tests {
             );
             assert!(python_environment::NAMES.contains(&python.as_str()), "{python}");
         }
+        for (at, Generator { script, reads, .. }) in generators.iter().enumerate() {
+            let earlier: Vec<&str> =
+                generators[..at].iter().map(|own| own.writes.as_str()).collect();
+            for name in reads {
+                assert!(earlier.contains(&name.as_str()), "{} reads {name}", script.display());
+            }
+        }
+        let places = ["make_classification.py", "make_bitfit.py"]
+            .map(|name| generators.iter().position(|generator| generator.script.ends_with(name)));
+        assert!(places[0].is_some() && places[0] < places[1], "{places:?}");
+        let of_none = "writes: a\npython: today\nreads: b, c\n";
+        let of_none = Generator::read(Path::new("make_a.py"), of_none)?;
+        assert_eq!(of_none.reads, ["b", "c"]);
+        assert!(
+            in_order(vec![of_none]).is_err_and(|error| error.to_string().contains("make_a.py"))
+        );
         let silent = Generator::read(Path::new("make_x.py"), "import torch\n");
         assert!(silent.is_err_and(|error| error.to_string().contains("`writes: …`")));
         Ok(())
