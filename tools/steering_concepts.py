@@ -4,7 +4,7 @@
 
 tale: a book; sums: rows with a question; reviews: text and 1 or 0 for each, praise being 1 against 0; neutral: rows with an output, against which tales
 and sums stand. Writes for each concept
-    positive.txt, negative.txt   96 texts of about 11 words each
+    positive.txt, negative.txt   96 texts of 11 words each (questions of 12)
     texts.jsonl                  the same as {"text", "concept"}
     pairs.jsonl                  the same as {"prompt", "chosen", "rejected"} behind six openings
     judge.jsonl, judge-test.jsonl  400 and 100 other texts as {"text", "label"}: shown or absent
@@ -46,8 +46,9 @@ def main():
     sums = [re.sub(r"\s+", " ", row["question"]) for row in rows(given.sums)]
     sums = [" ".join(text.split(" ")[:WORDS + 1]) for text in sums if text.isascii()]
     reviews = [line.split("\t") for line in Path(given.reviews).read_text().rstrip("\n").split("\n")]
-    of_label = lambda own, least, most: [text for text, label in reviews if label == own and least <= len(text.split()) <= most]
-    praise, blame = of_label("1", 6, 14), of_label("0", 12, 32)
+    # both cut to as many words, so that a judge cannot go by length
+    of_label = lambda own: [" ".join(text.split()[:WORDS]) for text, label in reviews if label == own and len(text.split()) >= WORDS]
+    praise, blame = of_label("1"), of_label("0")
     for texts in (neutral, tale, sums, praise, blame):
         random.shuffle(texts)
     for name, shown, absent, words in (("tale", tale, neutral, 6), ("sums", sums, neutral, 6), ("praise", praise, blame, 4)):

@@ -7,8 +7,9 @@ use crate::Result;
 use crate::files::many_rows;
 use crate::runs::{args, oracle, run};
 
-const RECIPES: [&str; 8] = [
+const RECIPES: [&str; 9] = [
     "arithmetic",
+    "classes",
     "commonsense",
     "composition",
     "emoji",
