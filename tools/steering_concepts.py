@@ -7,7 +7,7 @@ and sums stand. Writes for each concept
     positive.txt, negative.txt   96 texts of 11 words each (questions of 12)
     texts.jsonl                  the same as {"text", "concept"}
     pairs.jsonl                  the same as {"prompt", "chosen", "rejected"} behind six openings
-    judge.jsonl, judge-test.jsonl  400 and 100 other texts as {"text", "label"}: shown or absent
+    judge.jsonl, judge-test.jsonl  1,000 and 200 other texts as {"text", "label"}: shown or absent
     prompts.txt                  24 openings of other texts without the concept
 """
 
@@ -18,7 +18,7 @@ import re
 from pathlib import Path
 
 OPENINGS = ["Here is a text:", "Today", "This is how it begins:", "Then", "The page says:", "I read this:"]
-N, JUDGED, PROMPTS, WORDS = 96, 250, 24, 11
+N, JUDGED, PROMPTS, WORDS = 96, 600, 24, 11
 
 
 def pieces(text):
@@ -64,8 +64,8 @@ def main():
         write(folder / "pairs.jsonl", [pair(i) for i in range(N)])
         judged = [dict(text=text, label="shown") for text in shown[N:N + JUDGED]] + [dict(text=text, label="absent") for text in absent[N:N + JUDGED]]
         random.shuffle(judged)
-        write(folder / "judge.jsonl", judged[:-100])
-        write(folder / "judge-test.jsonl", judged[-100:])
+        write(folder / "judge.jsonl", judged[:-200])
+        write(folder / "judge-test.jsonl", judged[-200:])
         first = N + JUDGED
         write(folder / "prompts.txt", [" ".join(text.split(" ")[:words]) for text in absent[first:first + PROMPTS]])
 

@@ -88,11 +88,15 @@ fn an_adapter_that_is_swapped_under_load_is_wholly_the_old_or_the_new_one() -> R
     served.wait_for_number("reft_adapters_loaded", 3.0)
 }
 
-/// Memory of a process that is its own, in kB.
-fn memory(served: &Served) -> Result<f64> {
+/// Memory of a process that is its own, and that of files which it has mapped, in kB. The system takes and brings pages of files as it likes,
+/// and code that runs for the first time adds some.
+fn memory(served: &Served) -> Result<[f64; 2]> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", served.process.id()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
+    let number = |name: &str| -> Result<f64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).ok_or(name)?;
+        Ok(line.trim().trim_end_matches(" kB").parse()?)
+    };
+    Ok([number("RssAnon:")?, number("RssFile:")?])
 }
 
 /// One of the things that clients do, in turn: replies whole and streamed, of base and adapters, long and short; adapters that are swapped;
@@ -133,7 +137,7 @@ fn memory_stays_what_it_was() -> Result {
     load(&served, "both", "first")?;
     let next = AtomicUsize::new(0);
     // measured where nothing is in flight: what a batch takes is not what stays
-    let memory_after = |time: Duration| -> Result<f64> {
+    let memory_after = |time: Duration| -> Result<[f64; 2]> {
         let since = Instant::now();
         let ask = || -> std::result::Result<(), String> {
             while since.elapsed() < time {
@@ -153,13 +157,13 @@ fn memory_stays_what_it_was() -> Result {
         std::thread::sleep(Duration::from_secs(2)); // the allocator gives back what is free
         memory(&served)
     };
-    let before = memory_after(warm)?;
+    let [before, files] = memory_after(warm)?;
     let (first, asked) = (warm.as_secs_f64() / 60.0, next.load(Ordering::Relaxed));
-    eprintln!("after {first:.1} minutes and {asked} requests: {before} kB");
-    let after = memory_after(whole - warm)?;
+    eprintln!("after {first:.1} minutes and {asked} requests: {before} kB, of files {files}");
+    let [after, files] = memory_after(whole - warm)?;
     let growth = 100.0 * (after / before - 1.0);
     eprintln!(
-        "after {minutes} minutes and {} requests: {after} kB, {growth:+.2} %",
+        "after {minutes} minutes and {} requests: {after} kB, {growth:+.2} %, of files {files}",
         next.load(Ordering::Relaxed)
     );
     served.wait_for_number("reft_requests_in_flight", 0.0)?;

@@ -36,12 +36,17 @@ pub static REFT_R1: ObjectiveDeclaration = ObjectiveDeclaration {
 /// AxBench sums the second part over a batch, so its weight is `λ` divided by the batch size. `v` has length 1 when a step is taken, and
 /// its gradient no part along it. Several sites have a direction each; each reads what the ones below have left.
 ///
+/// A start on whose side no token lies has no latent above 0 and so no gradient, and AxBench's formula leaves it where it is. Here it is
+/// turned round after the first step.
+///
 /// The forward is the objective's own: every step computes all of it, and activations are kept until the backward.
 #[derive(Debug)]
 struct ReftR1 {
     directions: BTreeMap<Site, Tensor>, // [d] each
     top_k: usize,
     share: Cell<f64>,
+    /// From a run's first step until every direction has had a gradient.
+    is_start: Cell<bool>,
     terms: [Term; 3],
 }
 
@@ -54,7 +59,8 @@ impl ReftR1 {
             Term { name: "latents", weight },
             Term::measured("detection"),
         ];
-        Self { directions, top_k: options.top_k.unwrap_or(8), share: Cell::new(0.0), terms }
+        let (share, is_start) = (Cell::new(0.0), Cell::new(false));
+        Self { directions, top_k: options.top_k.unwrap_or(8), share, is_start, terms }
     }
 }
 
@@ -116,18 +122,27 @@ impl Objective for ReftR1 {
 
     fn progress(&self, share: f64) {
         self.share.set(share);
+        self.is_start.set(self.is_start.get() || share == 0.0);
     }
 
+    /// The gradient is that of all processes, so that all of them turn a direction round or none does.
     fn before_step(&self) {
         let _guard = tch::no_grad_guard();
+        let mut is_start = false;
         for v in self.directions.values() {
             let mut v = v.shallow_clone();
             _ = v.g_div_(&(v.norm() + f64::from(f32::EPSILON)));
             let mut gradient = v.grad();
-            if gradient.defined() {
-                gradient -= gradient.dot(&v) * &v;
+            if !gradient.defined() {
+                continue;
             }
+            if self.is_start.get() && gradient.count_nonzero(None).int64_value(&[]) == 0 {
+                _ = v.neg_();
+                is_start = true;
+            }
+            gradient -= gradient.dot(&v) * &v;
         }
+        self.is_start.set(is_start);
     }
 
     /// All tokens: each has a latent.

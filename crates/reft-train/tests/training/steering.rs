@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use reft_methods::{SteeringEdit, load_trainable_adapters, steering_adapter};
 use reft_models::{
-    Adapter, AdapterStack, Component, Decoder, Dose, Layout, Mode, Model, PaddingSide,
+    Adapter, AdapterStack, Component, Decoder, Dose, Layout, Mode, Model, PaddingSide, Place, Site,
+    TokenAt, collect,
 };
 use reft_test_support::{oracle_text, tensors};
 use reft_train::{
@@ -122,6 +123,60 @@ fn losses_gradients_and_steps_are_the_authors() -> TestResult {
 }
 
 /// Each reply draws a factor for itself in training; what is held out is measured at the mean of all.
+/// ReFT-r1 from the other side of the relu, where no token has a latent above 0.
+#[test]
+fn a_direction_that_detects_nothing_is_turned_round() -> TestResult {
+    let _alone = alone();
+    let decoder = decoder(Kind::Float)?;
+    let oracle: Value = serde_json::from_str(&oracle_text("steering/steering.json")?)?;
+    let case = &oracle["cases"]["r1"];
+    let options = options(case)?;
+    let train = options.objective.examples(&texts(&oracle)?, &ENCODING, None)?;
+    let (n, dataset) = (train.len(), Dataset { train, validation: Vec::new() });
+    let layer = ids(&case["layers"])?[0];
+    let rows: Vec<_> = dataset.train.iter().map(|text| text.row().clone()).collect();
+    let tokens = rows
+        .iter()
+        .enumerate()
+        .flat_map(|(row, own)| (0..own.input_ids.len()).map(move |token| TokenAt { row, token }));
+    let place = Place::whole(Site { layer: layer as usize, component: Component::BlockOutput });
+    let wanted = vec![(place, tokens.collect())];
+    let layout = Layout::new(rows, PaddingSide::Right)?;
+    let hidden = collect(&decoder, &AdapterStack::EMPTY, &layout, wanted)?.remove(0); // [m, d]
+    // of which all have the product -1
+    let away = -hidden.pinverse(1e-6).sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
+    assert!(hidden.matmul(&away).max().double_value(&[]) < 0.0, "some token lies on its side");
+    let start = format!("init.layers.{layer}.block_output.direction");
+    let start = BTreeMap::from([(start, away.shallow_clone())]);
+    let adapters = vec![steering(&decoder, &start, case)?];
+    let run = ingredients(&options, &adapters, &[])?;
+    let objective = (options.objective.build)(&run)?;
+    let learner = Learner::new(&decoder, &run.stack, &*objective);
+    let config = TrainConfig {
+        epochs: Some(4),
+        batch_size: n,
+        lr: 0.02,
+        max_grad_norm: 0.0,
+        shuffle: Shuffle::None,
+        ..TrainConfig::default()
+    };
+    let mut trainer = Trainer::new(&learner, &dataset, config)?;
+    let mut losses = Vec::new();
+    for step in 0..4 {
+        let batches = trainer.micro_batches(step)?;
+        let Step::Taken(stats) = trainer.step(&batches)? else { panic!("overflow") };
+        losses.push(stats.terms["next-token"]);
+        let direction = learner.parameters()[0].tensor.detach();
+        let along = (&direction / direction.norm()).dot(&(&away / away.norm())).double_value(&[]);
+        match step {
+            0 => assert!((along + 1.0).abs() < 1e-5, "it is not turned round: {along}"),
+            _ => assert!(along < -0.5, "step {step}: it is turned back: {along}"),
+        }
+    }
+    assert!((losses[1] - losses[0]).abs() > 1e-3, "it has no part in the loss: {losses:?}");
+    Ok(())
+}
+
 #[test]
 fn every_reply_draws_a_factor() -> TestResult {
     let _alone = alone();
