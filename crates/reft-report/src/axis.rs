@@ -15,9 +15,9 @@ impl Axis {
     pub(crate) fn linear(values: impl IntoIterator<Item = f64>, ends: (f64, f64)) -> Self {
         let (low, high) = range(values);
         let margin = if high > low { 0.08 * (high - low) } else { 0.05 * high.abs().max(1e-6) };
-        let step = step_of(high - low + 2.0 * margin);
-        let bottom = ((low - margin) / step).floor() * step;
-        let low = if low >= 0.0 { bottom.max(0.0) } else { bottom }; // no room below what cannot be
+        let least = if low >= 0.0 { (low - margin).max(0.0) } else { low - margin }; // no room below what cannot be
+        let step = step_of(high + margin - least);
+        let low = (least / step).floor() * step;
         let high = ((high + margin) / step).ceil() * step;
         Self { low, high, is_log: false, ends }
     }
@@ -104,12 +104,17 @@ fn range(values: impl IntoIterator<Item = f64>) -> (f64, f64) {
     if low > high { (0.0, 1.0) } else { (low, high) }
 }
 
-/// 1, 2 or 5 times a power of ten, so that a width has about five of them.
+/// 1, 2 or 5 times a power of ten, the nearest of them of which a width has five.
 fn step_of(width: f64) -> f64 {
     let rough = width.max(1e-12) / 5.0;
     let power = 10f64.powf(rough.log10().floor());
-    let digit = [1.0, 2.0, 5.0, 10.0].into_iter().find(|digit| digit * power >= rough * 0.999);
-    digit.unwrap_or(10.0) * power
+    let digit = match rough / power {
+        ..1.414 => 1.0, // the root of 1 · 2, and so on
+        ..3.162 => 2.0,
+        ..7.071 => 5.0,
+        _ => 10.0,
+    };
+    digit * power
 }
 
 #[cfg(test)]
@@ -123,6 +128,9 @@ mod tests {
         assert!(ticks.len() >= 4 && ticks.len() <= 8, "{ticks:?}");
         assert!(axis.place(0.52) > 0.0 && axis.place(0.93) < 100.0);
         assert_eq!(axis.place(ticks[0]).round(), 0.0);
+        let shares = Axis::linear([0.04, 0.99], (0.0, 100.0));
+        assert_eq!(shares.ticks().len(), 7); // 0.0 to 1.2
+        assert!(shares.place(0.99) > 80.0, "{shares:?}");
     }
 
     #[test]

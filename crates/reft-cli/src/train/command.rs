@@ -23,7 +23,7 @@ use crate::terminal::{
 };
 use crate::train::card::Card;
 use crate::train::config_file;
-use crate::train::defaults::{with_length, with_rate, with_validation};
+use crate::train::defaults::{say_what_suits_classes, with_length, with_rate, with_validation};
 use crate::train::directory::{self, TrainDirectory};
 use crate::train::first_example;
 use crate::train::head::{self, TrainHead};
@@ -149,6 +149,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         dataset.validation = examples_of(&records, file)?;
     }
     (kind.check)(&dataset.train)?;
+    say_what_suits_classes(&given, &dataset.train);
     let asked = [
         ("patience", config.patience.map(|patience| patience.to_string())),
         ("best", config.best.map(|metric| metric.to_string())),

@@ -1,10 +1,11 @@
 //! What a run does where nothing is said: by the number of examples. docs/guide.md has the measurements.
 
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
 use anyhow::Result;
 use reft_methods::declarations;
-use reft_train::TrainConfig;
+use reft_train::{Example, TrainConfig};
 use toml::Table;
 
 use crate::terminal::note;
@@ -65,6 +66,39 @@ pub fn with_rate(config: TrainConfig, given: &Table, methods: &str) -> Result<Tr
     Ok(TrainConfig { lr: usual, ..config })
 }
 
+/// Examples from which on classes are worth another method than the default, and most of them that are taken for classes.
+const ENOUGH_OF_CLASSES: usize = 900;
+const MOST_CLASSES: usize = 20;
+/// What says how a method edits: with one of them the default is not meant.
+const OF_METHODS: [&str; 7] =
+    ["method", "layers", "component", "positions", "rank", "init_adapter", "objective"];
+
+/// Says what tells classes apart better than the default method, where the replies are a few words that come again and again.
+pub fn say_what_suits_classes(given: &Table, examples: &[Example]) {
+    let is_default = OF_METHODS.iter().all(|name| !given.contains_key(*name));
+    if let (true, Some(classes)) = (is_default, classes_of(examples)) {
+        note(format!(
+            "{} examples have {classes} different replies, as classes do: --component mlp_output --rank 64 --positions all --rotation-lr-factor 0.1 --lr 4e-4 --batch-size 16 --epochs 3 tells them apart better and takes several times as long (docs/guide.md)",
+            examples.len()
+        ));
+    }
+}
+
+/// The number of different replies, if they are so few for so many examples that they are classes.
+fn classes_of(examples: &[Example]) -> Option<usize> {
+    if examples.len() < ENOUGH_OF_CLASSES {
+        return None;
+    }
+    let mut replies = BTreeSet::new();
+    for row in examples.iter().map(Example::row) {
+        replies.insert(&row.input_ids[row.prompt_length..]);
+        if replies.len() > MOST_CLASSES {
+            return None;
+        }
+    }
+    Some(replies.len()).filter(|classes| *classes > 1)
+}
+
 /// Epochs of so many steps each.
 fn epochs_of(steps: usize) -> usize {
     let steps = steps.max(1);
@@ -74,6 +108,8 @@ fn epochs_of(steps: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use reft_models::Row;
+
     use super::*;
 
     #[test]
@@ -83,6 +119,23 @@ mod tests {
         {
             assert_eq!(epochs_of(steps), epochs, "{steps} steps an epoch");
         }
+    }
+
+    #[test]
+    fn few_replies_of_many_examples_are_classes() {
+        let example = |i: i64, classes: i64| {
+            let ids = vec![i, 7, 90 + i % classes, 3];
+            let row = Row { input_ids: ids.clone(), prompt_length: 2, ..Row::default() };
+            Example::of(i.to_string(), row, ids)
+        };
+        let classes = |n: i64, classes: i64| {
+            classes_of(&(0..n).map(|i| example(i, classes)).collect::<Vec<_>>())
+        };
+        assert_eq!(classes(1000, 6), Some(6));
+        assert_eq!(classes(1000, 20), Some(20));
+        assert_eq!(classes(1000, 21), None); // replies, not classes
+        assert_eq!(classes(899, 6), None); // too few to be worth it
+        assert_eq!(classes(1000, 1), None); // nothing to tell apart
     }
 
     #[test]
