@@ -54,7 +54,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let case = TimingCase { method: args.method.clone(), ..floor };
     case.check(&shape).map_err(in_flags)?;
     let machine = &args.step.machine.0;
-    let device = machine.device.resolve()?;
+    let device = machine.device.one()?;
     machine.set_up()?;
     let memory = args.memory.map(|size| size.as_u64()).or(Machine::here(device).memory_bytes);
     let memory = memory.context("the system does not tell its memory; give --memory")?;

@@ -13,7 +13,7 @@ use reft_train::{
 use serde_json::{Map, json};
 use toml::Table;
 
-use crate::machine::{DeviceChoice, KindChoice, MachineOptions};
+use crate::machine::{Devices, KindChoice, MachineOptions};
 use crate::model::{
     FileRows, Framing, ModelText, adapter_directory, model_name, open_config, open_decoder,
 };
@@ -84,7 +84,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let run: RunOptions = part(&given)?;
     processes.check(run.processes)?;
     let machine: MachineOptions = part(&given)?;
-    let machine = MachineOptions { device: processes.device(machine.device), ..machine };
+    let machine = MachineOptions { device: processes.devices(machine.device)?, ..machine };
     let model = needed(&run.model, "model")?;
     let (data, output) = (needed(&run.data, "data")?, needed(&run.output, "output")?);
     let config = run.train_config(&given)?;
@@ -196,7 +196,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let objective = keeping.as_ref().map_or(task, |keeping| keeping);
     let learner = Learner::new(&decoder, &AdapterStack::of_boxed(&adapters)?, objective);
 
-    let device = DeviceChoice::of(decoder.device());
+    let device = Devices::of(decoder.placement().devices());
     let machine = MachineOptions { device, threads: Some(threads), ..machine };
     let of_rows = [table(&columns)?, table(&turns)?, table(&chat)?];
     let watch: WatchOptions = part(&given)?;
@@ -330,7 +330,7 @@ fn with_kind(mut given: Table, saved: Option<&Table>) -> Result<Table> {
         let own = saved.map(part::<MachineOptions>).transpose()?.map(|machine| machine.kind);
         let kind = match own {
             Some(own) => own,
-            None => KindChoice::Is(machine.kind.resolve(machine.device.resolve()?)),
+            None => KindChoice::Is(machine.kind.resolve(&machine.device.resolve()?)),
         };
         given.insert("kind".to_owned(), kind.to_string().into());
     }

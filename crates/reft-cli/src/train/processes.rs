@@ -10,7 +10,7 @@ use reft_models::AdapterStack;
 use reft_train::{Objective, Silent, Trainer};
 use toml::Table;
 
-use crate::machine::DeviceChoice;
+use crate::machine::Devices;
 use crate::terminal::{INTERRUPTED, Told, note, on_signal, say_nothing};
 
 /// Options that processes of one run may differ in: where a process computes and where it keeps what, not what.
@@ -72,10 +72,17 @@ impl Processes {
         }
     }
 
-    /// The device of this process: of several processes on a machine each takes a GPU of its own, as far as there are as many.
-    pub fn device(&self, asked: DeviceChoice) -> DeviceChoice {
-        let number = self.0.as_ref().and_then(|place| place.local_rank);
-        number.map_or(asked, |number| asked.of_process(number))
+    /// The devices of this process: of several processes on a machine each takes a GPU of its own, as far as there are as many, or as many of those
+    /// that are named as each of the others.
+    ///
+    /// # Errors
+    /// If those that are named cannot be shared out.
+    pub fn devices(&self, asked: Devices) -> Result<Devices> {
+        let Some(place) = &self.0 else { return Ok(asked) };
+        match place.local_rank {
+            Some(number) => asked.of_process(number, place.here),
+            None => Ok(asked),
+        }
     }
 
     /// Whether this process does what is done once.
