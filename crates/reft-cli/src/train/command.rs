@@ -3,6 +3,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use reft_bench::Error;
+use reft_distributed::Reduction;
 use reft_methods::{adapter_bytes, trained_text};
 use reft_models::{AdapterStack, ChatOptions, DirectoryLock, Model, TrainedText, weights_digest};
 use reft_train::{
@@ -69,14 +70,18 @@ pub struct TrainArgs {
 /// Runs the command.
 pub fn run(args: &TrainArgs) -> Result<()> {
     let asked = asked(args)?;
-    let processes = Processes::find()?;
-    if !processes.were_launched() {
+    let mut group = Processes::find()?;
+    if !group.were_launched() {
         let (given, _) = with_saved(args, asked.clone())?;
-        let world = part::<RunOptions>(&given)?.processes;
-        if let Some(world) = world.filter(|world| *world > 1) {
+        let RunOptions { processes, reduce, .. } = part(&given)?;
+        if let Some(world) = processes.filter(|n| *n > 1) {
             return launch(world, given.contains_key("threads"));
         }
+        if reduce == Reduction::Nccl {
+            group = Processes::alone()?;
+        }
     }
+    let processes = group;
     // from the first look into the directory to the end it is this run's
     let _lock = if processes.is_first() { locked(&asked)? } else { None };
     let (given, saved) = with_saved(args, asked)?;
@@ -214,7 +219,8 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     }
     let contents = [("the data", dataset.digest()), ("the model's weights", digest)];
     let stack = AdapterStack::of_boxed(&adapters)?;
-    let group = processes.join(&resolved, contents, &stack, objective)?;
+    let sums = (run.reduce, decoder.device());
+    let group = processes.join(&resolved, contents, (&stack, objective), sums)?;
     let mut trainer = Trainer::new(&learner, &dataset, config)?;
     if let Some(replay) = &replay {
         trainer = trainer.replaying(replay, objective_options.replay_batch_size)?;

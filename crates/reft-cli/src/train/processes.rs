@@ -5,9 +5,10 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, bail};
-use reft_distributed::{Ended, Launch, Place, ProcessGroup};
+use reft_distributed::{Ended, Launch, Place, ProcessGroup, Reduction};
 use reft_models::AdapterStack;
 use reft_train::{Objective, Silent, Trainer};
+use tch::Device;
 use toml::Table;
 
 use crate::machine::Devices;
@@ -41,6 +42,14 @@ impl Processes {
             say_nothing();
         }
         Ok(found)
+    }
+
+    /// One process that shares its steps with nobody, by the means of several.
+    ///
+    /// # Errors
+    /// If the environment has a time limit that is none.
+    pub fn alone() -> Result<Self> {
+        Ok(Self(Some(Place::alone()?)))
     }
 
     /// Whether a launcher has started this process as one of several.
@@ -99,8 +108,8 @@ impl Processes {
         &self,
         options: &Table,
         contents: [(&'static str, String); 2],
-        adapters: &AdapterStack,
-        objective: &dyn Objective,
+        (adapters, objective): (&AdapterStack, &dyn Objective),
+        (reduce, device): (Reduction, Device),
     ) -> Result<Option<ProcessGroup>> {
         let Some(place) = &self.0 else { return Ok(None) };
         let options = options.iter().filter(|(name, _)| !OWN.contains(&name.as_str()));
@@ -108,6 +117,10 @@ impl Processes {
             options.map(|(name, value)| (name.as_str(), value.to_string())).collect();
         let facts: Vec<(&str, String)> = named.into_iter().chain(contents).collect();
         let group = ProcessGroup::join(place, &facts)?;
+        let sums = group.connect_gpus(reduce, device)?;
+        if device.is_cuda() {
+            note(format!("gradients of the processes are summed by {sums}"));
+        }
         let mut start = adapters.state();
         for tensor in start.values_mut() {
             group.broadcast(std::slice::from_mut(tensor))?; // one by one: of full fine-tuning they are the model
