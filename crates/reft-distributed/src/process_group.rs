@@ -152,7 +152,7 @@ impl ProcessGroup {
     /// # Errors
     /// [`Error::Lost`]; [`Error::Disagreement`] if another process is elsewhere.
     pub fn barrier(&self) -> Result<()> {
-        self.check_alike("barrier", &[])
+        self.check_alike("barrier", &[]).map(drop)
     }
 
     fn share_out(
@@ -167,65 +167,39 @@ impl ProcessGroup {
         {
             return Err(Error::Kind { found: format!("{:?}", other.kind()) });
         }
-        self.check_alike(name, tensors)?;
-        let gpu = self.gpus.device();
+        let on_a_gpu = self.check_alike(name, tensors)?;
+        // all of it goes one way: processes may have the parts of a model on other devices
+        let gpu = self.gpus.device().filter(|_| on_a_gpu);
         for (kind, _, travels) in KINDS {
-            let of_kind = tensors.iter_mut().filter(|t| t.kind() == kind && t.numel() > 0);
-            // NCCL takes what is on a GPU of its own accord, on whichever one of a model in parts
-            let (of_gpus, of_host): (Vec<&mut Tensor>, Vec<&mut Tensor>) =
-                of_kind.partition(|t| gpu.is_some() && t.device().is_cuda());
-            if let Some(gpu) = gpu {
-                self.in_one_message(of_gpus, (travels, gpu), |bucket| {
-                    let limit = self.place.time_limit;
+            let own = tensors.iter_mut().filter(|t| t.kind() == kind && t.numel() > 0).collect();
+            match gpu {
+                Some(gpu) => in_one_message(own, (travels, gpu), |bucket| {
                     let shared = |gpus: &Communicator| on_gpus(gpus, bucket);
+                    let limit = self.place.time_limit;
                     self.said(self.gpus.share_out(&self.keeper, limit, shared))
-                })?;
+                })?,
+                None => in_one_message(own, (travels, Device::Cpu), |bucket| {
+                    self.with_group(|group| on_host(group, bucket))
+                })?,
             }
-            self.in_one_message(of_host, (travels, Device::Cpu), |bucket| {
-                self.with_group(|group| on_host(group, bucket))
-            })?;
         }
         Ok(())
     }
 
-    /// Shares tensors in one message of a kind, from a device.
-    fn in_one_message(
-        &self,
-        tensors: Vec<&mut Tensor>,
-        (travels, device): (Kind, Device),
-        share_out: impl FnOnce(&mut Tensor) -> Result<()>,
-    ) -> Result<()> {
-        if tensors.is_empty() {
-            return Ok(());
-        }
-        let own = tensors[0].device();
-        let is_together = tensors.iter().all(|t| t.device() == own);
-        let flat = |t: &&mut Tensor| {
-            let flat = t.detach().reshape([-1]);
-            if is_together { flat } else { flat.to_device(device) }
-        };
-        let flat: Vec<Tensor> = tensors.iter().map(flat).collect();
-        let mut bucket = Tensor::cat(&flat, 0).to_kind(travels).to_device(device).contiguous();
-        share_out(&mut bucket)?;
-        let sizes: Vec<i64> = flat.iter().map(|t| t.numel() as i64).collect();
-        for (tensor, part) in tensors.into_iter().zip(bucket.split_with_sizes(&sizes, 0)) {
-            no_grad(|| tensor.copy_(&part.view_as(tensor)));
-        }
-        Ok(())
-    }
-
-    /// Checks that every process is about to do the same. Gloo ends a process whose message has another size than was expected.
-    fn check_alike(&self, name: &str, tensors: &[Tensor]) -> Result<()> {
+    /// Checks that every process is about to do the same. Gloo ends a process whose message has another size than was expected. Whether a process has
+    /// some of the tensors on a GPU.
+    fn check_alike(&self, name: &str, tensors: &[Tensor]) -> Result<bool> {
         let shapes: Vec<String> = tensors.iter().map(describe).collect();
         let operation = format!("{name} of {} tensors: {}", tensors.len(), shapes.join(", "));
         let number = self.operations.replace(self.operations.get() + 1);
         let hash = Sha256::digest(format!("{number} {operation}"));
         let own = hash.iter().take(7).fold(0i64, |all, byte| all << 8 | i64::from(*byte));
-        let mut ends = Tensor::from_slice(&[own, -own]);
+        let on_a_gpu = tensors.iter().any(|t| t.device().is_cuda());
+        let mut ends = Tensor::from_slice(&[own, -own, on_a_gpu.into()]);
         self.with_group(|group| group.largest(&mut ends))?;
         // The largest, and the smallest with its sign turned, are both one's own for all or for none.
         if ends.int64_value(&[0]) == own && ends.int64_value(&[1]) == -own {
-            return Ok(());
+            return Ok(ends.int64_value(&[2]) > 0);
         }
         let what = "what they share";
         self.compare(&format!("operation {number}"), [(what.to_owned(), operation)])?;
@@ -330,6 +304,31 @@ fn reachable(address: &str, port: u16, limit: Duration) -> Result<(), String> {
             Err(_) => thread::sleep(RETRY),
         }
     }
+}
+
+/// Shares tensors in one message of a kind, from a device.
+fn in_one_message(
+    tensors: Vec<&mut Tensor>,
+    (travels, device): (Kind, Device),
+    share_out: impl FnOnce(&mut Tensor) -> Result<()>,
+) -> Result<()> {
+    if tensors.is_empty() {
+        return Ok(());
+    }
+    let own = tensors[0].device();
+    let is_together = tensors.iter().all(|t| t.device() == own);
+    let flat = |t: &&mut Tensor| {
+        let flat = t.detach().reshape([-1]);
+        if is_together { flat } else { flat.to_device(device) }
+    };
+    let flat: Vec<Tensor> = tensors.iter().map(flat).collect();
+    let mut bucket = Tensor::cat(&flat, 0).to_kind(travels).to_device(device).contiguous();
+    share_out(&mut bucket)?;
+    let sizes: Vec<i64> = flat.iter().map(|t| t.numel() as i64).collect();
+    for (tensor, part) in tensors.into_iter().zip(bucket.split_with_sizes(&sizes, 0)) {
+        no_grad(|| tensor.copy_(&part.view_as(tensor)));
+    }
+    Ok(())
 }
 
 /// "f32 [2, 3]".
