@@ -661,7 +661,9 @@ fn edits_of_rows_are_computed_together_as_each_alone() -> Outcome {
 #[test]
 fn a_model_in_parts_answers_with_the_same_bits() -> Outcome {
     let arrival = |i: usize| {
-        let common = (0..20i64).map(|t| 3 + t * 7 % 110).filter(|_| i.is_multiple_of(2));
+        // each stack begins so once: the plain model finds what it has computed before
+        let begins_so = i.is_multiple_of(2) == (i < STACKS.len());
+        let common = (0..20i64).map(|t| 3 + t * 7 % 110).filter(|_| begins_so);
         let prompt = common.chain((0..4 + i as i64 % 5).map(|t| 3 + (t * 11 + i as i64) % 100));
         let (step, stack) = (i / 4, i % STACKS.len());
         Arrival { step, prompt: prompt.collect(), stack, new_tokens: 3 + i % 5, given_up: None }
