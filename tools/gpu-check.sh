@@ -5,7 +5,7 @@
 #
 # It is run in a checkout, of which it reads tests/oracle, recipes and tools/rivals, and needs python3 without any package. It prints a
 # table last, ends inside nine minutes, and exits with 1 if a check failed or there was no time left for it. What a machine lacks (the demo
-# model, compute-sanitizer, a python3 with pyreft) is skipped and said so. What it does not check: derivatives and interchange
+# model, compute-sanitizer, a python3 with pyreft, NCCL on a CPU) is skipped and said so. What it does not check: derivatives and interchange
 # interventions have oracles that only the tests read, which run on a CPU; here ten steps of training stand for the derivatives.
 #
 #     REFT    the binary                                  [target/debug/reft]
@@ -143,6 +143,13 @@ PYTHON
 # losses FILE: what metrics.jsonl has of every step
 losses() { python3 -c 'import json, sys; print(*[json.loads(l)["loss"] for l in open(sys.argv[1]) if "grad_norm" in l])' "$1"; }
 
+# apart NAME OTHER: how far the losses of ten steps of two runs are apart; inf if they are not ten
+apart() {
+    # shellcheck disable=SC2046
+    python3 -c 'import sys; v = list(map(float, sys.argv[1:])); n = len(v) // 2; print(f"{max(abs(a - b) for a, b in zip(v[:n], v[n:])):.2e}" if n == 10 else "inf")' \
+        $(losses "$WORK/run-$1/metrics.jsonl") $(losses "$WORK/run-$2/metrics.jsonl")
+}
+
 check_devices() {
     if ! timed 120 "$REFT" devices --json; then
         report "reft devices" fail "$(why $RC)"
@@ -245,15 +252,124 @@ check_trajectories() {
                 return
             fi
         done
-        # shellcheck disable=SC2046
-        found=$(python3 -c 'import sys; v = list(map(float, sys.argv[1:])); n = len(v) // 2; print(f"{max(abs(a - b) for a, b in zip(v[:n], v[n:])):.2e}" if n == 10 else "inf")' \
-            $(losses "$WORK/run-$method-cpu/metrics.jsonl") $(losses "$WORK/run-$method-there/metrics.jsonl"))
+        found=$(apart "$method-cpu" "$method-there")
         worst=$(python3 -c 'import sys; print(max(sys.argv[1:], key=float))' "$worst" "$found")
     done
     if at_most "$worst" 1e-4; then
         report "10 steps as on the CPU" pass "${#methods[@]} methods, and frozen work kept in a file; losses off by $worst at most"
     else
         report "10 steps as on the CPU" fail "losses are off by $worst, allowed 1e-4"
+    fi
+}
+
+# A model in parts, on one device twice and on the device and the CPU: losses of ten steps and greedy replies are those of one device
+check_split() {
+    local method side worst=0 found rc place input="$WORK/tiny.jsonl"
+    local methods=(loreft lora prefix full) parts="$DEVICE,$DEVICE" beside="$DEVICE,cpu"
+    split() {
+        start "$1" "$REFT" train --model $ORACLE/tiny_llama --data "$input" --output "$WORK/run-$1" --max-steps 10 --batch-size 3 --lr 5e-3 \
+            --threads 1 "${@:2}"
+    }
+    for method in "${methods[@]}"; do
+        split "one-$method" --method "$method" --device "$DEVICE"
+        split "parts-$method" --method "$method" --device "$parts"
+        split "beside-$method" --method "$method" --device "$beside"
+    done
+    split blocks-loreft --device "$beside" --checkpoint-activations
+    split swapped-loreft --device "cpu,$DEVICE,cpu" --no-reuse
+    wait
+    for method in "${methods[@]}"; do
+        for side in one parts beside blocks swapped; do
+            [ -e "$WORK/$side-$method.rc" ] || continue
+            rc=$(cat "$WORK/$side-$method.rc")
+            if [ "$rc" -ne 0 ]; then
+                report "10 steps in parts" fail "$side, $method: $(why "$rc" "$WORK/$side-$method.err")"
+                return
+            fi
+            found=$(apart "one-$method" "$side-$method")
+            worst=$(python3 -c 'import sys; print(max(sys.argv[1:], key=float))' "$worst" "$found")
+        done
+    done
+    if at_most "$worst" 1e-4; then
+        report "10 steps in parts" pass "${#methods[@]} methods on $parts and $beside; losses off by $worst at most"
+    else
+        report "10 steps in parts" fail "losses are off by $worst, allowed 1e-4"
+    fi
+    for place in "$DEVICE" "$parts" "$beside"; do
+        start "replies-$place" "$REFT" generate --model $ORACLE/tiny_llama --adapter "$WORK/run-one-lora" --input "$input" --kind f32 \
+            --max-new-tokens 24 --json --device "$place"
+    done
+    wait
+    for place in "$parts" "$beside"; do
+        if ! python3 -c 'import json, sys; a, b = ([r["ids"] for r in json.load(open(f))["rows"]] for f in sys.argv[1:]); sys.exit(a != b or not a)' \
+            "$WORK/replies-$DEVICE.out" "$WORK/replies-$place.out" 2>"$WORK/err"; then
+            report "greedy replies in parts" fail "$place: $(why "$(cat "$WORK/replies-$place.rc")" "$WORK/replies-$place.err")"
+            return
+        fi
+    done
+    report "greedy replies in parts" pass "$(wc -l <"$input") rows on $parts and $beside, tokens alike"
+}
+
+# One process that sums with itself by NCCL has the losses of one that does not
+check_nccl() {
+    if [ "$DEVICE" = cpu ]; then
+        report "NCCL with one process" skip "it sums on a GPU"
+        return
+    fi
+    local side rc found
+    for side in alone nccl; do
+        set --
+        [ $side = nccl ] && set -- --processes 1 --reduce nccl
+        start $side "$REFT" train --model $ORACLE/tiny_llama --data "$WORK/tiny.jsonl" --output "$WORK/run-$side" --max-steps 10 --batch-size 3 \
+            --lr 5e-3 --threads 1 --device "$DEVICE" "$@"
+        wait
+        rc=$(cat "$WORK/$side.rc")
+        if [ "$rc" -ne 0 ]; then
+            report "NCCL with one process" fail "$(why "$rc" "$WORK/$side.err")"
+            return
+        fi
+    done
+    found=$(apart alone nccl)
+    if ! grep -q 'summed by NCCL' "$WORK/nccl.err"; then
+        report "NCCL with one process" fail "it was not called: $(why 1 "$WORK/nccl.err")"
+    elif at_most "$found" 1e-5; then
+        report "NCCL with one process" pass "losses of 10 steps off by $found"
+    else
+        report "NCCL with one process" fail "losses are off by $found, allowed 1e-5"
+    fi
+}
+
+# Logits with packed weights are those of the CPU, which multiplies them as they are where rows are few
+check_packed() {
+    local form side device found worst=0 cases=0 io=$ORACLE/tiny_io.safetensors
+    local forms=(int8 int4)
+    for form in "${forms[@]}"; do
+        for side in cpu there; do
+            device=cpu
+            [ $side = there ] && device=$DEVICE
+            start "packed-$form-$side" "$REFT" logits --model $ORACLE/tiny_llama --input "$WORK/tiny.json" --output "$WORK/packed-$form-$side.logits" \
+                --kind f32 --weights "$form" --device "$device"
+        done
+    done
+    wait
+    for form in "${forms[@]}"; do
+        for side in cpu there; do
+            if [ "$(cat "$WORK/packed-$form-$side.rc")" -ne 0 ]; then
+                report "packed weights as on the CPU" fail "$form: $(why 1 "$WORK/packed-$form-$side.err")"
+                return
+            fi
+        done
+        if ! found=$(difference "$WORK/packed-$form-there.logits" logits "$WORK/packed-$form-cpu.logits" logits $io 2>"$WORK/err"); then
+            report "packed weights as on the CPU" fail "$(why 1)"
+            return
+        fi
+        cases=$((cases + 1))
+        worst=$(python3 -c 'import sys; print(max(sys.argv[1:], key=float))' "$worst" "$found")
+    done
+    if at_most "$worst" 1e-4; then
+        report "packed weights as on the CPU" pass "$cases forms, logits off by $worst at most"
+    else
+        report "packed weights as on the CPU" fail "logits are off by $worst, allowed 1e-4"
     fi
 }
 
@@ -488,7 +604,7 @@ check_memory_message() {
 }
 
 input $ORACLE/tiny_io.safetensors "$WORK/tiny.json" || exit 2
-for check in ${CHECKS:-devices oracles trajectories kinds replies search steps memory_message sanitizer rival}; do "check_$check"; done
+for check in ${CHECKS:-devices oracles trajectories split nccl packed kinds replies search steps memory_message sanitizer rival}; do "check_$check"; done
 
 printf '\n%-34s %-5s %s\n' check result what
 for i in "${!NAMES[@]}"; do

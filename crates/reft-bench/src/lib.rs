@@ -60,6 +60,7 @@ pub use compare::sweep_run::{LoadedSweep, run_sweep};
 pub use error::{Error, Result};
 pub use machine::Machine;
 pub use planner::memory::MemoryPlan;
+pub use planner::split::{DevicePlan, Split};
 pub use planner::step::{EFFICIENCY, StepPlan, Work, plan_step, product_rate};
 pub use planner::ways::{Way, ways};
 pub use precision::Precision;

@@ -59,6 +59,12 @@ pub enum Error {
         /// What it says.
         reason: String,
     },
+    /// GPUs cannot be connected as it was asked for.
+    #[error("--reduce nccl: {reason}")]
+    Gpus {
+        /// Which process has what instead, and what to do.
+        reason: String,
+    },
     /// A tensor that cannot be shared.
     #[error(
         "tensors of kind {found} cannot be shared between processes; f32, bf16, f16, f64 and i64 can"
@@ -70,6 +76,9 @@ pub enum Error {
     /// libtorch refused an operation.
     #[error(transparent)]
     Torch(#[from] tch::TchError),
+    /// The name of an option's value is unknown.
+    #[error(transparent)]
+    Core(#[from] reft_core::Error),
     /// The trainer refuses the place in the run.
     #[error(transparent)]
     Train(#[from] reft_train::Error),

@@ -1,4 +1,5 @@
-//! Training runs in several processes, on the process groups that libtorch brings: `TCPStore` for what is said once, Gloo for what is summed.
+//! Training runs in several processes, on the process groups that libtorch brings: `TCPStore` for what is said once, Gloo for what is summed;
+//! and on NCCL, where GPUs sum.
 //!
 //! A launcher (`torchrun`, `srun`, `mpirun`) starts the processes and tells each its place by variables of the environment, which
 //! [`Place::from_environment`] reads. [`ProcessGroup::join`] waits for all of them, compares what they were started with, and connects them;
@@ -18,8 +19,8 @@
 //! }
 //! ```
 //!
-//! A process that ends, is killed or stops is an error on all others, which names it. Only Gloo is used: tensors of a GPU go through the
-//! host. NCCL, whose library is loaded when a GPU is chosen, is not called yet.
+//! A process that ends, is killed or stops is an error on all others, which names it. Tensors on a CPU go by Gloo. Those on a GPU go by NCCL
+//! where [`ProcessGroup::connect_gpus`] says so, and else through the host.
 
 mod engine;
 mod error;
@@ -29,11 +30,13 @@ mod launch;
 mod launcher;
 mod place;
 mod process_group;
+mod reduction;
 
 pub use error::{Error, Result};
 pub use launch::{Ended, Launch};
 pub use place::{ERROR_FILE, Place, StoreHost};
 pub use process_group::ProcessGroup;
+pub use reduction::Reduction;
 
 pub(crate) use engine::{Group, Store, libtorch_version};
 pub(crate) use keeper::{Keeper, Loss};

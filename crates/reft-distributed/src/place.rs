@@ -61,6 +61,23 @@ impl Place {
         Self::of(&|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
 
+    /// The place of a process that shares with nobody, and yet goes the way of those that do: for trying what sums.
+    ///
+    /// # Errors
+    /// If the time limit of the environment is no number.
+    pub fn alone() -> Result<Self> {
+        Ok(Self {
+            share: Share::WHOLE,
+            local_rank: None,
+            here: 1,
+            address: "127.0.0.1".to_owned(),
+            port: 0, // any that is free: nobody else is to know it
+            store: StoreHost::First,
+            prefix: "/alone".to_owned(),
+            time_limit: time_limit(&|name| std::env::var(name).ok())?,
+        })
+    }
+
     fn of(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Self>> {
         let Some(found) = find(variable)? else { return Ok(None) };
         if found.share.world() == 1 {

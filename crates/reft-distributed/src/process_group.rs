@@ -10,8 +10,12 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor, no_grad};
 
+use crate::engine::Communicator;
 use crate::keeper::{look, wait_for_all};
-use crate::{Error, Group, Keeper, Loss, Place, Result, Store, StoreHost, libtorch_version};
+use crate::reduction::GpuGroup;
+use crate::{
+    Error, Group, Keeper, Loss, Place, Reduction, Result, Store, StoreHost, libtorch_version,
+};
 
 /// How long the store is asked who was lost.
 const PATIENCE: Duration = Duration::from_millis(1500);
@@ -28,7 +32,7 @@ const KINDS: [(Kind, &str, Kind); 5] = [
     (Kind::Int64, "i64", Kind::Int64),
 ];
 
-/// The processes of a run, connected with each other by Gloo.
+/// The processes of a run, connected with each other by Gloo, and their GPUs by NCCL.
 ///
 /// Every process calls the same functions in the same order with tensors of the same shapes. What differs is found before anything is sent,
 /// and is an error on all of them; a process that is lost is one on all others. After an error nothing can be shared any more.
@@ -37,6 +41,7 @@ pub struct ProcessGroup {
     place: Place,
     /// `None` after an error.
     group: RefCell<Option<Group>>,
+    gpus: GpuGroup,
     /// It ends before the store does, which others may still read.
     keeper: Keeper,
     /// A connection for the time when another one may be stuck.
@@ -78,7 +83,15 @@ impl ProcessGroup {
         let keeper = Keeper::start(again()?, place);
         let spare = RefCell::new(Some(again()?));
         let (group, operations) = (RefCell::new(None), Cell::new(0));
-        let joined = Self { place: place.clone(), group, keeper, spare, store, operations };
+        let joined = Self {
+            place: place.clone(),
+            group,
+            gpus: GpuGroup::default(),
+            keeper,
+            spare,
+            store,
+            operations,
+        };
         if let Some(loss) = joined.said(wait_for_all(&joined.store, share, time_limit))? {
             let reason = "start all of them, with the same address and port".to_owned();
             return Err(place.lost(loss, reason));
@@ -102,6 +115,17 @@ impl ProcessGroup {
         Ok(joined)
     }
 
+    /// Connects the GPUs of the processes by NCCL, if that is wanted and can be; `device` is the one that this process sums on. All processes call
+    /// it with the same wish, or none does. Says in a few words what sums the tensors of a GPU from now on.
+    ///
+    /// # Errors
+    /// [`Error::Gpus`] if NCCL is wanted and cannot be had, with the reason and what to do; [`Error::Lost`].
+    pub fn connect_gpus(&self, wanted: Reduction, device: Device) -> Result<String> {
+        let run = (&self.place, &self.store, &self.keeper);
+        let chosen = self.said(self.gpus.connect(run, wanted, device))?;
+        chosen.map_err(|reason| Error::Gpus { reason })
+    }
+
     /// This process's part of the run.
     pub fn share(&self) -> Share {
         self.place.share
@@ -112,7 +136,7 @@ impl ProcessGroup {
     /// # Errors
     /// [`Error::Lost`], [`Error::Disagreement`] if the tensors differ in number, shape or kind, [`Error::Kind`].
     pub fn sum(&self, tensors: &mut [Tensor]) -> Result<()> {
-        self.share_out("sum", tensors, Group::sum)
+        self.share_out("sum", tensors, Group::sum, Communicator::sum)
     }
 
     /// Replaces each tensor, in place, by that of the first process.
@@ -120,7 +144,7 @@ impl ProcessGroup {
     /// # Errors
     /// As [`Self::sum`].
     pub fn broadcast(&self, tensors: &mut [Tensor]) -> Result<()> {
-        self.share_out("broadcast", tensors, Group::broadcast)
+        self.share_out("broadcast", tensors, Group::broadcast, Communicator::broadcast)
     }
 
     /// Waits until every process is here.
@@ -128,51 +152,54 @@ impl ProcessGroup {
     /// # Errors
     /// [`Error::Lost`]; [`Error::Disagreement`] if another process is elsewhere.
     pub fn barrier(&self) -> Result<()> {
-        self.check_alike("barrier", &[])
+        self.check_alike("barrier", &[]).map(drop)
     }
 
     fn share_out(
         &self,
         name: &str,
         tensors: &mut [Tensor],
-        act: fn(&Group, &mut Tensor) -> Result<(), String>,
+        on_host: fn(&Group, &mut Tensor) -> Result<(), String>,
+        on_gpus: fn(&Communicator, &mut Tensor) -> Result<(), String>,
     ) -> Result<()> {
         if let Some(other) =
             tensors.iter().find(|t| KINDS.iter().all(|(kind, ..)| *kind != t.kind()))
         {
             return Err(Error::Kind { found: format!("{:?}", other.kind()) });
         }
-        self.check_alike(name, tensors)?;
+        let on_a_gpu = self.check_alike(name, tensors)?;
+        // all of it goes one way: processes may have the parts of a model on other devices
+        let gpu = self.gpus.device().filter(|_| on_a_gpu);
         for (kind, _, travels) in KINDS {
-            let own: Vec<&mut Tensor> =
-                tensors.iter_mut().filter(|t| t.kind() == kind && t.numel() > 0).collect();
-            if own.is_empty() {
-                continue;
-            }
-            let flat: Vec<Tensor> = own.iter().map(|t| t.detach().reshape([-1])).collect();
-            let whole = Tensor::cat(&flat, 0).to_kind(travels);
-            let mut bucket = whole.to_device(Device::Cpu).contiguous();
-            self.with_group(|group| act(group, &mut bucket))?;
-            let sizes: Vec<i64> = flat.iter().map(|t| t.numel() as i64).collect();
-            for (tensor, part) in own.into_iter().zip(bucket.split_with_sizes(&sizes, 0)) {
-                no_grad(|| tensor.copy_(&part.view_as(tensor)));
+            let own = tensors.iter_mut().filter(|t| t.kind() == kind && t.numel() > 0).collect();
+            match gpu {
+                Some(gpu) => in_one_message(own, (travels, gpu), |bucket| {
+                    let shared = |gpus: &Communicator| on_gpus(gpus, bucket);
+                    let limit = self.place.time_limit;
+                    self.said(self.gpus.share_out(&self.keeper, limit, shared))
+                })?,
+                None => in_one_message(own, (travels, Device::Cpu), |bucket| {
+                    self.with_group(|group| on_host(group, bucket))
+                })?,
             }
         }
         Ok(())
     }
 
-    /// Checks that every process is about to do the same. Gloo ends a process whose message has another size than was expected.
-    fn check_alike(&self, name: &str, tensors: &[Tensor]) -> Result<()> {
+    /// Checks that every process is about to do the same. Gloo ends a process whose message has another size than was expected. Whether a process has
+    /// some of the tensors on a GPU.
+    fn check_alike(&self, name: &str, tensors: &[Tensor]) -> Result<bool> {
         let shapes: Vec<String> = tensors.iter().map(describe).collect();
         let operation = format!("{name} of {} tensors: {}", tensors.len(), shapes.join(", "));
         let number = self.operations.replace(self.operations.get() + 1);
         let hash = Sha256::digest(format!("{number} {operation}"));
         let own = hash.iter().take(7).fold(0i64, |all, byte| all << 8 | i64::from(*byte));
-        let mut ends = Tensor::from_slice(&[own, -own]);
+        let on_a_gpu = tensors.iter().any(|t| t.device().is_cuda());
+        let mut ends = Tensor::from_slice(&[own, -own, on_a_gpu.into()]);
         self.with_group(|group| group.largest(&mut ends))?;
         // The largest, and the smallest with its sign turned, are both one's own for all or for none.
         if ends.int64_value(&[0]) == own && ends.int64_value(&[1]) == -own {
-            return Ok(());
+            return Ok(ends.int64_value(&[2]) > 0);
         }
         let what = "what they share";
         self.compare(&format!("operation {number}"), [(what.to_owned(), operation)])?;
@@ -277,6 +304,31 @@ fn reachable(address: &str, port: u16, limit: Duration) -> Result<(), String> {
             Err(_) => thread::sleep(RETRY),
         }
     }
+}
+
+/// Shares tensors in one message of a kind, from a device.
+fn in_one_message(
+    tensors: Vec<&mut Tensor>,
+    (travels, device): (Kind, Device),
+    share_out: impl FnOnce(&mut Tensor) -> Result<()>,
+) -> Result<()> {
+    if tensors.is_empty() {
+        return Ok(());
+    }
+    let own = tensors[0].device();
+    let is_together = tensors.iter().all(|t| t.device() == own);
+    let flat = |t: &&mut Tensor| {
+        let flat = t.detach().reshape([-1]);
+        if is_together { flat } else { flat.to_device(device) }
+    };
+    let flat: Vec<Tensor> = tensors.iter().map(flat).collect();
+    let mut bucket = Tensor::cat(&flat, 0).to_kind(travels).to_device(device).contiguous();
+    share_out(&mut bucket)?;
+    let sizes: Vec<i64> = flat.iter().map(|t| t.numel() as i64).collect();
+    for (tensor, part) in tensors.into_iter().zip(bucket.split_with_sizes(&sizes, 0)) {
+        no_grad(|| tensor.copy_(&part.view_as(tensor)));
+    }
+    Ok(())
 }
 
 /// "f32 [2, 3]".

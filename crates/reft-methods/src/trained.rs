@@ -7,8 +7,8 @@ use std::path::Path;
 
 use reft_core::Parameter;
 use reft_models::{
-    Adapter, BaseModel, Fields, Hooks, Layout, Mode, Model, ModelDescription, OnPrompt, Reach, Row,
-    Site, TaskHead, TrainedText, Weight, read_json,
+    Adapter, BaseModel, Fields, Hooks, Layout, Mode, Model, ModelDescription, OnPrompt, Placement,
+    Reach, Row, Site, TaskHead, TrainedText, Weight, read_json,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -191,7 +191,8 @@ impl TensorSpec {
     }
 }
 
-/// The trained tensors of an adapter, in f32 whatever the model's kind: an optimizer's small steps would be rounded away in half.
+/// The trained tensors of an adapter, in f32 whatever the model's kind: an optimizer's small steps would be rounded away in half. Those of a
+/// site are on the device of its stage.
 #[derive(Debug)]
 pub(crate) struct Table<C> {
     /// By site; the tensors of each in the order of [`Part::tensors`].
@@ -202,12 +203,12 @@ pub(crate) struct Table<C> {
 impl<C> Table<C> {
     fn make(
         parts: Vec<Part<C>>,
-        device: Device,
+        placement: &Placement,
         tensor: &dyn Fn(&TensorSpec) -> reft_models::Result<Tensor>,
     ) -> Result<Self> {
         let mut table = Self { parts: BTreeMap::new(), parameters: Vec::new() };
         for Part { site, constants, tensors, .. } in parts {
-            let mut leaves = Vec::new();
+            let (mut leaves, device) = (Vec::new(), placement.device_of(site));
             for spec in tensors {
                 let start = tensor(&spec)?.detach().to_kind(Kind::Float).to_device(device);
                 let leaf = start.copy().set_requires_grad(true);
@@ -356,7 +357,7 @@ impl<M: TensorMethod> Method for M {
             *own = base_model.clone();
         }
         let parts = method.parts(model.description())?;
-        let table = Table::make(parts, model.device(), &|spec| spec.make(model))?;
+        let table = Table::make(parts, model.placement(), &|spec| spec.make(model))?;
         let (heads, prefix) = (Vec::new(), model.description().prefix);
         Ok(Box::new(TensorAdapter {
             method,
@@ -371,7 +372,7 @@ impl<M: TensorMethod> Method for M {
 
     fn load(&self, dir: &Path, model: &dyn Model) -> Result<Box<dyn Adapter>> {
         let method = self.clone().into_read();
-        let (table, heads) = table_of(&method, dir, model.description(), model.device())?;
+        let (table, heads) = table_of(&method, dir, model.description(), model.placement())?;
         let base_model = match adapter_file::base_model(M::DECLARATION.files, dir)? {
             Some(base_model) => base_model,
             None => {
@@ -385,12 +386,12 @@ impl<M: TensorMethod> Method for M {
     }
 
     fn check_files(&self, dir: &Path, model: &ModelDescription) -> Result<()> {
-        table_of(&self.clone().into_read(), dir, model, Device::Cpu).map(drop)
+        table_of(&self.clone().into_read(), dir, model, &Device::Cpu.into()).map(drop)
     }
 
     fn merge(&self, dir: &Path, model: &dyn Model) -> Result<()> {
         let own = self.clone().into_read();
-        let (table, _) = table_of(&own, dir, model.description(), model.device())?;
+        let (table, _) = table_of(&own, dir, model.description(), model.placement())?;
         let weights = MergedWeights::of(model)?;
         let mut parts = table.parts.values();
         parts.try_for_each(|(constants, own)| TensorMethod::merge(self, constants, own, &weights))
@@ -459,7 +460,7 @@ fn table_of<M: TensorMethod>(
     method: &M,
     dir: &Path,
     model: &ModelDescription,
-    device: Device,
+    placement: &Placement,
 ) -> Result<(Table<M::Constants>, Heads)> {
     let parts = method.parts(model)?;
     let specs = parts.iter().flat_map(|part| &part.tensors);
@@ -468,7 +469,7 @@ fn table_of<M: TensorMethod>(
     let files = M::DECLARATION.files;
     let mut tensors = adapter_file::read_tensors(files, dir, &shapes, &is_head, model)?;
     let heads = tensors.extract_if(.., |name, _| is_head(name)).collect();
-    let table = Table::make(parts, device, &|spec| Ok(tensors[&spec.name].shallow_clone()))?;
+    let table = Table::make(parts, placement, &|spec| Ok(tensors[&spec.name].shallow_clone()))?;
     Ok((table, heads))
 }
 

@@ -19,6 +19,12 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A model that cannot stand on the devices named.
+    #[error("the model cannot be put on these devices: {reason}")]
+    Placement {
+        /// What was found and what was expected.
+        reason: String,
+    },
     /// The place to write to is taken.
     #[error("{} exists already and is not an empty directory; remove it or name another place", .0.display())]
     OutputExists(PathBuf),

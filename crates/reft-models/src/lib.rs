@@ -75,6 +75,7 @@ pub use model::hooks::{Cut, HookPoint, Hooks, LowRank, NoHooks, OnPrompt, Stacke
 pub use model::kv_cache::{KeyValueRecorder, KvCache, Past};
 pub(crate) use model::kv_pool::KvPool;
 pub use model::layout::{Layout, PaddingSide, Row, Span};
+pub use model::placement::{DeviceRoom, Placement, beside, device_name};
 pub use model::task_head_form::TaskHeadForm;
 pub use model_files::model_files;
 pub use place::Place;

@@ -15,7 +15,7 @@ struct Place {
     why: &'static str,
 }
 
-const PLACES: [Place; 8] = [
+const PLACES: [Place; 9] = [
     Place {
         file: "crates/reft-cli/src/machine/allocator.rs",
         count: 2,
@@ -40,6 +40,11 @@ const PLACES: [Place; 8] = [
         file: "crates/reft-distributed/src/engine/c10d.rs",
         count: 14,
         why: "libtorch's process groups, which tch has no calls for",
+    },
+    Place {
+        file: "crates/reft-distributed/src/engine/nccl.rs",
+        count: 4,
+        why: "NVIDIA's NCCL and its driver, which libtorch brings along with CUDA and tch has no calls for",
     },
     Place {
         file: "crates/reft-kernels/src/threads.rs",

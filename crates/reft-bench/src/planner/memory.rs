@@ -1,6 +1,7 @@
 use std::fs;
+use std::ops::Range;
 
-use reft_models::{ModelDescription, ModelTensor, TensorRole, WeightStorage, io_error};
+use reft_models::{ModelDescription, ModelTensor, WeightStorage, io_error};
 use serde::Serialize;
 
 use crate::planner::step::Shape;
@@ -86,45 +87,90 @@ const INNER_GRADIENTS: f64 = 3.0;
 /// Gradients of a block's scores alive at once, where a soft cap has them computed one by one.
 const SCORE_GRADIENTS: f64 = 4.0;
 
-/// Activations, what is alive for a moment, and the batch's kept work, in bytes.
-///
-/// The two constants are measured: with them the peak of `reft bench` is met within 7 % by every method (docs/performance.md).
-pub(super) fn of_step(model: &ModelDescription, shape: &Shape, extra: &[f64]) -> (f64, f64, f64) {
-    let numbers = BlockNumbers::of(model, shape);
-    let layers = model.num_hidden_layers;
-    let keys = shape.rows * (shape.kept_columns + shape.columns);
-    let block = |layer: usize| {
-        let tokens = shape.rows * shape.columns;
-        let wanted = if layer + 1 == layers { shape.rows * shape.wanted_columns } else { tokens };
-        tokens * numbers.every + wanted * (numbers.wanted + extra[layer]) + keys * numbers.key
-    };
-    let graph = shape.first_graph_block..layers;
-    let d = model.hidden_size as f64;
-    let stream = shape.rows * shape.columns * shape.kind_bytes * d;
-    let activations = if shape.checkpoint_activations {
-        stream * graph.len() as f64 + graph.map(block).fold(0.0, f64::max)
-    } else {
-        graph.map(block).sum()
-    };
-    let logits = (shape.labels * model.vocab_size as f64).min(LOGITS_AT_ONCE);
-    let inner = shape.rows * shape.columns * model.intermediate_size as f64 * shape.kind_bytes;
-    let (block, head) = if shape.is_packed {
-        let of_block = |tensor: &&ModelTensor| tensor.name.starts_with("model.layers.0.");
-        let block: i64 = model.tensors.iter().filter(of_block).map(ModelTensor::numel).sum();
-        (block as f64 * shape.kind_bytes, d * model.vocab_size as f64 * shape.kind_bytes)
-    } else {
-        (0.0, 0.0)
-    };
-    let scores = if model.keeps_scores {
-        model.num_attention_heads as f64 * shape.columns * keys * shape.kind_bytes
-    } else {
-        0.0
-    };
-    let in_block = (INNER_GRADIENTS * inner).max(SCORE_GRADIENTS * scores) + block;
-    let transient = (LOGIT_COPIES * 4.0 * logits + head).max(in_block);
-    let kept_row = shape.kept_row_bytes(model);
-    let frozen_batch = if shape.keeps { shape.rows * kept_row } else { 0.0 };
-    (ALLOCATED * activations, ALLOCATED * transient, frozen_batch)
+/// What the tensors of a step take, in bytes, block by block.
+#[derive(Debug)]
+pub(super) struct StepBytes {
+    /// What the backward needs of each block's forward from the beginning of the step on.
+    kept: Vec<f64>,
+    /// What it needs of a block while that is run again by itself.
+    again: Vec<f64>,
+    /// What is alive for a moment while a block is differentiated, and while logits are.
+    in_block: f64,
+    at_head: f64,
+    /// The batch's kept hidden states, and its kept keys and values of each block.
+    frozen_states: f64,
+    frozen_block: f64,
+    first_block: usize,
+}
+
+impl StepBytes {
+    /// The two constants are measured: with them the peak of `reft bench` is met within 7 % by every method (docs/performance.md).
+    pub(super) fn of(model: &ModelDescription, shape: &Shape, extra: &[f64]) -> Self {
+        let numbers = BlockNumbers::of(model, shape);
+        let layers = model.num_hidden_layers;
+        let keys = shape.rows * (shape.kept_columns + shape.columns);
+        let block = |layer: usize| {
+            let tokens = shape.rows * shape.columns;
+            let wanted =
+                if layer + 1 == layers { shape.rows * shape.wanted_columns } else { tokens };
+            tokens * numbers.every + wanted * (numbers.wanted + extra[layer]) + keys * numbers.key
+        };
+        let d = model.hidden_size as f64;
+        let stream = shape.rows * shape.columns * shape.kind_bytes * d;
+        let of_graph =
+            |layer: usize| if layer < shape.first_graph_block { 0.0 } else { block(layer) };
+        let (kept, again) = if shape.checkpoint_activations {
+            let of_stream = |layer| if of_graph(layer) > 0.0 { stream } else { 0.0 };
+            ((0..layers).map(of_stream).collect(), (0..layers).map(of_graph).collect())
+        } else {
+            ((0..layers).map(of_graph).collect(), vec![0.0; layers])
+        };
+        let logits = (shape.labels * model.vocab_size as f64).min(LOGITS_AT_ONCE);
+        let inner = shape.rows * shape.columns * model.intermediate_size as f64 * shape.kind_bytes;
+        let (expanded, head) = if shape.is_packed {
+            let of_block = |tensor: &&ModelTensor| tensor.name.starts_with("model.layers.0.");
+            let block: i64 = model.tensors.iter().filter(of_block).map(ModelTensor::numel).sum();
+            (block as f64 * shape.kind_bytes, d * model.vocab_size as f64 * shape.kind_bytes)
+        } else {
+            (0.0, 0.0)
+        };
+        let scores = if model.keeps_scores {
+            model.num_attention_heads as f64 * shape.columns * keys * shape.kind_bytes
+        } else {
+            0.0
+        };
+        let rows = if shape.keeps { shape.rows } else { 0.0 };
+        Self {
+            kept,
+            again,
+            in_block: (INNER_GRADIENTS * inner).max(SCORE_GRADIENTS * scores) + expanded,
+            at_head: LOGIT_COPIES * 4.0 * logits + head,
+            frozen_states: rows * shape.kept_states(model),
+            frozen_block: rows * shape.kept_block(),
+            first_block: shape.first_block,
+        }
+    }
+
+    /// Of some blocks on a device: what the backward needs.
+    pub(super) fn activations(&self, blocks: Range<usize>) -> u64 {
+        let kept: f64 = self.kept[blocks.clone()].iter().sum();
+        let again = self.again[blocks].iter().copied().fold(0.0, f64::max);
+        (ALLOCATED * (kept + again)) as u64
+    }
+
+    /// What is alive for a moment on a device, with the head or without.
+    pub(super) fn transient(&self, has_head: bool) -> u64 {
+        (ALLOCATED * if has_head { self.at_head.max(self.in_block) } else { self.in_block }) as u64
+    }
+
+    /// The batch's kept work, as far as it goes to a device with some blocks.
+    pub(super) fn frozen_batch(&self, blocks: Range<usize>) -> u64 {
+        let own = blocks.start.max(self.first_block)..blocks.end;
+        let is_last = blocks.end == self.kept.len();
+        let has_states = own.contains(&self.first_block) || (is_last && own.is_empty());
+        let states = if has_states { self.frozen_states } else { 0.0 };
+        (states + own.len() as f64 * self.frozen_block) as u64
+    }
 }
 
 /// Bytes of a trained number: its gradient and both moments, and in f32 the number itself where it is not the model's, or its copy where that
@@ -146,20 +192,18 @@ pub(super) fn of_update(kind: Precision, is_full: bool, largest: usize) -> u64 {
     (4 * copies * largest) as u64
 }
 
-/// Bytes of the model's weights as they are held.
-pub(super) fn of_weights(case: &TimingCase, model: &ModelDescription) -> Result<u64> {
-    let dense = 8.0 * case.kind.kind().elt_size_in_bytes() as f64;
-    if case.weights == WeightStorage::AsStored && case.model.is_file() && !case.random_weights {
-        return Ok(fs::metadata(&case.model).map_err(io_error("read", &case.model))?.len());
+/// Bytes of the model's weights as they are held: of what each stage of the forward computes with.
+pub(super) fn of_weights(case: &TimingCase, model: &ModelDescription) -> Result<Vec<u64>> {
+    let of_stages = |weights: WeightStorage| weights.bytes_of_stages(model, case.kind.kind());
+    if case.weights != WeightStorage::AsStored {
+        return Ok(of_stages(case.weights));
     }
-    let bits = |tensor: &ModelTensor| match (case.weights, &tensor.shape[..]) {
-        _ if tensor.role == TensorRole::Vector => dense,
-        (WeightStorage::Int8 | WeightStorage::Int4, &[_, columns]) if columns % 32 == 0 => {
-            let is_of_tokens = matches!(tensor.role, TensorRole::Embeddings | TensorRole::Head);
-            if case.weights == WeightStorage::Int4 && !is_of_tokens { 4.5 } else { 8.5 }
-        }
-        _ => dense,
-    };
-    let of_tensor = |tensor: &ModelTensor| bits(tensor) * tensor.numel() as f64 / 8.0;
-    Ok(model.tensors.iter().map(of_tensor).sum::<f64>() as u64)
+    if !case.is_packed() {
+        return Ok(of_stages(WeightStorage::Dense));
+    }
+    // a file's blocks are of several sizes: its bytes are taken to be where the numbers are
+    let file = fs::metadata(&case.model).map_err(io_error("read", &case.model))?.len();
+    let dense = of_stages(WeightStorage::Dense);
+    let all: u64 = dense.iter().sum();
+    Ok(dense.iter().map(|own| (*own as f64 / all as f64 * file as f64) as u64).collect())
 }

@@ -1,13 +1,12 @@
 use std::time::{Duration, Instant};
 
-use reft_methods::numel;
 use reft_models::{AdapterStack, Decoder, ModelDescription, Weights};
 use reft_train::{Learner, NextToken};
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
-use crate::planner::memory::{self, MemoryPlan};
-use crate::{Result, TimingCase};
+use crate::planner::memory::{self, MemoryPlan, StepBytes};
+use crate::{Precision, Result, TimingCase};
 
 /// What a step of training takes.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -32,7 +31,7 @@ pub struct Work {
 }
 
 /// The part of a step that is computed and differentiated.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Shape {
     /// Rows of the batch.
     pub(super) rows: f64,
@@ -79,11 +78,72 @@ impl Shape {
         }
     }
 
-    /// Bytes that are kept of a row: hidden states of the columns that run, keys and values of those before them.
-    pub(super) fn kept_row_bytes(&self, model: &ModelDescription) -> f64 {
+    /// Bytes that are kept of a row: hidden states of the columns that run.
+    pub(super) fn kept_states(&self, model: &ModelDescription) -> f64 {
+        self.kind_bytes * self.columns * model.hidden_size as f64
+    }
+
+    /// Bytes that are kept of a row at each block that runs: keys and values of the columns before those.
+    pub(super) fn kept_block(&self) -> f64 {
+        self.kind_bytes * 2.0 * self.kv * self.kept_columns
+    }
+
+    fn kept_row_bytes(&self, model: &ModelDescription) -> f64 {
         let blocks = (model.num_hidden_layers - self.first_block) as f64;
-        let hidden_states = self.columns * model.hidden_size as f64;
-        self.kind_bytes * (hidden_states + 2.0 * blocks * self.kv * self.kept_columns)
+        self.kept_states(model) + blocks * self.kept_block()
+    }
+
+    /// The same step with another number of rows.
+    pub(super) fn with_rows(&self, rows: usize) -> Self {
+        let labels = self.labels / self.rows * rows as f64;
+        Self { rows: rows as f64, labels, ..*self }
+    }
+}
+
+/// What a case that [`TimingCase::check`] accepts comes to, from the model's shape alone: no weight is read or made.
+#[derive(Debug)]
+pub(super) struct Needs {
+    pub(super) model: ModelDescription,
+    pub(super) shape: Shape,
+    /// What the method's own backward keeps of a token, at each block.
+    pub(super) extra: Vec<f64>,
+    /// Trained tensors: the block that each names, and how many numbers it has.
+    pub(super) trained: Vec<(Option<usize>, usize)>,
+    /// Bytes of a trained number, and of the largest tensor's update.
+    pub(super) kind: Precision,
+    pub(super) is_full: bool,
+    /// Of each stage.
+    pub(super) weights: Vec<u64>,
+    /// Whether logits are computed where the embeddings are.
+    pub(super) is_tied: bool,
+}
+
+impl Needs {
+    pub(super) fn of(case: &TimingCase) -> Result<Self> {
+        let config = case.model_config()?;
+        let (model, is_tied) = (config.describe(), config.tie_word_embeddings);
+        case.check(&model)?;
+        let weights = Weights::shapes_only(&model.tensors);
+        let decoder = Decoder::from_weights(config, &weights, case.kind.kind(), Device::Cpu)?;
+        let adapters = case.adapters(&decoder)?;
+        let stack = AdapterStack::of_boxed(&adapters)?;
+        let shape = Shape::new(case, &Learner::new(&decoder, &stack, &NextToken));
+        let methods = case.methods(&model)?;
+        let extra = methods.as_ref().map(|own| own.kept_per_token(&model, shape.kind_bytes));
+        let extra = extra.transpose()?.unwrap_or_else(|| vec![0.0; model.num_hidden_layers]);
+        let parameters = if methods.is_some() { stack.parameters() } else { Vec::new() };
+        let layer = |name: &str| name.split(['.', '/']).find_map(|part| part.parse().ok());
+        let trained = parameters.iter().map(|own| (layer(&own.name), own.tensor.numel())).collect();
+        let is_full = methods.is_some_and(|methods| methods.has("full"));
+        let weights = memory::of_weights(case, &model)?;
+        Ok(Self { shape, extra, trained, kind: case.kind, is_full, weights, is_tied, model })
+    }
+
+    /// Bytes of some trained tensors with all that AdamW has of them, and of what lives for a moment in its step.
+    pub(super) fn optimizer(&self, trained: impl Iterator<Item = usize>) -> (u64, u64) {
+        let (sum, largest) = trained.fold((0, 0), |(sum, most), n| (sum + n, most.max(n)));
+        let each = memory::of_trained(self.kind, self.is_full);
+        (sum as u64 * each, memory::of_update(self.kind, self.is_full, largest))
     }
 }
 
@@ -94,33 +154,23 @@ impl Shape {
 /// # Errors
 /// What the method refuses.
 pub fn plan_step(case: &TimingCase, program: u64) -> Result<StepPlan> {
-    let config = case.model_config()?;
-    let model = config.describe();
-    case.check(&model)?;
-    let weights = Weights::shapes_only(&model.tensors);
-    let decoder = Decoder::from_weights(config, &weights, case.kind.kind(), Device::Cpu)?;
-    let adapters = case.adapters(&decoder)?;
-    let stack = AdapterStack::of_boxed(&adapters)?;
-    let shape = Shape::new(case, &Learner::new(&decoder, &stack, &NextToken));
-    let methods = case.methods(&model)?;
-    let kept = methods.as_ref().map(|methods| methods.kept_per_token(&model, shape.kind_bytes));
-    let kept = kept.transpose()?.unwrap_or_else(|| vec![0.0; model.num_hidden_layers]);
-    let (activations, transient, frozen_batch) = memory::of_step(&model, &shape, &kept);
-    let parameters = if methods.is_some() { stack.parameters() } else { Vec::new() };
-    let trained = numel(&parameters);
-    let largest = parameters.iter().map(|parameter| parameter.tensor.numel()).max().unwrap_or(0);
-    let is_full = methods.is_some_and(|methods| methods.has("full"));
+    let needs = Needs::of(case)?;
+    let Needs { model, shape, .. } = &needs;
+    let step = StepBytes::of(model, shape, &needs.extra);
+    let all = 0..model.num_hidden_layers;
+    let trained = || needs.trained.iter().map(|(_, n)| *n);
+    let (optimizer, update) = needs.optimizer(trained());
     let memory = MemoryPlan {
         program: program + memory::WORKSPACE,
-        weights: memory::of_weights(case, &model)?,
-        optimizer: trained as u64 * memory::of_trained(case.kind, is_full),
-        activations: activations as u64,
-        transient: (transient as u64).max(memory::of_update(case.kind, is_full, largest)),
-        frozen_batch: frozen_batch as u64,
+        weights: needs.weights.iter().sum(),
+        optimizer,
+        activations: step.activations(all.clone()),
+        transient: step.transient(true).max(update),
+        frozen_batch: step.frozen_batch(all),
     };
-    let kept_row = if shape.keeps { shape.kept_row_bytes(&model) as u64 } else { 0 };
-    let work = work(&model, &shape, is_full);
-    Ok(StepPlan { trainable_parameters: trained, memory, kept_row, work })
+    let kept_row = if shape.keeps { shape.kept_row_bytes(model) as u64 } else { 0 };
+    let work = work(model, shape, needs.is_full);
+    Ok(StepPlan { trainable_parameters: trained().sum::<usize>() as i64, memory, kept_row, work })
 }
 
 /// Products of the blocks' weights with tokens, of attention, and of the head.

@@ -3,7 +3,7 @@ use std::ops::Range;
 use reft_core::{Error, Result};
 use reft_models::{
     Component, Forward, Head, HookPoint, Hooks, Linear, Model, ModelDescription, ModelTensor, Past,
-    Span, TaskHeadForm, TensorRole, Weight,
+    Placement, Span, TaskHeadForm, TensorRole, Weight,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -20,6 +20,7 @@ pub struct FeedForward {
     layers: Vec<Linear>, // L
     output: Linear,
     description: ModelDescription,
+    placement: Placement,
 }
 
 impl FeedForward {
@@ -67,7 +68,8 @@ impl FeedForward {
         for (i, Linear { weight, bias }) in layers.iter().chain([&output]).enumerate() {
             let role = if i == layers.len() { TensorRole::Head } else { TensorRole::Vector };
             let mut add = |name, shape, role| {
-                tensors.push(ModelTensor { name: format!("layers.{i}.{name}"), shape, role });
+                let name = format!("layers.{i}.{name}");
+                tensors.push(ModelTensor { name, shape, role, stage: i });
             };
             add("weight", weight.size(), role);
             bias.iter().for_each(|bias| add("bias", bias.size(), TensorRole::Vector));
@@ -91,7 +93,8 @@ impl FeedForward {
             task_head: TaskHeadForm::Other,
             tensors,
         };
-        Self { inputs: inputs.shallow_clone(), layers, output, description }
+        let (inputs, placement) = (inputs.shallow_clone(), inputs.device().into());
+        Self { inputs, layers, output, description, placement }
     }
 
     /// The table of its inputs, `[n, in]`.
@@ -116,8 +119,8 @@ impl Model for FeedForward {
         Kind::Float
     }
 
-    fn device(&self) -> Device {
-        self.inputs.device()
+    fn placement(&self) -> &Placement {
+        &self.placement
     }
 
     fn weights(&self) -> Vec<(String, Weight)> {

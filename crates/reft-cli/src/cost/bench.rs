@@ -67,7 +67,7 @@ fn timed(text: &str) -> Result<String> {
 pub fn run(args: &BenchArgs) -> Result<()> {
     let (cases, rounds) = plan(args)?;
     let machine = &args.step.machine.0;
-    let device = machine.device.resolve()?;
+    let device = machine.device.one()?;
     let mut flags = place_flags(device, machine.set_up()?).to_vec();
     flags.extend(machine.tf32.then(|| "--tf32".to_owned()));
     let mut run_one = |case: &TimingCase| run_in_child(case, &flags);
@@ -132,7 +132,7 @@ pub fn run_one_case(args: &CaseArgs) -> Result<()> {
     std::io::stdin().read_to_string(&mut text).context("the case cannot be read")?;
     let case: TimingCase = serde_json::from_str(&text).context("the case cannot be understood")?;
     args.machine.0.set_up()?;
-    let device = args.machine.0.device.resolve()?;
+    let device = args.machine.0.device.one()?;
     let mut measured = measure(&case, device)?;
     measured.device_memory_bytes = device.is_cuda().then(memory_in_use).flatten();
     output::json(&measured)

@@ -2,4 +2,5 @@
 
 pub mod bench;
 pub mod plan;
+pub mod split;
 pub mod step_args;

@@ -5,6 +5,7 @@ use reft_bench::{EFFICIENCY, Machine, StepPlan, TimingCase, Way, plan_step, prod
 use reft_train::resident_memory;
 use serde_json::{Value, json};
 
+use crate::cost::split::{DeviceMemories, SplitPlan};
 use crate::cost::step_args::StepArgs;
 use crate::options::{check_counts, in_flags, method_name};
 use crate::terminal::{counted, grouped, output};
@@ -19,7 +20,8 @@ use crate::terminal::{counted, grouped, output};
     next_help_heading = "Run",
     after_long_help = "Examples:
   reft plan --model models/SmolLM2-135M-Instruct --method loreft --positions l1 --batch-size 8
-  reft plan --model-config recipes/sizes/llama-3-8b.json --method loreft --rank 4 --positions l1 --kind bf16 --memory 24GB --tflops 80"
+  reft plan --model-config recipes/sizes/llama-3-8b.json --method loreft --rank 4 --positions l1 --kind bf16 --memory 24GB --tflops 80
+  reft plan --model-config recipes/sizes/llama-3-70b.json --method loreft --rank 8 --positions l1 --kind bf16 --devices 4x48GB --processes 8 --tflops 400"
 )]
 pub struct PlanArgs {
     /// Method, or several at once as loreft+lora
@@ -28,6 +30,12 @@ pub struct PlanArgs {
     /// Memory that there is, as 24GB [default: all of this machine's]
     #[arg(long, value_name = "SIZE")]
     memory: Option<ByteSize>,
+    /// Devices that a model is spread over, as 4x24GB or 2x80GB,24GB: what each holds, instead of --memory
+    #[arg(long, value_name = "SIZES", conflicts_with = "memory")]
+    devices: Option<DeviceMemories>,
+    /// Processes that share a step, each with such devices
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "devices")]
+    processes: usize,
     /// Examples of the training set
     #[arg(long, value_name = "N", default_value_t = 1000)]
     examples: usize,
@@ -49,13 +57,19 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     if let Some(rate) = args.tflops.filter(|rate| !(*rate > 0.0 && rate.is_finite())) {
         bail!("--tflops is {rate}, expected a number above 0");
     }
-    check_counts([("--examples", args.examples), ("--epochs", args.epochs)])?;
+    check_counts([
+        ("--examples", args.examples),
+        ("--epochs", args.epochs),
+        ("--processes", args.processes),
+    ])?;
     let (floor, shape) = args.step.case()?;
     let case = TimingCase { method: args.method.clone(), ..floor };
     case.check(&shape).map_err(in_flags)?;
     let machine = &args.step.machine.0;
-    let device = machine.device.resolve()?;
+    let device = machine.device.one()?;
     machine.set_up()?;
+    let split = args.devices.as_ref();
+    let split = split.map(|own| SplitPlan::of(&case, &shape, own, args.processes)).transpose()?;
     let memory = args.memory.map(|size| size.as_u64()).or(Machine::here(device).memory_bytes);
     let memory = memory.context("the system does not tell its memory; give --memory")?;
     let tokens = (case.batch_size * (case.prompt_length + case.response_length)) as i64;
@@ -74,7 +88,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         Ok((way.flags, peak))
     };
     let ways = ways(&case, &shape).into_iter().skip(1).map(way).collect::<Result<_>>()?;
-    let plan = Plan { args, case, step, memory, rate, ways };
+    let plan = Plan { args, case, step, memory, rate, ways, split };
     output::result(args.json, &plan.json(), || output::piece(&plan.text()))
 }
 
@@ -89,6 +103,8 @@ struct Plan<'a> {
     rate: f64,
     /// Flags, and the peak with them.
     ways: Vec<(String, u64)>,
+    /// On several devices, if they are given.
+    split: Option<SplitPlan>,
 }
 
 impl Plan<'_> {
@@ -116,7 +132,7 @@ impl Plan<'_> {
         let (first, later, seconds, steps) = self.times();
         let peak = self.step.memory.total();
         let way = |(flags, peak): &(String, u64)| json!({"flags": flags, "peak_bytes": peak, "fits": self.fits(*peak)});
-        json!({
+        let mut json = json!({
             "method": self.case.method,
             "kind": self.case.kind,
             "memory_bytes": self.memory,
@@ -131,18 +147,19 @@ impl Plan<'_> {
             "steps": steps,
             "seconds": seconds,
             "ways": self.ways.iter().map(way).collect::<Vec<_>>(),
-        })
+        });
+        if let Some(split) = &self.split {
+            json["split"] = split.json();
+        }
+        json
     }
 
-    fn text(&self) -> String {
+    /// What the peak is made of, and in other ways.
+    fn on_one_device(&self) -> String {
         let size = |bytes: u64| ByteSize::b(bytes).display().si().to_string();
         let verdict = |peak| if self.fits(peak) { "fits" } else { "does not fit" };
-        let (case, step, memory) = (&self.case, &self.step, &self.step.memory);
-        let TimingCase { method, batch_size, prompt_length, response_length, .. } = case;
-        let (kind, trained) = (case.kind.name(), grouped(step.trainable_parameters));
-        let mut text = format!(
-            "{method} in {kind}, batches of {batch_size} rows of {prompt_length} + {response_length} tokens: {trained} trained numbers\n\nmemory at the peak of a step\n"
-        );
+        let (step, memory) = (&self.step, &self.step.memory);
+        let mut text = "\nmemory at the peak of a step\n".to_owned();
         for (name, bytes) in [
             ("program and libtorch", memory.program),
             ("weights", memory.weights),
@@ -170,6 +187,20 @@ impl Plan<'_> {
         for (flags, peak) in &self.ways {
             text += &format!("  {flags:<62}{:>10}  {}\n", size(*peak), verdict(*peak));
         }
+        text
+    }
+
+    fn text(&self) -> String {
+        let (case, step) = (&self.case, &self.step);
+        let TimingCase { method, batch_size, prompt_length, response_length, .. } = case;
+        let (kind, trained) = (case.kind.name(), grouped(step.trainable_parameters));
+        let mut text = format!(
+            "{method} in {kind}, batches of {batch_size} rows of {prompt_length} + {response_length} tokens: {trained} trained numbers\n"
+        );
+        match &self.split {
+            Some(split) => text += &split.text(),
+            None => text += &self.on_one_device(),
+        }
         let source = if self.args.tflops.is_none() { "measured here" } else { "as given" };
         let (rate, epochs) = (self.rate / 1e12, counted(self.args.epochs, "epoch"));
         let (first, later, seconds, steps) = self.times();
@@ -183,7 +214,7 @@ time, at {EFFICIENCY} of {rate:.3} · 10¹² operations a second ({source})
   {steps} ({examples}, {epochs}): {minutes:.1} min
 "
         );
-        if self.fits(memory.total()) {
+        if self.split.is_some() || self.fits(step.memory.total()) {
             return text;
         }
         let way = self.ways.iter().find(|(_, peak)| self.fits(*peak));

@@ -53,7 +53,7 @@ impl StepArgs {
         let case = TimingCase {
             model,
             random_weights: self.model_config.is_some(),
-            kind: self.machine.0.kind.resolve(self.machine.0.device.resolve()?),
+            kind: self.machine.0.kind.resolve(&self.machine.0.device.resolve()?),
             weights: self.machine.0.weights,
             method: FLOOR.to_owned(),
             options: self.options.0.0.clone(),

@@ -41,6 +41,17 @@ pub fn memory_in_use() -> Option<u64> {
     calls::Calls::open()?.memory_in_use()
 }
 
+/// Free memory of a GPU, in bytes. None where there is no such GPU.
+#[cfg(target_os = "linux")]
+pub fn free_memory(index: usize) -> Option<u64> {
+    calls::Calls::open()?.free_memory(index)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn free_memory(_index: usize) -> Option<u64> {
+    None
+}
+
 #[cfg(not(target_os = "linux"))]
 pub fn probe() -> Result<Driver, String> {
     Err(ABSENT.to_owned())
@@ -54,7 +65,8 @@ pub fn memory_in_use() -> Option<u64> {
 /// The few functions of the driver's C interface (cuda.h) that are called here. All return 0 for success.
 #[cfg(target_os = "linux")]
 mod calls {
-    use std::ffi::{CStr, c_char, c_int, c_uint};
+    use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+    use std::ptr;
 
     use libloading::os::unix::{Library, RTLD_LAZY, RTLD_LOCAL};
 
@@ -71,7 +83,7 @@ mod calls {
     macro_rules! succeeds {
         ($calls:ident.$name:ident($($value:expr => $type:ty),+)) => {{
             type Function = unsafe extern "C" fn($($type),+) -> c_int;
-            // SAFETY: every call here has the types of cuda.h. The functions write no more than one int, one size, or as many characters
+            // SAFETY: every call here has the types of cuda.h. The functions write no more than one int, size or pointer, or as many characters
             // as they are told, or fail; any of them may be called at any time, before and after libtorch calls it.
             #[allow(unsafe_code)]
             unsafe {
@@ -122,10 +134,34 @@ mod calls {
 
         /// Of the GPU whose context is the thread's.
         pub fn memory_in_use(&self) -> Option<u64> {
+            self.memory().map(|(free, total)| total.saturating_sub(free))
+        }
+
+        /// Free bytes and all bytes of the GPU whose context is the thread's.
+        fn memory(&self) -> Option<(u64, u64)> {
             let (mut free, mut total) = (0usize, 0usize);
             let is_told =
                 succeeds!(self.cuMemGetInfo_v2(&mut free => *mut usize, &mut total => *mut usize));
-            is_told.then_some(total.saturating_sub(free) as u64)
+            is_told.then_some((free as u64, total as u64))
+        }
+
+        /// Of any GPU: its context, the one that libtorch uses too, is the thread's for this moment.
+        pub fn free_memory(&self, index: usize) -> Option<u64> {
+            let (mut device, mut context) = (0, ptr::null_mut::<c_void>());
+            let is_held = succeeds!(self.cuInit(0 => c_uint))
+                && succeeds!(self.cuDeviceGet(&mut device => *mut c_int, index as c_int => c_int))
+                && succeeds!(self.cuDevicePrimaryCtxRetain(&mut context => *mut *mut c_void, device => c_int));
+            if !is_held {
+                return None;
+            }
+            let mut found = None;
+            let mut is_let_go = true;
+            if succeeds!(self.cuCtxPushCurrent_v2(context => *mut c_void)) {
+                found = self.memory();
+                is_let_go = succeeds!(self.cuCtxPopCurrent_v2(&mut context => *mut *mut c_void));
+            }
+            is_let_go &= succeeds!(self.cuDevicePrimaryCtxRelease_v2(device => c_int));
+            found.filter(|_| is_let_go).map(|(free, _)| free)
         }
     }
 }

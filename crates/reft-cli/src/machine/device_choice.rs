@@ -1,7 +1,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use reft_core::as_text;
 use tch::{Cuda, Device};
 
@@ -96,6 +96,90 @@ impl fmt::Display for DeviceChoice {
 
 as_text!(DeviceChoice);
 
+/// The devices that a model is to be on: one, or several that have its blocks in this order, `cuda:0,cuda:1`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Devices(Vec<DeviceChoice>); // one at least; several are named each
+
+impl Devices {
+    /// The devices meant.
+    ///
+    /// # Errors
+    /// As [`DeviceChoice::resolve`].
+    pub fn resolve(&self) -> Result<Vec<Device>> {
+        self.0.iter().map(|own| own.resolve()).collect()
+    }
+
+    /// The only device, for what computes on one.
+    ///
+    /// # Errors
+    /// If several are named; as [`DeviceChoice::resolve`].
+    pub fn one(&self) -> Result<Device> {
+        match self.0[..] {
+            [own] => own.resolve(),
+            _ => bail!(
+                "--device is {self}, and this command computes on one device; name one (train, generate, chat, eval, logits and serve take several)"
+            ),
+        }
+    }
+
+    /// What of this is for one of `here` processes on a machine: as many devices as each of the others has.
+    ///
+    /// # Errors
+    /// If several devices are named that cannot be shared out.
+    pub fn of_process(&self, number: usize, here: usize) -> Result<Self> {
+        if let [own] = self.0[..] {
+            return Ok(own.of_process(number).into());
+        }
+        let n = self.0.len();
+        ensure!(
+            n.is_multiple_of(here) && number < here,
+            "--device names {n} devices, which {here} processes cannot share; name as many for each, or one device"
+        );
+        let own = n / here;
+        Ok(Self(self.0[number * own..(number + 1) * own].to_vec()))
+    }
+
+    /// The choice that names devices.
+    pub fn of(devices: impl IntoIterator<Item = Device>) -> Self {
+        Self(devices.into_iter().map(DeviceChoice::of).collect())
+    }
+}
+
+impl Default for Devices {
+    fn default() -> Self {
+        DeviceChoice::Auto.into()
+    }
+}
+
+impl From<DeviceChoice> for Devices {
+    fn from(own: DeviceChoice) -> Self {
+        Self(vec![own])
+    }
+}
+
+impl FromStr for Devices {
+    type Err = anyhow::Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        let all: Vec<DeviceChoice> = s.split(',').map(str::parse).collect::<Result<_>>()?;
+        if all.len() > 1 && all.contains(&DeviceChoice::Auto) {
+            bail!(
+                "found auto in {s:?}, expected the name of each of several devices: cuda:0,cuda:1"
+            );
+        }
+        Ok(Self(all))
+    }
+}
+
+impl fmt::Display for Devices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<String> = self.0.iter().map(DeviceChoice::to_string).collect();
+        f.write_str(&names.join(","))
+    }
+}
+
+as_text!(Devices);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,6 +193,24 @@ mod tests {
         for wrong in ["", "gpu", "cuda:", "cuda:-1", "cuda:x"] {
             assert!(wrong.parse::<DeviceChoice>().is_err(), "{wrong} is taken for a device");
         }
+        Ok(())
+    }
+
+    #[test]
+    fn several_devices_are_named_each_and_shared_out_evenly() -> Result<()> {
+        let four: Devices = "cuda:0,cuda:1,cuda:1,cpu".parse()?;
+        assert_eq!(four.to_string(), "cuda:0,cuda:1,cuda:1,cpu");
+        assert_eq!(four.of_process(1, 2)?.to_string(), "cuda:1,cpu");
+        assert_eq!(four.of_process(2, 4)?.to_string(), "cuda:1");
+        let told = four.of_process(0, 3).map_err(|error| error.to_string());
+        assert!(told.is_err_and(|told| told.contains("names 4 devices, which 3 processes")));
+        assert_eq!("cpu".parse::<Devices>()?.of_process(5, 6)?.to_string(), "cpu");
+        for wrong in ["cpu,", ",", "auto,cpu", "cpu,gpu"] {
+            assert!(wrong.parse::<Devices>().is_err(), "{wrong} is taken for devices");
+        }
+        assert_eq!("cpu,cpu".parse::<Devices>()?.resolve()?, [Device::Cpu; 2]);
+        let one = "cpu,cpu".parse::<Devices>()?.one().map_err(|error| error.to_string());
+        assert!(one.is_err_and(|told| told.contains("cpu,cpu, and this command computes on one")));
         Ok(())
     }
 

@@ -19,10 +19,10 @@ pub enum KindChoice {
 }
 
 impl KindChoice {
-    /// The kind meant on a device. What `auto` means is said.
-    pub fn resolve(self, device: Device) -> Precision {
+    /// The kind meant on one device or several. What `auto` means is said.
+    pub fn resolve(self, devices: &[Device]) -> Precision {
         let Self::Is(kind) = self else {
-            let hardware = Hardware::of(device);
+            let hardware = Hardware::of_all(devices);
             let kind = hardware.kind();
             note(format!("--kind auto: {}, as {}", kind.name(), hardware.reason()));
             return kind;
@@ -80,6 +80,13 @@ impl Hardware {
         let gpus = cuda::load().driver.as_ref().map(|driver| driver.gpus.as_slice());
         let gpu = gpus.unwrap_or_default().iter().find(|gpu| gpu.index == index);
         Self::Gpu { compute_major: gpu.map_or(0, |gpu| gpu.compute_major) }
+    }
+
+    /// The one of several that decides: the first that has no instructions for bf16.
+    fn of_all(devices: &[Device]) -> Self {
+        let all = || devices.iter().map(|device| Self::of(*device));
+        let slowest = all().find(|own| own.kind() == Precision::F32).or_else(|| all().next());
+        slowest.unwrap_or_else(|| Self::of(Device::Cpu))
     }
 
     fn kind(self) -> Precision {

@@ -1,13 +1,17 @@
+use std::fs;
+
 use anyhow::{Result, bail};
+use reft_bench::Precision;
 use reft_core::{DeclaredOptions, declare_options};
-use reft_models::WeightStorage;
+use reft_models::{DeviceRoom, ModelDescription, Placement, WeightStorage};
 use serde::Deserialize;
 use tch::Device;
 
-use crate::machine::cuda;
-use crate::machine::device_choice::DeviceChoice;
+use crate::machine::device_choice::{DeviceChoice, Devices};
 use crate::machine::kind_choice::KindChoice;
+use crate::machine::{cuda, cuda_driver};
 use crate::options::{Declared, FlagGroup, in_flags};
+use crate::terminal::note;
 
 declare_options! {
     /// Where a command computes, and with which kinds of numbers.
@@ -18,8 +22,9 @@ declare_options! {
         /// How the frozen matrices are held: dense, as-stored (GGUF's blocks stay packed), int8 or int4; packed ones are expanded when they are
         /// computed with, block by block in training
         weights: WeightStorage = WeightStorage::Dense, Text("FORM") in "Machine";
-        /// Where to compute: auto (the first GPU if there is one), cpu or cuda:N
-        device: DeviceChoice = DeviceChoice::Auto, Text("DEVICE") in "Machine";
+        /// Where to compute: auto (the first GPU if there is one), cpu or cuda:N; several put the model's blocks on them in this order, by their
+        /// free memory (cuda:0,cuda:1)
+        device: Devices = Devices::default(), Text("DEVICE") in "Machine";
         /// On a GPU: f32 products on TF32 units, faster and to three digits; edits too
         tf32: bool = false, Switch("BOOL") in "Machine";
         /// CPU threads to compute with [default: one per core]
@@ -41,6 +46,37 @@ impl MachineOptions {
             bail!("--tf32: this libtorch has no switch for TF32; leave it out");
         }
         Ok(tch::get_num_threads() as usize)
+    }
+
+    /// The kind that a model is computed in, and where its parts are to be: on several devices by their free memory.
+    ///
+    /// # Errors
+    /// If a device is not there, or the model does not fit on them.
+    pub fn placement(&self, model: &ModelDescription) -> Result<(Precision, Placement)> {
+        let devices = self.device.resolve()?;
+        let kind = self.kind.resolve(&devices);
+        if let [device] = devices[..] {
+            return Ok((kind, device.into()));
+        }
+        let room = |device: &Device| DeviceRoom { device: *device, free: free_memory(*device) };
+        let rooms: Vec<DeviceRoom> = devices.iter().map(room).collect();
+        let stages = self.weights.bytes_of_stages(model, kind.kind());
+        let placement = Placement::by_memory(&rooms, &stages)?;
+        note(format!("blocks: {placement}"));
+        Ok((kind, placement))
+    }
+}
+
+/// Free memory of a device in bytes, where the system tells.
+fn free_memory(device: Device) -> Option<u64> {
+    match device {
+        Device::Cuda(index) => cuda_driver::free_memory(index),
+        _ => {
+            let text = fs::read_to_string("/proc/meminfo").ok()?;
+            let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+            let kilobytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+            Some(kilobytes * 1024)
+        }
     }
 }
 
@@ -66,7 +102,7 @@ impl Place {
     /// # Errors
     /// If one of them is not there or cannot be.
     pub fn set_up(&self) -> Result<(Device, usize)> {
-        Ok((self.0.device.resolve()?, self.0.set_up()?))
+        Ok((self.0.device.one()?, self.0.set_up()?))
     }
 }
 

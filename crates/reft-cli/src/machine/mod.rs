@@ -11,6 +11,6 @@ pub mod libtorch;
 mod machine_options;
 
 pub use cuda_driver::memory_in_use;
-pub use device_choice::DeviceChoice;
+pub use device_choice::{DeviceChoice, Devices};
 pub use kind_choice::KindChoice;
 pub use machine_options::{MachineOptions, Place, place_flags};

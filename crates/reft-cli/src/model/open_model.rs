@@ -141,15 +141,16 @@ pub fn model_name(model: &str, path: &Path) -> String {
 /// # Errors
 /// If it is not there or broken.
 pub fn open_decoder(model: &str, machine: &MachineOptions) -> Result<(PathBuf, Decoder)> {
-    let device = machine.device.resolve()?;
-    let kind = machine.kind.resolve(device);
     let path = resolve_model(model)?;
-    let decoder = DecoderConfig::open(&path)
-        .and_then(|config| {
-            let weights = Weights::open(&path)?.held_as(machine.weights);
-            Decoder::from_weights(config, &weights, kind.kind(), device)
+    let failed = || format!("cannot load model {model}");
+    let config = DecoderConfig::open(&path).with_context(failed)?;
+    let (kind, placement) = machine.placement(&config.describe())?;
+    let decoder = Weights::open(&path)
+        .and_then(|weights| {
+            let weights = weights.held_as(machine.weights);
+            Decoder::from_weights(config, &weights, kind.kind(), placement)
         })
-        .with_context(|| format!("cannot load model {model}"))?;
+        .with_context(failed)?;
     Ok((path, decoder))
 }
 

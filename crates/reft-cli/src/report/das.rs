@@ -104,7 +104,7 @@ const ATTENTION_HEAD: &str = "attention_head";
 
 /// Runs the command.
 pub fn run(args: &DasArgs) -> Result<()> {
-    args.place.0.0.set_up()?;
+    args.place.0.set_up()?;
     let recipe = DasRecipe::open(&args.task)?;
     holds(&args.output, "search", (DasReport::FILE_NAME, ""))?;
     let stop = stop_flag("stopping; finished subspaces are kept (again: stop at once)")?;

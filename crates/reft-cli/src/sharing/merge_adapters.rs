@@ -133,7 +133,7 @@ fn part(text: &str) -> Result<JoinPart> {
 
 /// The base model: with its weights if one of the adapters needs them, else its shape alone.
 fn open(model: &str, parts: &[JoinPart]) -> Result<Decoder> {
-    let machine = MachineOptions { device: DeviceChoice::Cpu, ..MachineOptions::default() };
+    let machine = MachineOptions { device: DeviceChoice::Cpu.into(), ..MachineOptions::default() };
     machine.set_up()?;
     let mut needs_weights = false;
     for part in parts {

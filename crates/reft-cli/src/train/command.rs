@@ -3,6 +3,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use reft_bench::Error;
+use reft_distributed::Reduction;
 use reft_methods::{adapter_bytes, trained_text};
 use reft_models::{AdapterStack, ChatOptions, DirectoryLock, Model, TrainedText, weights_digest};
 use reft_train::{
@@ -13,7 +14,7 @@ use reft_train::{
 use serde_json::{Map, json};
 use toml::Table;
 
-use crate::machine::{DeviceChoice, KindChoice, MachineOptions};
+use crate::machine::{Devices, KindChoice, MachineOptions};
 use crate::model::{
     FileRows, Framing, ModelText, adapter_directory, model_name, open_config, open_decoder,
 };
@@ -69,14 +70,18 @@ pub struct TrainArgs {
 /// Runs the command.
 pub fn run(args: &TrainArgs) -> Result<()> {
     let asked = asked(args)?;
-    let processes = Processes::find()?;
-    if !processes.were_launched() {
+    let mut group = Processes::find()?;
+    if !group.were_launched() {
         let (given, _) = with_saved(args, asked.clone())?;
-        let world = part::<RunOptions>(&given)?.processes;
-        if let Some(world) = world.filter(|world| *world > 1) {
+        let RunOptions { processes, reduce, .. } = part(&given)?;
+        if let Some(world) = processes.filter(|n| *n > 1) {
             return launch(world, given.contains_key("threads"));
         }
+        if reduce == Reduction::Nccl {
+            group = Processes::alone()?;
+        }
     }
+    let processes = group;
     // from the first look into the directory to the end it is this run's
     let _lock = if processes.is_first() { locked(&asked)? } else { None };
     let (given, saved) = with_saved(args, asked)?;
@@ -84,7 +89,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let run: RunOptions = part(&given)?;
     processes.check(run.processes)?;
     let machine: MachineOptions = part(&given)?;
-    let machine = MachineOptions { device: processes.device(machine.device), ..machine };
+    let machine = MachineOptions { device: processes.devices(machine.device)?, ..machine };
     let model = needed(&run.model, "model")?;
     let (data, output) = (needed(&run.data, "data")?, needed(&run.output, "output")?);
     let config = run.train_config(&given)?;
@@ -197,7 +202,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let objective = keeping.as_ref().map_or(task, |keeping| keeping);
     let learner = Learner::new(&decoder, &AdapterStack::of_boxed(&adapters)?, objective);
 
-    let device = DeviceChoice::of(decoder.device());
+    let device = Devices::of(decoder.placement().devices());
     let machine = MachineOptions { device, threads: Some(threads), ..machine };
     let of_rows = [table(&columns)?, table(&turns)?, table(&chat)?];
     let watch: WatchOptions = part(&given)?;
@@ -215,7 +220,8 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     }
     let contents = [("the data", dataset.digest()), ("the model's weights", digest)];
     let stack = AdapterStack::of_boxed(&adapters)?;
-    let group = processes.join(&resolved, contents, &stack, objective)?;
+    let sums = (run.reduce, decoder.device());
+    let group = processes.join(&resolved, contents, (&stack, objective), sums)?;
     let mut trainer = Trainer::new(&learner, &dataset, config)?;
     if let Some(replay) = &replay {
         trainer = trainer.replaying(replay, objective_options.replay_batch_size)?;
@@ -331,7 +337,7 @@ fn with_kind(mut given: Table, saved: Option<&Table>) -> Result<Table> {
         let own = saved.map(part::<MachineOptions>).transpose()?.map(|machine| machine.kind);
         let kind = match own {
             Some(own) => own,
-            None => KindChoice::Is(machine.kind.resolve(machine.device.resolve()?)),
+            None => KindChoice::Is(machine.kind.resolve(&machine.device.resolve()?)),
         };
         given.insert("kind".to_owned(), kind.to_string().into());
     }

@@ -24,7 +24,7 @@ const HEADER: &str = "# The options of a run of `reft train`, with every default
 
 /// Options that may change when a run goes on: they change no number, or only how it is rounded; model and data are known by their content,
 /// wherever they lie; how long a run is may grow, which the trainer checks.
-const FREE: [&str; 22] = [
+const FREE: [&str; 23] = [
     "model",
     "data",
     "validation_data",
@@ -47,6 +47,7 @@ const FREE: [&str; 22] = [
     "no_reuse",
     "reuse_memory",
     "reuse_dir",
+    "reduce",
 ];
 
 /// The option that names a file, in whatever spelling.

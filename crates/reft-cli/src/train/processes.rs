@@ -5,12 +5,13 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, bail};
-use reft_distributed::{Ended, Launch, Place, ProcessGroup};
+use reft_distributed::{Ended, Launch, Place, ProcessGroup, Reduction};
 use reft_models::AdapterStack;
 use reft_train::{Objective, Silent, Trainer};
+use tch::Device;
 use toml::Table;
 
-use crate::machine::DeviceChoice;
+use crate::machine::Devices;
 use crate::terminal::{INTERRUPTED, Told, note, on_signal, say_nothing};
 
 /// Options that processes of one run may differ in: where a process computes and where it keeps what, not what.
@@ -43,6 +44,14 @@ impl Processes {
         Ok(found)
     }
 
+    /// One process that shares its steps with nobody, by the means of several.
+    ///
+    /// # Errors
+    /// If the environment has a time limit that is none.
+    pub fn alone() -> Result<Self> {
+        Ok(Self(Some(Place::alone()?)))
+    }
+
     /// Whether a launcher has started this process as one of several.
     pub fn were_launched(&self) -> bool {
         self.0.is_some()
@@ -72,10 +81,17 @@ impl Processes {
         }
     }
 
-    /// The device of this process: of several processes on a machine each takes a GPU of its own, as far as there are as many.
-    pub fn device(&self, asked: DeviceChoice) -> DeviceChoice {
-        let number = self.0.as_ref().and_then(|place| place.local_rank);
-        number.map_or(asked, |number| asked.of_process(number))
+    /// The devices of this process: of several processes on a machine each takes a GPU of its own, as far as there are as many, or as many of those
+    /// that are named as each of the others.
+    ///
+    /// # Errors
+    /// If those that are named cannot be shared out.
+    pub fn devices(&self, asked: Devices) -> Result<Devices> {
+        let Some(place) = &self.0 else { return Ok(asked) };
+        match place.local_rank {
+            Some(number) => asked.of_process(number, place.here),
+            None => Ok(asked),
+        }
     }
 
     /// Whether this process does what is done once.
@@ -92,8 +108,8 @@ impl Processes {
         &self,
         options: &Table,
         contents: [(&'static str, String); 2],
-        adapters: &AdapterStack,
-        objective: &dyn Objective,
+        (adapters, objective): (&AdapterStack, &dyn Objective),
+        (reduce, device): (Reduction, Device),
     ) -> Result<Option<ProcessGroup>> {
         let Some(place) = &self.0 else { return Ok(None) };
         let options = options.iter().filter(|(name, _)| !OWN.contains(&name.as_str()));
@@ -101,6 +117,10 @@ impl Processes {
             options.map(|(name, value)| (name.as_str(), value.to_string())).collect();
         let facts: Vec<(&str, String)> = named.into_iter().chain(contents).collect();
         let group = ProcessGroup::join(place, &facts)?;
+        let sums = group.connect_gpus(reduce, device)?;
+        if device.is_cuda() {
+            note(format!("gradients of the processes are summed by {sums}"));
+        }
         let mut start = adapters.state();
         for tensor in start.values_mut() {
             group.broadcast(std::slice::from_mut(tensor))?; // one by one: of full fine-tuning they are the model

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use bytesize::ByteSize;
 use reft_core::{DeclaredOptions, LARGEST_COUNT, declare_options};
+use reft_distributed::Reduction;
 use reft_methods::method_names;
 use reft_models::ChatOptions;
 use reft_train::{
@@ -58,6 +59,9 @@ declare_options! {
         reuse_dir: Option<PathBuf> = None, Text("DIR") in "Machine";
         /// Processes of this machine that share every step out among themselves; each takes a batch of its own
         processes: Option<usize> = None, Count("N") in "Machine" if |n: usize| (1..=1024).contains(&n), "a number from 1 to 1024";
+        /// What sums the gradients of several processes on GPUs: nccl, from GPU to GPU; gloo, through the host; or auto (NCCL where each process has
+        /// it and a GPU of its own)
+        reduce: Reduction = Reduction::Auto, Text("ENGINE") in "Machine";
     }
 }
 

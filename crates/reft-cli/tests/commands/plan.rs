@@ -165,3 +165,59 @@ fn what_cannot_be_planned_is_refused() -> Result {
     }
     Ok(())
 }
+
+/// A plan of a shape over devices.
+fn split(shape: &str, devices: &str, more: &[&str]) -> Result<Value> {
+    let shape = concat!(env!("CARGO_MANIFEST_DIR"), "/../../recipes/sizes/").to_owned() + shape;
+    let words = "--method loreft --rank 4 --positions l1 --kind bf16 --tflops 80 --json";
+    let words = words.split_whitespace().map(std::ffi::OsString::from).collect();
+    let own = args!["plan", "--model-config", shape, "--devices", devices];
+    let more = more.iter().map(std::ffi::OsString::from).collect();
+    let told = succeed([own, words, more].concat())?.stdout;
+    Ok(serde_json::from_str(&told)?)
+}
+
+#[test]
+fn a_model_over_devices_is_planned_device_by_device() -> Result {
+    let plan = split("llama-3-8b.json", "4x6GB", &["--processes", "8", "--batch-size", "2"])?;
+    let (own, step) = (&plan["split"], &plan["step"]["memory"]);
+    let devices = own["devices"].as_array().ok_or("no devices")?;
+    assert_eq!(devices.len(), 4);
+    let sum = |name: &str| devices.iter().filter_map(|own| own[name].as_u64()).sum::<u64>();
+    assert_eq!(sum("blocks"), 32);
+    assert_eq!(Some(sum("weights")), step["weights"].as_u64());
+    assert_eq!(Some(sum("optimizer")), step["optimizer"].as_u64());
+    let close = |found: u64, whole: &Value| whole.as_u64().is_some_and(|n| found.abs_diff(n) <= 4);
+    assert!(close(sum("activations"), &step["activations"]), "{plan}");
+    assert!(close(sum("frozen_batch"), &step["frozen_batch"]), "{plan}");
+    assert_eq!((&own["fits"], &own["all_devices"]), (&Value::Bool(true), &32.into()));
+    assert_eq!(own["rows_of_a_step"], 16);
+    // 32 layers, r · (2 d + 1) numbers each, in f32
+    assert_eq!(own["gradient_bytes"], 32 * 4 * (2 * 4096 + 1) * 4);
+    let most = own["most_rows"].as_u64().ok_or("no rows")?;
+    for (rows, fits) in [(most, true), (most + 1, false)] {
+        let rows = rows.to_string();
+        let plan = split("llama-3-8b.json", "4x6GB", &["--batch-size", &rows])?;
+        assert_eq!(plan["split"]["fits"], fits, "{rows} rows: {}", plan["split"]);
+    }
+    Ok(())
+}
+
+#[test]
+fn devices_that_are_too_small_are_told_with_what_would_fit() -> Result {
+    let plan = split("llama-3-8b.json", "2x4GB", &[])?;
+    let own = &plan["split"];
+    assert_eq!(own["fits"], false);
+    let obstacle = own["obstacle"].as_str().ok_or("no obstacle")?;
+    assert!(obstacle.contains("of weights, of 16.1 GB in all, and has 4.0 GB free"), "{obstacle}");
+    let n = own["fewest_devices"].as_u64().ok_or("no number")?;
+    for (n, fits) in [(n, true), (n - 1, false)] {
+        let plan = split("llama-3-8b.json", &format!("{n}x4GB"), &[])?;
+        assert_eq!(plan["split"]["fits"], fits, "{n} devices: {}", plan["split"]);
+    }
+    let flags = own["fits_with"].as_str().ok_or("no flags")?;
+    let more: Vec<&str> = flags.split_whitespace().filter(|word| *word != "--grad-accum").collect();
+    let more: Vec<&str> = more.into_iter().filter(|word| *word != "8").collect();
+    assert_eq!(split("llama-3-8b.json", "2x4GB", &more)?["split"]["fits"], true, "{flags}");
+    Ok(())
+}

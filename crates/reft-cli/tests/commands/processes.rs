@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::Result;
 use crate::files::{losses, many_rows};
 use crate::interruption::{send, training, wait_for_step};
-use crate::runs::{Run, args, command, oracle, overridden, succeed};
+use crate::runs::{Run, args, command, oracle, overridden, run, succeed};
 
 fn start(args: &[OsString], world: usize) -> Result<Vec<Child>> {
     start_each(&vec![args.to_vec(); world])
@@ -362,5 +362,17 @@ fn what_no_process_can_do_is_said_once() -> Result {
         let said = "--processes is 3, and a launcher has started 2";
         assert!(run.stderr.contains(said), "{run:?}");
     }
+    Ok(())
+}
+
+#[test]
+fn nccl_is_refused_where_it_cannot_sum() -> Result {
+    let dir = tempfile::tempdir()?;
+    let data = many_rows(dir.path(), 6)?;
+    let words = args!["--device", "cpu", "--processes", "1", "--reduce", "nccl"];
+    let run = run([training(&data, &dir.path().join("run"), "7"), words].concat())?;
+    assert_eq!(run.code, Some(1), "{}", run.stderr);
+    let told = "--reduce nccl: rank 0: it computes on a CPU, where Gloo sums; leave out --reduce";
+    assert!(run.stderr.contains(told), "{}", run.stderr);
     Ok(())
 }

@@ -296,6 +296,11 @@ impl InterventionSet {
         self.columns().map(|columns| orthonormality_error(&columns))
     }
 
+    /// The device of all its tensors.
+    pub fn device(&self) -> Device {
+        self.free.first().map_or(Device::Cpu, |(_, tensor)| tensor.device())
+    }
+
     /// Size `d` of the hidden states.
     pub fn hidden_size(&self) -> i64 {
         self.hidden_size

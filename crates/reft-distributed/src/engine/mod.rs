@@ -1,11 +1,15 @@
-//! libtorch's store and process group. Where they cannot be had, the same functions give the reason.
+//! libtorch's store and process group, and NCCL. Where they cannot be had, the same functions give the reason.
 
 #[cfg(process_groups)]
 mod c10d;
 #[cfg(not(process_groups))]
 mod elsewhere;
+#[cfg(process_groups)]
+mod nccl;
 
 #[cfg(process_groups)]
 pub(crate) use c10d::{Group, Store, libtorch_version};
 #[cfg(not(process_groups))]
-pub(crate) use elsewhere::{Group, Store, libtorch_version};
+pub(crate) use elsewhere::{Communicator, Group, Nccl, Store, libtorch_version};
+#[cfg(process_groups)]
+pub(crate) use nccl::{Communicator, Nccl};

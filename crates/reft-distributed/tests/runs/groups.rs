@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use reft_distributed::{Error, ProcessGroup};
+use reft_distributed::{Error, Place, ProcessGroup, Reduction};
 use reft_test_support::Outcome;
 use reft_train::Reduce;
 use tch::{Device, Kind, Tensor};
@@ -196,4 +196,17 @@ fn what_differs_is_refused_before_anything_is_sent() -> Outcome {
         }
     }
     Ok(())
+}
+
+#[test]
+fn a_process_alone_shares_with_itself_and_says_what_sums() -> Outcome {
+    let group = ProcessGroup::join(&Place::alone()?, &[])?;
+    share(&group)?;
+    assert_eq!(group.connect_gpus(Reduction::Gloo, Device::Cpu)?, "Gloo");
+    let told = group.connect_gpus(Reduction::Auto, Device::Cpu)?;
+    assert!(told.starts_with("Gloo, without NCCL: rank 0: it computes on a CPU"), "{told}");
+    let refused = group.connect_gpus(Reduction::Nccl, Device::Cpu);
+    let Err(Error::Gpus { reason }) = refused else { panic!("{refused:?}") };
+    assert!(reason.contains("leave out --reduce"), "{reason}");
+    share(&group)
 }

@@ -1,6 +1,6 @@
 use reft_models::{
     Cut, Fields, HookPoint, Hooks, Layout, Mode, Model, ModelDescription, NoHooks, PaddingSide,
-    Result, Row, Span,
+    Result, Row, Span, beside,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -96,7 +96,8 @@ fn of_text(model: &dyn Model, tokens: &[i64]) -> Result<Tensor> {
         let (keys, values) = cache.keys_and_values(layer); // [1, n_kv, n, d_h] each
         [keys, values].map(|x| x.squeeze_dim(0).transpose(0, 1).flatten(1, 2)) // [n, n_kv · d_h]
     });
-    Ok(Tensor::cat(&layers.collect::<Vec<_>>(), 1))
+    let layers: Vec<Tensor> = layers.collect();
+    Ok(Tensor::cat(&layers.iter().map(|own| beside(own, &layers[0])).collect::<Vec<_>>(), 1))
 }
 
 impl TensorMethod for PrefixConfig {

@@ -1,6 +1,6 @@
 use reft_models::{
     Error, Fields, HookPoint, Hooks, Layout, Mode, Model, ModelDescription, PaddingSide, Result,
-    Row, Span, send,
+    Row, Span, beside, send,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -183,7 +183,8 @@ impl Hooks for PromptHooks<'_> {
         };
         let tokens: Vec<i64> = indices.iter().map(token).collect();
         let on_device = |indices: &[i64]| send(&Tensor::from_slice(indices), h.device());
-        let own = self.embeddings.index_select(0, &on_device(&tokens)).to_kind(h.kind());
+        let own =
+            beside(self.embeddings, &h).index_select(0, &on_device(&tokens)).to_kind(h.kind());
         Ok(h.reshape([b * t, d]).index_copy(0, &on_device(&indices), &own).view([b, t, d]))
     }
 }

@@ -5,8 +5,8 @@ use reft_core::{
     Edit, InterventionSet, InterventionTensors, Parameter, PromptPositions, Subspace, TokenGroup,
 };
 use reft_models::{
-    Adapter, Cut, Error, HookPoint, Hooks, Layout, Mode, Model, Reach, Result, Row, Site, Span,
-    TaskHead, TokenEdit, TrainedText, save_safetensors, send, write_json_in_order,
+    Adapter, Cut, Error, HookPoint, Hooks, Layout, Mode, Model, Placement, Reach, Result, Row,
+    Site, Span, TaskHead, TokenEdit, TrainedText, save_safetensors, send, write_json_in_order,
 };
 use tch::{Device, Tensor};
 
@@ -19,6 +19,7 @@ use crate::{AdapterFiles, ReftConfig};
 pub struct ReftAdapter {
     config: ReftConfig,
     interventions: InterventionSet, // in the order of ReftConfig::sites
+    placement: Placement,           // of the model; the interventions are together at its home
     text: Option<TrainedText>,
     head: Option<TaskHead>,
 }
@@ -35,7 +36,8 @@ impl ReftAdapter {
         config.check_model(model.description())?;
         let (n, d) = (config.sites().len() as i64, model.description().hidden_size);
         let interventions = InterventionSet::new(config.intervention(), n, d, model.device())?;
-        Ok(Self { config, interventions, text: None, head: None })
+        let placement = model.placement().clone();
+        Ok(Self { config, interventions, placement, text: None, head: None })
     }
 
     /// An adapter of given interventions, in the order of [`ReftConfig::sites`].
@@ -50,7 +52,8 @@ impl ReftAdapter {
                 format!("{found} interventions are given, the configuration has {expected}");
             return Err(Error::Adapter { reason });
         }
-        Ok(Self { config, interventions, text: None, head: None })
+        let placement = interventions.device().into();
+        Ok(Self { config, interventions, placement, text: None, head: None })
     }
 
     /// Reads an adapter, to be used, and checks that it belongs to the decoder.
@@ -62,7 +65,7 @@ impl ReftAdapter {
     pub fn load(dir: &Path, model: &dyn Model) -> Result<Self> {
         let config = ReftConfig::read(dir)?;
         config.check_model(model.description())?;
-        Self::load_with(config, dir, model.device())
+        Self::load_with(config, dir, model.placement().clone())
     }
 
     /// Reads an adapter without its model, for instance to look at it.
@@ -70,10 +73,10 @@ impl ReftAdapter {
     /// # Errors
     /// As [`Self::load`].
     pub fn load_alone(dir: &Path) -> Result<Self> {
-        Self::load_with(ReftConfig::read(dir)?, dir, Device::Cpu)
+        Self::load_with(ReftConfig::read(dir)?, dir, Device::Cpu.into())
     }
 
-    fn load_with(config: ReftConfig, dir: &Path, device: Device) -> Result<Self> {
+    fn load_with(config: ReftConfig, dir: &Path, placement: Placement) -> Result<Self> {
         let d = config.base_model.hidden_size;
         let own = config.intervention().tensor_shapes(d);
         let named = |place| {
@@ -90,10 +93,14 @@ impl ReftAdapter {
         };
         let interventions: Vec<InterventionTensors> =
             config.sites().into_iter().map(of_place).collect();
-        let interventions =
-            InterventionSet::from_tensors(config.intervention(), d, &interventions, device)?;
+        let interventions = InterventionSet::from_tensors(
+            config.intervention(),
+            d,
+            &interventions,
+            placement.home(),
+        )?;
         let text = TrainedText::read(&dir.join(Self::FILE_NAME))?;
-        Ok(Self { config, interventions, text, head: None })
+        Ok(Self { config, interventions, placement, text, head: None })
     }
 
     /// Makes a loaded adapter trainable; see [`InterventionSet::into_trainable`].
@@ -114,13 +121,15 @@ impl ReftAdapter {
         &self.interventions
     }
 
-    /// Hooks that apply given edits, in the order of [`ReftConfig::sites`], at the adapter's positions.
+    /// Hooks that apply given edits, in the order of [`ReftConfig::sites`], at the adapter's positions. Of a model in parts each edit is brought to
+    /// the device of its site.
     ///
     /// # Errors
     /// [`reft_core::Error::Subspace`] if a row names a coordinate that does not exist.
     pub fn hooks_with(&self, edits: Vec<Edit>, layout: &Layout) -> Result<ReftHooks> {
         let mut places: BTreeMap<Site, Vec<(TokenGroup, Edit)>> = BTreeMap::new();
-        for ((site, group), edit) in self.config.sites().into_iter().zip(edits) {
+        for ((site, group), mut edit) in self.config.sites().into_iter().zip(edits) {
+            edit.tensors_mut().into_iter().for_each(|own| self.placement.bring(own, site));
             places.entry(site).or_default().push((group, edit));
         }
         let resolved: Vec<_> = layout.rows().iter().map(|row| self.positions(row)).collect();
@@ -218,10 +227,11 @@ pub struct ReftHooks {
     pass: Option<EditedTokens>,
 }
 
-/// Which tokens of the present pass are edited: the same at every layer, so made once.
+/// Which tokens of the present pass are edited: the same at every layer of a device, so made once.
 #[derive(Debug)]
 struct EditedTokens {
     columns: std::ops::Range<usize>,
+    device: Device,
     groups: Vec<(TokenGroup, Tensor, Subspace)>, // flat indices [m]
 }
 
@@ -238,7 +248,7 @@ impl ReftHooks {
             (*group, send(&Tensor::from_slice(&indices), device), subspace)
         };
         let groups = self.positions.iter().map(group).collect();
-        EditedTokens { columns: span.columns.clone(), groups }
+        EditedTokens { columns: span.columns.clone(), device, groups }
     }
 }
 
@@ -246,8 +256,10 @@ impl Hooks for ReftHooks {
     fn visit(&mut self, point: HookPoint, h: Tensor, span: &Span) -> Result<Tensor> {
         let HookPoint::Residual(site) = point else { return Ok(h) };
         let Some(edits) = self.places.get(&site) else { return Ok(h) };
-        if self.pass.as_ref().is_none_or(|pass| pass.columns != span.columns) {
-            self.pass = Some(self.resolve(span, h.device()));
+        let device = h.device();
+        let is_known = |pass: &EditedTokens| pass.columns == span.columns && pass.device == device;
+        if !self.pass.as_ref().is_some_and(is_known) {
+            self.pass = Some(self.resolve(span, device));
         }
         let groups = self.pass.as_ref().map_or(&[][..], |pass| &pass.groups);
         let (b, t, d) = h.size3()?;

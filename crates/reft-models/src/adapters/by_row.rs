@@ -24,7 +24,7 @@ struct Group<'a> {
     ids: Vec<u64>,
     /// The rows' places in the batch.
     rows: Vec<usize>,
-    /// The same on the device, made when it is needed; none, if they are all rows in order.
+    /// The same on the device of the present point, made when it is needed; none, if they are all rows in order.
     index: Option<Tensor>,
     /// The rows alone, in the columns of the batch.
     layout: Layout,
@@ -152,10 +152,12 @@ impl Group<'_> {
 
     /// The rows' places on the device of a tensor.
     fn index(&mut self, beside: &Tensor) -> Tensor {
-        let index = self.index.get_or_insert_with(|| {
+        let device = beside.device();
+        let known = self.index.take().filter(|index| index.device() == device);
+        let index = self.index.insert(known.unwrap_or_else(|| {
             let rows: Vec<i64> = self.rows.iter().map(|row| *row as i64).collect();
-            send(&Tensor::from_slice(&rows), beside.device())
-        });
+            send(&Tensor::from_slice(&rows), device)
+        }));
         index.shallow_clone()
     }
 }

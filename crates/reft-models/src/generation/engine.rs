@@ -199,7 +199,7 @@ impl<'a> Engine<'a> {
             waiting: VecDeque::new(),
             prefill: None,
             rows: Vec::new(),
-            pool: KvPool::new(model.description(), (model.kind(), model.device())),
+            pool: KvPool::new(model),
             prefixes: PrefixCache::new(
                 match options.deterministic || model.description().depends_on_length {
                     true => 0,
@@ -415,7 +415,7 @@ impl<'a> Engine<'a> {
         let mut cache = self.model.kv_cache(replies.len() as i64, (prefix + layout.width()) as i64);
         let done = replies.iter().map(|reply| self.known(reply)).min().unwrap_or(0);
         let read = |reply: &Reply| self.prefixes.read(&reply.row().input_ids[..done]);
-        let rows: Vec<Tensor> = replies.iter().filter_map(read).collect();
+        let rows: Vec<Vec<Tensor>> = replies.iter().filter_map(read).collect();
         cache.fill(&rows);
         self.reused_tokens += (done * rows.len()) as u64;
         Ok(Some(Prefill { replies, layout, hooks, cache, done }))

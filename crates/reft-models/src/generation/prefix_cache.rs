@@ -20,8 +20,8 @@ pub(crate) const BLOCK: usize = 16;
 pub(crate) struct PrefixCache {
     most_blocks: usize,
     blocks: HashMap<u64, Block>,
-    /// Where keys and values stand, `[SHELF, layers, 2, n_kv, BLOCK, d_h]` each.
-    shelves: Vec<Tensor>,
+    /// Where keys and values stand, of each part of the model `[SHELF, layers, 2, n_kv, BLOCK, d_h]`, on its device.
+    shelves: Vec<Vec<Tensor>>,
     /// Places on the shelves that no block has.
     free: Vec<usize>,
     /// The first blocks of prompts.
@@ -75,30 +75,36 @@ impl PrefixCache {
         self.path(ids).len() * BLOCK
     }
 
-    /// The keys and values of tokens that are known, `[layers, 2, n_kv, t, d_h]`; none of no tokens.
-    pub(crate) fn read(&mut self, ids: &[i64]) -> Option<Tensor> {
+    /// The keys and values of tokens that are known, `[layers, 2, n_kv, t, d_h]` of each part of the model; none of no tokens.
+    pub(crate) fn read(&mut self, ids: &[i64]) -> Option<Vec<Tensor>> {
         let path = self.path(ids);
         self.clock += 1;
         for id in &path {
             self.blocks.entry(*id).and_modify(|block| block.used = self.clock);
         }
-        let parts: Vec<Tensor> = path.iter().map(|id| self.at(self.blocks[id].place)).collect();
-        (!parts.is_empty()).then(|| Tensor::cat(&parts, 3))
+        let blocks: Vec<Vec<Tensor>> =
+            path.iter().map(|id| self.at(self.blocks[id].place).collect()).collect();
+        let of_part =
+            |part: usize| Tensor::cat(&blocks.iter().map(|own| &own[part]).collect::<Vec<_>>(), 3);
+        blocks.first().map(|first| (0..first.len()).map(of_part).collect())
     }
 
-    /// The keys and values at a place, `[layers, 2, n_kv, BLOCK, d_h]`.
-    fn at(&self, place: usize) -> Tensor {
-        self.shelves[place / SHELF].get((place % SHELF) as i64)
+    /// The keys and values at a place, `[layers, 2, n_kv, BLOCK, d_h]` of each part of the model.
+    fn at(&self, place: usize) -> impl Iterator<Item = Tensor> {
+        self.shelves[place / SHELF].iter().map(move |shelf| shelf.get((place % SHELF) as i64))
     }
 
-    /// A place that is free, for keys and values `[layers, 2, n_kv, BLOCK, d_h]`.
-    fn place_for(&mut self, keys_values: &Tensor) -> usize {
+    /// A place that is free, for keys and values `[layers, 2, n_kv, BLOCK, d_h]` of each part of the model.
+    fn place_for(&mut self, keys_values: &[Tensor]) -> usize {
         if let Some(place) = self.free.pop() {
             return place;
         }
         let first = self.shelves.len() * SHELF;
-        let shape: Vec<i64> = [SHELF as i64].into_iter().chain(keys_values.size()).collect();
-        self.shelves.push(Tensor::empty(shape, (keys_values.kind(), keys_values.device())));
+        let shelf = |own: &Tensor| {
+            let shape: Vec<i64> = [SHELF as i64].into_iter().chain(own.size()).collect();
+            Tensor::empty(shape, (own.kind(), own.device()))
+        };
+        self.shelves.push(keys_values.iter().map(shelf).collect());
         self.free.extend((first + 1..first + SHELF).rev());
         first
     }
@@ -112,14 +118,15 @@ impl PrefixCache {
             return;
         }
         self.clock += 1;
-        let new = cache.part(row, known..end); // [layers, 2, n_kv, t, d_h]
+        let new = cache.columns_of(row, known..end); // [layers, 2, n_kv, t, d_h] each
         for (i, tokens) in ids[known..end].chunks_exact(BLOCK).enumerate() {
             let before = path.last().copied();
             let id = self.next_id;
             self.next_id += 1;
-            let keys_values = new.narrow(3, (i * BLOCK) as i64, BLOCK as i64);
+            let block = |own: &Tensor| own.narrow(3, (i * BLOCK) as i64, BLOCK as i64);
+            let keys_values: Vec<Tensor> = new.iter().map(block).collect();
             let place = self.place_for(&keys_values);
-            self.at(place).copy_(&keys_values);
+            self.at(place).zip(&keys_values).for_each(|(mut at, own)| at.copy_(own));
             let (tokens, after) = (tokens.to_vec(), HashMap::new());
             let siblings = match before.and_then(|id| self.blocks.get_mut(&id)) {
                 Some(block) => &mut block.after,
@@ -168,8 +175,8 @@ mod tests {
     fn filled(ids: &[i64]) -> KvCache {
         let keys = Tensor::from_slice(ids).to_kind(Kind::Float).view([1, 1, 1, -1, 1]);
         let mut cache =
-            KvCache::of_size(1, (1, 1, ids.len() as i64, 1), (Kind::Float, Device::Cpu));
-        cache.fill(&[Tensor::cat(&[&keys, &-&keys], 1)]);
+            KvCache::of_size(1, (1, 1, ids.len() as i64, 1), (Kind::Float, &Device::Cpu.into()));
+        cache.fill(&[vec![Tensor::cat(&[&keys, &-&keys], 1)]]);
         cache
     }
 
@@ -187,7 +194,7 @@ mod tests {
         assert_eq!(prefixes.known(&shorter), 2 * BLOCK);
         assert_eq!(prefixes.known(&prompt(2, 40, 9)), 0);
         assert_eq!(prefixes.known(&long[1..]), 0, "a block depends on all that is before it");
-        let read = prefixes.read(&shorter).map(|read| read.flatten(0, -1));
+        let read = prefixes.read(&shorter).map(|read| read[0].flatten(0, -1));
         let read: Vec<f32> = read.map_or(Vec::new(), |read| read.try_into().unwrap_or_default());
         let keys = long[..2 * BLOCK].iter().map(|id| *id as f32);
         let expected: Vec<f32> = keys.clone().chain(keys.map(|key| -key)).collect();

@@ -98,8 +98,8 @@ impl Hooks for Collect {
     }
 }
 
-/// A source run: hidden states of chosen tokens at chosen places, `[m, d]` each and without gradient, as adapters leave them
-/// ([`AdapterStack::EMPTY`]: the plain model's).
+/// A source run: hidden states of chosen tokens at chosen places, `[m, d]` each on [`Model::device`] and without gradient, as adapters leave
+/// them ([`AdapterStack::EMPTY`]: the plain model's).
 ///
 /// The model is run no further up than the highest place, and only what is asked for is kept.
 ///
@@ -115,7 +115,7 @@ pub fn collect(
     for (place, _) in &wanted {
         model.description().size_of(place)?;
     }
-    let layers = model.description().num_hidden_layers;
+    let (layers, home) = (model.description().num_hidden_layers, model.device());
     let highest = wanted.iter().map(|(place, _)| place.site.stage()).max().unwrap_or(0);
     let _guard = tch::no_grad_guard();
     let layout = adapters.layout(layout.clone());
@@ -130,5 +130,6 @@ pub fn collect(
         let _normed = forward.finish(h, &mut hooks)?;
     }
     drop(hooks);
-    collect.finish()
+    let found = collect.finish()?.into_iter();
+    Ok(found.map(|own| if own.device() == home { own } else { own.to_device(home) }).collect())
 }

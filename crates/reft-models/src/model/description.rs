@@ -49,6 +49,9 @@ pub struct ModelTensor {
     pub shape: Vec<i64>,
     /// What it does.
     pub role: TensorRole,
+    /// The stage of a [`Forward`](crate::Forward) that computes with it: that of its block, the first for what stands before the blocks, and one
+    /// more than the blocks have for what stands behind them. Tied embeddings are the first stage's.
+    pub stage: usize,
 }
 
 /// What a tensor does in a model.

@@ -2,7 +2,9 @@ use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::{Error, Hooks, KvCache, Layout, Linear, ModelDescription, Past, Result, Span, Weight};
+use crate::{
+    Error, Hooks, KvCache, Layout, Linear, ModelDescription, Past, Placement, Result, Span, Weight,
+};
 
 /// A frozen model: its description, its weights, and a forward through hooks.
 ///
@@ -14,8 +16,13 @@ pub trait Model {
     /// The kind of the residual stream, of the weights, and of what quantised weights are expanded to.
     fn kind(&self) -> Kind;
 
-    /// Where the weights are.
-    fn device(&self) -> Device;
+    /// Where its stages are.
+    fn placement(&self) -> &Placement;
+
+    /// Where token ids go in, and final hidden states and logits come out: of a model on one device, where all of it is.
+    fn device(&self) -> Device {
+        self.placement().home()
+    }
 
     /// Every weight by its checkpoint name; they share storage with the model's.
     fn weights(&self) -> Vec<(String, Weight)>;
@@ -53,7 +60,7 @@ pub trait Model {
 
     /// An empty cache for generation: `batch_size` rows of up to `capacity` columns, a prefix included.
     fn kv_cache(&self, batch_size: i64, capacity: i64) -> KvCache {
-        KvCache::new(self.description(), batch_size, capacity, (self.kind(), self.device()))
+        KvCache::new(self.description(), batch_size, capacity, (self.kind(), self.placement()))
     }
 
     /// Checks that a token id is one of the vocabulary.
@@ -123,7 +130,8 @@ pub trait Model {
 ///
 /// Stage `k` shows the hooks what is between two blocks (the embeddings if `k` is 0, else the output of block `k − 1`) and runs block
 /// `k` on what they return. After the stages, [`Self::finish`] shows them the last block's output and applies the final norm. So the
-/// hidden states that go into stage `k` depend on no hook at a site above, and a forward can begin there with ones computed before.
+/// hidden states that go into stage `k` depend on no hook at a site above, and a forward can begin there with ones computed before. They are
+/// on the device of stage `k` ([`Placement::device`]), and so is what hooks see in it.
 pub trait Forward<'a> {
     /// Wants the hidden states of the span's columns from `column` on only: the last block computes no others.
     ///
@@ -134,7 +142,8 @@ pub trait Forward<'a> {
     /// The columns whose hidden states [`Self::finish`] returns.
     fn outputs(&self) -> &Span<'a>;
 
-    /// What goes into stage 0: the embeddings `[b, t, d]` of `input_ids` `[b, t]`, the tokens of the span's columns.
+    /// What goes into stage 0: the embeddings `[b, t, d]` of `input_ids` `[b, t]`, the tokens of the span's columns, which come in
+    /// on [`Model::device`].
     fn embed(&self, input_ids: &Tensor) -> Tensor;
 
     /// Runs stages on the hidden states `[b, t, d]` that go into the first of them, and returns what goes into the next.
@@ -149,7 +158,7 @@ pub trait Forward<'a> {
         hooks: &mut dyn Hooks,
     ) -> Result<Tensor>;
 
-    /// Ends a forward: hidden states `[b, q, d]` of the wanted columns after the final norm.
+    /// Ends a forward: hidden states `[b, q, d]` of the wanted columns after the final norm, on [`Model::device`].
     ///
     /// # Errors
     /// What a hook refuses, with its site.

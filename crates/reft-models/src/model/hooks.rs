@@ -312,9 +312,10 @@ pub struct OnPrompt<'a> {
     pass: Option<PromptTokens>,
 }
 
-/// Where the prompts' tokens are in the present pass: the same at every point, so made once.
+/// Where the prompts' tokens are in the present pass: the same at every point of a device, so made once.
 struct PromptTokens {
     columns: Range<usize>,
+    device: Device,
     tokens: Part,
 }
 
@@ -364,9 +365,11 @@ impl Hooks for OnPrompt<'_> {
         if !self.hooks.touches(point, span) {
             return Ok(h);
         }
-        if self.pass.as_ref().is_none_or(|pass| pass.columns != span.columns) {
-            let tokens = self.part(span, h.device());
-            self.pass = Some(PromptTokens { columns: span.columns.clone(), tokens });
+        let device = h.device();
+        let is_known = |pass: &PromptTokens| pass.columns == span.columns && pass.device == device;
+        if !self.pass.as_ref().is_some_and(is_known) {
+            let tokens = self.part(span, device);
+            self.pass = Some(PromptTokens { columns: span.columns.clone(), device, tokens });
         }
         match self.pass.as_ref().map(|pass| &pass.tokens) {
             None | Some(Part::Nothing) => Ok(h),

@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use tch::{Kind, Tensor};
 
-use crate::ModelDescription;
+use crate::{ModelDescription, Placement};
 
 /// Keys and values that a forward finds before those of its own columns.
 pub trait Past {
@@ -24,10 +24,11 @@ impl Past for KeyValueRecorder {
 
 /// Keys and values of the tokens that a model has seen, per layer, in buffers made once for the longest text to come.
 ///
-/// For inference: what is in it carries no gradient.
+/// For inference: what is in it carries no gradient. Each layer's are on the layer's device.
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<(Tensor, Tensor)>, // [b, n_kv, capacity, d_h]
+    parts: Vec<Range<usize>>,      // the layers of each part of the model
     pub(crate) len: i64,           // columns that are in it
 }
 
@@ -37,7 +38,7 @@ impl KvCache {
         model: &ModelDescription,
         batch_size: i64,
         capacity: i64,
-        options: (Kind, tch::Device),
+        options: (Kind, &Placement),
     ) -> Self {
         let shape = (batch_size, model.num_key_value_heads, capacity, model.head_dim);
         Self::of_size(model.num_hidden_layers, shape, options)
@@ -47,33 +48,41 @@ impl KvCache {
     pub(crate) fn of_size(
         layers: usize,
         (b, n_kv, capacity, d_h): (i64, i64, i64, i64),
-        options: (Kind, tch::Device),
+        (kind, placement): (Kind, &Placement),
     ) -> Self {
-        let buffer = || Tensor::empty([b, n_kv, capacity, d_h], options);
-        Self { layers: (0..layers).map(|_| (buffer(), buffer())).collect(), len: 0 }
+        let buffer =
+            |layer| Tensor::empty([b, n_kv, capacity, d_h], (kind, placement.device(layer)));
+        let layers_of_each = (0..layers).map(|layer| (buffer(layer), buffer(layer))).collect();
+        Self { layers: layers_of_each, parts: placement.runs(0..layers), len: 0 }
     }
 
-    /// Fills an empty cache with what each row begins with, `[layers, 2, n_kv, t, d_h]` of each.
-    pub(crate) fn fill(&mut self, rows: &[Tensor]) {
+    /// Fills an empty cache with what each row begins with, as [`Self::columns_of`] gives it.
+    pub(crate) fn fill(&mut self, rows: &[Vec<Tensor>]) {
         for (row, own) in rows.iter().enumerate() {
-            let t = own.size()[3];
-            for (layer, (keys, values)) in self.layers.iter().enumerate() {
-                for (i, buffer) in [keys, values].into_iter().enumerate() {
-                    let own = own.get(layer as i64).get(i as i64);
-                    buffer.get(row as i64).narrow(1, 0, t).copy_(&own);
+            for (layers, own) in self.parts.iter().zip(own) {
+                let t = own.size()[3];
+                for (at, (keys, values)) in self.layers[layers.clone()].iter().enumerate() {
+                    for (i, buffer) in [keys, values].into_iter().enumerate() {
+                        let own = own.get(at as i64).get(i as i64);
+                        buffer.get(row as i64).narrow(1, 0, t).copy_(&own);
+                    }
                 }
+                self.len = t;
             }
-            self.len = t;
         }
     }
 
-    /// Keys and values of some columns of a row, `[layers, 2, n_kv, t, d_h]`.
-    pub(crate) fn part(&self, row: usize, columns: Range<usize>) -> Tensor {
+    /// Keys and values of some columns of a row, of each part of the model by itself: `[layers, 2, n_kv, t, d_h]`.
+    pub(crate) fn columns_of(&self, row: usize, columns: Range<usize>) -> Vec<Tensor> {
         let (start, length) = (columns.start as i64, columns.len() as i64);
         let part = |buffer: &Tensor| buffer.get(row as i64).narrow(1, start, length);
         let of_layer =
             |(keys, values): &(Tensor, Tensor)| Tensor::stack(&[part(keys), part(values)], 0);
-        Tensor::stack(&self.layers.iter().map(of_layer).collect::<Vec<_>>(), 0)
+        let of_part = |layers: &Range<usize>| {
+            let own: Vec<Tensor> = self.layers[layers.clone()].iter().map(of_layer).collect();
+            Tensor::stack(&own, 0)
+        };
+        self.parts.iter().map(of_part).collect()
     }
 
     /// What is in it for a layer: keys (rotated to their positions) and values, `[b, n_kv, len, d_h]` each.

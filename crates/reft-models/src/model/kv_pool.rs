@@ -1,8 +1,8 @@
 use std::ops::Range;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
-use crate::{KvCache, ModelDescription, Past, send};
+use crate::{KvCache, Model, Past, Placement, send};
 
 /// Tokens by which the buffers grow at least.
 const GROWTH: usize = 64;
@@ -13,24 +13,31 @@ const GROWTH: usize = 64;
 /// Rows fill the first slots: one that leaves gives its slot to the last one.
 #[derive(Debug)]
 pub(crate) struct KvPool {
-    layers: Vec<(Tensor, Tensor)>, // [slots, n_kv, capacity, d_h]
+    layers: Vec<(Tensor, Tensor)>, // [slots, n_kv, capacity, d_h], on the layer's device
     shape: (i64, i64),             // n_kv, d_h
-    options: (Kind, Device),
+    kind: Kind,
+    placement: Placement,
     /// Keys of each row.
     lengths: Vec<usize>,
     /// The rows of the present pass.
     part: Range<usize>,
-    /// The column of each of their next keys, `[b, 1, 1, 1]`; `None` if it is the same for all.
-    columns: Option<Tensor>,
+    /// The column of each of their next keys, `[b, 1, 1, 1]`, on the device of each part of the model; `None` if it is the same for all.
+    columns: Option<Vec<Tensor>>,
 }
 
 impl KvPool {
     /// A pool without slots, which are made when rows come.
-    pub(crate) fn new(model: &ModelDescription, options: (Kind, Device)) -> Self {
-        let empty = || Tensor::empty([0, model.num_key_value_heads, 0, model.head_dim], options);
-        let layers = (0..model.num_hidden_layers).map(|_| (empty(), empty())).collect();
-        let shape = (model.num_key_value_heads, model.head_dim);
-        Self { layers, shape, options, lengths: Vec::new(), part: 0..0, columns: None }
+    pub(crate) fn new(model: &dyn Model) -> Self {
+        let (description, placement) = (model.description(), model.placement().clone());
+        let shape = (description.num_key_value_heads, description.head_dim);
+        let empty = |layer| {
+            let options = (model.kind(), placement.device(layer));
+            Tensor::empty([0, shape.0, 0, shape.1], options)
+        };
+        let layers = 0..description.num_hidden_layers;
+        let layers = layers.map(|layer| (empty(layer), empty(layer))).collect();
+        let kind = model.kind();
+        Self { layers, shape, kind, placement, lengths: Vec::new(), part: 0..0, columns: None }
     }
 
     /// Keys of each row, in the order of the slots.
@@ -62,7 +69,8 @@ impl KvPool {
         let (kept, longest) = (self.lengths.len() as i64, longest(&self.lengths));
         let grown = |old: &Tensor| {
             // a column that a row has not reached weighs 0, and 0 times what memory happened to hold may be NaN
-            let new = Tensor::zeros([slots as i64, n_kv, capacity as i64, d_h], self.options);
+            let options = (self.kind, old.device());
+            let new = Tensor::zeros([slots as i64, n_kv, capacity as i64, d_h], options);
             let part = |x: &Tensor| x.narrow(0, 0, kept).narrow(2, 0, longest);
             part(&new).copy_(&part(old));
             new
@@ -107,7 +115,8 @@ impl KvPool {
         let is_same = lengths.iter().all(|length| *length == lengths[0]);
         self.columns = (!is_same).then(|| {
             let columns: Vec<i64> = lengths.iter().map(|length| *length as i64).collect();
-            send(&Tensor::from_slice(&columns).view([-1, 1, 1, 1]), self.options.1)
+            let columns = Tensor::from_slice(&columns).view([-1, 1, 1, 1]);
+            self.placement.devices().map(|device| send(&columns, device)).collect()
         });
     }
 
@@ -133,7 +142,7 @@ impl Past for KvPool {
             match &self.columns {
                 None => slots.narrow(2, longest, 1).copy_(own),
                 Some(columns) => {
-                    let index = columns.expand_as(own);
+                    let index = columns[self.placement.part(layer)].expand_as(own);
                     let _ = slots.scatter_(2, &index, own);
                 }
             }

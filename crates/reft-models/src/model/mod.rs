@@ -9,4 +9,5 @@ pub(crate) mod hooks;
 pub(crate) mod kv_cache;
 pub(crate) mod kv_pool;
 pub(crate) mod layout;
+pub(crate) mod placement;
 pub(crate) mod task_head_form;

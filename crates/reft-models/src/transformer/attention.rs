@@ -3,7 +3,7 @@ use tch::{Device, Kind, Tensor};
 use crate::site::Component::{Key, Output, Query, QueryKeyValue, Value};
 use crate::transformer::attention_mask::AttentionMask;
 use crate::transformer::norm::Norm;
-use crate::{BlockColumns, Hooks, Linear, Past, QkNorm, Result};
+use crate::{BlockColumns, Hooks, Linear, Pass, Past, QkNorm, Result, beside};
 
 /// Self-attention with grouped queries (Ainslie et al. 2023): `n_h` query heads share `n_kv` key and value heads.
 #[derive(Debug)]
@@ -61,16 +61,17 @@ impl Attention {
         let (q, k, mut v) = (heads(q, self.n_h), heads(k, self.n_kv), heads(v, self.n_kv));
         let (mut q, mut k) = self.normed(QkNorm::PerHead, q, k);
         if let Some(rope) = self.rope {
-            (q, k) = (queries.angles[rope].rotate(&q), pass.angles[rope].rotate(&k));
+            let angles = |pass: &Pass, x: &Tensor| pass.of(layer).angles[rope].rotate(x);
+            (q, k) = (angles(queries, &q), angles(pass, &k));
         }
-        let q = match &queries.query_scale {
+        let q = match &queries.of(layer).query_scale {
             Some(scale) => q * scale,
             None => q,
         };
         let prefix = pass.begins_with_prefix().then(|| hooks.prefix(layer, &pass.span)).flatten();
         if let Some((prefix_k, prefix_v)) = prefix {
-            k = Tensor::cat(&[prefix_k.to_kind(k.kind()), k], 2);
-            v = Tensor::cat(&[prefix_v.to_kind(v.kind()), v], 2);
+            k = Tensor::cat(&[beside(&prefix_k, &k).to_kind(k.kind()), k], 2);
+            v = Tensor::cat(&[beside(&prefix_v, &v).to_kind(v.kind()), v], 2);
         }
         if let Some(past) = past {
             (k, v) = past.extend(layer, k, v);

@@ -16,7 +16,7 @@ use crate::transformer::stored::Stored;
 use crate::weights::checkpoint::Weights;
 use crate::{
     Component, DecoderConfig, Forward, Head, Linear, MlpKind, Model, ModelDescription, ModelTensor,
-    Multipliers, Pass, Result, Span, TensorRole, Weight,
+    Multipliers, Placement, Result, Span, TensorRole, Weight,
 };
 
 /// A frozen decoder, or encoder, with hooks at every site.
@@ -29,21 +29,22 @@ pub struct Decoder {
     config: DecoderConfig,
     pub(crate) embeddings: Embeddings,
     pub(crate) blocks: Vec<DecoderBlock>,
-    pub(crate) norm: Option<Norm>, // of what the last block gives
-    head: Option<Weight>,          // [v, d]; the embeddings if they are tied; none of an encoder
-    ropes: Vec<Rope>,              // one for each kind of layer
-    options: (Kind, Device),
+    pub(crate) norm: Option<Norm>,    // of what the last block gives
+    head: Option<Weight>,             // [v, d]; the embeddings if they are tied; none of an encoder
+    pub(crate) ropes: Vec<Vec<Rope>>, // of each part one for each kind of layer
+    kind: Kind,
+    placement: Placement,
     tensors: Vec<(String, Weight)>, // all of them, in the order of the description
     description: ModelDescription,
 }
 
 impl Decoder {
-    /// Reads a model from a Hugging Face directory or a GGUF file, in the kind and on the device asked for.
+    /// Reads a model from a Hugging Face directory or a GGUF file, in the kind asked for and on a device, or on several ([`Placement`]).
     ///
     /// # Errors
-    /// If `config.json` is wrong, or tensors are missing, unexpected or of another shape: all of them by name.
-    pub fn open(path: &Path, kind: Kind, device: Device) -> Result<Self> {
-        Self::from_weights(DecoderConfig::open(path)?, &Weights::open(path)?, kind, device)
+    /// [`Error::Placement`](crate::Error::Placement) if it has fewer blocks than the devices are to have; if `config.json` is wrong, or tensors are missing, unexpected or of another shape: all of them by name.
+    pub fn open(path: &Path, kind: Kind, placement: impl Into<Placement>) -> Result<Self> {
+        Self::from_weights(DecoderConfig::open(path)?, &Weights::open(path)?, kind, placement)
     }
 
     /// Checks that the model which `config` describes can be made of the tensors of a checkpoint, without reading them. Returns the
@@ -64,10 +65,16 @@ impl Decoder {
         config: DecoderConfig,
         weights: &Weights,
         kind: Kind,
-        device: Device,
+        placement: impl Into<Placement>,
     ) -> Result<Self> {
         let Stored { config, description, names } = Stored::new(config, weights)?;
+        let mut placement: Placement = placement.into();
+        placement.check(config.num_hidden_layers)?;
+        if config.tie_word_embeddings && config.names.head.is_some() {
+            placement = placement.with_head_first();
+        }
         let read = |(tensor, stored): (&ModelTensor, &String)| -> Result<(String, Weight)> {
+            let device = placement.device(tensor.stage);
             let is_of_tokens = match tensor.role {
                 TensorRole::Head | TensorRole::Embeddings => true,
                 TensorRole::Projection(_) => false,
@@ -161,14 +168,18 @@ impl Decoder {
             token_types: (added.token_types > 0).then(|| weight(names.token_types).dense()),
             norm: added.is_normed.then(|| norm(names.embedding_norm.into())),
         };
+        let ropes = |device: Device| {
+            attention.ropes.iter().map(|rope| Rope::new(rope.clone(), device)).collect()
+        };
         let head = |head| weight(if config.tie_word_embeddings { names.embeddings } else { head });
         Ok(Self {
             embeddings,
             blocks: (0..config.num_hidden_layers).map(block).collect(),
             norm: names.final_norm.map(|name| norm(name.into())),
             head: names.head.map(head),
-            ropes: attention.ropes.iter().map(|rope| Rope::new(rope.clone(), device)).collect(),
-            options: (kind, device),
+            ropes: placement.devices().map(ropes).collect(),
+            kind,
+            placement,
             config,
             tensors,
             description,
@@ -179,10 +190,6 @@ impl Decoder {
     pub fn config(&self) -> &DecoderConfig {
         &self.config
     }
-
-    pub(crate) fn pass<'a>(&'a self, span: Span<'a>, prefix: usize) -> Pass<'a> {
-        Pass::new(span, &self.config, &self.ropes, prefix, self.options)
-    }
 }
 
 impl Model for Decoder {
@@ -191,11 +198,11 @@ impl Model for Decoder {
     }
 
     fn kind(&self) -> Kind {
-        self.options.0
+        self.kind
     }
 
-    fn device(&self) -> Device {
-        self.options.1
+    fn placement(&self) -> &Placement {
+        &self.placement
     }
 
     fn weights(&self) -> Vec<(String, Weight)> {

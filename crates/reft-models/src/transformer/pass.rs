@@ -4,22 +4,29 @@ use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
 use crate::transformer::attention_mask::AttentionMask;
-use crate::transformer::rope::{Angles, Rope};
-use crate::{Component, DecoderConfig, HookPoint, Hooks, Linear, QueryScaling, Result, Site, Span};
+use crate::transformer::rope::Angles;
+use crate::{
+    Component, Decoder, HookPoint, Hooks, Linear, Model, QueryScaling, Result, Site, Span,
+};
 
-/// What is the same for every block of one forward: rotary angles and attention masks of each kind of layer.
+/// What blocks of one forward have in common.
 #[derive(Debug)]
 pub(crate) struct Pass<'a> {
     pub(crate) span: Span<'a>,
+    pub(crate) prefix: usize,
+    decoder: &'a Decoder,
+    /// Made for a part of the model when its first block asks.
+    parts: Vec<OnceCell<PartPass>>,
+}
+
+/// What the blocks of a part of the model have in common, on its device: rotary angles and attention masks of each kind of layer.
+#[derive(Debug)]
+pub(crate) struct PartPass {
     pub(crate) angles: Vec<Angles>,
     /// What queries are multiplied with, `[b, 1, t, 1]`.
     pub(crate) query_scale: Option<Tensor>,
-    pub(crate) prefix: usize,
-    windows: &'a [Option<i64>],
-    is_causal: bool,
     masks: BTreeMap<Option<i64>, OnceCell<AttentionMask>>,
-    groups: i64,
-    options: (Kind, Device),
+    device: Device,
 }
 
 /// The columns that a block sees, and the last of them, whose hidden states it computes.
@@ -30,34 +37,31 @@ pub(crate) struct BlockColumns<'a> {
 }
 
 impl<'a> Pass<'a> {
-    pub(crate) fn new(
-        span: Span<'a>,
-        config: &'a DecoderConfig,
-        ropes: &[Rope],
-        prefix: usize,
-        options: (Kind, Device),
-    ) -> Self {
-        let (kind, device) = options;
-        let position_ids = span.position_ids(device) + prefix as i64;
+    pub(crate) fn new(decoder: &'a Decoder, span: Span<'a>, prefix: usize) -> Self {
+        let parts = (0..decoder.placement().parts()).map(|_| OnceCell::new()).collect();
+        Self { span, prefix, decoder, parts }
+    }
+
+    /// What a layer has in common with the others of its part.
+    pub(crate) fn of(&self, layer: usize) -> &PartPass {
+        let part = self.decoder.placement().part(layer);
+        self.parts[part].get_or_init(|| self.part(part, self.decoder.placement().device(layer)))
+    }
+
+    fn part(&self, part: usize, device: Device) -> PartPass {
+        let (config, kind) = (self.decoder.config(), self.decoder.kind());
+        let position_ids = self.span.position_ids(device) + self.prefix as i64;
         let masks = config.windows.iter().map(|window| (*window, OnceCell::new())).collect();
         let lengths = || {
-            let lengths = (0..span.layout.batch_size()).map(|row| prefix + span.row_length(row));
-            lengths.collect()
+            let rows = 0..self.span.layout.batch_size();
+            rows.map(|row| self.prefix + self.span.row_length(row)).collect()
         };
         let query_scale = config.attention.query_scaling.map(|scaling| {
             scaling.of_positions(&position_ids).to_kind(kind).unsqueeze(1).unsqueeze(-1)
         });
-        Self {
-            angles: ropes.iter().map(|rope| rope.angles(&position_ids, lengths, kind)).collect(),
-            query_scale,
-            span,
-            prefix,
-            windows: &config.windows,
-            is_causal: config.is_causal,
-            masks,
-            groups: config.num_attention_heads / config.num_key_value_heads,
-            options,
-        }
+        let angles = self.decoder.ropes[part].iter();
+        let angles = angles.map(|rope| rope.angles(&position_ids, lengths, kind)).collect();
+        PartPass { angles, query_scale, masks, device }
     }
 
     /// Whether a prefix is put before the keys: in the first pass, from which on it stands in the cache.
@@ -67,10 +71,12 @@ impl<'a> Pass<'a> {
 
     /// The mask of a layer; layers that see equally far share one.
     pub(crate) fn mask(&self, layer: usize) -> &AttentionMask {
-        let window = self.windows[layer];
-        self.masks[&window].get_or_init(|| {
-            let seen = (window, self.is_causal);
-            AttentionMask::new(&self.span, self.prefix, seen, self.groups, self.options)
+        let (config, kind) = (self.decoder.config(), self.decoder.kind());
+        let (own, window) = (self.of(layer), config.windows[layer]);
+        own.masks[&window].get_or_init(|| {
+            let seen = (window, config.is_causal);
+            let groups = config.num_attention_heads / config.num_key_value_heads;
+            AttentionMask::new(&self.span, self.prefix, seen, groups, (kind, own.device))
         })
     }
 

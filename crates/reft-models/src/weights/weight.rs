@@ -1,7 +1,7 @@
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-use crate::Quantised;
 use crate::weights::quick_products::{of_few_rows, through_f32};
+use crate::{ModelDescription, ModelTensor, Quantised, TensorRole};
 
 /// A weight of a model: a tensor, or a frozen matrix that is kept small and expanded when it is computed with.
 #[derive(Debug)]
@@ -95,6 +95,30 @@ reft_core::names!(WeightStorage, "way to hold weights", crate::Error, {
     Int8 => "int8",
     Int4 => "int4",
 });
+
+impl WeightStorage {
+    /// Bytes that a tensor of a model takes where tensors are of a kind. Blocks of a file are of several sizes: the smallest is assumed.
+    pub fn bytes_of(self, tensor: &ModelTensor, kind: Kind) -> f64 {
+        let is_of_tokens = matches!(tensor.role, TensorRole::Embeddings | TensorRole::Head);
+        let bits = match (self, &tensor.shape[..]) {
+            (Self::Dense, _) => None,
+            _ if tensor.role == TensorRole::Vector => None,
+            (Self::Int4, [_, columns]) if columns % 32 == 0 && !is_of_tokens => Some(4.5),
+            (Self::AsStored, [_, columns]) if columns % 32 == 0 => Some(4.5),
+            (_, [_, columns]) if columns % 32 == 0 => Some(8.5),
+            _ => None,
+        };
+        let bits = bits.unwrap_or(8.0 * kind.elt_size_in_bytes() as f64);
+        bits * tensor.numel() as f64 / 8.0
+    }
+
+    /// [`Self::bytes_of`] of what each stage of a model's forward computes with.
+    pub fn bytes_of_stages(self, model: &ModelDescription, kind: Kind) -> Vec<u64> {
+        let mut bytes = vec![0.0; model.num_hidden_layers + 1];
+        model.tensors.iter().for_each(|own| bytes[own.stage] += self.bytes_of(own, kind));
+        bytes.into_iter().map(|bytes| bytes as u64).collect()
+    }
+}
 
 /// `y = W x + b`, on row vectors: `[.., in]` to `[.., out]`.
 #[derive(Debug)]

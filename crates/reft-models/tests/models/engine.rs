@@ -11,7 +11,7 @@ use reft_methods::{
 };
 use reft_models::{
     Adapter, AdapterStack, Decoder, Engine, EngineOptions, Error, Event, Finish, GenerationConfig,
-    Layout, Mode, Model, PaddingSide, Request, Row, StackEntry,
+    Layout, Mode, Model, PaddingSide, Placement, Request, Row, StackEntry,
 };
 use reft_test_support::{Outcome, oracle};
 use tch::{Device, Kind, Tensor, no_grad};
@@ -653,5 +653,38 @@ fn edits_of_rows_are_computed_together_as_each_alone() -> Outcome {
         changed += usize::from((&own - plain).abs().max().double_value(&[]) > 1e-2);
     }
     assert!(changed > 12, "{changed} of {} rows are edited: the test has no power", rows.len());
+    Ok(())
+}
+
+/// Rows with different adapters, prompts that begin alike, rows that join and leave: the replies of a model in parts are those of one in one piece
+/// to the last bit of each token's score.
+#[test]
+fn a_model_in_parts_answers_with_the_same_bits() -> Outcome {
+    let arrival = |i: usize| {
+        // each stack begins so once: the plain model finds what it has computed before
+        let begins_so = i.is_multiple_of(2) == (i < STACKS.len());
+        let common = (0..20i64).map(|t| 3 + t * 7 % 110).filter(|_| begins_so);
+        let prompt = common.chain((0..4 + i as i64 % 5).map(|t| 3 + (t * 11 + i as i64) % 100));
+        let (step, stack) = (i / 4, i % STACKS.len());
+        Arrival { step, prompt: prompt.collect(), stack, new_tokens: 3 + i % 5, given_up: None }
+    };
+    let arrivals: Vec<Arrival> = (0..2 * STACKS.len()).map(arrival).collect();
+    let options = EngineOptions { rows: 7, prefix_tokens: 256, ..EngineOptions::default() };
+    let open = |placement: Placement| {
+        tch::set_num_threads(1);
+        Decoder::open(&oracle("tiny_llama"), Kind::Float, placement)
+    };
+    let whole = open(Device::Cpu.into())?;
+    let trained = adapters(&whole)?;
+    let expected = answered(&whole, &trained, &arrivals, options)?;
+    assert!(expected.iter().all(Option::is_some));
+    for blocks in [&[1, 3][..], &[3, 1], &[1, 1, 1, 1]] {
+        let parts: Vec<(Device, usize)> = blocks.iter().map(|n| (Device::Cpu, *n)).collect();
+        let model = open(Placement::of_blocks(&parts)?)?;
+        let own = adapters(&model)?;
+        // random numbers are shared with tests that run beside this one
+        own.iter().zip(&trained).try_for_each(|(own, of)| own.load_state(&of.state()))?;
+        assert_eq!(answered(&model, &own, &arrivals, options)?, expected, "{blocks:?}");
+    }
     Ok(())
 }

@@ -6,6 +6,7 @@ mod checkpoint_files;
 mod collecting;
 mod configurations;
 mod decoder_oracle;
+mod devices;
 mod encoders;
 mod engine;
 mod families;

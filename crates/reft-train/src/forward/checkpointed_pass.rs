@@ -1,4 +1,4 @@
-use reft_models::{Cut, Hooks};
+use reft_models::{Cut, Hooks, beside};
 use tch::{Kind, Tensor};
 
 use crate::forward::pass::Pass;
@@ -63,7 +63,8 @@ impl<'p> CheckpointedPass<'p> {
             .filter(|cut| cut.leaf.grad().defined())
             .map(|cut| (&cut.computed * cut.leaf.grad()).sum(Kind::Float))
             .collect();
-        if !handed.is_empty() {
+        if let Some(first) = handed.first() {
+            let handed: Vec<Tensor> = handed.iter().map(|own| beside(own, first)).collect();
             Tensor::stack(&handed, 0).sum(Kind::Float).backward();
         }
         Ok(())

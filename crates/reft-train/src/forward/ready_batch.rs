@@ -58,9 +58,10 @@ impl ReadyBatch {
             layout = Layout::aligned(rows.to_vec(), &tokens)?;
             first_column = tokens.into_iter().max().unwrap_or(0);
             stage = reaches[0].stage;
-            let (width, options) = (layout.width() - first_column, (model.kind(), model.device()));
-            input = FrozenRow::batch(&frozen_rows, width as i64, options);
-            past = Some(FrozenPast::of_rows(&frozen_rows, stage, first_column as i64, options));
+            let width = (layout.width() - first_column) as i64;
+            let options = (model.kind(), model.placement().device(stage));
+            input = FrozenRow::batch(&frozen_rows, width, options);
+            past = Some(FrozenPast::of_rows(&frozen_rows, stage, first_column as i64, model));
         } else {
             layout = match dose.is_none() {
                 true => batch.layout.clone().with_virtual_tokens(0), // the plain model has none

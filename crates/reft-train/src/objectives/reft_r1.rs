@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use reft_core::Detection;
-use reft_models::{Dose, HookPoint, Hooks, Layout, Site, Span};
+use reft_models::{Dose, HookPoint, Hooks, Layout, Site, Span, beside};
 use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
 
@@ -225,11 +225,12 @@ impl Hooks for DetectingHooks<'_> {
     fn visit(&mut self, point: HookPoint, h: Tensor, _span: &Span) -> reft_models::Result<Tensor> {
         let HookPoint::Residual(site) = point else { return Ok(h) };
         let Some(v) = self.directions.get(&site) else { return Ok(h) };
-        let found = Detection::of(&h, v, &self.mask, self.top_k)?;
-        let not_shown = 1.0 - &self.shown;
-        self.latents.push(found.others * &self.shown + found.all * not_shown);
-        let steered = Detection::steered(&h, v, &(&found.largest * &self.shown));
-        self.largest.push(found.largest);
+        let found = Detection::of(&h, v, &beside(&self.mask, &h), self.top_k)?;
+        let shown = beside(&self.shown, &h);
+        let latents = found.others * &shown + found.all * (1.0 - &shown);
+        self.latents.push(beside(&latents, &self.shown));
+        let steered = Detection::steered(&h, v, &(&found.largest * &shown));
+        self.largest.push(beside(&found.largest, &self.shown));
         Ok(steered)
     }
 }

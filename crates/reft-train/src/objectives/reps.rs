@@ -3,7 +3,7 @@ use std::fmt::{self, Display};
 use std::str::FromStr;
 
 use reft_core::{Intervention, Parameter, Removal, Subspace, in_f32};
-use reft_models::{AdapterStack, Dose, HookPoint, Hooks, Mode, Site, Span};
+use reft_models::{AdapterStack, Dose, HookPoint, Hooks, Mode, Site, Span, beside};
 use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
 
@@ -98,8 +98,10 @@ impl Hooks for DrawnHooks<'_> {
         let HookPoint::Residual(site) = point else { return Ok(h) };
         let Some(v) = self.drawn.directions.get(&site) else { return Ok(h) };
         Ok(match &self.factors {
-            Some(factors) => in_f32(&h, |h| h + factors * v),
-            None => Removal::past(v, &self.drawn.bias)?.intervene(&h, &Subspace::Whole)?,
+            Some(factors) => in_f32(&h, |h| h + beside(factors, v) * v),
+            None => {
+                Removal::past(v, &beside(&self.drawn.bias, v))?.intervene(&h, &Subspace::Whole)?
+            }
         })
     }
 }

@@ -1,3 +1,4 @@
+use reft_models::beside;
 use tch::{Kind, Tensor};
 
 /// Scales gradients, in place, so that the 2-norm of all of them together is at most `max_norm`; returns the norm before, a
@@ -11,9 +12,10 @@ pub(crate) fn clip_grad_norm(grads: &[Tensor], max_norm: f64, groups: i64) -> Te
         grad.norm_scalaropt_dim(2, [1i64].as_slice(), false) // [groups]
     };
     let norms: Vec<Tensor> = grads.iter().map(of_groups).collect();
-    if norms.is_empty() {
+    let Some(first) = norms.first() else {
         return Tensor::zeros([], (Kind::Float, tch::Device::Cpu));
-    }
+    };
+    let norms: Vec<Tensor> = norms.iter().map(|own| beside(own, first)).collect();
     let norms = Tensor::stack(&norms, 0).norm_scalaropt_dim(2, [0i64].as_slice(), false); // [groups]
     if max_norm > 0.0 {
         let factors = ((&norms + 1e-6).reciprocal() * max_norm).clamp_max(1.0);
@@ -21,7 +23,7 @@ pub(crate) fn clip_grad_norm(grads: &[Tensor], max_norm: f64, groups: i64) -> Te
             let mut shape = vec![1; grad.dim()]; // [groups, 1, ..]
             shape.iter_mut().take(1).for_each(|first| *first = groups);
             let mut grad = grad.shallow_clone();
-            let _scaled = grad.g_mul_(&factors.view(&shape[..]));
+            let _scaled = grad.g_mul_(&beside(&factors, &grad).view(&shape[..]));
         }
     }
     norms.norm()

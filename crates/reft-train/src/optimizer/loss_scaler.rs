@@ -1,3 +1,4 @@
+use reft_models::beside;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -47,7 +48,7 @@ impl LossScaler {
         for grad in grads {
             let mut grad = grad.shallow_clone();
             let _scaled = grad.g_mul_scalar_(1.0 / self.scale);
-            finite.push(grad.isfinite().all());
+            finite.push(beside(&grad.isfinite().all(), &grads[0]));
         }
         let all = finite.is_empty() || Tensor::stack(&finite, 0).all().int64_value(&[]) != 0; // sync
         if all { Grads::Finite } else { Grads::Overflow }

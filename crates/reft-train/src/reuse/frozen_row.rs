@@ -1,7 +1,8 @@
+use std::ops::Range;
 use std::rc::Rc;
 
 use reft_models::{
-    KeyValueRecorder, Layout, Model, NoHooks, PaddingSide, Past, Reach, Row, Span, send,
+    KeyValueRecorder, Layout, Model, NoHooks, PaddingSide, Past, Reach, Row, Span, beside, send,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -38,7 +39,8 @@ impl FrozenRow {
         }
         let of_row = |(i, (row, reach)): (usize, &(Row, Reach))| {
             let (i, t, token) = (i as i64, row.input_ids.len() as i64, reach.token as i64);
-            let of_block = |kv: &Tensor| kv.select(1, i).narrow(2, 0, token);
+            let of_block =
+                |kv: &Tensor| beside(&kv.select(1, i).narrow(2, 0, token), &recorder.0[0]);
             let keys_and_values = (token > 0 && !recorder.0.is_empty()).then(|| {
                 let of_blocks: Vec<Tensor> = recorder.0.iter().map(of_block).collect();
                 Tensor::stack(&of_blocks, 0).to_device(Device::Cpu)
@@ -103,8 +105,8 @@ impl FrozenRow {
 /// Keys and values of columns that are frozen; gradients flow through those that come after them.
 #[derive(Debug)]
 pub(crate) struct FrozenPast {
-    stage: usize,
-    keys_and_values: Option<Tensor>, // [blocks, 2, b, n_kv, columns, d_h]
+    /// Of each part of the model: its first layer, and `[layers, 2, b, n_kv, columns, d_h]` on its device.
+    keys_and_values: Vec<(usize, Tensor)>,
 }
 
 impl FrozenPast {
@@ -113,8 +115,9 @@ impl FrozenPast {
         rows: &[Rc<FrozenRow>],
         stage: usize,
         columns: i64,
-        (kind, device): (Kind, Device),
+        model: &dyn Model,
     ) -> Self {
+        let (kind, placement) = (model.kind(), model.placement());
         let mut past: Option<Tensor> = None;
         for (i, row) in rows.iter().enumerate() {
             if let Some(own) = row.keys_and_values() {
@@ -126,14 +129,23 @@ impl FrozenPast {
                 past.select(2, i as i64).narrow(3, columns - token, token).copy_(own);
             }
         }
-        Self { stage, keys_and_values: past.map(|past| send(&past, device)) }
+        let runs = placement.runs(stage..model.description().num_hidden_layers);
+        let of_run = |past: &Tensor, run: &Range<usize>| {
+            let own = past.narrow(0, (run.start - stage) as i64, run.len() as i64);
+            (run.start, send(&own, placement.device(run.start)))
+        };
+        let of_past = |past: &Tensor| runs.iter().map(|run| of_run(past, run)).collect();
+        Self { keys_and_values: past.as_ref().map_or(Vec::new(), of_past) }
     }
 }
 
 impl Past for &FrozenPast {
     fn extend(&mut self, layer: usize, key: Tensor, value: Tensor) -> (Tensor, Tensor) {
-        let Some(past) = &self.keys_and_values else { return (key, value) };
-        let of_layer = past.select(0, (layer - self.stage) as i64);
+        let mut parts = self.keys_and_values.iter().rev();
+        let Some((first, past)) = parts.find(|(first, _)| *first <= layer) else {
+            return (key, value);
+        };
+        let of_layer = past.select(0, (layer - first) as i64);
         let after = |i, own: &Tensor| Tensor::cat(&[&of_layer.select(0, i), own], 2);
         (after(0, &key), after(1, &value))
     }

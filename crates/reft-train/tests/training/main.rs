@@ -6,6 +6,7 @@ mod classification;
 mod closeness;
 mod composition;
 mod data_files;
+mod devices;
 mod encoders;
 mod families;
 mod full;

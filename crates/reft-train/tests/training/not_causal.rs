@@ -2,9 +2,9 @@
 
 use reft_core::{MapKind, Method};
 use reft_methods::{ReftAdapter, ReftConfig};
-use reft_models::{Decoder, Forward, Head, Mode, Model, ModelDescription, Span, Weight};
+use reft_models::{Decoder, Forward, Head, Mode, Model, ModelDescription, Placement, Span, Weight};
 use reft_train::{FrozenStore, ReuseConfig};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::tiny_llama::{TestResult, alone, config, decoder, examples, learner};
 
@@ -23,8 +23,8 @@ impl Model for NotCausal {
         self.decoder.kind()
     }
 
-    fn device(&self) -> Device {
-        self.decoder.device()
+    fn placement(&self) -> &Placement {
+        self.decoder.placement()
     }
 
     fn weights(&self) -> Vec<(String, Weight)> {

@@ -110,7 +110,7 @@ impl Opened {
         let kind = kind(own_kind(&path)?);
         let machine = MachineOptions {
             kind: KindChoice::Is(kind),
-            device: DeviceChoice::Cpu,
+            device: DeviceChoice::Cpu.into(),
             threads: args.threads,
             ..MachineOptions::default()
         };

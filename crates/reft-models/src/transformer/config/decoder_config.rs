@@ -155,26 +155,28 @@ impl DecoderConfig {
     fn tensors(&self) -> Vec<ModelTensor> {
         let (names, d) = (self.names, self.hidden_size);
         let mut tensors = Vec::new();
-        let mut add = |name: String, shape: Vec<i64>, role| {
-            tensors.push(ModelTensor { name, shape, role });
+        let mut add = |stage: usize, name: String, shape: Vec<i64>, role| {
+            tensors.push(ModelTensor { name, shape, role, stage });
         };
         let EmbeddingOptions { positions, token_types, is_normed } = self.embeddings;
         add(
+            0,
             format!("{}.weight", names.embeddings),
             vec![self.vocab_size, d],
             TensorRole::Embeddings,
         );
         if let Some(positions) = positions {
             let name = format!("{}.weight", names.positions);
-            add(name, vec![positions.rows, d], TensorRole::Vector);
+            add(0, name, vec![positions.rows, d], TensorRole::Vector);
         }
         if token_types > 0 {
-            add(format!("{}.weight", names.token_types), vec![token_types, d], TensorRole::Vector);
+            let name = format!("{}.weight", names.token_types);
+            add(0, name, vec![token_types, d], TensorRole::Vector);
         }
         let parts = |bias| ["weight", "bias"].into_iter().take(1 + usize::from(bias));
         if is_normed {
             for part in parts(self.norm.bias) {
-                add(format!("{}.{part}", names.embedding_norm), vec![d], TensorRole::Vector);
+                add(0, format!("{}.{part}", names.embedding_norm), vec![d], TensorRole::Vector);
             }
         }
         let projections = self.block_projections();
@@ -183,9 +185,9 @@ impl DecoderConfig {
             for &(component, [rows, columns], bias) in &projections {
                 let module = format!("{prefix}.{}", names.projection(component));
                 let role = TensorRole::Projection(Site { layer, component });
-                add(format!("{module}.weight"), vec![rows, columns], role);
+                add(layer, format!("{module}.weight"), vec![rows, columns], role);
                 if bias {
-                    add(format!("{module}.bias"), vec![rows], TensorRole::Vector);
+                    add(layer, format!("{module}.bias"), vec![rows], TensorRole::Vector);
                 }
             }
             for name in self.branch_norms(layer).into_iter().flat_map(BranchNorms::names) {
@@ -193,7 +195,7 @@ impl DecoderConfig {
                     let name = format!("{prefix}.{name}.{part}");
                     let role =
                         if part == "weight" { TensorRole::Norm(layer) } else { TensorRole::Vector };
-                    add(name, vec![d], role);
+                    add(layer, name, vec![d], role);
                 }
             }
             let (q, kv) = (
@@ -206,16 +208,17 @@ impl DecoderConfig {
             });
             for (name, size) in ["q_norm", "k_norm"].into_iter().zip(sizes.into_iter().flatten()) {
                 let name = format!("{prefix}.self_attn.{name}.weight");
-                add(name, vec![size], TensorRole::Vector);
+                add(layer, name, vec![size], TensorRole::Vector);
             }
         }
+        let last = self.num_hidden_layers;
         if let Some(norm) = names.final_norm {
             for part in parts(self.norm.bias) {
-                add(format!("{norm}.{part}"), vec![d], TensorRole::Vector);
+                add(last, format!("{norm}.{part}"), vec![d], TensorRole::Vector);
             }
         }
         if let Some(head) = names.head.filter(|_| !self.tie_word_embeddings) {
-            add(format!("{head}.weight"), vec![self.vocab_size, d], TensorRole::Head);
+            add(last, format!("{head}.weight"), vec![self.vocab_size, d], TensorRole::Head);
         }
         tensors
     }
