@@ -1,4 +1,8 @@
-use reft_models::{AdapterStack, Layout, Model, PaddingSide, Place, Result, Row, TokenAt, collect};
+use std::collections::HashMap;
+
+use reft_models::{
+    AdapterStack, Layout, Model, PaddingSide, Place, Result, Row, TokenAt, collect, send,
+};
 use tch::Tensor;
 
 /// A token of a source run.
@@ -12,7 +16,7 @@ pub struct SourceToken {
 
 /// Runs sources, `batch_size` at a time, and keeps hidden states `[n, d]` for each of `wanted`: a place, and a token of every source.
 ///
-/// One run serves all that is wanted.
+/// One run serves all that is wanted, and all sources that are alike.
 ///
 /// # Errors
 /// If the model has no such place, or a row no such token.
@@ -25,20 +29,34 @@ pub fn source_states(
     wanted: &[(Place, Vec<usize>)],
     batch_size: usize,
 ) -> Result<Vec<Tensor>> {
+    let (which, distinct) = numbered(sources, wanted);
     let mut found: Vec<Vec<Tensor>> = wanted.iter().map(|_| Vec::new()).collect();
-    let batch_size = batch_size.max(1);
-    for (i, rows) in sources.chunks(batch_size).enumerate() {
-        let layout = Layout::new(rows.to_vec(), PaddingSide::Right)?;
-        let first = i * batch_size;
-        let of_batch = wanted.iter().map(|(place, tokens)| {
-            let tokens = tokens[first..first + rows.len()].iter().enumerate();
-            (place.clone(), tokens.map(|(row, &token)| TokenAt { row, token }).collect())
+    for of_batch in distinct.chunks(batch_size.max(1)) {
+        let rows = of_batch.iter().map(|&source| sources[source].clone()).collect();
+        let layout = Layout::new(rows, PaddingSide::Right)?;
+        let wanted = wanted.iter().map(|(place, tokens)| {
+            let tokens = of_batch.iter().map(|&source| tokens[source]).enumerate();
+            (place.clone(), tokens.map(|(row, token)| TokenAt { row, token }).collect())
         });
-        for (found, states) in
-            found.iter_mut().zip(collect(model, &AdapterStack::EMPTY, &layout, of_batch.collect())?)
-        {
-            found.push(states);
-        }
+        let states = collect(model, &AdapterStack::EMPTY, &layout, wanted.collect())?;
+        found.iter_mut().zip(states).for_each(|(found, states)| found.push(states));
     }
-    Ok(found.iter().map(|states| Tensor::cat(states, 0)).collect())
+    let which = send(&Tensor::from_slice(&which), model.device());
+    Ok(found.iter().map(|states| Tensor::cat(states, 0).index_select(0, &which)).collect())
+}
+
+/// The sources that are to be run, the first of those that are alike, and for each source the number of the one that is run for it.
+fn numbered(sources: &[Row], wanted: &[(Place, Vec<usize>)]) -> (Vec<i64>, Vec<usize>) {
+    let mut numbers = HashMap::new();
+    let mut distinct = Vec::new();
+    let number = |(source, row): (usize, &Row)| {
+        let tokens: Vec<usize> = wanted.iter().map(|(_, tokens)| tokens[source]).collect();
+        let next = distinct.len();
+        let number = *numbers.entry((row.clone(), tokens)).or_insert(next);
+        if number == next {
+            distinct.push(source);
+        }
+        number as i64
+    };
+    (sources.iter().enumerate().map(number).collect(), distinct)
 }

@@ -44,12 +44,14 @@ struct Call<'c> {
     report: DasReport,
 }
 
-/// What is found at a token, by place and rank.
-type FoundCells = BTreeMap<(usize, usize), (DasCell, CellFile)>;
+/// The numbers of a cell's position, place and rank: its place in the report.
+type Number = (usize, usize, usize);
 
-/// A cell that no other process is at, with the number of its place.
+type FoundCells = BTreeMap<Number, (DasCell, CellFile)>;
+
+/// A cell that no other process is at.
 struct Taken {
-    place: usize,
+    number: Number,
     planned: PlannedCell,
     /// What another process has found of it meanwhile.
     known: Option<CellFile>,
@@ -60,18 +62,27 @@ struct Taken {
 const LOOK: Duration = Duration::from_millis(300);
 
 /// Claims the next cells that are searched at once, and takes them out of those that are left; none if other processes are at all of them.
-/// Only cells of one size can share a rotation's tensor.
-fn take_free(left: &mut Vec<(usize, PlannedCell)>, at_once: usize) -> Result<Vec<Taken>> {
+/// Only cells of one token, rank and size are trained together, and no more than this process's share of all that are left.
+fn take_free(
+    left: &mut Vec<(Number, PlannedCell)>,
+    processes: usize,
+    at_once: impl Fn(&PlannedCell) -> usize,
+) -> Result<Vec<Taken>> {
+    let share = left.len().div_ceil(processes.max(1));
     let mut taken: Vec<Taken> = Vec::new();
-    for (place, planned) in std::mem::take(left) {
-        let is_like = |first: &Taken| first.planned.sources.size() == planned.sources.size();
-        let fits = taken.len() < at_once && taken.first().is_none_or(is_like);
+    for (number, planned) in std::mem::take(left) {
+        let fits = taken.first().is_none_or(|Taken { planned: first, .. }| {
+            taken.len() < at_once(first).min(share)
+                && first.position == planned.position
+                && first.cell.rank == planned.cell.rank
+                && first.sources.size() == planned.sources.size()
+        });
         match if fits { Claim::take(&planned.directory)? } else { None } {
             Some(claim) => {
                 let known = CellFile::read(&planned.directory, &planned.identity)?;
-                taken.push(Taken { place, planned, known, _claim: claim });
+                taken.push(Taken { number, planned, known, _claim: claim });
             }
-            None => left.push((place, planned)),
+            None => left.push((number, planned)),
         }
     }
     Ok(taken)
@@ -170,7 +181,8 @@ impl<'a> DasSearch<'a> {
     /// Searches what is not found yet, and writes `das.json`, `das.md` and `das.html` after each position; every trained subspace is in
     /// the directory of its cell. `say` hears of each cell.
     ///
-    /// Several processes may search in one directory: each claims cells that are free, and none ends before all are found.
+    /// Several processes may search in one directory: each claims cells that are free, and none ends before all are found. No process takes
+    /// more at once than its share of those that are left.
     ///
     /// # Errors
     /// [`Error::Interrupted`] if `stop` is set: what is finished is kept. What the model or files refuse.
@@ -181,6 +193,7 @@ impl<'a> DasSearch<'a> {
         say: &mut dyn FnMut(&str),
     ) -> Result<DasReport> {
         let started = Instant::now();
+        let _joined = Claim::join(output)?;
         let known = self.report.clone().going_on_in(output)?;
         let runs = self.shared_runs(self.searched, false)?;
         let (bases, options) = (&self.pairs.bases, &self.report.options);
@@ -221,77 +234,94 @@ impl<'a> DasSearch<'a> {
         Ok(call.report)
     }
 
+    /// Finds every cell of a model, and writes the report whenever a position is done.
     fn search(&self, runs: &SharedRuns, call: &mut Call) -> Result<()> {
+        let before = call.report.clone();
+        let (mut found, mut left) = self.plan(runs, call)?;
         for position in 0..self.report.options.positions.len() {
-            let mut found = FoundCells::new();
-            let searched = self.at_position(runs, position, &mut found, call);
+            let mut ended = Ok(());
+            while ended.is_ok() && left.iter().any(|((of, ..), _)| *of == position) {
+                ended = self.search_some(runs, (&mut left, &mut found), call);
+            }
+            call.report = before.clone();
             for (cell, file) in found.values() {
                 call.report.add(cell, file);
             }
             self.pairs.tell_failures(&mut call.report);
             call.report.write(call.output)?;
-            searched?;
+            ended?;
         }
         Ok(())
     }
 
-    /// Finds every cell of a token.
-    fn at_position(
+    /// The cells that are there, and those that are left, in the order in which they are searched.
+    fn plan(
         &self,
         runs: &SharedRuns,
-        position: usize,
-        found: &mut FoundCells,
+        call: &Call,
+    ) -> Result<(FoundCells, Vec<(Number, PlannedCell)>)> {
+        let options = &self.report.options;
+        let (mut found, mut left) = (FoundCells::new(), Vec::new());
+        for (position, name) in options.positions.iter().enumerate() {
+            for (r, &rank) in options.ranks.iter().enumerate() {
+                for (p, (layer, of_layer, place)) in self.places.iter().enumerate() {
+                    let cell = DasCell {
+                        layer: *layer,
+                        of_layer: *of_layer,
+                        position: name.clone(),
+                        alignment: options.alignment,
+                        rank,
+                        untrained_model: runs.is_untrained,
+                    };
+                    let (directory, identity) =
+                        (cell.directory(call.output), self.identity(&cell, &call.report));
+                    let number = (position, p, r);
+                    if let Some(file) = CellFile::read(&directory, &identity)? {
+                        found.insert(number, (cell, file));
+                        continue;
+                    }
+                    let (place, sources) =
+                        (place.clone(), runs.sources[position][p].shallow_clone());
+                    let cell = PlannedCell { cell, place, position, sources, identity, directory };
+                    left.push((number, cell));
+                }
+            }
+        }
+        left.sort_by_key(|((position, _, r), planned)| (*position, *r, planned.place.site.stage()));
+        Ok((found, left))
+    }
+
+    /// Searches the next cells that no other process is at, or waits a moment if there are none.
+    fn search_some(
+        &self,
+        runs: &SharedRuns,
+        (left, found): (&mut Vec<(Number, PlannedCell)>, &mut FoundCells),
         call: &mut Call,
     ) -> Result<()> {
         let options = &self.report.options;
-        let at_once = group::cells_at_once(options, &self.pairs, position);
-        for (r, &rank) in options.ranks.iter().enumerate() {
-            let mut planned = Vec::new();
-            for (p, (layer, of_layer, place)) in self.places.iter().enumerate() {
-                let cell = DasCell {
-                    layer: *layer,
-                    of_layer: *of_layer,
-                    position: options.positions[position].clone(),
-                    alignment: options.alignment,
-                    rank,
-                    untrained_model: runs.is_untrained,
-                };
-                let (directory, identity) =
-                    (cell.directory(call.output), self.identity(&cell, &call.report));
-                if let Some(file) = CellFile::read(&directory, &identity)? {
-                    found.insert((p, r), (cell, file));
-                    continue;
-                }
-                let (place, sources) = (place.clone(), runs.sources[position][p].shallow_clone());
-                let cell = PlannedCell { cell, place, position, sources, identity, directory };
-                planned.push((p, cell));
+        let at_once =
+            |cell: &PlannedCell| group::cells_at_once(options, &self.pairs, cell.position);
+        let taken = take_free(left, Claim::joined(call.output), at_once)?;
+        if taken.is_empty() {
+            if call.stop.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
             }
-            planned.sort_by_key(|(_, planned)| planned.place.site.stage());
-            while !planned.is_empty() {
-                let group = take_free(&mut planned, at_once)?;
-                let is_waiting = group.is_empty();
-                let (known, group): (Vec<_>, Vec<_>) =
-                    group.into_iter().partition(|taken| taken.known.is_some());
-                for Taken { place, planned, known, .. } in known {
-                    found.extend(known.map(|file| ((place, r), (planned.cell, file))));
-                }
-                if is_waiting {
-                    if call.stop.load(Ordering::Relaxed) {
-                        return Err(Error::Interrupted);
-                    }
-                    thread::sleep(LOOK);
-                }
-                if group.is_empty() {
-                    continue;
-                }
-                let cells: Vec<&PlannedCell> = group.iter().map(|taken| &taken.planned).collect();
-                let files = group::search(options, &self.pairs, &runs.base, &cells, call.stop)?;
-                for (Taken { place, planned, .. }, file) in group.into_iter().zip(files) {
-                    let (name, iia) = (planned.cell.name(), file.found.iia);
-                    (call.say)(&format!("{name}: IIA {iia:.3}, {:.1} s", file.seconds));
-                    found.insert((place, r), (planned.cell, file));
-                }
-            }
+            thread::sleep(LOOK);
+        }
+        let (known, group): (Vec<_>, Vec<_>) =
+            taken.into_iter().partition(|taken| taken.known.is_some());
+        for Taken { number, planned, known, .. } in known {
+            found.extend(known.map(|file| (number, (planned.cell, file))));
+        }
+        if group.is_empty() {
+            return Ok(());
+        }
+        let cells: Vec<&PlannedCell> = group.iter().map(|taken| &taken.planned).collect();
+        let files = group::search(options, &self.pairs, &runs.base, &cells, call.stop)?;
+        for (Taken { number, planned, .. }, file) in group.into_iter().zip(files) {
+            let (name, iia) = (planned.cell.name(), file.found.iia);
+            (call.say)(&format!("{name}: IIA {iia:.3}, {:.1} s", file.seconds));
+            found.insert(number, (planned.cell, file));
         }
         Ok(())
     }
@@ -333,5 +363,59 @@ impl<'a> DasSearch<'a> {
             "report": report.format_version,
         });
         Sha256::digest(all.to_string()).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reft_models::{Component, Site};
+    use tch::{Device, Kind};
+
+    type TestResult = std::result::Result<(), Box<dyn std::error::Error>>;
+
+    fn planned(directory: &Path, (position, p, rank): Number) -> (Number, PlannedCell) {
+        let cell = DasCell {
+            layer: p,
+            of_layer: "block_output".parse().expect("a component"),
+            position: "last".parse().expect("a position"),
+            alignment: crate::DasAlignment::Das,
+            rank: rank as i64,
+            untrained_model: false,
+        };
+        let planned = PlannedCell {
+            place: Place::whole(Site { layer: p, component: Component::BlockOutput }),
+            position,
+            sources: Tensor::zeros([1, 4], (Kind::Float, Device::Cpu)),
+            identity: String::new(),
+            directory: directory.join(format!("{position}-{p}-{rank}")),
+            cell,
+        };
+        ((position, p, rank), planned)
+    }
+
+    #[test]
+    fn a_process_takes_its_share_of_cells_that_can_be_trained_together() -> TestResult {
+        let directory = tempfile::tempdir()?;
+        let numbers = [(0, 0, 1), (0, 1, 1), (0, 2, 1), (0, 0, 2), (1, 0, 1), (1, 1, 1)];
+        let mut left: Vec<_> =
+            numbers.iter().map(|&number| planned(directory.path(), number)).collect();
+        let mut held = Vec::new();
+        let mut next = |processes| -> Result<Vec<Number>> {
+            let taken = take_free(&mut left, processes, |_| 8)?;
+            let numbers = taken.iter().map(|taken| taken.number).collect();
+            held.extend(taken);
+            Ok(numbers)
+        };
+        assert_eq!(next(3)?, [(0, 0, 1), (0, 1, 1)]); // two of six
+        assert_eq!(next(2)?, [(0, 2, 1)]); // two of four, but only one of that rank
+        assert_eq!(next(1)?, [(0, 0, 2)]);
+        assert_eq!(next(2)?, [(1, 0, 1)]);
+        // another process is at the last
+        let elsewhere = Claim::take(&directory.path().join("1-1-1"))?;
+        assert!(elsewhere.is_some() && next(2)?.is_empty());
+        drop(elsewhere);
+        assert_eq!(next(2)?, [(1, 1, 1)]);
+        Ok(())
     }
 }

@@ -12,7 +12,7 @@ use crate::{DirectoryLock, Result, io_error};
 
 /// A directory whose work is this process's: no other that asks gets it until this one has dropped it, or has ended.
 ///
-/// It is a file `.claim` that is made for one process only, and whose time of change is set anew every few seconds. A claim that is not kept
+/// It is a file `.claim` (`.process-N` where several processes share out a directory's work) that is made for one process only, and whose time of change is set anew every few seconds. A claim that is not kept
 /// up, because its process was killed or its machine is gone, is another's to take. On the machine where it was made its end is seen at once:
 /// the process has the file locked.
 #[derive(Debug)]
@@ -38,7 +38,34 @@ impl Claim {
     /// [`crate::Error::Io`].
     pub fn take(directory: &Path) -> Result<Option<Self>> {
         fs::create_dir_all(directory).map_err(io_error("create", directory))?;
-        let path = directory.join(Self::FILE_NAME);
+        Self::take_file(directory, directory.join(Self::FILE_NAME))
+    }
+
+    /// Joins the processes that share out the work of a directory, and is one of them until it is dropped.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`].
+    pub fn join(directory: &Path) -> Result<Self> {
+        fs::create_dir_all(directory).map_err(io_error("create", directory))?;
+        let mut number = 0;
+        loop {
+            if let Some(claim) = Self::take_file(directory, seat(directory, number))? {
+                return Ok(claim);
+            }
+            number += 1;
+        }
+    }
+
+    /// Number of processes that have joined ([`Self::join`]) and are still there.
+    pub fn joined(directory: &Path) -> usize {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        let is_seat = |path: &PathBuf| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(SEAT))
+        };
+        entries.map(|entry| entry.path()).filter(is_seat).filter(|path| is_kept_up(path)).count()
+    }
+
+    fn take_file(directory: &Path, path: PathBuf) -> Result<Option<Self>> {
         let owner = format!("{} {}-{:016x}", system(), process::id(), rand::random::<u64>());
         let mut made = create(&path, &owner)?;
         if made.is_none() {
@@ -85,6 +112,13 @@ impl Drop for Claim {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// How the files begin whose claims say that a process has joined.
+const SEAT: &str = ".process-";
+
+fn seat(directory: &Path, number: usize) -> PathBuf {
+    directory.join(format!("{SEAT}{number}"))
 }
 
 /// Makes the file, unless it is there.
@@ -190,6 +224,26 @@ mod tests {
         assert!(Claim::is_any_held(&work) && Claim::take(&work)?.is_none());
         drop(taken);
         assert!(Claim::take(&work)?.is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn processes_that_have_joined_are_counted() -> TestResult {
+        let directory = tempfile::tempdir()?;
+        let work = directory.path().join("search");
+        assert_eq!(Claim::joined(&work), 0);
+        let (first, second) = (Claim::join(&work)?, Claim::join(&work)?);
+        let _other_work = Claim::take(&work.join("cells/7"))?;
+        assert_eq!(Claim::joined(&work), 2);
+        drop(first);
+        assert_eq!(Claim::joined(&work), 1);
+        let _third = Claim::join(&work)?; // in the first one's seat
+        assert_eq!(Claim::joined(&work), 2);
+        let lost = File::options().write(true).open(seat(&work, 1))?;
+        lost.set_modified(SystemTime::now() - 2 * GIVEN_UP)?;
+        assert_eq!(Claim::joined(&work), 1);
+        drop(second);
+        assert!(!seat(&work, 1).exists());
         Ok(())
     }
 
