@@ -1,7 +1,8 @@
 //! Products of a matrix with few vectors on a CPU, at the speed of memory: what a language model does for each token that it generates.
 //!
-//! The matrix is read once, as it is stored ([`Rows`]): f32, bf16, f16, or blocks of small integers, which are expanded in the cache. Sums are
-//! made in f32. AVX2 is used where there is one, at run time; elsewhere what the compiler makes of the same code.
+//! The matrix is read once, as it is stored ([`Rows`]): f32, bf16, f16, or blocks of small integers. These are expanded in registers where the
+//! CPU has AVX2 and vectors are few, else in the cache. Sums are made in f32. The instructions are chosen at run time: AVX-512, AVX2, or what
+//! the compiler makes of the same code.
 //!
 //! ```
 //! use reft_kernels::{Rows, product};
@@ -12,6 +13,8 @@
 //! assert_eq!(y, [1.0, 3.0, 3.0, 7.0]);
 //! ```
 
+#[cfg(target_arch = "x86_64")]
+mod in_registers;
 mod product;
 mod rows;
 mod threads;

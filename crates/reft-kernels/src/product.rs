@@ -2,13 +2,14 @@ use std::sync::{Mutex, PoisonError};
 
 use pulp::{Arch, Simd, WithSimd};
 
+use crate::in_registers::{InRegisters, in_registers};
 use crate::rows::{Rows, Scratch};
 use crate::threads::in_parallel;
 
 /// Rows of the matrix that are computed at once: each number of `x` that is read serves all of them.
-const TILE: usize = 4;
+pub(crate) const TILE: usize = 4;
 /// Most vectors that are multiplied at once with them: so many sums stay in registers.
-const VECTORS: usize = 3;
+pub(crate) const VECTORS: usize = 3;
 /// Rows that a thread takes at a time.
 const CHUNK: usize = 32;
 
@@ -47,21 +48,24 @@ fn by_chunks(matrix: Rows, x: &Tiles, y: &mut [f32], threads: usize) {
         let mut scratch: [Scratch; TILE] = Default::default();
         let next = || work.lock().unwrap_or_else(PoisonError::into_inner).next();
         while let Some((chunk, y)) = next() {
-            let first = chunk * CHUNK;
-            Arch::new().dispatch(Chunk { matrix, first, x, y, scratch: &mut scratch });
+            let chunk = Chunk { matrix, first: chunk * CHUNK, x, y, scratch: &mut scratch };
+            match in_registers(&chunk) {
+                Some(simd) => simd.vectorize(InRegisters { simd, chunk }),
+                None => Arch::new().dispatch(chunk),
+            }
         }
     });
 }
 
 /// The vectors, up to [`VECTORS`] beside each other.
-struct Tiles {
-    n: usize,
-    columns: usize,
+pub(crate) struct Tiles {
+    pub(crate) n: usize,
+    pub(crate) columns: usize,
     x: Vec<f32>,
 }
 
 /// Numbers of a vector that stand together: as many as the widest registers have.
-const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 impl Tiles {
     /// In each tile of `m` vectors, `LANES` numbers of the first, of the second, and so on; then the next ones. What is left of a vector is
@@ -101,12 +105,63 @@ fn widths(n: usize) -> impl Iterator<Item = usize> {
 }
 
 /// Rows from `first` on, as many as `y` `[.., n]` has.
-struct Chunk<'a> {
-    matrix: Rows<'a>,
+pub(crate) struct Chunk<'a> {
+    pub(crate) matrix: Rows<'a>,
+    pub(crate) first: usize,
+    pub(crate) x: &'a Tiles,
+    pub(crate) y: &'a mut [f32],
+    pub(crate) scratch: &'a mut [Scratch; TILE],
+}
+
+impl Chunk<'_> {
+    /// Number of rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.y.len() / self.x.n
+    }
+}
+
+/// The numbers of four rows that are multiplied, and their products.
+pub(crate) struct Tile<'a> {
+    x: &'a Tiles,
+    y: &'a mut [f32],
+}
+
+/// The tiles of a chunk, each with the numbers of its rows from the chunk's first on: rows that are not there are the last one again.
+///
+/// The rows of the next tile are fetched meanwhile: four short rows that are read beside each other are more than a CPU foresees.
+#[inline(always)]
+pub(crate) fn tiles<'a>(
+    matrix: &Rows<'a>,
     first: usize,
     x: &'a Tiles,
     y: &'a mut [f32],
-    scratch: &'a mut [Scratch; TILE],
+) -> impl Iterator<Item = ([usize; TILE], Tile<'a>)> {
+    let (memory, each) = matrix.memory(x.columns);
+    y.chunks_mut(TILE * x.n).enumerate().map(move |(tile, y)| {
+        let next = (first + (tile + 1) * TILE) * each;
+        fetch(memory.get(next..).map_or(&[], |ahead| &ahead[..ahead.len().min(TILE * each)]));
+        let there = y.len() / x.n;
+        ([0, 1, 2, 3].map(|i: usize| tile * TILE + i.min(there - 1)), Tile { x, y })
+    })
+}
+
+/// Bytes that come from memory at once.
+const LINE: usize = 64;
+
+/// Asks for bytes that are read soon.
+#[inline(always)]
+fn fetch(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(LINE) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint, which every CPU of this kind has, and which reads nothing.
+        #[allow(unsafe_code)]
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
 }
 
 impl WithSimd for Chunk<'_> {
@@ -115,45 +170,79 @@ impl WithSimd for Chunk<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { matrix, first, x, y, scratch } = self;
-        let padded = x.columns.next_multiple_of(LANES);
-        for (tile, y) in y.chunks_mut(TILE * x.n).enumerate() {
-            let first = first + tile * TILE;
-            let there = y.len() / x.n;
+        let whole = x.columns / LANES * LANES;
+        for (rows, tile) in tiles(&matrix, first, x, y) {
             let [a, b, c, d] = &mut *scratch;
-            // rows that are not there are the last one again
-            let at = |i: usize| first + i.min(there - 1);
+            let [i, j, k, l] = rows.map(|row| first + row);
             let w = [
-                matrix.row(at(0), x.columns, a),
-                matrix.row(at(1), x.columns, b),
-                matrix.row(at(2), x.columns, c),
-                matrix.row(at(3), x.columns, d),
+                matrix.row(i, x.columns, a),
+                matrix.row(j, x.columns, b),
+                matrix.row(k, x.columns, c),
+                matrix.row(l, x.columns, d),
             ];
-            let mut begin = 0;
-            for m in widths(x.n) {
-                let own = &x.x[begin * padded..(begin + m) * padded];
-                match m {
-                    1 => sums::<S, 1>(simd, w, own, |i, sums| put(y, x.n, begin, i, there, sums)),
-                    2 => sums::<S, 2>(simd, w, own, |i, sums| put(y, x.n, begin, i, there, sums)),
-                    _ => sums::<S, 3>(simd, w, own, |i, sums| put(y, x.n, begin, i, there, sums)),
-                }
-                begin += m;
-            }
+            let parts = w.map(|w| InCache::<S>(S::as_simd_f32s(&w[..whole]).0));
+            tile.compute::<S, 1, _>(simd, parts, w.map(|w| &w[whole..]));
         }
     }
 }
 
-#[inline(always)]
-fn put(y: &mut [f32], n: usize, begin: usize, row: usize, there: usize, sums: &[f32]) {
-    if row < there {
-        y[row * n + begin..][..sums.len()].copy_from_slice(sums);
+/// The numbers of a row in parts. All of it is to be inlined into a function for the CPU's instructions: iterators with such in them are not.
+pub(crate) trait Parts<S: Simd>: Copy {
+    /// A whole number of times [`LANES`] numbers.
+    type Part: AsRef<[S::f32s]>;
+
+    fn part(self, simd: S, i: usize) -> Self::Part;
+}
+
+#[derive(Clone, Copy)]
+struct InCache<'a, S: Simd>(&'a [S::f32s]);
+
+impl<'a, S: Simd> Parts<S> for InCache<'a, S> {
+    type Part = &'a [S::f32s];
+
+    #[inline(always)]
+    fn part(self, _: S, i: usize) -> Self::Part {
+        let per_part = LANES / S::F32_LANES;
+        &self.0[i * per_part..][..per_part]
+    }
+}
+
+impl Tile<'_> {
+    /// Multiplies four rows, `K` times [`LANES`] numbers at a time, and what is left at their ends.
+    #[inline(always)]
+    pub(crate) fn compute<S: Simd, const K: usize, P: Parts<S>>(
+        self,
+        simd: S,
+        w: [P; TILE],
+        ends: [&[f32]; TILE],
+    ) {
+        let Self { x, y } = self;
+        let padded = x.columns.next_multiple_of(LANES);
+        let there = y.len() / x.n;
+        let mut begin = 0;
+        for m in widths(x.n) {
+            let own = &x.x[begin * padded..(begin + m) * padded];
+            let put = |i, sums: &[f32]| {
+                if i < there {
+                    y[i * x.n + begin..][..sums.len()].copy_from_slice(sums);
+                }
+            };
+            match m {
+                1 => sums::<S, 1, K, P>(simd, w, ends, own, put),
+                2 => sums::<S, 2, K, P>(simd, w, ends, own, put),
+                _ => sums::<S, 3, K, P>(simd, w, ends, own, put),
+            }
+            begin += m;
+        }
     }
 }
 
 /// Four rows times `M` vectors: `put` gets the number of a row and its sums.
 #[inline(always)]
-fn sums<S: Simd, const M: usize>(
+fn sums<S: Simd, const M: usize, const K: usize, P: Parts<S>>(
     simd: S,
-    w: [&[f32]; TILE],
+    w: [P; TILE],
+    ends: [&[f32]; TILE],
     x: &[f32],
     mut put: impl FnMut(usize, &[f32]),
 ) {
@@ -161,29 +250,33 @@ fn sums<S: Simd, const M: usize>(
     let zero = simd.splat_f32s(0.0);
     let mut acc = [[zero; M]; TILE];
     let (x, _) = S::as_simd_f32s(x);
-    let whole = w[0].len() / LANES * LANES;
-    let [(a, _), (b, _), (c, _), (d, _)] = w.map(|w| S::as_simd_f32s(&w[..whole]));
-    let parts = x.chunks_exact(M * per_part);
-    let rows = a.chunks_exact(per_part).zip(b.chunks_exact(per_part));
-    let rows = rows.zip(c.chunks_exact(per_part).zip(d.chunks_exact(per_part)));
-    for (x, ((a, b), (c, d))) in parts.zip(rows) {
-        for j in 0..per_part {
-            for m in 0..M {
-                let x = x[m * per_part + j];
-                acc[0][m] = simd.mul_add_e_f32s(a[j], x, acc[0][m]);
-                acc[1][m] = simd.mul_add_e_f32s(b[j], x, acc[1][m]);
-                acc[2][m] = simd.mul_add_e_f32s(c[j], x, acc[2][m]);
-                acc[3][m] = simd.mul_add_e_f32s(d[j], x, acc[3][m]);
+    let has_end = usize::from(!ends[0].is_empty());
+    let whole = x.len() / (M * per_part) - has_end;
+    for (i, x) in x[..whole * M * per_part].chunks_exact(K * M * per_part).enumerate() {
+        let parts =
+            [w[0].part(simd, i), w[1].part(simd, i), w[2].part(simd, i), w[3].part(simd, i)];
+        let [a, b, c, d] = &parts;
+        let [a, b, c, d] = [a.as_ref(), b.as_ref(), c.as_ref(), d.as_ref()];
+        for k in 0..K {
+            for j in 0..per_part {
+                let at = k * per_part + j;
+                for m in 0..M {
+                    let x = x[(k * M + m) * per_part + j];
+                    acc[0][m] = simd.mul_add_e_f32s(a[at], x, acc[0][m]);
+                    acc[1][m] = simd.mul_add_e_f32s(b[at], x, acc[1][m]);
+                    acc[2][m] = simd.mul_add_e_f32s(c[at], x, acc[2][m]);
+                    acc[3][m] = simd.mul_add_e_f32s(d[at], x, acc[3][m]);
+                }
             }
         }
     }
-    let rest = x.get(whole / S::F32_LANES * M..).unwrap_or(&[]);
-    for (i, acc) in acc.iter().enumerate() {
+    let rest = whole * M * per_part;
+    for (i, (acc, end)) in acc.iter().zip(ends).enumerate() {
         let mut sums = acc.map(|acc| simd.reduce_sum_f32s(acc));
-        for (k, w) in w[i][whole..].iter().enumerate() {
+        for (k, w) in end.iter().enumerate() {
             for (m, sum) in sums.iter_mut().enumerate() {
                 let lanes: &[f32] =
-                    pulp::bytemuck::cast_slice(&rest[m * per_part..(m + 1) * per_part]);
+                    pulp::bytemuck::cast_slice(&x[rest + m * per_part..][..per_part]);
                 *sum += w * lanes[k];
             }
         }

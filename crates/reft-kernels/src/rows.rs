@@ -1,5 +1,6 @@
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use pulp::bytemuck::cast_slice;
 
 /// A matrix `[rows, columns]` as memory holds it, row after row. The blocks are GGUF's, their parts apart: scales and offsets are the bits of f16.
 #[derive(Debug, Clone, Copy)]
@@ -61,18 +62,18 @@ pub enum Offsets<'a> {
     Each(&'a [u16]),
 }
 
-const BLOCK: usize = 32;
-const SUPER_BLOCK: usize = 256;
+pub(crate) const BLOCK: usize = 32;
+pub(crate) const SUPER_BLOCK: usize = 256;
 
 /// Where a row's numbers and scales are put.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     pub(crate) numbers: Vec<f32>,
-    scales: Vec<f32>,
-    offsets: Vec<f32>,
+    pub(crate) scales: Vec<f32>,
+    pub(crate) offsets: Vec<f32>,
 }
 
-impl Rows<'_> {
+impl<'a> Rows<'a> {
     /// Numbers of a block; 1 where there are none.
     pub fn block(&self) -> usize {
         match self {
@@ -111,6 +112,16 @@ impl Rows<'_> {
                     scales.len() == blocks && inner_scales.len() == 16 * blocks && quants.len() == n
                 }
             }
+    }
+
+    /// What is read most, the numbers or the integers that they are made of, and how many bytes of it a row has.
+    pub(crate) fn memory(&self, columns: usize) -> (&'a [u8], usize) {
+        match self {
+            Self::F32(numbers) => (cast_slice(numbers), 4 * columns),
+            Self::Bf16(bits) | Self::F16(bits) => (cast_slice(bits), 2 * columns),
+            Self::Q8_0 { quants, .. } | Self::Q6K { quants, .. } => (cast_slice(quants), columns),
+            Self::Nibbles { quants, .. } | Self::Q4K { quants, .. } => (quants, columns / 2),
+        }
     }
 
     /// The numbers of row `row` of `columns`, put into `scratch` where memory does not hold them as f32.
@@ -219,7 +230,7 @@ fn halves_to(bits: &[u16], out: &mut [f32]) {
     bits.reinterpret_cast::<f16>().convert_to_f32_slice(out);
 }
 
-fn halves_into(bits: &[u16], out: &mut Vec<f32>) {
+pub(crate) fn halves_into(bits: &[u16], out: &mut Vec<f32>) {
     out.resize(bits.len(), 0.0);
     halves_to(bits, out);
 }

@@ -15,11 +15,11 @@ struct Place {
     why: &'static str,
 }
 
-const PLACES: [Place; 9] = [
+const PLACES: [Place; 10] = [
     Place {
         file: "crates/reft-cli/src/machine/allocator.rs",
-        count: 2,
-        why: "an option of the allocator, and what it gives back: it is a C library",
+        count: 3,
+        why: "an option of the allocator, what it gives back and what threads hand over: it is a C library",
     },
     Place {
         file: "crates/reft-cli/src/machine/cuda.rs",
@@ -45,6 +45,11 @@ const PLACES: [Place; 9] = [
         file: "crates/reft-distributed/src/engine/nccl.rs",
         count: 4,
         why: "NVIDIA's NCCL and its driver, which libtorch brings along with CUDA and tch has no calls for",
+    },
+    Place {
+        file: "crates/reft-kernels/src/product.rs",
+        count: 1,
+        why: "a hint to the CPU to fetch memory, which has no safe form",
     },
     Place {
         file: "crates/reft-kernels/src/threads.rs",
