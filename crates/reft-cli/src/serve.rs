@@ -199,6 +199,8 @@ fn options(args: &ServeArgs, path: &std::path::Path) -> Result<ServeOptions> {
         grace: Duration::from_secs(args.grace),
         #[cfg(target_os = "linux")]
         at_rest: allocator::give_memory_back,
+        #[cfg(target_os = "linux")]
+        before_waiting: allocator::hand_over_memory,
         log: Arc::new(log),
         ..ServeOptions::new(name)
     })

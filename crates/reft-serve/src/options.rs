@@ -46,6 +46,9 @@ pub struct ServeOptions {
     /// Called on the thread that owns all tensors when nothing has been in flight for a second, once until the next request: the place to give
     /// free memory back to the system.
     pub at_rest: fn(),
+    /// Called on every other thread before it waits for work, ten times a second at most: the place to hand over memory that the thread has
+    /// freed and would keep for itself.
+    pub before_waiting: fn(),
     /// Takes the lines of the log.
     pub log: Arc<dyn Fn(&LogEntry) + Send + Sync>,
 }
@@ -71,6 +74,7 @@ impl ServeOptions {
             idle: Duration::from_secs(30),
             grace: Duration::from_secs(30),
             at_rest: || {},
+            before_waiting: || {},
             log: Arc::new(|_| {}),
         }
     }

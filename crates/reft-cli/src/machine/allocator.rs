@@ -30,3 +30,12 @@ pub fn give_memory_back() {
         mi_collect(true);
     }
 }
+
+/// Hands memory over that this thread has freed and keeps: other threads find it, and [`give_memory_back`] gives it to the system.
+pub fn hand_over_memory() {
+    // SAFETY: the function looks through the heap of the thread that calls it, and may be called at any time.
+    #[allow(unsafe_code)]
+    unsafe {
+        mi_collect(false);
+    }
+}

@@ -73,14 +73,13 @@ pub(crate) async fn read(
 ) -> Result<(Wanted, Vec<Vec<i64>>), ApiError> {
     shared.ready()?;
     // long texts take a while to read, and other requests go on meanwhile
-    let own = Arc::clone(shared);
-    let read = tokio::task::spawn_blocking(move || {
-        let Ready { text, defaults } = own.ready()?;
-        let wanted = Wanted::read(endpoint, &body, &own.catalogue, defaults)?;
+    let read = shared.aside(move |shared| {
+        let Ready { text, defaults } = shared.ready()?;
+        let wanted = Wanted::read(endpoint, &body, &shared.catalogue, defaults)?;
         let prompts = text.tokens(&wanted)?;
         Ok((wanted, prompts))
     });
-    let (wanted, prompts) = read.await.map_err(|_| ApiError::failed())??;
+    let (wanted, prompts) = read.await??;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     match shared.options.prompt_tokens.filter(|most| longest > *most) {
         Some(most) => Err(ApiError::long_prompt(longest, most)),

@@ -84,9 +84,7 @@ async fn adapters(State(shared): App) -> Answer {
 
 /// The names of all adapters. A directory of thousands takes a while to read, and other requests go on meanwhile.
 async fn names(shared: &Arc<Shared>) -> Result<Vec<String>, ApiError> {
-    let own = Arc::clone(shared);
-    let names = tokio::task::spawn_blocking(move || own.catalogue.names()).await;
-    names.map_err(|_| ApiError::failed())
+    shared.aside(|shared| shared.catalogue.names()).await
 }
 
 async fn model(State(shared): App, Path(name): Path<String>) -> Answer {

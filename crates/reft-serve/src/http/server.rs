@@ -1,4 +1,5 @@
 use std::net::{SocketAddr, TcpListener};
+use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
@@ -12,7 +13,7 @@ use crate::api::prompt::ServedText;
 use crate::api::request::Defaults;
 use crate::error::{Error, Result};
 use crate::http::connections::answer_all;
-use crate::http::shared::{Phase, Ready, Shared};
+use crate::http::shared::{Phase, Ready, Shared, now_and_then};
 use crate::options::ServeOptions;
 use crate::worker::counts::Counts;
 use crate::worker::job::Command;
@@ -31,7 +32,8 @@ pub struct Stopper(Arc<Shared>);
 
 /// Threads that speak HTTP; tokens are made elsewhere.
 const HTTP_THREADS: usize = 2;
-/// Threads that make tokens of prompts. They stay: one that comes and goes leaves memory behind, which the next one does not find at once.
+/// Most threads that make tokens of prompts; no more than the machine has cores. They stay: one that comes and goes leaves memory behind,
+/// which the next one does not find at once.
 const READING_THREADS: usize = 4;
 /// How long a thread stays without work.
 const STAY: Duration = Duration::from_secs(86_400);
@@ -61,11 +63,14 @@ impl Server {
         let address = listener.local_addr()?;
         let (sender, commands) = sync_channel(options.room() + OTHER_COMMANDS);
         let shared = Arc::new(Shared::new(options, address, catalogue, counts, sender));
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let before_waiting = shared.options.before_waiting;
         let runtime = Builder::new_multi_thread()
             .worker_threads(HTTP_THREADS)
-            .max_blocking_threads(READING_THREADS)
+            .max_blocking_threads(cores.min(READING_THREADS))
             .thread_keep_alive(STAY)
             .thread_name("reft-http")
+            .on_thread_park(move || now_and_then(before_waiting))
             .enable_io()
             .enable_time()
             .build()?;

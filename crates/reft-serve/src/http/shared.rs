@@ -1,6 +1,8 @@
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
@@ -45,6 +47,20 @@ pub(crate) struct Ready {
     pub(crate) defaults: Defaults,
 }
 
+/// Time between two calls of [`ServeOptions::before_waiting`] on one thread.
+const BETWEEN: Duration = Duration::from_millis(100);
+
+/// Calls a function, unless it was called on this thread a moment ago.
+pub(crate) fn now_and_then(call: fn()) {
+    thread_local! {
+        static LAST: Cell<Option<Instant>> = const { Cell::new(None) };
+    }
+    if LAST.get().is_none_or(|last| last.elapsed() >= BETWEEN) {
+        call();
+        LAST.set(Some(Instant::now()));
+    }
+}
+
 impl Shared {
     pub(crate) fn new(
         options: ServeOptions,
@@ -64,6 +80,23 @@ impl Shared {
             changes: tokio::sync::Mutex::new(()),
             commands: Mutex::new(Some(commands)),
         }
+    }
+
+    /// Does what takes a while on a thread that speaks with nobody.
+    ///
+    /// # Errors
+    /// If it panics.
+    pub(crate) async fn aside<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let own = Arc::clone(self);
+        let done = tokio::task::spawn_blocking(move || {
+            let done = work(&own);
+            now_and_then(own.options.before_waiting);
+            done
+        });
+        done.await.map_err(|_| ApiError::failed())
     }
 
     pub(crate) fn phase(&self) -> Phase {
