@@ -3,7 +3,7 @@
 use std::env;
 use std::path::Path;
 
-/// Where sizes of libtorch's classes were compared with what gloo's own headers give.
+/// The platform where the sizes of libtorch's classes were compared with gloo's own headers.
 const SUPPORTED: [(&str, &str); 3] = [
     ("CARGO_CFG_TARGET_OS", "linux"),
     ("CARGO_CFG_TARGET_ARCH", "x86_64"),

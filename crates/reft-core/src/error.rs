@@ -1,4 +1,4 @@
-/// What can be wrong with an intervention, an orthonormal map or a position string.
+/// Errors of interventions, orthonormal maps, positions and options.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -63,13 +63,13 @@ pub enum Error {
     Positions {
         /// The string found.
         found: String,
-        /// What is wrong with it.
+        /// The fault.
         why: &'static str,
     },
     /// A name that is none of the accepted ones.
     #[error("unknown {what} {found:?}; use one of {accepted}")]
     UnknownName {
-        /// What the name stands for.
+        /// The kind of thing that is named.
         what: &'static str,
         /// The name found.
         found: String,
@@ -101,7 +101,7 @@ pub enum Error {
         option: &'static str,
         /// Its value.
         found: String,
-        /// What it may be.
+        /// The allowed values.
         expected: &'static str,
     },
     /// A subspace names a coordinate that does not exist.

@@ -65,24 +65,24 @@ macro_rules! declare_options {
 /// No count of rows, steps or tokens is larger: keeps a slip of the finger from filling the memory, and sums of counts from overflowing.
 pub const LARGEST_COUNT: usize = 1_000_000_000;
 
-/// What is known of an option beside its type and its default, which are those of its field.
+/// An option's facts, apart from its type and its default, which its field has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OptionDeclaration {
     /// Its name in files; the flag is called alike, with `-` for `_`.
     pub name: &'static str,
-    /// What a value looks like.
+    /// The form of its values.
     pub kind: OptionKind,
     /// How help calls a value.
     pub value_name: &'static str,
     /// Under which heading help shows it.
     pub heading: &'static str,
-    /// What it does.
+    /// Its help text.
     pub help: &'static str,
     /// Whether the `[train]` table of a comparison has it.
     pub is_in_recipes: bool,
 }
 
-/// What a value of an option looks like in a file.
+/// The form of an option's values in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OptionKind {
     /// A whole number of at least 0.

@@ -14,7 +14,7 @@ pub struct Positions {
     last: usize,
 }
 
-/// What happens when a prompt is shorter than the positions asked for.
+/// The rule for prompts that are shorter than the positions ask for.
 ///
 /// `n` is the number of prompt tokens, `p` and `s` the first and last tokens asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -22,7 +22,7 @@ pub enum PositionRule {
     /// Wu et al. 2024, appendix: only if `n < p + s`, `p ← min(p, ⌊n/2⌋)` and `s ← min(s, ⌈n/2⌉)`.
     #[default]
     Paper,
-    /// What pyreft does: `p ← min(p, ⌊n/2⌋)` and `s ← min(s, ⌊n/2⌋)`, always.
+    /// pyreft's rule: `p ← min(p, ⌊n/2⌋)` and `s ← min(s, ⌊n/2⌋)`, always.
     Pyreft,
 }
 
@@ -219,7 +219,7 @@ mod tests {
             let groups = positions.groups(share_weights);
             let resolved = positions.in_prompt(n, PositionRule::Pyreft);
             for (i, locations) in interventions.iter().enumerate() {
-                // untied, pyreft's interventions are those of one group after those of the other
+                // untied, pyreft has the interventions of one group, then those of the other
                 let group = groups[i * groups.len() / interventions.len()];
                 let theirs: Vec<usize> = locations
                     .as_array()

@@ -3,7 +3,7 @@ use std::io;
 /// Result with this crate's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong between the processes of a run.
+/// Errors between the processes of a run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -12,12 +12,12 @@ pub enum Error {
         "a run in several processes needs the process groups of libtorch, which this program calls on Linux on x86-64 alone: elsewhere they were not tried; use one process"
     )]
     Unsupported,
-    /// What a launcher says of this process is not whole, or not to be read.
+    /// The launcher's variables for this process are incomplete, or cannot be read.
     #[error("{found}; {advice}")]
     Environment {
         /// The variables and their values.
         found: String,
-        /// What to do.
+        /// The advice.
         advice: String,
     },
     /// The processes of a run were started otherwise.
@@ -25,15 +25,15 @@ pub enum Error {
         "the processes of the run do not agree on {what}: rank {rank} has {own}, rank {other} has {others}; start all of them alike"
     )]
     Disagreement {
-        /// What differs.
+        /// The fact that differs.
         what: String,
         /// This process.
         rank: usize,
-        /// What it has.
+        /// This process's value.
         own: String,
         /// The process that has something else.
         other: usize,
-        /// What that one has.
+        /// The other's value.
         others: String,
     },
     /// Processes did not come, stopped, or ended.
@@ -45,9 +45,9 @@ pub enum Error {
         tells: bool,
         /// Number of processes.
         world: usize,
-        /// What they did: "did not come within 30 s".
+        /// How they were lost: "did not come within 30 s".
         what: String,
-        /// What failed for it.
+        /// The operation that failed for it.
         reason: String,
     },
     /// A process cannot be started.
@@ -56,13 +56,13 @@ pub enum Error {
     /// libtorch refused something that no process is to blame for.
     #[error("libtorch's process group: {reason}")]
     Engine {
-        /// What it says.
+        /// libtorch's words.
         reason: String,
     },
     /// GPUs cannot be connected as it was asked for.
     #[error("--reduce nccl: {reason}")]
     Gpus {
-        /// Which process has what instead, and what to do.
+        /// The obstacle of a process, and advice.
         reason: String,
     },
     /// A tensor that cannot be shared.
@@ -85,7 +85,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether another process of the run says the same: of those that are left the first one tells who was lost.
+    /// Whether another process of the run reports the same: the first one of those left reports who was lost.
     pub fn is_told_elsewhere(&self) -> bool {
         matches!(self, Self::Lost { tells: false, .. })
     }

@@ -20,7 +20,7 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Where the processes that were found to be lost are written, for all to say the same.
 const LOSS: &str = "loss";
 
-/// What became of processes of a run.
+/// The loss of processes of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Loss {
     /// None, if it is the launcher.
@@ -29,7 +29,7 @@ pub(crate) struct Loss {
 }
 
 impl Loss {
-    /// What is lost when nothing can be asked of the store: who serves it, unless that is this process.
+    /// The loss if the store does not answer: the process that serves it, unless that is this one.
     pub(crate) fn of_store(place: &Place) -> Option<Self> {
         let ranks = match place.store {
             StoreHost::First => vec![0],
@@ -40,7 +40,7 @@ impl Loss {
     }
 }
 
-/// A thread that counts, in the store, that this process is there, whatever it computes, and sees what others find.
+/// A thread that counts in the store that this process is alive, whatever it computes, and reads the findings of others.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     stop: Option<Sender<()>>,
@@ -64,7 +64,7 @@ impl Keeper {
         Self { stop: Some(stop), ended, loss }
     }
 
-    /// What another process has found.
+    /// The loss that another process has found.
     pub(crate) fn loss(&self) -> Option<Loss> {
         self.loss.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -105,7 +105,7 @@ fn keep(
     Ok(())
 }
 
-/// Waits until all processes are there; those that are not at the end of `limit` are lost.
+/// Waits until all processes are there. Processes that are not there at the end of `limit` are lost.
 pub(crate) fn wait_for_all(
     store: &Store,
     share: Share,
@@ -128,7 +128,7 @@ pub(crate) fn wait_for_all(
     }
 }
 
-/// Finds out which processes are lost, after something failed; none, if all are there. What is found is written for the others.
+/// Finds out which processes are lost, after something failed; none, if all are there. The finding is written for the others.
 pub(crate) fn look(store: &Store, share: Share) -> Result<Option<Loss>, String> {
     if let Some(loss) = written(store)? {
         return Ok(Some(loss));
@@ -158,14 +158,14 @@ pub(crate) fn look(store: &Store, share: Share) -> Result<Option<Loss>, String> 
     write(store, loss).map(Some)
 }
 
-/// Tells the others what was found.
+/// Tells the others the finding.
 fn write(store: &Store, loss: Loss) -> Result<Loss, String> {
     store.set(&format!("{LOSS}/which"), &json!([loss.ranks, loss.what]).to_string())?;
     store.add(LOSS, 1)?;
     Ok(loss)
 }
 
-/// What a process has found and written.
+/// The loss that a process has found and written.
 fn written(store: &Store) -> Result<Option<Loss>, String> {
     if store.add(LOSS, 0)? == 0 {
         return Ok(None);

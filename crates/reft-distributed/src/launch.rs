@@ -43,7 +43,7 @@ pub struct Ended {
     pub rank: usize,
     /// Its exit code; `None` if a signal has ended it.
     pub code: Option<i32>,
-    /// What it said of its failure, or the last of what it wrote to stderr. Nothing of a process whose stderr is this process's own.
+    /// Its words about its failure, or the end of its stderr; nothing if its stderr is this process's own.
     pub said: Option<String>,
     /// How, in words: "ended with code 1", "was ended by signal 9".
     pub how: String,
@@ -53,8 +53,8 @@ impl Launch {
     /// Serves the store of a run of so many processes.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] on a platform without process groups; [`Error::Environment`] for a time limit that is no number; what
-    /// libtorch or the file system refuses.
+    /// [`Error::Unsupported`] on a platform without process groups; [`Error::Environment`] for a time limit that is no number; errors
+    /// of libtorch or the file system.
     pub fn new(world: usize) -> Result<Self> {
         if cfg!(not(process_groups)) {
             return Err(Error::Unsupported);
@@ -67,12 +67,12 @@ impl Launch {
     }
 
     /// Starts the processes and waits until all have ended. Each request to end that `requests` counts is passed on to all of them. Once
-    /// one has failed, those that do not end by themselves are asked to, and in the end they are killed.
+    /// one has failed, the others are asked to end, and are killed if they do not.
     ///
     /// The first one has this process's stdout and stderr.
     ///
     /// # Errors
-    /// [`Error::Start`] if a process cannot be started; those that were are killed.
+    /// [`Error::Start`] if a process cannot be started; the processes started before are killed.
     pub fn run(
         &self,
         command: impl Fn(usize) -> Command,

@@ -18,10 +18,10 @@ struct Launcher {
     marks: &'static [&'static str],
     rank: &'static str,
     world: &'static str,
-    /// The process's number among those on its machine.
+    /// The process's number among the processes on its machine.
     local_rank: &'static str,
     here: Here,
-    /// Launchers that start this one as their own process: what they say is of it and not of ours.
+    /// Launchers that start this launcher as a process: their variables are about it, not about ours.
     hides: &'static [&'static str],
 }
 
@@ -73,14 +73,14 @@ const LAUNCHERS: [Launcher; 4] = [
 /// Set by torchrun, and by nobody who sets torch's variables by hand. Such a process may run below any other launcher.
 const ELASTIC: &str = "TORCHELASTIC_RUN_ID";
 
-/// What the launchers say of this process.
+/// The launchers' variables for this process.
 pub(crate) struct Found {
     pub(crate) share: Share,
     /// Whether torch's own variables say it, which come with an address and a port.
     pub(crate) is_torch: bool,
-    /// Whether srun says it, whose list of machines is then that of the processes.
+    /// Whether srun says it: its list of machines then is the processes' list.
     pub(crate) is_srun: bool,
-    /// The process's number among those on this machine.
+    /// The process's number among the processes on this machine.
     pub(crate) local_rank: Option<usize>,
     /// Number of the run's processes on this machine; 1, if nobody says it.
     pub(crate) here: usize,

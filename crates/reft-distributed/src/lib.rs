@@ -1,8 +1,8 @@
-//! Training runs in several processes, on the process groups that libtorch brings: `TCPStore` for what is said once, Gloo for what is summed;
+//! Training runs in several processes, on libtorch's process groups: `TCPStore` for messages that are sent once, Gloo for sums;
 //! and on NCCL, where GPUs sum.
 //!
 //! A launcher (`torchrun`, `srun`, `mpirun`) starts the processes and tells each its place by variables of the environment, which
-//! [`Place::from_environment`] reads. [`ProcessGroup::join`] waits for all of them, compares what they were started with, and connects them;
+//! [`Place::from_environment`] reads. [`ProcessGroup::join`] waits for all of them, compares their options, and connects them;
 //! the group is the trainer's [`reft_train::Reduce`]. [`Launch`] is a launcher for one machine.
 //!
 //! ```no_run
@@ -19,8 +19,8 @@
 //! }
 //! ```
 //!
-//! A process that ends, is killed or stops is an error on all others, which names it. Tensors on a CPU go by Gloo. Those on a GPU go by NCCL
-//! where [`ProcessGroup::connect_gpus`] says so, and else through the host.
+//! A process that ends, is killed or stops is an error on all others, which names it. Tensors on a CPU go by Gloo. Tensors on a GPU go by NCCL
+//! if [`ProcessGroup::connect_gpus`] chooses it, and else through the host.
 
 mod engine;
 mod error;

@@ -23,7 +23,7 @@ const DEFAULT_PORT: u16 = 29500;
 pub struct Place {
     /// Its part of the run.
     pub share: Share,
-    /// The process's number among those of the run on its machine, where the launcher says it.
+    /// The process's number among the run's processes on its machine, if the launcher says it.
     pub local_rank: Option<usize>,
     /// Number of processes of the run on its machine, as far as the launcher says it; else 1.
     pub here: usize,
@@ -33,7 +33,7 @@ pub struct Place {
     pub port: u16,
     /// Who serves the store.
     pub store: StoreHost,
-    /// What stands before every key of the run: the store may be older than this attempt.
+    /// The prefix of every key of the run: the store may be older than this attempt.
     pub prefix: String,
     /// How long a process waits for the others.
     pub time_limit: Duration,
@@ -49,7 +49,7 @@ pub enum StoreHost {
 }
 
 impl Place {
-    /// What `torchrun`, `srun` or `mpirun` (Open MPI, MPICH) says of this process in its environment. `None` for a process that none of them
+    /// Reads the variables of `torchrun`, `srun` or `mpirun` (Open MPI, MPICH) for this process. `None` for a process that none of them
     /// started, or one alone.
     ///
     /// `MASTER_ADDR` and `MASTER_PORT` say where the processes meet. Without them it is this machine if all run here, under `srun` the first
@@ -61,7 +61,7 @@ impl Place {
         Self::of(&|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
 
-    /// The place of a process that shares with nobody, and yet goes the way of those that do: for trying what sums.
+    /// The place of a process without others that still takes the way of several: for trying the libraries that sum.
     ///
     /// # Errors
     /// If the time limit of the environment is no number.
@@ -102,7 +102,7 @@ impl Place {
         self.store == StoreHost::First && self.share.is_first()
     }
 
-    /// The error of a process that is lost. Of those that are left the first one tells people.
+    /// The error of a lost process. The first process of those left tells people.
     pub(crate) fn lost(&self, Loss { ranks, what }: Loss, reason: String) -> Error {
         let world = self.share.world();
         let first_left = (0..world).find(|rank| !ranks.contains(rank));

@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_millis(1500);
 /// How often an address is tried at which nobody listens yet.
 const RETRY: Duration = Duration::from_millis(20);
 
-/// Kinds that tensors may have, and the kind in which each travels: what has few digits is summed with more and rounded once.
+/// Kinds that tensors may have, and the kind in which each travels: half precision is summed in f32 and rounded once.
 const KINDS: [(Kind, &str, Kind); 5] = [
     (Kind::Float, "f32", Kind::Float),
     (Kind::BFloat16, "bf16", Kind::Float),
@@ -34,8 +34,8 @@ const KINDS: [(Kind, &str, Kind); 5] = [
 
 /// The processes of a run, connected with each other by Gloo, and their GPUs by NCCL.
 ///
-/// Every process calls the same functions in the same order with tensors of the same shapes. What differs is found before anything is sent,
-/// and is an error on all of them; a process that is lost is one on all others. After an error nothing can be shared any more.
+/// Every process calls the same functions in the same order with tensors of the same shapes. A difference is found before anything is sent,
+/// and is an error on all processes. A lost process is an error on all others. After an error nothing can be shared any more.
 #[derive(Debug)]
 pub struct ProcessGroup {
     place: Place,
@@ -52,7 +52,7 @@ pub struct ProcessGroup {
 }
 
 impl ProcessGroup {
-    /// Waits for all processes of the run, compares what they were started with, and connects them.
+    /// Waits for all processes of the run, compares their options, and connects them.
     ///
     /// `facts` are names and values that must be the same on all of them; the program's version is always one.
     ///
@@ -139,7 +139,7 @@ impl ProcessGroup {
         self.share_out("sum", tensors, Group::sum, Communicator::sum)
     }
 
-    /// Replaces each tensor, in place, by that of the first process.
+    /// Replaces each tensor, in place, by the first process's.
     ///
     /// # Errors
     /// As [`Self::sum`].
@@ -206,7 +206,7 @@ impl ProcessGroup {
         Err(Error::Engine { reason: format!("operation {number} is another one elsewhere") })
     }
 
-    /// Compares named values with those of all other processes.
+    /// Compares named values with the values of all other processes.
     fn compare(
         &self,
         occasion: &str,
@@ -254,7 +254,7 @@ impl ProcessGroup {
         self.said(done)
     }
 
-    /// Makes an error of what libtorch says, with the processes that are to blame for it.
+    /// Makes an error of libtorch's message, with the processes that caused it.
     fn said<T>(&self, result: Result<T, String>) -> Result<T> {
         let reason = match result {
             Ok(value) => return Ok(value),

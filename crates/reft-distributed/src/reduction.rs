@@ -9,7 +9,7 @@ use tch::Device;
 use crate::engine::{Communicator, Nccl};
 use crate::{Keeper, Place, Result, Store};
 
-/// What sums and broadcasts tensors that are on a GPU. Those on a CPU always go by Gloo.
+/// Library that sums and broadcasts tensors on a GPU. Tensors on a CPU always go by Gloo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Reduction {
     /// NCCL where every process has it and a GPU of its own, else Gloo.
@@ -36,7 +36,7 @@ const IMPATIENT: Duration = Duration::from_millis(2);
 /// How often it is asked then.
 const PAUSE: Duration = Duration::from_micros(100);
 
-/// What a process says of its GPU.
+/// The offer of a process: its GPU.
 struct Offer {
     /// Its identity, if NCCL can be called for it; else why not.
     gpu: Result<String, String>,

@@ -93,7 +93,7 @@ impl Axis {
     }
 }
 
-/// The room past the values at each end of a logarithmic axis, as a share of what they span.
+/// The room past the values at each end of a logarithmic axis, as a share of their span.
 const MARGIN_OF_LOG: f64 = 0.12;
 
 fn range(values: impl IntoIterator<Item = f64>) -> (f64, f64) {

@@ -9,7 +9,7 @@ const RIGHT: f64 = 12.0;
 /// The least room that a value needs.
 const NARROWEST: f64 = 38.0;
 const ROW: f64 = 36.0;
-/// What stands below the grid: column names, their name, and the scale with a line above and below it.
+/// Room below the grid: column names, their name, and the scale with a line above and below it.
 const BELOW: f64 = 102.0;
 /// A map of few columns does not grow past this, however wide the page is.
 const LARGEST_SCALE: f64 = 1.5;
@@ -21,13 +21,13 @@ pub struct HeatMap<'a> {
     pub x: (&'a str, &'a [String]),
     /// Name of the rows, and of each.
     pub y: (&'a str, &'a [String]),
-    /// Row by row; what is not known yet is `None`.
+    /// Row by row; values that are not known yet are `None`.
     pub cells: Vec<Vec<Option<Heat>>>,
     /// The values whose colours are the palest and the strongest.
     pub range: (f64, f64),
     /// Names of the range's ends.
     pub ends: (String, String),
-    /// What the values are.
+    /// The name of the values.
     pub unit: &'a str,
 }
 
@@ -37,7 +37,7 @@ pub struct Heat {
     pub value: f64,
     /// The value in few characters.
     pub text: String,
-    /// What a pointer on it shows.
+    /// The text that a pointer on it shows.
     pub title: String,
 }
 

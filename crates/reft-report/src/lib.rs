@@ -6,7 +6,7 @@
 //! use reft_report::{Curve, Names, Scale, curves, figure, page};
 //!
 //! let facts = ["Model tiny", "Task sums", "Command: `reft train`"].map(str::to_owned);
-//! let html = page("Two methods", facts.into(), "The loss is that before each step.", |out| {
+//! let html = page("Two methods", facts.into(), "The loss is the one before each step.", |out| {
 //!     let loreft = Curve::of_steps("LoReFT".to_owned(), 0, vec![2.3, 1.2, 0.9]);
 //!     let lora = Curve::of_steps("LoRA".to_owned(), 1, vec![2.3, 1.4, 1.0]);
 //!     let drawn = [loreft, lora];

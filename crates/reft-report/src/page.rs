@@ -13,7 +13,7 @@ const SCRIPT: &str = include_str!("page.js");
 
 /// A page that needs nothing else: facts stand around what `body` writes, and `legend` explains its words at the end.
 ///
-/// A fact is a line of Markdown, of which only code in backticks is read. Those that begin with `**` are warnings and stand first;
+/// A fact is a line of Markdown, of which only code in backticks is read. Facts that begin with `**` are warnings and stand first;
 /// the first two of the others open the page, and all others are listed below it.
 pub fn page(
     title: &str,

@@ -66,7 +66,7 @@ pub struct Bar {
     pub text: String,
 }
 
-/// What the two axes of a plot mean.
+/// The meaning of the two axes of a plot.
 pub struct Names<'a> {
     /// The lower axis.
     pub x: &'a str,
@@ -257,7 +257,7 @@ fn places_beside(px: f64, py: f64) -> Vec<Place> {
     places
 }
 
-/// The first of the places where a text covers least of what is there already.
+/// The first of the places where a text covers least of the drawing.
 fn free_place(places: &[Place], text: &str, taken: &mut Vec<Area>) -> Place {
     let cost = |place: Place| {
         let own = Area::text(place, text);

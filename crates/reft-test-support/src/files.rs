@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use tch::Tensor;
 
-/// What a test or a helper of tests returns.
+/// The result of a test or of a helper of tests.
 pub type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
 /// Tensors by name.

@@ -1,5 +1,13 @@
-//! What the tests of all crates share: where the recorded numbers of other implementations are, how they are read, and how closeness is
-//! asserted. It knows libtorch and safetensors, and no crate of this workspace, so that the tests of every one of them can use it.
+//! Helpers for the tests of all crates: recorded numbers of other implementations, and assertions of closeness.
+//!
+//! The crate knows libtorch and safetensors, and no crate of this workspace, so the tests of every crate can use it.
+//!
+//! ```
+//! use reft_test_support::assert_values_close;
+//!
+//! // f64: 0.1 and 0.2 are rounded
+//! assert_values_close("sums", &[0.1 + 0.2, 1.0], &[0.3, 1.0], 1e-15);
+//! ```
 
 mod closeness;
 mod documentation;

@@ -2,7 +2,7 @@ use tch::{Kind, Tensor};
 
 use crate::{Error, Intervention, Result, Subspace, check_hidden_size, in_f32};
 
-/// Edits that put the same into every hidden state, to ask what a place is needed for.
+/// Edits that change every hidden state alike, to test what a place is needed for.
 ///
 /// With a [`Subspace::Masked`] of length `d` only those coordinates of the hidden state are edited.
 #[derive(Debug)]

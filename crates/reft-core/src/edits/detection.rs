@@ -2,7 +2,7 @@ use tch::{Kind, Tensor};
 
 use crate::{Result, check_hidden_size, in_f32};
 
-/// What ReFT-r1 reads of hidden states, and what it makes of it (Wu et al. 2025, arXiv:2501.17148, AxBench).
+/// The latents that ReFT-r1 reads in hidden states, and the steering that follows (Wu et al. 2025, arXiv:2501.17148, AxBench).
 ///
 /// The latent of a token is `relu(vᵀ h)`: how much of the concept `v` it shows. A sequence is steered by `Φ(h) = h + a v` with `a` the mean
 /// of its `k` largest latents.

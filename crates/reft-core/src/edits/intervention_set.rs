@@ -10,7 +10,7 @@ use crate::maps::orthonormal::{
 };
 use crate::{Activation, Error, Init, InterventionConfig, Method, Parameter, Result};
 
-/// The trainable numbers of `n` interventions of one method on hidden states of size `d`.
+/// The trainable parameters of `n` interventions of one method on hidden states of size `d`.
 ///
 /// Equal tensors of all interventions are stacked, so that one orthonormal map per step, and one optimizer update per kind of
 /// tensor, serve every layer. [`Self::edits`] gives the interventions themselves.
@@ -54,7 +54,7 @@ impl InterventionSet {
     /// `n` new interventions. Random numbers come from libtorch's CPU generator ([`tch::manual_seed`]).
     ///
     /// # Errors
-    /// What [`InterventionConfig::check`] refuses.
+    /// Errors of [`InterventionConfig::check`].
     pub fn new(
         config: InterventionConfig,
         n: i64,
@@ -175,7 +175,7 @@ impl InterventionSet {
         Ok(self)
     }
 
-    /// What the interventions are.
+    /// The configuration of the interventions.
     pub fn config(&self) -> &InterventionConfig {
         &self.config
     }
@@ -268,7 +268,7 @@ impl InterventionSet {
         (0..self.len()).map(one).collect()
     }
 
-    /// What a checkpoint of a training run needs to go on bit for bit: the leaves and the constants of the orthonormal map.
+    /// Tensors that a training run needs from a checkpoint to go on bit for bit: the leaves and the constants of the orthonormal map.
     pub fn state(&self) -> InterventionTensors {
         let leaves = self.parameters().into_iter().map(|p| (p.name, p.tensor.detach().copy()));
         match &*self.rotation.borrow() {

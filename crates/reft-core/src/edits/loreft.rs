@@ -27,7 +27,7 @@ pub struct Edit {
 /// No edit is divided by less: half of the exponents of an f32.
 const TINY: f64 = 1e-19;
 
-/// What an edit adds where that is linear in the hidden state: `e = Dᵀ(A h + b)`.
+/// The change that an edit makes, if it is linear in the hidden state: `e = Dᵀ(A h + b)`.
 #[derive(Debug, Clone, Copy)]
 pub struct LinearEdit<'a> {
     /// `Dᵀ` `[d, r]`.
@@ -38,7 +38,7 @@ pub struct LinearEdit<'a> {
     pub bias: &'a Tensor,
 }
 
-/// What is put into the subspace.
+/// The new coordinates in the subspace.
 #[derive(Debug)]
 pub(crate) enum Source {
     /// `σ(W h + b)`
@@ -47,7 +47,7 @@ pub(crate) enum Source {
     Constant(Tensor), // [r]
 }
 
-/// What is taken out of it.
+/// The old coordinates, which are taken out.
 #[derive(Debug)]
 pub(crate) enum Target {
     /// Nothing: the source is added.
@@ -64,7 +64,7 @@ impl Edit {
         &self.directions
     }
 
-    /// What it adds, in the whole of its subspace, if that is linear: no activation, no dropout, no bound.
+    /// The change in the whole subspace, if it is linear: no activation, no dropout, no bound.
     pub fn linear(&self) -> Option<LinearEdit<'_>> {
         match (&self.source, &self.target) {
             (Source::Affine { weight, bias, act_fn: Activation::Linear }, Target::Nothing)
@@ -91,7 +91,7 @@ impl Edit {
 }
 
 impl Edit {
-    /// What is added to hidden states: `Φ(h) − h`, of the shape and kind of `base`, computed in f32.
+    /// The change of hidden states, `Φ(h) − h`, of the shape and kind of `base`, computed in f32.
     ///
     /// # Errors
     /// As [`Intervention::intervene`].

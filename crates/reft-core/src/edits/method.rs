@@ -98,7 +98,7 @@ pub enum Init {
 
 names!(Init, "init", Error, { Identity => "identity", Reference => "reference" });
 
-/// What one intervention is, apart from its numbers.
+/// The configuration of one intervention: everything but its parameters.
 #[derive(Debug, Clone, PartialEq)]
 pub struct InterventionConfig {
     /// The edit.
@@ -162,7 +162,7 @@ impl InterventionConfig {
         self.init.unwrap_or(default)
     }
 
-    /// Trainable numbers of one intervention on hidden states of size `d`.
+    /// Trainable parameters of one intervention on hidden states of size `d`.
     pub fn trainable_parameters(&self, hidden_size: i64) -> i64 {
         let shapes = self.tensor_shapes(hidden_size).into_iter();
         shapes.map(|(_, shape)| shape.iter().product::<i64>()).sum()

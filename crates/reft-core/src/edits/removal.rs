@@ -21,8 +21,8 @@ impl Removal {
         Self::new(direction, false)
     }
 
-    /// `Φ(h) = h − v̂ relu(v̂ᵀ h)`: what `h` has of `v` in its own sense is taken away, and what it has against it stays. It is how RePS
-    /// steers away from a concept (Wu et al. 2025, arXiv:2505.20809).
+    /// `Φ(h) = h − v̂ relu(v̂ᵀ h)`: a part of `h` along `v` is taken away, a part against `v` stays. RePS
+    /// steers away from a concept so (Wu et al. 2025, arXiv:2505.20809).
     ///
     /// # Errors
     /// As [`Self::of`].

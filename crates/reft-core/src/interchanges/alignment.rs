@@ -8,7 +8,7 @@ use crate::maps::orthonormal::{
 };
 use crate::{Error, Parameter, Result, SubspaceInterchange, names};
 
-/// What distributed alignment search learns.
+/// The parts that distributed alignment search learns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum AlignmentMethod {
     /// A subspace of a given dimension.
@@ -26,16 +26,16 @@ names!(AlignmentMethod, "alignment method", Error, {
     SigmoidMask => "sigmoid-mask",
 });
 
-/// Whether a learned gate is what trains or what counts.
+/// Whether a learned gate is soft, for training, or hard, for scores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GateKind {
     /// Between 0 and 1, at the present temperature.
     Soft,
-    /// 0 or 1, whichever is nearer: what is swapped is swapped whole.
+    /// 0 or 1, whichever is nearer: a coordinate is swapped whole or not at all.
     Hard,
 }
 
-/// The trainable numbers of `n` alignments on hidden states of size `d`: rotations, and gates where the method learns them.
+/// The trainable parameters of `n` alignments on hidden states of size `d`: rotations, and gates where the method learns them.
 ///
 /// All rotations come of one evaluation of the orthonormal map. A full rotation uses the map of a low-rank one, at rank `d`.
 #[derive(Debug)]
@@ -97,7 +97,7 @@ impl AlignmentSet {
         if fits { Ok(()) } else { Err(Error::Rank { rank, hidden_size }) }
     }
 
-    /// What it learns.
+    /// The learned parts.
     pub fn method(&self) -> AlignmentMethod {
         self.method
     }
@@ -159,8 +159,8 @@ impl AlignmentSet {
         })
     }
 
-    /// What a learned gate costs, summed over the alignments: the boundary, or the open share of the mask. Without it, to swap
-    /// everything would be as good as to swap what matters.
+    /// The penalty on a learned gate, summed over the alignments: the boundary, or the open share of the mask. Without it, swapping
+    /// everything would be as good as swapping only the subspace that matters.
     pub fn penalty(&self) -> Option<Tensor> {
         Some(match self.method {
             AlignmentMethod::Das => return None,
@@ -186,7 +186,7 @@ impl AlignmentSet {
         [Some(raw), gate].into_iter().flatten().collect()
     }
 
-    /// What a checkpoint needs to go on bit for bit.
+    /// Tensors that a checkpoint needs, to go on bit for bit.
     pub fn state(&self) -> BTreeMap<String, Tensor> {
         let leaves = self.parameters().into_iter().map(|p| (p.name, p.tensor.detach().copy()));
         leaves.chain(constants_of(&**self.map.borrow())).collect()
@@ -205,7 +205,7 @@ impl AlignmentSet {
 
 /// The gate of boundless distributed alignment search (Wu et al. 2023, arXiv:2305.08809): a learned number of coordinates.
 ///
-/// `mᵢ = σ(i/T) σ((β d − i)/T)` for `i = 0 … d−1`: coordinates before the boundary `β d` are open, those after it closed, the softer
+/// `mᵢ = σ(i/T) σ((β d − i)/T)` for `i = 0 … d−1`: coordinates before the boundary `β d` are open, later ones closed, the softer
 /// the higher the temperature `T`.
 ///
 /// # Shapes

@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 use crate::maps::orthonormal::check_orthonormal;
 use crate::{Error, Result, check_hidden_size, in_f32};
 
-/// An edit of a base run's hidden states with those of a source run: an interchange intervention.
+/// An interchange intervention: an edit that replaces hidden states of a base run by hidden states of a source run.
 ///
 /// Sources and base meet as tensors: who ran which model on what input, at which site and token, is the caller's business.
 pub trait Interchange: Debug {

@@ -14,7 +14,7 @@ use crate::{Error, OrthonormalMap, Result};
 /// (Schreiber and Van Loan 1989; Joffrain et al. 2006 for `T⁻¹`). It takes two thin products and one r×r triangular solve per
 /// matrix, batches over matrices, and autograd goes through it. `X = 0` gives `−(H₁ … H_r) E = E`, hence `Rᵀ = Q₀ E`.
 ///
-/// `Q₀` is the start: a d×d orthogonal matrix whose first columns are those that the map starts at. It is kept as reflections
+/// `Q₀` is a d×d orthogonal matrix. Its first columns are the columns that the map starts at. It is kept as reflections
 /// too, never as a d×d matrix: memory is O(d·k) for a start given by k columns. This is the map of PyTorch's
 /// `parametrizations.orthogonal` (Householder, trivialised), whose d×d base is our `Q₀`; its diagonal, which there is a
 /// trainable tensor that weight decay destroys, is here the constant −1.

@@ -15,7 +15,7 @@ pub trait OrthonormalMap: Debug + Send {
     /// The free tensor that an optimizer updates, `[n, d, r]`. Weight decay has no meaning for it.
     fn raw(&self) -> &Tensor;
 
-    /// What else the map is made of, by name: constants that a checkpoint must keep beside [`Self::raw`].
+    /// The map's constants, by name: a checkpoint must keep them beside [`Self::raw`].
     fn constants(&self) -> Vec<(&'static str, Tensor)>;
 }
 
@@ -67,7 +67,7 @@ impl MapKind {
 /// The name of the free tensor in a checkpoint.
 pub(crate) const RAW: &str = "rotation.raw";
 
-/// What a checkpoint keeps of a map beside [`RAW`], by name.
+/// The constants that a checkpoint keeps of a map beside [`RAW`], by name.
 pub(crate) fn constants_of(map: &dyn OrthonormalMap) -> impl Iterator<Item = (String, Tensor)> {
     map.constants().into_iter().map(|(name, c)| (format!("rotation.{name}"), c.copy()))
 }

@@ -5,7 +5,7 @@ use crate::maps::orthonormal::{OrthonormalMap, sign_of_diagonal};
 /// `Rᵀ = Q·diag(sign(diag(U)))` for the thin QR decomposition `X = Q U` of a free matrix `X`.
 ///
 /// The signs make the map continuous, and the identity on matrices that are orthonormal already.
-/// The gradient is libtorch's; it is that of the projection onto orthonormal matrices where `XᵀX = I`.
+/// The gradient is libtorch's. Where `XᵀX = I` it equals the gradient of the projection onto orthonormal matrices.
 #[derive(Debug)]
 pub struct Qr {
     pub(crate) raw: Tensor, // X [n, d, r]

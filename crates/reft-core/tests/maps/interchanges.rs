@@ -1,4 +1,4 @@
-//! What interchange interventions, their gates and the edits without a source promise, whatever the model.
+//! Properties of interchange interventions, their gates and the edits without a source, whatever the model.
 
 use crate::seeded;
 use reft_core::{

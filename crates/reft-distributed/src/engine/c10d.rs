@@ -1,6 +1,6 @@
 //! The functions of `c10d.cpp`, and the two objects that they make. All of this crate's `unsafe` is here.
 //!
-//! What holds for every block: the functions are those of `c10d.cpp` and catch every exception; pointers to texts end with a zero and live
+//! Conditions of every block: the functions are those of `c10d.cpp` and catch every exception; pointers to texts end with a zero and live
 //! until the call returns, as does the room for the reason; objects are made by the same functions and freed once, by `Drop`.
 #![allow(unsafe_code)]
 
@@ -239,7 +239,7 @@ impl Group {
         })
     }
 
-    /// Replaces a tensor on the host by that of the first process.
+    /// Replaces a tensor on the host by the first process's.
     pub(crate) fn broadcast(&self, tensor: &mut Tensor) -> Result<(), String> {
         told(|reason, room| {
             // SAFETY: as for `sum`.
@@ -282,7 +282,7 @@ fn until_zero(bytes: &[u8]) -> String {
     found.to_string_lossy().into_owned()
 }
 
-/// What failed, without the place in libtorch's sources: `[file:line] `.
+/// libtorch's reason, without the place in its sources: `[file:line] `.
 fn first_line(reason: &str) -> String {
     let line = reason.lines().next().unwrap_or_default().trim();
     let behind_place = line.strip_prefix('[').and_then(|rest| rest.split_once("] "));

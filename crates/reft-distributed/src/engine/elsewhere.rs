@@ -1,4 +1,4 @@
-//! What stands for the process groups on a platform where they were not tried.
+//! Stands in for the process groups on platforms where they were not tried.
 
 use std::sync::Arc;
 use std::time::Duration;

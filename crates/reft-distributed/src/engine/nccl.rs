@@ -1,7 +1,7 @@
-//! NVIDIA's NCCL (nccl.h, of version 2), and what of the CUDA driver (cuda.h) it is called with. Both are found when the program runs, so it
+//! NVIDIA's NCCL (nccl.h, of version 2), and the functions of the CUDA driver (cuda.h) around it. Both are found when the program runs, so it
 //! is built without CUDA and runs where there is none.
 //!
-//! What holds for every block: a function is called with the types of its header, which have not changed since NCCL 2.0 and CUDA 11; pointers
+//! Conditions of every block: a function is called with the types of its header, which have not changed since NCCL 2.0 and CUDA 11; pointers
 //! are to variables that live until the call returns, or to a GPU's memory that lives until [`Communicator::is_done`] says so.
 #![allow(unsafe_code)]
 
@@ -23,7 +23,7 @@ const BESIDE_TORCH: &str = "../../nvidia/nccl/lib";
 /// The driver's library.
 const DRIVER: &str = "libcuda.so.1";
 
-/// libtorch's default stream, which is the only one that is computed on here. What is given to a GPU there is done in this order.
+/// libtorch's default stream, the only one in use here. The GPU does all work in its order.
 const STREAM: *mut c_void = ptr::null_mut();
 
 /// `ncclSum`
@@ -59,7 +59,7 @@ macro_rules! call {
     }};
 }
 
-/// Connections of a GPU of this process with those of the others. All processes call the same functions in the same order.
+/// Connections of this process's GPU with the GPUs of the others. All processes call the same functions in the same order.
 #[derive(Debug)]
 pub(crate) struct Communicator {
     nccl: Arc<Nccl>,
@@ -99,7 +99,7 @@ impl Nccl {
         ))
     }
 
-    /// What a GPU is known by, whichever number a process has for it: 32 digits.
+    /// The identity of a GPU, the same in every process: 32 digits.
     pub(crate) fn identity(&self, index: usize) -> Result<String, String> {
         let (mut device, mut uuid) = (0, [0u8; 16]);
         self.told(call!(self.driver, cuInit(0 => c_uint)))?;
@@ -111,21 +111,21 @@ impl Nccl {
         Ok(hexadecimal(&uuid))
     }
 
-    /// What the processes of a run find each other by, made by one of them.
+    /// The id by which the processes of a run find each other. One of them makes it.
     pub(crate) fn unique_id(&self) -> Result<String, String> {
         let mut id = UniqueId([0; 128]);
         self.checked(call!(self.library, ncclGetUniqueId(&mut id => *mut UniqueId)))?;
         Ok(hexadecimal(&id.0))
     }
 
-    /// Connects a GPU with those of the other processes. It waits for them without end: who calls it waits in another thread.
+    /// Connects a GPU with the GPUs of the other processes. It waits for them without end, so callers wait in another thread.
     pub(crate) fn connect(
         self: &Arc<Self>,
         id: &str,
         (rank, world): (usize, usize),
         index: usize,
     ) -> Result<Communicator, String> {
-        let id = UniqueId(bytes_of(id).ok_or("what another process has said is no id of NCCL's")?);
+        let id = UniqueId(bytes_of(id).ok_or("another process's message is no id of NCCL's")?);
         let (mut device, mut context) = (0, ptr::null_mut::<c_void>());
         self.told(call!(self.driver, cuInit(0 => c_uint)))?;
         self.told(
@@ -142,7 +142,7 @@ impl Nccl {
         Ok(made)
     }
 
-    /// What NCCL answers.
+    /// The answers of NCCL.
     fn checked(&self, answer: Result<c_int, String>) -> Result<(), String> {
         let code = answer?;
         if code == 0 {
@@ -159,7 +159,7 @@ impl Nccl {
         Err(format!("NCCL: {} (code {code})", text.unwrap_or_else(|| "it failed".to_owned())))
     }
 
-    /// What the driver answers.
+    /// The answers of the driver.
     fn told(&self, answer: Result<c_int, String>) -> Result<(), String> {
         match answer? {
             0 => Ok(()),
@@ -185,7 +185,7 @@ impl Communicator {
         })
     }
 
-    /// Replaces a tensor by that of the first process, as soon as the GPU comes to it.
+    /// Replaces a tensor by the first process's, as soon as the GPU comes to it.
     pub(crate) fn broadcast(&self, tensor: &mut Tensor) -> Result<(), String> {
         let (start, n, kind) = self.memory_of(tensor)?;
         self.in_context(|nccl| {
@@ -205,7 +205,7 @@ impl Communicator {
         })
     }
 
-    /// Gives up what the GPU waits for.
+    /// Gives up the messages that the GPU waits for.
     pub(crate) fn abort(mut self) {
         let handle = std::mem::replace(&mut self.handle, ptr::null_mut());
         // nothing is to be done where this fails, too: the run ends

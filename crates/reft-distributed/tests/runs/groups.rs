@@ -1,4 +1,4 @@
-//! What groups of processes share, and what becomes of a process that is lost.
+//! Groups of processes: sharing, and the loss of a process.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::process::{LIMIT, Process, port, run, say};
 
-/// What a process does that one of the tests below has started.
+/// The part of a process that one of the tests below has started.
 pub fn act(act: &str, group: &ProcessGroup) -> Outcome {
     let (rank, world) = (group.share().rank(), group.share().world());
     let stand_still = || thread::sleep(Duration::from_secs(60)); // until it is killed or stopped

@@ -9,7 +9,7 @@ use reft_test_support::Outcome;
 
 use crate::process::{ACT, say};
 
-/// What a process does that a test has started; nothing in a run of all tests.
+/// The part of a process that a test has started; it does nothing in a run of all tests.
 #[test]
 fn a_process_of_a_run() -> Outcome {
     let Ok(act) = std::env::var(ACT) else { return Ok(()) };

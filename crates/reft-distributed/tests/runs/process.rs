@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use reft_test_support::Outcome;
 
-/// What a process that was started by a test is to do.
+/// The task of a process that a test has started.
 pub const ACT: &str = "REFT_TEST_ACT";
 
 /// Seconds that a stopped process and one that never comes are waited for.
@@ -78,7 +78,7 @@ pub fn run(act: &str, world: usize) -> Outcome<Vec<Process>> {
     (0..world).map(|rank| Process::start(act, rank, world, port)).collect()
 }
 
-/// What a process tells the test that started it.
+/// A message of a process to the test that started it.
 pub fn say(what: impl Display) {
     let mut stdout = std::io::stdout();
     // the test notices a process that says nothing

@@ -45,7 +45,7 @@ fn examples() -> Vec<Example> {
     (0..26).map(example).collect()
 }
 
-/// Losses of the steps, and a sum of all trained numbers at the end.
+/// Losses of the steps, and a sum of all trained parameters at the end.
 fn train(method: &str, share: Share, reduction: &dyn Reduce) -> Outcome<(Vec<f64>, f64)> {
     let (name, lr) = METHODS.iter().find(|(name, _)| *name == method).ok_or("no such method")?;
     let model = Decoder::open(&oracle("tiny_llama"), Kind::Float, Device::Cpu)?;
@@ -74,7 +74,7 @@ fn train(method: &str, share: Share, reduction: &dyn Reduce) -> Outcome<(Vec<f64
     Ok((losses.0, sums.sum()))
 }
 
-/// What a process does that the test below has started: it says its losses and the sum of what it trained, to the last bit.
+/// The part of a process that the test below has started: it prints its losses and the sum of what it trained, to the last bit.
 pub fn act(method: &str, group: &ProcessGroup) -> Outcome {
     tch::set_num_threads(1);
     let (losses, sum) = train(method, group.share(), group)?;
@@ -83,7 +83,7 @@ pub fn act(method: &str, group: &ProcessGroup) -> Outcome {
     Ok(())
 }
 
-/// What the processes of a run say, which is the same for all.
+/// The output of the processes of a run, which is the same for all.
 fn shared(method: &str, world: usize) -> Outcome<Vec<f64>> {
     let (processes, mut said) = (run(&format!("train {method}"), world)?, Vec::new());
     for process in &processes {
