@@ -1,18 +1,18 @@
-//! What can go wrong in this crate.
+//! The errors of this crate.
 
 use std::path::PathBuf;
 
 /// The result of this crate's operations.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong when models, tokenizers and their files are read, written or run.
+/// Errors when models, tokenizers and their files are read, written or run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused to read or write a file.
     #[error("cannot {action} {}", path.display())]
     Io {
-        /// What was tried: "read", "write", …
+        /// The action: "read", "write", …
         action: &'static str,
         /// The file or directory.
         path: PathBuf,
@@ -22,7 +22,7 @@ pub enum Error {
     /// A model that cannot stand on the devices named.
     #[error("the model cannot be put on these devices: {reason}")]
     Placement {
-        /// What was found and what was expected.
+        /// The value found, and the value expected.
         reason: String,
     },
     /// The place to write to is taken.
@@ -54,7 +54,7 @@ pub enum Error {
         path: PathBuf,
         /// The line, counted from 1.
         line: usize,
-        /// What was found and what was expected.
+        /// The value found, and the value expected.
         reason: String,
     },
     /// A safetensors file whose header does not describe its data.
@@ -62,7 +62,7 @@ pub enum Error {
     Safetensors {
         /// The file.
         path: PathBuf,
-        /// What the header gets wrong.
+        /// The fault of the header.
         source: safetensors::SafeTensorError,
     },
     /// A model that a GGUF file cannot say, or llama.cpp would compute otherwise.
@@ -70,7 +70,7 @@ pub enum Error {
         "the model has no form in GGUF: {reason}; write it as a directory (--merge without --to), and try llama.cpp's own converter on that"
     )]
     NoGgufForm {
-        /// What has none.
+        /// The part of the model without such a form.
         reason: String,
     },
     /// A file that holds tensors in a way this crate does not read.
@@ -78,7 +78,7 @@ pub enum Error {
     Format {
         /// The file.
         path: PathBuf,
-        /// What was found and what was expected.
+        /// The value found, and the value expected.
         reason: String,
     },
     /// A model directory without weights.
@@ -129,7 +129,7 @@ pub enum Error {
     /// No model is to be had under this name.
     #[error("no model {name:?}: {reason}")]
     UnknownModel {
-        /// What was asked for.
+        /// The name asked for.
         name: String,
         /// Why not.
         reason: String,
@@ -139,7 +139,7 @@ pub enum Error {
     Hub {
         /// The repository.
         name: String,
-        /// What was done, and what came of it.
+        /// The action, and its outcome.
         reason: String,
     },
     /// A batch without a row, or with a row without a token.
@@ -175,12 +175,12 @@ pub enum Error {
     },
     /// Something was asked of an encoder that needs a model which predicts next tokens.
     #[error(
-        "{model_type} is an encoder, which predicts no next tokens, and {what} needs them; use a decoder. Of an encoder `reft logits --hidden-states` writes hidden states, `reft inspect` tells what it is, and `reft train --objective classification` or `regression` trains a head on it"
+        "{model_type} is an encoder, which predicts no next tokens, and {what} needs them; use a decoder. Of an encoder `reft logits --hidden-states` writes hidden states, `reft inspect` describes it, and `reft train --objective classification` or `regression` trains a head on it"
     )]
     Encoder {
         /// The model's family.
         model_type: String,
-        /// What was asked.
+        /// The request.
         what: String,
     },
     /// A row names coordinates of a subspace, and no adapter edits in one.
@@ -241,7 +241,7 @@ pub enum Error {
     /// An adapter and a model, or an adapter's files, do not fit together.
     #[error("{reason}")]
     Adapter {
-        /// What was found, what was expected, what to change.
+        /// The value found, the value expected, and the advice.
         reason: String,
     },
     /// Adapters that cannot be used at once.
@@ -304,7 +304,7 @@ pub enum Error {
     At {
         /// Where.
         site: crate::Site,
-        /// What failed.
+        /// The action that failed.
         source: Box<Error>,
     },
     /// An intervention or a position string is wrong.
@@ -321,7 +321,7 @@ const TOLD: usize = 8;
 /// Rows that a message names; more are counted.
 const NAMED: usize = 5;
 
-/// The rows that do not fit into a context, and what stands beside them.
+/// The rows that do not fit into a context, and the tokens beside them.
 fn describe_long(rows: &[(String, usize)], before: usize, new_tokens: usize) -> String {
     let name = |(name, length): &(String, usize)| format!("{name} has {length} tokens");
     let mut text = rows.iter().take(NAMED).map(name).collect::<Vec<_>>().join(", ");
@@ -338,7 +338,7 @@ fn describe_long(rows: &[(String, usize)], before: usize, new_tokens: usize) -> 
     }
 }
 
-/// What to do about rows that do not fit into a context.
+/// Advice about rows that do not fit into a context.
 fn advise_long(room: usize, new_tokens: usize) -> String {
     match (room, new_tokens) {
         (0, 0) => "nothing is left for rows: use fewer virtual tokens".to_owned(),
@@ -348,7 +348,7 @@ fn advise_long(room: usize, new_tokens: usize) -> String {
     }
 }
 
-/// The names of a mismatch, those of all layers in one line.
+/// The names of a mismatch; names that differ by the layer alone are one line.
 fn describe_mismatch(
     missing: &[String],
     unexpected: &[String],

@@ -7,8 +7,8 @@ use crate::{Component, Error, Result, Site};
 
 /// A hidden state of a site, or some neighbouring coordinates of it: what interchange interventions read and replace.
 ///
-/// At `o_proj` and `down_proj` it is what goes into the projection (the heads side by side; the MLP's neurons), for what comes out is
-/// another site, `attention_output` or `mlp_output`. At the other projections it is what comes out.
+/// At `o_proj` and `down_proj` it is the input of the projection (the concatenated heads; the MLP's neurons). The output is
+/// another site, `attention_output` or `mlp_output`. At the other projections it is the output.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Place {
     /// The site.
@@ -23,7 +23,7 @@ impl Place {
         Self { site, coordinates: None }
     }
 
-    /// What one attention head gives, before the output projection mixes the heads.
+    /// The output of one attention head, before the output projection mixes the heads.
     pub fn head(layer: usize, head: i64, head_dim: i64) -> Self {
         let site = Site { layer, component: Component::Output };
         Self { site, coordinates: Some(head * head_dim..(head + 1) * head_dim) }

@@ -5,9 +5,9 @@ use std::fmt;
 pub enum Component {
     /// The residual stream before the block, `[b, t, d]`.
     BlockInput,
-    /// What attention adds to the residual stream, `[b, t, d]`.
+    /// The output of attention, which is added to the residual stream, `[b, t, d]`.
     AttentionOutput,
-    /// What the MLP adds to the residual stream, `[b, t, d]`.
+    /// The output of the MLP, which is added to the residual stream, `[b, t, d]`.
     MlpOutput,
     /// The residual stream after the block, `[b, t, d]`.
     BlockOutput,
@@ -17,7 +17,7 @@ pub enum Component {
     Key,
     /// Attention's value projection.
     Value,
-    /// Attention's output projection; its input is what the heads give, side by side.
+    /// Attention's output projection; its input is the concatenated heads.
     Output,
     /// The MLP's gate projection.
     Gate,

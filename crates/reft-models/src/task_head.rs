@@ -1,4 +1,4 @@
-//! The head of a task on a frozen model: what it tells of a text, in the form that transformers gives it.
+//! The head of a task on a frozen model, in the form that transformers gives it.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ const START: f64 = 0.02;
 
 impl TaskHead {
     /// A new head with `k` outputs: matrices normal with standard deviation 0.02, biases 0. Random numbers come from libtorch's CPU
-    /// generator ([`tch::manual_seed`]). `names` are those of the classes that outputs are of, none if they are numbers.
+    /// generator ([`tch::manual_seed`]). `names` are the classes' names, one for each output; none if outputs are numbers.
     ///
     /// # Errors
     /// [`Error::Adapter`] if the family's head is not computed, or the checkpoint lacks the pooler that the head stands on.

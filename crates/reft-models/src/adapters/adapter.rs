@@ -17,8 +17,8 @@ pub enum Mode {
 
 /// The lowest point of a row's forward that a method changes, or needs a gradient at.
 ///
-/// All that is before it is the frozen model's alone, the same in every step: the hidden states that go into stage `stage` of
-/// [`Forward`](crate::Forward), and, as no token sees a later one, those of the tokens before `token` at every layer.
+/// Everything before it belongs to the frozen model alone and is the same in every step: the hidden states that go into stage `stage` of
+/// [`Forward`](crate::Forward), and, as no token sees a later one, the hidden states of the tokens before `token` at every layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Reach {
     /// The first stage that is not the plain model's.
@@ -43,7 +43,7 @@ impl Reach {
     }
 }
 
-/// What a fine-tuning method adds to a frozen model: trainable tensors, and the hooks that apply them.
+/// The adapter of a fine-tuning method: trainable tensors, and the hooks that apply them to a frozen model.
 ///
 /// One trainer, one generator and one evaluator serve every method through an [`AdapterStack`](crate::AdapterStack) of these.
 pub trait Adapter {
@@ -59,13 +59,13 @@ pub trait Adapter {
     /// Whatever of the batch the method has to refuse, for instance a subspace that does not exist.
     fn hooks<'a>(&'a self, layout: &Layout, mode: Mode) -> Result<Box<dyn Hooks + 'a>>;
 
-    /// Hooks that turn a forward away from what the adapter steers towards, if the method has some: what hidden states have of its
+    /// Hooks that turn a forward away from the adapter's concept, if the method has some: the part of hidden states along its
     /// direction is taken out. Without them an adapter is turned around, at strength −1.
     fn away<'a>(&'a self, _layout: &Layout) -> Option<Result<Box<dyn Hooks + 'a>>> {
         None
     }
 
-    /// The directions `[d]` that it adds to hidden states at some sites, as they are trained, if that is what it does.
+    /// The directions `[d]` that it adds to hidden states at some sites, as they are trained, if it does so.
     fn directions(&self) -> Option<BTreeMap<Site, Tensor>> {
         None
     }
@@ -80,7 +80,7 @@ pub trait Adapter {
         0
     }
 
-    /// Number of coordinates of the subspace that it edits in, of which a row may name those to be changed.
+    /// Number of coordinates of the subspace that it edits in. A row may name the ones to be changed.
     fn subspace_size(&self) -> Option<i64> {
         None
     }
@@ -96,7 +96,7 @@ pub trait Adapter {
         true
     }
 
-    /// The lowest point of a row's forward that [`Self::hooks`] touch: what is before it need not be computed in every step.
+    /// The lowest point of a row's forward that [`Self::hooks`] touch: everything before it need not be computed in every step.
     ///
     /// Where in doubt, claim more: [`Reach::EVERYTHING`], the default, is always right.
     fn reach(&self, _row: &Row) -> Reach {
@@ -109,7 +109,7 @@ pub trait Adapter {
         self.parameters().into_iter().map(copy).collect()
     }
 
-    /// Goes back to a [`Self::state`]: the tensors are written into, so handles on them stay what they are.
+    /// Goes back to a [`Self::state`]: the tensors are overwritten in place, so handles on them stay valid.
     ///
     /// # Errors
     /// If tensors are missing, unexpected or of another shape, by name; nothing is changed then.

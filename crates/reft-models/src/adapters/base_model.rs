@@ -2,7 +2,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, ModelDescription, Result};
 
-/// What identifies the base model of an adapter. What an imported adapter does not say is not checked.
+/// The identity of an adapter's base model. Facts that an imported adapter lacks are not checked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BaseModel {

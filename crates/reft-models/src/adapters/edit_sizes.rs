@@ -9,10 +9,10 @@ impl AdapterStack<'_> {
     /// How much the adapters change each token of a row: `|edited − h| / |h|` at every point of the forward that they are shown, and of all
     /// points the largest. 0: the token is left as it is everywhere.
     ///
-    /// `h` is what comes to a point, changes further down included. Tokens that an adapter puts before the row have no entry.
+    /// `h` is the input of a point, changes further down included. Tokens that an adapter puts before the row have no entry.
     ///
     /// # Errors
-    /// A row that does not fit, and what an adapter refuses.
+    /// A row that does not fit; errors of an adapter.
     pub fn edit_sizes(&self, model: &dyn Model, row: Row) -> Result<Vec<f64>> {
         let _guard = tch::no_grad_guard();
         row.input_ids.iter().try_for_each(|id| model.check_token(*id))?;

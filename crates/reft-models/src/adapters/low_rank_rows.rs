@@ -6,7 +6,7 @@ use crate::{LowRank, Site, send};
 
 /// The low-rank updates of a batch's rows at one projection, one rank: for row `i` `y_i + s_i B_i A_i x_i`, all rows in two products.
 ///
-/// The matrices stand side by side, in the order of the rows. They stay from batch to batch, so that a row which joins is the only one copied.
+/// The matrices are stacked in the order of the rows. They stay from batch to batch, so only the matrices of a row that joins are copied.
 #[derive(Debug)]
 pub(crate) struct LowRankRows {
     /// The request in each slot.
@@ -27,7 +27,7 @@ pub(crate) struct LowRankRow<'a> {
     pub(crate) row: usize,
     /// Its request.
     pub(crate) id: u64,
-    /// What is added.
+    /// The update.
     pub(crate) update: LowRank<'a>,
 }
 
@@ -41,7 +41,7 @@ impl LowRankRows {
         Self { ids: Vec::new(), a, b, rows: Vec::new(), index: None }
     }
 
-    /// Takes the updates of a batch's rows; what stands in its slot already stays.
+    /// Takes the updates of a batch's rows; an update that has a slot already stays there.
     fn set(&mut self, rows: &[LowRankRow]) {
         let slots = self.a.size()[0] as usize;
         if rows.len() > slots {
@@ -96,7 +96,7 @@ impl LowRankRows {
     }
 }
 
-/// `y` `[b, t, out]`, what a projection makes of `x` `[b, t, in]`, with the updates of some rows; `table` keeps what they are made of.
+/// Adds the updates of some rows to `y` `[b, t, out]`, a projection's output for `x` `[b, t, in]`; `table` keeps the stacked matrices.
 pub(crate) fn add_low_rank(
     table: &mut LowRankTable,
     site: Site,

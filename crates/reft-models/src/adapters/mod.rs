@@ -1,4 +1,4 @@
-//! What methods add to a frozen model.
+//! The adapters of methods on a frozen model, alone and in stacks.
 
 pub(crate) mod adapter;
 pub(crate) mod base_model;

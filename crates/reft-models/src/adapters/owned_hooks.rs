@@ -20,7 +20,7 @@ impl OwnedHooks {
     /// The hooks for one forward over a batch.
     ///
     /// # Errors
-    /// What the adapter refuses.
+    /// Errors of the adapter.
     pub(crate) fn of(adapter: &Rc<dyn Adapter>, layout: &Layout, mode: Mode) -> Result<Self> {
         Self::try_new(Rc::clone(adapter), |adapter| adapter.hooks(layout, mode))
     }
@@ -31,7 +31,7 @@ impl OwnedHooks {
     }
 }
 
-/// Every function, those that have a default too, is the adapter's own.
+/// Every function is the adapter's own, also where the trait has a default.
 impl Hooks for OwnedHooks {
     fn visit(&mut self, point: HookPoint, h: Tensor, span: &Span) -> Result<Tensor> {
         self.with(|hooks| hooks.visit(point, h, span))
@@ -91,10 +91,10 @@ mod tests {
         let own = functions(include_str!("owned_hooks.rs"), "impl Hooks for OwnedHooks {");
         assert!(of_trait.len() >= 8, "{of_trait:?}");
         assert_eq!(own, of_trait);
-        let lent = functions(
+        let borrowed = functions(
             include_str!("../model/hooks.rs"),
             "impl<T: Hooks + ?Sized> Hooks for &mut T {",
         );
-        assert_eq!(lent, of_trait);
+        assert_eq!(borrowed, of_trait);
     }
 }

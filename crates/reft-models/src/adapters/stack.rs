@@ -29,7 +29,7 @@ pub struct StackEntry<'a> {
     pub adapter: StackAdapter<'a>,
     /// Strength `s`: `base + s · (edited − base)`. 1 is the adapter as it was trained.
     pub strength: f64,
-    /// Coordinates of the subspace that it may change, in place of those that rows name.
+    /// Coordinates of the subspace that it may change, in place of the coordinates that rows name.
     pub subspace: Option<Vec<i64>>,
 }
 
@@ -38,7 +38,7 @@ pub struct StackEntry<'a> {
 pub enum Dose {
     /// Their strengths are multiplied: 1 is the stack as it is, 0 the plain model, −1 turns edits around.
     Times(f64),
-    /// Away from what they steer towards: by [`Adapter::away`], or turned around where a method has none.
+    /// Away from their concepts: by [`Adapter::away`], or turned around where a method has none.
     Away,
 }
 
@@ -197,7 +197,7 @@ impl<'a> AdapterStack<'a> {
         methods.join("+")
     }
 
-    /// The leaves of all adapters; those of several are called `0-loreft/…`, `1-lora/…`.
+    /// The leaves of all adapters; leaves of several are called `0-loreft/…`, `1-lora/…`.
     pub fn parameters(&self) -> Vec<Parameter> {
         let of_one = |(prefix, adapter): (String, &dyn Adapter)| {
             let rename = move |p: Parameter| Parameter { name: prefix.clone() + &p.name, ..p };
@@ -224,7 +224,7 @@ impl<'a> AdapterStack<'a> {
     /// The hooks of all adapters for one forward over a batch.
     ///
     /// # Errors
-    /// What an adapter refuses.
+    /// Errors of an adapter.
     pub fn hooks(&self, layout: &Layout, mode: Mode) -> Result<Stacked<'a>> {
         self.hooks_at(1.0, layout, mode)
     }
@@ -232,7 +232,7 @@ impl<'a> AdapterStack<'a> {
     /// [`Self::hooks`] with the strengths of all adapters multiplied: 0 is the plain model, −1 turns edits around.
     ///
     /// # Errors
-    /// What an adapter refuses; [`Error::Adapter`] for virtual tokens or a prefix at a strength that is neither 0 nor 1, and for an
+    /// Errors of an adapter; [`Error::Adapter`] for virtual tokens or a prefix at a strength that is neither 0 nor 1, and for an
     /// adapter in the weights at one that is not 1.
     pub fn hooks_at(&self, factor: f64, layout: &Layout, mode: Mode) -> Result<Stacked<'a>> {
         if factor == 0.0 && !self.entries.iter().any(|entry| entry.adapter.is_in_weights()) {
@@ -261,7 +261,7 @@ impl<'a> AdapterStack<'a> {
             let own = match &entry.adapter {
                 StackAdapter::Borrowed(adapter) => adapter.away(layout).transpose()?,
                 StackAdapter::Shared(_) => {
-                    let reason = "a shared adapter is not turned away from what it steers towards";
+                    let reason = "a shared adapter is not turned away from its concept";
                     return Err(Error::Adapter { reason: reason.to_owned() });
                 }
             };
@@ -279,7 +279,7 @@ impl<'a> AdapterStack<'a> {
     /// Final hidden states of every row's own tokens, virtual ones included, as the adapters leave them: `[t, d]` each, without a graph.
     ///
     /// # Errors
-    /// What [`Layout::new`] or an adapter refuses.
+    /// Errors of [`Layout::new`] or an adapter.
     pub fn hidden_states(
         &self,
         model: &dyn Model,
@@ -308,7 +308,7 @@ impl<'a> AdapterStack<'a> {
         model.row_logits(&layout, &mut self.hooks(&layout, Mode::Eval)?)
     }
 
-    /// Checks that the adapters have the coordinates that a row names, and those that their own entries name.
+    /// Checks that the adapters have the coordinates that a row names, and the coordinates that their own entries name.
     ///
     /// # Errors
     /// [`Error::NoSubspace`] if none of them edits in a subspace; [`reft_core::Error::Subspace`] for a coordinate that one does not have.
@@ -403,7 +403,7 @@ impl<'a> AdapterStack<'a> {
         Ok(combination.adapters.iter().map(|name| dir.join(name)).collect())
     }
 
-    /// Every adapter with what its tensors' names begin with: nothing if it is the only one.
+    /// Every adapter with the prefix of its tensors' names, which is empty if it is the only one.
     fn prefixed(&self) -> impl Iterator<Item = (String, &dyn Adapter)> {
         let is_alone = self.entries.len() == 1;
         self.entries.iter().enumerate().map(move |(i, entry)| {

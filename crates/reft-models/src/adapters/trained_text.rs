@@ -29,7 +29,7 @@ impl TrainedText {
         Ok((NAME.to_owned(), serde_json::to_string(self).map_err(json_error(file))?))
     }
 
-    /// What a file of tensors says; `None` if it was written before there was this, or by another program.
+    /// Reads it from a file of tensors; `None` if the file is older than this field, or another program's.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Safetensors`] or [`Error::Json`] if the file is missing or broken.

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
-/// Writes a file so that a crash, a full disk or an error in `write` leaves what was there before.
+/// Writes a file so that a crash, a full disk or an error in `write` leaves the old file.
 ///
 /// `write` fills a temporary sibling of `path`, which is then flushed to disk and renamed. The file gets the mode that a
 /// plainly created one would have.
 ///
 /// # Errors
-/// What `write` returns, or [`Error::Io`] if the file cannot be created, flushed or renamed.
+/// The error of `write`, or [`Error::Io`] if the file cannot be created, flushed or renamed.
 pub fn atomic_write<E: From<Error>>(
     path: &Path,
     write: impl FnOnce(&Path) -> Result<(), E>,
@@ -31,7 +31,7 @@ pub fn atomic_write<E: From<Error>>(
 /// `fill` fills a temporary sibling of `path`, which is then flushed to disk and renamed. Missing parents are created.
 ///
 /// # Errors
-/// [`Error::OutputExists`] if `path` is there and not an empty directory, what `fill` returns, or [`Error::Io`].
+/// [`Error::OutputExists`] if `path` is there and not an empty directory, the error of `fill`, or [`Error::Io`].
 pub fn atomic_directory<E: From<Error>>(
     path: &Path,
     fill: impl FnOnce(&Path) -> Result<(), E>,
@@ -53,7 +53,7 @@ pub fn atomic_directory<E: From<Error>>(
     Ok(())
 }
 
-/// Turns the system's error into ours, with what was tried and where.
+/// Turns the system's error into ours, with the action and the path.
 pub fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error::Io { action, path, source }

@@ -163,7 +163,7 @@ mod tests {
         let left: Vec<_> = fs::read_dir(&output)?.collect::<std::io::Result<_>>()?;
         assert_eq!(left.len(), 1);
 
-        // what a killed program leaves locks nobody out
+        // files of a killed program lock nobody out
         fs::write(output.join(DirectoryLock::FILE_NAME), "123")?;
         DirectoryLock::take(&output).map(drop)?;
         let file = directory.path().join("file");

@@ -19,16 +19,16 @@ pub struct Fields {
 pub struct Field {
     /// Their names.
     pub names: &'static [&'static str],
-    /// What becomes of them.
+    /// How they are treated.
     pub fate: Fate,
-    /// What is to be known beside that; may be empty. Of a refused field, what to do.
+    /// A note for the documentation; may be empty. Of a refused field, the advice.
     pub note: &'static str,
 }
 
-/// What becomes of a field.
+/// How a field is treated.
 #[derive(Debug, Clone, Copy)]
 pub enum Fate {
-    /// What it says is computed.
+    /// It takes effect.
     Applied,
     /// It changes no number.
     Neutral,
@@ -58,7 +58,7 @@ impl Field {
         Self { names, fate: Fate::Only(is_accepted), note }
     }
 
-    /// Fields that are refused, with what to do.
+    /// Fields that are refused, with advice.
     pub const fn refused(names: &'static [&'static str], note: &'static str) -> Self {
         Self { names, fate: Fate::Refused, note }
     }
@@ -70,7 +70,7 @@ impl Field {
 }
 
 impl Fields {
-    /// What is known of a field.
+    /// The entry of a field.
     pub fn find(&self, name: &str) -> Option<&'static Field> {
         self.groups.iter().copied().flatten().find(|field| field.names.contains(&name))
     }
@@ -78,7 +78,7 @@ impl Fields {
     /// Checks fields that were found.
     ///
     /// # Errors
-    /// What was found, what was expected and what to do, if a field has a value that is not applied, or is unknown and says something.
+    /// The value found, the values expected and the advice, if a field has a value that is not applied, or is unknown and not empty.
     pub fn check<'a>(
         &self,
         found: impl IntoIterator<Item = (&'a String, &'a Value)>,

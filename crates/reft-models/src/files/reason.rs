@@ -1,8 +1,8 @@
-//! What parsers of JSON and TOML say, in the words of a file's reader: without the names of a program's types.
+//! Messages of JSON and TOML parsers in the words of a file's reader, without the names of a program's types.
 
 use std::fmt::{self, Display};
 
-/// Why a JSON text is not what it should be.
+/// Why a JSON text is refused.
 #[derive(Debug)]
 pub struct JsonReason {
     reason: String,
@@ -10,7 +10,7 @@ pub struct JsonReason {
 }
 
 impl JsonReason {
-    /// The line, counted from 1; 0 if what is wrong stands on none.
+    /// The line, counted from 1; 0 if the fault is on no line.
     pub fn line(&self) -> usize {
         self.line
     }
@@ -30,7 +30,7 @@ impl Display for JsonReason {
 
 impl std::error::Error for JsonReason {}
 
-/// What a parser says, with what it expected called as a file's reader calls it: `an integer` for `i64`, `named fields` for
+/// A parser's message with types named as a file's reader names them: `an integer` for `i64`, `named fields` for
 /// `struct Options`.
 pub fn plain_reason(error: &impl Display) -> String {
     let reason = error.to_string().replacen("unknown variant `", "unknown name `", 1);

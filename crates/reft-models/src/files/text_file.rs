@@ -1,4 +1,4 @@
-//! Files of text, JSON and TOML: read with their path and the line of what is wrong in the error, written whole or not at all.
+//! Files of text, JSON and TOML: read with the path and the faulty line in the error, written whole or not at all.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -1,4 +1,4 @@
-//! What weights are, by their content: a path says where they lie, and other weights may lie there tomorrow.
+//! The identity of weights is a digest of their content: a path says where they lie, and other weights may lie there tomorrow.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
@@ -44,7 +44,7 @@ fn digest_of(model: &Path, cache: Option<&Path>) -> Result<String> {
     })
 }
 
-/// What a digest was computed of.
+/// The files of which a digest was computed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Known {

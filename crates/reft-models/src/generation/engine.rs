@@ -15,13 +15,13 @@ use crate::{
 ///
 /// A prompt is computed by itself or with others that wait (prefill), where the hooks of its adapters are active. From then on its row is
 /// one of the batch that computes a token a row and step, from keys and values that each row keeps for itself. Edits of hidden states are made
-/// on prompts only, so such a step costs what it costs the base model, whatever adapters the rows have; what acts on replies too (LoRA) is
-/// applied to its own rows. Rows join and leave at any step.
+/// on prompts only, so such a step costs what it costs the base model, whatever adapters the rows have. Methods that act on replies too (LoRA)
+/// are applied to their own rows. Rows join and leave at any step.
 ///
-/// What prompts begin with alike, a long system prompt, is computed once for all adapters, as far as none of them has touched it
+/// A common beginning of prompts, such as a long system prompt, is computed once for all adapters, as far as none of them has touched it
 /// ([`EngineOptions::prefix_tokens`]).
 ///
-/// Replies do not depend on what else is in flight, nor on what is kept, but for rounding. The engine does nothing by itself: [`Self::step`] is to be called while
+/// Replies do not depend on other requests, nor on cached prefixes, but for rounding. The engine does nothing by itself: call [`Self::step`] while
 /// there is work.
 pub struct Engine<'a> {
     model: &'a dyn Model,
@@ -43,7 +43,7 @@ pub struct Engine<'a> {
 /// How much an [`Engine`] does at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EngineOptions {
-    /// Most rows in flight; what comes later waits.
+    /// Most rows in flight; later requests wait.
     pub rows: usize,
     /// Most tokens of prompts in one pass: a longer prompt is computed in pieces, and the other rows go on between them.
     pub prefill_tokens: usize,
@@ -68,7 +68,7 @@ impl Default for EngineOptions {
     }
 }
 
-/// What is wanted of an [`Engine`].
+/// A request to an [`Engine`].
 #[derive(Clone)]
 pub struct Request<'a> {
     /// The prompt.
@@ -81,7 +81,7 @@ pub struct Request<'a> {
     pub stream: u64,
 }
 
-/// What has become of a request in a step.
+/// An outcome of a step for a request.
 #[derive(Debug)]
 pub enum Event {
     /// A token of its reply, a stop token included.
@@ -95,7 +95,7 @@ pub enum Event {
         /// Whether it is the last one, and why.
         finish: Option<Finish>,
     },
-    /// It cannot be gone on with; what it had is given up.
+    /// It failed, and its tokens are given up.
     Failed {
         /// The request.
         id: u64,
@@ -141,12 +141,12 @@ struct Prefill<'a> {
     layout: Layout,
     hooks: ByRow<'a>,
     cache: KvCache,
-    /// Columns that are done, those among them that were known.
+    /// Columns that are done, with the columns that were cached.
     done: usize,
 }
 
 impl Reply<'_> {
-    /// The tokens that are to be computed before the next one: the prompt, and what was generated.
+    /// The tokens to be computed before the next one: the prompt, and the generated ones.
     fn row(&self) -> Row {
         let Row { input_ids, token_types, .. } = &self.request.row;
         let input_ids: Vec<i64> = input_ids.iter().chain(&self.ids).copied().collect();
@@ -169,7 +169,7 @@ impl Reply<'_> {
         before + self.request.row.input_ids.len() + self.request.config.max_new_tokens
     }
 
-    /// What the rows of one prefill have in common.
+    /// The columns before the prompt: rows of one prefill have equal ones.
     fn columns_before(&self) -> (usize, usize) {
         let adapters = &self.request.adapters;
         (adapters.prefix_length(), adapters.virtual_tokens())
@@ -217,13 +217,13 @@ impl<'a> Engine<'a> {
     ///
     /// # Errors
     /// Options and token ids that mean nothing, coordinates that its adapters do not have, a prompt and a reply that do not fit into the model's
-    /// context or into [`EngineOptions::cached_tokens`]; [`Error::Adapter`] for adapters in the weights that are not those of what is in flight.
+    /// context or into [`EngineOptions::cached_tokens`]; [`Error::Adapter`] for adapters in the weights that differ from those in flight.
     pub fn submit(&mut self, request: Request<'a>) -> Result<u64> {
         let Request { row, adapters, config, stream } = &request;
         config.check()?;
         row.input_ids.iter().try_for_each(|id| self.model.check_token(*id))?;
         adapters.check_subspace(row)?;
-        Layout::new(vec![row.clone()], PaddingSide::Right)?; // refuses what no batch can be made of
+        Layout::new(vec![row.clone()], PaddingSide::Right)?; // refuses rows that fit no batch
         let context = ContextLimit::of(self.model.description(), adapters);
         let room = context.generating(config.max_new_tokens);
         room.check([("the prompt", row.input_ids.len())])?;
@@ -246,13 +246,13 @@ impl<'a> Engine<'a> {
         Ok(id)
     }
 
-    /// Gives up a request; nothing more is heard of it. One that is not there any more is none to give up.
+    /// Gives up a request: no more events come of it. A request that has ended is ignored.
     pub fn cancel(&mut self, id: u64) {
         self.waiting.retain(|reply| reply.id != id);
         if let Some(row) = self.rows.iter().position(|reply| reply.id == id) {
             self.leave(row);
         }
-        // what is on its way through the model is given up when it is through
+        // a prompt on its way through the model is given up when it is through
         let on_its_way = self.prefill.iter_mut().flat_map(|prefill| &mut prefill.replies);
         on_its_way.filter(|reply| reply.id == id).for_each(|reply| reply.is_cancelled = true);
     }
@@ -262,18 +262,18 @@ impl<'a> Engine<'a> {
         self.waiting.is_empty() && self.prefill.is_none() && self.rows.is_empty()
     }
 
-    /// Requests that wait, and those in flight.
+    /// The numbers of requests that wait and that are in flight.
     pub fn requests(&self) -> (usize, usize) {
         let on_their_way = self.prefill.as_ref().map_or(0, |prefill| prefill.replies.len());
         (self.waiting.len(), on_their_way + self.rows.len())
     }
 
-    /// Tokens of prompts that were known and not computed, of all so far, and those that are kept for prompts to come.
+    /// Prompt tokens so far that were taken from the cache instead of computed, and the tokens that are cached now.
     pub fn prefixes(&self) -> (u64, usize) {
         (self.reused_tokens, self.prefixes.tokens())
     }
 
-    /// What a reply's tokens begin with that no adapter touches, and that may be shared so.
+    /// The beginning of a reply's tokens that no adapter touches, and that other requests may share.
     fn shareable<'r>(&self, reply: &Reply, ids: &'r [i64]) -> &'r [i64] {
         let Request { row, adapters, .. } = &reply.request;
         let is_alone = reply.columns_before() != (0, 0)
@@ -304,7 +304,7 @@ impl<'a> Engine<'a> {
     /// Computes a pass of prompts, if some wait and there is room, and a token of every row in flight.
     ///
     /// # Errors
-    /// What libtorch refuses. What is wrong with one request is an [`Event`].
+    /// Errors of libtorch. An error of one request is an [`Event`].
     pub fn step(&mut self) -> Result<Vec<Event>> {
         let _guard = tch::no_grad_guard();
         let mut events = Vec::new();
@@ -336,7 +336,7 @@ impl<'a> Engine<'a> {
         Err(Error::Adapter { reason })
     }
 
-    /// Takes the first of those that wait, and others that can be computed with it, as far as there is room.
+    /// Takes the first waiting request, and others that can be computed with it, as far as there is room.
     fn begin_prefill(&mut self, events: &mut Vec<Event>) {
         let mut taken: Vec<Reply> = Vec::new();
         let mut keys: usize = self.rows.iter().map(Reply::most_keys).sum();
@@ -533,7 +533,7 @@ impl<'a> Engine<'a> {
         parts.map(|part| self.together(part, &mut earlier)).collect()
     }
 
-    /// Some rows of the batch, and their hooks: of those adapters alone that act on replies.
+    /// Some rows of the batch, and the hooks of their adapters that act on replies.
     fn together(&self, part: Range<usize>, earlier: &mut [ByRow<'a>]) -> Result<Together<'a>> {
         let replies = &self.rows[part.clone()];
         let rows: Vec<Row> = replies.iter().map(|reply| reply.request.row.clone()).collect();
@@ -571,7 +571,7 @@ impl<'a> Engine<'a> {
     }
 }
 
-/// Tells of a row's token, or of its failure; whether the row goes on.
+/// Adds the event of a row's token, or of its failure; returns whether the row goes on.
 fn told(reply: &mut Reply, chosen: Result<Choice>, events: &mut Vec<Event>) -> bool {
     let id = reply.id;
     match chosen {

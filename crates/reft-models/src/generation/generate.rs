@@ -76,7 +76,7 @@ pub fn generate(
     let lengths = rows.iter().map(|row| row.input_ids.len());
     let context = ContextLimit::of(model.description(), adapters).generating(config.max_new_tokens);
     context.check(names.zip(lengths))?;
-    let whole = Layout::new(rows.to_vec(), PaddingSide::Right)?; // refuses what no batch can be made of
+    let whole = Layout::new(rows.to_vec(), PaddingSide::Right)?; // refuses rows that fit no batch
     if rows.len() > batch_size {
         // rows that an adapter cannot edit are refused before the first batch is begun; one batch refuses its own
         let _guard = tch::no_grad_guard();

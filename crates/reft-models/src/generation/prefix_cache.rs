@@ -8,7 +8,7 @@ use crate::KvCache;
 /// would scatter the program's memory.
 const SHELF: usize = 64;
 
-/// Tokens of a block: what is shared begins with the prompt and ends with a block.
+/// Tokens of a block: a shared part begins with the prompt and ends with a block.
 pub(crate) const BLOCK: usize = 16;
 
 /// Keys and values of the frozen model for the beginnings of prompts, for prompts that begin alike.
@@ -70,7 +70,7 @@ impl PrefixCache {
         next.get(tokens).copied()
     }
 
-    /// How many tokens of those that a prompt begins with are there.
+    /// How many of a prompt's first tokens are cached.
     pub(crate) fn known(&self, ids: &[i64]) -> usize {
         self.path(ids).len() * BLOCK
     }
@@ -109,7 +109,7 @@ impl PrefixCache {
         first
     }
 
-    /// Keeps what a prefill has computed of the tokens that a row of it begins with, as far as they fill blocks.
+    /// Keeps a prefill's keys and values of a row's first tokens, as far as they fill blocks.
     pub(crate) fn keep(&mut self, ids: &[i64], cache: &KvCache, row: usize) {
         let mut path = self.path(ids);
         let known = path.len() * BLOCK;

@@ -51,7 +51,7 @@ impl<'a> ReplyText<'a> {
 #[derive(Debug)]
 struct StopText<'a> {
     stops: &'a [String],
-    /// What may be the beginning of one of them.
+    /// Text that may be the beginning of one of them.
     held: String,
     is_over: bool,
 }
@@ -82,7 +82,7 @@ impl StopText<'_> {
 mod tests {
     use super::*;
 
-    /// What is given out for each piece, and what is held at the end.
+    /// The text given out for each piece, and the text held at the end.
     fn given(stops: &[&str], pieces: &[&str]) -> (Vec<String>, String, bool) {
         let stops: Vec<String> = stops.iter().map(|stop| (*stop).to_owned()).collect();
         let mut text = StopText { stops: &stops, held: String::new(), is_over: false };

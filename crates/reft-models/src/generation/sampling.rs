@@ -135,7 +135,7 @@ fn best(scores: &[f64]) -> usize {
     (1..scores.len()).fold(0, |best, i| if is_better(i, best) { i } else { best })
 }
 
-/// Probabilities of the tokens after temperature, top-k and top-p: 0 for what is left out.
+/// Probabilities of the tokens after temperature, top-k and top-p: 0 for tokens that are left out.
 fn probabilities(scores: &[f64], config: &GenerationConfig) -> Vec<f64> {
     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     // Against the best score: a temperature near 0 cannot overflow.

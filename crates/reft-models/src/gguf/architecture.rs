@@ -1,4 +1,4 @@
-//! The architectures of GGUF files that are read: what their blocks hold, and what llama.cpp's converter did to the numbers.
+//! The architectures of GGUF files that are read: the tensors of their blocks, and how llama.cpp's converter changed them.
 
 /// Modules of a block: llama.cpp's name, then Hugging Face's.
 type Modules = &'static [(&'static str, &'static str)];
@@ -41,7 +41,7 @@ const SEPARATE: Modules = &[
     ("ffn_up", "mlp.up_proj"),
 ];
 const FUSED: Modules = &[("attn_qkv", "self_attn.qkv_proj"), ("ffn_up", "mlp.gate_up_proj")];
-/// What every architecture has, or may have.
+/// Modules that every architecture has, or may have.
 const OF_ALL: Modules = &[
     ("attn_output", "self_attn.o_proj"),
     ("attn_q_norm", "self_attn.q_norm"),
@@ -69,7 +69,7 @@ const GEMMA2: Architecture = Architecture {
     ..QWEN2
 };
 
-/// Those that are read.
+/// The architectures that are read.
 pub(crate) const ARCHITECTURES: [Architecture; 10] = [
     LLAMA,
     QWEN2,
@@ -90,7 +90,7 @@ pub(crate) const ARCHITECTURES: [Architecture; 10] = [
     },
     Architecture {
         name: "mistral3",
-        families: &[], // what it says of YaRN is not what is kept of a configuration
+        families: &[], // its keys of YaRN are not a configuration's
         own: &["rope.scaling.yarn_log_multiplier", "attention.temperature_scale"],
         ..LLAMA
     },

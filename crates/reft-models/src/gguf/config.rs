@@ -1,4 +1,4 @@
-//! What a GGUF file's metadata says about the model, as a Hugging Face directory would say it.
+//! The model's configuration from a GGUF file's metadata, in the form of a Hugging Face directory.
 
 use serde_json::{Map, Value as Json, json};
 
@@ -11,7 +11,7 @@ const LLAMA3_HIGH_FREQUENCY_FACTOR: f64 = 4.0;
 const LLAMA3_ORIGINAL_LENGTH: i64 = 8192;
 
 impl Gguf {
-    /// What `config.json` would hold.
+    /// The contents of `config.json`.
     ///
     /// # Errors
     /// [`Error::Format`](crate::Error::Format) if metadata is missing or contradicts itself, or asks for something that the decoder does
@@ -20,7 +20,7 @@ impl Gguf {
         self.check_model_keys()?;
         let sliding_window =
             self.optional::<i64>(&self.key("attention.sliding_window"), "an integer")?;
-        let sliding_window = sliding_window.filter(|window| *window != 0); // what the converter writes for none
+        let sliding_window = sliding_window.filter(|window| *window != 0); // the converter's value for none
         let temperature = self.temperature_scale()?;
         let (class, model_type) = match self.architecture.name {
             "mistral3" if temperature.is_some() => ("Ministral3ForCausalLM", "ministral3"),
@@ -87,7 +87,7 @@ impl Gguf {
         Ok(config.into())
     }
 
-    /// What an architecture has of its own; some of it llama.cpp fixes, and the file does not say.
+    /// Fields that only one architecture has. llama.cpp fixes some of them, and the file does not hold those.
     fn set_own(
         &self,
         model_type: &str,
@@ -209,7 +209,7 @@ impl Gguf {
         }
     }
 
-    /// What `generation_config.json` would hold: every token that ends a reply.
+    /// The contents of `generation_config.json`: every token that ends a reply.
     ///
     /// # Errors
     /// [`Error::Format`](crate::Error::Format) if a token id is not an id of the vocabulary.
@@ -225,7 +225,7 @@ impl Gguf {
         }))
     }
 
-    /// `tokenizer.ggml.{kind}_token_id`, or what stands for it in a SentencePiece vocabulary.
+    /// `tokenizer.ggml.{kind}_token_id`, or its stand-in in a SentencePiece vocabulary.
     pub(crate) fn token_id(&self, kind: &str) -> Result<Option<i64>> {
         let key = format!("tokenizer.ggml.{kind}_token_id");
         let vocab_size = self.vocab_size()?;

@@ -14,10 +14,10 @@ use crate::{Error, Result, atomic_write, io_error};
 
 /// A control vector of llama.cpp: a direction for each of some blocks, which is added to the block's output at every token.
 ///
-/// In its file, GGUF of architecture `controlvector`, `direction.N` is that of block `N`, counted from 0; llama.cpp steers no block 0.
+/// In its file, GGUF of architecture `controlvector`, `direction.N` belongs to block `N`, counted from 0; llama.cpp steers no block 0.
 #[derive(Debug)]
 pub struct ControlVector {
-    /// What the file says of the model that it was made for: an architecture's name.
+    /// The model that the file was made for: an architecture's name.
     pub model_hint: Option<String>,
     /// Directions `[d]` in f32, by block.
     pub directions: BTreeMap<usize, Tensor>,

@@ -159,7 +159,7 @@ pub const GGUF: Fields = Fields {
                     "tokenizer.ggml.seperator_token_id",
                     "tokenizer.ggml.suffix_token_id",
                 ],
-                "further templates, the same tokenizer in another form, and tokens for what is not done here",
+                "further templates, the same tokenizer in another form, and tokens for other purposes",
             ),
         ],
         &[Field::neutral(

@@ -1,7 +1,7 @@
 //! GGUF files: llama.cpp's format, seen as a Hugging Face checkpoint.
 //!
 //! Tensors get their Hugging Face names and row order, and are dequantised or kept in their blocks; [`Gguf::config`],
-//! [`Gguf::tokenizer_json`] and their siblings give what the other files of a Hugging Face directory would hold.
+//! [`Gguf::tokenizer_json`] and their siblings give the contents of the other files of a Hugging Face directory.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -68,7 +68,7 @@ impl Gguf {
         path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
     }
 
-    /// The file's path, or that of its first part.
+    /// The file's path, or its first part's.
     pub fn path(&self) -> &Path {
         &self.parts[0].0
     }
@@ -115,7 +115,7 @@ impl Gguf {
         Quantised::gather(format, shape, options, parts).map(Some)
     }
 
-    /// The order in which the file's rows are those of the Hugging Face checkpoint, where it is another one.
+    /// The order that gives the rows of the Hugging Face checkpoint, where the file has another one.
     ///
     /// llama.cpp interleaves the two rotary halves of each head in the rows of q and k.
     ///
@@ -155,7 +155,7 @@ impl Gguf {
         Ok(Tensor::f_from_slice(&rows)?.f_view([n, -1])?)
     }
 
-    /// What the file holds of the rows `first..first + n` of a matrix, or of a vector.
+    /// The bytes of the rows `first..first + n` of a matrix, or of a vector.
     fn row_bytes(&self, Stored { part, info, .. }: &Stored, first: i64, n: i64) -> Result<Vec<u8>> {
         let ((path, header), row) = (&self.parts[*part], info.row_bytes());
         let mut bytes = vec![0; n as usize * row];
@@ -188,7 +188,7 @@ impl Gguf {
         Error::Format { path: self.path().to_owned(), reason }
     }
 
-    /// A value of the metadata, if the key is there; `expected` says what it should be.
+    /// A value of the metadata, if the key is there; `expected` names its type.
     pub(crate) fn optional<'a, T: Deserialize<'a>>(
         &'a self,
         key: &str,
@@ -294,7 +294,7 @@ impl Gguf {
 /// Names that an error lists.
 const UNKNOWN_SHOWN: usize = 5;
 
-/// The tensor in which llama.cpp keeps the factors of llama3's rope scaling, and those of LongRoPE within the original context and past it.
+/// The tensors in which llama.cpp keeps the factors of llama3's rope scaling, and LongRoPE's within the original context and past it.
 pub(crate) const ROPE_FREQUENCIES: &str = "rope_freqs.weight";
 pub(crate) const ROPE_SHORT: &str = "rope_factors_short.weight";
 pub(crate) const ROPE_LONG: &str = "rope_factors_long.weight";

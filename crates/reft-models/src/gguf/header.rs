@@ -29,7 +29,7 @@ pub(crate) struct Header {
     data_start: u64,
 }
 
-/// Where a tensor lies, and in what form.
+/// The place of a tensor, and its form.
 #[derive(Debug)]
 pub(crate) struct TensorInfo {
     pub(crate) dtype: GgmlDType,

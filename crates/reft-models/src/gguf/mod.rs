@@ -1,4 +1,4 @@
-//! GGUF files: the header, the tensors, and what they say of a model and its tokenizer.
+//! GGUF files: the header, the tensors, and the model's configuration and tokenizer.
 
 pub(crate) mod architecture;
 pub(crate) mod config;

@@ -50,7 +50,7 @@ impl Gguf {
         })
     }
 
-    /// What `tokenizer.json` would hold for a SentencePiece vocabulary.
+    /// The contents of `tokenizer.json` for a SentencePiece vocabulary.
     ///
     /// A text gets a space at its front, if that is wanted and it has none, and is cut at the tokens that are matched as they stand; each
     /// part becomes pieces. Characters without a piece become bytes, if the vocabulary has them, or the unknown token. This is how
@@ -121,7 +121,7 @@ impl Gguf {
         }))
     }
 
-    /// What is done to a text first, in SentencePiece's order; null if nothing is.
+    /// The normalisation of a text, in SentencePiece's order; null if there is none.
     fn normalizer(&self) -> Result<Json> {
         let mut steps = Vec::new();
         let key = "tokenizer.ggml.precompiled_charsmap";

@@ -22,10 +22,10 @@ pub(crate) const PRE_TOKENIZERS: [(&str, Steps); 4] = [
     ("qwen2", || json!([split(QWEN2_SPLIT), byte_level(false)])),
 ];
 
-/// What `tokenizer.ggml.model` is where there is none.
+/// The value of `tokenizer.ggml.model` in a file without a tokenizer.
 pub(crate) const NO_TOKENIZER: &str = "none";
 
-/// What to do about a tokenizer that cannot be read.
+/// Advice about a tokenizer that cannot be read.
 const INSTEAD: &str = "use the model's Hugging Face directory";
 
 impl Gguf {
@@ -35,7 +35,7 @@ impl Gguf {
         Ok(kind.is_some_and(|kind| kind != NO_TOKENIZER))
     }
 
-    /// What `tokenizer.json` would hold, for the byte-level BPE of GPT-2's kind and for SentencePiece.
+    /// The contents of `tokenizer.json`, for the byte-level BPE of GPT-2's kind and for SentencePiece.
     ///
     /// # Errors
     /// [`Error::Format`](crate::Error::Format) if the file has no tokenizer, one of another kind, an unknown pre-tokenizer, or metadata
@@ -84,7 +84,7 @@ impl Gguf {
         }))
     }
 
-    /// What `tokenizer_config.json` would hold: the special tokens' texts and the chat template.
+    /// The contents of `tokenizer_config.json`: the special tokens' texts and the chat template.
     ///
     /// # Errors
     /// [`Error::Format`](crate::Error::Format) if a token id is not an id of the vocabulary.

@@ -12,7 +12,7 @@ pub(crate) const USER_DEFINED: i64 = 4;
 pub(crate) const UNUSED: i64 = 5;
 pub(crate) const BYTE: i64 = 6;
 
-/// What a space is spelled as in a piece of SentencePiece.
+/// The spelling of a space in a piece of SentencePiece.
 pub(crate) const SPACE: &str = "\u{2581}";
 
 /// Tokens with their types, in the order of their ids.
@@ -41,7 +41,7 @@ impl Gguf {
         Ok(Vocabulary { texts, types })
     }
 
-    /// `tokenizer.ggml.{name}`, or what it is where the file says nothing.
+    /// `tokenizer.ggml.{name}`, or its default.
     pub(crate) fn flag(&self, name: &str, usual: bool) -> Result<bool> {
         Ok(self.optional(&format!("tokenizer.ggml.{name}"), "a bool")?.unwrap_or(usual))
     }

@@ -18,7 +18,7 @@ pub(crate) struct Client<'a> {
     name: &'a str,
 }
 
-/// What is sent.
+/// The body of a request.
 pub(crate) enum Content<'a> {
     /// A text of a type.
     Text(&'static str, String),
@@ -42,7 +42,7 @@ impl<'a> Client<'a> {
         Self { agent: config.new_agent(), endpoint: endpoint.trim_end_matches('/'), token, name }
     }
 
-    /// Posts to a path of the hub, with the token; what it answers, or `None` if its status is one of `fine`.
+    /// Posts to a path of the hub, with the token. Returns the answer, or `None` if its status is one of `fine`.
     pub(crate) fn post(
         &self,
         doing: &str,
@@ -165,7 +165,7 @@ impl<'a> Client<'a> {
     }
 }
 
-/// What is asked for in answer to a type.
+/// The type asked for in answer to a type.
 fn accepted(content_type: &'static str) -> &'static str {
     if content_type.contains("json") && !content_type.contains("ndjson") {
         content_type

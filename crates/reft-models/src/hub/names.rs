@@ -35,7 +35,7 @@ const WELCOME: [&str; 3] =
 /// settings of the environment ([`Hub::from_env`], [`Hub::resolve`]).
 ///
 /// # Errors
-/// [`Error::UnknownModel`] if it is neither; those of [`Hub::from_env`] and [`Hub::resolve`].
+/// [`Error::UnknownModel`] if it is neither; errors of [`Hub::from_env`] and [`Hub::resolve`].
 pub fn resolve_model(name_or_path: &str) -> Result<PathBuf> {
     if let Some(path) = local_model(name_or_path)? {
         return Ok(path);
@@ -63,7 +63,7 @@ impl Hub {
         Ok(Self { cache, endpoint, offline })
     }
 
-    /// Finds the model `organisation/name` in the hub's cache, downloading what is not there.
+    /// Finds the model `organisation/name` in the hub's cache, downloading missing files.
     ///
     /// # Errors
     /// [`Error::UnknownModel`] if it is no such name, or the model cannot be had whole.
@@ -96,7 +96,7 @@ impl Hub {
         config.parent().map(Path::to_owned)
     }
 
-    /// The token of `HF_TOKEN`, else that of the file that the hub's own program keeps beside the cache.
+    /// The token of `HF_TOKEN`, else the token in the file that the hub's own program keeps beside the cache.
     pub fn token(&self) -> Option<String> {
         let own = env::var("HF_TOKEN").ok().map(|token| token.trim().to_owned());
         own.filter(|token| !token.is_empty()).or_else(|| Cache::new(self.cache.clone()).token())
@@ -109,7 +109,7 @@ impl Hub {
         builder.build().map_err(|failed| failed.to_string())
     }
 
-    /// Finds the files of a repository `organisation/name` that are wanted in the cache, downloading those that are not there; gives the directory that
+    /// Finds the wanted files of a repository `organisation/name` in the cache, downloads the missing ones, and returns the directory that
     /// they lie in. A revision is a branch, a tag or a commit; without one it is the main branch.
     ///
     /// # Errors
@@ -182,7 +182,7 @@ impl Hub {
     }
 }
 
-/// Where programs keep what they can make again: `XDG_CACHE_HOME`, or `.cache` in the home directory.
+/// The folder for files that programs can make again: `XDG_CACHE_HOME`, or `.cache` in the home directory.
 pub(crate) fn user_cache() -> Option<PathBuf> {
     let path = env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()).map(PathBuf::from);
     path.or_else(|| Some(env::home_dir()?.join(".cache")))
@@ -211,7 +211,7 @@ fn is_plain(path: &str) -> bool {
     path.split('/').all(|part| !part.is_empty() && !part.starts_with('.') && !part.contains('\\'))
 }
 
-/// What a snapshot lacks to be a whole model.
+/// The files that a snapshot lacks to be a whole model.
 fn missing_files(snapshot: &Path) -> Vec<String> {
     let lacks = |file: &str| !snapshot.join(file).is_file();
     let mut missing: Vec<String> =

@@ -20,7 +20,7 @@ pub struct Push {
     pub private: bool,
     /// The branch. It is made if it is not there.
     pub branch: String,
-    /// What the commit says.
+    /// The message of the commit.
     pub message: String,
     /// The files.
     pub files: Vec<PushFile>,
@@ -114,7 +114,7 @@ impl Hub {
     /// Makes one commit of files. Nothing is seen of it before all of it is there. `say` hears of each large file.
     ///
     /// # Errors
-    /// [`Error::Hub`]: what the hub refuses, or a connection that is not there or cut; [`Error::Io`] of a file.
+    /// [`Error::Hub`] for a refusal of the hub, or a connection that is missing or cut; [`Error::Io`] of a file.
     pub fn push(&self, push: &Push, token: &str, say: &mut dyn FnMut(&str)) -> Result<Pushed> {
         let Push { name, branch, .. } = push;
         let client = Client::new(&self.endpoint, token, name);

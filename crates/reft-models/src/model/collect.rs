@@ -101,7 +101,7 @@ impl Hooks for Collect {
 /// A source run: hidden states of chosen tokens at chosen places, `[m, d]` each on [`Model::device`] and without gradient, as adapters leave
 /// them ([`AdapterStack::EMPTY`]: the plain model's).
 ///
-/// The model is run no further up than the highest place, and only what is asked for is kept.
+/// The model is run no further up than the highest place, and only the wanted hidden states are kept.
 ///
 /// # Errors
 /// [`Error::NoSuchLayer`], [`Error::Coordinates`], [`Error::NoSuchToken`], or [`Error::NotReached`] if the model has no such site; what an
@@ -121,7 +121,7 @@ pub fn collect(
     let layout = adapters.layout(layout.clone());
     let mut collect = Collect::new(wanted, &layout)?;
     let mut hooks = adapters.hooks(&layout, Mode::Eval)?;
-    hooks.0.push(Box::new(&mut collect)); // last: it sees what the adapters leave
+    hooks.0.push(Box::new(&mut collect)); // last: it sees the adapters' output
     let span = layout.whole();
     let forward = model.forward(&span, hooks.prefix_length());
     let embeddings = forward.embed(&layout.input_ids(model.device()));

@@ -2,7 +2,7 @@ use std::fmt::Display;
 
 use crate::{AdapterStack, Error, ModelDescription, Result};
 
-/// What a model's context has to hold: the tokens of a row, what adapters put before them, and what is generated after them.
+/// The number of tokens that a model's context must hold: a row's own, the adapters' before them, and the generated ones after them.
 ///
 /// It is the one place that decides whether rows fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

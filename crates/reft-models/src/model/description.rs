@@ -1,6 +1,6 @@
 use crate::{Component, Error, Place, Result, Site, TaskHeadForm};
 
-/// What a model is, apart from its numbers: all that methods, trainer, planner and tasks know of it.
+/// The description of a model: all that methods, trainer, planner and tasks know of it, without its weights.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelDescription {
     /// Family, by its `model_type`.
@@ -21,7 +21,7 @@ pub struct ModelDescription {
     pub head_dim: i64,
     /// Longest context, in tokens.
     pub max_position_embeddings: i64,
-    /// Whether no token sees a later one: then what is before a method's first token is the frozen model's alone. A model whose tokens see
+    /// Whether no token sees a later one: then everything before a method's first token is the frozen model's alone. A model whose tokens see
     /// later ones is an encoder: it predicts no next tokens, and has no head.
     pub is_causal: bool,
     /// How many tokens back each layer sees, itself included, and of an encoder as many ahead; `None`: all.
@@ -32,7 +32,7 @@ pub struct ModelDescription {
     pub depends_on_length: bool,
     /// Whether a backward needs the scores of attention, as a soft cap of them does.
     pub keeps_scores: bool,
-    /// What modules have before their names in a model of this family with the head of a task, whose adapters fit all the same: `bert`.
+    /// The prefix of modules' names in a model of this family with the head of a task, whose adapters fit all the same: `bert`.
     pub prefix: Option<&'static str>,
     /// The head that the family has where it tells something of a text.
     pub task_head: TaskHeadForm,
@@ -47,14 +47,14 @@ pub struct ModelTensor {
     pub name: String,
     /// Its shape.
     pub shape: Vec<i64>,
-    /// What it does.
+    /// Its role.
     pub role: TensorRole,
-    /// The stage of a [`Forward`](crate::Forward) that computes with it: that of its block, the first for what stands before the blocks, and one
-    /// more than the blocks have for what stands behind them. Tied embeddings are the first stage's.
+    /// The stage of a [`Forward`](crate::Forward) that computes with it: its block's, the first for tensors before the blocks, and one
+    /// more than the blocks have for tensors behind them. Tied embeddings belong to the first stage.
     pub stage: usize,
 }
 
-/// What a tensor does in a model.
+/// The role of a tensor in a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TensorRole {
     /// The token embeddings `[v, d]`.
@@ -126,7 +126,7 @@ impl ModelDescription {
         Some(endings.clone().find(is_own).unwrap_or(&own).join("."))
     }
 
-    /// Number of coordinates of what hooks see at a site; for `o_proj` and `down_proj` what goes into the projection.
+    /// Number of coordinates that hooks see at a site; for `o_proj` and `down_proj` of the projection's input.
     pub fn width(&self, component: Component) -> i64 {
         match component {
             Component::Query | Component::Output => self.num_attention_heads * self.head_dim,
@@ -161,7 +161,7 @@ impl ModelDescription {
         self.tensors.iter().filter(|tensor| tensor.role == TensorRole::Norm(last)).count()
     }
 
-    /// Checks that the model predicts next tokens, which `what` needs.
+    /// Checks that the model predicts next tokens; `what` needs them.
     ///
     /// # Errors
     /// [`Error::Encoder`].

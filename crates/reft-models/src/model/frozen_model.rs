@@ -10,10 +10,10 @@ use crate::{
 ///
 /// Methods, trainer, planner and tasks know models by this trait alone.
 pub trait Model {
-    /// What it is.
+    /// Its description.
     fn description(&self) -> &ModelDescription;
 
-    /// The kind of the residual stream, of the weights, and of what quantised weights are expanded to.
+    /// The kind of the residual stream, of the weights, and of expanded quantised weights.
     fn kind(&self) -> Kind;
 
     /// Where its stages are.
@@ -30,7 +30,7 @@ pub trait Model {
     /// A forward over a span, to be run stage by stage, with the [`Hooks::prefix_length`] of the hooks that it will be run with.
     fn forward<'a>(&'a self, span: &Span<'a>, prefix_length: usize) -> Box<dyn Forward<'a> + 'a>;
 
-    /// What turns the hidden states that a forward ends with into logits; if it is quantised, it is expanded once for several products.
+    /// The head, which turns the last hidden states into logits. A quantised head is expanded once for several products.
     ///
     /// # Panics
     /// If the model is an encoder, which has none: [`ModelDescription::check_predicts`] tells it in time.
@@ -52,7 +52,7 @@ pub trait Model {
         self.weights().iter().map(|(_, weight)| weight.bytes()).sum()
     }
 
-    /// Whether some weights are quantised: a forward with autograd then keeps what they are expanded to until its backward, so a
+    /// Whether some weights are quantised: a forward with autograd then keeps the expanded weights until its backward, so a
     /// training that wants to save memory goes block by block.
     fn is_quantised(&self) -> bool {
         self.weights().iter().any(|(_, weight)| weight.tensor().is_none())
@@ -78,7 +78,7 @@ pub trait Model {
     /// [`Self::hidden_states`] of a whole batch in one pass, `[b, t, d]`.
     ///
     /// # Errors
-    /// What a hook refuses, with its site.
+    /// The error of a hook, with its site.
     fn whole_pass(&self, layout: &Layout, hooks: &mut dyn Hooks) -> Result<Tensor> {
         self.hidden_states(&layout.input_ids(self.device()), &layout.whole(), None, hooks)
     }
@@ -97,11 +97,11 @@ pub trait Model {
 
     /// Hidden states `[b, t, d]` after the last block and the final norm.
     ///
-    /// `input_ids` `[b, t]` are those of the span's columns. With a cache, its columns are attended to, and the span's are
+    /// `input_ids` `[b, t]` belong to the span's columns. With a cache, its columns are attended to, and the span's are
     /// appended; a span that does not begin in column 0 needs one.
     ///
     /// # Errors
-    /// What a hook refuses, with its site; [`Error::CacheFull`].
+    /// The error of a hook, with its site; [`Error::CacheFull`].
     fn hidden_states(
         &self,
         input_ids: &Tensor,
@@ -128,10 +128,10 @@ pub trait Model {
 
 /// One forward over a span, stage by stage.
 ///
-/// Stage `k` shows the hooks what is between two blocks (the embeddings if `k` is 0, else the output of block `k − 1`) and runs block
-/// `k` on what they return. After the stages, [`Self::finish`] shows them the last block's output and applies the final norm. So the
+/// Stage `k` shows the hooks the hidden states between two blocks (the embeddings if `k` is 0, else the output of block `k − 1`) and runs block
+/// `k` on the hooks' output. After the stages, [`Self::finish`] shows them the last block's output and applies the final norm. So the
 /// hidden states that go into stage `k` depend on no hook at a site above, and a forward can begin there with ones computed before. They are
-/// on the device of stage `k` ([`Placement::device`]), and so is what hooks see in it.
+/// on the device of stage `k` ([`Placement::device`]), and so are the tensors that hooks see in it.
 pub trait Forward<'a> {
     /// Wants the hidden states of the span's columns from `column` on only: the last block computes no others.
     ///
@@ -142,14 +142,14 @@ pub trait Forward<'a> {
     /// The columns whose hidden states [`Self::finish`] returns.
     fn outputs(&self) -> &Span<'a>;
 
-    /// What goes into stage 0: the embeddings `[b, t, d]` of `input_ids` `[b, t]`, the tokens of the span's columns, which come in
+    /// The input of stage 0: the embeddings `[b, t, d]` of `input_ids` `[b, t]`, the tokens of the span's columns, which come in
     /// on [`Model::device`].
     fn embed(&self, input_ids: &Tensor) -> Tensor;
 
-    /// Runs stages on the hidden states `[b, t, d]` that go into the first of them, and returns what goes into the next.
+    /// Runs stages on the input `[b, t, d]` of the first of them, and returns the input of the next.
     ///
     /// # Errors
-    /// What a hook refuses, with its site.
+    /// The error of a hook, with its site.
     fn run(
         &self,
         stages: Range<usize>,
@@ -161,11 +161,11 @@ pub trait Forward<'a> {
     /// Ends a forward: hidden states `[b, q, d]` of the wanted columns after the final norm, on [`Model::device`].
     ///
     /// # Errors
-    /// What a hook refuses, with its site.
+    /// The error of a hook, with its site.
     fn finish(&self, h: Tensor, hooks: &mut dyn Hooks) -> Result<Tensor>;
 }
 
-/// What turns hidden states into logits: `cap · tanh(W h / (divisor · cap))`, in most models `W h`.
+/// Turns hidden states into logits: `cap · tanh(W h / (divisor · cap))`, in most models `W h`.
 #[derive(Debug)]
 pub struct Head {
     linear: Linear,
@@ -190,7 +190,7 @@ impl Head {
         Self { divisor, soft_cap, ..self }
     }
 
-    /// The head of some tokens `[a]` alone, for those who choose between them.
+    /// The head of some tokens `[a]` alone, for choices between them.
     pub fn of_tokens(&self, tokens: &Tensor) -> Self {
         let bias = self.linear.bias.as_ref().map(|bias| bias.index_select(0, tokens));
         Self::new(Weight::Dense(self.linear.weight.rows_at(tokens)), bias)

@@ -12,9 +12,9 @@ pub enum HookPoint<'a> {
     Embeddings,
     /// The hidden states `[b, t, d]` at one of the four points of the residual stream.
     Residual(Site),
-    /// What goes into a projection, `[b, t, in]`.
+    /// The input of a projection, `[b, t, in]`.
     Input(Site),
-    /// What comes out of a projection, `y = W x + b` `[b, t, out]`, with the projection and its input `x` (LoRA adds to it).
+    /// The output of a projection, `y = W x + b` `[b, t, out]`, with the projection and its input `x` (LoRA adds to it).
     Output(Site, &'a Linear, &'a Tensor),
 }
 
@@ -32,10 +32,10 @@ impl HookPoint<'_> {
 
 /// How a method sees and replaces what flows through a frozen forward.
 ///
-/// Every method has a default that changes nothing. What is returned goes on through the model; gradients flow through it.
+/// Every method has a default that changes nothing. The returned tensor goes on through the model; gradients flow through it.
 /// Edits, LoRA, prefix and prompt tuning, interchange interventions and the collection of hidden states need nothing more.
 pub trait Hooks {
-    /// Sees what a forward shows at a point, `[b, t, ..]`, and may replace it.
+    /// Sees a forward's tensor at a point, `[b, t, ..]`, and may replace it.
     ///
     /// # Errors
     /// Whatever the method has to refuse.
@@ -43,20 +43,20 @@ pub trait Hooks {
         Ok(h)
     }
 
-    /// Whether [`Self::visit`] may replace what is shown at a point of a pass, or needs to see it. Of rows that it is not so for, nothing need
+    /// Whether [`Self::visit`] may replace the tensor at a point of a pass, or needs to see it. If not, the rows of these hooks need not
     /// be gathered. Where in doubt, yes.
     fn touches(&self, _point: HookPoint, _span: &Span) -> bool {
         true
     }
 
-    /// What [`Self::visit`] adds at a point of a pass, where it adds a product of two small matrices and no more: such rows can be computed
+    /// The update of [`Self::visit`] at a point of a pass, if it adds a product of two small matrices and nothing else. Such rows are computed
     /// together, whatever adapters they have. `None`: it does something else, or nothing.
     fn low_rank(&self, _point: HookPoint, _span: &Span) -> Option<LowRank<'_>> {
         None
     }
 
-    /// What [`Self::visit`] adds to the hidden states of some tokens at a point of a pass, where each is a linear function of the token's own
-    /// state, no token has two, and nothing else is done: such tokens can be computed together, whatever adapters they have. `None`: it does
+    /// The edits of [`Self::visit`] at some tokens of a pass, if each is a linear function of the token's own hidden state, no token has two,
+    /// and nothing else is done. Such tokens are computed together, whatever adapters they have. `None`: it does
     /// something else, or nothing.
     fn token_edits(&self, _point: HookPoint, _span: &Span) -> Option<Vec<TokenEdit<'_>>> {
         None
@@ -72,14 +72,14 @@ pub trait Hooks {
         None
     }
 
-    /// Whether [`Self::see_attention`] is to be shown the attention weights of a layer. They are computed for those who ask, beside what the
-    /// layer computes itself, which stays as it is to the last bit.
+    /// Whether [`Self::see_attention`] should be shown the attention weights of a layer. They are computed beside the layer's own output, which
+    /// stays the same to the last bit.
     fn wants_attention(&self, _layer: usize) -> bool {
         false
     }
 
-    /// Sees the attention weights of a layer, `[b, n_h, q, keys]` in f32: each query's sum to 1 over the keys, which are those of a prefix,
-    /// then those of the batch's columns.
+    /// Sees the attention weights of a layer, `[b, n_h, q, keys]` in f32: each query's sum to 1 over the keys, a prefix's first,
+    /// then the batch's columns.
     fn see_attention(&mut self, _layer: usize, _weights: Tensor) {}
 
     /// Goes on with some of the batch's rows, in the order given, when the others have left it.
@@ -96,7 +96,7 @@ pub trait Hooks {
     }
 }
 
-/// An update of low rank of what comes out of a projection, computed in f32: `y + s B A x`.
+/// A low-rank update of a projection's output, computed in f32: `y + s B A x`.
 #[derive(Debug, Clone, Copy)]
 pub struct LowRank<'a> {
     /// `A` `[r, in]`.
@@ -112,7 +112,7 @@ pub struct LowRank<'a> {
 pub struct TokenEdit<'a> {
     /// The tokens, as [`Span::flat_index`] counts them.
     pub tokens: Vec<i64>,
-    /// What is added.
+    /// The update.
     pub edit: LinearEdit<'a>,
     /// `s`.
     pub scaling: f64,
@@ -165,7 +165,7 @@ impl dyn Hooks + '_ {
     /// Shows the hidden states at a point of the residual stream.
     ///
     /// # Errors
-    /// [`Error::At`]: what is refused, with the site.
+    /// [`Error::At`]: the refusal, with the site.
     pub fn visit_residual(
         &mut self,
         layer: usize,
@@ -209,14 +209,14 @@ impl Hooks for NoHooks {
     }
 }
 
-/// Several methods at once, each seeing what the one before it left.
+/// Several methods at once, each seeing the output of the one before.
 ///
 /// At most one of them may bring a [`Hooks::prefix`]: the first that does is asked.
 #[derive(Default)]
 pub struct Stacked<'a>(pub Vec<Box<dyn Hooks + 'a>>);
 
 impl<'a> Stacked<'a> {
-    /// The one that has something to do at a point of a pass; none if there is another, which sees what the first has added.
+    /// The only method that acts at a point of a pass; none if there are two, as the second sees the output of the first.
     fn only(&self, point: HookPoint, span: &Span) -> Option<&(dyn Hooks + 'a)> {
         let mut touching = self.0.iter().filter(|hooks| hooks.touches(point, span));
         let one = touching.next()?;
@@ -333,7 +333,7 @@ impl<'a> OnPrompt<'a> {
         Self { hooks, prompt_lengths, pass: None }
     }
 
-    /// What of a pass is in a prompt. Padding counts as nothing.
+    /// The columns of a pass that are in a prompt. Padding counts as nothing.
     fn part(&self, span: &Span, device: Device) -> Part {
         let (mut inside, mut outside) = (Vec::new(), false);
         for (row, own) in span.layout.rows().iter().enumerate() {

@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use crate::{ModelDescription, Placement};
 
-/// Keys and values that a forward finds before those of its own columns.
+/// Keys and values that a forward finds before its own columns' keys and values.
 pub trait Past {
     /// Takes the keys and values of a pass at a layer, `[b, n_kv, t, d_h]` each, keys turned to their positions, and returns those
     /// that its queries see: the earlier ones, then these.
@@ -24,7 +24,7 @@ impl Past for KeyValueRecorder {
 
 /// Keys and values of the tokens that a model has seen, per layer, in buffers made once for the longest text to come.
 ///
-/// For inference: what is in it carries no gradient. Each layer's are on the layer's device.
+/// For inference: its tensors carry no gradient. Each layer's are on the layer's device.
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<(Tensor, Tensor)>, // [b, n_kv, capacity, d_h]
@@ -56,7 +56,7 @@ impl KvCache {
         Self { layers: layers_of_each, parts: placement.runs(0..layers), len: 0 }
     }
 
-    /// Fills an empty cache with what each row begins with, as [`Self::columns_of`] gives it.
+    /// Fills an empty cache with the first keys and values of each row, as [`Self::columns_of`] gives them.
     pub(crate) fn fill(&mut self, rows: &[Vec<Tensor>]) {
         for (row, own) in rows.iter().enumerate() {
             for (layers, own) in self.parts.iter().zip(own) {
@@ -85,7 +85,7 @@ impl KvCache {
         self.parts.iter().map(of_part).collect()
     }
 
-    /// What is in it for a layer: keys (rotated to their positions) and values, `[b, n_kv, len, d_h]` each.
+    /// The contents for a layer: keys (rotated to their positions) and values, `[b, n_kv, len, d_h]` each.
     pub fn keys_and_values(&self, layer: usize) -> (Tensor, Tensor) {
         let (keys, values) = &self.layers[layer];
         (keys.narrow(2, 0, self.len), values.narrow(2, 0, self.len))

@@ -131,8 +131,8 @@ fn longest(lengths: &[usize]) -> i64 {
 }
 
 impl Past for KvPool {
-    /// Writes the key and value of each row of the pass `[b, n_kv, 1, d_h]` behind those that it has, and returns those of all columns that a row has reached:
-    /// what a shorter row has not is for the mask to hide.
+    /// Appends the key and value of each row of the pass `[b, n_kv, 1, d_h]` to the row's own, and returns keys and values up to the longest row's
+    /// last column. The mask hides the columns that a shorter row does not have.
     fn extend(&mut self, layer: usize, key: Tensor, value: Tensor) -> (Tensor, Tensor) {
         let (first, rows) = (self.part.start as i64, self.part.len() as i64);
         let longest = longest(&self.lengths[self.part.clone()]);

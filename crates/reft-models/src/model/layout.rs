@@ -93,7 +93,7 @@ impl Layout {
     }
 
     /// The layout of rows that each have so many keys in a cache, without a gap from the first column on, and go on by one token:
-    /// [`Self::next`] is their pass. What they began with is known to hooks, and is before the pass.
+    /// [`Self::next`] is their pass. Hooks know the prompts, which are before the pass.
     ///
     /// # Panics
     /// If there is not one length for each row.
@@ -104,7 +104,7 @@ impl Layout {
         Self { starts: vec![0; rows.len()], rows, width, virtual_tokens: 0, lengths: Some(lengths) }
     }
 
-    /// The pass of the token after those that rows have in their caches.
+    /// The pass of the token after the tokens that rows have in their caches.
     pub fn next(&self) -> Span<'_> {
         Span { layout: self, columns: self.width..self.width + 1 }
     }
@@ -168,7 +168,7 @@ impl Layout {
         start..start + self.virtual_tokens + self.rows[row].input_ids.len()
     }
 
-    /// What a tensor `[b, t, ..]` over the columns of the batch holds for a row's own tokens, virtual ones included: `[n, ..]`.
+    /// The part of a tensor `[b, t, ..]` over the batch's columns that belongs to a row's tokens, virtual ones included: `[n, ..]`.
     pub fn own(&self, x: &Tensor, row: usize) -> Tensor {
         let columns = self.columns(row);
         x.select(0, row as i64).narrow(0, columns.start as i64, columns.len() as i64)
@@ -233,7 +233,7 @@ impl Span<'_> {
         self.columns.len()
     }
 
-    /// Tokens that a row has when the pass ends: its own, virtual ones included, and those generated since.
+    /// Tokens that a row has when the pass ends: its own, virtual ones included, and the ones generated since.
     pub(crate) fn row_length(&self, row: usize) -> usize {
         let generated = self.columns.end.saturating_sub(self.layout.width());
         let before = self.layout.lengths.as_ref().map(|lengths| lengths[row]);

@@ -1,4 +1,4 @@
-//! What every model shows: its description, a forward through hooks, tokens in columns.
+//! A model as others see it: its description, a forward through hooks, tokens in columns.
 
 pub(crate) mod attention_weights;
 pub(crate) mod collect;

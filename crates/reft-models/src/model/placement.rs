@@ -7,8 +7,8 @@ use crate::{Error, Result, Site};
 
 /// Where a model stands: on one device, or in parts of consecutive blocks, each on a device of its own.
 ///
-/// What belongs to a stage of a [`Forward`](crate::Forward) is on the device of its part: the hidden states that go into it, the block's
-/// weights, its keys and values, and what is trained at its sites. Embeddings belong to the first stage; the final norm is the stage behind
+/// Everything of a stage of a [`Forward`](crate::Forward) is on the device of its part: the hidden states that go into it, the block's
+/// weights, its keys and values, and the tensors trained at its sites. Embeddings belong to the first stage; the final norm is the stage behind
 /// the last block. Token ids go in and logits come out at one place, [`Self::home`]: where the head is.
 ///
 /// Hidden states are copied from part to part, also if both are on one device. So a model in parts runs the same code wherever they are. A
@@ -34,7 +34,7 @@ pub struct DeviceRoom {
     pub free: Option<u64>,
 }
 
-/// How full GPUs are to be before blocks go to a CPU that is named beside them: the rest is for what is computed.
+/// How full GPUs are to be before blocks go to a CPU that is named beside them: the rest is for activations.
 const FILLED: f64 = 0.8;
 
 impl From<Device> for Placement {
@@ -62,8 +62,8 @@ impl Placement {
         Ok(Self { parts: parts.iter().map(part).collect(), home: parts.len() - 1 })
     }
 
-    /// Spreads a model whose stages take so many bytes, that of the final norm and the head behind those of the blocks, over devices by their
-    /// free memory: what they hold stands to each other as what they have room for. A CPU beside GPUs takes the blocks that these have no room
+    /// Spreads a model over devices in proportion to their free memory, by the bytes of each stage: the blocks in order, then the final norm
+    /// with the head. A CPU beside GPUs takes the blocks that the GPUs have no room
     /// for, one at least. A device that is named twice shares its memory.
     ///
     /// # Errors
@@ -108,7 +108,7 @@ impl Placement {
         self.parts[self.part(stage)].device
     }
 
-    /// The device that hooks find the hidden states of a site on; home for what belongs to no site.
+    /// The device of the hidden states of a site; home for tensors of no site.
     pub fn device_of(&self, site: Option<Site>) -> Device {
         site.map_or(self.home(), |site| self.device(site.stage()))
     }
@@ -131,7 +131,7 @@ impl Placement {
         }
     }
 
-    /// Some stages, those of each part by themselves.
+    /// Splits a range of stages at the borders of the parts.
     pub fn runs(&self, stages: Range<usize>) -> Vec<Range<usize>> {
         let firsts = self.parts.iter().map(|part| part.first_stage);
         let ends = firsts.clone().skip(1).chain([usize::MAX]);
@@ -170,7 +170,7 @@ impl Placement {
         #[cfg(test)]
         MOVES.with(|moves| moves.set(moves.get() + 1));
         let device = self.parts[to].device;
-        // the host would read what a GPU has not written yet
+        // the host would read memory that a GPU has not written yet
         let may_go_on = device.is_cuda();
         x.to_device_(device, x.kind(), may_go_on, true)
     }
@@ -196,7 +196,7 @@ pub fn device_name(device: Device) -> String {
     }
 }
 
-/// What each device is to have room for, compared with the others.
+/// The room that each device needs, compared with the others.
 fn shared_out(rooms: &[DeviceRoom], stages: &[u64]) -> Vec<f64> {
     let free = |room: &DeviceRoom| room.free.map(|free| own_share(rooms, room.device, free));
     let Some(free) = rooms.iter().map(free).collect::<Option<Vec<f64>>>() else {
@@ -312,7 +312,7 @@ mod tests {
         // embeddings and head count where they are
         let ends = [&[3 * GB][..], &[GB; 11], &[4 * GB]].concat();
         assert_eq!(blocks(&[room(first, 20), room(second, 20)], &ends)?, [7, 5]);
-        // a CPU takes what is left over, and one block at least
+        // a CPU takes the blocks left over, and one at least
         assert_eq!(blocks(&[room(first, 100), room(Device::Cpu, 500)], &even)?, [11, 1]);
         let three = [room(first, 8), room(Device::Cpu, 500)];
         assert_eq!(blocks(&three, &even)?, [6, 6]);

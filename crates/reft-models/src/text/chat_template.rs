@@ -21,7 +21,7 @@ use crate::{ChatVars, Error, Gguf, Message, Result, io_error};
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    /// What templates are made of, to see which names they mention.
+    /// The templates' sources, to see which names they mention.
     sources: BTreeMap<String, Source>,
     variables: Map<String, Json>,
 }
@@ -38,7 +38,7 @@ pub(crate) const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
 /// Names that templates are given in any case.
 const OWN: [&str; 3] = ["messages", "tools", "add_generation_prompt"];
-/// What a `{% generation %}` block is put between where replies are marked: no characters of any text.
+/// Marks around a `{% generation %}` block where replies are marked: no characters of any text.
 const MARKS: [char; 2] = ['\u{fdd0}', '\u{fdd1}'];
 /// The variable that says whether they are.
 const IS_MARKED: &str = "python_is_marked";
@@ -211,7 +211,7 @@ impl ChatTemplate {
                 }
                 Ok(text)
             }
-            // a template may know no messages but those that say a text
+            // a template may know messages with a text only
             Err(_) if !messages.iter().all(has_text) => {
                 let in_text: Vec<Message> = messages.iter().map(Message::in_one_text).collect();
                 let again = self.run_on(name, &in_text, tools, add_generation_prompt, is_marked);

@@ -10,7 +10,7 @@ use crate::{Result, Tokenizer};
 pub struct DecodeStream<'a> {
     tokenizer: &'a Tokenizer,
     skip_special: bool,
-    /// The ids of the last piece given out, then those not given out yet.
+    /// The ids of the last piece given out, then the ids not given out yet.
     ids: Vec<i64>,
     n_given: usize,
 }

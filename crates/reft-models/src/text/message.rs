@@ -3,7 +3,7 @@ use serde_json::{Map, Value};
 
 /// One turn of a conversation: its fields, in order, as a chat template sees them.
 ///
-/// A field that is null is none. What is said (`content`) is a text, or a list of parts of type `text`, or missing: a reply may be tool
+/// A field that is null is none. `content` is a text, or a list of parts of type `text`, or missing: a reply may be tool
 /// calls alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Map<String, Value>", into = "Map<String, Value>")]
@@ -13,7 +13,7 @@ pub struct Message(Map<String, Value>);
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 impl Message {
-    /// What `role` says.
+    /// A message by `role` with a text.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         let fields = [("role", role.into()), ("content", content.into())];
         let field = |(name, text): (&str, String)| (name.to_owned(), Value::String(text));
@@ -25,7 +25,7 @@ impl Message {
         self.0.get("role").and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// What is said, the parts of a list one after the other; empty if nothing is.
+    /// The text, the parts of a list joined; empty if there is none.
     pub fn text(&self) -> String {
         match self.0.get("content") {
             Some(Value::String(text)) => text.clone(),
@@ -53,12 +53,12 @@ impl Message {
         self.0.keys().map(String::as_str).find(|field| !is_mentioned(field))
     }
 
-    /// Whether what is said is a list of parts.
+    /// Whether the content is a list of parts.
     pub(crate) fn has_parts(&self) -> bool {
         self.0.get("content").is_some_and(Value::is_array)
     }
 
-    /// The message with what is said as one text, which is empty if nothing is.
+    /// The message with its content as one text, which is empty if there is none.
     pub(crate) fn in_one_text(&self) -> Self {
         let mut fields = self.0.clone();
         fields.insert("content".to_owned(), self.text().into());

@@ -23,7 +23,7 @@ pub struct Tokenizer {
     pad_id: Option<i64>,
     /// The texts of special tokens.
     special: Vec<String>,
-    /// Whether blanks before punctuation are taken out of what is decoded.
+    /// Whether blanks before punctuation are taken out of decoded text.
     cleans_up: bool,
 }
 
@@ -31,7 +31,7 @@ impl Tokenizer {
     /// Whether a model has one: `tokenizer.json` in its directory, or one in its GGUF file.
     ///
     /// # Errors
-    /// Those of [`Gguf::open`].
+    /// Errors of [`Gguf::open`].
     pub fn is_in(path: &Path) -> Result<bool> {
         match path.is_file() {
             true => Gguf::open(path)?.has_tokenizer(),
@@ -47,7 +47,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`Error::Io`] if `tokenizer.json` is missing, [`Error::Json`] or [`Error::Tokenizer`] if a file is broken or has a field that is not
-    /// known; those of [`Gguf::open`], [`Error::Format`] if the file holds none that can be read.
+    /// known; errors of [`Gguf::open`]; [`Error::Format`] if the file holds none that can be read.
     pub fn open(path: &Path) -> Result<Self> {
         if path.is_file() {
             let gguf = Gguf::open(path)?;
@@ -130,7 +130,7 @@ impl Tokenizer {
     }
 
     /// A text, or two, as an encoder takes them: with the tokens around each that the tokenizer's file says, and the types that it gives
-    /// them. What is longer than `max_length` with these tokens is cut at its end, of two texts the longer one first, as transformers does.
+    /// them. Longer rows are cut to `max_length` tokens at their end, of two texts the longer one first, as transformers does.
     ///
     /// # Errors
     /// As [`Self::encode`].
@@ -179,7 +179,7 @@ impl Tokenizer {
         Ok(if self.cleans_up { cleaned_up(text) } else { text })
     }
 
-    /// What `tokenizer.json` would hold of the tokenizer as it is, with the tokens and the splitting that other files ask for.
+    /// The contents of `tokenizer.json` for the tokenizer as it is, with the tokens and the splitting that other files ask for.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] if a part of it has no such form.

@@ -198,7 +198,7 @@ pub const GENERATION_CONFIG: Fields = Fields {
                 "user_token_id",
                 "assistant_token_id",
             ],
-            "how it is computed, and what is returned",
+            "how it is computed, and which outputs are returned",
         ),
     ]],
 };
@@ -207,7 +207,7 @@ pub const GENERATION_CONFIG: Fields = Fields {
 const NAMED: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// What the files beside `tokenizer.json` say together.
+/// The settings in the files beside `tokenizer.json`.
 #[derive(Debug, Default)]
 pub(crate) struct TokenizerConfig {
     fields: Map<String, Value>,
@@ -291,7 +291,7 @@ impl TokenizerConfig {
         })
     }
 
-    /// The tokens to add to a tokenizer, in this order; `own` are those that its file lists, with their ids, which it has already unless its
+    /// The tokens to add to a tokenizer, in this order. `own` are the tokens that its file lists, with their ids; it has them already unless its
     /// class builds it anew.
     pub(crate) fn tokens_to_add(&self, own: &[(i64, AddedToken)]) -> Vec<AddedToken> {
         let named: Vec<String> = self.named().map(|(_, text)| text).collect();
@@ -379,7 +379,7 @@ fn content(token: &Value) -> Option<&str> {
     token.as_str().or_else(|| token.get("content")?.as_str())
 }
 
-/// A token as it is to be added. What its object does not say is as transformers takes it.
+/// A token to be added. Fields that its object lacks have transformers' defaults.
 fn as_token(token: &Value, special: bool) -> AddedToken {
     let flag = |name: &str| token.get(name).and_then(Value::as_bool);
     let special = flag("special").unwrap_or(special);
@@ -420,7 +420,7 @@ pub(crate) struct NamedTemplate {
     pub(crate) template: String,
 }
 
-/// What is read of `generation_config.json` and `config.json`.
+/// The fields of `generation_config.json` and `config.json` that are read.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct TokenIds {
     pub(crate) bos_token_id: Option<i64>,
@@ -451,7 +451,7 @@ impl TokenIds {
         ids.iter().copied().filter(present).collect()
     }
 
-    /// What `generation_config.json` says.
+    /// The fields of `generation_config.json`.
     ///
     /// # Errors
     /// As [`read_optional`]; [`Error::Tokenizer`] for a field that is not known.

@@ -30,7 +30,7 @@ pub(crate) enum AttentionInput {
 }
 
 impl Attention {
-    /// `x` `[b, t, d]` to `[b, q, d]`: the `q` computed columns ask, all are seen. What is in the past comes before them.
+    /// `x` `[b, t, d]` to `[b, q, d]`: the `q` computed columns ask, all are seen. The keys in the past come first.
     pub(crate) fn forward(
         &self,
         layer: usize,

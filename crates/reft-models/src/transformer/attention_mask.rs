@@ -18,7 +18,7 @@ impl AttentionMask {
     /// The mask of a pass whose keys are `prefix` extra ones, then all columns of the batch up to the last of the pass.
     ///
     /// A query sees the prefix and the tokens of its row that are not after it, the last `window` of all these at most. If the model is not
-    /// causal, it sees as many behind it. Padding sees itself alone, so that no softmax is empty; nobody reads what comes of it.
+    /// causal, it sees as many behind it. Padding sees itself alone, so that no softmax is empty; nobody reads its output.
     pub(crate) fn new(
         span: &Span,
         prefix: usize,
@@ -35,7 +35,7 @@ impl AttentionMask {
             return Self::Full;
         }
         if is_causal && span.layout.is_left_aligned() && prefix + keys <= reach {
-            // Padding stands after every token of its row, so what is causal does not see it.
+            // Padding stands after every token of its row, so causal attention does not see it.
             if span.columns.start == 0 && keys <= span.layout.width() {
                 return Self::Causal;
             }

@@ -16,7 +16,7 @@ pub(crate) struct DecoderBlock {
     pub(crate) mlp: Mlp,
 }
 
-/// What stands before and behind a branch: `norm(x + multiplier · norm(branch(norm(x))))`, with those norms that a family has.
+/// A branch's norms and factor: `norm(x + multiplier · norm(branch(norm(x))))`, with the norms that a family has.
 #[derive(Debug)]
 pub(crate) struct Branch {
     pub(crate) norm_before: Option<Norm>,
@@ -26,12 +26,12 @@ pub(crate) struct Branch {
 }
 
 impl Branch {
-    /// What goes into the branch.
+    /// The input of the branch.
     fn input(&self, x: &Tensor) -> Tensor {
         self.norm_before.as_ref().map_or_else(|| x.shallow_clone(), |norm| norm.forward(x))
     }
 
-    /// What is added to the residual stream.
+    /// The sum that goes on in the residual stream.
     fn output(&self, y: Tensor) -> Tensor {
         let y = self.norm_after.as_ref().map_or_else(|| y.shallow_clone(), |norm| norm.forward(&y));
         if self.multiplier == 1.0 { y } else { y * self.multiplier }
@@ -47,7 +47,7 @@ impl Branch {
 }
 
 impl DecoderBlock {
-    /// `x` `[b, t, d]` to `y` `[b, q, d]`, whose columns are the `q` computed ones. `hooks` sees x and what both branches add, and may replace
+    /// `x` `[b, t, d]` to `y` `[b, q, d]`, whose columns are the `q` computed ones. `hooks` sees x and both branches' outputs, and may replace
     /// each.
     pub(crate) fn forward(
         &self,

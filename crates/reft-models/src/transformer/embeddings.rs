@@ -3,13 +3,13 @@ use tch::{Device, Tensor};
 use crate::transformer::norm::Norm;
 use crate::{ContextLimit, Error, Layout, LearnedPositions, Result, Span, Weight, send};
 
-/// What goes into the first block: embeddings of tokens, and what a family adds to them.
+/// Makes the input of the first block: embeddings of tokens, and a family's additions.
 #[derive(Debug)]
 pub(crate) struct Embeddings {
     pub(crate) tokens: Weight, // [v, d]
     /// Of looked up embeddings.
     pub(crate) token_scale: f64,
-    /// Of all embeddings, those of virtual tokens too.
+    /// Of all embeddings, virtual tokens' included.
     pub(crate) scale: f64,
     pub(crate) positions: Option<(LearnedPositions, Tensor)>, // [rows, d]
     pub(crate) token_types: Option<Tensor>,                   // [types, d]
@@ -23,7 +23,7 @@ impl Embeddings {
         if self.token_scale == 1.0 { embeddings } else { embeddings * self.token_scale }
     }
 
-    /// What goes into the first block, of what hooks made of the embeddings `[b, t, d]` of a span behind a prefix.
+    /// The input of the first block, from the embeddings `[b, t, d]` that hooks have seen, of a span behind a prefix.
     pub(crate) fn block_input(&self, h: Tensor, span: &Span, prefix: usize) -> Result<Tensor> {
         let scaled = if self.scale == 1.0 { h } else { h * self.scale };
         let typed = match &self.token_types {
@@ -87,7 +87,7 @@ impl LearnedPositions {
         limit.check(rows.map(|(i, row)| (format!("row {i}"), row.input_ids.len())))
     }
 
-    /// The rows of the table `[b, t]` that the tokens of a span behind a prefix have. What stands in for padding is read by nobody.
+    /// The rows of the table `[b, t]` for the tokens of a span behind a prefix. Nobody reads the rows of padding.
     fn of_span(self, span: &Span, prefix: usize, device: Device) -> Tensor {
         let layout = span.layout;
         let mut ids = Vec::with_capacity(layout.batch_size() * span.width());

@@ -88,7 +88,7 @@ mod tests {
     use reft_test_support::{Outcome, oracle};
     use tch::{Device, Kind};
 
-    /// How often a tensor is moved in what is done.
+    /// How often a tensor is moved in a computation.
     fn moves<T>(act: impl FnOnce() -> Result<T>) -> Result<usize> {
         MOVES.with(|moves| moves.set(0));
         act()?;

@@ -11,7 +11,7 @@ pub(crate) struct Mlp {
     pub(crate) activation: MlpActivation,
 }
 
-/// What stands before the last projection of an MLP.
+/// The projections before the last one of an MLP.
 #[derive(Debug)]
 pub(crate) enum MlpInput {
     /// Two projections, one the gate of the other (Shazeer 2020): `activation(gate x) ⊙ up x`.

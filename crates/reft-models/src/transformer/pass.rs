@@ -9,7 +9,7 @@ use crate::{
     Component, Decoder, HookPoint, Hooks, Linear, Model, QueryScaling, Result, Site, Span,
 };
 
-/// What blocks of one forward have in common.
+/// The state that all blocks of one forward share.
 #[derive(Debug)]
 pub(crate) struct Pass<'a> {
     pub(crate) span: Span<'a>,
@@ -19,11 +19,11 @@ pub(crate) struct Pass<'a> {
     parts: Vec<OnceCell<PartPass>>,
 }
 
-/// What the blocks of a part of the model have in common, on its device: rotary angles and attention masks of each kind of layer.
+/// The state that the blocks of one part of the model share, on its device: rotary angles and attention masks of each kind of layer.
 #[derive(Debug)]
 pub(crate) struct PartPass {
     pub(crate) angles: Vec<Angles>,
-    /// What queries are multiplied with, `[b, 1, t, 1]`.
+    /// Factor of queries, `[b, 1, t, 1]`.
     pub(crate) query_scale: Option<Tensor>,
     masks: BTreeMap<Option<i64>, OnceCell<AttentionMask>>,
     device: Device,
@@ -42,7 +42,7 @@ impl<'a> Pass<'a> {
         Self { span, prefix, decoder, parts }
     }
 
-    /// What a layer has in common with the others of its part.
+    /// The shared state of a layer's part.
     pub(crate) fn of(&self, layer: usize) -> &PartPass {
         let part = self.decoder.placement().part(layer);
         self.parts[part].get_or_init(|| self.part(part, self.decoder.placement().device(layer)))
@@ -80,7 +80,7 @@ impl<'a> Pass<'a> {
         })
     }
 
-    /// The columns of this pass of `x` `[b, t, ..]`, which holds those of a wider pass with the same end.
+    /// The columns of this pass in `x` `[b, t, ..]`, which has the columns of a wider pass with the same end.
     pub(crate) fn last_columns(&self, x: &Tensor) -> Tensor {
         let (width, t) = (self.span.width() as i64, x.size()[1]);
         if width == t { x.shallow_clone() } else { x.narrow(1, t - width, width) }

@@ -6,7 +6,7 @@ use tch::{Device, Kind};
 
 use crate::{DecoderConfig, ModelDescription, ModelTensor, Result, TensorRole, Weights};
 
-/// What a checkpoint was found to hold of a model.
+/// The layout of a model's tensors in a checkpoint.
 pub(crate) struct Stored {
     /// The configuration in force.
     pub(crate) config: DecoderConfig,
@@ -51,7 +51,7 @@ impl Stored {
         };
         let stored = names.iter().map(String::as_str);
         let shapes = description.tensors.iter().map(|tensor| tensor.shape.as_slice());
-        // constants that some checkpoints carry, a copy of a tied head, and what stands on an encoder
+        // constants that some checkpoints carry, a copy of a tied head, and a head on an encoder
         weights.check(stored.zip(shapes), &|name| {
             is_constant(weights, name)
                 || (is_tied && head.as_deref() == Some(name))
@@ -82,7 +82,7 @@ fn heads_in<'w>(
     weights.names().filter(is_head).collect()
 }
 
-/// What becomes of the tensors that stand on an encoder: the pooler is read by BERT's head of a task, and nothing reads the others.
+/// A sentence about the tensors beside an encoder: BERT's head of a task reads the pooler, and nothing reads the others.
 fn beside_the_encoder(heads: &HashSet<&str>) -> String {
     let mut modules: BTreeSet<&str> = heads.iter().map(|name| module_of(name)).collect();
     let pooler =

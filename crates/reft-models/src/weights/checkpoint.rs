@@ -68,7 +68,7 @@ impl Weights {
     /// Opens one file: GGUF if its name ends so, safetensors otherwise.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be read, [`Error::Safetensors`] or [`Error::Format`] if it is not what its name says.
+    /// [`Error::Io`] if it cannot be read, [`Error::Safetensors`] or [`Error::Format`] if its contents do not fit its name.
     pub fn open_file(path: &Path) -> Result<Self> {
         if Gguf::is_named(path) {
             let gguf = Gguf::open(path)?;
@@ -159,7 +159,7 @@ impl Weights {
         counts
     }
 
-    /// Compares names and shapes with those that a model needs. Names for which `ignore` is true may be there or not.
+    /// Compares names and shapes with the model's. Names for which `ignore` is true may be there or not.
     ///
     /// # Errors
     /// [`Error::WeightMismatch`] with every missing, unexpected and misshapen tensor.
@@ -348,7 +348,7 @@ fn entry(file: usize, name: &str, shape: &[i64]) -> (String, Entry) {
     (name.to_owned(), Entry { file, stored: name.to_owned(), shape: shape.to_vec() })
 }
 
-/// The decoder's names for what a file holds under others: `model.layers.0.…` for `layers.0.…` of a file of the body alone, and for
+/// The decoder's names for tensors that a file holds under others: `model.layers.0.…` for `layers.0.…` of a file of the body alone, and for
 /// `language_model.model.layers.0.…` or `model.language_model.layers.0.…` of a model that sees images too, whose other parts are left out.
 fn of_decoder(tensors: BTreeMap<String, Entry>) -> BTreeMap<String, Entry> {
     const HEAD: &str = "lm_head.";

@@ -6,7 +6,7 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use crate::weights::quick_products::memory;
 
-/// How the numbers of a row are packed. All of these are GGUF's; what is made at load is laid out alike.
+/// How the numbers of a row are packed. All of these are GGUF's; weights packed at load have the same layouts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BlockFormat {
     /// 32 numbers `d·q`, `q` in −128..=127: 8.5 bits each.
@@ -137,7 +137,7 @@ fn nibbles(bytes: &Tensor, dim: i64) -> Tensor {
     Tensor::cat(&[bytes.bitwise_and(15), shifted_right(bytes, 4)], dim)
 }
 
-/// The numbers 0 to 31 whose fifth bits are those of the bytes `high` `[.., 4]`, from the lowest bit of the first on, and whose other
+/// The numbers 0 to 31: their fifth bits are the bits of the bytes `high` `[.., 4]`, from the lowest bit of the first on, and their other
 /// bits are the halves of the bytes `low` `[.., 16]`.
 fn five_bits(high: &Tensor, low: &Tensor) -> Tensor {
     let each: Vec<Tensor> = (0..8).map(|bit| shifted_right(high, bit)).collect();
@@ -156,9 +156,9 @@ fn shifted_right(bytes: &Tensor, bits: i64) -> Tensor {
 pub struct Quantised {
     format: BlockFormat,
     columns: i64,
-    /// What it is expanded to.
+    /// The kind that it is expanded to.
     kind: Kind,
-    /// What blocks consist of; the first dimension of each is the matrix's rows.
+    /// The parts of its blocks; the first dimension of each is the matrix's rows.
     parts: Vec<Tensor>,
 }
 
@@ -351,7 +351,7 @@ mod tests {
         ] {
             let (rows, blocks) = (37, columns / format.block());
             let stored = byte(rows * blocks * bytes, bytes).view([rows, blocks, bytes]);
-            // scales and offsets are numbers of moderate size: their high bytes are those of numbers around 1
+            // scales and offsets are numbers of moderate size: their high bytes are as in numbers around 1
             let at: &[i64] = match format {
                 BlockFormat::Q8_0 | BlockFormat::Q4_0 | BlockFormat::Q5_0 => &[1],
                 BlockFormat::Q6K => &[209],

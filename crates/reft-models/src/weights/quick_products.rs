@@ -71,7 +71,7 @@ fn wants_gradient(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> bool {
     [Some(x), weight.tensor(), bias].into_iter().flatten().any(has_its_products_recorded)
 }
 
-/// Whether autograd notes what is computed with a tensor: it wants a gradient, and gradients are wanted here.
+/// Whether autograd records operations on a tensor: it wants a gradient, and gradients are wanted here.
 fn has_its_products_recorded(tensor: &Tensor) -> bool {
     tensor.requires_grad() && tensor.alias().requires_grad()
 }
@@ -94,7 +94,7 @@ fn dense(tensor: &Tensor) -> Option<Rows<'_>> {
     }
 }
 
-/// What tensors' memory may be read as: every pattern of bits means a number.
+/// Types that tensors' memory may be read as: every pattern of bits means a number.
 pub(crate) trait Plain: Copy {
     /// The kinds of such a size and meaning; the bits of f16 and bf16 are whole numbers here.
     const KINDS: &'static [Kind];

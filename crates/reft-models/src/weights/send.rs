@@ -2,7 +2,7 @@ use tch::{Device, Tensor};
 
 /// Sends a tensor from the host to a device; on a CPU it is the tensor itself.
 ///
-/// To a GPU it goes from pinned memory and in the order of what the GPU has been given to do, and the host does not wait for it. libtorch
+/// To a GPU it goes from pinned memory and in the order of the GPU's work, and the host does not wait for it. libtorch
 /// keeps the pinned block until the copy has been made. Where no memory can be pinned, the host waits.
 pub fn send(host: &Tensor, device: Device) -> Tensor {
     if !device.is_cuda() || host.device() != Device::Cpu {

@@ -39,7 +39,7 @@ pub(crate) fn read_shard_index(path: &Path) -> Result<BTreeMap<String, String>> 
 /// that (a tensor is never cut) and `model.safetensors.index.json`. `facts` are kept in the metadata, for [`weights_facts`].
 ///
 /// # Errors
-/// What [`save_safetensors`] refuses.
+/// Errors of [`save_safetensors`].
 pub fn save_weights(
     dir: &Path,
     tensors: &[(String, Tensor)],
@@ -74,7 +74,7 @@ pub fn save_weights(
     write_json_in_order(&dir.join(INDEX), &json!({"metadata": of_index, "weight_map": weight_map}))
 }
 
-/// What the metadata of a model's weights says, in one file or several.
+/// The metadata of a model's weights, in one file or several.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Json`] or [`Error::Safetensors`] if there are none, or they are broken.

@@ -13,7 +13,7 @@ pub enum Weight {
 }
 
 impl Weight {
-    /// The tensor itself, which shares its storage, or what the blocks are expanded to.
+    /// The tensor itself, which shares its storage, or the expanded blocks.
     pub fn dense(&self) -> Tensor {
         match self {
             Self::Dense(tensor) => tensor.shallow_clone(),
@@ -112,7 +112,7 @@ impl WeightStorage {
         bits * tensor.numel() as f64 / 8.0
     }
 
-    /// [`Self::bytes_of`] of what each stage of a model's forward computes with.
+    /// [`Self::bytes_of`] of the weights of each stage of a model's forward.
     pub fn bytes_of_stages(self, model: &ModelDescription, kind: Kind) -> Vec<u64> {
         let mut bytes = vec![0.0; model.num_hidden_layers + 1];
         model.tensors.iter().for_each(|own| bytes[own.stage] += self.bytes_of(own, kind));

@@ -401,7 +401,7 @@ fn replies(
     Ok(replies.into_iter().map(|reply| reply.ids).collect())
 }
 
-/// What an adapter knows of a row goes on with the row; its hooks are made once and serve the whole reply.
+/// An adapter's knowledge of a row goes on with the row; its hooks are made once and serve the whole reply.
 #[test]
 fn hooks_go_on_with_the_rows_that_stay() -> Outcome {
     let model = tiny_llama()?;

@@ -1,4 +1,4 @@
-//! Attention weights against those that transformers 5.24 gives: `tests/oracle/attentions`, made by `tools/oracle/make_attentions.py`.
+//! Attention weights against transformers 5.24: `tests/oracle/attentions`, made by `tools/oracle/make_attentions.py`.
 
 use crate::oracle::model;
 use reft_methods::load_adapters;
@@ -85,7 +85,7 @@ fn looking_changes_no_bit_of_the_forward() -> Outcome {
     Ok(())
 }
 
-/// The keys of a prefix stand first, and the weights are those that its logits come from.
+/// The keys of a prefix come first, and the logits follow from these weights.
 #[test]
 fn a_prefix_is_among_the_keys() -> Outcome {
     let model = model("tiny_llama")?;

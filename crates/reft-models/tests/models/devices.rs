@@ -38,7 +38,7 @@ fn rows() -> Vec<Row> {
     vec![row(9, 1), row(5, 2), row(12, 3)]
 }
 
-/// Embeddings, what each block gives, and final hidden states; then those of tokens behind a cache.
+/// Embeddings, the output of each block, and final hidden states; then the same of tokens behind a cache.
 fn seen(model: &Decoder) -> Outcome<Vec<Tensor>> {
     let mut all = Vec::new();
     for padding in [PaddingSide::Left, PaddingSide::Right] {

@@ -82,7 +82,7 @@ fn next_logits(model: &dyn Model, stack: &AdapterStack, row: &Row) -> Outcome<Te
     Ok(logits[0].select(0, -1))
 }
 
-/// What arrives: when, a prompt, which adapters, how long a reply, and whether it is given up after so many tokens.
+/// An arrival: when, a prompt, which adapters, how long a reply, and whether it is given up after so many tokens.
 #[derive(Debug, Clone)]
 struct Arrival {
     step: usize,
@@ -246,7 +246,7 @@ fn arrivals_at_random(kind: Kind) -> Outcome {
     let cases = (prop::collection::vec(arrival(), 1..14), 1usize..9, 1usize..40, cached, prefixes);
     let config = Config { cases: 40, failure_persistence: None, ..Config::default() };
     let mut runner = match kind {
-        // rounding in bf16 has no bound that holds for all prompts: those that were looked at
+        // rounding in bf16 has no bound that holds for all prompts: these were looked at
         Kind::BFloat16 => {
             let rng = TestRng::deterministic_rng(config.rng_algorithm);
             TestRunner::new_with_rng(config, rng)

@@ -20,7 +20,7 @@ struct Case {
     architecture: &'static str,
     /// Metadata beside the sizes.
     keys: Vec<(&'static str, Value)>,
-    /// What the file cannot say, as fields of `config.json`; null: the field is not there.
+    /// Facts that the file cannot hold, as fields of `config.json`; null: the field is not there.
     fixed: Json,
 }
 
@@ -199,7 +199,7 @@ fn draft(case: &Case) -> Outcome<Draft> {
     Ok(Draft { metadata, tensors: own })
 }
 
-/// What `config.json` says, with what the file cannot say.
+/// The fields of `config.json`, with the facts that the file cannot hold.
 fn expected(case: &Case) -> Outcome<DecoderConfig> {
     let mut config = parsed(&format!("more_families/{}/config.json", case.family))?;
     let fields = config.as_object_mut().ok_or("an object")?;

@@ -45,7 +45,7 @@ fn values(n: usize) -> Vec<f32> {
     (0..n).map(|i| ((i * 7919 + 13) % 10007) as f32 / 5003.5 - 1.0).collect()
 }
 
-/// What `convert_hf_to_gguf` does to the rows of q and k: half `s`, row `i` of a head goes to row `2 i + s`.
+/// The change of `convert_hf_to_gguf` to the rows of q and k: half `s`, row `i` of a head goes to row `2 i + s`.
 pub fn interleave(values: &[f32], n_heads: usize, columns: usize) -> Vec<f32> {
     let head_dim = values.len() / columns / n_heads;
     let mut stored = vec![0.0; values.len()];
@@ -414,7 +414,7 @@ fn sizes_by_layer_have_to_be_equal() -> Outcome {
     Ok(())
 }
 
-/// What the reader does not know, and what it knows and does not compute, is refused by its name.
+/// Keys that the reader does not know, or knows and does not compute, are refused by name.
 #[test]
 fn no_metadata_is_skipped() -> Outcome {
     let directory = tempfile::tempdir()?;

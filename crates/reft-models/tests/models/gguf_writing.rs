@@ -324,7 +324,7 @@ fn by_llama_cpp(cases: Vec<Json>, dir: &Path) -> Outcome {
     Ok(())
 }
 
-/// `NODE_LLAMA_CPP=DIR cargo test -p reft-models -- --ignored llama_cpp`
+/// `NODE_LLAMA_CPP=DIR cargo test --workspace --test models -- --ignored llama_cpp`
 #[test]
 #[ignore = "needs node-llama-cpp, in a directory named by NODE_LLAMA_CPP"]
 fn llama_cpp_computes_every_family_that_is_written() -> Outcome {

@@ -1,4 +1,4 @@
-//! What the tests of this folder share beside `reft-test-support`: models, rows and what flows past hooks.
+//! Helpers that the tests of this folder share beside `reft-test-support`: models, rows and the hidden states that hooks see.
 
 use reft_models::{
     AdapterStack, Component, Decoder, HookPoint, Hooks, Model, PaddingSide, Result, Row, Span,
@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 /// A model of `tests/oracle` in f32.
 pub fn model(name: &str) -> Result<Decoder> {
-    tch::set_num_threads(1); // tests run side by side already
+    tch::set_num_threads(1); // tests run in parallel already
     Decoder::open(&oracle(name), Kind::Float, Device::Cpu)
 }
 
@@ -31,7 +31,7 @@ pub fn base_logits(model: &dyn Model, rows: &[Row], padding: PaddingSide) -> Res
     AdapterStack::EMPTY.logits(model, rows.to_vec(), padding)
 }
 
-/// What flows past the points of the residual stream.
+/// The hidden states at the points of the residual stream.
 #[derive(Default)]
 pub struct Flow {
     pub embeddings: Option<Tensor>,

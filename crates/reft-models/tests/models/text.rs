@@ -67,7 +67,7 @@ fn the_demo_models_special_tokens_are_known() -> Outcome {
     Ok(())
 }
 
-/// What a stream gives out, piece by piece.
+/// The pieces that a stream gives out.
 fn streamed(tokenizer: &Tokenizer, ids: &[i64], skip: bool) -> Result<Vec<String>, Error> {
     let mut stream = tokenizer.decode_stream(skip);
     let mut pieces = Vec::new();

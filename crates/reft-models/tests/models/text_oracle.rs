@@ -47,7 +47,7 @@ fn every_template_prints_what_it_prints_in_transformers() -> Outcome {
             .and_then(|template| {
                 template.render_with_tools(&case.messages, case.tools.as_deref(), case.opened)
             });
-        // a template that knows no messages but those that say a text is given such ones here, where transformers refuses
+        // a template that knows messages with a text only is given such messages here, where transformers refuses
         let is_spared = case.text.is_none()
             && case
                 .messages

@@ -38,7 +38,7 @@ const PROBES: [&str; 8] = [
 /// Returns what whoever uses the file should know.
 ///
 /// # Errors
-/// [`Error::NoGgufForm`] with what the format or llama.cpp has no place for; [`Error::OutputExists`]; files that cannot be read or written.
+/// [`Error::NoGgufForm`] with the part that the format or llama.cpp has no place for; [`Error::OutputExists`]; files that cannot be read or written.
 pub fn export_gguf(
     model: &Decoder,
     directory: &Path,
@@ -152,7 +152,7 @@ pub(crate) fn quantised(tensor: &Tensor, dtype: GgmlDType) -> Result<QTensor> {
 
 /// Whether the file is read as the model that it was made of.
 fn check_model(meant: &DecoderConfig, found: &DecoderConfig) -> Result<()> {
-    // families of one architecture, and what follows from the rest
+    // families of one architecture, and fields that follow from the rest
     let bare = |config: &DecoderConfig| {
         let mut config = config.clone();
         config.model =
@@ -178,7 +178,7 @@ fn check_model(meant: &DecoderConfig, found: &DecoderConfig) -> Result<()> {
     Err(refuse(&format!("the file would say something else of its {}", others.join(" and its "))))
 }
 
-/// Rounds what a file holds in f32.
+/// Rounds a file's f32 tensors.
 fn round_numbers(config: &mut DecoderConfig) {
     let DecoderConfig { norm, attention, multipliers, .. } = config;
     let mut numbers = vec![

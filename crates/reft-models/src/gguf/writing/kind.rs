@@ -2,7 +2,7 @@ use candle_core::quantized::GgmlDType;
 
 use crate::Error;
 
-/// What the matrices of a written GGUF file are held in; vectors are f32 always.
+/// The kind of the matrices in a written GGUF file; vectors are f32 always.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GgufKind {
     /// 32 bits.

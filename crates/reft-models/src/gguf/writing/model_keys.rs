@@ -1,4 +1,4 @@
-//! What a GGUF file says of a model, from its configuration.
+//! A GGUF file's metadata about a model, from its configuration.
 
 use candle_core::quantized::gguf_file::Value;
 use tch::Tensor;
@@ -26,7 +26,7 @@ impl ModelKeys {
     /// The keys of a model, in the names of its architecture.
     ///
     /// # Errors
-    /// [`crate::Error::NoGgufForm`] with what has none.
+    /// [`crate::Error::NoGgufForm`] with the option that has none.
     pub(crate) fn of(config: &DecoderConfig, architecture: &Architecture) -> Result<Self> {
         let (keys, factors, meant) = (Keys::default(), Vec::new(), config.clone());
         let mut made = Self { keys, factors, meant };
@@ -104,7 +104,7 @@ impl ModelKeys {
         let mut set = |key: &str, value: Value| self.keys.push((format!("{name}.{key}"), value));
         let has_windows = matches!(name, "gemma2" | "gemma3" | "olmo2");
         if name == "phi3" {
-            set("attention.sliding_window", Value::U32(0)); // what its converter writes for none
+            set("attention.sliding_window", Value::U32(0)); // its converter's value for none
         }
         let Some(window) = smallest else { return };
         if !has_windows {
@@ -207,7 +207,7 @@ fn number(x: f64) -> Value {
     Value::F32(x as f32)
 }
 
-/// What llama3's scaling divides the frequency of each pair of coordinates by.
+/// The divisors of the frequencies in llama3's scaling, one for each pair of coordinates.
 fn llama3_factors(rope: &RopeOptions, head_dim: i64) -> Vec<f32> {
     let RopeScaling::Llama3 {
         factor,

@@ -1,4 +1,4 @@
-//! What a GGUF file says of a tokenizer, from a Hugging Face directory.
+//! A GGUF file's metadata about a tokenizer, from a Hugging Face directory.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -20,7 +20,7 @@ const NOT_MERGED: f32 = -1e6;
 /// The keys of the tokenizer and the chat template of a model directory. A model without `tokenizer.json` has none, and its file says so.
 ///
 /// # Errors
-/// [`crate::Error::NoGgufForm`] with what has none; files that are broken.
+/// [`crate::Error::NoGgufForm`] with the part that has none; broken files.
 pub(crate) fn tokenizer_keys(directory: &Path, vocab_size: i64) -> Result<Keys> {
     let text = |key: &str, text: &str| (key.to_owned(), Value::String(text.to_owned()));
     if !directory.join("tokenizer.json").is_file() {

@@ -6,7 +6,7 @@ pub(crate) fn refused(reason: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, reason.into())
 }
 
-/// The arguments of a call by the names of its parameters, whether they were given by place or by name. Those that are not given, or are
+/// The arguments of a call by the names of its parameters, whether they were given by place or by name. Arguments that are not given, or are
 /// none, are `None`.
 pub(crate) struct Arguments<const N: usize> {
     names: [&'static str; N],

@@ -133,7 +133,7 @@ impl Style<'_> {
     }
 }
 
-/// What has no parts and is no text.
+/// A value without parts that is no text.
 fn plain(value: &Value) -> Result<String, Error> {
     Ok(match value.kind() {
         ValueKind::None => "null".to_owned(),

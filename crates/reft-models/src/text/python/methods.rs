@@ -7,7 +7,7 @@ use crate::text::python::operators::as_printed;
 use crate::text::python::tuple::Tuple;
 use crate::text::python::widths::{bounded, check_format};
 
-/// A method of a text, list or map, as Python has it. What a template must not do, such as changing a list, is unknown.
+/// A method of a text, list or map, as Python has it. Methods that a template must not call, such as changing a list, are unknown.
 pub(crate) fn call_method(
     state: &State,
     value: &Value,

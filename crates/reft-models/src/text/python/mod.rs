@@ -1,4 +1,4 @@
-//! What chat templates expect of Python: how values are printed, methods of texts, lists and maps, Jinja2's filters, tests and operators.
+//! The Python that chat templates expect: how values are printed, methods of texts, lists and maps, Jinja2's filters, tests and operators.
 
 pub(crate) mod source;
 

@@ -2,7 +2,7 @@ use minijinja::value::{Value, ValueKind};
 
 use crate::text::python::tuple::Tuple;
 
-/// What Python's `str` gives, and Jinja2 prints.
+/// The text of Python's `str`, as Jinja2 prints it.
 pub(crate) fn printed(value: &Value) -> String {
     match value.kind() {
         ValueKind::Undefined => String::new(),
@@ -11,7 +11,7 @@ pub(crate) fn printed(value: &Value) -> String {
     }
 }
 
-/// What Python's `repr` gives.
+/// The text of Python's `repr`.
 pub(crate) fn repr(value: &Value) -> String {
     let items = || value.try_iter().into_iter().flatten();
     match value.kind() {

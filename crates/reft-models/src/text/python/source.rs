@@ -27,7 +27,7 @@ pub(crate) fn rewritten(source: &str) -> (String, bool) {
                 rest = &rest[tag.length..];
                 continue;
             }
-            // no tag that can be read: minijinja says what is wrong with it
+            // no tag that can be read: minijinja reports its fault
             (_, None) => &rest[..2],
         };
         text.push_str(tag);
@@ -37,7 +37,7 @@ pub(crate) fn rewritten(source: &str) -> (String, bool) {
     (text, marks)
 }
 
-/// A tag: what it begins and ends with, and what is between.
+/// A tag: its beginning, its contents and its end.
 struct Tag<'a> {
     open: &'a str,
     nodes: Vec<Node<'a>>,
@@ -57,7 +57,7 @@ enum Kind<'a> {
     /// A number or a text.
     Literal(&'a str),
     Operator(&'a str),
-    /// What stands in brackets, with the opening and the closing one and the blanks before the latter.
+    /// Nodes in brackets, with the opening and the closing one and the blanks before the latter.
     Group(&'a str, Vec<Node<'a>>, &'a str),
 }
 
@@ -80,7 +80,7 @@ impl<'a> Tag<'a> {
         Some(Self { open, nodes, close, length: reader.at + close.len() })
     }
 
-    /// The word that says what a statement does.
+    /// The keyword of a statement.
     fn word(&self) -> Option<&'a str> {
         match self.nodes.first()?.kind {
             Kind::Word(word) if self.open.starts_with("{%") => Some(word),
@@ -199,7 +199,7 @@ fn number_length(rest: &str, is_place: bool) -> usize {
     }
 }
 
-/// What separates expressions in which operators are looked at.
+/// Separators of expressions, for finding operators.
 fn is_boundary(nodes: &[Node], at: usize) -> bool {
     const WORDS: [&str; 7] = ["and", "or", "not", "in", "is", "if", "else"];
     const SIGNS: [&str; 9] = [",", ":", "=", "==", "!=", "<", "<=", ">", ">="];
@@ -288,7 +288,7 @@ fn product(nodes: &[Node]) -> String {
     text
 }
 
-/// Names, literals and groups with what follows them: attributes, arguments, places, filters.
+/// Names, literals and groups with their attributes, arguments, places and filters.
 fn operand(nodes: &[Node]) -> String {
     let mut text = String::new();
     let (mut begin, mut is_value) = (0, false);
@@ -329,7 +329,7 @@ fn has(nodes: &[Node], sign: &str) -> bool {
 }
 
 impl Node<'_> {
-    /// The part as it is; what stands in its brackets is rewritten.
+    /// The part as it is, with the contents of its brackets rewritten.
     fn as_written(&self) -> String {
         match &self.kind {
             Kind::Word(text) | Kind::Literal(text) | Kind::Operator(text) => {

@@ -69,7 +69,7 @@ pub const TRANSFORMERS_FIELDS: &[Field] = &[Field::neutral(
         "unsloth_version",
         "use_cache",
     ],
-    "history, tokens, generation, or what training from nothing would need",
+    "history, tokens, generation, or fields for training from nothing",
 )];
 
 /// The fields of `config.json` that many families have, as transformers 5.24 has them.
@@ -102,7 +102,7 @@ pub(crate) const CONFIG: Fields = Fields {
             ])
             .with_note("of the families that have windows; Llama has none, whatever the file says"),
             Field::applied(&["rope_theta", "rope_scaling", "rope_parameters"]).with_note(
-                "types default, linear, dynamic, yarn, longrope and llama3; what stands in `rope_scaling`, then in `rope_parameters`, comes before `rope_theta` beside them",
+                "types default, linear, dynamic, yarn, longrope and llama3; fields of `rope_scaling`, then of `rope_parameters`, come before `rope_theta` outside of both",
             ),
             Field::applied(&["hidden_act"])
                 .with_note("silu, swish, gelu, gelu_pytorch_tanh and gelu_new"),

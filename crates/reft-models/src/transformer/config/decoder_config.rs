@@ -8,16 +8,16 @@ use crate::{
     QkNorm, Site, TensorRole,
 };
 
-/// The options of a decoder or an encoder: what a `config.json` says, with every default filled in.
+/// The options of a decoder or an encoder: the fields of a `config.json`, with every default filled in.
 ///
 /// It is used like the [`ModelDescription`] in it, whose tensors are listed by [`Self::describe`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderConfig {
     /// Family, sizes and windows.
     pub model: ModelDescription,
-    /// What its modules are called in checkpoints.
+    /// Its modules' names in checkpoints.
     pub names: &'static ModuleNames,
-    /// What is added to the embeddings of tokens.
+    /// Additions to the embeddings of tokens.
     pub embeddings: EmbeddingOptions,
     /// The norms.
     pub norm: NormOptions,
@@ -25,7 +25,7 @@ pub struct DecoderConfig {
     pub attention: AttentionOptions,
     /// The MLP.
     pub mlp: MlpOptions,
-    /// What embeddings, branches and logits are multiplied with.
+    /// Factors of embeddings, branches and logits.
     pub multipliers: Multipliers,
     /// Whether the head is the embedding matrix.
     pub tie_word_embeddings: bool,
@@ -40,7 +40,7 @@ impl Deref for DecoderConfig {
 }
 
 impl DecoderConfig {
-    /// What methods, trainer and planner know of the model.
+    /// The model's description for methods, trainer and planner.
     pub fn describe(&self) -> ModelDescription {
         let (prefix, task_head) = (self.names.prefix, self.names.task_head);
         ModelDescription { tensors: self.tensors(), prefix, task_head, ..self.model.clone() }
@@ -55,7 +55,7 @@ impl DecoderConfig {
         [attention, mlp]
     }
 
-    /// What the model does otherwise than Llama, a few words each.
+    /// The differences from Llama, a few words each.
     pub fn differences(&self) -> Vec<String> {
         let Self { norm, attention, mlp, multipliers, embeddings, .. } = self;
         let mut said: Vec<String> = Vec::new();
@@ -151,7 +151,7 @@ impl DecoderConfig {
         projections
     }
 
-    /// Every tensor of the model: what is read, listed, and named by methods.
+    /// Every tensor of the model, for reading, listing and for methods' names.
     fn tensors(&self) -> Vec<ModelTensor> {
         let (names, d) = (self.names, self.hidden_size);
         let mut tensors = Vec::new();

@@ -1,4 +1,4 @@
-//! What `config.json` says of a model, and what that means for its blocks.
+//! The fields of `config.json`, and what they mean for the blocks of a model.
 
 pub(crate) mod config_file;
 pub(crate) mod decoder_config;

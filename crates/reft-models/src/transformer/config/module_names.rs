@@ -1,9 +1,9 @@
 use crate::{Component, NormPlaces, TaskHeadForm};
 
-/// What a family calls its modules in checkpoints: transformers' own names.
+/// A family's names of its modules in checkpoints: transformers' own.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ModuleNames {
-    /// What a file of the model with a head puts before all of these, if that is not the name of the bare model: `bert`.
+    /// The prefix of all these names in a file of the model with a head, if it is not the bare model's: `bert`.
     pub prefix: Option<&'static str>,
     /// The token embeddings.
     pub embeddings: &'static str,
@@ -23,11 +23,11 @@ pub struct ModuleNames {
     pub final_norm: Option<&'static str>,
     /// The head, if it has one.
     pub head: Option<&'static str>,
-    /// What the family has in its place where it tells something of a text.
+    /// The family's head of a task in place of a language model's.
     pub task_head: TaskHeadForm,
 }
 
-/// What decoders call their modules.
+/// The names of decoders' modules.
 pub(crate) const DECODER: ModuleNames = ModuleNames {
     prefix: None,
     embeddings: "model.embed_tokens",
@@ -55,9 +55,9 @@ pub(crate) const DECODER: ModuleNames = ModuleNames {
 /// The norms of a branch by the names of their modules.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct BranchNorms {
-    /// Of what goes into it.
+    /// Of its input.
     pub(crate) before: Option<&'static str>,
-    /// Of what it adds to the residual stream.
+    /// Of its output, which is added to the residual stream.
     pub(crate) after: Option<&'static str>,
     /// Of the residual stream behind it.
     pub(crate) stream: Option<&'static str>,

@@ -1,4 +1,4 @@
-/// What a norm does with its weight.
+/// A norm's use of its weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NormKind {
     /// RMSNorm (Zhang and Sennrich 2019): `x / √(mean(x²) + ε) ⊙ w`.
@@ -12,9 +12,9 @@ pub enum NormKind {
 /// Where the two branches of a block are normalised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NormPlaces {
-    /// What goes into a branch (Llama).
+    /// The input of a branch (Llama).
     Pre,
-    /// What comes out of it, before it is added to the residual stream (OLMo 2).
+    /// The output of a branch, before it is added to the residual stream (OLMo 2).
     Post,
     /// Both, the "sandwich" (Gemma 2).
     Both,
@@ -22,12 +22,12 @@ pub enum NormPlaces {
     Stream,
 }
 
-/// What is normalised of queries and keys.
+/// The norms of queries and keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QkNorm {
     /// Each head by itself, with one weight for all heads (Qwen 3).
     PerHead,
-    /// All heads side by side (OLMo 2).
+    /// All heads as one vector (OLMo 2).
     FullWidth,
 }
 
@@ -109,7 +109,7 @@ pub enum RopeScaling {
     Yarn {
         /// The factor.
         factor: f64,
-        /// What cosines and sines are multiplied with.
+        /// Factor of cosines and sines.
         attention_factor: f64,
         /// Turns from which on a wavelength is kept.
         beta_fast: f64,
@@ -126,7 +126,7 @@ pub enum RopeScaling {
         short_factor: Vec<f64>,
         /// Factors past it.
         long_factor: Vec<f64>,
-        /// What cosines and sines are multiplied with.
+        /// Factor of cosines and sines.
         attention_factor: f64,
         /// Context that the frequencies were made for.
         original_max_position_embeddings: f64,
@@ -161,14 +161,14 @@ pub struct QueryScaling {
     pub original_max_position_embeddings: f64,
 }
 
-/// What attention has beside its sizes.
+/// Attention's options beside its sizes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttentionOptions {
-    /// What scores are multiplied with; `None`: 1 / √(head size).
+    /// Factor of scores; `None`: 1 / √(head size).
     pub scale: Option<f64>,
     /// Scores are brought into ±cap: `cap · tanh(score / cap)`.
     pub soft_cap: Option<f64>,
-    /// What is normalised of queries and keys.
+    /// The norms of queries and keys.
     pub qk_norm: Option<QkNorm>,
     /// Whether query, key and value are one projection.
     pub is_fused: bool,
@@ -184,7 +184,7 @@ pub struct AttentionOptions {
     pub rope_of_layer: Vec<Option<usize>>,
 }
 
-/// What the MLP has beside its sizes.
+/// The MLP's options beside its sizes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MlpOptions {
     /// Its function.
@@ -195,10 +195,10 @@ pub struct MlpOptions {
     pub bias: bool,
 }
 
-/// What the norms have beside their sizes.
+/// The norms' options beside their sizes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NormOptions {
-    /// What they do with their weights.
+    /// How they use their weights.
     pub kind: NormKind,
     /// Where they stand in a block.
     pub places: NormPlaces,
@@ -206,11 +206,11 @@ pub struct NormOptions {
     pub eps: f64,
     /// Whether they have a bias.
     pub bias: bool,
-    /// Whether attention of the first block goes without its norm, as what comes in is normalised already (ModernBERT).
+    /// Whether attention of the first block has no norm, as its input is normalised already (ModernBERT).
     pub skips_first: bool,
 }
 
-/// What is added to the embeddings of tokens, and done with the sum.
+/// Additions to the embeddings of tokens, and the norm of the sum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct EmbeddingOptions {
     /// A trained vector for every position.
@@ -237,9 +237,9 @@ pub struct LearnedPositions {
 pub struct Multipliers {
     /// Of looked up embeddings, rounded to the kind of the model (Gemma).
     pub embedding: f64,
-    /// Of all embeddings, those of virtual tokens too (Granite).
+    /// Of all embeddings, virtual tokens' included (Granite).
     pub input: f64,
-    /// Of what a branch adds to the residual stream (Granite).
+    /// Of a branch's output (Granite).
     pub residual: f64,
     /// Divisor of logits (Granite).
     pub logit_divisor: f64,

@@ -11,12 +11,12 @@ use crate::{RopeOptions, RopeScaling, says_nothing};
 /// `rope_scaling` or `rope_parameters`.
 pub(crate) type RopeFields = BTreeMap<String, Value>;
 
-/// What a family has of RoPE that others do not.
+/// A family's rules of RoPE.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RopeRules {
     /// Base θ where the file says none.
     pub(crate) theta: f64,
-    /// Fields beside those of the type.
+    /// Fields that a family has beside the fields of the type.
     pub(crate) own: &'static [&'static str],
     /// Whether a share of each head can be turned.
     pub(crate) is_partial: bool,
@@ -26,11 +26,11 @@ pub(crate) struct RopeRules {
     pub(crate) original: Option<f64>,
 }
 
-/// What most families have.
+/// The rules of most families.
 pub(crate) const USUAL_ROPE: RopeRules =
     RopeRules { theta: 10_000.0, own: &[], is_partial: false, renamed: &[], original: None };
 
-/// What `rope_scaling`, or else `rope_parameters`, holds; it comes before what stands beside them.
+/// The fields of `rope_scaling`, or else of `rope_parameters`. They come before fields of the same names outside.
 pub(crate) fn rope_fields(file: &ConfigFile) -> RopeFields {
     let given = file.rope_scaling.as_ref().filter(|rope| !rope.is_empty());
     given.or(file.rope_parameters.as_ref()).cloned().unwrap_or_default()
@@ -115,7 +115,7 @@ impl RopeReader<'_> {
         }
     }
 
-    /// The context that frequencies were made for. What stands beside the parameters comes first.
+    /// The context that frequencies were made for. A field beside the parameters comes first.
     fn original(&self) -> Resolved<f64> {
         let name = "original_max_position_embeddings";
         let beside = self.file.original_max_position_embeddings.or(self.rules.original);

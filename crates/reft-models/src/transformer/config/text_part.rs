@@ -41,7 +41,7 @@ pub(crate) const MULTIMODAL: Fields = Fields {
     ],
 };
 
-/// What the `config.json` of its decoder would hold, if the one at `path` is of a model that sees images.
+/// The `config.json` of its decoder, if the one at `path` is of a model that sees images.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Json`], or [`Error::Config`] if a field beside the decoder's is refused.

@@ -74,7 +74,7 @@ impl ConfigFile {
         }
         let of_layer = |layer| window.filter(|_| slides(layer));
         let windows: Vec<Option<i64>> = (0..layers).map(of_layer).collect();
-        // what the file says of layers, and what transformers makes of it, should be the same
+        // the file's layers and transformers' reading of them should be the same
         for (layer, name) in self.layer_types.iter().flatten().enumerate() {
             if (name == LAYER_TYPES[1]) != windows[layer].is_some() {
                 return Err(format!(

@@ -4,13 +4,13 @@ use crate::transformer::config::config_file::{ConfigFile, Resolved};
 use crate::transformer::config::windows::Window;
 use crate::{DecoderConfig, Fields, RopeOptions};
 
-/// A family: what it reads of `config.json`, what it takes where that says nothing, and what its blocks have.
+/// A family: the fields that it reads of `config.json`, their defaults, and the options of its blocks.
 pub(crate) struct Family {
     /// Its name in `config.json`.
     pub(crate) model_type: &'static str,
     /// Fields that are its own, or mean something else in it.
     pub(crate) fields: Fields,
-    /// What transformers 5.24 takes for fields that are not there.
+    /// The values of transformers 5.24 for missing fields.
     pub(crate) defaults: fn() -> Value,
     /// Whether `attention_bias` is read.
     pub(crate) reads_attention_bias: bool,
@@ -20,6 +20,6 @@ pub(crate) struct Family {
     pub(crate) window: Window,
     /// Its RoPEs, given the head size.
     pub(crate) ropes: fn(&ConfigFile, i64) -> Resolved<Vec<RopeOptions>>,
-    /// What its blocks have otherwise than Llama's.
+    /// The differences of its blocks from Llama's.
     pub(crate) options: fn(&ConfigFile, &mut DecoderConfig) -> Resolved<()>,
 }

@@ -6,7 +6,7 @@ use crate::transformer::config::rope_file::{USUAL_ROPE, one_rope, rope_by_layer_
 use crate::transformer::config::windows::Window;
 use crate::{DecoderConfig, Field, Fields, NormKind, NormPlaces, QkNorm};
 
-/// What both families have.
+/// The options that both families share.
 const OWN: [Field; 4] = [
     Field::applied(&["hidden_activation"])
         .with_note("silu, swish, gelu, gelu_pytorch_tanh and gelu_new"),
@@ -67,7 +67,7 @@ pub(super) const GEMMA3: Family = Family {
                 ),
                 Field::neutral(&["_sliding_window_pattern"], "`layer_types` says it"),
                 Field::applied(&["rope_local_base_freq"])
-                    .with_note("θ of layers with a window; `rope_theta` is that of the others"),
+                    .with_note("θ of layers with a window; `rope_theta` is the others'"),
             ],
         ],
     },

@@ -40,7 +40,7 @@ pub(crate) const FAMILIES: &[&Family] = &[
     &encoders::distilbert::DISTILBERT,
 ];
 
-/// Families that people ask for, and what of them is not computed.
+/// Families that people ask for, each with the part that is not computed.
 pub(crate) const NOT_COMPUTED: [(&[&str], &str); 5] = [
     (
         &[
@@ -114,7 +114,7 @@ pub(crate) const NOT_COMPUTED: [(&[&str], &str); 5] = [
 /// A family without fields of its own.
 const NO_FIELDS: Fields = Fields { file: "", groups: &[] };
 
-/// What a family does that has nothing of its own.
+/// The options of a family that has none of its own.
 fn as_llama(_: &ConfigFile, _: &mut DecoderConfig) -> Resolved<()> {
     Ok(())
 }

@@ -27,7 +27,7 @@ impl DecoderConfig {
         Self::from_json(read_json(&file)?, &file)
     }
 
-    /// The configuration in a `config.json` object that came from `path`. Of a model that sees images too it is that of its decoder.
+    /// The configuration in a `config.json` object that came from `path`. Of a model that sees images too it is the decoder's.
     ///
     /// # Errors
     /// [`Error::Json`] if a field is missing or of another type, [`Error::Config`] if a value cannot be.
@@ -39,12 +39,12 @@ impl DecoderConfig {
     }
 }
 
-/// The family that a configuration names, and the configuration with what transformers takes where it says nothing. Every field that is
+/// The family that a configuration names, and the configuration with transformers' defaults. Every field that is
 /// there was checked.
 fn known_family(mut json: Value) -> Resolved<(&'static Family, Value)> {
     let Some(fields) = json.as_object_mut() else { return Ok((FAMILIES[0], json)) };
     let Some(model_type) = fields.get("model_type").and_then(Value::as_str) else {
-        return Ok((FAMILIES[0], json)); // reading it tells what is wrong
+        return Ok((FAMILIES[0], json)); // reading it reports the fault
     };
     let family = FAMILIES.iter().copied().find(|family| family.model_type == model_type);
     let Some(family) = family else {
@@ -66,7 +66,7 @@ fn known_family(mut json: Value) -> Resolved<(&'static Family, Value)> {
 }
 
 impl ConfigFile {
-    /// The configuration; else what was found and what was expected.
+    /// The configuration; else the value found and the value expected.
     fn resolve(self, family: &Family) -> Resolved<DecoderConfig> {
         let heads = self.num_attention_heads;
         let kv_heads = self.num_key_value_heads.unwrap_or(heads);

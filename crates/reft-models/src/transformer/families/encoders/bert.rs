@@ -54,7 +54,7 @@ pub(super) fn add_positions_and_types(
     Ok(())
 }
 
-/// What BERT calls its modules.
+/// BERT's names of its modules.
 pub(super) const NAMES: ModuleNames = ModuleNames {
     prefix: Some("bert"),
     embeddings: "embeddings.word_embeddings",

@@ -28,7 +28,7 @@ pub(crate) const DISTILBERT: Family = Family {
     ..BERT
 };
 
-/// What DistilBERT calls its modules.
+/// DistilBERT's names of its modules.
 const NAMES: ModuleNames = ModuleNames {
     prefix: Some("distilbert"),
     layers: "transformer.layer",

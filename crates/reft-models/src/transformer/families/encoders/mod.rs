@@ -1,4 +1,4 @@
-//! The families of encoders, and what they have in common.
+//! The families of encoders, and their common options.
 
 use crate::transformer::config::config_file::{ConfigFile, Resolved};
 use crate::{
@@ -74,7 +74,7 @@ const NOT_BY_LAYER: &[Field] = &[Field::refused(
     "this family has none; remove the field",
 )];
 
-/// What encoders have otherwise than decoders: tokens see later ones, LayerNorm behind each branch, biases, an MLP without a gate.
+/// The differences of encoders from decoders: tokens see later ones, LayerNorm behind each branch, biases, an MLP without a gate.
 fn as_encoder(
     file: &ConfigFile,
     config: &mut DecoderConfig,

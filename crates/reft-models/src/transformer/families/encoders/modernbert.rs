@@ -42,7 +42,7 @@ pub(crate) const MODERNBERT: Family = Family {
                         "sparse_pred_ignore_index",
                         "sparse_prediction",
                     ],
-                    "heads, dropout, or what transformers does not read either",
+                    "heads, dropout, or fields that transformers does not read either",
                 ),
             ],
             OF_ENCODERS,
@@ -83,7 +83,7 @@ fn slides(file: &ConfigFile, layer: usize) -> bool {
     !layer.is_multiple_of(file.global_attn_every_n_layers.unwrap_or(3).max(1))
 }
 
-/// What ModernBERT calls its modules.
+/// ModernBERT's names of its modules.
 const NAMES: ModuleNames = ModuleNames {
     prefix: Some("model"),
     embeddings: "embeddings.tok_embeddings",

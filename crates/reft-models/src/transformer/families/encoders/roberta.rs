@@ -3,7 +3,7 @@ use super::{NOT_BY_LAYER, OF_ENCODERS, WITH_TYPES, as_encoder};
 use crate::transformer::families::family::Family;
 use crate::{Field, Fields, ModuleNames, TaskHeadForm};
 
-/// RoBERTa (Liu et al. 2019, arXiv:1907.11692): BERT whose positions begin behind that of padding.
+/// RoBERTa (Liu et al. 2019, arXiv:1907.11692): BERT whose positions begin behind padding's.
 pub(crate) const ROBERTA: Family = Family {
     model_type: "roberta",
     fields: Fields {
@@ -34,6 +34,6 @@ pub(crate) const XLM_ROBERTA: Family = Family { model_type: "xlm-roberta", ..ROB
 /// CamemBERT (Martin et al. 2019, arXiv:1911.03894).
 pub(crate) const CAMEMBERT: Family = Family { model_type: "camembert", ..ROBERTA };
 
-/// What RoBERTa calls its modules.
+/// RoBERTa's names of its modules.
 const NAMES: ModuleNames =
     ModuleNames { prefix: Some("roberta"), task_head: TaskHeadForm::Dense, ..bert::NAMES };
