@@ -1,4 +1,4 @@
-//! What a run does where nothing is said: by the number of examples. docs/guide.md has the measurements.
+//! The defaults of a run that depend on the number of examples. docs/guide.md has the measurements.
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
@@ -69,16 +69,19 @@ pub fn with_rate(config: TrainConfig, given: &Table, methods: &str) -> Result<Tr
 /// Examples from which on classes are worth another method than the default, and most of them that are taken for classes.
 const ENOUGH_OF_CLASSES: usize = 900;
 const MOST_CLASSES: usize = 20;
-/// What says how a method edits: with one of them the default is not meant.
+/// The options of recipes/classes.toml that differ from the defaults, as flags, but for its seed.
+const FOR_CLASSES: &str = "--component mlp_output --rank 64 --positions all --rotation-lr-factor 0.1 --lr 4e-4 --warmup-ratio 0.1 --batch-size 16 --epochs 3";
+
+/// Options that say how a method edits: with one of them the default is not meant.
 const OF_METHODS: [&str; 7] =
     ["method", "layers", "component", "positions", "rank", "init_adapter", "objective"];
 
-/// Says what tells classes apart better than the default method, where the replies are a few words that come again and again.
+/// Names the flags that tell classes apart better than the default method does, if the replies are a few texts that come again and again.
 pub fn say_what_suits_classes(given: &Table, examples: &[Example]) {
     let is_default = OF_METHODS.iter().all(|name| !given.contains_key(*name));
     if let (true, Some(classes)) = (is_default, classes_of(examples)) {
         note(format!(
-            "{} examples have {classes} different replies, as classes do: --component mlp_output --rank 64 --positions all --rotation-lr-factor 0.1 --lr 4e-4 --batch-size 16 --epochs 3 tells them apart better and takes several times as long (docs/guide.md)",
+            "{} examples have {classes} different replies, as classes do: {FOR_CLASSES} tells them apart better and takes several times as long (docs/guide.md)",
             examples.len()
         ));
     }
@@ -108,9 +111,18 @@ fn epochs_of(steps: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use reft_models::Row;
+    use std::iter::once;
+    use std::path::Path;
+
+    use clap::{Args, Command, FromArgMatches};
+    use reft_models::{DecoderConfig, Row};
+    use reft_test_support::oracle;
 
     use super::*;
+    use crate::options::Flags;
+    use crate::train::config_file;
+    use crate::train::method::TrainMethod;
+    use crate::train::run_options::{TrainFlags, part};
 
     #[test]
     fn few_examples_are_seen_often_and_many_three_times() {
@@ -136,6 +148,25 @@ mod tests {
         assert_eq!(classes(1000, 21), None); // replies, not classes
         assert_eq!(classes(899, 6), None); // too few to be worth it
         assert_eq!(classes(1000, 1), None); // nothing to tell apart
+    }
+
+    /// Flags and recipe give the same method and the same training, but for the seed.
+    #[test]
+    fn the_flags_for_classes_are_the_recipe() -> Result<()> {
+        let command = Flags::<TrainFlags>::augment_args(Command::new("train"));
+        let words = once("train").chain(FOR_CLASSES.split(' '));
+        let matches = command.try_get_matches_from(words)?;
+        let Flags(TrainFlags(flags)) = Flags::from_arg_matches(&matches)?;
+        let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes/classes.toml");
+        let recipe = config_file::read(&recipe)?;
+        let model = DecoderConfig::open(&oracle("tiny_llama"))?.describe();
+        let in_force = |given: &Table| -> Result<(Table, TrainConfig)> {
+            let run: RunOptions = part(given)?;
+            let method = TrainMethod::of(&run, given, &model, None)?;
+            Ok((method.resolved(&run)?, TrainConfig { seed: 0, ..run.train_config(given)? }))
+        };
+        assert_eq!(in_force(&flags)?, in_force(&recipe)?);
+        Ok(())
     }
 
     #[test]
