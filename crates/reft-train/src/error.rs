@@ -3,7 +3,7 @@ use std::path::PathBuf;
 /// Result with this crate's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong when data are read and a model is trained on them.
+/// Errors of reading data and of training.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -16,7 +16,7 @@ pub enum Error {
         line: usize,
         /// Column of that line, counted from 1.
         column: usize,
-        /// What the parser says.
+        /// The parser's message.
         reason: String,
     },
     /// A row of a data file that is not one of the accepted forms.
@@ -26,7 +26,7 @@ pub enum Error {
         path: PathBuf,
         /// "line 3" of a JSONL file, "row 3" of a list; counted from 1.
         place: String,
-        /// What was found and what was expected.
+        /// The value found, and the value expected.
         reason: String,
     },
     /// A data file that no rows can be read of.
@@ -34,7 +34,7 @@ pub enum Error {
     DataFile {
         /// The file.
         path: PathBuf,
-        /// What was found, what was expected, and what to do.
+        /// The value found, the value expected, and the advice.
         reason: String,
     },
     /// A data file without a row.
@@ -46,7 +46,7 @@ pub enum Error {
     /// Rows whose labels no head can learn.
     #[error("{reason}")]
     Labels {
-        /// What was found, what was expected, and what to do.
+        /// The value found, the value expected, and the advice.
         reason: String,
     },
     /// A row that no example can be made of.
@@ -54,20 +54,20 @@ pub enum Error {
     Refused {
         /// The example.
         id: String,
-        /// What was found and what was expected.
+        /// The value found, and the value expected.
         reason: String,
     },
-    /// An example's text cannot be tokenised or rendered, or it names what the adapters do not have.
+    /// An example's text cannot be tokenised or rendered, or it names a coordinate that the adapters do not have.
     #[error("example {id}")]
     Example {
         /// The example.
         id: String,
-        /// What failed.
+        /// The operation that failed.
         source: Box<reft_models::Error>,
     },
     /// Nothing of an example counts in the loss.
     #[error(
-        "example {id} has no label: of its {length} tokens none is to be predicted from those before it; give it a completion, or drop the example"
+        "example {id} has no label: none of its {length} tokens is predicted from earlier ones; give it a completion, or drop the example"
     )]
     NoLabel {
         /// The example.
@@ -75,7 +75,7 @@ pub enum Error {
         /// Its length in tokens.
         length: usize,
     },
-    /// Nothing of what is left of an example counts in the loss.
+    /// No label is left in an example after it was cut.
     #[error(
         "example {id} has no label left: it is {length} tokens long and cut to {max_length}; raise max_length or drop the example"
     )]
@@ -105,7 +105,7 @@ pub enum Error {
     RunExists {
         /// The directory.
         path: PathBuf,
-        /// What of a run is there.
+        /// The files of a run that are there.
         found: &'static str,
     },
     /// The run to be resumed was started otherwise.
@@ -113,19 +113,19 @@ pub enum Error {
         "cannot resume: {field} was {saved} when the run was started, now it is {now}; use the same, or start anew in another directory"
     )]
     ResumeMismatch {
-        /// What differs.
+        /// The difference.
         field: String,
         /// Its value at the start.
         saved: String,
         /// Its value now.
         now: String,
     },
-    /// A checkpoint that is not what this program writes.
+    /// A checkpoint that this program did not write.
     #[error("checkpoint {} cannot be used: {reason}", path.display())]
     Checkpoint {
         /// Its directory.
         path: PathBuf,
-        /// What was found and what was expected.
+        /// The value found, and the value expected.
         reason: String,
     },
     /// The loss, or the gradient, is NaN or infinite.
@@ -172,7 +172,7 @@ pub enum Error {
     OutOfMemory {
         /// The step, counted from 1.
         step: usize,
-        /// What libtorch says.
+        /// libtorch's message.
         reason: String,
     },
     /// The processes of a run cannot sum what each has.
@@ -180,7 +180,7 @@ pub enum Error {
         "cannot sum over the processes of the run: {reason}; start them again from the checkpoint"
     )]
     Reduction {
-        /// What went wrong, and with which process.
+        /// The fault, and the process.
         reason: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A process of the run has failed where this one has not.
@@ -210,12 +210,12 @@ pub enum Error {
         /// The adapters' methods.
         method: String,
     },
-    /// The optimizer's saved state is not that of these parameters.
+    /// The optimizer's saved state belongs to other parameters.
     #[error("optimizer state: tensor {name} {reason}")]
     OptimizerState {
         /// The tensor.
         name: String,
-        /// What was found and what was expected.
+        /// The value found, and the value expected.
         reason: String,
     },
     /// An option has a value that means nothing.

@@ -7,8 +7,7 @@ use tch::Tensor;
 
 use crate::{Batch, Forwards, Metric, Part, Reference, Result, Sequence};
 
-/// What is learned: the loss of a batch of examples. Which examples rows become, its [`ObjectiveDeclaration`](crate::ObjectiveDeclaration)
-/// says.
+/// An objective: the loss of a batch of examples. Its [`ObjectiveDeclaration`](crate::ObjectiveDeclaration) says which examples rows become.
 ///
 /// The loss of a step is `Σ weight · Σ sums / Σ counts` over its [terms](Self::terms), with sums and counts over all micro-batches of the
 /// step and all processes of the run: cutting it into other micro-batches changes nothing but memory.
@@ -16,7 +15,7 @@ pub trait Objective {
     /// Its name, as metrics, checkpoints and messages say it.
     fn name(&self) -> &'static str;
 
-    /// What its numbers depend on beside data and model, by the names of options: a run is resumed only with the same.
+    /// The options that its results depend on, by name: a run is resumed only with the same.
     fn options(&self) -> Map<String, Value> {
         Map::new()
     }
@@ -26,7 +25,7 @@ pub trait Objective {
         Vec::new()
     }
 
-    /// Is told before each step which share of the training is done, 0 at the start: for what follows a schedule.
+    /// Is told before each step which share of the training is done, 0 at the start: for quantities that follow a schedule.
     fn progress(&self, _share: f64) {}
 
     /// A part of a step's loss that is no sum over examples. It is added once, and is no part of the loss that is reported.
@@ -34,7 +33,7 @@ pub trait Objective {
         None
     }
 
-    /// Tokens of a sequence whose final hidden states are read, beside those that labels are predicted from; an empty range for none.
+    /// Tokens of a sequence whose final hidden states are read, beside the tokens that labels are predicted from; an empty range for none.
     fn wanted(&self, _sequence: &Sequence) -> Range<usize> {
         0..0
     }
@@ -54,35 +53,35 @@ pub trait Objective {
     /// surface, whose gradients are to be tangents of it.
     fn before_step(&self) {}
 
-    /// The runs that it compares batches of a part with: what is kept of each is computed once for a sequence, and lies in
+    /// The runs that it compares batches of a part with. The outputs that [`Kept`](crate::Kept) names are computed once for a sequence, and lie in
     /// [`Forwards::references`] in this order.
     fn references(&self, _part: Part) -> Vec<Reference<'_>> {
         Vec::new()
     }
 
-    /// The parts of the loss, and what is measured beside it.
+    /// The parts of the loss, and further measures.
     fn terms(&self) -> &[Term];
 
     /// How much of a batch each term is the mean over: target tokens, sequences, pairs.
     fn counts(&self, batch: &Batch) -> Vec<f64>;
 
-    /// Each term's sum over a batch: scalars, differentiable in the parameters of adapters and objective. What is only measured has no
+    /// Each term's sum over a batch: scalars, differentiable in the parameters of adapters and objective. A term that is only measured has no
     /// gradient.
     ///
     /// # Errors
-    /// What the objective refuses.
+    /// Errors of the objective.
     fn sums(&self, forwards: &Forwards) -> Result<Vec<Tensor>>;
 
-    /// What examples held out can be measured by beside the loss, the usual metric first. One that is no [term](Self::terms) is made of what
-    /// is [told](Self::told).
+    /// The metrics of held-out examples beside the loss, the usual one first. A metric that is no [term](Self::terms) is computed from the
+    /// predictions that [`Self::told`] returns.
     fn metrics(&self) -> &[Metric] {
         &[]
     }
 
-    /// What is told of each example of a batch, and what is right: classes by their indices, or numbers.
+    /// The prediction and the label of each example of a batch: classes by their indices, or numbers.
     ///
     /// # Errors
-    /// What the objective refuses.
+    /// Errors of the objective.
     fn told(&self, _forwards: &Forwards) -> Result<Vec<[f64; 2]>> {
         Ok(Vec::new())
     }
@@ -96,7 +95,7 @@ pub trait Objective {
 /// A part of a loss.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Term {
-    /// What it is called in metrics.
+    /// Its name in metrics.
     pub name: &'static str,
     /// Its weight in the loss; 0: it is measured, and no part of the loss.
     pub weight: f64,

@@ -1,6 +1,6 @@
 /// One seed from several numbers, so that each draw of a run has its own, whatever was drawn before it.
 ///
-/// The mixing function is that of SplitMix64 (Steele, Lea and Flood 2014).
+/// The mixing function is SplitMix64's (Steele, Lea and Flood 2014).
 pub fn seed_of(numbers: &[u64]) -> u64 {
     numbers.iter().fold(0, |state, number| {
         let z = (state ^ number).wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -4,7 +4,7 @@ use reft_models::{Layout, PaddingSide, Span};
 
 use crate::{Example, IGNORE_INDEX, Needed, Result, Sequence};
 
-/// What the examples of a batch are there for.
+/// The purpose of the examples of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Part {
     /// To be learned, or measured on.
@@ -27,14 +27,14 @@ pub struct Batch {
     pub values: Vec<Option<f64>>,
     /// The sequences of each example, as rows of the layout.
     pub rows: Vec<Range<usize>>,
-    /// What they are there for.
+    /// Their purpose.
     pub part: Part,
     /// The first token of each sequence whose final hidden state is read; its length if there is none.
     pub(crate) first_wanted: Vec<usize>,
 }
 
 impl Batch {
-    /// Pads sequences to the longest, on the right, behind `virtual_tokens` placeholders; `needed` says what is needed of each.
+    /// Pads sequences to the longest, on the right, behind `virtual_tokens` placeholders; `needed` has the needed tokens of each.
     ///
     /// # Errors
     /// [`reft_models::Error::EmptyBatch`] or [`reft_models::Error::PromptLength`].
@@ -61,7 +61,7 @@ impl Batch {
         Ok(Self { layout, labels, ids, values, rows, part: Part::Task, first_wanted })
     }
 
-    /// What is to be predicted: for every label, the place in the span's `[b·t]` of the token before it, and the label. The span is of
+    /// The targets: for every label, the place in the span's `[b·t]` of the token before it, and the label. The span is of
     /// the batch's layout, or of one with the same rows in other columns.
     ///
     /// The first token of a row has a token before it only behind virtual tokens.

@@ -16,7 +16,7 @@ pub struct Dataset {
 
 impl Dataset {
     /// Holds examples out at random: a share of them (`validation` below 1, rounded, at least one), a number (1 and above), or
-    /// none (0). What is left keeps its order.
+    /// none (0). The rest keeps its order.
     ///
     /// # Errors
     /// [`Error::TooFewExamples`] if none is left to train on.
@@ -24,8 +24,8 @@ impl Dataset {
         Self::weighted(vec![(examples, 1.0)], validation, seed)
     }
 
-    /// As [`Self::split`] of all examples of several sources, each with a weight: how many times those that are left to train on are
-    /// taken. A fraction takes that share of them, rounded and drawn by the seed. Examples held out are held out once, and trained on never.
+    /// As [`Self::split`] of all examples of several sources. The weight of a source says how many times its examples are taken, apart from held out
+    /// ones. A fraction takes that share of them, rounded and drawn by the seed. Examples held out are held out once, and trained on never.
     ///
     /// # Errors
     /// As [`Self::split`].
@@ -66,7 +66,7 @@ impl Dataset {
         for part in [&self.train, &self.validation] {
             number(part.len() as i64);
             for Example { sequences, value, .. } in part {
-                // what an example of one sequence does not have is marked by numbers that no prompt length is
+                // the missing parts of an example of one sequence are marked by numbers that no prompt length is
                 if sequences.len() != 1 {
                     number(-1 - sequences.len() as i64);
                 }

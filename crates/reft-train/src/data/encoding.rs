@@ -126,7 +126,9 @@ impl Encoding<'_> {
     fn sequences(&self, record: &Record) -> Result<Vec<(Sequence, usize)>> {
         let turns = match (&record.content, &self.text) {
             (Content::Labelled { .. }, _) => {
-                return Err(record.refused("the row is labelled, and no head is told what with"));
+                return Err(
+                    record.refused("the row is labelled, and there is no head to learn the label")
+                );
             }
             (Content::Tokens { input_ids, prompt_length, labels }, _) => {
                 let labels = labels.clone();

@@ -14,7 +14,7 @@ pub struct Sequence {
     pub labels: Vec<i64>,
 }
 
-/// What a batch size counts: one sequence, or several that belong together (a pair), which no micro-batch splits.
+/// The unit of a batch size: one sequence, or several that belong together (a pair), which no micro-batch splits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Example {
     /// The id of its row.
@@ -44,7 +44,7 @@ impl Example {
         Self { id: id.into(), sequences: vec![Sequence { row, labels }], value: None }
     }
 
-    /// Labels every token, those of prompts, too.
+    /// Labels every token, prompts' tokens too.
     pub fn label_all(&mut self) {
         for Sequence { row, labels } in &mut self.sequences {
             labels.clone_from(&row.input_ids);

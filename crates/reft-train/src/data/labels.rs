@@ -3,7 +3,7 @@ use reft_models::TaskHead;
 
 use crate::{Content, Encoding, Error, Example, IGNORE_INDEX, Record, Result};
 
-/// What a head learns to tell of a text.
+/// The kind of a head's output for a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Told {
     /// Which of its outputs the text is of.
@@ -14,7 +14,7 @@ pub enum Told {
     Reward,
 }
 
-/// What rows are labelled with, as a head tells it: the classes of rows by name, numbers, or which of two replies is the better one.
+/// The labels of rows for a head: classes by name, numbers, or which of two replies is the better one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Labels {
     told: Told,
@@ -23,8 +23,8 @@ pub struct Labels {
 }
 
 impl Labels {
-    /// The labels of rows that a new head is to be trained on. Classes are those that the rows name: whole numbers in their order, or names in
-    /// that of the alphabet.
+    /// The labels of rows that a new head is to be trained on. Classes come from the rows: whole numbers in their order, or names in
+    /// alphabetical order.
     ///
     /// # Errors
     /// [`Error::Labels`] if there are fewer than two classes; [`Error::Refused`] for a label that is no class.
@@ -106,7 +106,7 @@ impl Labels {
                 }
                 Ok(pair)
             }
-            _ => Err(record.refused("the row has no label, which a head is to tell; give one")),
+            _ => Err(record.refused("the row has no label for the head to learn; give one")),
         }
     }
 
@@ -130,7 +130,7 @@ impl Labels {
         Ok(place? as f64)
     }
 
-    /// What an example is to be told as, in words.
+    /// The label of an example, in words.
     pub fn said(&self, example: &Example) -> String {
         match (self.told, example.value) {
             (Told::Class, Some(class)) => {
@@ -146,7 +146,7 @@ impl Labels {
 /// The class that a row names. A whole number is one however it is written, as tables write 1 as 1.0.
 fn class(record: &Record) -> Result<String> {
     let Content::Labelled { label, .. } = &record.content else {
-        return Err(record.refused("the row has no label, which a head is to tell; give one"));
+        return Err(record.refused("the row has no label for the head to learn; give one"));
     };
     match label.parse::<f64>() {
         Ok(number) if number.fract() == 0.0 && number.abs() < 1e15 => {

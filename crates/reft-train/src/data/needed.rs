@@ -4,7 +4,7 @@ use reft_models::Row;
 
 use crate::Sequence;
 
-/// What an objective needs of a sequence: its prompt, and the tokens up to the last whose final hidden state is read.
+/// The tokens of a sequence that an objective needs: its prompt, and the tokens up to the last whose final hidden state is read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Needed<'d> {
     pub(crate) sequence: &'d Sequence,
@@ -15,9 +15,9 @@ pub(crate) struct Needed<'d> {
 }
 
 impl<'d> Needed<'d> {
-    /// Of a sequence of which the final hidden states of `wanted` tokens are read, beside those that labels are predicted from.
+    /// The needed tokens if the final hidden states of `wanted` tokens are read, and the ones that labels are predicted from.
     ///
-    /// If those behind it can tell on a token, every token is needed: in a model that is not causal, or depends on the length of a row.
+    /// If a token sees the tokens behind it, every token is needed: in a model that is not causal, or depends on the length of a row.
     pub(crate) fn new(sequence: &'d Sequence, wanted: Range<usize>, is_cut: bool) -> Self {
         let n = sequence.row.input_ids.len();
         let read = [wanted, sequence.predicting()].into_iter().filter(|range| !range.is_empty());
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
     use crate::data::example::IGNORE_INDEX;
 
-    /// Six tokens, of which those in `labelled` have labels.
+    /// Six tokens with labels in `labelled`.
     fn sequence(prompt_length: usize, labelled: Range<usize>) -> Sequence {
         let row = Row { input_ids: (10..16).collect(), prompt_length, ..Row::default() };
         let label = |token: usize| if labelled.contains(&token) { 9 } else { IGNORE_INDEX };

@@ -31,16 +31,16 @@ pub enum Turns {
     /// The last one, which the conversation ends with.
     #[default]
     Last,
-    /// Each, as an example of its own: what was said before it is its prompt, as when it is generated.
+    /// Each, as an example of its own: the turns before it are its prompt, as in generation.
     All,
 }
 
 reft_core::names!(Turns, "choice of turns", reft_models::Error, { Last => "last", All => "all" });
 
 declare_options! {
-    /// The options of what learns from conversations, or is measured on them.
+    /// The options of training and measuring on conversations.
     pub struct TurnOptions {
-        /// Turns of a conversation that are learned: last, or all of the assistant's, each behind what was said before
+        /// Turns of a conversation that are learned: last, or all of the assistant's, each after the turns before it
         turns: Turns = Turns::Last, Text("TURNS") in "Data";
     }
 }
@@ -48,7 +48,7 @@ declare_options! {
 /// Turns rows into tokens, in training as in inference.
 ///
 /// A prompt has the same tokens whatever follows it. Texts are tokenised apart and joined. Of a conversation the whole is tokenised if its
-/// tokens begin with those of the prompt, and else both parts.
+/// tokens begin with the prompt's tokens, and else both parts.
 #[derive(Debug, Clone, Copy)]
 pub struct TextEncoder<'a> {
     /// The model's tokenizer.
@@ -61,18 +61,18 @@ pub struct TextEncoder<'a> {
     pub turns: Turns,
 }
 
-/// A prompt and what is to be said, in tokens.
+/// A prompt and its completion, in tokens.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Turn {
     /// The prompt.
     pub prompt: Vec<i64>,
-    /// What is said, with what ends it.
+    /// The text of the turn, with its end.
     pub completion: Vec<i64>,
     /// Of each token of the completion, whether it is learned.
     pub is_learned: Vec<bool>,
 }
 
-/// A row as a text: what is given, and what is said.
+/// A row as a text: the prompt, and the completion.
 enum Texts<'a> {
     Plain { prompt: String, completion: &'a str },
     Conversation(Conversation<'a>),
@@ -98,7 +98,7 @@ impl Content {
         }
     }
 
-    /// What it says, as a conversation; `None` if it is tokens.
+    /// Its content as a conversation; `None` if it is tokens.
     pub fn messages(&self) -> Option<Vec<Message>> {
         let (user, reply) = match self {
             Self::Completion { prompt, completion } => (prompt.clone(), completion),
@@ -114,7 +114,7 @@ impl Content {
 }
 
 impl TextEncoder<'_> {
-    /// Tokens of a row's prompt, and of its completion with what ends it: of a conversation, the last turn's.
+    /// Tokens of a row's prompt, and of its completion with its end: of a conversation, the last turn's.
     ///
     /// # Errors
     /// [`crate::Error::Refused`] if the template has no place for such a row, or the tokenizer no end token; [`crate::Error::Example`] if
@@ -129,7 +129,7 @@ impl TextEncoder<'_> {
         Ok((prompt, completion))
     }
 
-    /// Tokens of a row's prompt. What would be learned may be anything.
+    /// Tokens of a row's prompt. The completion may be anything.
     ///
     /// # Errors
     /// As [`Self::encode`].
@@ -201,7 +201,7 @@ impl TextEncoder<'_> {
         rows.into_iter().filter_map(of_row).reduce(same)
     }
 
-    /// Tokens of what a user asks, framed as the prompt of a training row: [`Content::Instruction`] by the template in force.
+    /// Tokens of a user's question, framed as the prompt of a training row: [`Content::Instruction`] by the template in force.
     ///
     /// # Errors
     /// As [`Self::encode`].
@@ -220,7 +220,7 @@ impl TextEncoder<'_> {
         tokens.map_err(|error| record.failed(error))
     }
 
-    /// The token that ends what no template ends.
+    /// The end token of texts that no template ends.
     fn end(&self, record: &Record) -> Result<i64> {
         self.tokenizer.eos_id().ok_or_else(|| {
             record.refused(
@@ -283,7 +283,7 @@ impl TextEncoder<'_> {
     /// A turn of a conversation: what the template prints for it beyond the prompt that it is generated behind.
     fn turn(&self, record: &Record, conversation: &Conversation, at: usize) -> Result<Turn> {
         let (mut text, start, marks) = conversation.turn(record, at)?;
-        // Nobody generates what follows the token that ends the turn; where there is none, the tokenizer's own ends it.
+        // Nobody generates the text after the token that ends the turn; where there is none, the tokenizer's own ends it.
         let end = text.trim_end().len().max(start);
         let is_ended = self.tokenizer.ends_with_special(&text[start..end]);
         let said = conversation.messages[at].text();
@@ -336,14 +336,14 @@ impl Conversation<'_> {
             .refused("the last of the messages must be the assistant's, after at least one other"))
     }
 
-    /// What stands before a turn, with the opening of the turn if that is wanted.
+    /// The text before a turn, with the opening of the turn if that is wanted.
     fn prompt(&self, record: &Record, at: usize, with_opening: bool) -> Result<String> {
         let prompt =
             self.template.render_with_tools(&self.messages[..at], self.tools, with_opening);
         prompt.map_err(|error| record.failed(error))
     }
 
-    /// The conversation up to the end of a turn, where the turn begins in it, and what the template marks as the assistant's words.
+    /// The conversation up to the end of a turn, where the turn begins in it, and the words that the template marks as the assistant's.
     fn turn(&self, record: &Record, at: usize) -> Result<(String, usize, Option<Marks>)> {
         let whole = self.template.render_marked(&self.messages[..=at], self.tools);
         let (whole, marks) = whole.map_err(|error| record.failed(error))?;
@@ -361,7 +361,7 @@ impl Conversation<'_> {
             );
             return Ok((whole, start, marks));
         }
-        // what comes before is printed otherwise once the reply is there: the prompt stays what it is when the reply is generated
+        // the earlier turns are printed otherwise once the reply is there: the prompt stays as it is in generation
         let said = self.messages[at].text();
         let ends: Vec<usize> = prompt.char_indices().rev().map(|(at, _)| at).take(TAIL).collect();
         let behind = |end: &usize| {
@@ -372,12 +372,12 @@ impl Conversation<'_> {
         let reply = ends.get(LEAST..).and_then(|ends| ends.iter().rev().find_map(behind));
         let Some(reply) = reply else {
             return Err(record.refused(format!(
-                "the chat template prints what is before message {} otherwise once that follows; leave out earlier turns, or use another template",
+                "the chat template prints the turns before message {} otherwise once it follows; leave out earlier turns, or use another template",
                 at + 1
             )));
         };
         log::warn!(
-            "the chat template prints what comes before a reply otherwise once the reply is there (a system message, say): prompts are trained as they are when a reply is generated"
+            "the chat template prints the turns before a reply otherwise once the reply is there (a system message, say): prompts are trained as they are in generation"
         );
         let moved = |at: usize| at - reply + prompt.len();
         let marks = marks.map(|marks| {

@@ -13,7 +13,7 @@ impl TextTemplate {
     /// Reads a template.
     ///
     /// # Errors
-    /// What is wrong with it, in words.
+    /// The fault, in words.
     pub fn parse(source: &str) -> Result<Self, String> {
         let (mut columns, mut text, mut rest) = (Vec::new(), String::new(), source);
         while let Some(at) = rest.find(['{', '}']) {
@@ -45,7 +45,7 @@ impl TextTemplate {
     /// The text of a row.
     ///
     /// # Errors
-    /// The column that the row does not have, and those that it has.
+    /// The missing column, and the row's columns.
     pub fn render(&self, fields: &BTreeMap<String, String>) -> Result<String, String> {
         Ok(self.render_with_ends(fields)?.text)
     }
@@ -80,7 +80,7 @@ pub struct Rendered<'a> {
 /// A column of a row.
 ///
 /// # Errors
-/// The column that the row does not have, and those that it has.
+/// The missing column, and the row's columns.
 pub fn column<'a>(fields: &'a BTreeMap<String, String>, name: &str) -> Result<&'a str, String> {
     fields.get(name).map(String::as_str).ok_or_else(|| {
         let columns: Vec<&str> = fields.keys().map(String::as_str).collect();

@@ -6,16 +6,16 @@ use crate::{Outputs, Result, seed_of};
 
 /// A forward with activation checkpointing (Chen et al. 2016, arXiv:1604.06174), one segment per block.
 ///
-/// The forward keeps what goes into each block and nothing else; in the backward each block is run again, with its hooks, and
+/// The forward keeps the input of each block and nothing else; in the backward each block is run again, with its hooks, and
 /// differentiated by itself. So memory holds the inputs of all blocks and the activations of one. Dropout falls alike in both runs of a
 /// block.
 pub(crate) struct CheckpointedPass<'p> {
     pass: Pass<'p>,
     seed: u64,
     cuts: Vec<Cut>,
-    /// What goes into each block, and the block.
+    /// The input of each block, and the block.
     inputs: Vec<(usize, Tensor)>,
-    /// The leaf that stands for what the last block gave.
+    /// The leaf that stands for the last block's output.
     output: Tensor,
 }
 

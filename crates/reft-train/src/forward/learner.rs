@@ -12,14 +12,14 @@ use crate::{
     ReadyBatch, Reference, Result, Sequence, Share,
 };
 
-/// A frozen model, the adapters it is used with, and what they are to learn: what is trained and evaluated.
+/// A frozen model, its adapters and their objective, to be trained and evaluated.
 #[derive(Clone)]
 pub struct Learner<'a> {
     /// The model.
     pub model: &'a dyn Model,
     /// The adapters.
     pub stack: AdapterStack<'a>,
-    /// What is learned.
+    /// The objective.
     pub objective: &'a dyn Objective,
 }
 
@@ -32,7 +32,7 @@ pub struct LossReport {
     pub perplexity: f64,
     /// Number of target tokens.
     pub target_tokens: i64,
-    /// The mean of each term of the loss, before its weight, of what is measured beside it, and the objective's metrics, by name.
+    /// The mean of each term of the loss, before its weight, of further measures, and the objective's metrics, by name.
     #[serde(skip)]
     pub measured: BTreeMap<String, f64>,
 }
@@ -60,7 +60,7 @@ impl<'a> Learner<'a> {
     /// adapters' [`Reach`] is taken from there, and only the rest is computed; the numbers are the same to rounding.
     ///
     /// # Errors
-    /// What the model, an adapter or the objective refuses.
+    /// Errors of the model, of an adapter or of the objective.
     pub fn sums(
         &self,
         batch: &Batch,
@@ -136,15 +136,15 @@ impl<'a> Learner<'a> {
         Ok(LossReport { loss, perplexity: loss.exp(), target_tokens, measured })
     }
 
-    /// Whether one of the objective's metrics is made of what is told, and is no term of its loss.
+    /// Whether one of the objective's metrics is computed from predictions, and is no term of its loss.
     fn measures_told(&self) -> bool {
         let is_term =
             |metric: &Metric| self.objective.terms().iter().any(|term| term.name == metric.name());
         !self.objective.metrics().iter().all(is_term)
     }
 
-    /// Of a process's batches the sum of each term, its count, the number of target tokens, and what is told of each example and is right;
-    /// 0 for those of other processes.
+    /// For a process's batches: the sum of each term, its count, the number of target tokens, and the prediction and label of each example;
+    /// 0 for the examples of other processes.
     fn own_sums(
         &self,
         examples: &[Example],
@@ -186,7 +186,7 @@ impl<'a> Learner<'a> {
         Ok(sums)
     }
 
-    /// Checks that examples fit into the model's context, with what the adapters put before them.
+    /// Checks that examples fit into the model's context, with the adapters' tokens before them.
     ///
     /// # Errors
     /// [`reft_models::Error::ContextFull`].
@@ -198,7 +198,7 @@ impl<'a> Learner<'a> {
         Ok(ContextLimit::of(self.model.description(), &self.stack).check(lengths)?)
     }
 
-    /// Checks that the model has the logits that the objective reads, and the adapters the subspaces that examples name coordinates of.
+    /// Checks that the model has logits if the objective reads them, and that the adapters have the coordinates that examples name.
     ///
     /// # Errors
     /// [`reft_models::Error::Encoder`]; [`Error::Example`] with the first whose coordinates are none.
@@ -215,7 +215,7 @@ impl<'a> Learner<'a> {
         })
     }
 
-    /// What is trained: the parameters of the adapters, and those of the objective, which are called `last-token/…` after it.
+    /// The trained tensors: the parameters of the adapters, and the objective's, whose names begin with the objective's: `last-token/…`.
     pub fn parameters(&self) -> Vec<Parameter> {
         let mut parameters = self.stack.parameters();
         let own = self.objective.parameters().into_iter();
@@ -223,7 +223,7 @@ impl<'a> Learner<'a> {
         parameters
     }
 
-    /// Everything a checkpoint needs of what is trained.
+    /// Every tensor that a checkpoint needs of the adapters and the objective.
     pub(crate) fn state(&self) -> BTreeMap<String, Tensor> {
         let mut state = self.stack.state();
         let own = self.objective.parameters().into_iter();
@@ -250,12 +250,12 @@ impl<'a> Learner<'a> {
         Ok(self.stack.load_state(&of_adapters)?)
     }
 
-    /// What the objective's name is put before.
+    /// The objective's name, a slash, and a parameter's name.
     fn own_name(&self, name: &str) -> String {
         format!("{}/{name}", self.objective.name())
     }
 
-    /// What each term's sum is to be divided by for its mean: its count. A term that nothing is counted for is left out, unless there is
+    /// The divisor of each term's sum for its mean: its count. A term without counted items is left out, unless there is
     /// no other.
     pub(crate) fn divisors(&self, counts: &[f64]) -> Vec<f64> {
         let is_empty = counts.iter().all(|n| *n == 0.0);
@@ -263,7 +263,7 @@ impl<'a> Learner<'a> {
         counts.iter().map(divisor).collect()
     }
 
-    /// What each term's sum is to be multiplied by, so that the loss is the sum of all.
+    /// The factor of each term's sum in the loss.
     pub(crate) fn factors(&self, counts: &[f64]) -> Vec<f64> {
         let terms = self.objective.terms().iter().zip(self.divisors(counts));
         terms.map(|(term, n)| term.weight / n).collect()
@@ -297,12 +297,12 @@ impl<'a> Learner<'a> {
             && references.iter().all(|reference| reference.is_cached(batch, frozen))
     }
 
-    /// Adds the gradient of `Σ factor · sum` over the terms to those of the parameters; returns the sums, without gradient.
+    /// Adds the gradient of `Σ factor · sum` over the terms to the parameters' gradients; returns the sums, without gradient.
     ///
     /// With `by_block`, activations are computed again where they are needed, for less memory.
     ///
     /// # Errors
-    /// What the model, an adapter or the objective refuses.
+    /// Errors of the model, of an adapter or of the objective.
     pub(crate) fn backward(
         &self,
         batch: &Batch,
@@ -315,7 +315,7 @@ impl<'a> Learner<'a> {
         let (sums, passes) = self.sums_of(batch, ready, Mode::Train, by_block.then_some(seed))?;
         let detached = sums.iter().map(Tensor::detach).collect();
         let scaled = sums.into_iter().zip(factors).map(|(sum, factor)| sum * *factor);
-        // no gradient: of these examples, nothing that is read follows what is trained
+        // no gradient: the outputs of these examples do not depend on trained parameters
         if let Some(loss) = scaled.filter(Tensor::requires_grad).reduce(|a, b| a + b) {
             loss.backward();
         }
@@ -323,7 +323,7 @@ impl<'a> Learner<'a> {
         Ok(detached)
     }
 
-    /// The sums of a batch, and the forwards that are still to be differentiated: those of a training block by block, with the seed of
+    /// The sums of a batch, and the forwards that are still to be differentiated block by block, with the seed of
     /// their dropout.
     fn sums_of<'p>(
         &'p self,
@@ -336,7 +336,7 @@ impl<'a> Learner<'a> {
         Ok((self.objective.sums(&forwards)?, passes))
     }
 
-    /// The forwards of a batch, and those of them that are still to be differentiated.
+    /// The forwards of a batch, and the ones among them that are still to be differentiated.
     fn forwards<'p>(
         &'p self,
         batch: &'p Batch,
@@ -361,18 +361,18 @@ impl<'a> Learner<'a> {
         Ok((Forwards { model: self.model, mode, batch, outputs, references }, passes))
     }
 
-    /// What the adapters at a dose leave of a row to the frozen model, if `first_wanted` is the first of its tokens whose final
+    /// The part of a row that the adapters at a dose leave to the frozen model; `first_wanted` is its first token whose final
     /// hidden state is read.
     pub fn reach(&self, dose: Dose, row: &Row, first_wanted: usize) -> Reach {
         let description = self.model.description();
         let untouched = Reach { stage: description.num_hidden_layers, token: first_wanted };
         let touched = Some(row).filter(|_| !dose.is_none()).and_then(|row| self.stack.reach(row));
         let reach = touched.map_or(untouched, |touched| untouched.and(touched));
-        // a token of a model that is not causal sees those that are touched, wherever it is
+        // in a model that is not causal every token sees the touched ones
         if description.is_causal { reach } else { Reach { token: 0, ..reach } }
     }
 
-    /// What is needed of a sequence.
+    /// The needed tokens of a sequence.
     pub(crate) fn needed<'d>(&self, sequence: &'d Sequence) -> Needed<'d> {
         let wanted = self.objective.wanted(sequence);
         let model = self.model.description();

@@ -7,7 +7,7 @@ const LOGITS_AT_ONCE: i64 = 1 << 24;
 /// A number for each hidden state, from its logits and its own of some tensors `[m, …]`.
 pub(crate) type OfLogits<'f> = &'f dyn Fn(&Tensor, &[Tensor]) -> Tensor;
 
-/// Numbers `[m]` of the logits of hidden states `[m, d]`, and of what stands beside each of them, `[m, …]`.
+/// Numbers `[m]` computed from the logits of hidden states `[m, d]`, and from further tensors `[m, …]`.
 pub(crate) fn of_logits(
     model: &dyn Model,
     h: &Tensor,

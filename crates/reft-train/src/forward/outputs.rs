@@ -11,9 +11,9 @@ pub struct Forwards<'p> {
     pub mode: Mode,
     /// The batch.
     pub batch: &'p Batch,
-    /// What each forward ended with, in the order of [`Objective::doses`](crate::Objective::doses).
+    /// The output of each forward, in the order of [`Objective::doses`](crate::Objective::doses).
     pub outputs: Vec<Outputs<'p>>,
-    /// What is kept of each of the objective's [references](crate::Objective::references), of all sequences one behind the other.
+    /// The cached part of each of the objective's [references](crate::Objective::references), all sequences concatenated.
     pub references: &'p [Vec<Tensor>],
 }
 
@@ -27,7 +27,7 @@ pub struct Outputs<'p> {
     pub(crate) hidden_states: Tensor,
 }
 
-/// What is to be predicted from the hidden states that a forward ends with.
+/// The labels to be predicted from the last hidden states of a forward.
 #[derive(Debug)]
 pub(crate) struct Targets {
     pub(crate) places: Tensor, // [m], in [b·q]
@@ -60,7 +60,7 @@ impl Outputs<'_> {
     /// The hidden states of some tokens, `[m, d]`.
     ///
     /// # Panics
-    /// If a token stands before those that the objective [wants](crate::Objective::wanted).
+    /// If a token stands before the first that the objective [wants](crate::Objective::wanted).
     pub fn at(&self, tokens: &[TokenAt]) -> Tensor {
         let place = |at: &TokenAt| self.span.flat_index(at.row, at.token).expect("a wanted token");
         let places: Vec<i64> = tokens.iter().map(place).collect();

@@ -36,7 +36,7 @@ impl<'p> Pass<'p> {
         self.ready.stage..self.model.description().num_hidden_layers
     }
 
-    /// What goes into the first of them.
+    /// The input of the first of them.
     pub(crate) fn input(&self) -> Tensor {
         match self.ready.past {
             None => self.forward.embed(&self.ready.input),
@@ -44,7 +44,7 @@ impl<'p> Pass<'p> {
         }
     }
 
-    /// Runs stages on what goes into the first of them.
+    /// Runs stages on the input of the first of them.
     pub(crate) fn run(&mut self, stages: Range<usize>, h: Tensor) -> Result<Tensor> {
         let mut past = self.ready.past.as_ref();
         let past = past.as_mut().map(|past| past as &mut dyn Past);

@@ -12,7 +12,7 @@ use crate::{Batch, FrozenStore, Learner, Result};
 pub(crate) struct Ready {
     /// A forward for each of its doses.
     pub(crate) forwards: Vec<ReadyBatch>,
-    /// What is kept of each of its references.
+    /// The cached part of each of its references.
     pub(crate) references: Vec<Vec<Tensor>>,
 }
 
@@ -33,13 +33,13 @@ pub(crate) struct ReadyBatch {
     pub(crate) stage: usize,
     /// Token ids `[b, t]`, or behind a past what the frozen model has made of them: what goes into the stage, `[b, t, d]`.
     pub(crate) input: Tensor,
-    /// What the frozen model has made of the columns before.
+    /// The frozen model's keys and values of the columns before.
     pub(crate) past: Option<FrozenPast>,
     pub(crate) targets: Targets,
 }
 
 impl ReadyBatch {
-    /// Makes a batch ready for a forward with the adapters at a dose; what the store does not have of its rows is computed.
+    /// Makes a batch ready for a forward with the adapters at a dose; rows that the store does not have are computed.
     pub(crate) fn new(
         learner: &Learner,
         dose: Dose,
@@ -95,7 +95,7 @@ impl ReadyBatch {
 /// Where each row is reached, all at the lowest stage of any; `None` if nothing is left to the frozen model.
 fn reaches(learner: &Learner, dose: Dose, batch: &Batch) -> Option<Vec<Reach>> {
     if !dose.is_none() && batch.layout.virtual_tokens() > 0 {
-        return None; // what stands before every token is not frozen
+        return None; // the tensors before every token are not frozen
     }
     let rows = batch.layout.rows().iter().zip(&batch.first_wanted);
     let mut reaches: Vec<Reach> =

@@ -10,42 +10,42 @@ use crate::{
     Record, Result, Told, read_labelled, read_preferences, read_records,
 };
 
-/// What the workspace knows of an objective: from it follow the rows that a run reads, the examples that it makes of them, the options that
-/// it takes, and what is built of its adapters, its head and the run that it compares with.
+/// The declaration of an objective. From it follow the rows that a run reads, the examples made of them, the options that it takes, and how
+/// it is built of the run's adapters, head and reference.
 pub struct ObjectiveDeclaration {
     /// Its name in files and on the command line.
     pub name: &'static str,
     /// The rows that it takes.
     pub rows: RowKind,
-    /// What a head learns by it, if it trains one.
+    /// The kind of the output that its head learns, if it trains one.
     pub told: Option<Told>,
     /// Whether it compares with a run that [`ReferenceRun`](crate::ReferenceRun) names.
     pub compares: bool,
-    /// Which of the [`ObjectiveOptions`] are its own, by name; those that no objective names are of all.
+    /// Which of the [`ObjectiveOptions`] are its own, by name; options that no objective names belong to all.
     pub options: &'static [&'static str],
-    /// What examples held out can be measured by beside the loss, the usual metric first.
+    /// The metrics of held-out examples beside the loss, the usual one first.
     pub metrics: &'static [Metric],
-    /// Every example of some rows, or why it is none. The labels are what its head tells.
+    /// Every example of some rows, or why it is none. The labels are its head's.
     pub each: EachExample,
-    /// Checks what no single example shows: whether all of them together can be learned.
+    /// Checks whether all examples together can be learned, which no single one shows.
     pub check: fn(&[Example]) -> Result<()>,
-    /// Makes the objective, or says what it misses.
+    /// Makes the objective; the error names a missing part.
     pub build: BuildObjective,
 }
 
 /// Every example of some rows, or why it is none.
 pub type EachExample = fn(&[Record], &Encoding, Option<&Labels>) -> Vec<Result<Example>>;
 
-/// Makes an objective of what a run has.
+/// Makes an objective of a run's parts.
 pub type BuildObjective = for<'a> fn(&'a Ingredients<'a>) -> Result<Box<dyn Objective + 'a>>;
 
-/// What a run has for its objective.
+/// The parts of a run that an objective may be built of.
 pub struct Ingredients<'a> {
     /// The options.
     pub options: &'a ObjectiveOptions,
     /// The adapters that are trained.
     pub stack: AdapterStack<'a>,
-    /// The run that is compared with: the plain model's, or that of an adapter.
+    /// The run to compare with: the plain model's, or an adapter's.
     pub reference: AdapterStack<'a>,
     /// The head that is trained.
     pub head: Option<&'a TaskHead>,
@@ -72,7 +72,7 @@ impl Ingredients<'_> {
 /// The rows that an objective takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RowKind {
-    /// Prompts with replies, conversations, or texts: what has next tokens.
+    /// Prompts with replies, conversations, or texts: rows with next tokens.
     Replies,
     /// A prompt with two replies, of which one was chosen.
     Pairs,
@@ -81,7 +81,7 @@ pub enum RowKind {
 }
 
 impl RowKind {
-    /// What reads such rows.
+    /// The function that reads such rows.
     pub fn reader(self) -> ReadRows {
         match self {
             Self::Replies => read_records,
@@ -95,7 +95,7 @@ impl ObjectiveDeclaration {
     /// The objective of a name.
     ///
     /// # Errors
-    /// [`reft_core::Error::UnknownName`] with those that there are.
+    /// [`reft_core::Error::UnknownName`], which lists the objectives.
     pub fn of(name: &str) -> Result<&'static Self> {
         let found = OBJECTIVES.iter().find(|objective| objective.name == name);
         found.copied().ok_or_else(|| {
@@ -106,7 +106,7 @@ impl ObjectiveDeclaration {
         })
     }
 
-    /// The examples of rows; of an objective with a head the labels are what it tells.
+    /// The examples of rows. With a head, `labels` are the head's.
     ///
     /// # Errors
     /// The first of the rows that cannot be used, with its id.
@@ -119,7 +119,7 @@ impl ObjectiveDeclaration {
         (self.each)(records, encoding, labels).into_iter().collect()
     }
 
-    /// As [`Self::examples`] without those that have no label left when they are cut, and how many these are.
+    /// As [`Self::examples`] without the examples that have no label left when they are cut, and how many these are.
     ///
     /// # Errors
     /// As [`Self::examples`].

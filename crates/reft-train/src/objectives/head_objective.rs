@@ -57,7 +57,7 @@ fn build<'a>(told: Told, run: &'a Ingredients<'a>) -> Result<Box<dyn Objective +
 }
 
 impl Told {
-    /// What is measured of it, the usual metric first.
+    /// Its metrics, the usual one first.
     pub const fn metrics(self) -> &'static [Metric] {
         match self {
             Self::Class => &[Metric::Accuracy, Metric::F1, Metric::Matthews],
@@ -90,7 +90,7 @@ const TERMS_OF_REWARD: [Term; 3] =
     [Term { name: REWARD.name, weight: 1.0 }, Term::measured("margin"), Term::measured("accuracy")];
 
 impl HeadObjective {
-    /// What this head learns.
+    /// The kind of the head's output.
     ///
     /// # Errors
     /// [`reft_models::Error::Adapter`] if the head has a number of outputs that cannot tell it: classes need two, others one.
@@ -133,7 +133,7 @@ impl HeadObjective {
         self.head.outputs(&forwards.outputs[0].at(&tokens))
     }
 
-    /// What a batch's examples are to be told as: class or number, `[n]`.
+    /// The labels of a batch's examples: class or number, `[n]`.
     fn values(&self, batch: &Batch) -> Result<Tensor> {
         let k = self.head.n_outputs();
         let value = |(id, value): (&String, &Option<f64>)| match (self.told, value) {

@@ -10,11 +10,11 @@ use crate::{
     divergence_of_hidden_states, divergence_of_likeliest,
 };
 
-/// Another objective, and not to forget: beside its loss the divergence of the next tokens from the frozen model's,
+/// Another objective with a penalty against forgetting: the divergence of the next tokens from the frozen model's,
 /// `weight · KL(frozen ‖ adapted)`, the mean over labelled tokens that have a token before them, in nats.
 ///
-/// The tokens are those of the task's own rows, or of rows that are [replayed](crate::Trainer::replaying), which the task's loss then has
-/// no part in.
+/// The tokens come from the task's own rows, or from rows that are [replayed](crate::Trainer::replaying). The task's loss does not count
+/// replayed rows.
 pub struct KeepingClose<'a> {
     task: &'a dyn Objective,
     weight: f64,
@@ -24,8 +24,8 @@ pub struct KeepingClose<'a> {
 }
 
 impl<'a> KeepingClose<'a> {
-    /// Keeps an objective's model close on rows of a part. The divergence is that of the frozen model's `top_k` likeliest tokens, and of
-    /// all others as one; with 0 it is that of the whole vocabulary.
+    /// Keeps an objective's model close on rows of a part. The divergence is taken over the frozen model's `top_k` likeliest tokens and all
+    /// others as one; with 0 it is taken over the whole vocabulary.
     pub fn new(task: &'a dyn Objective, weight: f64, top_k: usize, part: Part) -> Self {
         let own = Term { name: "kl", weight };
         let terms = task.terms().iter().copied().chain([own]).collect();

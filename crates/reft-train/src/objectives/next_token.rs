@@ -18,7 +18,7 @@ pub(crate) const NEXT_TOKENS: ObjectiveDeclaration = ObjectiveDeclaration {
     build: |_| Ok(Box::new(NextToken)),
 };
 
-/// Predicting every labelled token from those before it: the mean of `−log p(target)` over the target tokens.
+/// Predicting every labelled token from the tokens before it: the mean of `−log p(target)` over the target tokens.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NextToken;
 

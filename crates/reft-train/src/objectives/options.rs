@@ -11,18 +11,18 @@ use crate::{Error, NEXT_TOKEN, OBJECTIVES, ObjectiveDeclaration, Result};
 pub enum ReferenceRun {
     /// The plain model's.
     Base,
-    /// That of the adapter that the run starts from.
+    /// The run of the adapter that the training starts from.
     Start,
 }
 
 reft_core::names!(ReferenceRun, "reference", reft_core::Error, { Base => "base", Start => "start" });
 
 declare_options! {
-    /// The options of what is learned.
+    /// The options of objectives.
     pub struct ObjectiveOptions {
-        /// What is learned
+        /// Objective
         objective: &'static ObjectiveDeclaration = &NEXT_TOKEN, Text("NAME") in "Objective";
-        /// Weight of a preference [default: 0.1; simpo: 2]; reps: of what the plain model has against it [default: 1]
+        /// Weight of a preference [default: 0.1; simpo: 2]; reps: of the plain model's log-odds against it [default: 1]
         #[serde(skip_serializing_if = "Option::is_none")]
         beta: Option<f64> = None, Number("X") in "Objective" if |x: f64| x.is_finite() && x > 0.0, "a number above 0";
         /// dpo: share of pairs taken for wrong, 0 to below 0.5 [default: 0]
@@ -58,7 +58,7 @@ declare_options! {
 }
 
 impl ObjectiveOptions {
-    /// Refuses values that cannot be, and those that the objective has no use for.
+    /// Refuses impossible values, and values that the objective has no use for.
     ///
     /// # Errors
     /// [`reft_core::Error::OptionValue`] with the option's name.

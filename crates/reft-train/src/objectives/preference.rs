@@ -9,14 +9,14 @@ use crate::{
     Result, RowKind, Term, cross_entropy,
 };
 
-/// What the declarations of all preferences have in common; name, options and what is built are each one's own.
+/// The common part of all preferences' declarations; name, options and how it is built are each one's own.
 pub(crate) const OF_PAIRS: ObjectiveDeclaration =
     ObjectiveDeclaration { rows: RowKind::Pairs, metrics: &[Metric::Accuracy], ..NEXT_TOKENS };
 
-/// Of two replies to one prompt the chosen one is to be the likelier one.
+/// The loss of pairs: of two replies to one prompt the chosen one should be the likelier one.
 ///
 /// With `log π` the log-probability of a reply's tokens, `r = log π − log π_ref` its ratio to a reference run, `c` the chosen and `x` the
-/// rejected reply, and `|·|` their tokens, the loss is the mean over pairs of what a [`PairLoss`] says: DPO, IPO, SimPO, ORPO or RePS.
+/// rejected reply, and `|·|` their tokens, the loss is the mean over pairs of a [`PairLoss`]: DPO, IPO, SimPO, ORPO or RePS.
 ///
 /// Measured beside it: the margin between the replies' rewards (`β r`, of SimPO and ORPO `β l`), the share of pairs in which it is above
 /// 0, and with a reference `−r` per token of both replies: an estimate of the divergence from it, in nats, so far as the replies are such
@@ -25,19 +25,19 @@ pub(crate) struct Preference<'a> {
     declaration: &'static ObjectiveDeclaration,
     loss: Box<dyn PairLoss>,
     reference: Option<AdapterStack<'a>>,
-    /// What each of the terms is made of.
+    /// The quantity of each term.
     measures: Vec<Measure>,
     terms: Vec<Term>,
 }
 
-/// What a term is made of.
+/// The quantity of a term.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Measure {
     /// The pairs' losses.
     Pairs,
     /// The next-token loss of the chosen replies.
     Chosen,
-    /// What the chosen replies' rewards have more than the rejected ones'.
+    /// The chosen replies' rewards less the rejected ones'.
     Margin,
     /// Whether that is above 0.
     Accuracy,
@@ -47,7 +47,7 @@ enum Measure {
     KlEstimate,
 }
 
-/// What a batch's terms are made of.
+/// The tensors that a batch's terms are computed from.
 struct Measured<'t> {
     /// The pairs' losses, `[n]`.
     losses: Tensor,
@@ -55,7 +55,7 @@ struct Measured<'t> {
     chosen: Tensor,
     /// The margins, `[n]`, without gradient: towards the chosen replies, and away from them.
     margins: Vec<Tensor>,
-    /// `log p` of every labelled token, `[m]`, and that of the reference run.
+    /// `log p` of every labelled token, `[m]`, and the reference run's.
     log_p: &'t Tensor,
     reference: Option<&'t Tensor>,
 }
@@ -127,7 +127,7 @@ pub(crate) trait PairLoss {
         false
     }
 
-    /// What it depends on, by the names of options.
+    /// The options that it depends on, by name.
     fn options(&self) -> Map<String, Value>;
 
     /// Parameters of its own.
@@ -143,7 +143,7 @@ pub(crate) trait PairLoss {
     /// `log p` of every labelled token, `[m]`, in each of its runs.
     ///
     /// # Errors
-    /// What the model refuses.
+    /// Errors of the model.
     fn log_p(&self, forwards: &Forwards) -> Result<Vec<Tensor>> {
         Ok(forwards.outputs.iter().map(|outputs| log_p_of_labels(forwards, outputs)).collect())
     }
@@ -152,11 +152,11 @@ pub(crate) trait PairLoss {
     fn of_pairs(&self, replies: &Replies) -> [Tensor; 2];
 }
 
-/// What is known of the replies of some pairs: `[2, n]` each, those to be preferred first.
+/// The log-probabilities of the replies of some pairs: `[2, n]` each, the preferred ones first.
 pub(crate) struct Replies {
     /// The sum of `log p` of a reply's tokens.
     pub(crate) log_p: Tensor,
-    /// That sum less that of the reference run, if there is one.
+    /// That sum less the reference run's, if there is one.
     pub(crate) ratios: Option<Tensor>,
     /// Number of tokens.
     pub(crate) tokens: Tensor,
@@ -174,7 +174,7 @@ impl Replies {
     }
 }
 
-/// What the preferred replies have more than the others, `[n]`.
+/// The preferred replies' values less the others', `[n]`.
 pub(crate) fn gap(of_replies: &Tensor) -> Tensor {
     of_replies.get(0) - of_replies.get(1)
 }

@@ -34,7 +34,7 @@ pub static REFT_R1: ObjectiveDeclaration = ObjectiveDeclaration {
 ///   latents that are not among the largest; for one without it, of all latents.
 ///
 /// AxBench sums the second part over a batch, so its weight is `λ` divided by the batch size. `v` has length 1 when a step is taken, and
-/// its gradient no part along it. Several sites have a direction each; each reads what the ones below have left.
+/// its gradient no part along it. Several sites have a direction each; each reads the output of the ones below.
 ///
 /// A start on whose side no token lies has no latent above 0 and so no gradient, and AxBench's formula leaves it where it is. Here it is
 /// turned round after the first step.
@@ -64,7 +64,7 @@ impl ReftR1 {
     }
 }
 
-/// Its examples: texts with the concept (value 1) are learned whole; of those without it (value 0) nothing is to be predicted.
+/// Its examples: texts with the concept (value 1) are learned whole; texts without it (value 0) have no labels.
 fn example(record: &Record, encoding: &Encoding) -> Result<Example> {
     let (text, is_shown) = text_and_concept(record)?;
     let sequences = vec![encoding.labelled(record, text)?];
@@ -125,7 +125,7 @@ impl Objective for ReftR1 {
         self.is_start.set(self.is_start.get() || share == 0.0);
     }
 
-    /// The gradient is that of all processes, so that all of them turn a direction round or none does.
+    /// The gradient is summed over all processes, so that all of them turn a direction round or none does.
     fn before_step(&self) {
         let _guard = tch::no_grad_guard();
         let mut is_start = false;

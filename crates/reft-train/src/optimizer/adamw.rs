@@ -15,7 +15,7 @@ use crate::{Error, Result};
 /// θ ← θ − lr/(1 − β₁ᵏ) · m / (√v/√(1 − β₂ᵏ) + ε)
 /// ```
 ///
-/// Everything is f32. Of a parameter in half precision, which full fine-tuning has, it holds an f32 copy that takes the steps, and the
+/// Everything is f32. For a parameter in half precision (full fine-tuning) it holds an f32 copy that takes the steps. The
 /// parameter is that copy rounded: a step is mostly smaller than the distance of two neighbours in half precision, and would be lost there.
 ///
 /// Parameters made with [`Parameter::without_weight_decay`] skip the first line: decay has no meaning for the coordinates of a

@@ -2,7 +2,7 @@ use reft_models::beside;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// What the gradients of a step are.
+/// The state of a step's gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Grads {
     /// Every entry is a number.
@@ -34,7 +34,7 @@ impl LossScaler {
         Self { enabled: false, scale: 1.0, good_steps: 0 }
     }
 
-    /// The present scale: what a loss is to be multiplied by before it is differentiated.
+    /// The present scale: the factor of a loss before it is differentiated.
     pub fn scale(&self) -> f64 {
         self.scale
     }

@@ -8,9 +8,9 @@ use tch::{Device, Kind, Tensor};
 
 use crate::Result;
 
-/// What nothing trained has a part in, of a row: tensors in the host's memory.
+/// The activations of a row that do not depend on trained parameters: tensors in the host's memory.
 ///
-/// They are all that is before a method's [`Reach`], or what is kept of a [`Reference`](crate::Reference). They do not depend on the batch
+/// They are everything before a method's [`Reach`], or the cached part of a [`Reference`](crate::Reference). They do not depend on the batch
 /// that asks for them: the row is computed by itself, or with the rows of its [group](crate::reuse::groups::Groups).
 #[derive(Debug)]
 pub(crate) struct FrozenRow {
@@ -73,7 +73,7 @@ impl FrozenRow {
         self.tensors.iter()
     }
 
-    /// What goes into stage `stage` at the tokens from `token` on: `[t − token, d]`.
+    /// The input of stage `stage` at the tokens from `token` on: `[t − token, d]`.
     fn hidden_states(&self) -> &Tensor {
         &self.tensors[0]
     }
@@ -89,7 +89,7 @@ impl FrozenRow {
         self.tensors().map(|t| t.numel() * t.kind().elt_size_in_bytes()).sum()
     }
 
-    /// The hidden states of rows as one batch `[b, width, d]` on a device: what goes into a stage in the columns from the first touched
+    /// The hidden states of rows as one batch `[b, width, d]` on a device: the input of a stage in the columns from the first touched
     /// token on.
     pub(crate) fn batch(rows: &[Rc<Self>], width: i64, (kind, device): (Kind, Device)) -> Tensor {
         let d = rows.first().map_or(0, |row| row.hidden_states().size()[1]);
@@ -102,7 +102,7 @@ impl FrozenRow {
     }
 }
 
-/// Keys and values of columns that are frozen; gradients flow through those that come after them.
+/// Keys and values of frozen columns; gradients flow through the later ones.
 #[derive(Debug)]
 pub(crate) struct FrozenPast {
     /// Of each part of the model: its first layer, and `[layers, 2, b, n_kv, columns, d_h]` on its device.

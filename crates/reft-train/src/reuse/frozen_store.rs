@@ -14,9 +14,9 @@ use crate::{Kept, Needed, Result, Sequence};
 /// How much of the frozen model's work is cached for the next epoch, and where.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ReuseConfig {
-    /// Bytes of memory; `None`: half of what is available when the first row is cached, divided among the processes.
+    /// Bytes of memory; `None`: half of the free memory when the first row is cached, divided among the processes.
     pub memory: Option<u64>,
-    /// Directory for what does not fit into memory; `None`: it is computed again.
+    /// Directory for rows that do not fit into memory; `None`: they are computed again.
     pub directory: Option<PathBuf>,
     /// Number of processes on this machine that cache rows at once; 0 is 1.
     pub processes: usize,
@@ -24,13 +24,13 @@ pub struct ReuseConfig {
 
 /// The frozen model's part of rows, cached from epoch to epoch.
 ///
-/// Rows are known by their tokens, so it does not matter in which batch or data set they come, and equal rows are cached once. What is
-/// cached first stays: rows come round once an epoch, and whatever room newcomers were given they would take from rows that come sooner.
-/// When the machine runs short of memory, half of the rows are let go and no more are cached there. Nothing depends on what is cached but time.
+/// Rows are known by their tokens, so it does not matter in which batch or data set they come, and equal rows are cached once. The rows cached
+/// first stay: rows come round once an epoch, and room for newcomers would be taken from rows that come sooner.
+/// When the machine runs short of memory, half of the rows are let go and no more are cached there. The cache changes nothing but time.
 ///
 /// A trainer's store computes the training rows of a micro-batch of the first epoch in one forward, if there is room for all rows, and
-/// each by itself otherwise. The two are rounded differently, so a checkpoint says which it was. What is lost on the way, with a warning,
-/// is computed again by itself.
+/// each by itself otherwise. The two are rounded differently, so a checkpoint says which it was. Rows that are lost on the way, with a warning,
+/// are computed again one by one.
 #[derive(Debug)]
 pub struct FrozenStore<'d> {
     groups: Groups<'d>,
@@ -48,12 +48,12 @@ pub struct FrozenStore<'d> {
     warnings: Vec<String>,
 }
 
-/// What is cached is known by.
+/// The key of a cached row.
 #[derive(Debug, PartialEq, Eq, Hash)]
 enum Key {
     /// A row's tokens and their types, and where it is reached.
     Row(Vec<i64>, Option<Vec<i64>>, Reach),
-    /// A sequence, what is kept of it, and whether the plain model ran it.
+    /// A sequence, the outputs cached of it, and whether the plain model ran it.
     Reference(Sequence, Kept, bool),
 }
 
@@ -100,7 +100,7 @@ impl<'d> FrozenStore<'d> {
         self.bytes
     }
 
-    /// What went wrong since the last call, for the user to know: nothing but time is lost by it.
+    /// Warnings since the last call, for the user: nothing but time is lost.
     pub fn take_warnings(&mut self) -> Vec<String> {
         std::mem::take(&mut self.warnings)
     }
@@ -175,7 +175,7 @@ impl<'d> FrozenStore<'d> {
         self.has_room(total).then_some(rows)
     }
 
-    /// What is kept of a sequence's reference: from the store, or computed and cached.
+    /// The reference's cached part of a sequence: from the store, or computed and cached.
     pub(crate) fn reference(
         &mut self,
         (sequence, kept, is_plain): (Sequence, Kept, bool),
@@ -288,11 +288,11 @@ impl<'d> FrozenStore<'d> {
         Ok(FrozenRow::from_tensors(tensors))
     }
 
-    /// Goes on without the file: what was in it is computed again.
+    /// Goes on without the file: its rows are computed again.
     fn close_file(&mut self, action: &str, error: &std::io::Error) {
         let directory = self.config.directory.take().unwrap_or_default();
         self.warnings.push(format!(
-            "cannot {action} the file of cached activations in {}: {error}; what does not fit into memory is computed again",
+            "cannot {action} the file of cached activations in {}: {error}; rows that do not fit into memory are computed again",
             directory.display()
         ));
         self.file = None;
@@ -308,7 +308,7 @@ fn key(row: &Row, reach: Reach) -> Key {
 fn available_memory() -> (u64, u64) {
     let mut system = System::new();
     system.refresh_memory();
-    // what the container holds of files makes way for a program
+    // a container's cached files make way for a program
     let in_container = system
         .cgroup_limits()
         .map(|limits| (limits.total_memory.saturating_sub(limits.rss), limits.total_memory));
@@ -333,7 +333,7 @@ mod tests {
         assert_eq!(smaller((20, 30), Some((25, 30))), (20, 30));
     }
 
-    /// With exactly the memory that all rows need, each of them is kept, whether rows are computed alone or side by side; with less, some.
+    /// With exactly the memory that all rows need, each of them is cached, whether rows are computed alone or in groups; with less, some.
     #[test]
     fn what_was_reserved_for_rows_is_theirs() -> std::result::Result<(), Box<dyn std::error::Error>>
     {
@@ -370,7 +370,7 @@ mod tests {
         Ok(())
     }
 
-    /// A file that has lost what was put into it: rows are computed again, and the user is told once.
+    /// A file that has lost its rows: they are computed again, and the user is told once.
     #[test]
     fn a_file_that_is_gone_is_a_warning() -> std::result::Result<(), Box<dyn std::error::Error>> {
         let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/oracle/tiny_llama");

@@ -19,7 +19,7 @@ pub(crate) struct Groups<'d> {
 const LEAST_SHARE: f64 = 0.8;
 
 impl<'d> Groups<'d> {
-    /// Groups of the sequences of micro-batches, those of a batch together as far as they are of like length.
+    /// Groups of the sequences of micro-batches: sequences of one batch are together if they are of like length.
     pub(crate) fn new(batches: impl IntoIterator<Item = Vec<Needed<'d>>>) -> Self {
         let mut groups = Self::default();
         let length = |needed: &Needed| needed.tokens().len();

@@ -6,28 +6,28 @@ use tch::{Device, Tensor};
 use crate::reuse::frozen_row::FrozenRow;
 use crate::{Batch, FrozenStore, Result, Sequence, cross_entropy, likeliest};
 
-/// A run that nothing trained has a part in, to be compared with.
+/// A run of the frozen model or of an earlier adapter, to be compared with.
 #[derive(Clone)]
 pub struct Reference<'a> {
-    /// The adapters of the run: none for the plain model. They are not those that are trained.
+    /// The adapters of the run: none for the plain model. They are not the adapters that are trained.
     pub stack: AdapterStack<'a>,
-    /// What is kept of it.
+    /// The outputs to cache.
     pub kept: Kept,
 }
 
-/// What is kept of a sequence's reference, of each label that has a token before it.
+/// The outputs of a sequence's reference to cache, for each label that has a token before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kept {
     /// `log p` of the label, `[m]`.
     LogProbabilities,
-    /// The likeliest tokens where the label stands, `[m, k]`, and their `log p` with that of all others together behind them, `[m, k + 1]`.
+    /// The likeliest tokens where the label stands, `[m, k]`, and their `log p`, with all others' as one at the end, `[m, k + 1]`.
     Likeliest(usize),
     /// The hidden states that the label is predicted from, `[m, d]`: the whole distribution.
     HiddenStates,
 }
 
 impl Reference<'_> {
-    /// What is kept of a batch's sequences, one behind the other, on the model's device.
+    /// The cached outputs of a batch's sequences, concatenated, on the model's device.
     pub(crate) fn of_batch(
         &self,
         model: &dyn Model,
@@ -53,7 +53,7 @@ impl Reference<'_> {
         sequences(batch).all(|sequence| store.has_reference(self.key(sequence)))
     }
 
-    /// What a sequence is known by in the store. An objective has one reference that is not the plain model.
+    /// The key of a sequence in the store. An objective has one reference that is not the plain model.
     fn key(&self, sequence: Sequence) -> (Sequence, Kept, bool) {
         (sequence, self.kept, self.stack.entries().is_empty())
     }

@@ -15,7 +15,7 @@ pub(crate) struct SpillFile {
     end: u64,
 }
 
-/// Where a tensor is, and what.
+/// The place of a tensor, its kind and its shape.
 #[derive(Debug, Clone)]
 pub(crate) struct Extent {
     offset: u64,

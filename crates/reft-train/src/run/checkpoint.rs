@@ -49,13 +49,13 @@ pub struct Best {
     pub step: usize,
     /// Its validation loss.
     pub validation_loss: f64,
-    /// What it was chosen by, if by another metric than the loss, and its value.
+    /// The metric that it was chosen by, if not the loss, and its value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chosen_by: Option<(Metric, f64)>,
 }
 
 impl Best {
-    /// What it was chosen by, and its value.
+    /// The metric that it was chosen by, and its value.
     pub fn metric(&self) -> (Metric, f64) {
         self.chosen_by.unwrap_or((Metric::Loss, self.validation_loss))
     }
@@ -92,7 +92,7 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 const BEST: &str = "best.safetensors";
 
 impl Checkpoint {
-    /// Writes the checkpoint into a run's directory, then removes those before it. Returns its directory.
+    /// Writes the checkpoint into a run's directory, then removes the older ones. Returns its directory.
     pub(crate) fn save(&self, run: &Path) -> Result<PathBuf> {
         let checkpoints = run.join(CHECKPOINTS);
         let path = checkpoints.join(format!("step-{:08}", self.state.step));
@@ -167,7 +167,7 @@ impl RunState {
     }
 
     /// Checks that a run is the one that was saved. An option that the checkpoint does not name had its default's effect when it was written.
-    /// A run that does not say which weights it was begun with is taken to have had those of now, with a warning.
+    /// A run that does not say which weights it was begun with is taken to have had today's, with a warning.
     ///
     /// # Errors
     /// [`Error::ResumeMismatch`] with the first thing that differs.
@@ -181,7 +181,7 @@ impl RunState {
             let now = now.get(name);
             if let (WEIGHTS_DIGEST, None, Some(now)) = (name.as_str(), saved, now) {
                 log::warn!(
-                    "the run was begun by a version that did not note its model's weights; those of now are taken for them ({now})"
+                    "the run was begun by a version that did not note its model's weights; today's are taken for them ({now})"
                 );
                 continue;
             }
@@ -214,7 +214,7 @@ fn step_of(path: &Path) -> Option<usize> {
     path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()
 }
 
-/// What a program that was killed has left behind.
+/// Files that a killed program has left behind.
 fn is_temporary(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".partial-"))
 }

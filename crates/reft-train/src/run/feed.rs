@@ -5,11 +5,11 @@ use crate::{Batch, Example, FrozenStore, Learner, Part, Result, Share, TrainConf
 #[derive(Debug)]
 pub(crate) struct Feed<'a> {
     examples: &'a [Example],
-    /// What they are there for.
+    /// Their purpose.
     part: Part,
     config: TrainConfig,
     share: Share,
-    /// The micro-batches of one epoch, those of all processes, as indices.
+    /// The micro-batches of one epoch, of all processes, as indices.
     order: (usize, Vec<Vec<usize>>),
 }
 
@@ -63,7 +63,7 @@ impl<'a> Feed<'a> {
     /// The process's batches of a step, counted from 0, one after the other.
     ///
     /// # Errors
-    /// What [`Learner::batch`] refuses.
+    /// Errors of [`Learner::batch`].
     pub(crate) fn batches(
         &mut self,
         step: usize,

@@ -1,4 +1,4 @@
-//! A training run: what each step is fed with, the trainer, and what a run writes.
+//! A training run: the feed of its steps, the trainer, and the files of a run.
 
 pub(crate) mod order;
 pub(crate) mod train_config;

@@ -13,7 +13,7 @@ pub fn is_out_of_memory(message: &str) -> bool {
 /// given up: what `act` changes must be worthless or whole after it was left half-way.
 ///
 /// # Errors
-/// What libtorch says.
+/// libtorch's messages.
 pub(crate) fn with_memory<T>(act: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(act)).or_else(|payload| {
         let text = match (payload.downcast_ref::<String>(), payload.downcast_ref::<&str>()) {
@@ -25,7 +25,7 @@ pub(crate) fn with_memory<T>(act: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
-/// What libtorch says, if it is the cause of an error that memory ran out.
+/// libtorch's message, if the cause of an error is that memory ran out.
 pub(crate) fn reason(error: &(dyn Error + 'static)) -> Option<String> {
     let mut cause = Some(error);
     while let Some(error) = cause {
@@ -38,7 +38,7 @@ pub(crate) fn reason(error: &(dyn Error + 'static)) -> Option<String> {
     None
 }
 
-/// The first line of what libtorch says, without the wrapping of a panic and without C++ frames.
+/// The first line of libtorch's message, without the wrapping of a panic and without C++ frames.
 fn first_line(text: &str) -> String {
     let text = text.split_once("Torch(\"").map_or(text, |(_, said)| said);
     let line = text.lines().next().unwrap_or_default(); // `Debug` writes the end of a line as \n

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Best;
 
-/// What a run is going to do, known before its first step.
+/// The plan of a run, known before its first step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     /// Optimizer steps in all.
@@ -20,7 +20,7 @@ pub struct Plan {
     pub validation_examples: usize,
     /// Number of trainable parameters.
     pub trainable: usize,
-    /// Of these, those of the objective itself: a head.
+    /// Of these, the objective's own: a head's.
     pub of_objective: usize,
     /// Number of parameters of the base model.
     pub total: usize,
@@ -31,7 +31,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Number of trainable parameters without those of the objective.
+    /// Number of trainable parameters without the objective's.
     pub fn of_adapters(&self) -> usize {
         self.trainable - self.of_objective
     }
@@ -99,7 +99,7 @@ impl Progress for Listeners<'_> {
     }
 }
 
-/// What became of a step.
+/// The outcome of a step.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
     /// The adapter was updated.
@@ -117,10 +117,10 @@ pub enum Outcome {
     Interrupted(Summary),
 }
 
-/// What a run has come to.
+/// The results of a run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Summary {
-    /// Steps taken, those before a resumption among them.
+    /// Steps taken, steps before a resumption included.
     pub steps: usize,
     /// Loss of the last step that this call took.
     pub loss: Option<f64>,
@@ -137,7 +137,7 @@ pub struct StepStats {
     pub epoch: f64,
     /// The objective's loss before the step's update; of next tokens the mean of `−log p(target)` over the step's target tokens.
     pub loss: f64,
-    /// The mean of each term of the loss, before its weight, and of what is measured beside it, by name, if there are several.
+    /// The mean of each term of the loss, before its weight, and of further measures, by name, if there are several.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub terms: BTreeMap<String, f64>,
     /// Learning rate of the update.

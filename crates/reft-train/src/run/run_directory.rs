@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use crate::run::checkpoint::{CHECKPOINTS, Checkpoint};
 use crate::{Error, Result};
 
-/// Where a run keeps what it writes: checkpoints, `metrics.jsonl`, and at its end the adapter.
+/// The directory of a run's files: checkpoints, `metrics.jsonl`, and at its end the adapter.
 #[derive(Debug)]
 pub(crate) struct RunDirectory {
     pub(crate) path: PathBuf,
@@ -17,7 +17,7 @@ pub(crate) struct RunDirectory {
     metrics: File,
     /// Step of the newest checkpoint.
     pub(crate) saved: Option<usize>,
-    /// What the run's numbers depend on.
+    /// Everything that the run's results depend on.
     pub(crate) identity: Map<String, Value>,
 }
 
@@ -65,7 +65,7 @@ impl RunDirectory {
         Ok(written.map_err(io_error("write", &self.path.join(METRICS)))?)
     }
 
-    /// Whether nobody has removed the directory: what is written to an open file would be lost, and a checkpoint be of a run without options.
+    /// Whether the directory is still there. Otherwise writes to open files would be lost, and a checkpoint would belong to a run without options.
     fn metrics_are_there(&self) -> Result<()> {
         let file = self.path.join(METRICS);
         std::fs::metadata(&file).map_err(io_error("write", &file))?;

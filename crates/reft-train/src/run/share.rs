@@ -6,8 +6,8 @@ use crate::{Error, Result};
 ///
 /// All processes hold all examples and draw one order of them from the seed. A step takes `world` times as many micro-batches of it, and
 /// of those the process has every `world`-th, beginning with the `rank`-th. At the end of an epoch some processes may have fewer than
-/// others, or none: no example is taken twice and none is left out, other than by torch's `DistributedSampler`. What is random of a
-/// micro-batch follows from the seed, the step and its place among those of all processes, so a run of `world` processes draws what one
+/// others, or none: no example is taken twice and none is left out, other than by torch's `DistributedSampler`. The random numbers of a
+/// micro-batch follow from the seed, the step and its place among the micro-batches of all processes, so a run of `world` processes draws what one
 /// process with `world` times as many micro-batches a step does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Share {
@@ -42,7 +42,7 @@ impl Share {
         self.world
     }
 
-    /// Whether this is the process that does what is done once: files, and what is no sum over examples.
+    /// Whether this process does the work that is done once: files, and penalties that are no sum over examples.
     pub fn is_first(self) -> bool {
         self.rank == 0
     }
@@ -52,7 +52,7 @@ impl Share {
         micro_batches.div_ceil(each * self.world)
     }
 
-    /// The places, among an epoch's `micro_batches`, of those that are the process's in a step of `each`.
+    /// The places of the process's own micro-batches in a step of `each`, among an epoch's `micro_batches`.
     pub(crate) fn places(
         self,
         step: usize,
@@ -64,7 +64,7 @@ impl Share {
         (first + self.rank..end).step_by(self.world)
     }
 
-    /// The place of a process's `i`-th micro-batch among those of its step.
+    /// The place of a process's `i`-th micro-batch among all of its step.
     pub(crate) fn place_in_step(self, i: usize) -> usize {
         i * self.world + self.rank
     }
@@ -82,7 +82,7 @@ pub trait Reduce {
     fn sum(&self, tensors: &mut [Tensor]) -> Result<()>;
 }
 
-/// The reduction of a process that is alone: what it has is the sum.
+/// The reduction of a process that is alone: its own tensors are the sum.
 #[derive(Debug, Clone, Copy)]
 pub struct Alone;
 
@@ -92,7 +92,7 @@ impl Reduce for Alone {
     }
 }
 
-/// This process among those of its run.
+/// This process among all of its run.
 #[derive(Clone, Copy)]
 pub(crate) struct Processes<'a> {
     pub(crate) share: Share,
@@ -130,7 +130,7 @@ impl Processes<'_> {
         Ok(sums.try_into()?)
     }
 
-    /// Which of several things is so for any of the processes: what one decides, all do.
+    /// Which of several flags is set in any of the processes: if one decides, all follow.
     pub(crate) fn any<const N: usize>(&self, own: [bool; N]) -> Result<[bool; N]> {
         let sums = self.sums(&own.map(f64::from))?;
         Ok(std::array::from_fn(|i| sums[i] > 0.0))
@@ -160,7 +160,7 @@ mod tests {
     }
 
     proptest! {
-        /// Strided within a step, and what all processes have of a step is what one process has of a step `world` times as large.
+        /// Strided within a step; all processes' parts of a step together are one process's step of `world` times the size.
         #[test]
         fn processes_share_out_a_step(world in 1usize..6, each in 1usize..4, n in 1usize..40) {
             let whole_steps = Share::WHOLE.steps(n, each * world);

@@ -15,7 +15,7 @@ impl Trainer<'_> {
     /// them out among processes, changes nothing but memory.
     ///
     /// # Errors
-    /// [`Error::NotFinite`], with nothing updated; [`Error::Reduction`]; what the model, an adapter or the objective refuses.
+    /// [`Error::NotFinite`], with nothing updated; [`Error::Reduction`]; errors of the model, an adapter or the objective.
     pub fn step(&mut self, micro_batches: &[Batch]) -> Result<Step> {
         let started = Instant::now();
         let objective = self.learner.objective;
@@ -55,7 +55,7 @@ impl Trainer<'_> {
         }))
     }
 
-    /// How much there is in a step, of all processes: what each term is the mean over; the number of tokens, and of target tokens.
+    /// The size of a step, over all processes: the count of each term, the number of tokens, and of target tokens.
     fn counts(&self, micro_batches: &[Batch]) -> Result<(Vec<f64>, [f64; 2])> {
         let objective = self.learner.objective;
         let mut own = vec![0.0; objective.terms().len() + 2];
@@ -69,7 +69,7 @@ impl Trainer<'_> {
         Ok((counts, [tokens[0], tokens[1]]))
     }
 
-    /// Computes something that changes nothing but gradients, and says so if memory runs out.
+    /// Runs a computation that changes nothing but gradients; an error if memory runs out.
     fn with_memory<T>(&mut self, compute: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         let step = self.step + 1;
         let out = |reason| Error::OutOfMemory { step, reason };
@@ -79,7 +79,7 @@ impl Trainer<'_> {
         }
     }
 
-    /// Adds the gradients of all micro-batches, each term divided by its number; returns what each micro-batch has of each term's mean.
+    /// Adds the gradients of all micro-batches, each term divided by its number; returns each micro-batch's part of each term's mean.
     fn backwards(&mut self, micro_batches: &[Batch], counts: &[f64]) -> Result<Vec<f64>> {
         let divisors = self.learner.divisors(counts);
         let factors = self.learner.factors(counts).into_iter();
@@ -132,7 +132,7 @@ impl Trainer<'_> {
         self.ready = ready.ok().map(|ready| (batch, ready));
     }
 
-    /// The means of a step's terms, from those of its micro-batches, and the gradients: summed over all processes, and not yet used.
+    /// The means of a step's terms, from its micro-batches' terms, and the gradients: summed over all processes, and not yet used.
     fn reduced(
         &mut self,
         terms: Result<Vec<f64>>,

@@ -28,7 +28,7 @@ declare_options! {
         grad_accum: usize = 1, Count("N") in "Training" [recipe] if is_positive, AT_LEAST_ONE;
         /// Highest learning rate of AdamW; without it `reft train` takes the method's usual one
         lr: f64 = 1e-3, Number("X") in "Training" if |x: f64| x.is_finite() && x > 0.0, ABOVE_ZERO;
-        /// Learning rate of ReFT's rotations, as a multiple of that of other parameters
+        /// Learning rate of ReFT's rotations, as a multiple of other parameters' rate
         rotation_lr_factor: f64 = 1.0, Number("X") in "Training" if |x: f64| x.is_finite() && x > 0.0, ABOVE_ZERO;
         /// How the learning rate changes after the warm-up: linear, cosine or constant
         schedule: ScheduleKind = ScheduleKind::Linear, Text("NAME") in "Training" [recipe];
@@ -38,7 +38,7 @@ declare_options! {
         weight_decay: f64 = 0.0, Number("X") in "Training" [recipe] if |x: f64| x.is_finite() && x >= 0.0, NOT_BELOW_ZERO;
         /// Largest norm of all gradients together; 0 = not clipped
         max_grad_norm: f64 = 1.0, Number("X") in "Training" [recipe] if |x: f64| x.is_finite() && x >= 0.0, NOT_BELOW_ZERO;
-        /// Longest example in tokens; what is longer is cut at its end
+        /// Longest example in tokens; longer ones are cut at their end
         max_length: usize = 512, Count("N") in "Data" [recipe]
             if |n: usize| (2..=LARGEST_COUNT).contains(&n), "at least 2 tokens, and at most 1,000,000,000";
         /// Seed of everything random: start, order, split, dropout
@@ -61,7 +61,7 @@ declare_options! {
             "a share from 0 to below 1, or a whole number of examples";
         /// Steps between validations; 0 = after every epoch
         eval_every: usize = 0, Count("N") in "Training" if |n: usize| n <= LARGEST_COUNT, NOT_ABSURD;
-        /// Keep only what goes into each block and compute its activations again in the backward: less memory
+        /// Keep only the input of each block and compute its activations again in the backward: less memory
         checkpoint_activations: bool = false, Switch("BOOL") in "Machine";
         /// Compute the frozen model's part of each example once and keep it
         reuse: bool = true, Switch("BOOL") in "Machine";
@@ -100,7 +100,7 @@ mod tests {
     #[test]
     fn impossible_values_are_refused_by_name() {
         let ok = TrainConfig::default;
-        // the ends of what can be are among it
+        // the ends of the allowed range are included
         let first =
             TrainConfig { warmup_ratio: 0.0, weight_decay: 0.0, max_grad_norm: 0.0, ..ok() };
         let last = TrainConfig { warmup_ratio: 1.0, validation: 0.0, max_length: 2, ..ok() };

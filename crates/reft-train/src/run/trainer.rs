@@ -37,11 +37,11 @@ pub struct Trainer<'a> {
     /// Whether activations are computed again in the backward; blocks that are expanded for one forward of all layers would be held until
     /// then.
     pub(super) by_block: bool,
-    /// What the caller says the run depends on, beside options, data and model.
+    /// Facts of the caller that the run depends on, beside options, data and model.
     facts: Map<String, Value>,
     pub(super) processes: Processes<'a>,
     pub(super) feed: Feed<'a>,
-    /// What is replayed beside the examples.
+    /// Examples that are replayed beside the others.
     replay: Option<Feed<'a>>,
     /// The batch that comes next, on its way to the device.
     pub(super) ready: Option<(Batch, Ready)>,
@@ -117,18 +117,18 @@ impl<'a> Trainer<'a> {
         self
     }
 
-    /// Adds what else the numbers of the run depend on, above all the adapter's options: a run is resumed only with the same.
+    /// Adds further facts that the run depends on, above all the adapter's options: a run is resumed only with the same.
     /// To be called before [`Self::starting_in`] or [`Self::resuming_in`].
     pub fn with_facts(mut self, facts: Map<String, Value>) -> Self {
         self.facts.extend(facts);
         self
     }
 
-    /// Makes the trainer that of one process among several, each with the same model, data, options and adapters at the start. Examples
-    /// held out are shared out as those to train on are; files are written by the first only, and read by all. To be called before
+    /// Makes this the trainer of one process among several, each with the same model, data, options and adapters at the start. Examples
+    /// held out are shared like training examples; the first process writes files, and all read them. To be called before
     /// [`Self::starting_in`] or [`Self::resuming_in`].
     ///
-    /// A process's loss is divided by the counts of all processes, so the sum of their gradients is that of one process with the
+    /// A process's loss is divided by the counts of all processes, so the sum of their gradients equals the gradient of one process with the
     /// micro-batches of all.
     pub fn sharing(mut self, share: Share, reduction: &'a dyn Reduce) -> Self {
         self.processes = Processes { share, reduction };
@@ -159,7 +159,7 @@ impl<'a> Trainer<'a> {
     /// Writes `metrics.jsonl`, checkpoints and, at the end, the adapter into a directory, which is made if it is not there.
     ///
     /// # Errors
-    /// [`Error::RunExists`] if a run has been there; what the file system refuses.
+    /// [`Error::RunExists`] if a run has been there; errors of the file system.
     pub fn starting_in(mut self, directory: &Path) -> Result<Self> {
         if self.processes.share.is_first() {
             RunDirectory::check_unused(directory)?;
@@ -170,12 +170,12 @@ impl<'a> Trainer<'a> {
 
     /// Goes on after the newest checkpoint of a directory, bit for bit as if nothing had been; without one it begins anew.
     ///
-    /// A run may be given more epochs or steps than it was begun with. The schedule of the learning rate is then that of the longer run, from
+    /// A run may be given more epochs or steps than it was begun with. The schedule of the learning rate then follows the longer run, from
     /// the checkpoint on.
     ///
     /// # Errors
-    /// [`Error::ResumeMismatch`] if options, data or model are not those of that run, or if it is to be shorter; [`Error::Checkpoint`]; what
-    /// the file system refuses.
+    /// [`Error::ResumeMismatch`] if options, data or model differ from that run's, or if it is to be shorter; [`Error::Checkpoint`];
+    /// errors of the file system.
     pub fn resuming_in(mut self, directory: &Path) -> Result<Self> {
         let identity = self.identity();
         let mut saved = None;
@@ -201,7 +201,7 @@ impl<'a> Trainer<'a> {
         Ok(self)
     }
 
-    /// What the run is going to do.
+    /// The plan of the run.
     pub fn plan(&self) -> Plan {
         Plan {
             steps: self.total_steps(),
@@ -217,7 +217,7 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Which kind computes what.
+    /// Describes the kinds that the model and the trained tensors are computed in.
     pub fn describe_kinds(&self) -> String {
         let name = match self.learner.model.kind() {
             Kind::Float => "f32",
@@ -248,7 +248,7 @@ impl<'a> Trainer<'a> {
     ///
     /// # Errors
     /// [`Error::NotFinite`] if loss or gradient is no number, [`Error::Overflow`], [`Error::OutOfMemory`] and [`Error::Reduction`] (with a
-    /// checkpoint), and what the model, an adapter, the objective or the file system refuses. The newest checkpoint stays as it is.
+    /// checkpoint), and errors of the model, an adapter, the objective or the file system. The newest checkpoint stays as it is.
     pub fn run(&mut self, progress: &mut dyn Progress, stop: &AtomicBool) -> Result<Outcome> {
         progress.started(&self.plan());
         if self.step == 0 {
@@ -305,7 +305,7 @@ impl<'a> Trainer<'a> {
     /// several processes.
     ///
     /// # Errors
-    /// What [`Learner::batch`] refuses.
+    /// Errors of [`Learner::batch`].
     pub fn micro_batches(&mut self, step: usize) -> Result<Vec<Batch>> {
         let own = self.feed.batches(step, &self.learner);
         let replayed = self.replay.as_mut().map(|replay| replay.batches(step, &self.learner));
@@ -421,7 +421,7 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Everything that the numbers of a run depend on, and that must be the same when it is resumed.
+    /// Everything that a run's results depend on. It must be the same when the run is resumed.
     fn identity(&self) -> Map<String, Value> {
         let mut identity = match serde_json::to_value(&self.config) {
             Ok(Value::Object(fields)) => fields,
@@ -478,7 +478,7 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// How many numbers parameters are.
+/// The number of trainable parameters.
 fn numel(parameters: &[Parameter]) -> usize {
     parameters.iter().map(|parameter| parameter.tensor.numel()).sum()
 }

@@ -139,7 +139,7 @@ impl Case {
         Ok((vec![Box::new(ReftAdapter::from_interventions(config, set)?)], head))
     }
 
-    /// What the oracle has of a parameter, `grad` or `final`; `None` of rotations.
+    /// The oracle's tensor of a parameter, `grad` or `final`; `None` of rotations.
     fn of(&self, when: &str, parameter: &str) -> Option<Tensor> {
         let find = |name: String| self.expected.get(&format!("{when}.{name}"));
         let stacked = |part: &str| {

@@ -171,7 +171,7 @@ fn a_run_with_replay_goes_on_bit_for_bit_and_only_with_the_same() -> TestResult 
     Ok(())
 }
 
-/// What the frozen model says of a row is computed once: from then on nothing but the adapters' forward is run.
+/// The frozen model's outputs for a row are computed once: from then on nothing but the adapters' forward is run.
 #[test]
 fn the_frozen_models_next_tokens_are_computed_once() -> TestResult {
     let _alone = alone();

@@ -92,7 +92,7 @@ fn training_one_group_leaves_the_other_as_it_was() -> TestResult {
     Ok(())
 }
 
-/// What stands at the edited site in a forward.
+/// The hidden states at the edited site in a forward.
 struct Seen<'a> {
     site: Site,
     h: &'a mut Option<Tensor>,

@@ -1,4 +1,4 @@
-//! What the trainer does with every family of `tests/oracle/more_families`: frozen work once, and the backward block by block.
+//! The trainer with every family of `tests/oracle/more_families`: frozen work once, and the backward block by block.
 
 use reft_test_support::folders;
 use std::path::PathBuf;

@@ -8,7 +8,7 @@ use tch::Tensor;
 
 use crate::tiny_llama::TestResult;
 
-/// What the trainer does with the gradients of a step; whether the step is skipped.
+/// Treats the gradients of a step as the trainer does; returns whether the step is skipped.
 fn decide(scaler: &mut LossScaler, gradients: &[Tensor]) -> bool {
     let skipped = scaler.unscale(gradients) == Grads::Overflow;
     match skipped {

@@ -1,4 +1,4 @@
-//! What tests of objectives on recorded rows share: the rows, the options of a case, and what a run has for its objective.
+//! Helpers for tests of objectives on recorded rows: the rows, the options of a case, and the ingredients of its objective.
 
 use reft_core::DeclaredOptions;
 use reft_models::{Adapter, AdapterStack};
@@ -38,7 +38,7 @@ pub fn options(case: &Value) -> Outcome<ObjectiveOptions> {
     Ok(options)
 }
 
-/// What a run of these adapters has for its objective.
+/// The ingredients of an objective in a run of these adapters.
 pub fn ingredients<'a>(
     options: &'a ObjectiveOptions,
     adapters: &'a [Box<dyn Adapter>],

@@ -1,4 +1,4 @@
-//! What a run does with accumulation, broken numbers and thawed weights.
+//! Runs with accumulation, broken numbers and thawed weights.
 
 use std::sync::atomic::AtomicBool;
 

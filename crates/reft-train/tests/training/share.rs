@@ -35,7 +35,7 @@ impl Turns {
 struct State {
     turn: usize,
     sums: Vec<Tensor>,
-    /// What each rank is to get.
+    /// The share of each rank.
     results: Vec<Vec<Tensor>>,
 }
 
@@ -136,7 +136,7 @@ impl Objective for Penalised<'_> {
     }
 }
 
-/// What runs differ in.
+/// The settings in which runs differ.
 #[derive(Clone, Copy, Default)]
 struct Setting<'a> {
     dropout: f64,
@@ -171,7 +171,7 @@ fn train(
     Ok((steps.0, tensors))
 }
 
-/// What each of `world` processes comes to, in turns.
+/// The results of each of `world` processes, in turns.
 pub fn in_turns<T: Send>(
     world: usize,
     act: impl Fn(Share, &dyn Reduce) -> Result<T, Box<dyn std::error::Error>> + Sync,
@@ -293,7 +293,7 @@ fn processes_draw_the_dropout_of_one_with_as_many_micro_batches() -> TestResult 
             assert_same(part, &whole);
         }
         let without = train(&together, Share::WHOLE, &Alone, Setting::default())?;
-        // the first loss is that of an edit that does nothing
+        // at the first loss the edit does nothing
         assert_ne!(without.0[1].loss, whole.0[1].loss, "dropout does nothing here");
     }
     Ok(())

@@ -7,7 +7,7 @@ use reft_models::io_error;
 
 use crate::{Error, Result};
 
-/// What a data file holds, told by its first bytes, whatever its name says.
+/// The format of a data file, told by its first bytes, whatever its name says.
 pub(crate) enum Contents {
     /// A text, without a byte order mark.
     Text(String),
@@ -39,12 +39,12 @@ impl Contents {
     }
 }
 
-/// What a Parquet file begins with.
+/// The first bytes of a Parquet file.
 const PARQUET: &[u8] = b"PAR1";
 /// As many bytes as the longest beginning that is looked for.
 const FIRST_BYTES: u64 = 16;
 
-/// Beginnings of files that hold no text: what they are, and what to do.
+/// Beginnings of files that hold no text, with the format's name and advice.
 const FOREIGN: [(&[u8], &str); 13] = [
     (b"BZh", "packed with bzip2; unpack it with bunzip2"),
     (b"\xfd7zXZ", "packed with xz; unpack it with unxz"),

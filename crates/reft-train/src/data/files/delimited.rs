@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::data::files::table::{RowPlace, TableRow};
 use crate::{Error, Result};
 
-/// What ends a field.
+/// The end of a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Delimiter {
     /// CSV: a field with commas, quotes or ends of lines stands in quotes.

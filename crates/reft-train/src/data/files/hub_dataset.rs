@@ -14,7 +14,7 @@ struct SplitName<'a> {
     split: &'a str,
 }
 
-/// The files that a path means: itself, or those of a split of a data set in the hub's local cache.
+/// The files that a path means: itself, or a split of a data set in the hub's local cache.
 ///
 /// # Errors
 /// [`Error::DataFile`] if the cache has the data set, but not the split, or several configurations of it.

@@ -93,7 +93,7 @@ impl<'a> JsonReader<'a> {
         Error::DataFile { path: self.path.to_owned(), reason }
     }
 
-    /// What the parser says of a text that begins on a line of the file.
+    /// The parser's error for a text that begins on a line of the file.
     fn broken(&self, first_line: usize) -> impl Fn(serde_json::Error) -> Error {
         move |error| {
             let text = plain_reason(&error);

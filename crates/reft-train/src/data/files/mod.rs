@@ -1,4 +1,4 @@
-//! Data files: what people have rows in. Nothing here knows what a row means.
+//! The formats of data files. Nothing here knows the meaning of a row.
 
 pub(crate) mod contents;
 

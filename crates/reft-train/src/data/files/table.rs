@@ -14,7 +14,7 @@ use crate::{Error, Result};
 pub struct TableRow {
     /// Where it stands.
     pub place: RowPlace,
-    /// Its values. In CSV and TSV all are texts, and what is empty there is nothing.
+    /// Its values. In CSV and TSV all are texts, and an empty text is no value.
     pub fields: Map<String, Value>,
 }
 
@@ -78,7 +78,7 @@ pub fn read_table(path: &Path, header: Option<&[String]>) -> Result<Vec<TableRow
     if rows.is_empty() { Err(Error::NoExamples { path: path.to_owned() }) } else { Ok(rows) }
 }
 
-/// What ends a field in a file of this name: `a.csv`, `a.tsv.gz`.
+/// The separator of fields in a file of this name: `a.csv`, `a.tsv.gz`.
 fn delimiter_named(path: &Path) -> Option<Delimiter> {
     let name = path.file_name()?.to_str()?.to_ascii_lowercase();
     let name =

@@ -8,24 +8,24 @@ use serde_json::{Map, Value};
 use crate::TableRow;
 
 declare_options! {
-    /// The options of what reads data files.
+    /// The options of commands that read data files.
     pub struct ColumnOptions {
-        /// What the data's columns are: prompt=question,completion=answer says that column question is the prompt [default: told by their names]
+        /// Meaning of the data's columns: prompt=question,completion=answer says that column question is the prompt [default: told by their names]
         columns: Option<ColumnNames> = None, Text("NAME=COLUMN,…") in "Data";
     }
 }
 
-/// Which columns of a data file are what: `prompt=question,completion=answer`.
+/// The meaning of a data file's columns: `prompt=question,completion=answer`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ColumnNames(Vec<(String, String)>);
 
 impl ColumnNames {
-    /// What the columns are, and their names in the file.
+    /// The meaning of the columns, and their names in the file.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, column)| (name.as_str(), column.as_str()))
     }
 
-    /// Gives the columns of a row the names that say what they are. A column that had such a name before is left out.
+    /// Renames the columns of a row by their meaning. A column that had such a name before is left out.
     pub fn rename(&self, fields: &mut Map<String, Value>) {
         let named: Vec<_> =
             self.iter().filter_map(|(name, column)| Some((name, fields.remove(column)?))).collect();

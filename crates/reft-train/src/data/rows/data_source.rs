@@ -13,7 +13,7 @@ use crate::{ColumnNames, Record, Result};
 pub struct DataSource {
     /// The file.
     pub path: PathBuf,
-    /// How many times its rows are taken: each as many whole times as it says, and of what is left over a share of them, drawn by the seed.
+    /// How many times its rows are taken: the whole part of it for each row, and for the rest a share of the rows, drawn by the seed.
     pub weight: f64,
 }
 
@@ -21,14 +21,14 @@ pub struct DataSource {
 #[derive(Debug, Clone, PartialEq)]
 pub struct DataSources(pub Vec<DataSource>);
 
-/// What reads the rows of a file: [`read_records`](crate::read_records), or [`read_preferences`](crate::read_preferences).
+/// Reads the rows of a file: [`read_records`](crate::read_records), or [`read_preferences`](crate::read_preferences).
 pub type ReadRows = fn(&Path, Option<&ColumnNames>) -> Result<Vec<Record>>;
 
 impl DataSources {
     /// The rows of each file, as `read_rows` reads them. Where there are several files, ids of rows say which file they are of.
     ///
     /// # Errors
-    /// What `read_rows` refuses.
+    /// Errors of `read_rows`.
     pub fn read(
         &self,
         columns: Option<&ColumnNames>,

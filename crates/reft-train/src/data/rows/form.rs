@@ -6,15 +6,15 @@ use crate::ColumnNames;
 /// A form that rows have, known by its columns.
 #[derive(Debug)]
 pub struct RowForm {
-    /// What messages and documentation call a row of it.
+    /// The name of such a row in messages and documentation.
     pub name: &'static str,
-    /// What its texts become.
+    /// The use of its texts.
     pub becomes: &'static str,
     /// The form of [`Content`](crate::Content) that it becomes, by that form's first field.
     pub(crate) content: &'static str,
     /// Its columns.
     pub columns: &'static [RowColumn],
-    /// Columns that it has beside these: those that change nothing and are passed over without a word, and those that are refused.
+    /// Columns that it has beside these: some change nothing and are passed over without a word, others are refused.
     pub others: Fields,
 }
 
@@ -52,7 +52,7 @@ const fn optional(field: &'static str, names: &'static [&'static str]) -> RowCol
     RowColumn { field, names, need: Need::Optional }
 }
 
-/// What stands before a conversation.
+/// The text before a conversation.
 pub(crate) const SYSTEM: &str = "system";
 const SYSTEM_COLUMN: RowColumn = optional(SYSTEM, &[SYSTEM, "system_prompt"]);
 
@@ -90,7 +90,7 @@ pub static ROW_FORMS: [RowForm; 6] = [
                             "chosen_rating",
                             "system_id",
                         ],
-                        "what a service was asked, and what stands in the messages, too",
+                        "requests to a service, and texts that the messages repeat",
                     ),
                     Field::refused(&["functions"], "give them as tools"),
                 ],
@@ -145,10 +145,10 @@ pub static ROW_FORMS: [RowForm; 6] = [
     },
 ];
 
-/// The form of rows for what learns preferences.
+/// The form of rows for objectives of preferences.
 pub static PREFERENCE_FORM: RowForm = RowForm {
     name: "a preference",
-    becomes: "two replies to one prompt, which is framed as that of a prompt, a question or a conversation; chosen is to be likelier than rejected",
+    becomes: "two replies to one prompt, which is framed as in the other forms; chosen should become likelier than rejected",
     content: "preference",
     columns: &[
         given("chosen", &["chosen"]),
@@ -163,7 +163,7 @@ pub static PREFERENCE_FORM: RowForm = RowForm {
         file: "a row with a preference",
         groups: &[
             &[
-                Field::neutral(&["messages", "prompt_id"], "what stands in both replies, too"),
+                Field::neutral(&["messages", "prompt_id"], "texts that both replies repeat"),
                 Field::neutral(
                     &[
                         "score_chosen",
@@ -187,11 +187,11 @@ pub static PREFERENCE_FORM: RowForm = RowForm {
     },
 };
 
-/// The forms of rows for a head that is to tell what they are labelled with.
+/// The forms of rows for a head that learns their labels.
 pub static LABELLED_FORMS: [RowForm; 2] = [
     RowForm {
         name: "labelled tokens",
-        becomes: "taken as they are; the label is what a head is to tell of them",
+        becomes: "taken as they are; a head learns the label",
         content: "labelled",
         columns: &[
             given("input_ids", &["input_ids"]),
@@ -202,7 +202,7 @@ pub static LABELLED_FORMS: [RowForm; 2] = [
     },
     RowForm {
         name: "a labelled text",
-        becomes: "a text, or two, with the tokens around them that the tokenizer's file says; the label is what a head is to tell of them",
+        becomes: "a text, or two, with the special tokens of the tokenizer's file; a head learns the label",
         content: "labelled",
         columns: &[
             given("text", &["text", "sentence", "sentence1", "premise", "question1"]),
@@ -228,7 +228,7 @@ const COMMON: &[Field] = &[Field::neutral(
     "where the row comes from",
 )];
 
-/// What rows are read for.
+/// The purpose of reading rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// To be learned from, or measured on.
@@ -260,7 +260,7 @@ pub(crate) struct FoundForm {
 }
 
 impl RowForm {
-    /// The columns of the form that a row has, if it has those that it needs.
+    /// The columns of the form in a row, if the row has all that the form needs.
     fn found(&'static self, row: &Map<String, Value>, purpose: Purpose) -> Option<FoundForm> {
         let is_needed =
             |need| need == Need::Given || (need == Need::Learned && purpose == Purpose::Learn);
@@ -283,7 +283,7 @@ impl FoundForm {
     /// The form of a row; of several, one with the columns that `columns` names.
     ///
     /// # Errors
-    /// The columns that the row has, and what it lacks.
+    /// The columns that the row has, and the missing ones.
     pub(crate) fn of(
         row: &Map<String, Value>,
         columns: Option<&ColumnNames>,
@@ -298,7 +298,7 @@ impl FoundForm {
         found.ok_or_else(|| lacking(row, &forms))
     }
 
-    /// What the row's columns are taken for, where their names do not say it alone.
+    /// The meaning of the row's columns, where their names alone do not say it.
     pub(crate) fn said(&self) -> Option<String> {
         let is_plain = |(column, name): &(&RowColumn, &str)| column.field == *name;
         if self.columns.iter().all(is_plain) {
@@ -313,7 +313,7 @@ impl FoundForm {
         self.columns.iter().any(|(_, own)| *own == name)
     }
 
-    /// The names of those columns of a row that say something and are not used.
+    /// The names of a row's columns that are not empty and not used.
     pub(crate) fn unused<'a>(
         &'a self,
         row: &'a Map<String, Value>,
@@ -330,7 +330,7 @@ impl FoundForm {
     }
 }
 
-/// What is to be said of a row of no form: its columns, what is lacking, and how to name it.
+/// The message about a row of no form: its columns, the missing ones, and how to name them.
 fn lacking(row: &Map<String, Value>, forms: &[&'static RowForm]) -> String {
     let found: Vec<&str> = row.keys().map(String::as_str).collect();
     let found = match &found[..] {

@@ -1,4 +1,4 @@
-//! What rows of data files mean.
+//! The meaning of rows of data files.
 
 pub(crate) mod columns;
 pub(crate) mod form;

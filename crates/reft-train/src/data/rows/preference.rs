@@ -6,10 +6,10 @@ use crate::Content;
 use crate::data::rows::conversation::messages;
 use crate::data::rows::record::with_system;
 
-/// The two rows of a preference, from the fields of its form and what stands before a conversation.
+/// The two rows of a preference, from the fields of its form and the text before a conversation.
 ///
 /// # Errors
-/// What the row says that cannot be taken for two replies to one prompt.
+/// The fault of a row that is not two replies to one prompt.
 pub(crate) fn preference(
     mut own: Map<String, Value>,
     system: Option<Value>,
@@ -45,7 +45,7 @@ pub(crate) fn preference(
     Ok(Content::Preference { chosen: content(chosen)?, rejected: content(rejected)? })
 }
 
-/// A text that holds a list of messages as that list, which files without nested columns have.
+/// Reads a list of messages from a text, for files without nested columns.
 fn in_list(value: Value) -> Value {
     match &value {
         Value::String(text) if text.trim_start().starts_with("[{") => {
@@ -67,7 +67,7 @@ fn conversations(
         Value::String(text) if is_reply_alone => {
             (vec![json!({ "role": "user", "content": text })], [chosen, rejected])
         }
-        // a text beside whole conversations says what stands in them, too
+        // a text beside whole conversations repeats a part of them
         _ => {
             let pairs = chosen.iter().zip(&rejected);
             let alike = pairs.take_while(|(one, other)| one == other).count();

@@ -18,7 +18,7 @@ use crate::{ColumnNames, Error, Result, TableRow, read_table};
 pub struct Record {
     /// Its `id`, or "row 3" for the third row of the file.
     pub id: String,
-    /// What is to be learned.
+    /// The texts or tokens to learn.
     pub content: Content,
     /// `subspace`: coordinates of the subspace that edits of this row may change; `None`: all of them.
     pub subspace: Option<Vec<i64>>,
@@ -31,7 +31,7 @@ pub enum Content {
     /// `{"input_ids", "prompt_length"}` with optional `"labels"`: tokens that are used as they are.
     #[serde(rename = "input_ids")]
     Tokens {
-        /// The prompt and what is to be learned.
+        /// The prompt and the completion.
         input_ids: Vec<i64>,
         /// How many of them are the prompt.
         prompt_length: usize,
@@ -41,7 +41,7 @@ pub enum Content {
     /// `{"messages": […]}`: a conversation, with optional `"tools"` that the assistant may call.
     #[serde(rename = "messages")]
     Chat {
-        /// What is said, turn by turn.
+        /// The turns.
         messages: Vec<Message>,
         /// The tools, each as a JSON schema; a list, or the text of one.
         #[serde(default, deserialize_with = "list_or_its_text")]
@@ -52,7 +52,7 @@ pub enum Content {
     Instruction {
         /// The task.
         instruction: String,
-        /// What the task is about; may be empty.
+        /// The subject of the task; may be empty.
         #[serde(default)]
         input: String,
         /// The response to be learned.
@@ -64,9 +64,9 @@ pub enum Content {
     /// `{"prompt", "completion"}`: texts that are used as they are.
     #[serde(rename = "prompt")]
     Completion {
-        /// What is given.
+        /// The prompt.
         prompt: String,
-        /// What is to be learned.
+        /// The completion to be learned.
         completion: String,
     },
     /// `{"prompt", "chosen", "rejected"}`: two rows with one prompt, of which the first's reply is to be the likelier one.
@@ -77,17 +77,17 @@ pub enum Content {
         /// The row with the other one.
         rejected: Box<Content>,
     },
-    /// `{"text", "label"}`: what a head is to tell of a text, or of tokens.
+    /// `{"text", "label"}`: a text, or tokens, with the label that a head learns.
     #[serde(skip)]
     Labelled {
-        /// What is labelled.
+        /// The labelled text.
         text: LabelledText,
         /// A class or a number, as the file has it.
         label: String,
     },
 }
 
-/// What a label is of.
+/// A text with a label.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LabelledText {
     /// A text, or two.
@@ -122,7 +122,7 @@ impl Record {
         Error::Refused { id: self.id.clone(), reason: reason.into() }
     }
 
-    /// What the tokenizer or the chat template says to it.
+    /// An error of the tokenizer or the chat template about it.
     pub(crate) fn failed(&self, source: reft_models::Error) -> Error {
         Error::Example { id: self.id.clone(), source: Box::new(source) }
     }
@@ -154,7 +154,7 @@ fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<S
 }
 
 /// Reads a data file: CSV, TSV, Parquet or JSON with a row of any of the [`ROW_FORMS`](crate::ROW_FORMS), packed or not. Rows of several
-/// forms may be mixed. Columns that are not used are said, and so is what columns are taken for whose names leave it open.
+/// forms may be mixed. Messages name unused columns, and the meaning of columns whose names leave it open.
 ///
 /// # Errors
 /// If the file cannot be read; [`Error::Json`] with line and column; [`Error::Row`] for a row that has none of the forms;
@@ -208,7 +208,7 @@ struct RowReader<'a> {
     header: Option<&'a [String]>,
 }
 
-/// What is said of a file, once.
+/// Notes about a file, each said once.
 #[derive(Debug, Default)]
 struct Remarks {
     taken_for: BTreeSet<String>,
@@ -288,7 +288,7 @@ impl<'a> RowReader<'a> {
         Ok(Record { id: id.unwrap_or(default_id), content, subspace })
     }
 
-    /// What a row says.
+    /// The contents of a row.
     fn content(
         &self,
         found: &FoundForm,
@@ -455,7 +455,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The rows of a text, as those of a file of this name.
+    /// The rows of a text, read as a file of this name.
     fn read(name: &str, text: impl AsRef<[u8]>, reader: RowReader) -> Result<Vec<Record>> {
         let failed = reft_models::io_error("write", Path::new(name));
         let directory = tempfile::tempdir().map_err(failed)?;

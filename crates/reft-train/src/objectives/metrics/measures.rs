@@ -6,7 +6,7 @@ pub(crate) fn accuracy(found: &[usize], right: &[usize]) -> f64 {
     same as f64 / right.len() as f64
 }
 
-/// F1, `2 p r / (p + r)` of precision `p` and recall `r`: of two classes that of the second one, of more the mean over classes. A class
+/// F1, `2 p r / (p + r)` of precision `p` and recall `r`: with two classes the second one's, with more the mean over classes. A class
 /// that neither is found nor right has 0.
 pub(crate) fn f1(found: &[usize], right: &[usize], classes: usize) -> f64 {
     let of_class = |class: usize| {

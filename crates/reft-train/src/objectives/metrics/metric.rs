@@ -40,7 +40,7 @@ impl Metric {
         matches!(self, Self::Accuracy | Self::Recall | Self::F1)
     }
 
-    /// What it is called in tables.
+    /// Its name in tables.
     pub fn title(self) -> &'static str {
         match self {
             Self::F1 => "F1",
@@ -51,8 +51,8 @@ impl Metric {
             Self::Accuracy | Self::Loss | Self::Recall => self.name(),
         }
     }
-    /// The metric of what was told of examples and what is right, `[told, right]` each; classes by their indices, `classes` in all. `None`
-    /// of loss and recall, which are no measures of what is told.
+    /// The metric of predictions and labels, `[told, right]` for each example; classes by their indices, `classes` in all. `None`
+    /// of loss and recall, which are not computed from predictions.
     pub fn of_told(self, pairs: &[[f64; 2]], classes: usize) -> Option<f64> {
         let numbers = |i: usize| -> Vec<f64> { pairs.iter().map(|pair| pair[i]).collect() };
         let indices =

@@ -1,4 +1,4 @@
-//! What examples held out are measured by.
+//! The metrics of held-out examples.
 
 mod measures;
 pub(crate) mod metric;
