@@ -2,8 +2,8 @@ use reft_core::names;
 
 /// Which tokens a method changes that could change all of them.
 ///
-/// What acts on the prompt alone leaves every token that is generated to the base model, whatever adapters are in its batch, as the edits of
-/// ReFT do. PEFT has no such adapters and would apply one to every token, so their `adapter_config.json` has a `peft_type` that PEFT refuses.
+/// An adapter that acts on the prompt alone leaves every generated token to the base model, as ReFT's edits do, whatever else is in its batch.
+/// PEFT has no such adapters and would apply one to every token, so their `adapter_config.json` has a `peft_type` that PEFT refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ActsOn {
     /// Every token.
@@ -15,7 +15,7 @@ pub enum ActsOn {
 
 names!(ActsOn, "tokens", reft_core::Error, { All => "all", Prompt => "prompt" });
 
-/// What stands behind the `peft_type` of a method that acts on the prompt alone.
+/// The end of the `peft_type` of a method that acts on the prompt alone.
 const ON_PROMPT: &str = "_ON_PROMPT";
 
 impl ActsOn {

@@ -6,21 +6,21 @@ use reft_models::{Adapter, Model, ModelDescription};
 
 use crate::{Joining, MethodOption, MethodOptions, Result};
 
-/// What the workspace knows of a method: from it come flags, recipes, what `inspect`, `plan`, `bench` and `compare` show, and the
-/// documentation's table.
+/// The declaration of a method. Flags, recipes, the output of `inspect`, `plan`, `bench` and `compare`, and the documentation's table come
+/// from it.
 #[derive(Debug)]
 pub struct MethodDeclaration {
     /// Its name in files and on the command line.
     pub name: &'static str,
     /// Its name in prose.
     pub title: &'static str,
-    /// What it computes.
+    /// Its equation.
     pub equation: &'static str,
     /// The paper that it is from.
     pub source: &'static str,
     /// Its options.
     pub options: &'static [&'static MethodOption],
-    /// What its adapters are on disk.
+    /// The form of its adapters on disk.
     pub files: AdapterFiles,
     /// Whether it can become part of the weights.
     pub merging: Merging,
@@ -31,16 +31,16 @@ pub struct MethodDeclaration {
     pub acts_on_generated: bool,
     /// Whether each row of a batch may have an adapter of its own.
     pub per_row: bool,
-    /// The highest learning rate of `reft train` where none is given; docs/guide.md has what was measured.
+    /// The highest learning rate of `reft train` where none is given; docs/guide.md has the measurements.
     pub usual_lr: f64,
-    /// Decides what the options leave open, and checks it against a model: nothing is left to fail when training starts.
+    /// Fills in the options that are not given, and checks all against a model, so that nothing fails when training starts.
     pub resolve: fn(&str, &MethodOptions, &ModelDescription) -> Result<Box<dyn Method>>,
     /// Reads the configuration of an adapter directory.
     pub read: fn(&Path) -> Result<Box<dyn Method>>,
 }
 
 impl MethodDeclaration {
-    /// The field of its adapters' configuration that tells it from other methods of the same files, and what stands there.
+    /// The field of its adapters' configuration that tells it from other methods of the same files, with its value.
     pub(crate) fn mark(&self) -> Option<(&'static str, &'static str)> {
         match self.files {
             AdapterFiles::Peft(peft_type) => Some(("peft_type", peft_type)),
@@ -50,7 +50,7 @@ impl MethodDeclaration {
     }
 }
 
-/// What an adapter is on disk.
+/// The form of an adapter on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AdapterFiles {
     /// `reft_config.json` and `reft_model.safetensors`
@@ -88,7 +88,7 @@ impl AdapterFiles {
         self.names()[0]
     }
 
-    /// Name of the file that tells what the adapter is.
+    /// Name of the file that describes the adapter.
     pub(crate) fn configuration(self) -> &'static str {
         self.names()[self.names().len() - 1]
     }
@@ -107,7 +107,7 @@ pub trait Method: Debug {
     /// `base_model` is the name or directory that the adapter's files will tell their reader.
     ///
     /// # Errors
-    /// What the method refuses.
+    /// Errors of the method.
     fn build(&self, model: &dyn Model, base_model: &str) -> Result<Box<dyn Adapter>>;
 
     /// Reads the adapter of the directory that this configuration was read from.
@@ -119,7 +119,7 @@ pub trait Method: Debug {
     /// [`Self::load`], to be trained on.
     ///
     /// # Errors
-    /// As [`Self::load`], or what the trainable form refuses.
+    /// As [`Self::load`]; errors of the trainable form.
     fn load_trainable(&self, dir: &Path, model: &dyn Model) -> Result<Box<dyn Adapter>> {
         self.load(dir, model)
     }
@@ -139,18 +139,18 @@ pub trait Method: Debug {
     /// Whether it can become part of the weights.
     fn merging(&self) -> Merging;
 
-    /// Bytes per token that its own backward keeps in each block, beside what the frozen block's keeps.
+    /// Bytes per token that its own backward keeps in each block, beside the frozen block's.
     ///
-    /// A trained matrix keeps its input; a trained vector keeps what it is multiplied with. Edits of a few positions, prefixes and soft
+    /// A trained matrix keeps its input; a trained vector keeps its other factor. Edits of a few positions, prefixes and soft
     /// prompts keep next to nothing beside their columns: the default.
     ///
     /// # Errors
-    /// What the method refuses of the model.
+    /// Errors of the method about the model.
     fn kept_per_token(&self, model: &ModelDescription, _kind_bytes: f64) -> Result<Vec<f64>> {
         Ok(vec![0.0; model.num_hidden_layers])
     }
 
-    /// Tokens of the model's context that it takes beside those of a row: virtual tokens and a prefix.
+    /// Tokens of the model's context that it takes beside the row's own: virtual tokens and a prefix.
     fn context_taken(&self) -> usize {
         0
     }

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 /// Result with this crate's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong when a method is chosen and its adapter is made, read or merged.
+/// Errors when a method is chosen and its adapter is made, read or merged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -32,7 +32,7 @@ pub enum Error {
         option: &'static str,
         /// Its value.
         found: String,
-        /// What it may be.
+        /// The allowed values.
         expected: String,
     },
     /// A directory that holds no adapter of a kind known here.
@@ -67,19 +67,19 @@ pub enum Error {
     NotMergeable {
         /// The adapter's directory.
         path: PathBuf,
-        /// What it is.
+        /// The reason.
         what: String,
         /// Why not.
         reason: &'static str,
         /// The methods that can.
         accepted: String,
     },
-    /// An adapter that does what a control vector does not.
+    /// An adapter that a control vector cannot express.
     #[error("{} holds {method}, which is no control vector: {reason}", path.display())]
     NotAControlVector {
         /// The adapter's directory.
         path: PathBuf,
-        /// What it is.
+        /// The reason.
         method: String,
         /// Why not.
         reason: String,
@@ -92,7 +92,7 @@ pub enum Error {
     NotJoinable {
         /// The adapter's directory.
         path: PathBuf,
-        /// What it is.
+        /// The reason.
         what: String,
         /// Why not.
         reason: String,
@@ -102,11 +102,11 @@ pub enum Error {
     NotExportable {
         /// The adapter's directory.
         path: PathBuf,
-        /// What it is.
+        /// The reason.
         what: String,
         /// The form asked for.
         form: &'static str,
-        /// Why not, and what to do.
+        /// The reason, and advice.
         reason: String,
     },
     /// A merged weight that is not a number.

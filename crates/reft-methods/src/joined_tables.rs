@@ -81,7 +81,7 @@ impl Joint<'_> {
         Err(reft_models::Error::Adapter { reason }.into())
     }
 
-    /// Reads the adapters of a method whose tensors belong to modules; `ends` are the names' ends, `may_lack` those that not all have.
+    /// Reads the adapters of a method whose tensors belong to modules; `ends` are the names' ends, `may_lack` the ends that not all have.
     pub(crate) fn modules<M: TensorMethod>(
         &self,
         ends: &[&'static str],
@@ -123,7 +123,7 @@ impl Joint<'_> {
         self.parts.iter().map(read).collect()
     }
 
-    /// Writes configuration and tensors, in f32, and says what they are.
+    /// Writes configuration and tensors, in f32, and describes them.
     pub(crate) fn write<M: TensorMethod>(
         &self,
         config: &M,

@@ -90,7 +90,7 @@ fn joinable() -> String {
     names.join(", ")
 }
 
-/// What identifies the base model of all of the adapters.
+/// The identity of the base model of all adapters.
 fn common_base_model(
     all: &[(JoinPart, &MethodDeclaration)],
     model: Option<&dyn Model>,

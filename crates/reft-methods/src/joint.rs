@@ -1,4 +1,4 @@
-//! What a method says of its adapters becoming one, and what became of them.
+//! A method's rule for making one adapter of several, and the result.
 
 use std::path::{Path, PathBuf};
 
@@ -51,7 +51,7 @@ pub struct Joint<'a> {
     pub(crate) text: Option<TrainedText>,
 }
 
-/// What became of adapters that were joined.
+/// The adapter that several became.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Joined {
     /// The method of the one adapter.
@@ -60,7 +60,7 @@ pub struct Joined {
     pub parameters: i64,
     /// Of low-rank updates: rank and kept part of each module.
     pub modules: Vec<JoinedModule>,
-    /// What its user should know.
+    /// Notes for its user.
     pub notes: Vec<String>,
 }
 
@@ -76,4 +76,4 @@ pub struct JoinedModule {
 }
 
 /// Why a method of virtual tokens or a prefix is not joined.
-pub(crate) const ONE_PLACE: &str = "a model has one place before its prompt: two that stand there have no order, and a stack refuses them too";
+pub(crate) const ONE_PLACE: &str = "a model has one place before its prompt, so two adapters there have no order; a stack refuses them too";

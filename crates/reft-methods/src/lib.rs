@@ -1,7 +1,7 @@
 //! Every method that changes a frozen model, a file each: ReFT, LoRA and its kin, prefix and prompt tuning, (IA)³, RED, bottleneck
 //! adapters and full fine-tuning, with their files in PEFT's and pyreft's formats.
 //!
-//! A method is known to the rest of the workspace by its [`MethodDeclaration`] alone. Adapters work through the public hooks of
+//! The rest of the workspace knows a method by its [`MethodDeclaration`] alone. Adapters work through the public hooks of
 //! `reft-models`, so the one trainer, generator and evaluator serve all of them.
 //!
 //! ```no_run
@@ -18,7 +18,7 @@
 //! let directory = Path::new("runs/lora");
 //! lora[0].save(directory)?; // PEFT reads it
 //! let again = load_adapters(directory, &model)?;
-//! merge_adapter(directory, &model)?; // the model computes what model and adapter did
+//! merge_adapter(directory, &model)?; // the model alone now computes the same
 //! # Ok(())
 //! # }
 //! ```

@@ -16,7 +16,7 @@ impl MergedWeights {
         Ok(Self(weight_tensors(model)?.into_iter().collect()))
     }
 
-    /// Replaces a weight by what `merged` makes of it, rounded to its kind.
+    /// Replaces a weight by `merged` of it, rounded to its kind.
     pub(crate) fn change(&self, name: &str, merged: impl FnOnce(&Tensor) -> Tensor) -> Result<()> {
         let Some(weight) = self.0.get(name) else {
             let reason = format!("the model has no {name} to merge into");

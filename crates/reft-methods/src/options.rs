@@ -13,21 +13,21 @@ use crate::{Error, Result, TargetModules};
 pub struct MethodOption {
     /// Its name in files; the flag is called alike, with `-` for `_`.
     pub name: &'static str,
-    /// What its values are.
+    /// The type of its values.
     pub value: ValueKind,
     /// How help calls a value.
     pub value_name: &'static str,
     /// Under which heading help shows it.
     pub heading: &'static str,
-    /// What it does, in one line.
+    /// Its help text, in one line.
     pub help: &'static str,
-    /// What holds without it, as help says it.
+    /// Its default, in the words of help.
     pub default: &'static str,
     /// Another name of the flag.
     pub alias: Option<&'static str>,
 }
 
-/// What the values of an option are.
+/// The type of an option's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ValueKind {
     /// A whole number; methods say which they take.
@@ -89,7 +89,7 @@ method_options! {
     POSITIONS: "positions", ValueKind::Positions, "POSITIONS", REFT, "l1", None =>
         "Prompt tokens to edit: l1 = the last one, f7+l7 = the first and the last 7, all = every one";
     POSITION_RULE: "position_rule", Name(&["paper", "pyreft"]), "RULE", REFT, "paper", None =>
-        "What happens to prompts shorter than the positions: paper or pyreft";
+        "Rule for prompts shorter than the positions: paper or pyreft";
     SHARE_WEIGHTS: "share_weights", Switch, "BOOL", REFT, "false", None =>
         "One intervention per layer for first and last tokens (tied), not one for each";
     TOKENS: "tokens", Name(&["all", "prompt"]), "TOKENS", EVERY, "all", None =>
@@ -111,7 +111,7 @@ method_options! {
     TARGET_MODULES: "target_modules", Modules, "MODULES", MODULES, "all of a block; (IA)³: k_proj,v_proj,down_proj", None =>
         "Projections, as q_proj,v_proj, a regular expression, or all-linear";
     FEEDFORWARD_MODULES: "feedforward_modules", Modules, "MODULES", MODULES, "down_proj", None =>
-        "(IA)³: those of them whose input is rescaled";
+        "(IA)³: the target modules whose input is rescaled";
     N_VIRTUAL_TOKENS: "n_virtual_tokens", Count, "N", VIRTUAL, "20", None =>
         "Number of virtual tokens";
     ENCODER_HIDDEN_SIZE: "encoder_hidden_size", Count, "N", VIRTUAL, "none", None =>
@@ -131,7 +131,7 @@ const FIELDS: [(&str, &str); 5] = [
     ("alpha", "lora_alpha"),
 ];
 
-/// Where an option stands among others: in the order above, and those of single methods by name.
+/// The place of an option among others: the order above, then options of single methods by name.
 fn order(option: &MethodOption) -> (usize, &'static str) {
     let place = SHARED.iter().position(|shared| *shared == option);
     (place.unwrap_or(SHARED.len()), option.name)
@@ -287,7 +287,7 @@ impl MethodOptions {
         Ok(())
     }
 
-    /// Those of the options that a configuration has fields for, by their own names or as [`FIELDS`] says.
+    /// The options that a configuration has fields for, by their own names or as [`FIELDS`] says.
     pub(crate) fn of_config(options: &[&'static MethodOption], config: &impl Serialize) -> Self {
         let config = json!(config);
         let given = |option: &MethodOption| {
@@ -358,7 +358,7 @@ mod tests {
         all.iter().map(|value| name(*value)).collect()
     }
 
-    /// The names that an option accepts are those of the type that it is read as.
+    /// An option accepts the same names as the type that it is read into.
     #[test]
     fn accepted_names_are_those_of_the_types() {
         let accepted = |option: &MethodOption| match option.value {

@@ -18,7 +18,7 @@ use crate::{
     SPECIAL_METHODS,
 };
 
-/// The names of those that any model can be changed by.
+/// The names of the methods that any model can be trained by.
 pub fn method_names() -> Vec<&'static str> {
     METHODS.iter().map(|method| method.name).collect()
 }
@@ -66,7 +66,7 @@ pub fn all_options() -> Vec<&'static MethodOption> {
 }
 
 impl MethodOptions {
-    /// Those of the options that a method, or several joined with `+`, has.
+    /// The options of a method, or of several joined with `+`.
     ///
     /// # Errors
     /// [`Error::UnknownMethod`].
@@ -102,7 +102,7 @@ pub struct Methods(Vec<Box<dyn Method>>);
 /// Names joined with `+` are used at once; each takes the options that it has.
 ///
 /// # Errors
-/// [`Error::UnknownMethod`], [`Error::UnknownOption`], [`Error::OptionValue`], or what the method itself refuses.
+/// [`Error::UnknownMethod`], [`Error::UnknownOption`], [`Error::OptionValue`], or an error of the method itself.
 pub fn resolve(name: &str, options: &MethodOptions, model: &ModelDescription) -> Result<Methods> {
     let accepted = options_of(name)?;
     if let Some((option, _)) = options.given().find(|(option, _)| !accepted.contains(option)) {
@@ -151,14 +151,14 @@ impl Methods {
     /// Makes new adapters; see [`Method::build`].
     ///
     /// # Errors
-    /// What a method refuses; [`reft_models::Error::NotCombinable`].
+    /// Errors of a method; [`reft_models::Error::NotCombinable`].
     pub fn build(&self, model: &dyn Model, base_model: &str) -> Result<Vec<Box<dyn Adapter>>> {
         combinable(
             self.iter().map(|method| method.build(model, base_model)).collect::<Result<_>>()?,
         )
     }
 
-    /// Tokens of the model's context that they take beside those of a row; see [`Method::context_taken`].
+    /// Tokens of the model's context that they take beside the row's own; see [`Method::context_taken`].
     pub fn context_taken(&self) -> usize {
         self.iter().map(Method::context_taken).sum()
     }
@@ -166,7 +166,7 @@ impl Methods {
     /// Bytes per token that the methods' own backward keeps in each block; see [`Method::kept_per_token`].
     ///
     /// # Errors
-    /// What a method refuses of the model.
+    /// Errors of a method about the model.
     pub fn kept_per_token(&self, model: &ModelDescription, kind_bytes: f64) -> Result<Vec<f64>> {
         let mut sum = vec![0.0; model.num_hidden_layers];
         for method in self.iter() {
@@ -178,7 +178,7 @@ impl Methods {
     }
 }
 
-/// The adapters of a directory: it itself with its method, or those that its `combined.json` names.
+/// The adapters of a directory: the directory's own with its method, or the adapters that its `combined.json` names.
 ///
 /// # Errors
 /// [`Error::NotAnAdapter`] if a directory holds none, or its configuration is of a method unknown here.
@@ -256,7 +256,7 @@ fn each_in<T>(dir: &Path, go_on: impl Fn(Box<dyn Method>, &Path) -> Result<T>) -
 /// A fully fine-tuned model is read *into* the model.
 ///
 /// # Errors
-/// [`Error::NotAnAdapter`], or what the method refuses: fields and tensors by name, another base model.
+/// [`Error::NotAnAdapter`], or an error of the method: fields and tensors by name, another base model.
 pub fn load_adapters(dir: &Path, model: &dyn Model) -> Result<Vec<Box<dyn Adapter>>> {
     combinable(each_in(dir, |method, dir| method.load(dir, model))?)
 }
@@ -277,12 +277,12 @@ fn combinable(adapters: Vec<Box<dyn Adapter>>) -> Result<Vec<Box<dyn Adapter>>> 
 /// Checks that the adapter in a directory belongs to a model, tensor by tensor, without loading the model's weights.
 ///
 /// # Errors
-/// What loading it refuses: fields and tensors by name, another base model.
+/// Errors of loading it: fields and tensors by name, another base model.
 pub fn check_adapter(dir: &Path, model: &ModelDescription) -> Result<()> {
     each_in(dir, |method, dir| method.check_files(dir, model)).map(drop)
 }
 
-/// How the texts were framed that the adapter in a directory was trained on, if its files say it; of several, what the first says.
+/// The frame of the texts that the adapter in a directory was trained on, if its files say it; of several adapters the first one's.
 ///
 /// # Errors
 /// If the directory holds no adapter, or a file of it is missing or broken.
@@ -303,7 +303,7 @@ pub fn only_steers(dir: &Path) -> Result<bool> {
     Ok(adapters_in(dir)?.iter().all(|(_, method)| method.name == STEERING.name))
 }
 
-/// Reads the head that stands beside the adapter in a directory: what was trained here, or a `SEQ_CLS` adapter of PEFT. `weights` are the
+/// Reads the head beside the adapter in a directory: trained here, or in a `SEQ_CLS` adapter of PEFT. `weights` are the
 /// base model's, which some heads stand on. `None` if there is no head.
 ///
 /// # Errors
@@ -334,7 +334,7 @@ pub fn has_head(dir: &Path) -> Result<bool> {
 /// f32 and rounded to the model's kind once.
 ///
 /// # Errors
-/// What reading it refuses; [`Error::NotMergeable`] for methods that are no change of weights; [`Error::NotFinite`]: the model is merged in
+/// Errors of reading it; [`Error::NotMergeable`] for methods that are no change of weights; [`Error::NotFinite`]: the model is merged in
 /// part then, and should be opened anew.
 pub fn merge_adapter(dir: &Path, model: &dyn Model) -> Result<()> {
     check_mergeable(dir)?;
@@ -364,7 +364,7 @@ pub fn check_mergeable(dir: &Path) -> Result<()> {
     Err(Error::NotMergeable { path, what, reason, accepted })
 }
 
-/// The files of the adapter in a directory; of several, those of each. The tensors' file stands first.
+/// The files of the adapter in a directory, or of its several adapters. The tensors' file comes first.
 ///
 /// # Errors
 /// If the directory holds no adapter.
@@ -444,7 +444,7 @@ fn is_part(dir: &Path) -> bool {
     })
 }
 
-/// The number of trained numbers.
+/// The number of trained parameters.
 pub fn numel(parameters: &[Parameter]) -> i64 {
     parameters.iter().map(|parameter| parameter.tensor.numel() as i64).sum()
 }

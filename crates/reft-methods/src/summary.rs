@@ -10,7 +10,7 @@ use crate::{
     adapters_in,
 };
 
-/// What an adapter directory holds, told without its base model's weights.
+/// Describes an adapter directory without its base model's weights.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdapterSummary {
     /// The method, as on the command line.
@@ -19,7 +19,7 @@ pub struct AdapterSummary {
     pub options: MethodOptions,
     /// Where it works; empty if that is before all layers (prompt) or in all of them (prefix).
     pub sites: Vec<Site>,
-    /// Its numbers, without those of a head.
+    /// Number of its parameters, without a head's.
     pub parameters: i64,
     /// The head of a task beside it.
     pub head: Option<HeadSummary>,
@@ -27,7 +27,7 @@ pub struct AdapterSummary {
     pub bytes: u64,
     /// Name of its base model, if the files say it.
     pub base_model_name: Option<String>,
-    /// What identifies its base model, if the files say it.
+    /// The identity of its base model, if the files say it.
     pub base_model: Option<BaseModel>,
     /// How the texts were framed that it was trained on, if the files say it.
     pub text: Option<TrainedText>,

@@ -19,7 +19,7 @@ pub enum TargetModules {
 }
 
 impl TargetModules {
-    /// Those of these projections that a model has, in every layer.
+    /// The projections among these that a model has, in every layer.
     pub fn of(components: &[Component], model: &ModelDescription) -> Self {
         let names = components.iter().filter_map(|own| model.projection_name(*own));
         Self::Names(names.collect())
@@ -71,7 +71,7 @@ impl TargetModules {
         Ok(Self::Names(modules.into_iter().collect()))
     }
 
-    /// Those that options give, each of which must mean something.
+    /// The modules that options give; each name must match a projection.
     pub(crate) fn given(
         options: &MethodOptions,
         model: &ModelDescription,
@@ -86,7 +86,7 @@ impl TargetModules {
         Ok(given)
     }
 
-    /// The projections meant, of all layers or of `layers`, without those that `excluded` means. Names that mean none are said.
+    /// The projections that are named, of all layers or of `layers`, without the ones that `excluded` names. Names that match none are reported.
     ///
     /// # Errors
     /// [`Error::Adapter`] if it means none of the model's projections, a pattern cannot be read, a layer does not exist, or everything is
@@ -161,7 +161,7 @@ pub(crate) fn share_an_input(a: Site, b: Site) -> bool {
         && groups.iter().any(|group| group.contains(&a.component) && group.contains(&b.component))
 }
 
-/// What the names of an adapter's tensors have behind the module's begins with.
+/// The beginnings of tensor names behind the module's name.
 const OWN_PARTS: [&str; 3] = ["lora_", "ia3_", "road_"];
 
 /// Whether a name means none of the model's projections.

@@ -29,7 +29,7 @@ pub(crate) trait TensorMethod:
     /// Its declaration; of several that share a configuration, the first.
     const DECLARATION: &'static MethodDeclaration;
 
-    /// What a part has beside its tensors: names, scalings.
+    /// The constants of a part, beside its tensors: names, scalings.
     type Constants: Debug;
 
     /// Its name, as on the command line.
@@ -37,7 +37,7 @@ pub(crate) trait TensorMethod:
         Self::DECLARATION.name
     }
 
-    /// Decides what the options of the method of this name leave open; [`Self::parts`] checks it.
+    /// Fills in the options that are not given, for the method of this name; [`Self::parts`] checks them.
     fn decide(name: &str, options: &MethodOptions, model: &ModelDescription) -> Result<Self>;
 
     /// All of its options.
@@ -50,7 +50,7 @@ pub(crate) trait TensorMethod:
         Ok(())
     }
 
-    /// If its file is PEFT's: the fields that are known, and those found that it does not use itself.
+    /// If its file is PEFT's: the known fields, and the fields found that it does not use itself.
     fn other(&self) -> Option<(&'static Fields, &OtherFields)> {
         None
     }
@@ -75,7 +75,7 @@ pub(crate) trait TensorMethod:
         ActsOn::All
     }
 
-    /// The table of its tensors, in the order that they start in. What the configuration and the model do not agree upon is refused.
+    /// The table of its tensors, in the order of their start. A configuration that does not fit the model is refused.
     fn parts(&self, model: &ModelDescription) -> Result<Vec<Part<Self::Constants>>>;
 
     /// The form in which an adapter that was read goes on: the table of its file.
@@ -83,7 +83,7 @@ pub(crate) trait TensorMethod:
         self
     }
 
-    /// The tensors of the file, made of those that are trained.
+    /// The tensors of the file, made of the trained ones.
     fn saved(&self, table: &Table<Self::Constants>) -> Vec<(String, Tensor)> {
         table.parameters.iter().map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect()
     }
@@ -96,12 +96,12 @@ pub(crate) trait TensorMethod:
         mode: Mode,
     ) -> MadeHooks<'a>;
 
-    /// The hooks that turn away from what it steers towards, if it has some; see [`Adapter::away`].
+    /// The hooks that turn away from its concept, if it has some; see [`Adapter::away`].
     fn away<'a>(&'a self, _table: &'a Table<Self::Constants>) -> Option<MadeHooks<'a>> {
         None
     }
 
-    /// The directions that it adds to hidden states, if that is what it does; see [`Adapter::directions`].
+    /// The directions that it adds to hidden states, if it does so; see [`Adapter::directions`].
     fn directions(&self, _table: &Table<Self::Constants>) -> Option<BTreeMap<Site, Tensor>> {
         None
     }
@@ -125,7 +125,7 @@ pub(crate) trait TensorMethod:
 /// Hooks, or why there are none for a batch.
 pub(crate) type MadeHooks<'a> = reft_models::Result<Box<dyn Hooks + 'a>>;
 
-/// A part of a table to be made: the tensors at a site, or those that belong to none.
+/// A part of a table to be made: the tensors at a site, or the tensors of no site.
 pub(crate) struct Part<C> {
     pub(crate) site: Option<Site>,
     pub(crate) constants: C,
@@ -133,7 +133,7 @@ pub(crate) struct Part<C> {
     pub(crate) keeps: Keeps,
 }
 
-/// What the backward of a part keeps of each token, in f32.
+/// Numbers per token that the backward of a part keeps, in f32.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Keeps {
     /// Size of the projection's input, if it is kept. In f32 projections of one input keep one tensor, in half precision each its own copy.
@@ -191,7 +191,7 @@ impl TensorSpec {
     }
 }
 
-/// The trained tensors of an adapter, in f32 whatever the model's kind: an optimizer's small steps would be rounded away in half. Those of a
+/// The trained tensors of an adapter, in f32 whatever the model's kind: half precision would round an optimizer's small steps away. Tensors of a
 /// site are on the device of its stage.
 #[derive(Debug)]
 pub(crate) struct Table<C> {
@@ -249,14 +249,14 @@ struct TensorAdapter<M: TensorMethod> {
     table: Table<M::Constants>,
     /// Tensors of its file that belong to the head of a task, by name: kept for whoever has the head.
     heads: Heads,
-    /// The head that is trained with it, in place of those of its file.
+    /// The head that is trained with it, in place of its file's.
     head: Option<TaskHead>,
-    /// What modules have before their names in a model with the head.
+    /// The prefix of modules' names in a model with the head.
     prefix: Option<&'static str>,
 }
 
 impl<M: TensorMethod> TensorAdapter<M> {
-    /// Hooks on those tokens that it acts on.
+    /// Hooks on the tokens that it acts on.
     fn on_tokens<'a>(&self, hooks: Box<dyn Hooks + 'a>, layout: &Layout) -> Box<dyn Hooks + 'a> {
         match self.method.acts_on() {
             ActsOn::All => hooks,
@@ -291,7 +291,7 @@ impl<M: TensorMethod> Adapter for TensorAdapter<M> {
         self.method.directions(&self.table)
     }
 
-    /// What stands before a prompt is in the cache when it is done.
+    /// Prefixes and virtual tokens act on the prompt only: after the prefill they are in the cache.
     fn acts_on_replies(&self) -> bool {
         self.method.virtual_tokens() + self.method.prefix_length() == 0
             && self.method.acts_on() == ActsOn::All
@@ -423,7 +423,7 @@ impl<M: TensorMethod> Method for M {
 /// Bytes of an f32.
 const F32: f64 = 4.0;
 
-/// Decides what the options leave open, and checks it against a model.
+/// Fills in the options that are not given, and checks all against a model.
 pub(crate) fn resolve_config<M: TensorMethod>(
     name: &str,
     options: &MethodOptions,

@@ -1,5 +1,5 @@
-//! The tables in docs/methods.md are those of the declarations, those in docs/interop.md what readers of files check with, and that in
-//! docs/data.md what rows are known by. With
+//! The tables in docs/methods.md come from the declarations, the tables in docs/interop.md from the readers of files, and the table in
+//! docs/data.md from the forms of rows. With
 //! `REFT_WRITE_DOCS=1` they are written anew.
 
 use std::fmt::Write;

@@ -23,7 +23,7 @@ const BASE_MODEL_NAME: &str = "base_model_name_or_path";
 /// Names and shapes of the tensors that a file must hold.
 pub(crate) type Shapes = Vec<(String, Vec<i64>)>;
 
-/// What stands in an adapter's files beside its tensors.
+/// Facts in an adapter's files beside its tensors.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Beside<'a> {
     /// The identity of the model that they belong to.
@@ -32,7 +32,7 @@ pub(crate) struct Beside<'a> {
     pub(crate) text: Option<&'a TrainedText>,
     /// The head of a task that was trained with them.
     pub(crate) head: Option<&'a TaskHead>,
-    /// What modules have before their names in a model with the head.
+    /// The prefix of modules' names in a model with the head.
     pub(crate) prefix: Option<&'a str>,
 }
 
@@ -68,7 +68,7 @@ pub(crate) fn write(
     write_json(&path, &config)
 }
 
-/// Writes tensors with what stands beside them in the metadata.
+/// Writes tensors with the facts beside them in the metadata.
 pub(crate) fn write_tensors(
     path: &Path,
     tensors: &[(String, Tensor)],
@@ -96,7 +96,7 @@ pub(crate) fn base_model_name(files: AdapterFiles, dir: &Path) -> Result<Option<
     text_in(files, dir, BASE_MODEL_NAME)
 }
 
-/// What identifies the base model of a directory's adapter, if its files say it.
+/// The identity of the base model of a directory's adapter, if its files say it.
 pub(crate) fn base_model(files: AdapterFiles, dir: &Path) -> Result<Option<BaseModel>> {
     let path = dir.join(files.tensors());
     let metadata = load_safetensors_metadata(&path)?;
@@ -105,8 +105,8 @@ pub(crate) fn base_model(files: AdapterFiles, dir: &Path) -> Result<Option<BaseM
     base_model.map_err(json_error(&path))
 }
 
-/// Reads tensors and checks that they are exactly those expected beside heads of tasks, and that they belong to the model. What was trained
-/// on a model of the family with a head has the modules' names in that.
+/// Reads tensors and checks that they belong to the model and that their names are the expected ones; heads of tasks may be beside them. An
+/// adapter trained on a model with a head has the modules' names of that model.
 ///
 /// # Errors
 /// [`Error::Adapter`] if the file names another model, [`Error::WeightMismatch`] with every missing, unexpected and misshapen
@@ -139,10 +139,10 @@ pub(crate) fn read_tensors(
     Ok(tensors)
 }
 
-/// What PEFT puts before the names of modules.
+/// PEFT's prefix of modules' names.
 pub(crate) const OF_PEFT: &str = "base_model.model.";
 
-/// Reads tensors and checks that they are exactly those expected, beside those that may be there or not.
+/// Reads tensors and checks that their names are the expected ones; optional ones may be missing.
 ///
 /// # Errors
 /// [`Error::WeightMismatch`] with every missing, unexpected and misshapen tensor.

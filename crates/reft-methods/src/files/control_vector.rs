@@ -16,7 +16,7 @@ use crate::{AdapterFiles, Error, ReftAdapter, Result};
 /// Exact are directions that are added at block outputs from block 1 on, at every token, and the edits of lobireft at `all` positions.
 ///
 /// # Errors
-/// [`Error::NotAControlVector`] by what the adapter does that a control vector does not; what reading it refuses; as
+/// [`Error::NotAControlVector`] with the part that a control vector cannot express; errors of reading it; as
 /// [`ControlVector::write`].
 pub fn export_control_vector(
     dir: &Path,
@@ -38,7 +38,7 @@ pub fn export_control_vector(
     let (directions, base_model) = match declared.files {
         AdapterFiles::Reft => {
             notes.push(
-                "the edits of ReFT change the prompt's tokens alone, and a control vector those of the reply, too".to_owned(),
+                "the edits of ReFT change the prompt's tokens alone, and a control vector changes the reply's too".to_owned(),
             );
             lobireft(directory).map_err(|reason| refuse(declared.name, reason))?
         }
@@ -47,7 +47,7 @@ pub fn export_control_vector(
             Err(reason) => return Err(refuse(declared.name, reason)),
         },
         _ => {
-            let reason = "what it adds depends on the hidden states, and a control vector adds the same everywhere";
+            let reason = "its edit depends on the hidden states, and a control vector adds the same everywhere";
             return Err(refuse(declared.name, reason.to_owned()));
         }
     };
@@ -66,7 +66,7 @@ pub fn export_control_vector(
     Ok(notes)
 }
 
-/// What lobireft adds at each site, `Rᵀ b`.
+/// The vector that lobireft adds at each site, `Rᵀ b`.
 fn lobireft(dir: &Path) -> Result<KeptDirections, String> {
     let adapter = ReftAdapter::load_alone(dir).map_err(|error| error.to_string())?;
     let config = adapter.config();
@@ -96,11 +96,11 @@ fn lobireft(dir: &Path) -> Result<KeptDirections, String> {
     Ok((directions, config.base_model.clone()))
 }
 
-/// Makes an adapter directory, which exists and is empty, of a control vector. `model` is what it is to belong to; without it only the
+/// Makes an adapter directory, which exists and is empty, of a control vector. `model` is its base model; without it only the
 /// hidden size is kept.
 ///
 /// # Errors
-/// What the model does not have: the hidden size, or a layer; a directory that cannot be written.
+/// A hidden size or a layer that the model does not have; a directory that cannot be written.
 pub fn import_control_vector(
     vector: &ControlVector,
     model: Option<(&ModelDescription, &str)>,

@@ -16,7 +16,7 @@ pub(crate) enum Form {
 }
 
 impl Form {
-    /// What its files are called in messages.
+    /// The name of its files in messages.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Pyreft => "pyreft's files",
@@ -36,7 +36,7 @@ impl Form {
 /// The adapter of a directory, if it is the only one there and of a method that has the form.
 ///
 /// # Errors
-/// [`Error::NotExportable`] with what can be done instead.
+/// [`Error::NotExportable`] with an alternative.
 pub(crate) fn adapter_of_form(
     dir: &Path,
     form: Form,
@@ -73,7 +73,7 @@ fn acts_on(dir: &Path, method: &MethodDeclaration) -> Result<ActsOn> {
 /// beside them.
 ///
 /// # Errors
-/// [`Error::NotExportable`] with what can be done instead; a file that is broken, or cannot be written.
+/// [`Error::NotExportable`] with an alternative; a file that is broken, or cannot be written.
 pub fn export_peft(dir: &Path, output: &Path) -> Result<()> {
     let (dir, method) = adapter_of_form(dir, Form::Peft)?;
     AdapterSummary::read(&dir)?; // fields that are not known, and files that are cut short

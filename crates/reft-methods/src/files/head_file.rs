@@ -20,13 +20,13 @@ pub(crate) const HEAD_FILE: &str = "head.safetensors";
 /// Where in the metadata of the tensors' file the names of the classes stand, for which PEFT has no place.
 const CLASSES: &str = "classes";
 
-/// What PEFT puts before the names of modules where the adapter is virtual tokens, which wrap no modules.
+/// PEFT's prefix of modules' names where the adapter is virtual tokens, which wrap no modules.
 const OF_PROMPTS: &str = "base_model.";
 
-/// What PEFT writes of a head as the modules that are stored whole.
+/// PEFT's names of a head's modules that are stored whole.
 const MODULES: [&str; 2] = ["classifier", "score"];
 
-/// What the head of a task beside an adapter is, told without its model.
+/// The head of a task beside an adapter, described without its model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct HeadSummary {
     /// Number of its outputs: classes, or 1 for a number or a reward.
@@ -56,7 +56,7 @@ pub(crate) fn write(dir: &Path, head: &TaskHead) -> Result<()> {
     save_safetensors(&path, &tensors, Some(all))
 }
 
-/// The tensors of an adapter of PEFT with those of a head, as PEFT names them in a model with the head: its modules stand behind `prefix`.
+/// The tensors of a PEFT adapter and of a head, as PEFT names them in a model with the head: module names begin with `prefix`.
 pub(crate) fn with_head(
     tensors: Vec<(String, Tensor)>,
     head: &TaskHead,
@@ -110,7 +110,7 @@ fn classes(file: &Path) -> Result<Vec<String>> {
     Ok(names.map_err(json_error(file))?.unwrap_or_default())
 }
 
-/// What is known of the head beside the adapter that lies in a directory without its model; `None` if there is none.
+/// Describes the head beside the adapter in a directory, without its model; `None` if there is none.
 pub(crate) fn summary(files: AdapterFiles, dir: &Path) -> Result<Option<HeadSummary>> {
     let (path, own) = tensors(files, dir)?;
     if own.is_empty() {

@@ -1,4 +1,4 @@
-//! The files of adapters: PEFT's, our own, and those that pyreft saves.
+//! The files of adapters: PEFT's, our own, and pyreft's.
 
 pub(crate) mod adapter_file;
 pub(crate) mod control_vector;

@@ -23,7 +23,7 @@ impl<'a> Branches<'a> {
         self.layers.iter().flat_map(of_layer)
     }
 
-    /// Checks them, and the rest of what every such configuration holds.
+    /// Checks them, and the other fields of every such configuration.
     pub(crate) fn check(
         self,
         format_version: u32,

@@ -177,7 +177,7 @@ pub(crate) const PROMPT: Fields = Fields {
 
 const BIASES: [&str; 3] = ["none", "all", "lora_only"];
 
-/// Starts of LoRA that leave the base model's weights alone. Those that change them too make adapters that add something else to the
+/// Starts of LoRA that leave the base model's weights alone. Other starts change the weights too and make adapters that add something else to the
 /// model as it is published.
 const STARTS: [&str; 5] = ["eva", "gaussian", LORA_GA, "mica", "orthogonal"];
 const LORA_GA: &str = "lora_ga";
@@ -259,7 +259,7 @@ impl OtherFields {
         self.0.get("init_lora_weights").is_some_and(|start| start == LORA_GA)
     }
 
-    /// Refuses fields that would change what the adapter computes.
+    /// Refuses fields that would change the adapter's output.
     pub(crate) fn check(&self, known: &Fields) -> Result<()> {
         known
             .check(&self.0)
@@ -267,7 +267,7 @@ impl OtherFields {
     }
 }
 
-/// Compares fields of a configuration, `(name, found, expected)`, with what the model needs.
+/// Compares fields of a configuration, `(name, found, expected)`, with the model's.
 pub(crate) fn check_model(fields: &[(&str, i64, i64)]) -> Result<()> {
     let Some((field, found, expected)) = fields.iter().find(|(_, found, own)| found != own) else {
         return Ok(());

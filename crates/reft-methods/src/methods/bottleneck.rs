@@ -20,7 +20,7 @@ use crate::{
 ///
 /// ```text
 /// series:    f ← f + U σ(D f + c) + e      f: what attention or the MLP adds to the residual stream, [b, t, d]
-/// parallel:  f ← f + U σ(D x + c) + e      x: what goes into attention or the MLP (normalised), [b, t, d]
+/// parallel:  f ← f + U σ(D x + c) + e      x: the input of attention or the MLP (normalised), [b, t, d]
 /// ```
 ///
 /// with `D` `[m, d]` and `U` `[d, m]`. Series: Houlsby et al. 2019 (arXiv:1902.00751), after both branches or, as Pfeiffer et al. 2020
@@ -55,7 +55,7 @@ pub(crate) const PARALLEL: MethodDeclaration = MethodDeclaration {
     source: "He et al. 2021, arXiv:2110.04366",
     joining: Joining::Exactly {
         with: &["parallel-adapter"],
-        how: "layers and components together; the inner sizes of one branch side by side",
+        how: "layers and components together; the inner sizes of one branch are concatenated",
         needs_weights: false,
         join,
     },
@@ -140,7 +140,7 @@ impl TensorMethod for BottleneckConfig {
                 spec("up.weight", &[d, m], Start::Zeros),
                 spec("up.bias", &[d], Start::Zeros),
             ];
-            // the input, what goes into the activation, and what comes out of it
+            // the input, and the input and output of the activation
             let keeps = Keeps { input: 0, numbers: d + 2 * m };
             Part { site: Some(site), constants: (), tensors, keeps }
         };
@@ -152,8 +152,8 @@ impl TensorMethod for BottleneckConfig {
     }
 }
 
-/// Puts inner sizes side by side, `U σ(D x + c) + e` with `U` and `e` at their strength. Of series adapters the second of a branch sees what
-/// the first has made, which no MLP of one layer does.
+/// Concatenates the inner sizes, `U σ(D x + c) + e` with `U` and `e` at their strength. Series adapters on one branch cannot be joined: the
+/// second sees the output of the first, and no MLP of one layer computes that.
 fn join(joint: &Joint, output: &Path) -> crate::Result<Joined> {
     let refuse = |reason: String| Err(crate::Error::from(Error::Adapter { reason }));
     let names = ["down.weight", "down.bias", "up.weight", "up.bias"];
@@ -177,7 +177,7 @@ fn join(joint: &Joint, output: &Path) -> crate::Result<Joined> {
     for site in config.branches().sites() {
         if config.method == BottleneckKind::Series && at(site).count() > 1 {
             return refuse(format!(
-                "two series adapters stand behind {site}, and the second sees what the first has made: no adapter alone does that; use them as a stack"
+                "two series adapters stand behind {site}, and the second sees the output of the first: no single adapter computes that; use them as a stack"
             ));
         }
         // D [m, d], c [m], U [d, m] and e [d], filled up with zeros
@@ -220,7 +220,7 @@ struct BottleneckHooks<'a> {
 }
 
 impl BottleneckHooks<'_> {
-    /// Remembers what goes into a branch that has a parallel adapter.
+    /// Remembers the input of a branch that has a parallel adapter.
     fn see_input(&mut self, site: Site, x: &Tensor) {
         // attention and the MLP begin with these projections; of gate and up the first counts
         let component = match site.component {

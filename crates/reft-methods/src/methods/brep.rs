@@ -10,7 +10,7 @@ use crate::{
     TensorSpec, ValueKind, read_config, resolve_config,
 };
 
-/// BREP, bias-restrained prefix representation fine-tuning: `y ← l ⊙ y + b` of what a projection gives, with a short `b`.
+/// BREP, bias-restrained prefix representation fine-tuning: `y ← l ⊙ y + b` on the output of a projection, with a short `b`.
 ///
 /// Liang et al. 2025 (arXiv:2511.10707): RED's scale and bias on a projection of every layer, the MLP's up projection in LiangThree/BREP, trained
 /// on the first tokens of replies. Long biases disturb how numbers are encoded, and so does an edit late in a reply. `l` starts at 1 and `b` at
@@ -26,7 +26,7 @@ pub(crate) const BREP: MethodDeclaration = MethodDeclaration {
     options: &[&LAYERS, &COMPONENTS, &MAX_BIAS_NORM, &TOKENS],
     files: AdapterFiles::Own,
     merging: Merging::Never(
-        "it scales and shifts what projections give, and they have no bias for it",
+        "it scales and shifts the outputs of projections, and they have no bias for it",
     ),
     joining: Joining::Never("bounded biases do not add up to one; use the adapters as a stack"),
     acts_on_generated: true,

@@ -52,7 +52,7 @@ struct Ia3Config {
     /// Modules that are left alone.
     #[serde(default)]
     exclude_modules: Option<TargetModules>,
-    /// Those of them whose input is rescaled instead of their output.
+    /// The modules among them whose input is rescaled instead of their output.
     feedforward_modules: TargetModules,
     #[serde(default, skip_serializing_if = "ActsOn::is_all")]
     tokens: ActsOn,
@@ -60,7 +60,7 @@ struct Ia3Config {
     other: OtherFields,
 }
 
-/// What the factors of a projection are for.
+/// The factors of a projection.
 #[derive(Debug)]
 struct Factors {
     module: String,

@@ -40,7 +40,7 @@ pub(crate) const LORA: MethodDeclaration = MethodDeclaration {
     merging: Merging::IntoWeights,
     joining: Joining::Exactly {
         with: &["lora", "rslora", "dora"],
-        how: "ranks side by side; or the best approximation of a rank",
+        how: "ranks are concatenated; or the sum is approximated with a given rank",
         needs_weights: false,
         join,
     },
@@ -74,7 +74,7 @@ pub(crate) const DORA: MethodDeclaration = MethodDeclaration {
     source: "Liu et al. 2024, arXiv:2402.09353",
     joining: Joining::Exactly {
         with: &["lora", "rslora", "dora"],
-        how: "ranks side by side, with lengths of the base model's rows",
+        how: "ranks are concatenated, with lengths of the base model's rows",
         needs_weights: true,
         join,
     },
@@ -161,7 +161,7 @@ impl LoraConfig {
     }
 }
 
-/// What the first pattern says that matches the end of a module's name; without one what holds for all modules.
+/// The value of the first pattern that matches the end of a module's name; without a match the value of all modules.
 fn of_pattern<T: DeserializeOwned>(
     patterns: &Map<String, Value>,
     module: &str,
@@ -204,7 +204,7 @@ fn not_positive(module: &str, found: &dyn Display) -> Error {
     Error::Adapter { reason }
 }
 
-/// What the update of a projection has beside `A` `[r, in]`, `B` `[out, r]`, and DoRA's `m` `[out]`.
+/// The constants of a projection's update, beside `A` `[r, in]`, `B` `[out, r]`, and DoRA's `m` `[out]`.
 #[derive(Debug)]
 struct Update {
     module: String,
@@ -344,7 +344,7 @@ impl TensorMethod for LoraConfig {
     }
 }
 
-/// What the joined update of a module is made of, adapter by adapter.
+/// The parts of a module's joined update, adapter by adapter.
 #[derive(Default)]
 struct JoinedUpdate {
     a: Vec<Tensor>,         // [r, in]
@@ -353,7 +353,7 @@ struct JoinedUpdate {
 }
 
 impl JoinedUpdate {
-    /// Adds the update `s B A` of an adapter at a strength, behind those that are there: `y = b + g ⊙ (W + B A) x`.
+    /// Adds the update `s B A` of an adapter at a strength, after the earlier ones: `y = b + g ⊙ (W + B A) x`.
     fn add(&mut self, a: &Tensor, b: &Tensor, strength: f64) {
         let b = b * strength;
         self.b.push(match &self.factor {
@@ -391,7 +391,7 @@ fn truncated((a, b): (Tensor, Tensor), rank: i64) -> (Tensor, Tensor, f64) {
     (v.narrow(1, 0, rank).tr().matmul(&q_a.tr()), b, kept)
 }
 
-/// Joins low-rank updates: the ranks stand side by side, and every strength and scaling goes into `B`, so that alpha / r is 1.
+/// Joins low-rank updates: the ranks are concatenated, and every strength and scaling goes into `B`, so that alpha / r is 1.
 fn join(joint: &Joint, output: &Path) -> crate::Result<Joined> {
     let refuse = |reason: String| Err(crate::Error::from(Error::Adapter { reason }));
     let [a, b, magnitude] = ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"];
@@ -401,7 +401,7 @@ fn join(joint: &Joint, output: &Path) -> crate::Result<Joined> {
         return refuse("one of the adapters started as LoRA-GA does, which changed the base model's weights before it was trained; convert it in PEFT first: save_pretrained with path_initial_model_for_weight_conversion".to_owned());
     }
     if is_dora && joint.options.svd_rank.is_some() {
-        return refuse("the best approximation of a rank is for lora and rslora: DoRA's lengths are those of the whole sum; leave the rank out".to_owned());
+        return refuse("the best approximation of a rank is for lora and rslora: DoRA's lengths belong to the whole sum; leave the rank out".to_owned());
     }
     if let Some(rank) = joint.options.svd_rank {
         check_positive("rank", rank)?;
@@ -522,7 +522,7 @@ impl Hooks for LoraHooks<'_> {
             (Update { scaling, .. }, [a, b]) if self.dropout == 0.0 => {
                 Some(LowRank { a, b, scaling: *scaling })
             }
-            _ => None, // DoRA rescales what is there
+            _ => None, // DoRA rescales the existing weight
         }
     }
 

@@ -1,4 +1,4 @@
-//! The methods: those beside ReFT, a file each, and the list of all. A new one is a file here, and a line in each of the two lists.
+//! The methods beside ReFT, a file each, and the list of all methods. A new one is a file here, and a line in one of the two lists.
 
 pub(crate) mod bottleneck;
 pub(crate) mod brep;

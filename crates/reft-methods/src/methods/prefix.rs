@@ -29,7 +29,7 @@ pub(crate) const PREFIX: MethodDeclaration = MethodDeclaration {
     source: "Li and Liang 2021, arXiv:2101.00190",
     options: &[&INIT_TOKENS, &N_VIRTUAL_TOKENS, &ENCODER_HIDDEN_SIZE],
     files: AdapterFiles::Peft("PREFIX_TUNING"),
-    merging: Merging::Never("its keys and values stand before those that the weights make"),
+    merging: Merging::Never("its keys and values stand before the weights' own"),
     joining: Joining::Never(ONE_PLACE),
     acts_on_generated: false,
     per_row: false,

@@ -43,7 +43,7 @@ struct PromptConfig {
     num_layers: usize,
     #[serde(flatten)]
     other: OtherFields,
-    /// What it starts as, `random` or `vocabulary`, if it is neither read from a file nor a text.
+    /// Its start, `random` or `vocabulary`, unless it is read from a file or made of a text.
     #[serde(skip)]
     init: Option<&'static str>,
     /// A text that it starts as.
@@ -132,7 +132,7 @@ impl TensorMethod for PromptConfig {
                 tokens.iter().try_for_each(|&token| model.check_token(token))?;
                 embeddings(model, tokens.clone())
             })),
-            // Vocabularies of byte-pair encodings begin with what was merged first, so the first 5,000 ids are frequent tokens,
+            // Vocabularies of byte-pair encodings begin with the pairs merged first, so the first 5,000 ids are frequent tokens,
             // as Lester et al. sample from the 5,000 most common ones.
             (Some("vocabulary"), None) => Start::FromModel(Box::new(move |model| {
                 let frequent = model.description().vocab_size.min(5_000);

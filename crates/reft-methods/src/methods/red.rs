@@ -17,7 +17,7 @@ use crate::{
 
 /// RED, representation editing: `h ← l ⊙ h + b` at every token.
 ///
-/// Wu et al. 2024 (arXiv:2402.15179): one scaling and one bias vector per layer, on what the MLP adds to the residual stream (or on
+/// Wu et al. 2024 (arXiv:2402.15179): one scaling and one bias vector per layer, on the output of the MLP (or on
 /// the block's output). `l` starts at 1 and `b` at 0, so training begins from the base model.
 pub(crate) const RED: MethodDeclaration = MethodDeclaration {
     name: "red",
@@ -136,7 +136,7 @@ impl BranchMethod for RedConfig {
     }
 }
 
-/// Scales and biases in one forward: `l ⊙ h + b` at sites of the residual stream, or of what projections give.
+/// Scales and biases in one forward: `l ⊙ h + b` at sites of the residual stream, or of projections' outputs.
 pub(crate) struct ScaleAndShift(BTreeMap<Site, [Tensor; 2]>);
 
 impl ScaleAndShift {

@@ -56,7 +56,7 @@ static VARIANT: MethodOption = MethodOption {
     value: ValueKind::Name(&["road_1", "road_2", "road_4"]),
     value_name: "NAME",
     heading: HEADING,
-    help: "Trained numbers of a plane: road_1 = 2, road_2 = 4, road_4 = 8",
+    help: "Trained parameters of a plane: road_1 = 2, road_2 = 4, road_4 = 8",
     default: "road_1",
     alias: None,
 };

@@ -56,12 +56,12 @@ static EDIT: MethodOption = MethodOption {
     value: ValueKind::Name(&["add", "remove"]),
     value_name: "EDIT",
     heading: "Method: steering",
-    help: "What is done with the direction: add, or remove what the hidden state has of it",
+    help: "Edit by the direction: add it, or remove the hidden state's part along it",
     default: "add",
     alias: None,
 };
 
-/// What is done with a direction.
+/// The edit that a direction makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SteeringEdit {
     /// `h + v`

@@ -19,12 +19,12 @@ const FAMILIES: [(&str, bool); 4] =
 const UNUSED_OF_REPRESENTATION: usize = 9;
 
 /// Writes the ReFT adapter of a directory as pyreft's `ReftModel.save` would: `config.json` and a file of tensors for each intervention. A
-/// `README.md` beside them holds what those do not: the positions, and how the adapter is loaded and called.
+/// `README.md` beside them has the rest: the positions, and how the adapter is loaded and called.
 ///
 /// Returns what whoever uses the files should know.
 ///
 /// # Errors
-/// [`Error::NotExportable`] with what pyreft has no place for; a file that cannot be read or written.
+/// [`Error::NotExportable`] with the part that pyreft has no place for; a file that cannot be read or written.
 pub fn export_pyreft(dir: &Path, output: &Path) -> Result<Vec<String>> {
     let (own, _) = adapter_of_form(dir, Form::Pyreft)?;
     let adapter = ReftAdapter::load_alone(&own)?;
@@ -77,7 +77,7 @@ fn check(config: &ReftConfig) -> std::result::Result<(), String> {
     Ok(())
 }
 
-/// What the exported files do not do by themselves.
+/// Steps that the user of the exported files must take.
 fn notes(config: &ReftConfig) -> Vec<String> {
     let mut notes = vec![format!(
         "pyreft's files do not hold the positions ({}): README.md says how they are given",
@@ -93,7 +93,7 @@ fn notes(config: &ReftConfig) -> Vec<String> {
     notes
 }
 
-/// The key of each intervention, which is part of its file's name; those of one site are counted.
+/// The key of each intervention, which is part of its file's name; interventions of one site are counted.
 fn keys(config: &ReftConfig) -> Vec<String> {
     let sites = config.sites();
     let key = |i: usize| {

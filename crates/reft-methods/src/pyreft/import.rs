@@ -15,7 +15,7 @@ use tch::{Device, Kind, Tensor};
 use crate::pyreft::saved_form::{BASE, CLASSES, RAW, SIZES};
 use crate::{ReftAdapter, ReftConfig, load_torch_pickle};
 
-/// What a directory saved by pyreft does not say, and whoever imports it must.
+/// Facts that a directory saved by pyreft lacks; whoever imports it must give them.
 #[derive(Debug, Clone)]
 pub struct PyreftImport {
     /// Prompt tokens that the adapter was trained to edit.
@@ -59,13 +59,13 @@ struct SavedConfig {
     other: BTreeMap<String, Value>,
 }
 
-/// How many values of a representation are applied; those behind them are partitions and links.
+/// How many values of a representation are applied; the later ones are partitions and links.
 const APPLIED_OF_REPRESENTATION: usize = 5;
 
 /// Reads a directory that pyreft's `ReftModel.save` wrote. Pickles are read as data: nothing in them is run.
 ///
-/// Positions follow [`PositionRule::Pyreft`], so the adapter does here what it did there. Untied, pyreft keeps the interventions
-/// of the first tokens before those of the last.
+/// Positions follow [`PositionRule::Pyreft`], so the adapter computes the same as in pyreft. Untied, pyreft keeps the interventions
+/// of the first tokens, then the interventions of the last ones.
 ///
 /// # Errors
 /// If a file is missing or broken, or the directory holds something else than ReFT interventions of one method at one component.

@@ -10,7 +10,7 @@ use tch::Kind;
 
 type Parsed<T> = std::result::Result<T, String>;
 
-/// A value; what is not a plain number lies in the arena.
+/// A value; all but plain numbers lie in the arena.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Value {
     /// `None`, a truth value, a float, or a list: written in such files, and never needed to read a tensor.
@@ -73,7 +73,7 @@ pub(crate) struct Strided<'a> {
 /// Dimensions of a tensor, at most: libtorch's own limit in most of its operations.
 const MAX_DIMENSIONS: usize = 64;
 
-/// What a pickle holds.
+/// The values of a pickle.
 #[derive(Debug)]
 pub(crate) struct Pickle<'a> {
     nodes: Vec<Node<'a>>,
@@ -89,7 +89,7 @@ impl<'a> Pickle<'a> {
         Machine { bytes, pickle, stack, marks, memo }.run()
     }
 
-    /// What a value refers to, if it is not a plain one.
+    /// The node of a value that is not a plain one.
     pub(crate) fn node(&self, value: Value) -> Option<&Node<'a>> {
         match value {
             Value::Node(index) => self.nodes.get(index),
@@ -128,7 +128,7 @@ impl<'a> Pickle<'a> {
 
 /// The stack machine that a pickle is a program for.
 struct Machine<'a> {
-    /// What is not read yet.
+    /// The bytes left to read.
     bytes: &'a [u8],
     pickle: Pickle<'a>,
     stack: Vec<Value>,
@@ -212,7 +212,7 @@ impl<'a> Machine<'a> {
         Err("a storage's id is not (\"storage\", type, key, location, length)".to_owned())
     }
 
-    /// What Python would do by calling; here the three calls are recognised.
+    /// The result of a call in Python: three calls are recognised.
     fn reduce(&mut self) -> Parsed<()> {
         let (arguments, called) = (self.pop()?, self.pop()?);
         let made = match (called, self.items(arguments, "a call's arguments")?) {

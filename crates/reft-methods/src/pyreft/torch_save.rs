@@ -99,7 +99,7 @@ impl Program {
         self.code(b"t"); // TUPLE
     }
 
-    /// What torch calls to make a tensor: the function, and its storage, offset, sizes, strides, gradient and hooks.
+    /// torch's call that makes a tensor: the function, and its storage, offset, sizes, strides, gradient and hooks.
     fn tensor(&mut self, key: usize, tensor: &Tensor) {
         let storage = if tensor.kind() == Kind::Int64 { "LongStorage" } else { "FloatStorage" };
         let size = tensor.size();

@@ -31,7 +31,7 @@ impl ReftAdapter {
     /// A new adapter for a decoder. Random numbers come from libtorch's CPU generator ([`tch::manual_seed`]).
     ///
     /// # Errors
-    /// What [`ReftConfig::check`] refuses.
+    /// Errors of [`ReftConfig::check`].
     pub fn new(config: ReftConfig, model: &dyn Model) -> Result<Self> {
         config.check_model(model.description())?;
         let (n, d) = (config.sites().len() as i64, model.description().hidden_size);
@@ -43,7 +43,7 @@ impl ReftAdapter {
     /// An adapter of given interventions, in the order of [`ReftConfig::sites`].
     ///
     /// # Errors
-    /// What [`ReftConfig::check`] refuses; [`Error::Adapter`] if they are of another kind or number.
+    /// Errors of [`ReftConfig::check`]; [`Error::Adapter`] if they are of another kind or number.
     pub fn from_interventions(config: ReftConfig, interventions: InterventionSet) -> Result<Self> {
         config.check()?;
         let (expected, found) = (config.sites().len() as i64, interventions.len());
@@ -58,7 +58,7 @@ impl ReftAdapter {
 
     /// Reads an adapter, to be used, and checks that it belongs to the decoder.
     ///
-    /// Its logits are bit for bit those of the adapter that was saved.
+    /// Its logits equal the saved adapter's bit for bit.
     ///
     /// # Errors
     /// If a file is missing or broken, a tensor is missing, unexpected or misshapen (by name), or the model is another one.
@@ -111,7 +111,7 @@ impl ReftAdapter {
         Ok(Self { interventions: self.interventions.into_trainable()?, ..self })
     }
 
-    /// What the adapter is.
+    /// The configuration of the adapter.
     pub fn config(&self) -> &ReftConfig {
         &self.config
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::AdapterFiles;
 use crate::files::own_config::{self, check_layers, check_version};
 
-/// `reft_config.json`: what a ReFT adapter is, apart from its numbers.
+/// `reft_config.json`: the configuration of a ReFT adapter, everything but its tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReftConfig {
@@ -23,7 +23,7 @@ pub struct ReftConfig {
     pub component: Component,
     /// Prompt tokens edited.
     pub positions: Positions,
-    /// What happens to prompts shorter than the positions.
+    /// The rule for prompts shorter than the positions.
     pub position_rule: PositionRule,
     /// One intervention per layer for all positions, or one for the first and one for the last tokens.
     pub share_weights: bool,

@@ -31,7 +31,7 @@ pub(crate) const LOREFT: MethodDeclaration = MethodDeclaration {
         &INIT,
     ],
     files: AdapterFiles::Reft,
-    merging: Merging::Never("it edits hidden states of the prompt and leaves those of the reply"),
+    merging: Merging::Never("it edits hidden states of the prompt, and none of the reply"),
     joining: Joining::Exactly {
         with: &["loreft", "direft", "direft-orth", "noreft", "consreft", "lobireft"],
         how: "layers and positions together; edits of one place one after the other, at the sum of their ranks",

@@ -1,4 +1,4 @@
-//! ReFT adapters become one: edits of one place are put one after the other, and what remains is an edit again.
+//! ReFT adapters become one: edits of one place follow one another, and their composition is an edit again.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -38,7 +38,7 @@ impl AffineEdit {
         Self { directions, weight: weight * strength, bias: bias * strength }
     }
 
-    /// This edit, and then another of what it has made.
+    /// This edit, and then another on its output.
     fn then(self, next: Self) -> Self {
         // E₂(h + D₁ᵀ(E₁ h + e₁)) + e₂ = (E₂ + E₂D₁ᵀE₁) h + E₂D₁ᵀe₁ + e₂
         let seen = next.weight.matmul(&self.directions.tr()); // E₂ D₁ᵀ [r₂, r₁]
@@ -203,7 +203,7 @@ pub(crate) fn join(joint: &Joint, output: &Path) -> Result<Joined> {
     Ok(Joined { method: method.to_string(), parameters, modules: Vec::new(), notes })
 }
 
-/// The positions of all: as many first tokens as those adapters edit that edit any, and as many last ones.
+/// The positions of all: as many first and last tokens as the adapters edit, if they edit any there.
 fn common_positions(configs: &[&ReftConfig]) -> Result<Positions> {
     type Count = fn(Positions) -> usize;
     let ends: [(Count, &str); 2] = [(Positions::first, "first"), (Positions::last, "last")];

@@ -1,4 +1,4 @@
-//! What every method must do that is declared, whichever it is: nothing here knows one by name.
+//! Checks of every declared method: nothing here knows one by name.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -102,7 +102,7 @@ fn wide_model() -> Outcome<ModelDescription> {
     Ok(DecoderConfig::from_json(config, Path::new("config.json"))?.describe())
 }
 
-/// What help and documentation say of an option that is not given is what holds.
+/// Help and documentation tell the default that really holds.
 #[test]
 fn defaults_are_those_that_help_tells() -> Outcome {
     let model = wide_model()?;
@@ -262,7 +262,7 @@ fn strengths_go_from_the_base_model_to_the_method() -> Outcome {
     Ok(())
 }
 
-/// Hooks that go on with some of their rows are those of a batch of these rows.
+/// Hooks that go on with some of their rows equal the hooks of a batch of these rows.
 #[test]
 fn hooks_go_on_with_some_rows_of_a_batch() -> Outcome {
     for method in AtWork::all()? {
@@ -324,7 +324,7 @@ fn half_of_an_edit_is_the_mean_of_base_and_edited_states() -> Outcome {
     Ok(())
 }
 
-/// What training does not compute again: see [`reft_models::Reach`].
+/// The frozen model's part that training does not compute again: see [`reft_models::Reach`].
 #[test]
 fn states_before_the_reach_are_the_frozen_models() -> Outcome {
     for declaration in METHODS {

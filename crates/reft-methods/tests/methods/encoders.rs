@@ -92,7 +92,7 @@ fn loreft_on_whole_texts_and_its_gradients_equal_plain_torch() -> Outcome {
     Ok(())
 }
 
-/// What PEFT reads: its class for models without a head, and the family's names of modules.
+/// The class of models without a head that PEFT reads, and the family's names of modules.
 #[test]
 fn a_new_lora_of_an_encoder_is_written_for_the_bare_model() -> Outcome {
     let encoder = model("encoders/bert")?;

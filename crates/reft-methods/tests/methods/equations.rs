@@ -55,7 +55,7 @@ fn red_and_bottleneck_adapters_equal_their_equations_in_torch() -> Outcome {
     Ok(())
 }
 
-/// Biases within the bound and beyond it: the gradient of one beyond is that of its direction alone.
+/// Biases within the bound and beyond it: beyond it only the direction has a gradient.
 #[test]
 fn brep_equals_its_equation_in_torch() -> Outcome {
     let decoder = tiny_llama()?;

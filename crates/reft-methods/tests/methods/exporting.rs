@@ -124,7 +124,7 @@ fn imported(dir: &Path, own: &ReftAdapter, model: &Decoder) -> Outcome<ReftAdapt
     Ok(ReftAdapter::from_interventions(config, set)?)
 }
 
-/// What the library refuses, in its words.
+/// The library's refusal, in its words.
 fn refused(exported: reft_methods::Result<impl std::fmt::Debug>) -> String {
     match exported {
         Err(error @ Error::NotExportable { .. }) => error.to_string(),
@@ -285,7 +285,7 @@ fn exports_to_peft_are_the_files_that_peft_reads() -> Outcome {
 }
 
 /// pyreft itself loads what is exported, by the code of its README.md, and what it saves is read back. Needs a Python that has it
-/// (`tools/oracle/check_pyreft.py` says which): `PYREFT_PYTHON=venv/bin/python cargo test -p reft-methods -- --ignored pyreft_loads`.
+/// (`tools/oracle/check_pyreft.py` says which): `PYREFT_PYTHON=venv/bin/python cargo test --workspace --test methods -- --ignored pyreft_loads`.
 #[test]
 #[ignore = "needs a Python with pyreft, named by PYREFT_PYTHON"]
 fn pyreft_loads_what_is_exported_and_saves_what_is_read() -> Outcome {

@@ -109,7 +109,7 @@ fn copy_edited(from: &Path, to: &Path, file: &str, edit: &Value) -> Outcome {
     Ok(std::fs::write(to.join(file), serde_json::to_string(&data)?)?)
 }
 
-/// What a case does to its model's weights.
+/// The change that a case makes to its model's weights.
 fn change_tensors(file: &Path, what: &Value) -> Outcome {
     if what.is_null() {
         return Ok(());
@@ -330,7 +330,7 @@ fn weights_that_are_missing_are_told_by_their_pattern() -> Outcome {
 }
 
 /// PEFT itself reads what is written here, and transformers what is merged. Needs a Python that has them
-/// (`tools/oracle/make_interop.py` says which): `PEFT_PYTHON=venv/bin/python cargo test -p reft-methods -- --ignored peft_reads`.
+/// (`tools/oracle/make_interop.py` says which): `PEFT_PYTHON=venv/bin/python cargo test --workspace --test methods -- --ignored peft_reads`.
 #[test]
 #[ignore = "needs a Python with PEFT, named by PEFT_PYTHON"]
 fn peft_reads_adapters_and_merged_models_written_here_and_computes_the_same() -> Outcome {

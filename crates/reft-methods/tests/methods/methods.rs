@@ -149,7 +149,7 @@ fn a_prefix_started_from_a_text_is_that_text_in_front() -> Outcome {
     Ok(())
 }
 
-/// What a method's description leaves open it decides again in the same way.
+/// A method decides again in the same way whatever its description leaves open.
 #[test]
 fn a_description_makes_the_same_method_again() -> Outcome {
     let decoder = tiny_llama()?;

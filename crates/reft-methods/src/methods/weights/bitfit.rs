@@ -12,7 +12,7 @@ use crate::{AdapterFiles, Joining, Merging, Method, MethodDeclaration, MethodOpt
 
 /// BitFit: every bias of the model is trained, and nothing else.
 ///
-/// Ben Zaken et al. 2022 (arXiv:2106.10199). The biases are the model's own tensors, those of norms among them; the pooler that BERT's
+/// Ben Zaken et al. 2022 (arXiv:2106.10199). The biases are the model's own tensors, biases of norms included; the pooler that BERT's
 /// head stands on is no part of the model and stays as it is. It is not among [`METHODS`](crate::METHODS): many decoders have no bias.
 pub(crate) const BITFIT: MethodDeclaration = MethodDeclaration {
     name: "bitfit",
@@ -22,7 +22,7 @@ pub(crate) const BITFIT: MethodDeclaration = MethodDeclaration {
     options: &[],
     files: AdapterFiles::Own,
     merging: Merging::IntoWeights,
-    joining: Joining::Never("it is biases of the model itself, which one adapter alone can be"),
+    joining: Joining::Never("it is the model's own biases, and only one adapter can be that"),
     acts_on_generated: true,
     per_row: false,
     usual_lr: 1e-3,

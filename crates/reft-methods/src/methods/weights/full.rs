@@ -81,7 +81,7 @@ impl Method for Full {
 
     fn kept_per_token(&self, model: &ModelDescription, kind_bytes: f64) -> crate::Result<Vec<f64>> {
         use Component::{Down, Gate, GateUp, Output, Query, QueryKeyValue, Up};
-        // what the weights of the norms are multiplied with, and one input of each group of projections
+        // the factors of the norms' weights, and one input of each group of projections
         let norms = model.norms_of_block() as f64;
         let mut bytes =
             vec![norms * kind_bytes * model.hidden_size as f64; model.num_hidden_layers];
