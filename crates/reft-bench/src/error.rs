@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 /// Result with this crate's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong when a model is measured and methods are compared.
+/// Errors when a model is measured and methods are compared.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -12,7 +12,7 @@ pub enum Error {
     File {
         /// The file.
         path: PathBuf,
-        /// What was found and what was expected.
+        /// The value found, and the value expected.
         reason: String,
     },
     /// A method whose steps cannot be timed.
@@ -23,8 +23,8 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
-    /// A run was asked to stop. What is finished is kept.
-    #[error("interrupted; what is finished is kept, the same command goes on after it")]
+    /// A run was asked to stop. Finished work is kept.
+    #[error("interrupted; finished runs are kept, and the same command goes on after them")]
     Interrupted,
     /// A method, its options or its adapter.
     #[error(transparent)]

@@ -1,5 +1,5 @@
-//! Models measured, methods compared: tasks and their scores, the comparison and its report, the time of training steps, and what a run
-//! will take before it is run.
+//! Measures models and compares methods: tasks and their scores, the comparison and its report, the time of training steps, and plans of a
+//! run's memory and time.
 //!
 //! ```no_run
 //! use std::path::Path;

@@ -3,7 +3,7 @@ use std::fs;
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
-/// What a comparison ran on, and with what.
+/// The machine and the versions that a comparison ran with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
     /// Version of this program.

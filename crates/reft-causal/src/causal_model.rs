@@ -55,7 +55,7 @@ impl<V> std::ops::Index<Variable> for Setting<V> {
     }
 }
 
-/// A base input, the source inputs of the variables that are swapped, and what the causal model then answers.
+/// A base input, the source inputs of the swapped variables, and the causal model's answer with them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counterfactual<V> {
     /// The base's inputs.
@@ -121,7 +121,7 @@ impl<V: Clone> CausalModel<V> {
         self.run_with(inputs, &[])
     }
 
-    /// Works out what the model answers when variables take the values that they have on source inputs.
+    /// Computes the model's answer when variables take their values from source inputs.
     ///
     /// # Errors
     /// [`Error::InputCount`]; [`Error::UnknownVariable`].

@@ -9,7 +9,7 @@ use crate::{Alignment, Error, LinearProbe, Result, refuse, source_states};
 /// How a direction is made of two sets of hidden states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DirectionKind {
-    /// The mean of one set less that of the other.
+    /// The mean of one set less the other's.
     Means,
     /// The first principal component of both sets together, turned towards the first set and as long as the means are apart along it.
     PrincipalComponent,
@@ -17,7 +17,7 @@ pub enum DirectionKind {
     Probe,
 }
 
-/// A direction of the hidden states of a site, `[d]` in f32. What is added at strength 1 is the direction itself.
+/// A direction of the hidden states of a site, `[d]` in f32. At strength 1 the direction itself is added.
 #[derive(Debug)]
 pub struct Direction(Tensor);
 
@@ -25,7 +25,7 @@ impl Direction {
     /// A direction from the hidden states of two sets of texts, `[n, d]` and `[m, d]`.
     ///
     /// # Errors
-    /// What [`PrincipalComponents`] refuses; [`Error::OptionValue`] if the two sets have the same mean.
+    /// Errors of [`PrincipalComponents`]; [`Error::OptionValue`] if the two sets have the same mean.
     pub fn between(kind: DirectionKind, positive: &Tensor, negative: &Tensor) -> Result<Self> {
         let mean = |h: &Tensor| h.mean_dim([0i64].as_slice(), false, Kind::Float);
         let difference = mean(positive) - mean(negative); // [d]

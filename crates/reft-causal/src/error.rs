@@ -3,7 +3,7 @@ use std::path::PathBuf;
 /// Result with this crate's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong when causal models are run and looked for in networks.
+/// Errors when causal models are run and looked for in networks.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -28,7 +28,7 @@ pub enum Error {
     /// Counterfactuals that cannot be told apart, or that their swaps or alignments do not fit.
     #[error("{reason}")]
     Counterfactuals {
-        /// What was found and what was expected.
+        /// The value found, and the value expected.
         reason: String,
     },
     /// An option with a value that cannot be.
@@ -38,7 +38,7 @@ pub enum Error {
         option: &'static str,
         /// Its value.
         found: String,
-        /// What it may be.
+        /// The allowed values.
         expected: String,
     },
     /// A file that cannot be used.
@@ -46,7 +46,7 @@ pub enum Error {
     File {
         /// The file.
         path: PathBuf,
-        /// What was found and what was expected.
+        /// The value found, and the value expected.
         reason: String,
     },
     /// A task that does not fit the model, or itself.
@@ -54,11 +54,11 @@ pub enum Error {
     DasTask {
         /// The task.
         task: String,
-        /// What was found and what was expected.
+        /// The value found, and the value expected.
         reason: String,
     },
-    /// A search was asked to stop. What is finished is kept.
-    #[error("interrupted; what is finished is kept, the same command goes on after it")]
+    /// A search was asked to stop. Finished work is kept.
+    #[error("interrupted; finished searches are kept, and the same command goes on after them")]
     Interrupted,
     /// A method is refused.
     #[error(transparent)]

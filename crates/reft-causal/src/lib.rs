@@ -1,7 +1,7 @@
 //! Where a network keeps a variable: interchange interventions, causal models, alignment search, and directions.
 //!
-//! A [`CausalModel`] says how a task is answered. Its counterfactuals are bases, sources and expected answers: what would be answered if a
-//! variable were as it is in the source. A network keeps the variable where the source's hidden states, put into the base's run, give
+//! A [`CausalModel`] computes the answer of a task from variables. A counterfactual is a base, a source, and the answer to the base with a
+//! variable's value taken from the source. A network keeps the variable where the source's hidden states, put into the base's run, give
 //! the expected answer ([`InterchangeRuns`]). An [`Alignment`] is a subspace of these hidden states; it is trained with the
 //! [`InterchangeObjective`], and [`DasSearch`] tries many sites and tokens. A [`Direction`] is a subspace of one dimension.
 //!
@@ -82,7 +82,7 @@ pub use search::options::{DasAlignment, DasOptions, SearchDefaults, Start};
 pub use search::report::das_report::{
     DasReport, DasRow, PlaceFailures, TemplateShares, WrongAnswer,
 };
-pub use search::report::side_by_side::searches_page;
+pub use search::report::searches::searches_page;
 pub use search::searched::{ComponentOrHead, Searched};
 pub use search::tasks::das_task::{DasTask, Mechanism, Numbers, Slot, Words};
 pub use search::tasks::equality::{EqualityNetwork, EqualityTask, EqualityVariable, NetworkConfig};

@@ -21,7 +21,7 @@ pub struct Cell {
     pub test: bool,
 }
 
-/// What is known of a cell: its `cell.json`.
+/// The state of a cell: its `cell.json`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct CellResult {
     /// Digest of everything that the numbers depend on.
@@ -34,7 +34,7 @@ pub struct CellResult {
     pub diverged: Option<String>,
     /// Optimizer steps taken.
     pub steps: usize,
-    /// Trainable numbers.
+    /// Trainable parameters.
     pub trainable_parameters: i64,
     /// Size of the adapter's files.
     pub adapter_bytes: u64,
@@ -50,11 +50,11 @@ pub struct CellResult {
     pub validation: Option<Score>,
     /// Loss of the validation set's completions, which breaks ties.
     pub validation_loss: Option<f64>,
-    /// What was measured on the test sets, if that was wanted.
+    /// The results on the test sets, if the test sets were to be scored.
     pub test: Option<TestResult>,
 }
 
-/// What is measured once a rate is chosen.
+/// The measurements of a cell whose rate is chosen.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TestResult {
     /// The task on each test set, in the order of the configuration.
@@ -74,12 +74,12 @@ impl Cell {
         Self::directory_of_all(output).join(self.name(plan))
     }
 
-    /// The directory that those of all cells are in.
+    /// The directory that holds the directories of all cells.
     pub(crate) fn directory_of_all(output: &Path) -> PathBuf {
         output.join("cells")
     }
 
-    /// What the cell is called: `loreft/lr-0.004/seed-0`.
+    /// The cell's name: `loreft/lr-0.004/seed-0`.
     pub fn name(&self, plan: &ComparisonPlan) -> String {
         match self.method {
             None => "base".to_owned(),
@@ -95,7 +95,7 @@ impl Cell {
         plan.digest(&self.facts(plan))
     }
 
-    /// What the numbers of this cell depend on, beside what those of all cells do.
+    /// The facts that this cell's scores depend on, beyond the facts that all cells share.
     fn facts(&self, plan: &ComparisonPlan) -> Value {
         let entry = self.method.map(|i| &plan.config.method[i]);
         let method = entry.map(|entry| (&entry.method, &entry.options));
@@ -119,7 +119,7 @@ impl Cell {
             && plan.digest(&facts) == result.identity
     }
 
-    /// What is known of the cell, if it has been run as the plan has it.
+    /// The state of the cell, if it has been run as the plan has it.
     ///
     /// # Errors
     /// If its file cannot be read.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::fields::{read_fields, with_field};
 use crate::{Budget, Error, Precision, Result, SweepConfig};
 
-/// What is compared, on what, with which budget.
+/// A comparison: methods, data and budget.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CompareConfig {
@@ -42,17 +42,17 @@ pub struct CompareConfig {
     pub train: Budget,
     /// The methods.
     pub method: Vec<MethodEntry>,
-    /// Of a task of pairs how they are learned: `objective` (dpo, ipo, orpo or simpo) and its options. Of every task what is learned beside
+    /// For a task of pairs, how they are learned: `objective` (dpo, ipo, orpo or simpo) and its options. For every task, the terms beside
     /// it: `kl_weight`, `kl_top_k` and `replay_batch_size`. All as `reft train` takes them.
     #[serde(default, skip_serializing_if = "is_default")]
     pub objective: ObjectiveOptions,
-    /// Rows that the divergence of `kl_weight` is measured on, beside this file; by default those that are trained on.
+    /// Rows that the divergence of `kl_weight` is measured on; the path is relative to this file. By default the training rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<PathBuf>,
     /// Values that are set one after the other: a whole comparison at each point of a grid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sweep: Option<SweepConfig>,
-    /// What `--quick` changes, beside using one rate and one seed.
+    /// Fields that `--quick` replaces, beside using one rate and one seed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quick: Option<QuickConfig>,
 }
@@ -71,7 +71,7 @@ pub struct DataConfig {
     pub validation: Option<PathBuf>,
     /// Files to test on.
     pub test: Vec<PathBuf>,
-    /// What the columns of the files are, as `reft train --columns` takes it; by default they are told by their names.
+    /// The meaning of the files' columns, as `reft train --columns` takes it; by default their names say it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub columns: Option<ColumnNames>,
     /// Rows to train on, drawn with `seed`; by default all that are not held out.
@@ -94,7 +94,7 @@ pub struct DataConfig {
 pub struct MethodEntry {
     /// Its name, as `reft train --method` takes it.
     pub method: String,
-    /// What it is called in the report; by default its name.
+    /// Its label in the report; by default its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
     /// Learning rates: as many as every other method has.
@@ -107,7 +107,7 @@ pub struct MethodEntry {
     pub options: MethodOptions,
 }
 
-/// What `--quick` changes.
+/// Fields that `--quick` replaces.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct QuickConfig {
@@ -147,7 +147,7 @@ fn read_options<'de, D: Deserializer<'de>>(deserializer: D) -> Result<MethodOpti
 }
 
 impl MethodEntry {
-    /// What the method is called in the report.
+    /// The method's label in the report.
     pub fn label(&self) -> &str {
         self.label.as_deref().unwrap_or(&self.method)
     }
@@ -272,7 +272,7 @@ pub(crate) fn slug(label: &str) -> String {
 pub struct ConfigFile {
     /// The file.
     pub path: PathBuf,
-    /// What it says, checked as far as that goes without a model.
+    /// Its contents, checked as far as possible without a model.
     pub config: CompareConfig,
     pub(super) text: String,
 }

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::Question;
 
-/// What the data are.
+/// The data of a comparison, as facts that identify them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DataFacts {
     /// Rows trained on.
@@ -108,7 +108,7 @@ impl Leakage {
     }
 }
 
-/// What makes two questions the same: the words of their prompts. Rows without a prompt are the same if they say the same.
+/// Two questions are the same if their prompts have the same words. Rows without a prompt are the same if they say the same.
 fn key(question: &Question) -> String {
     match question.record.content.first() {
         Content::Completion { prompt, completion } if prompt.is_empty() => words(completion),

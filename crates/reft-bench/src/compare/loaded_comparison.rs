@@ -32,14 +32,14 @@ pub struct Comparison {
     pub config: CompareConfig,
     /// The task.
     pub task: TaskConfig,
-    /// How rows of the training file are read, if otherwise than those of the test files.
+    /// How rows of the training file are read, if not as rows of the test files.
     pub train_task: Option<TaskConfig>,
 }
 
 /// A comparison with everything read, tokenised and checked: nothing of it is left to fail when training starts.
 #[derive(Debug)]
 pub struct LoadedComparison {
-    /// What is going to be done.
+    /// The work to be done.
     pub plan: ComparisonPlan,
     pub(crate) methods: Vec<Methods>,
     pub(crate) tokenizer: Option<Tokenizer>,
@@ -51,13 +51,13 @@ pub struct LoadedComparison {
     pub(crate) neutral: Option<Vec<Example>>,
     /// Rows that are to be answered as before.
     pub(crate) replay: Option<Vec<Example>>,
-    /// What a head is to tell, if the task is one for a head.
+    /// The labels that a head learns, if the task trains a head.
     pub(crate) labels: Option<Labels>,
     model: PathBuf,
     device: Device,
 }
 
-/// What makes rows of a task's texts; `None` without a tokenizer.
+/// Makes rows of a task's texts; `None` without a tokenizer.
 fn text_encoder<'a>(
     task: &TaskConfig,
     tokenizer: Option<&'a Tokenizer>,
@@ -240,7 +240,7 @@ impl LoadedComparison {
     /// Reads everything again as a plan has it: for a cell in a process of its own.
     ///
     /// # Errors
-    /// As [`Self::new`]; [`Error::File`] if the data are not what they were.
+    /// As [`Self::new`]; [`Error::File`] if the data have changed.
     pub fn from_plan(output: &Path, device: Device) -> Result<Self> {
         let plan = ComparisonPlan::read(output)?;
         let ComparisonPlan { config, task, train_task, command, .. } = plan.clone();
@@ -273,7 +273,7 @@ impl LoadedComparison {
     }
 }
 
-/// The draw of a head's start among those of a seed.
+/// Selects the random numbers of a head's start among the streams of a seed.
 const HEAD: u64 = 17;
 
 /// The methods of an entry, as comparisons of a version mean it.
@@ -284,7 +284,7 @@ fn resolve_entry(
 ) -> Result<Methods> {
     let mut options = entry.options.clone();
     let declared = options_of(&entry.method)?;
-    // what the first version took where a recipe says nothing
+    // the first version's defaults
     if format_version == 1 && declared.contains(&&SHARE_WEIGHTS) {
         if options.get::<bool>(&SHARE_WEIGHTS).is_none() {
             options = options.with(&SHARE_WEIGHTS, true);
@@ -296,7 +296,7 @@ fn resolve_entry(
     Ok(resolve(&entry.method, &options, model)?)
 }
 
-/// Checks that what is learned is what the task's rows are for, and that every method can learn it.
+/// Checks that the objective fits the task's rows, and that every method can learn it.
 fn check_objective(config: &CompareConfig, task: &TaskConfig, methods: &[Methods]) -> Result<()> {
     let refuse = |reason: String| Err(Error::File { path: PathBuf::from(&config.name), reason });
     let (own, kind) = (config.objective.objective, task.kind);
@@ -315,7 +315,7 @@ fn check_objective(config: &CompareConfig, task: &TaskConfig, methods: &[Methods
     Ok(())
 }
 
-/// What is learned: a task for a head is called as the objective that trains it, and others have theirs below `[objective]`.
+/// The objective. A task for a head has the name of the head's objective; other tasks name theirs in `[objective]`.
 pub(crate) fn learned(config: &CompareConfig, task: &TaskConfig) -> &'static ObjectiveDeclaration {
     let of_task = ObjectiveDeclaration::of(task.kind.name());
     of_task.ok().filter(|objective| objective.told.is_some()).unwrap_or(config.objective.objective)

@@ -46,7 +46,7 @@ impl ComparisonPlan {
     /// Reads the plan of a comparison.
     ///
     /// # Errors
-    /// If there is none, or it is not what this program writes.
+    /// If there is none, or another program wrote it.
     pub fn read(output: &Path) -> Result<Self> {
         let path = output.join(Self::FILE_NAME);
         version_in(&path)?;
@@ -77,7 +77,7 @@ impl ComparisonPlan {
         1 + self.config.method.iter().map(of_method).sum::<usize>()
     }
 
-    /// SHA-256 of what every cell depends on and of what one does.
+    /// SHA-256 of the facts that all cells depend on, and of one cell's own.
     pub(crate) fn digest(&self, of_the_cell: &Value) -> String {
         let data: Vec<&str> = [&self.data.train, &self.data.validation]
             .into_iter()
@@ -106,7 +106,7 @@ impl ComparisonPlan {
     }
 }
 
-/// Checks that the weights of a comparison are those that it was begun with, as far as that is known.
+/// Checks that the comparison was begun with these weights, as far as that is known.
 ///
 /// # Errors
 /// [`Error::File`] if they are others.

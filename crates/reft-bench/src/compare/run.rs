@@ -31,7 +31,7 @@ const LOOK: Duration = Duration::from_millis(300);
 /// run one comparison: each claims a cell that is free, and none ends before all cells are finished.
 ///
 /// # Errors
-/// What `run` returns; a cell that `run` left unfinished; [`reft_models::Error::InUse`] if another comparison is being run in `output`;
+/// The error of `run`; a cell that `run` left unfinished; [`reft_models::Error::InUse`] if another comparison is being run in `output`;
 /// [`Error::Interrupted`] if `stop` is set while other processes are waited for.
 pub fn run_comparison(
     loaded: &LoadedComparison,
@@ -85,7 +85,7 @@ pub fn run_comparison(
     Ok(report)
 }
 
-/// If a method is finished: removes what is needed no more of it, and writes the report.
+/// If a method is finished: removes its files that are not needed any more, and writes the report.
 fn end_of_method(loaded: &LoadedComparison, method: usize, output: &Path) -> Result<()> {
     let plan = &loaded.plan;
     let steps = steps(plan, output)?;
@@ -226,7 +226,7 @@ pub fn run_cell(
     Ok(())
 }
 
-/// What a cell's model is measured by.
+/// Scores a cell's model.
 struct CellScorer<'a> {
     scorer: Scorer<'a>,
     head: Option<&'a TaskHead>,
@@ -257,7 +257,7 @@ fn validated(
     Ok((score, report.loss))
 }
 
-/// Notes what a training run does, and tells another of it.
+/// Records a training run, and passes its progress on.
 struct Recorder<'a> {
     result: &'a mut CellResult,
     progress: &'a mut dyn Progress,

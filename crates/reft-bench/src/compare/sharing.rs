@@ -18,7 +18,7 @@ pub(super) struct Step {
 }
 
 impl Step {
-    /// Whether it is among those that are finished, each counted once.
+    /// Whether it counts as finished work: each step counts once.
     pub(super) fn is_counted(&self) -> bool {
         self.is_new && self.is_done
     }

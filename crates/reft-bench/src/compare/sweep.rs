@@ -25,14 +25,14 @@ pub struct SweepConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SweepAxis {
-    /// What is set: a section (`options` of every method, `task`, `train` or `data`), a point, and a field of it.
+    /// The field to set: a section (`options` of every method, `task`, `train` or `data`), a point, and a field of it.
     pub key: String,
-    /// What it is called in the report; by default the field's name.
+    /// Its label in the report; by default the field's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// What it is set to.
+    /// The values to set.
     pub values: Vec<Value>,
-    /// What it is set to by `--quick`; by default all `values`.
+    /// The values with `--quick`; by default all `values`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quick: Option<Vec<Value>>,
 }
@@ -46,10 +46,10 @@ pub struct SweepPoint {
     pub comparison: Comparison,
 }
 
-/// Everything that a sweep is: its `sweep.json`. What is run at a point is in the point's own `plan.json`.
+/// The whole description of a sweep: its `sweep.json`. Each point has a `plan.json` of its own.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SweepPlan {
-    /// Version of the files of a sweep, which is that of the comparisons at its points.
+    /// Version of the files of a sweep and of the comparisons at its points.
     pub format_version: u32,
     /// The command that began it.
     pub command: String,
@@ -57,7 +57,7 @@ pub struct SweepPlan {
     pub config: CompareConfig,
     /// The two values that are varied.
     pub sweep: SweepConfig,
-    /// What scores are.
+    /// The metric of the scores.
     pub metric: Metric,
     /// The points, row by row.
     pub points: Vec<PointPlan>,
@@ -70,7 +70,7 @@ pub struct PointPlan {
     pub x: usize,
     /// Index of the row.
     pub y: usize,
-    /// What it is called: `layer 5, tokens 8`.
+    /// Its name: `layer 5, tokens 8`.
     pub name: String,
     /// The directory of its comparison, below the sweep's.
     pub directory: PathBuf,
@@ -83,7 +83,7 @@ impl SweepPlan {
     /// Reads the plan of a sweep.
     ///
     /// # Errors
-    /// If there is none, or it is not what this program writes.
+    /// If there is none, or another program wrote it.
     pub fn read(output: &Path) -> Result<Self> {
         let path = output.join(Self::FILE_NAME);
         version_in(&path)?;
@@ -94,12 +94,12 @@ impl SweepPlan {
 const SECTIONS: [&str; 4] = ["options", "task", "train", "data"];
 
 impl SweepAxis {
-    /// What the axis is called in the report.
+    /// The axis's label in the report.
     pub fn name(&self) -> &str {
         self.name.as_deref().unwrap_or(self.target().1)
     }
 
-    /// What the values are called in the report: `5` for 5, and for the list that holds nothing else.
+    /// The values' labels in the report: `5` for 5, and for the list that holds nothing else.
     pub fn labels(&self) -> Vec<String> {
         self.values.iter().map(label).collect()
     }
@@ -188,7 +188,7 @@ fn label(value: &Value) -> String {
 }
 
 impl ConfigFile {
-    /// The points of the sweep in a comparison, which is this file's with what the command line has changed; none without a sweep.
+    /// The points of the sweep in a comparison: this file's, with the command line's changes. None without a sweep.
     ///
     /// # Errors
     /// [`reft_models::Error::Line`] for a value that its field cannot have, or that does not fit a method or the model.

@@ -14,7 +14,7 @@ use crate::{
 /// A sweep with everything of all its points read, tokenised and checked.
 #[derive(Debug)]
 pub struct LoadedSweep {
-    /// What is going to be done.
+    /// The work to be done.
     pub plan: SweepPlan,
     points: Vec<LoadedComparison>,
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::planner::step::Shape;
 use crate::{Precision, Result, TimingCase};
 
-/// Bytes that a training step holds at its peak, by what they are for.
+/// Bytes that a training step holds at its peak, by their use.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct MemoryPlan {
     /// The program with libtorch before a model is there, and the buffers that its products work in.
@@ -16,11 +16,11 @@ pub struct MemoryPlan {
     pub weights: u64,
     /// Trained tensors: themselves (of the model's own, copies in f32 if they are in half precision), their gradients, and AdamW's two moments.
     pub optimizer: u64,
-    /// What the backward needs of the forward.
+    /// Activations of the forward that the backward needs.
     pub activations: u64,
-    /// What is alive for a moment only at the peak: logits with their gradients, or the gradients inside one block.
+    /// Tensors that exist for a moment at the peak: logits with their gradients, or the gradients inside one block.
     pub transient: u64,
-    /// The batch's kept keys, values and hidden states, side by side.
+    /// The batch's cached keys, values and hidden states.
     pub frozen_batch: u64,
 }
 
@@ -87,14 +87,14 @@ const INNER_GRADIENTS: f64 = 3.0;
 /// Gradients of a block's scores alive at once, where a soft cap has them computed one by one.
 const SCORE_GRADIENTS: f64 = 4.0;
 
-/// What the tensors of a step take, in bytes, block by block.
+/// Bytes of the tensors of a step, block by block.
 #[derive(Debug)]
 pub(super) struct StepBytes {
-    /// What the backward needs of each block's forward from the beginning of the step on.
+    /// Activations of each block that live from its forward to its backward.
     kept: Vec<f64>,
-    /// What it needs of a block while that is run again by itself.
+    /// Activations of a block while it is run again for its backward.
     again: Vec<f64>,
-    /// What is alive for a moment while a block is differentiated, and while logits are.
+    /// Tensors that exist while a block is differentiated, and while logits are.
     in_block: f64,
     at_head: f64,
     /// The batch's kept hidden states, and its kept keys and values of each block.
@@ -151,19 +151,19 @@ impl StepBytes {
         }
     }
 
-    /// Of some blocks on a device: what the backward needs.
+    /// Activations of some blocks on a device that the backward needs.
     pub(super) fn activations(&self, blocks: Range<usize>) -> u64 {
         let kept: f64 = self.kept[blocks.clone()].iter().sum();
         let again = self.again[blocks].iter().copied().fold(0.0, f64::max);
         (ALLOCATED * (kept + again)) as u64
     }
 
-    /// What is alive for a moment on a device, with the head or without.
+    /// Tensors that exist for a moment on a device, with the head or without.
     pub(super) fn transient(&self, has_head: bool) -> u64 {
         (ALLOCATED * if has_head { self.at_head.max(self.in_block) } else { self.in_block }) as u64
     }
 
-    /// The batch's kept work, as far as it goes to a device with some blocks.
+    /// The batch's cached activations that go to a device with some blocks.
     pub(super) fn frozen_batch(&self, blocks: Range<usize>) -> u64 {
         let own = blocks.start.max(self.first_block)..blocks.end;
         let is_last = blocks.end == self.kept.len();
@@ -192,7 +192,7 @@ pub(super) fn of_update(kind: Precision, is_full: bool, largest: usize) -> u64 {
     (4 * copies * largest) as u64
 }
 
-/// Bytes of the model's weights as they are held: of what each stage of the forward computes with.
+/// Bytes of the model's weights as they are held, stage by stage of the forward.
 pub(super) fn of_weights(case: &TimingCase, model: &ModelDescription) -> Result<Vec<u64>> {
     let of_stages = |weights: WeightStorage| weights.bytes_of_stages(model, case.kind.kind());
     if case.weights != WeightStorage::AsStored {

@@ -1,4 +1,4 @@
-//! What a training run will take, before it is run: memory from shapes, time from a measured rate.
+//! Foretells a training run: memory from shapes, time from a measured rate.
 
 pub(crate) mod memory;
 pub(crate) mod split;

@@ -8,7 +8,7 @@ use crate::planner::memory::{self, StepBytes};
 use crate::planner::step::Needs;
 use crate::{Result, TimingCase};
 
-/// What one of several devices holds at the peak of a step, in bytes.
+/// The memory of one of several devices at the peak of a step, in bytes.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DevicePlan {
     /// Its blocks, counted from 0: the first, and how many.
@@ -19,18 +19,18 @@ pub struct DevicePlan {
     pub room: u64,
     /// Weights: of its blocks, of the embeddings on the first device, of the final norm and the head on the last.
     pub weights: u64,
-    /// Trained tensors of its blocks with their gradients and AdamW's moments; those that belong to no block are where logits are computed.
+    /// Trained tensors of its blocks with their gradients and AdamW's moments. Tensors of no block are on the device that computes logits.
     pub optimizer: u64,
-    /// What the backward needs of its blocks' forward.
+    /// Activations of its blocks that the backward needs.
     pub activations: u64,
-    /// What is alive for a moment.
+    /// Tensors that exist for a moment.
     pub transient: u64,
     /// The batch's kept keys, values and hidden states.
     pub frozen_batch: u64,
 }
 
 impl DevicePlan {
-    /// All of it. What the driver takes for itself is not counted.
+    /// The sum. The driver's own memory is not counted.
     pub fn total(&self) -> u64 {
         self.weights + self.optimizer + self.activations + self.transient + self.frozen_batch
     }
@@ -53,12 +53,12 @@ impl Split {
     /// A case that [`TimingCase::check`] accepts.
     ///
     /// # Errors
-    /// What the method refuses.
+    /// Errors of the method.
     pub fn of(case: &TimingCase) -> Result<Self> {
         Ok(Self(Needs::of(case)?))
     }
 
-    /// What each device holds, with `rows` in a batch.
+    /// Each device's memory, with `rows` in a batch.
     ///
     /// # Errors
     /// [`reft_models::Error::Placement`] if there are fewer blocks than devices, or the weights alone do not fit.

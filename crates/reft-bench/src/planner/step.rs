@@ -8,16 +8,16 @@ use tch::{Device, Kind, Tensor};
 use crate::planner::memory::{self, MemoryPlan, StepBytes};
 use crate::{Precision, Result, TimingCase};
 
-/// What a step of training takes.
+/// Memory and work of a training step.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StepPlan {
-    /// Trained numbers.
+    /// Trained parameters.
     pub trainable_parameters: i64,
     /// At the peak of a step.
     pub memory: MemoryPlan,
     /// Bytes that are kept of one row for later epochs; 0: nothing can be kept, or is to be.
     pub kept_row: u64,
-    /// What is computed.
+    /// The operations.
     pub work: Work,
 }
 
@@ -100,12 +100,12 @@ impl Shape {
     }
 }
 
-/// What a case that [`TimingCase::check`] accepts comes to, from the model's shape alone: no weight is read or made.
+/// The needs of a case that [`TimingCase::check`] accepts, from the model's shape alone: no weight is read or made.
 #[derive(Debug)]
 pub(super) struct Needs {
     pub(super) model: ModelDescription,
     pub(super) shape: Shape,
-    /// What the method's own backward keeps of a token, at each block.
+    /// Numbers per token that the method's own backward keeps, at each block.
     pub(super) extra: Vec<f64>,
     /// Trained tensors: the block that each names, and how many numbers it has.
     pub(super) trained: Vec<(Option<usize>, usize)>,
@@ -139,7 +139,7 @@ impl Needs {
         Ok(Self { shape, extra, trained, kind: case.kind, is_full, weights, is_tied, model })
     }
 
-    /// Bytes of some trained tensors with all that AdamW has of them, and of what lives for a moment in its step.
+    /// Bytes of some trained tensors with AdamW's copies and moments, and of its temporary tensors.
     pub(super) fn optimizer(&self, trained: impl Iterator<Item = usize>) -> (u64, u64) {
         let (sum, largest) = trained.fold((0, 0), |(sum, most), n| (sum + n, most.max(n)));
         let each = memory::of_trained(self.kind, self.is_full);
@@ -149,10 +149,10 @@ impl Needs {
 
 /// Plans a step of a case that [`TimingCase::check`] accepts, from the model's shape alone: no weight is read or made.
 ///
-/// `program` is what the process holds without a model ([`resident_memory`](reft_train::resident_memory)).
+/// `program` is the memory of the process without a model ([`resident_memory`](reft_train::resident_memory)).
 ///
 /// # Errors
-/// What the method refuses.
+/// Errors of the method.
 pub fn plan_step(case: &TimingCase, program: u64) -> Result<StepPlan> {
     let needs = Needs::of(case)?;
     let Needs { model, shape, .. } = &needs;
@@ -190,7 +190,7 @@ fn work(model: &ModelDescription, shape: &Shape, is_full: bool) -> Work {
     };
     let below: f64 = (shape.first_block..shape.first_graph_block).map(forward).sum();
     let graph: f64 = (shape.first_graph_block..layers).map(forward).sum();
-    // the backward of a frozen product is one product, that of a trained one is two; a checkpointed block runs forward twice
+    // the backward of a frozen product is one product, of a trained one two; a checkpointed block runs forward twice
     let backward = if is_full { 2.0 } else { 1.0 };
     let again = if shape.checkpoint_activations { 1.0 } else { 0.0 };
     let head = (1.0 + backward) * 2.0 * shape.labels * d * model.vocab_size as f64;

@@ -28,13 +28,10 @@ pub(super) fn write_markdown(out: &mut String, report: &Report) -> std::fmt::Res
         });
         writeln!(out, "- {}: {}", method.label, rates.collect::<Vec<_>>().join(", "))?;
     }
-    writeln!(
-        out,
-        "\nPlots are in report.html; every number, with those of each seed, is in report.json."
-    )
+    writeln!(out, "\nPlots are in report.html; every number, of each seed too, is in report.json.")
 }
 
-/// What was compared, on what, with what: a line each.
+/// Methods, data and machine of the comparison: a line each.
 pub(crate) fn summary(report: &Report) -> Vec<String> {
     let plan = &report.plan;
     let (data, machine, train) = (&plan.data, &plan.machine, &plan.config.train.options);
@@ -84,7 +81,7 @@ pub(crate) fn summary(report: &Report) -> Vec<String> {
         && leakage.train_in_test == data.train.used
         && data.test.len() == 1;
     lines.push(match is_one_text {
-        true => "Tested on the text that is trained on: what is measured is memory".to_owned(),
+        true => "Tested on the training text: the score measures memory".to_owned(),
         false => format!(
         "Leakage: {} of {} training rows stand in the test set, {} in the validation set; {} validation rows stand in the test set",
         leakage.train_in_test,

@@ -1,4 +1,4 @@
-//! Reports: what the cells of a comparison come to, as JSON, Markdown and one HTML page; training runs side by side.
+//! Reports of comparisons as JSON, Markdown and one HTML page; a page that compares training runs.
 
 pub(crate) mod peft;
 pub(crate) mod results;

@@ -17,7 +17,7 @@ const LAST: usize = 250;
 
 impl Report {
     /// Writes each run of a chosen rate that is tested as PEFT's `method_comparison` writes its runs: `peft/METHOD--LABEL-lr-…-seed-….json`.
-    /// What is not known here is null; memory is the process's, not a GPU's.
+    /// Unknown values are null; memory is the process's, not a GPU's.
     ///
     /// # Errors
     /// If the task is not measured by accuracy, which those files hold, or a file cannot be read or written.
@@ -55,7 +55,7 @@ impl Report {
     }
 }
 
-/// A run, and what it belongs to.
+/// A run, and its comparison.
 struct PeftRun<'a> {
     report: &'a Report,
     cell: Cell,
@@ -132,7 +132,7 @@ impl PeftRun<'_> {
         Ok(time.strftime("%Y-%m-%dT%H:%M:%S+00:00").to_string())
     }
 
-    /// Rows trained on, those of each epoch counted again.
+    /// Rows trained on; a row counts once for each epoch.
     fn samples(&self) -> usize {
         let plan = &self.report.plan;
         let (n, train) = (plan.data.train.used, &plan.config.train.options);

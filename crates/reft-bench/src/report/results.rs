@@ -11,14 +11,14 @@ use crate::report::html::{html, score_plot};
 use crate::report::markdown::write_markdown;
 use crate::{Cell, CellResult, Result, TestResult};
 
-/// What a comparison has come to: `report.json`.
+/// The results of a comparison: `report.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// The comparison itself: command, configuration, task, data, machine.
     pub plan: ComparisonPlan,
     /// Whether every method is finished.
     pub complete: bool,
-    /// What scores are.
+    /// The metric of the scores.
     pub metric: Metric,
     /// Whether more is better.
     pub higher_is_better: bool,
@@ -46,7 +46,7 @@ pub struct BaseReport {
 /// A method at the rate that was chosen for it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MethodReport {
-    /// What it is called.
+    /// Its label.
     pub label: String,
     /// The method's name.
     pub method: String,
@@ -58,7 +58,7 @@ pub struct MethodReport {
     pub lr: Option<f64>,
     /// Runs at the chosen rate that diverged; they are in no mean.
     pub diverged: usize,
-    /// Trainable numbers.
+    /// Trainable parameters.
     pub trainable_parameters: i64,
     /// Of the base model's numbers, in percent.
     pub trainable_percent: f64,

@@ -1,4 +1,4 @@
-//! Training runs as a page: their curves, sample replies and options, alone or side by side.
+//! Training runs as a page: curves, sample replies and options of one run, or of several to compare.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -17,7 +17,7 @@ use toml::Table;
 
 use crate::{Error, Result};
 
-/// What a training run has left in its directory so far.
+/// The files of a training run so far.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TrainingRun {
     /// The directory's name.
@@ -142,7 +142,7 @@ impl TrainingRun {
     }
 }
 
-/// Rows of JSON with their line numbers; what is cut short at the end is none.
+/// Rows of JSON with their line numbers; a row cut short at the end is left out.
 fn rows(text: &str) -> impl Iterator<Item = (usize, Value)> {
     let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
     (1..).zip(whole).map(|(n, line)| (n, serde_json::from_str(line).unwrap_or_default()))
@@ -167,7 +167,7 @@ pub fn runs_page(runs: &[TrainingRun], command: &str) -> String {
                 run.file("model"),
                 run.file("data")
             ),
-            runs => format!("{} runs side by side", runs.len()),
+            runs => format!("{} runs on one page", runs.len()),
         },
         match runs {
             [run] => format!(
@@ -192,7 +192,7 @@ pub fn runs_page(runs: &[TrainingRun], command: &str) -> String {
     })
 }
 
-const LEGEND: &str = "The loss of a step is that before its update. Validation is the loss on the examples that are held out; the adapter with the lowest is kept, or that with the best of another metric, if the run says so. Tokens are those that go through the model, padding not among them. Memory is that of the process on the machine, not on a GPU.";
+const LEGEND: &str = "The loss of a step is measured before its update. Validation is the loss on held-out examples; the adapter with the lowest loss is kept, or the best one by another metric, if the run has one. Tokens are those that go through the model, padding not among them. Memory is that of the process on the machine, not on a GPU.";
 
 const HEADS: [&str; 10] = [
     "run",
@@ -271,7 +271,7 @@ fn plots(out: &mut String, runs: &[TrainingRun]) -> std::fmt::Result {
     writeln!(out, "</div>")
 }
 
-/// A figure for each term of a loss that has several, and for what was measured beside it.
+/// A figure for each term of a loss that has several, and for each further measure.
 fn terms(out: &mut String, runs: &[TrainingRun], mean: &str) -> std::fmt::Result {
     let steps = runs.iter().flat_map(|run| &run.steps);
     let names: BTreeSet<&String> = steps.flat_map(|step| step.terms.keys()).collect();
@@ -342,7 +342,7 @@ fn replies(out: &mut String, run: &TrainingRun) -> std::fmt::Result {
     texts(out, &heads, &prompts.iter().map(row).collect::<Vec<_>>())
 }
 
-/// Options of the run; of several, those that differ.
+/// Options of one run; of several runs, the options that differ.
 fn options(out: &mut String, runs: &[TrainingRun]) -> std::fmt::Result {
     const PATHS: [&str; 8] = [
         "model",

@@ -13,14 +13,14 @@ use crate::report::markdown::summary;
 use crate::report::table::{Cell, Row, Table, nothing, score, score_spread, short_score};
 use crate::{MethodReport, PointPlan, Report, Result, SweepAxis, SweepPlan};
 
-/// What a sweep has come to: its `report.json`.
+/// The results of a sweep: its `report.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SweepReport {
     /// The sweep itself: command, configuration, axes.
     pub plan: SweepPlan,
     /// Whether every method is finished at every point.
     pub complete: bool,
-    /// What scores are.
+    /// The metric of the scores.
     pub metric: Metric,
     /// Whether more is better.
     pub higher_is_better: bool,
@@ -34,12 +34,12 @@ pub struct PointReport {
     /// Where it is.
     #[serde(flatten)]
     pub plan: PointPlan,
-    /// What its comparison has come to.
+    /// The results of its comparison.
     pub report: Report,
 }
 
 impl SweepReport {
-    /// Gathers what is finished of a sweep.
+    /// Gathers the finished parts of a sweep.
     ///
     /// # Errors
     /// If there is no sweep, or a file cannot be read.
@@ -76,7 +76,7 @@ impl SweepReport {
         text
     }
 
-    /// What has a score at every point: the methods, and the base model at the end.
+    /// Everything that has a score at each point: the methods, then the base model.
     fn grids(&self) -> Vec<Grid<'_>> {
         let labels = self.plan.config.method.iter().map(|method| method.label());
         let mut grids: Vec<Grid> =
@@ -138,7 +138,7 @@ fn write_markdown(out: &mut String, report: &SweepReport) -> std::fmt::Result {
     )
 }
 
-/// What was varied, and the facts that all points share.
+/// The axes, and the facts that all points share.
 fn sweep_summary(report: &SweepReport) -> Vec<String> {
     let Some(first) = report.points.first() else { return Vec::new() };
     let shared = Report { complete: report.complete, ..first.report.clone() };
@@ -148,7 +148,7 @@ fn sweep_summary(report: &SweepReport) -> Vec<String> {
     let mut lines = summary(&shared);
     let warnings = lines.iter().filter(|line| line.starts_with("**")).count();
     let what = format!(
-        "Varied: {}, and {}; where other facts depend on them, those of the first point are told here",
+        "Varied: {}, and {}; other facts that depend on them are the first point's",
         varied(&axes.y),
         varied(&axes.x)
     );
@@ -258,7 +258,7 @@ fn heat(report: &SweepReport, grid: &Grid, point: &PointReport) -> Option<Heat> 
     })
 }
 
-/// What the palest and the strongest colour stand for, the same in all maps.
+/// The scores of the palest and the strongest colour, the same in all maps.
 fn range(report: &SweepReport) -> (f64, f64) {
     if report.metric.is_share() {
         return (0.0, 1.0);

@@ -23,7 +23,7 @@ pub(super) struct Row {
 /// A text, and the number that it is sorted by.
 pub(super) type Cell = (String, Option<f64>);
 
-/// What there is nothing to say of.
+/// An empty cell.
 pub(super) fn nothing() -> Cell {
     ("–".to_owned(), None)
 }

@@ -95,7 +95,7 @@ impl Report {
         (tests.len() > 1).then(|| Table { heads, rows: base.chain(methods).collect() })
     }
 
-    /// What has come of a rate: `0.004: 81.5 %`.
+    /// A rate with its score: `0.004: 81.5 %`.
     pub(super) fn rate(&self, rate: &RateReport) -> String {
         let found = match (&rate.diverged, rate.validation) {
             (Some(_), _) => "diverged".to_owned(),

@@ -1,4 +1,4 @@
-//! What a reply answers: the rules by which choice and arithmetic tasks are scored.
+//! The answer in a reply: the rules by which choice and arithmetic tasks are scored.
 
 use std::sync::LazyLock;
 
@@ -7,7 +7,7 @@ use regex::Regex;
 /// How far a number may be from the right one.
 pub(crate) const NUMBER_TOLERANCE: f64 = 1e-3;
 
-/// What stands after the last occurrence of `lead`, without blanks around it and one full stop at its end.
+/// The text after the last occurrence of `lead`, without blanks around it and one full stop at its end.
 ///
 /// With the lead "the correct answer is" this is how pyreft and LLM-Adapters score the commonsense tasks.
 pub(crate) fn after_lead<'a>(reply: &'a str, lead: &str) -> &'a str {
@@ -35,7 +35,7 @@ pub(crate) fn is_letter(answer: &str) -> bool {
     matches!((chars.next(), chars.next()), (Some('A'..='E'), None))
 }
 
-/// What a reply to an arithmetic question says, and whether it is right: the last number within [`NUMBER_TOLERANCE`], or, where the
+/// The answer of a reply to an arithmetic question, and whether it is right: the last number within [`NUMBER_TOLERANCE`], or, where the
 /// answer is a letter, the first letter.
 pub(crate) fn arithmetic(reply: &str, answer: &str) -> (String, bool) {
     if is_letter(answer) {

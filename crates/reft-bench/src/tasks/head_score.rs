@@ -1,4 +1,4 @@
-//! How well a head tells what rows are labelled with.
+//! How well a head predicts the labels of rows.
 
 use std::time::Instant;
 
@@ -18,22 +18,22 @@ pub struct HeadScorer<'a> {
     pub stack: &'a AdapterStack<'a>,
     /// The head.
     pub head: &'a TaskHead,
-    /// What the head tells.
+    /// The kind of label that the head predicts.
     pub told: Told,
     /// Rows computed at once.
     pub batch_size: usize,
 }
 
-/// What a head has told of labelled rows.
+/// The predictions of a head for labelled rows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HeadScore {
-    /// What is measured of it, the usual metric first.
+    /// Their scores, the usual metric first.
     pub measures: Vec<(Metric, f64)>,
-    /// Of each row, in its order: what was told.
+    /// The prediction for each row, in the rows' order.
     pub told: Vec<ToldOf>,
 }
 
-/// What a head has told of a row.
+/// The prediction of a head for a row.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum ToldOf {
     /// Its likeliest class, the head's probability of it, and the right one.
@@ -47,7 +47,7 @@ pub enum ToldOf {
     },
     /// A number, and the right one.
     Number {
-        /// What the head says.
+        /// The number that the head predicts.
         score: f64,
         /// The right number.
         expected: f64,
@@ -157,7 +157,7 @@ impl HeadScorer<'_> {
 }
 
 impl ToldOf {
-    /// What was told, and what is right.
+    /// The predictions, and the right labels.
     fn pair(&self) -> [f64; 2] {
         match *self {
             Self::Class { class, expected, .. } => [class as f64, expected as f64],

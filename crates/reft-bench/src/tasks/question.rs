@@ -10,14 +10,14 @@ use reft_train::{
 use crate::tasks::task_row::{TaskRow, task_rows};
 use crate::{Error, Result, Scoring, TaskConfig, TaskKind};
 
-/// A row of a task: what is asked, what is to be said, and what may be chosen.
+/// A row of a task: the question, the expected reply, and the choices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Question {
     /// Prompt and completion, as training takes them. Its id is the place in the file.
     pub record: Record,
     /// The right answer.
     pub answer: String,
-    /// What may be chosen; empty where the task is no choice.
+    /// The choices; empty where the task is no choice.
     pub choices: Vec<Choice>,
 }
 
@@ -168,7 +168,7 @@ impl Templates {
     }
 }
 
-/// What stands before the answer of a commonsense task.
+/// The words before the answer of a commonsense task.
 pub(crate) const LEAD: &str = "the correct answer is";
 
 /// The answers that an instruction of LLM-Adapters names at its end.
@@ -181,7 +181,7 @@ fn choices_named(instruction: &str) -> Vec<String> {
 /// A [`Question`] in tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncodedQuestion {
-    /// The prompt and what is to be said, with the end token.
+    /// The prompt and the expected reply, with the end token.
     pub example: Example,
     /// The right answer.
     pub answer: String,
@@ -195,7 +195,7 @@ impl EncodedQuestion {
         self.with_completion(&[])
     }
 
-    /// What is to be said.
+    /// The tokens of the expected reply.
     pub fn completion(&self) -> &[i64] {
         let row = self.example.row();
         &row.input_ids[row.prompt_length..]

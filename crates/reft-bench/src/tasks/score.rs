@@ -14,7 +14,7 @@ use crate::{Error, Result, Scoring, TaskConfig, TaskKind};
 /// How well a model does on a task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Score {
-    /// What the value is.
+    /// The metric of the value.
     pub metric: Metric,
     /// Share of right answers, share of tokens recalled, or loss.
     pub value: f64,
@@ -28,12 +28,12 @@ pub struct Score {
     pub questions: usize,
     /// Wall time.
     pub seconds: f64,
-    /// What was answered to each question; empty where nothing is.
+    /// The answer to each question; empty where nothing is answered.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub answers: Vec<String>,
 }
 
-/// What scoring needs besides model and questions.
+/// The settings of scoring, apart from model and questions.
 #[derive(Debug, Clone, Copy)]
 pub struct Scorer<'a> {
     /// The task.
@@ -46,7 +46,7 @@ pub struct Scorer<'a> {
     pub stop: &'a AtomicBool,
 }
 
-/// Checks that questions fit into a model's context as a task asks them: with the completion, the longest choice, or what is generated.
+/// Checks that questions fit into a model's context as a task asks them: with the completion, the longest choice, or the generated tokens.
 ///
 /// # Errors
 /// [`reft_models::Error::ContextFull`] with the questions that are too long.
@@ -68,7 +68,7 @@ pub(crate) fn check_context(
     Ok(context.check(questions.iter().map(|question| (&question.example.id, length(question))))?)
 }
 
-/// Tokens that are generated for each question, if the task is scored by what is generated.
+/// Tokens that are generated for each question, if the task scores generated replies.
 fn generated_tokens(task: &TaskConfig, questions: &[EncodedQuestion]) -> Option<usize> {
     let usual = match (task.kind, task.scoring()) {
         (TaskKind::Arithmetic, _) => 512,
@@ -162,7 +162,7 @@ impl Scorer<'_> {
         questions.iter().zip(log_p.chunks_exact(2)).map(margin).collect()
     }
 
-    /// What stands before the answer in a reply.
+    /// The words before the answer in a reply.
     fn lead(&self) -> String {
         match (&self.task.completion, self.task.kind) {
             (Some(completion), _) => {
@@ -269,7 +269,7 @@ impl Scorer<'_> {
     }
 }
 
-/// The questions as what is trained on.
+/// The questions as training examples.
 pub(crate) fn examples(questions: &[EncodedQuestion]) -> Vec<Example> {
     questions.iter().map(|question| question.example.clone()).collect()
 }

@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 use crate::fields::with_field;
 use crate::{Error, Result};
 
-/// What a task measures and how its rows become prompts: a built-in name, or a small TOML file.
+/// A task: how it is measured and how its rows become prompts. A built-in name, or a small TOML file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TaskConfig {
-    /// What the task is called in reports.
+    /// The task's name in reports.
     #[serde(default)]
     pub name: String,
-    /// What is measured.
+    /// How it is measured.
     #[serde(rename = "type")]
     pub kind: TaskKind,
     /// How a choice is made; `exact_match` by default.
@@ -25,7 +25,7 @@ pub struct TaskConfig {
     /// before the text, as it is; the data file is then one text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
-    /// What is to be said, with `{answer}` and columns; the answer alone for `choice`, the row's `output` for the others.
+    /// The expected reply, with `{answer}` and columns; the answer alone for `choice`, the row's `output` for the others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completion: Option<String>,
     /// The column with the right answer (of `choice`: with the label); by default `answer`.
@@ -37,19 +37,19 @@ pub struct TaskConfig {
     /// Names of the columns of a TSV or CSV file without header.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub columns: Option<Vec<String>>,
-    /// What frames the prompt: auto (the model's chat template if it has one, else Alpaca's frame), chat, alpaca or plain.
+    /// The frame of the prompt: auto (the model's chat template if it has one, else Alpaca's frame), chat, alpaca or plain.
     #[serde(default)]
     pub template: Template,
     /// Values of the chat template's variables.
     #[serde(default, skip_serializing_if = "ChatVars::is_empty")]
     pub chat_vars: ChatVars,
-    /// Most tokens of a generated answer; by default those of the longest choice, 32 for `commonsense`, 512 for `arithmetic`.
+    /// Most tokens of a generated answer; by default as many as the longest choice has, 32 for `commonsense`, 512 for `arithmetic`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_new_tokens: Option<usize>,
     /// Whether the tokens of the prompt are learned, too, when it is trained on.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub learn_prompt: bool,
-    /// `classification`, `regression`: what methods are compared by, of the things that are measured; by default accuracy and `pearson`.
+    /// `classification`, `regression`: the metric that methods are compared by; by default accuracy and `pearson`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metric: Option<Metric>,
     /// `memorise`, `preference`: tokens of the completion or of each reply, counted from the first; by default all, and the end token.
@@ -57,7 +57,7 @@ pub struct TaskConfig {
     pub length: Option<usize>,
 }
 
-/// What a task measures.
+/// How a task is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TaskKind {
     /// Accuracy: one of a few label words after a prompt.
@@ -114,7 +114,7 @@ impl TaskKind {
         Self::Preference,
     ];
 
-    /// What a head tells, if the task is one for a head: such a task is called as the objective that trains the head.
+    /// The labels that a head learns, if the task trains a head. Such a task has the name of the head's objective.
     pub fn told(self) -> Option<Told> {
         ObjectiveDeclaration::of(self.name()).ok().and_then(|objective| objective.told)
     }
@@ -124,7 +124,7 @@ impl TaskKind {
         matches!(self, Self::Reward | Self::Preference)
     }
 
-    /// What is measured: what methods are compared by, and what may be in its place.
+    /// The metrics: the one that methods are compared by, then its alternatives.
     pub fn metrics(self) -> &'static [Metric] {
         match (self, self.told()) {
             (_, Some(told)) => told.metrics(),

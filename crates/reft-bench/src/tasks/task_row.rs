@@ -10,7 +10,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TaskRow {
     place: RowPlace,
-    /// Texts as they are; numbers, true and false as JSON writes them. What has no such form is left out.
+    /// Texts as they are; numbers, true and false as JSON writes them. Other values are left out.
     pub(crate) fields: BTreeMap<String, String>,
 }
 

@@ -15,7 +15,7 @@ use crate::{FloorAdapter, Precision, Result};
 /// The name of the frozen floor among methods.
 pub const FLOOR: &str = "floor";
 
-/// What is timed: one method on batches of one shape. It is plain data, so that a process of its own can be told.
+/// A case to time: one method on batches of one shape. It is plain data, to be handed to a process of its own.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TimingCase {
@@ -29,7 +29,7 @@ pub struct TimingCase {
     pub weights: WeightStorage,
     /// [`FLOOR`], or a method's name.
     pub method: String,
-    /// Options of several methods; those that this one has are taken.
+    /// Options of several methods; this method takes its own.
     pub options: MethodOptions,
     /// Rows of a batch.
     pub batch_size: usize,
@@ -129,7 +129,7 @@ impl TimingCase {
         })
     }
 
-    /// The lowest point of a row's forward that the method touches or a label is predicted from, and whether what is before it is kept.
+    /// The lowest point of a row's forward that the method touches or a label is predicted from, and whether everything before it is cached.
     pub(crate) fn reach(&self, learner: &Learner) -> (Reach, bool) {
         let row = self.examples(1, learner.model.description().vocab_size).swap_remove(0);
         let reach = learner.reach(Dose::WHOLE, row.row(), self.prompt_length - 1);

@@ -6,9 +6,9 @@ use tch::{Device, Kind, Tensor};
 
 use crate::FLOOR;
 
-/// The frozen floor: what a step costs before any method does something.
+/// The frozen floor: the cost of a step on the frozen model alone, before any method.
 ///
-/// The embeddings want a gradient, so the forward saves what a backward needs and the backward goes down to the lowest point of the
+/// The embeddings want a gradient, so the forward saves activations and the backward goes down to the lowest point of the
 /// model; no hidden state is changed, no weight has a gradient. A method that edits the first layers cannot be faster than this unless
 /// frozen work is kept.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use crate::Result;
 use crate::machine::peak_memory;
 use crate::timing::case::{TimingCase, refused};
 
-/// What one process measured.
+/// The measurements of one process.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     /// Seconds of steps on rows that were not seen before.
@@ -21,11 +21,11 @@ pub struct Measured {
     pub later_epochs: Option<Vec<f64>>,
     /// The most memory that the process had held when training was over, where the system tells it.
     pub peak_memory_bytes: Option<u64>,
-    /// Memory of the GPU that was in use at the end, what libtorch keeps for later among it. It is for the caller to find out.
+    /// Memory of the GPU in use at the end, libtorch's own cache included. The caller fills it in.
     pub device_memory_bytes: Option<u64>,
-    /// What the frozen weights take on the device.
+    /// Memory of the frozen weights on the device.
     pub weight_bytes: u64,
-    /// Trained numbers.
+    /// Trained parameters.
     pub trainable_parameters: i64,
     /// Seconds of the method's orthonormal map, forward and backward, if it has one. Every step holds it once.
     pub map_seconds: Option<Vec<f64>>,
@@ -33,7 +33,7 @@ pub struct Measured {
     pub generation: Vec<GenerationSeconds>,
 }
 
-/// What it took to generate replies to one batch of prompts.
+/// The times of generating replies to one batch of prompts.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct GenerationSeconds {
     /// Until the first token.
@@ -60,7 +60,7 @@ const ATTEMPTS: usize = 20;
 /// warms up and does not count.
 ///
 /// # Errors
-/// What [`TimingCase::check`] refuses, and what model or method do.
+/// Errors of [`TimingCase::check`], of the model and of the method.
 pub fn measure(case: &TimingCase, device: Device) -> Result<Measured> {
     let config = case.model_config()?;
     let model = config.describe();
@@ -160,7 +160,7 @@ fn generation_seconds(
 /// Seconds of the methods' orthonormal map, forward and backward, as every step has it once for all interventions; `None` without one.
 ///
 /// # Errors
-/// What the map refuses.
+/// Errors of the map.
 fn map_seconds(methods: &Methods, device: Device) -> Result<Option<Vec<f64>>> {
     let Some((kind, [n, d, r])) = methods.iter().find_map(Method::rotations) else {
         return Ok(None);
@@ -177,7 +177,7 @@ fn map_seconds(methods: &Methods, device: Device) -> Result<Option<Vec<f64>>> {
     Ok(Some((0..=MAPS).map(|_| once()).skip(1).collect()))
 }
 
-/// Waits for what a device is to do.
+/// Waits until a device is idle.
 fn synchronize(device: Device) {
     if let Device::Cuda(index) = device {
         Cuda::synchronize(index as i64);

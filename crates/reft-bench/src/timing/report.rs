@@ -8,7 +8,7 @@ use tch::Device;
 
 use crate::{FLOOR, GenerationSeconds, Machine, Measured, Precision, Result, TimingCase};
 
-/// What was measured, method by method.
+/// The measurements, method by method.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TimingReport {
     /// One per method, in the order asked for.
@@ -21,7 +21,7 @@ pub struct TimingReport {
     pub kind: Precision,
     /// How the frozen model's matrices are held.
     pub weights: WeightStorage,
-    /// What the frozen weights take on the device, in 10⁶ bytes.
+    /// Memory of the frozen weights on the device, in 10⁶ bytes.
     pub weights_mb: f64,
     /// Whether each block is computed again in the backward.
     pub checkpoint_activations: bool,
@@ -31,7 +31,7 @@ pub struct TimingReport {
     pub prompt_length: usize,
     /// Tokens of a row after its prompt.
     pub response_length: usize,
-    /// The options given; each method has taken those that it has.
+    /// The options given; each method has taken its own.
     pub options: MethodOptions,
     /// Whether the frozen model's part of rows was kept.
     pub reuse: bool,
@@ -45,8 +45,8 @@ pub struct TimingReport {
 
 /// One method.
 ///
-/// The step's figures are those of the epochs after the first if something of a row is kept ([`Self::first_epoch`] tells the other
-/// ones then), else those of any step.
+/// The step's figures are from the epochs after the first if something of a row is cached (then [`Self::first_epoch`] has the figures of
+/// the first), else from any step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TimingRow {
     /// The method.
@@ -58,13 +58,13 @@ pub struct TimingRow {
     pub tokens_per_second: f64,
     /// The most memory that a process held while it trained, in 10⁶ bytes, where the system tells it.
     pub peak_memory_mb: Option<f64>,
-    /// Memory of the GPU that was in use in the end, what libtorch keeps for later among it, in 10⁶ bytes.
+    /// Memory of the GPU in use at the end, libtorch's own cache included, in 10⁶ bytes.
     pub device_memory_mb: Option<f64>,
-    /// Trained numbers.
+    /// Trained parameters.
     pub trainable_parameters: i64,
     /// Median of the seconds that the orthonormal map takes of every step, forward and backward, if the method has one.
     pub map_seconds_median: Option<f64>,
-    /// Steps on rows that were not seen before, if they differ from the others: what is kept of the rows afterwards is computed there.
+    /// Steps on rows that were not seen before, if they differ from the others: they compute the activations that are cached.
     pub first_epoch: Option<StepSeconds>,
     /// Generation, if it was timed.
     pub generation: Option<GenerationTiming>,
@@ -97,7 +97,7 @@ pub struct GenerationTiming {
 }
 
 /// Times cases of one model and shape, one per method, in turns: each round runs all methods one after the other, so that a machine that
-/// becomes slower or faster does so for all of them. [`TimingCase::steps`] are those of one turn.
+/// becomes slower or faster does so for all of them. One turn has [`TimingCase::steps`] steps.
 ///
 /// `run_one` is to run [`measure`](crate::measure) in a process of its own; `say` is told of each result.
 ///

@@ -2,7 +2,7 @@ use reft_bench::Error;
 
 use crate::tiny_model::{Bench, CONFIG, TASK, TestResult};
 
-/// What an error says, with its causes.
+/// The text of an error, with its causes.
 fn message(error: &Error) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);

@@ -139,7 +139,7 @@ fn a_short_text_is_learned_by_heart_and_the_report_shows_where() -> TestResult {
     let markdown = std::fs::read_to_string(output.join("report.md"))?;
     assert!(markdown.contains("| layer \\ tokens | 1 | 6 |"), "{markdown}");
     assert!(markdown.contains("| 2 | 100.0 % |"), "{markdown}");
-    assert!(markdown.contains("what is measured is memory"), "{markdown}");
+    assert!(markdown.contains("the score measures memory"), "{markdown}");
     let page = std::fs::read_to_string(output.join("report.html"))?;
     assert_eq!(page.matches("<figure>").count(), 2); // the method and the base model
     assert!(page.contains("layer 2, tokens 1: 100.0 %"));

@@ -16,7 +16,7 @@ pub struct Bench {
 
 impl Bench {
     pub fn new() -> TestResult<Self> {
-        tch::set_num_threads(1); // tests run side by side
+        tch::set_num_threads(1); // tests run in parallel
         let bench = Self { directory: tempfile::tempdir()? };
         let oracle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/oracle/tiny_llama");
         let model = bench.path("model");

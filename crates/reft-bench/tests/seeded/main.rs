@@ -1,4 +1,4 @@
-//! What follows a seed. A test crate of its own, one test at a time: libtorch's generator is one per process.
+//! Tests of what a seed decides. They are a test crate of their own, one test at a time: libtorch's generator is one per process.
 
 mod frozen_work;
 mod random_numbers;

@@ -5,9 +5,9 @@ use reft_core::{AlignmentSet, GateKind, Parameter, SubspaceInterchange};
 use reft_models::{Adapter, Hooks, Layout, Mode, NoHooks, Result, save_safetensors};
 use tch::{Device, Tensor};
 
-/// What is thought to hold the variables of a causal model (Geiger et al. 2023, arXiv:2303.02536): one alignment, or several.
+/// The alignments that may hold the variables of a causal model (Geiger et al. 2023, arXiv:2303.02536): one, or several.
 ///
-/// As an [`Adapter`] it is what a trainer updates and saves. Without sources it changes nothing:
+/// It is an [`Adapter`], so a trainer updates and saves it. Without sources it changes nothing:
 /// [`InterchangeRuns`](crate::InterchangeRuns) make the swaps.
 #[derive(Debug)]
 pub enum Alignment {

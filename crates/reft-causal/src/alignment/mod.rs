@@ -1,4 +1,4 @@
-//! Distributed alignment search: what is thought to hold the variables of a causal model, trained and measured.
+//! Distributed alignment search: alignments that may hold the variables of a causal model, trained and measured.
 
 pub(crate) mod adapter;
 pub(crate) mod variable_swap;

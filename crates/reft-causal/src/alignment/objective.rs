@@ -9,7 +9,7 @@ use crate::InterchangeRuns;
 
 /// The objective of distributed alignment search: base runs with swaps should answer as the causal model does.
 ///
-/// Examples are the bases of counterfactuals with the expected answers, known by their ids. What is trained is the
+/// Examples are the bases of counterfactuals with the expected answers, known by their ids. The trained tensors are in the
 /// [`Alignment`](crate::Alignment) of the runs, which stands in the trainer's stack; the model is the runs'. The loss is summed over the
 /// trials and divided by the targets of one, so each trial is trained as it would be alone.
 ///
@@ -25,7 +25,7 @@ impl<'a> InterchangeObjective<'a> {
         Self { runs, last: RefCell::new(None) }
     }
 
-    /// The runs, to measure what was trained.
+    /// The runs, to measure the trained alignments.
     pub fn runs(&self) -> &InterchangeRuns<'a> {
         &self.runs
     }

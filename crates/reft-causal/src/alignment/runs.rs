@@ -48,7 +48,7 @@ impl<'a> InterchangeRuns<'a> {
         Ok(Self { base, alignment, trials, numbers })
     }
 
-    /// What is thought to hold the variables.
+    /// The alignments that may hold the variables.
     pub fn alignment(&self) -> &'a Alignment {
         self.alignment
     }
@@ -57,7 +57,7 @@ impl<'a> InterchangeRuns<'a> {
     /// answer is the likeliest of `answers`, or of all tokens if none are named.
     ///
     /// # Errors
-    /// What the model refuses; an example that is no counterfactual.
+    /// Errors of the model; an example that is no counterfactual.
     pub fn accuracies(
         &self,
         examples: &[Example],
@@ -71,7 +71,7 @@ impl<'a> InterchangeRuns<'a> {
         Ok(self.answers(examples, rows, answers)?.into_iter().map(of_trial).collect())
     }
 
-    /// What is answered at every target of each example, in each trial; as [`Self::accuracies`].
+    /// The answers at every target of each example, in each trial; as [`Self::accuracies`].
     ///
     /// # Errors
     /// As [`Self::accuracies`].
@@ -100,7 +100,7 @@ impl<'a> InterchangeRuns<'a> {
     /// Gates are soft in training and hard otherwise.
     ///
     /// # Errors
-    /// What the model refuses; an example that is no counterfactual.
+    /// Errors of the model; an example that is no counterfactual.
     pub fn target_losses(&self, batch: &Batch, mode: Mode) -> reft_train::Result<Tensor> {
         let (h, labels) = self.base.run(batch, self.trials.len(), self.swaps(batch, mode)?)?;
         Ok(cross_entropy(self.base.model(), &h, &labels))

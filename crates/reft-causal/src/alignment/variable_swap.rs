@@ -24,7 +24,7 @@ impl VariableSwap {
     /// Runs the sources of a variable. For each counterfactual that swaps it: the base's token, and the source's.
     ///
     /// # Errors
-    /// What [`source_states`] refuses.
+    /// Errors of [`source_states`].
     pub fn collect(
         model: &dyn Model,
         place: Place,

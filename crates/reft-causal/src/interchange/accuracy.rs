@@ -34,7 +34,7 @@ impl Accuracy {
     }
 }
 
-/// Cuts answers at all targets of some examples into those of each example.
+/// Splits the answers at all targets into the answers of each example.
 pub(crate) fn per_example(
     examples: &[Example],
     answers: &mut impl Iterator<Item = i64>,

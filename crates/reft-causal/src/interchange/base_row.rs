@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 /// The row is computed by itself, so its numbers do not depend on a batch.
 #[derive(Debug)]
 pub(crate) struct BaseRow {
-    /// What goes into every stage, and what comes out of the last: `[stages + 1, t, d]`.
+    /// The input of every stage, and the output of the last: `[stages + 1, t, d]`.
     hidden_states: Tensor,
     /// Keys and values of every block, `[blocks, 2, n_kv, t, d_h]`.
     keys_and_values: Tensor,
@@ -43,7 +43,7 @@ impl BaseRow {
         bytes(&self.hidden_states) + bytes(&self.keys_and_values)
     }
 
-    /// What goes into each row's stage, `[b, width, d]`: the rows' first computed tokens stand in the first column.
+    /// The input of each row's stage, `[b, width, d]`: the rows' first computed tokens stand in the first column.
     pub(crate) fn all_entering(
         rows: &[(&Rc<Self>, Reach)],
         width: i64,
@@ -59,7 +59,7 @@ impl BaseRow {
     }
 }
 
-/// The keys and values of a batch that stand before its computed tokens; gradients flow through those that come after them.
+/// The keys and values of a batch before its computed tokens; gradients flow through the later ones.
 #[derive(Debug)]
 pub(crate) struct BasePast {
     lowest: usize,
@@ -107,7 +107,7 @@ impl BasePast {
 impl Past for BasePast {
     fn extend(&mut self, layer: usize, key: Tensor, value: Tensor) -> (Tensor, Tensor) {
         let of_layer = self.keys_and_values.select(0, (layer - self.lowest) as i64);
-        // rows that have not entered yet stand behind those that have
+        // rows that have entered stand first
         let which = self.which.narrow(0, 0, key.size()[0]);
         let after = |i, own: &Tensor| {
             let before = of_layer.select(0, i).index_select(0, &which); // [b, n_kv, columns, d_h]

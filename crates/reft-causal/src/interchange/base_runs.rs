@@ -49,10 +49,10 @@ impl<'a> BaseRuns<'a> {
         self.kept.borrow().len()
     }
 
-    /// What the model answers at every target of each example: the likeliest of `answers`, or of all tokens if none are named.
+    /// The model's answer at every target of each example: the likeliest of `answers`, or of all tokens if none are named.
     ///
     /// # Errors
-    /// What the model refuses.
+    /// Errors of the model.
     pub fn likeliest(
         &self,
         examples: &[Example],
@@ -166,7 +166,7 @@ impl<'a> BaseRuns<'a> {
         Ok((h.flatten(0, 1).index_select(0, &on_device(&places)), on_device(&labels)))
     }
 
-    /// Where the run of each row begins: at its first swap, or where it is read. What is before that is its base run's.
+    /// Where the run of each row begins: at its first swap, or where it is read. Everything before that is computed in its base run.
     fn reaches(&self, rows: &[&Row], targets: &[TokenAt], swaps: &[Swap]) -> Vec<Reach> {
         if self.room.get().is_none() {
             return vec![Reach::EVERYTHING; rows.len()];

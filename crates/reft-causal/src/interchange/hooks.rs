@@ -11,7 +11,7 @@ pub struct Swap<'a> {
     pub tokens: Vec<TokenAt>,
     /// The source's hidden states, `[m, d]`: one row for each token.
     pub source: Tensor,
-    /// What of them is put in.
+    /// Which part of the source's hidden states is put in.
     pub interchange: Box<dyn Interchange + 'a>,
 }
 

@@ -13,7 +13,7 @@ use tch::{Device, Kind, Tensor};
 /// block output of layer `ℓ`, and `h_ℓ` as its block input.
 ///
 /// Its inputs are the rows of a table `[n, in]`, and a token id names one of them: so rows, layouts, token positions, interchange
-/// interventions and training are those of a language model whose tokens do not see each other.
+/// interventions and training work as in a language model whose tokens do not see each other.
 #[derive(Debug)]
 pub struct FeedForward {
     inputs: Tensor,      // [n, in]
@@ -46,7 +46,7 @@ impl FeedForward {
     /// A network of given layers, `W` `[out, in]` and `b` `[out]`; the last one gives the logits.
     ///
     /// # Errors
-    /// [`Error::Shape`] unless each layer takes what the one before it gives; [`Error::MissingTensor`] if there is none.
+    /// [`Error::Shape`] unless each layer takes the output of the one before; [`Error::MissingTensor`] if there is none.
     pub fn from_layers(inputs: &Tensor, mut layers: Vec<Linear>) -> Result<Self> {
         let mut n_in = inputs.size().last().copied().unwrap_or(0);
         for (layer, linear) in layers.iter().enumerate() {
@@ -102,7 +102,7 @@ impl FeedForward {
         &self.inputs
     }
 
-    /// What reports call it: the shapes of its weights.
+    /// Its name in reports: the shapes of its weights.
     pub fn describe(&self) -> String {
         let shape = |tensor: &ModelTensor| format!("{:?}", tensor.shape);
         let shapes: Vec<String> = self.description.tensors.iter().map(shape).collect();

@@ -20,7 +20,7 @@ struct Term {
     token: i64,
 }
 
-/// What is read of a token.
+/// The value that is read at a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Quantity {
     Logit,

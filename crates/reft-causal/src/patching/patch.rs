@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 use crate::patching::metric::Metric;
 use crate::{BaseRuns, Error, Result, Swap};
 
-/// Two prompts of as many tokens, the model that runs them, and the metric of what comes next.
+/// Two prompts of equal length, the model that runs them, and the metric of the next token.
 pub struct PromptPair<'a> {
     model: &'a dyn Model,
     runs: BaseRuns<'a>,
@@ -47,7 +47,7 @@ impl<'a> PromptPair<'a> {
     /// The metric of the base and of the source, as they are.
     ///
     /// # Errors
-    /// What the model refuses.
+    /// Errors of the model.
     pub fn ends(&self) -> Result<(f64, f64)> {
         let of = |ids: &[i64]| -> Result<f64> {
             Ok(self.patched(ids, 1, Vec::new())?.first().copied().unwrap_or(f64::NAN))
@@ -59,7 +59,7 @@ impl<'a> PromptPair<'a> {
     /// patching; Meng et al. 2022, arXiv:2202.05262).
     ///
     /// # Errors
-    /// What the model refuses.
+    /// Errors of the model.
     pub fn patching(&self, places: &[Place]) -> Result<Vec<Vec<f64>>> {
         let n = self.tokens();
         let at_place = |(place, source): (&Place, Tensor)| {
@@ -71,11 +71,11 @@ impl<'a> PromptPair<'a> {
         places.iter().zip(self.states(&self.source, places)?).map(at_place).collect()
     }
 
-    /// What [`Self::patching`] changes the metric by, to first order: `(s − b) · ∂metric/∂b` for each place and token, from one run of the
+    /// The change of the metric by [`Self::patching`], to first order: `(s − b) · ∂metric/∂b` for each place and token, from one run of the
     /// base and its gradient (attribution patching; Nanda 2023).
     ///
     /// # Errors
-    /// What the model refuses.
+    /// Errors of the model.
     pub fn attribution(&self, places: &[Place]) -> Result<Vec<Vec<f64>>> {
         let layout = self.layout(&self.base)?;
         let span = layout.whole();
@@ -113,7 +113,7 @@ impl<'a> PromptPair<'a> {
     /// The metric after a prompt in each of some runs with swaps, row `i` being trial `i`.
     fn patched(&self, ids: &[i64], trials: usize, swaps: Vec<Swap>) -> Result<Vec<f64>> {
         let _guard = tch::no_grad_guard();
-        // the token behind the prompt is what is predicted; which one it is changes nothing
+        // the token behind the prompt is predicted; its id changes nothing
         let input_ids: Vec<i64> = ids.iter().copied().chain([0]).collect();
         let mut labels = vec![IGNORE_INDEX; input_ids.len()];
         labels[ids.len()] = 0;
@@ -129,7 +129,7 @@ fn numbers(values: Tensor) -> Result<Vec<f64>> {
     Ok(Vec::try_from(values).map_err(reft_models::Error::from)?)
 }
 
-/// Adds to each place a leaf of zeros, whose gradient is that of the hidden states there.
+/// Adds a leaf of zeros at each place. Its gradient equals the gradient of the hidden states there.
 struct Leaves<'a> {
     places: &'a [Place],
     leaves: Vec<Option<Tensor>>,
@@ -263,7 +263,7 @@ mod tests {
                 );
             }
             if site.component == Component::BlockOutput && site.layer == 3 {
-                // the last hidden state alone decides what comes next
+                // the last hidden state alone decides the next token
                 assert!((patched[4] - at_source).abs() < 1e-5, "{patched:?} {at_source}");
                 assert!(patched[..4].iter().all(|value| (value - at_base).abs() < 1e-5));
             }

@@ -10,11 +10,11 @@ use crate::{Accuracy, ComponentOrHead, DasAlignment, Result};
 pub struct DasCell {
     /// The layer.
     pub layer: usize,
-    /// What of it.
+    /// The component or the head.
     pub of_layer: ComponentOrHead,
     /// The token, by name.
     pub position: String,
-    /// What is swapped.
+    /// The kind of swap.
     pub alignment: DasAlignment,
     /// Dimension of the subspace, or of the rotation.
     pub rank: i64,
@@ -45,14 +45,14 @@ impl From<Accuracy> for MeasuredShare {
     }
 }
 
-/// What is known of a cell: its `cell.json`.
+/// The state of a cell: its `cell.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct CellFile {
     /// Digest of everything that the numbers depend on.
     pub(crate) identity: String,
     /// The trained subspace, held out.
     pub(crate) found: MeasuredShare,
-    /// Number of dimensions that are swapped: the rank, or what was learned.
+    /// Number of swapped dimensions: the rank, or the learned number.
     pub(crate) dimensions: i64,
     /// The subspace before it was trained; only in the model itself, as the next two.
     pub(crate) start: Option<MeasuredShare>,
@@ -71,7 +71,7 @@ pub(crate) struct CellFile {
 }
 
 impl DasCell {
-    /// What it is called: `block_output-12/subject/rank-1` or `head_3-12/last/boundless`, behind `untrained-model/` if it is that control.
+    /// Its name: `block_output-12/subject/rank-1` or `head_3-12/last/boundless`, behind `untrained-model/` if it is that control.
     pub fn name(&self) -> String {
         let Self { layer, of_layer, position, alignment, rank, untrained_model } = self;
         let control = if *untrained_model { "untrained-model/" } else { "" };
@@ -87,7 +87,7 @@ impl DasCell {
 impl CellFile {
     pub(crate) const FILE_NAME: &str = "cell.json";
 
-    /// What is known of a cell, if it was found with this identity.
+    /// The state of a cell, if it was found with this identity.
     pub(crate) fn read(directory: &Path, identity: &str) -> Result<Option<Self>> {
         let path = directory.join(Self::FILE_NAME);
         let text = match std::fs::read(&path) {

@@ -31,7 +31,7 @@ pub(crate) struct PlannedCell {
     pub(crate) directory: PathBuf,
 }
 
-/// Learning rate of a learned gate, as a multiple of that of its rotation: a boundary has half of the coordinates to go.
+/// Learning rate of a learned gate, as a multiple of its rotation's: a boundary has half of the coordinates to go.
 const GATE_RATE: f64 = 10.0;
 
 /// Tokens of a step: more gain nothing, as weights are then read once for many, and take memory.

@@ -15,7 +15,7 @@ pub enum Start {
 
 names!(Start, "start", Error, { Means => "means", Random => "random" });
 
-/// What is swapped at a place.
+/// The kind of swap at a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub enum DasAlignment {
     /// A trained subspace of given dimensions.
@@ -25,7 +25,7 @@ pub enum DasAlignment {
     Boundless,
     /// Some coordinates of a trained rotation, which is trained too.
     SigmoidMask,
-    /// A given number of neurons: those that follow the variable most. Nothing is trained.
+    /// A given number of neurons: the ones that follow the variable most. Nothing is trained.
     Neurons,
     /// Everything: the plain interchange. Nothing is trained.
     Whole,
@@ -40,7 +40,7 @@ names!(DasAlignment, "alignment", Error, {
 });
 
 impl DasAlignment {
-    /// What the trainer learns; `None` if nothing is trained.
+    /// The method that the trainer learns; `None` if nothing is trained.
     pub(crate) fn learned(self) -> Option<AlignmentMethod> {
         match self {
             Self::Das => Some(AlignmentMethod::Das),
@@ -55,7 +55,7 @@ impl DasAlignment {
         matches!(self, Self::Das | Self::Neurons)
     }
 
-    /// What a cell of it is called.
+    /// The name of a cell of this kind.
     pub(crate) fn cell_name(self, rank: i64) -> String {
         match self {
             Self::Das => format!("rank-{rank}"),
@@ -65,7 +65,7 @@ impl DasAlignment {
     }
 }
 
-/// What is searched, and how.
+/// The places that are searched, and how.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct DasOptions {
     /// Components of blocks, and heads (`head_3`).
@@ -74,9 +74,9 @@ pub struct DasOptions {
     pub layers: Vec<usize>,
     /// Tokens, by name.
     pub positions: Vec<String>,
-    /// What is swapped.
+    /// The kind of swap.
     pub alignment: DasAlignment,
-    /// Numbers of dimensions; what an alignment without a given one rotates, all of the place's coordinates, is filled in.
+    /// Numbers of dimensions. An alignment without a given number rotates all of the place's coordinates, whose number is filled in.
     pub ranks: Vec<i64>,
     /// Counterfactuals to train on.
     pub train_pairs: usize,
@@ -131,7 +131,7 @@ impl DasOptions {
     }
 }
 
-/// What a search takes unless the command says otherwise: the table `[search]` of a task.
+/// The defaults of a search: the table `[search]` of a task.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SearchDefaults {

@@ -53,7 +53,7 @@ impl Searched for Decoder {
     }
 }
 
-/// What of a layer is searched: a component of the block, or what one attention head gives before the output projection.
+/// The part of a layer that is searched: a component of the block, or one attention head's output before the output projection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ComponentOrHead {
     /// A component.

@@ -24,7 +24,7 @@ fn centred_means(h: &Tensor, values: &[String]) -> Tensor {
 }
 
 /// The leading directions of how the mean hidden state follows the variable: for a variable of two values the first is the difference
-/// of means. What is missing to `rank` directions is random, from libtorch's generator.
+/// of means. Further directions, up to `rank`, are random, from libtorch's generator.
 ///
 /// # Shapes
 /// `h` `[n, d]`, one of `values` for each; result `[1, d, rank]`, orthonormal columns.

@@ -7,7 +7,7 @@ use crate::{Result, refuse};
 /// How far adapters move the next tokens of some texts from the plain model's: `KL(plain ‖ adapted)`, the mean over all tokens, in nats.
 pub struct KlPerToken<'a> {
     model: &'a dyn Model,
-    /// Texts that are run together, and what the plain model makes of them, `[t, d]` each.
+    /// Texts that are run together, with the plain model's hidden states, `[t, d]` each.
     batches: Vec<(Vec<Row>, Vec<Tensor>)>,
 }
 
@@ -33,7 +33,7 @@ impl<'a> KlPerToken<'a> {
     /// The divergence under adapters.
     ///
     /// # Errors
-    /// What an adapter refuses, and adapters with virtual tokens.
+    /// Errors of an adapter; adapters with virtual tokens.
     pub fn under(&self, adapters: &AdapterStack) -> Result<f64> {
         if adapters.virtual_tokens() > 0 {
             let found = adapters.method();
@@ -57,7 +57,7 @@ impl<'a> KlPerToken<'a> {
 }
 
 /// The factor above 0 at which something that grows with it reaches a value, to 1 %, and the value reached. Where it jumps past the value: the
-/// factor right before the jump, and what it is there.
+/// factor right before the jump, with the value there.
 ///
 /// # Errors
 /// If it is not reached at any factor up to 10⁶; what measuring refuses.
@@ -66,7 +66,7 @@ pub fn factor_reaching(
     value: f64,
     mut measure: impl FnMut(f64) -> Result<f64>,
 ) -> Result<(f64, f64)> {
-    // below it and above it: factor and what was measured there
+    // below it and above it: factor and the value there
     let (mut below, mut above) = (None::<(f64, f64)>, None::<(f64, f64)>);
     let mut factor = 1.0;
     for _ in 0..48 {
@@ -77,7 +77,7 @@ pub fn factor_reaching(
         if found < value {
             below = Some((factor, found));
         } else {
-            above = Some((factor, found)); // as is what is no number: text has collapsed
+            above = Some((factor, found)); // so is NaN: text has collapsed
         }
         factor = match (below, above) {
             (Some((low, at_low)), Some((high, _))) if high / low < 1.0001 => {

@@ -1,4 +1,4 @@
-//! How far steering moves a model, what hidden states show of a direction, and how well replies show a concept.
+//! Measures of steering: how far it moves a model, the part of hidden states along a direction, and how well replies show a concept.
 
 pub(crate) mod calibration;
 pub(crate) mod page;

@@ -5,10 +5,10 @@ use serde::Serialize;
 
 use crate::ReplyScores;
 
-/// What steers in a sweep, at one strength.
+/// A source of steering at one strength.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SweepPoint {
-    /// What steers.
+    /// The name of the source.
     pub name: String,
     /// The layer of its direction, if it has one.
     pub layer: Option<usize>,
@@ -16,7 +16,7 @@ pub struct SweepPoint {
     pub strength: f64,
     /// The divergence of next tokens from the plain model's on the texts, in nats per token.
     pub kl: f64,
-    /// The length of what is added as a share of the median length of the hidden states there, if it is a direction.
+    /// The length of the added vector as a share of the median length of the hidden states there, if it is a direction.
     pub dose: Option<f64>,
     /// How the replies are.
     pub replies: ReplyScores,
@@ -64,8 +64,7 @@ pub fn sweep_page(points: &[SweepPoint], plain: ReplyScores, facts: Vec<String>)
 }
 
 fn table(out: &mut String, points: &[SweepPoint], plain: ReplyScores) -> std::fmt::Result {
-    let heads =
-        ["what steers", "strength", "KL", "dose", "concept", "perplexity", "distinct pairs"];
+    let heads = ["source", "strength", "KL", "dose", "concept", "perplexity", "distinct pairs"];
     write!(out, "<div class=\"scroll\"><table><thead><tr>")?;
     heads.iter().try_for_each(|head| write!(out, "<th>{head}</th>"))?;
     write!(out, "</tr></thead><tbody>")?;

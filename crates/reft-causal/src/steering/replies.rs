@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 
 use crate::Result;
 
-/// What tells whether a reply shows a concept: a class of a trained head.
+/// Judges whether a reply shows a concept: a class of a trained head.
 pub struct Judge<'a> {
     /// The head.
     pub head: TaskHead,
@@ -47,7 +47,7 @@ impl SteeredReplies<'_> {
     /// Generates with adapters and measures the replies.
     ///
     /// # Errors
-    /// What the model or an adapter refuses.
+    /// Errors of the model or an adapter.
     pub fn measure(&self, adapters: &AdapterStack) -> Result<ReplyScores> {
         let go_on = &mut |_: usize, _: i64| ControlFlow::Continue(());
         let replies = generate(self.model, adapters, &self.prompts, &self.config, go_on)?;
@@ -79,7 +79,7 @@ impl SteeredReplies<'_> {
 /// The perplexity of replies behind their prompts under the plain model: `e` to the mean of `−log p` of all tokens; 1 if there are none.
 ///
 /// # Errors
-/// What the model refuses.
+/// Errors of the model.
 pub fn reply_perplexity(model: &dyn Model, prompts: &[Row], replies: &[Vec<i64>]) -> Result<f64> {
     let _guard = tch::no_grad_guard();
     let (mut sum, mut tokens) = (0.0, 0);

@@ -295,7 +295,7 @@ fn a_decoder_s_base_runs_are_done_once_and_change_neither_loss_nor_gradient() ->
     Ok(())
 }
 
-/// Trials that are run together, each with rows that enter at its own stage: losses, gradients and answers are those of each by itself.
+/// Trials that are run together, each with rows that enter at its own stage, have the losses, gradients and answers of each by itself.
 #[test]
 fn trials_run_together_are_each_what_they_are_alone() -> TestResult {
     let _guard = alone();

@@ -28,7 +28,7 @@ fn every_row(rows: usize, token: usize) -> Vec<TokenAt> {
 }
 
 fn tiny_llama() -> Result<Decoder, Error> {
-    tch::set_num_threads(1); // tests run side by side already
+    tch::set_num_threads(1); // tests run in parallel already
     Decoder::open(&oracle("tiny_llama"), Kind::Float, Device::Cpu)
 }
 
@@ -134,7 +134,7 @@ fn low_rank_interchange_and_its_gradients_equal_pyvene() -> Outcome {
     let interchange = SubspaceInterchange::new(&columns)?;
     experiment.compare("lowrank8", &interchange, &[("rotate_effective", &columns)])?;
 
-    // The reference completes Rᵀ to a square base by random columns that were not recorded. What they do not decide of the gradient of
+    // The reference completes Rᵀ to a square base by random columns that were not recorded. The part that they do not decide of the gradient of
     // its free tensor X: the block of X that turns R within its subspace, and the inner products of the columns below that block.
     let map = Householder::starting_at(&columns.detach().unsqueeze(0));
     let interchange = SubspaceInterchange::new(&map.columns().select(0, 0))?;

@@ -5,14 +5,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::{CellFile, DasCell, DasOptions, Error, MeasuredShare, Result};
 
-/// What a search has found: its `das.json`.
+/// The results of a search: its `das.json`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct DasReport {
     /// Version of the file.
     pub format_version: u32,
     /// The task.
     pub name: String,
-    /// What the task asks.
+    /// The question of the task.
     pub description: String,
     /// The variable that was looked for.
     pub variable: String,
@@ -23,7 +23,7 @@ pub struct DasReport {
     pub weights: Option<String>,
     /// The command that began it.
     pub command: String,
-    /// What was searched, and how.
+    /// The places that were searched, and how.
     pub options: DasOptions,
     /// The first counterfactual in words.
     pub example: String,
@@ -36,7 +36,7 @@ pub struct DasReport {
     /// Held-out counterfactuals that are also among those trained on, word for word; none of a task without texts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repeated: Option<usize>,
-    /// The templates, with what the model answers without any swap; none of a task without templates.
+    /// The templates, with the model's answers without any swap; none of a task without templates.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub templates: Vec<TemplateShares>,
     /// Bases that the model does not answer right by itself: the first of them.
@@ -49,11 +49,11 @@ pub struct DasReport {
     pub run_seconds: f64,
     /// Wall time of the call that finished it.
     pub seconds: Option<f64>,
-    /// What was found: a row for each place, token and rank.
+    /// The results: a row for each place, token and rank.
     pub rows: Vec<DasRow>,
 }
 
-/// What the model answers to the texts of a template without any swap.
+/// The model's answers to the texts of a template without any swap.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TemplateShares {
     /// The template.
@@ -78,7 +78,7 @@ pub struct WrongAnswer {
     pub given: String,
 }
 
-/// What fails at a place.
+/// The failures at a place.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PlaceFailures {
     /// Where, in words.
@@ -93,7 +93,7 @@ pub struct PlaceFailures {
     pub first: Vec<WrongAnswer>,
 }
 
-/// What was found at one place, token and rank.
+/// The result at one place, token and rank.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DasRow {
     /// Where, in words.
@@ -106,7 +106,7 @@ pub struct DasRow {
     pub position: String,
     /// Dimension of the subspace, or of the rotation whose coordinates a learned gate chooses from.
     pub rank: i64,
-    /// Number of dimensions that are swapped: the rank, or what was learned.
+    /// Number of swapped dimensions: the rank, or the learned number.
     pub dimensions: i64,
     /// The trained subspace on held-out counterfactuals.
     #[serde(flatten)]
@@ -119,10 +119,10 @@ pub struct DasRow {
     pub neurons: Option<MeasuredShare>,
     /// The same search in a model that was never trained.
     pub untrained_model: Option<MeasuredShare>,
-    /// The trained subspace on the held-out counterfactuals of each template; none in what earlier versions found.
+    /// The trained subspace on the held-out counterfactuals of each template; none in results of earlier versions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub by_template: Vec<MeasuredShare>,
-    /// Counterfactuals that fail, and what is answered.
+    /// Counterfactuals that fail, with the model's answers.
     #[serde(skip)]
     pub(crate) failed: Option<Vec<(usize, i64)>>,
     /// Loss of the last step.
@@ -228,7 +228,7 @@ impl DasReport {
 }
 
 impl DasRow {
-    /// What tells it from other rows.
+    /// The parts that tell it from other rows.
     fn key(&self) -> (&str, usize, &str, i64) {
         (&self.component, self.layer, &self.position, self.rank)
     }

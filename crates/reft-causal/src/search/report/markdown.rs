@@ -85,7 +85,7 @@ impl DasReport {
         tables
     }
 
-    /// What a reader must know, a sentence each.
+    /// Facts that a reader must know, a sentence each.
     pub(crate) fn facts(&self) -> Vec<String> {
         let o = &self.options;
         let mut facts = vec![
@@ -106,7 +106,7 @@ impl DasReport {
             format!("Without any swap the model gives its base's own answer in {}", share(&a))
         }));
         facts.extend(self.no_intervention.map(|a| {
-            format!("Without any swap {} of the held-out counterfactuals are answered as expected: what chance gives", share(&a))
+            format!("Without any swap {} of the held-out counterfactuals are answered as expected: the share of chance", share(&a))
         }));
         facts.push(format!(
             "An answer is the likeliest of the {} that occur in the task",
@@ -129,7 +129,7 @@ impl DasReport {
         });
         facts.extend(self.repeated.filter(|repeated| *repeated > 0).map(|repeated| {
             format!(
-                "{repeated} of the {} held-out counterfactuals are word for word among those trained on: with so few words, what is held out says less about texts that were not seen",
+                "{repeated} of the {} held-out counterfactuals are word for word among the training ones: with so few words, held-out ones say less about texts that were not seen",
                 o.test_pairs
             )
         }));
@@ -180,7 +180,7 @@ fn controls(o: &DasOptions) -> String {
         (o.alignment != Whole, "a random subspace of as many dimensions"),
         (
             !matches!(o.alignment, Whole | Neurons),
-            "as many neurons, those that follow the variable most",
+            "as many neurons, the ones that follow the variable most",
         ),
         (o.untrained_model, "the same search in a model of random weights"),
     ];

@@ -1,6 +1,6 @@
-//! What a search has found: as JSON, as Markdown, and as a page of heat maps.
+//! The results of a search: as JSON, as Markdown, and as a page of heat maps.
 
 pub(crate) mod das_report;
 pub(crate) mod markdown;
 pub(crate) mod page;
-pub(crate) mod side_by_side;
+pub(crate) mod searches;

@@ -5,7 +5,7 @@ use reft_report::{Heat, HeatMap, escape, figure, heat_map, page, short_share, te
 use crate::search::report::markdown::share;
 use crate::{DasReport, DasRow, MeasuredShare};
 
-/// What a map shows of a row.
+/// The figure of a row that a map shows.
 pub(crate) type Of = fn(&DasRow) -> Option<MeasuredShare>;
 
 pub(crate) const MAPS: [(&str, &str, Of); 5] = [
@@ -22,7 +22,7 @@ pub(crate) const MAPS: [(&str, &str, Of); 5] = [
     ),
     (
         "Control: neurons",
-        "As many coordinates without a rotation: those whose mean follows the variable most.",
+        "As many coordinates without a rotation: the ones whose mean follows the variable most.",
         |row| row.neurons,
     ),
     (
@@ -123,7 +123,7 @@ fn maps(out: &mut String, report: &DasReport, component: &str, rank: i64) -> std
     Ok(())
 }
 
-/// A row in words: what a pointer on its cell shows.
+/// A row in words, for the pointer on its cell.
 fn title(row: &DasRow) -> String {
     let DasRow { site, position, rank, dimensions, .. } = row;
     let mut text = format!("{site} at {position}, rank {rank}");

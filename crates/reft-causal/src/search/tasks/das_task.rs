@@ -12,14 +12,14 @@ use crate::{CausalModel, SearchDefaults, Variable};
 /// ```toml
 /// name = "Number of the subject"
 /// templates = ["The {subject} near the {other}"]
-/// variable = "number"          # what is looked for
+/// variable = "number"          # the variable to look for
 /// positions = ["subject", "last"]
 ///
 /// [lists.nouns]                # words by class; a plain list has no classes
 /// singular = ["dog", "child"]
 /// plural = ["dogs", "children"]
 ///
-/// [slots]                      # what stands in the templates' braces; two slots of one list never have the same word
+/// [slots]                      # the words for the templates' braces; two slots of one list never have the same word
 /// subject = "nouns"
 /// other = "nouns"
 ///
@@ -33,9 +33,9 @@ use crate::{CausalModel, SearchDefaults, Variable};
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DasTask {
-    /// What it is called.
+    /// Its name.
     pub name: String,
-    /// What it asks, in a sentence.
+    /// Its question, in a sentence.
     #[serde(default)]
     pub description: String,
     /// Texts with slots in braces; each base has one at random, and its source has the same.
@@ -43,7 +43,7 @@ pub struct DasTask {
     /// Words that several slots share.
     #[serde(default)]
     pub lists: BTreeMap<String, Words>,
-    /// What stands in the templates' braces.
+    /// The words for the templates' braces.
     pub slots: BTreeMap<String, Slot>,
     /// The causal model: how values follow from slots and from each other.
     pub variables: BTreeMap<String, Mechanism>,
@@ -57,12 +57,12 @@ pub struct DasTask {
     /// Where it is looked for unless the command says otherwise.
     #[serde(default)]
     pub positions: Vec<String>,
-    /// What a search takes unless the command says otherwise.
+    /// The defaults of its search.
     #[serde(default)]
     pub search: SearchDefaults,
 }
 
-/// What a slot holds.
+/// The contents of a slot.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(
     untagged,
@@ -113,9 +113,9 @@ pub enum Mechanism {
     Word(String),
     /// The class of a slot's word.
     Class(String),
-    /// Whether the number of one slot is at least that of another.
+    /// Whether the number of one slot is at least another's.
     AtLeast([String; 2]),
-    /// Whether the number of one slot is at most that of another.
+    /// Whether the number of one slot is at most another's.
     AtMost([String; 2]),
     /// Whether two slots or variables have the same value.
     Equal([String; 2]),
@@ -136,7 +136,7 @@ const YES: &str = "yes";
 const NO: &str = "no";
 
 impl DasTask {
-    /// What is wrong with it, in words.
+    /// Its fault, in words.
     pub(crate) fn check(&self) -> Result<(), String> {
         if self.templates.is_empty() {
             return Err("there is no template; give at least one under templates".to_owned());
@@ -274,7 +274,7 @@ fn is_of_list(slot: &Slot, other: &Slot) -> bool {
 }
 
 impl Words {
-    /// What is wrong with the words of one slot, or of several that never have the same word, in words.
+    /// The fault in the words of one slot, or of several that never have the same word.
     fn check(&self, slots: usize) -> Result<(), String> {
         match self {
             Self::Plain(words) if words.len() < 2 => Err("give at least two words".to_owned()),
@@ -336,7 +336,7 @@ impl Mechanism {
     }
 
     fn value(&self, parents: &[String]) -> String {
-        // what is no number is at least and at most nothing
+        // a word that is no number is at least and at most nothing
         let number = |i: usize| parents[i].parse().unwrap_or(f64::NAN);
         let holds = match self {
             Self::Word(_) | Self::Class(_) => return parents[0].clone(),

@@ -16,16 +16,16 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EqualityTask {
-    /// What it is called.
+    /// Its name.
     pub name: String,
-    /// What it asks, in a sentence.
+    /// Its question, in a sentence.
     #[serde(default)]
     pub description: String,
     /// The variable that is looked for.
     pub variable: EqualityVariable,
     /// The network.
     pub network: NetworkConfig,
-    /// What a search takes unless the command says otherwise.
+    /// The defaults of its search.
     #[serde(default)]
     pub search: SearchDefaults,
 }
@@ -73,7 +73,7 @@ impl EqualityTask {
     /// Trains the network, a function of its seed, and draws counterfactuals for a search, of the options'.
     ///
     /// # Errors
-    /// What the training refuses; [`Error::Interrupted`](crate::Error::Interrupted) if `stop` is set;
+    /// Errors of the training; [`Error::Interrupted`](crate::Error::Interrupted) if `stop` is set;
     /// [`Error::OptionValue`](crate::Error::OptionValue) for positions of which an input, one token, has none.
     pub fn train(&self, options: &DasOptions, stop: &AtomicBool) -> Result<EqualityNetwork<'_>> {
         let config = &self.network;

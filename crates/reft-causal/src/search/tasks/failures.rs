@@ -18,7 +18,7 @@ impl Pairs {
         (!self.texts.is_empty()).then(|| held_out.filter(|i| learned.contains(&words(*i))).count())
     }
 
-    /// What is answered to the texts of each template without a swap.
+    /// The answers to the texts of each template without a swap.
     pub(crate) fn without_swaps(&self, given: &[i64], train: usize) -> Vec<TemplateShares> {
         let of_template = |(number, template): (usize, &String)| {
             let is_right = |i: &usize| given[*i] == self.own_answers[*i];
@@ -56,7 +56,7 @@ impl Pairs {
         wrong.take(SHOWN).map(tell).collect()
     }
 
-    /// Fills in what rows have of each template, and which counterfactuals fail at the best place of each rank.
+    /// Fills in the rows' shares of each template, and the counterfactuals that fail at the best place of each rank.
     pub(crate) fn tell_failures(&self, report: &mut DasReport) {
         if self.texts.is_empty() {
             return;

@@ -30,7 +30,7 @@ impl DasRecipe {
         Ok(Self::Text(task))
     }
 
-    /// What a search takes unless the command says otherwise.
+    /// The defaults of its search.
     pub fn search(&self) -> &SearchDefaults {
         match self {
             Self::Text(task) => &task.search,

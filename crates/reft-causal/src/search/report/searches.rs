@@ -6,7 +6,7 @@ use crate::DasReport;
 use crate::search::report::markdown::share;
 use crate::search::report::page::MAPS;
 
-const LEGEND: &str = "All maps have one scale of colours. It begins at the lowest share that one of the searches has without a swap: where searches differ in that, hold each map against its own, which stands above it.";
+const LEGEND: &str = "All maps have one scale of colours. It begins at the lowest share of a search without a swap. Where searches differ in that share, compare each map with its own, which stands above it.";
 
 /// Searches on one page, their maps next to each other on one scale: one for each search, component and rank. Each has a name.
 pub fn searches_page(searches: &[(String, DasReport)], command: &str) -> String {
@@ -25,7 +25,7 @@ pub fn searches_page(searches: &[(String, DasReport)], command: &str) -> String 
             report.name, report.variable, report.model, report.command
         ));
     }
-    page("Searches side by side", facts, LEGEND, |out| {
+    page("Several searches", facts, LEGEND, |out| {
         for (i, (what, note, of)) in MAPS.into_iter().enumerate() {
             let mut maps = Vec::new();
             for (name, report) in searches {
