@@ -72,7 +72,7 @@ impl Cli {
     /// Runs the command that was asked for.
     ///
     /// # Errors
-    /// What the command cannot do.
+    /// Errors of the command.
     pub fn run(self) -> Result<()> {
         match self.command {
             Command::Train(args) => train::run(&args),

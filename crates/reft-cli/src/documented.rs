@@ -31,7 +31,7 @@ fn documents() -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The shell lines of a document, with what a backslash continues, and the number of the first line of each.
+/// The shell lines of a document, with continuations after a backslash, and the number of the first line of each.
 fn shell_lines(path: &Path) -> Result<Vec<(usize, String)>> {
     let text = fs::read_to_string(path)?;
     let (mut lines, mut is_shell, mut open) = (Vec::new(), false, None);
@@ -60,13 +60,13 @@ fn shell_lines(path: &Path) -> Result<Vec<(usize, String)>> {
     Ok(lines)
 }
 
-/// What a shell line gives the program, if it calls it: alone, or by a launcher.
+/// The arguments that a shell line gives the program, if it calls it: alone, or by a launcher.
 fn arguments(line: &str) -> Option<Vec<String>> {
     let words = shlex::split(line)?;
     let launchers = ["torchrun", "srun", "mpirun"];
     let at = words.iter().position(|word| word == "reft")?;
     let begins = at == 0 || launchers.contains(&words[0].as_str()) || words[at - 1].contains('=');
-    // three dots stand for what is said elsewhere
+    // three dots stand for arguments that are given elsewhere
     (begins && !line.contains('…')).then(|| {
         let own = words[at..]
             .iter()
@@ -96,7 +96,7 @@ fn every_command_line_of_the_documents_is_one() -> Result<()> {
     Ok(())
 }
 
-/// The files of this project that a command line names are there; what a run writes is not.
+/// The files of this project that a command line names are there; files that a run writes are not.
 #[test]
 fn the_files_that_a_command_line_reads_are_there() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");

@@ -1,6 +1,8 @@
 //! The program `reft`: representation fine-tuning from the command line.
 //!
-//! A file per command; results go to stdout, progress and messages to stderr. What is computed is computed in the libraries.
+//! A file per command; results go to stdout, progress and messages to stderr. All computing is done in the libraries.
+//!
+//! There is no example in Rust: programs use the libraries, and the binary calls [`main`]. docs/commands.md has the command lines.
 
 mod cli;
 
@@ -51,8 +53,8 @@ pub fn main() -> ! {
     })
 }
 
-/// The exit code of a command line and what is said of its end, found without a process of its own: of many that are refused each is quick,
-/// where a process takes half a second to load libtorch.
+/// The exit code of a command line and the message at its end, found in this process. Tests of many refusals are quick so: a process takes
+/// half a second to load libtorch.
 pub fn ending(arguments: impl IntoIterator<Item = OsString>) -> (u8, Option<String>) {
     match Cli::try_parse_from(std::iter::once("reft".into()).chain(arguments)) {
         Ok(cli) => terminal::ending(|| cli.run()),

@@ -22,10 +22,10 @@ use crate::terminal::{counted, output};
 ///
 /// The output holds `logits` f32 `[b, t, v]`; with labels `loss`, one number, the mean over labelled positions after the shift by one; with
 /// --hidden-states `hidden.{i}` f32 [b, t, d], 0 = embeddings, i = what block i−1 gives, edits included. Tokens stand in the caller's
-/// order, from column 0; what is past a row's end is 0.
+/// order, from column 0; columns past a row's end are 0.
 ///
-/// An encoder (BERT, RoBERTa, DistilBERT, ModernBERT) has no logits: with --hidden-states it writes `hidden.{i}`, and `hidden.last`, what
-/// transformers calls `last_hidden_state`. Its rows are whole texts, without `prompt_lengths` and `labels`; `token_type_ids`, a list like
+/// An encoder (BERT, RoBERTa, DistilBERT, ModernBERT) has no logits: with --hidden-states it writes `hidden.{i}`, and `hidden.last`,
+/// transformers' `last_hidden_state`. Its rows are whole texts, without `prompt_lengths` and `labels`; `token_type_ids`, a list like
 /// `input_ids`, are 0 where there are none.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Example:
@@ -99,7 +99,7 @@ pub fn run(args: &LogitsArgs) -> Result<()> {
             None => "in the head".to_owned(),
         };
         bail!(
-            "the {what} of row {row} at token {token} are NaN or infinite, and the first numbers that are so are {place}; look at the weights, the adapter and the kind (f16 ends at 65504); nothing is written"
+            "the {what} of row {row} at token {token} are NaN or infinite, and the first such numbers are {place}; look at the weights, the adapter and the kind (f16 ends at 65504); nothing is written"
         );
     }
     let mut tensors = Vec::new();
@@ -144,7 +144,7 @@ fn forward(
     let mut hidden = Vec::new();
     let mut hooks = stack.hooks(layout, Mode::Eval)?;
     if collects {
-        hooks.0.push(Box::new(Collect(&mut hidden))); // last: it sees what the adapters leave
+        hooks.0.push(Box::new(Collect(&mut hidden))); // last: it sees the adapters' output
     }
     let h = decoder.whole_pass(layout, &mut hooks)?;
     drop(hooks);
@@ -196,7 +196,7 @@ fn layout(input: &Input, decoder: &Decoder, padding: PaddingSide) -> Result<Layo
     Ok(Layout::new(rows, padding)?)
 }
 
-/// Mean cross-entropy of each labelled token given those before it, `[1]`; `logits` `[b, t, v]` in the caller's order.
+/// Mean cross-entropy of each labelled token given the tokens before it, `[1]`; `logits` `[b, t, v]` in the caller's order.
 fn loss(logits: &Tensor, labels: &[Vec<i64>]) -> Result<Tensor> {
     let (b, t, v) = logits.size3()?;
     let mut padded = vec![IGNORE_INDEX; (b * t) as usize];
@@ -225,7 +225,7 @@ fn in_callers_order(tensor: &Tensor, layout: &Layout) -> Tensor {
     Tensor::stack(&layout.rows().iter().enumerate().map(row).collect::<Vec<_>>(), 0)
 }
 
-/// Keeps what goes into the first block and the output of every block.
+/// Keeps the input of the first block and the output of every block.
 struct Collect<'a>(&'a mut Vec<Tensor>);
 
 impl Hooks for Collect<'_> {

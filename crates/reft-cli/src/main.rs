@@ -1,4 +1,4 @@
-//! The program `reft`; what it does is in the library beside it.
+//! The program `reft`; its code is in the library beside it.
 
 fn main() {
     reft_cli::main()

@@ -103,7 +103,7 @@ fn spoilt(document: &Value) -> Vec<Value> {
     all
 }
 
-/// Has files read with something odd in each place, and looks at what is said.
+/// Reads files with something odd in each place, and checks the messages.
 struct Reader {
     names: BTreeSet<String>,
     dir: tempfile::TempDir,
@@ -115,7 +115,7 @@ impl Reader {
     }
 
     fn check_message(&self, message: &str, file: &str) -> Result<()> {
-        // where the file is, and what it says, is no word of ours
+        // the file's path and contents are no words of ours
         let own = message.replace(&*self.dir.path().to_string_lossy(), "");
         // words that options have as values or names too
         let is_rust = ["unknown variant", "expected f32"].iter().any(|words| own.contains(words));
@@ -155,7 +155,7 @@ impl Reader {
         Ok(())
     }
 
-    /// The same with a file in TOML; what has no form in it is left out.
+    /// The same with a file in TOML; values without a form in it are left out.
     fn toml(&self, name: &str, document: &str, read: impl Fn(&Path) -> Result<()>) -> Result<()> {
         let document: toml::Table = document.parse()?;
         let texts = spoilt(&serde_json::to_value(document)?).into_iter();

@@ -82,7 +82,7 @@ pub struct ServeArgs {
     /// Tokens of prompts in one pass: longer ones are computed in pieces, and replies go on between them
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = at_least_one, help_heading = "Limits")]
     prefill_tokens: usize,
-    /// Most tokens of a prompt [default: what the model's context holds]
+    /// Most tokens of a prompt [default: as many as the model's context holds]
     #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Limits")]
     prompt_tokens: Option<usize>,
     /// Most tokens of a chat's reply that asks for no limit

@@ -12,10 +12,10 @@ use crate::terminal::{note, output};
 
 /// Time a training step of several methods, and of the frozen floor, on the same batches
 ///
-/// The floor is what the frozen model costs before any method does something: forward, logits at labels only, and backward down to the
+/// The floor is the cost of the frozen model before any method: forward, logits at labels only, and backward down to the
 /// embeddings. A step is the trainer's own: forward, backward, clipping, AdamW. Every method runs in processes of its own, so its peak
-/// memory is its own, and the methods take turns. Where the frozen model's part of rows is kept, the figures are those of steps on rows that
-/// are kept; the first epoch, in which that part is computed, stands beside them. An option is taken by the methods that have it.
+/// memory is its own, and the methods take turns. Where the frozen model's part of rows is cached, the figures are from steps on cached rows;
+/// the first epoch, in which that part is computed, has a column of its own. An option is taken by the methods that have it.
 #[derive(Debug, Args)]
 #[command(
     next_help_heading = "Measurement",
@@ -32,7 +32,7 @@ pub struct BenchArgs {
     /// floor, and any methods of `reft train`; several at once as loreft+lora
     #[arg(long, value_delimiter = ',', value_parser = timed, default_value = "floor,loreft")]
     methods: Vec<String>,
-    /// Steps of each method whose time counts, beside those that warm up
+    /// Steps of each method whose time counts; steps that warm up are not among them
     #[arg(long, value_name = "N", default_value_t = 6)]
     steps: usize,
     /// Turns of each method: the steps are shared out among them
@@ -48,14 +48,14 @@ pub struct BenchArgs {
     step: StepArgs,
 }
 
-/// One method's turn, in a process of its own: the case comes on stdin, what was measured goes to stdout.
+/// One method's turn, in a process of its own: the case comes on stdin, the measurements go to stdout.
 #[derive(Debug, Args)]
 pub struct CaseArgs {
     #[command(flatten)]
     machine: Flags<MachineOptions>,
 }
 
-/// The name of what can be timed: methods, or the frozen floor.
+/// The name of a case to time: methods, or the frozen floor.
 fn timed(text: &str) -> Result<String> {
     match text.trim() {
         FLOOR => Ok(FLOOR.to_owned()),
@@ -75,7 +75,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     output::result(args.json, &report, || output::piece(&report.table()))
 }
 
-/// Puts together what is timed and in how many rounds, and checks all of it before the first weight is read.
+/// Collects the cases and the number of rounds, and checks all of it before the first weight is read.
 fn plan(args: &BenchArgs) -> Result<(Vec<TimingCase>, usize)> {
     check_counts([("--rounds", args.rounds), ("--steps", args.steps)])?;
     for (i, method) in args.methods.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! What training costs: measured, and foretold.
+//! The cost of training: measured, and foretold.
 
 pub mod bench;
 pub mod plan;

@@ -92,7 +92,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     output::result(args.json, &plan.json(), || output::piece(&plan.text()))
 }
 
-/// What is printed.
+/// A plan to be printed.
 struct Plan<'a> {
     args: &'a PlanArgs,
     case: TimingCase,
@@ -112,7 +112,7 @@ impl Plan<'_> {
         peak <= self.memory
     }
 
-    /// Rows whose kept work fits beside the rest, if rows are kept.
+    /// Rows whose cached activations fit beside the rest, if rows are cached.
     fn rows_kept(&self) -> Option<u64> {
         let kept_row = self.step.kept_row;
         (kept_row > 0).then(|| self.memory.saturating_sub(self.step.memory.total()) / kept_row)
@@ -154,7 +154,7 @@ impl Plan<'_> {
         json
     }
 
-    /// What the peak is made of, and in other ways.
+    /// The parts of the peak, and other flags with their peaks.
     fn on_one_device(&self) -> String {
         let size = |bytes: u64| ByteSize::b(bytes).display().si().to_string();
         let verdict = |peak| if self.fits(peak) { "fits" } else { "does not fit" };
@@ -166,7 +166,7 @@ impl Plan<'_> {
             ("trained tensors and AdamW", memory.optimizer),
             ("activations", memory.activations),
             ("logits or gradients of a block", memory.transient),
-            ("kept work of the batch", memory.frozen_batch),
+            ("cached activations of the batch", memory.frozen_batch),
             ("all", memory.total()),
         ] {
             text += &format!("  {name:<32}{:>10}\n", size(bytes));
@@ -183,7 +183,7 @@ impl Plan<'_> {
             };
             text += &format!("frozen work kept for later epochs: {kept}; {verdict}\n\n");
         }
-        text += "in other ways\n";
+        text += "with other flags\n";
         for (flags, peak) in &self.ways {
             text += &format!("  {flags:<62}{:>10}  {}\n", size(*peak), verdict(*peak));
         }
@@ -195,7 +195,7 @@ impl Plan<'_> {
         let TimingCase { method, batch_size, prompt_length, response_length, .. } = case;
         let (kind, trained) = (case.kind.name(), grouped(step.trainable_parameters));
         let mut text = format!(
-            "{method} in {kind}, batches of {batch_size} rows of {prompt_length} + {response_length} tokens: {trained} trained numbers\n"
+            "{method} in {kind}, batches of {batch_size} rows of {prompt_length} + {response_length} tokens: {trained} trained parameters\n"
         );
         match &self.split {
             Some(split) => text += &split.text(),

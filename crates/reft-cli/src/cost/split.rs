@@ -41,7 +41,7 @@ pub struct SplitPlan {
     memories: Vec<u64>,
     processes: usize,
     rows: usize,
-    /// What each device holds; why it cannot be otherwise.
+    /// Each device's memory, or why the model cannot be split so.
     devices: Result<Vec<DevicePlan>, String>,
     most_rows: usize,
     fewest: Option<usize>,
@@ -54,7 +54,7 @@ impl SplitPlan {
     /// Plans a case that was checked.
     ///
     /// # Errors
-    /// If there are more devices than blocks, or what the method refuses.
+    /// If there are more devices than blocks; errors of the method.
     pub fn of(
         case: &TimingCase,
         model: &ModelDescription,

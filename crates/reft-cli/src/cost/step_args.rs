@@ -8,7 +8,7 @@ use reft_models::{ModelDescription, resolve_model};
 use crate::machine::MachineOptions;
 use crate::options::{Flags, MethodFlags};
 
-/// What a training step is: a model, what a method edits in it, a batch, and how the step is computed.
+/// A training step: a model, the edits of a method, a batch, and how the step is computed.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub struct StepArgs {
@@ -32,7 +32,7 @@ pub struct StepArgs {
     /// Compute the frozen model's part of a row in every step
     #[arg(long, help_heading = "Step")]
     pub no_reuse: bool,
-    /// Keep only what goes into each block and compute its activations again in the backward; so it is always with packed weights
+    /// Keep only the input of each block and compute its activations again in the backward; packed weights always do
     #[arg(long, help_heading = "Step")]
     pub checkpoint_activations: bool,
     #[command(flatten)]

@@ -20,8 +20,8 @@ use crate::terminal::{duration, grouped, output};
 /// Measure a model, with or without adapters, on a data file
 ///
 /// Task `lm`: loss, the mean of −log p over the completions' tokens and end tokens, and perplexity, e to the loss. `commonsense` and
-/// `arithmetic`: accuracy on rows of LLM-Adapters, of what is generated. `memorise`: share of the completions' tokens that come back
-/// before the first wrong one. `classification`, `regression` and `reward`: what the head of an adapter tells of labelled texts or pairs:
+/// `arithmetic`: accuracy of generated replies on rows of LLM-Adapters. `memorise`: share of the completions' tokens that come back
+/// before the first wrong one. `classification`, `regression` and `reward`: the predictions of an adapter's head for labelled texts or pairs:
 /// accuracy, F1 and Matthews' correlation, or Pearson's and Spearman's. `preference`: share of pairs in which the chosen reply is the likelier
 /// one. A TOML file describes any other task: a prompt with {columns}, label
 /// words, how answers are scored.
@@ -33,7 +33,7 @@ use crate::terminal::{duration, grouped, output};
   reft eval --model models/SmolLM2-135M-Instruct --task recipes/tasks/sst2.toml --data data/sst2/test.tsv"
 )]
 pub struct EvalArgs {
-    /// What is measured: lm, commonsense, arithmetic, memorise, classification, regression, reward, preference, or a TOML file that describes a task
+    /// Task: lm, commonsense, arithmetic, memorise, classification, regression, reward, preference, or a TOML file that describes a task
     #[arg(long, value_name = "NAME", value_parser = task_name)]
     task: PathBuf,
     /// Examples, as `reft train` takes them; for other tasks than lm and memorise with the task's columns; several times for several files
@@ -48,7 +48,7 @@ pub struct EvalArgs {
     turns: Flags<TurnOptions>,
     #[command(flatten)]
     chat: Flags<ChatOptions>,
-    /// Longest example in tokens; what is longer is cut at its end [default: none is cut, and one past the model's context refused]
+    /// Longest example in tokens; longer ones are cut at their end [default: none is cut, and one past the model's context refused]
     #[arg(long, value_name = "N")]
     pub(super) max_length: Option<usize>,
     /// Cut at the model's context, or at --max-length, and leave out examples that have no label left, instead of failing
@@ -60,7 +60,7 @@ pub struct EvalArgs {
     /// Measure the model without its adapters too, and print both; of lm and preference also the divergence from it
     #[arg(long)]
     pub(super) compare_base: bool,
-    /// Tasks of a head: write what it tells of each row into this file, a line of JSON each
+    /// Tasks of a head: write its prediction for each row into this file, a line of JSON each
     #[arg(long, value_name = "FILE")]
     pub(super) predictions: Option<PathBuf>,
     /// Print the result as JSON
@@ -71,7 +71,7 @@ pub struct EvalArgs {
 }
 
 impl EvalArgs {
-    /// What the data's columns are.
+    /// The meaning of the data's columns.
     pub(super) fn columns(&self) -> Option<&ColumnNames> {
         self.columns.0.columns.as_ref()
     }

@@ -14,7 +14,7 @@ use crate::eval::command::EvalArgs;
 use crate::model::{Framing, Model, ModelText};
 use crate::terminal::{duration, grouped, output};
 
-/// How well the head of an adapter tells what rows are labelled with.
+/// How well the head of an adapter predicts the labels of rows.
 pub fn told(args: &EvalArgs, task: &TaskConfig, told: Told) -> Result<()> {
     if args.compare_base {
         bail!(
@@ -93,13 +93,13 @@ fn head_of(model: &Model, task: &TaskConfig) -> Result<TaskHead> {
     }
     found.with_context(|| {
         format!(
-            "task {} measures a head, and none of the adapters has one; give --adapter with what `reft train --objective {}` wrote",
+            "task {} measures a head, and none of the adapters has one; give --adapter with an adapter of `reft train --objective {}`",
             task.name, task.kind
         )
     })
 }
 
-/// Writes what was told of each row, a line of JSON each.
+/// Writes the prediction for each row, a line of JSON each.
 fn write_predictions(
     file: &Path,
     examples: &[Example],

@@ -12,7 +12,7 @@ use crate::terminal::{note, output};
 /// Turn an adapter saved by pyreft, a control vector, or a model in a GGUF file, into a directory that reft reads
 ///
 /// An adapter becomes `reft_config.json` and `reft_model.safetensors`; pickles are read as data, nothing in them is run. Its
-/// positions follow pyreft's rule, so that it does here what it did there. A GGUF file becomes a Hugging Face directory with f32
+/// positions follow pyreft's rule, so the adapter computes the same as in pyreft. A GGUF file becomes a Hugging Face directory with f32
 /// weights, tokenizer and chat template.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:
@@ -23,7 +23,7 @@ pub struct ImportArgs {
     /// Directory (pyreft) or file (gguf, control-vector) to read
     #[arg(value_name = "PATH")]
     source: PathBuf,
-    /// What it is: `pyreft` = a directory that pyreft's save wrote, `gguf` = a model in one file, `control-vector` = one of llama.cpp or repeng
+    /// Format: `pyreft` = a directory that pyreft's save wrote, `gguf` = a model in one file, `control-vector` = one of llama.cpp or repeng
     #[arg(long, value_name = "FORMAT", hide_possible_values = true, value_parser = ["pyreft", "gguf", "control-vector"])]
     from: String,
     /// Directory to write; it must not exist, or be empty
@@ -99,7 +99,7 @@ fn gguf(args: &ImportArgs) -> Result<String> {
 
 fn pyreft(args: &ImportArgs) -> Result<String> {
     let positions = args.positions.ok_or_else(|| {
-        anyhow!("--positions is missing: pyreft does not save it; give what the adapter was trained with, such as f7+l7")
+        anyhow!("--positions is missing: pyreft does not save it; give the ones that the adapter was trained with, such as f7+l7")
     })?;
     let base_model = |model: &str| -> Result<BaseModel> {
         Ok(BaseModel::of(&open_config(model)?.1.describe(), model))

@@ -103,7 +103,7 @@ const HELP: &str = "/base             answer without adapters
 /// Which of the adapters answer, and how strongly.
 struct Voice<'a> {
     model: &'a Model,
-    /// The names of those that do.
+    /// The adapters' names.
     names: Vec<&'a str>,
     strength: f64,
 }
@@ -125,7 +125,7 @@ impl<'a> Voice<'a> {
         Ok(AdapterStack::new(own.map(entry).collect())?)
     }
 
-    /// Does what a command says; returns what holds from now on. What cannot be changes nothing.
+    /// Carries out a command and returns the settings from now on. An impossible command changes nothing.
     fn told(&mut self, line: &str) -> Result<String> {
         let (command, argument) = line.split_once(' ').unwrap_or((line, ""));
         let argument = argument.trim();
@@ -152,7 +152,7 @@ impl<'a> Voice<'a> {
                 Ok(strength) => told.strength = strength,
                 Err(_) => bail!("the strength is {argument:?}, expected a number such as 0.5"),
             },
-            _ => bail!("there is no command {command}; /help lists those that there are"),
+            _ => bail!("there is no command {command}; /help lists the commands"),
         }
         told.stack()?; // refuses what cannot be
         *self = told;
@@ -163,7 +163,7 @@ impl<'a> Voice<'a> {
     }
 }
 
-/// Whether a signal means the end of a reply that is under way, rather than that of the program.
+/// Whether a signal means the end of the reply under way, not of the program.
 static IS_REPLYING: AtomicBool = AtomicBool::new(false);
 /// Whether there was one.
 static IS_CUT_SHORT: AtomicBool = AtomicBool::new(false);

@@ -36,7 +36,7 @@ pub struct GenerateArgs {
     /// The prompt, as it is unless --chat, --template or the adapter's own template frames it
     #[arg(long, value_name = "TEXT", required_unless_present = "input", conflicts_with = "input")]
     prompt: Option<String>,
-    /// Prompts: a .txt file with one a line, or rows as `reft train` takes them, with or without what is to be learned
+    /// Prompts: a .txt file with one a line, or rows as `reft train` takes them, with or without completions
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
     #[command(flatten)]
@@ -50,7 +50,7 @@ pub struct GenerateArgs {
     /// How a prompt is framed: auto (as its row's form suggests), chat, alpaca or plain [default: as the adapter was trained, else auto]
     #[arg(long, value_name = "NAME")]
     template: Option<Template>,
-    /// Coordinates of ReFT's subspace that the edit may change, 0-3 or 0-3,6 [default: all, or what a row names]
+    /// Coordinates of ReFT's subspace that the edit may change, 0-3 or 0-3,6 [default: all, or the ones that a row names]
     #[arg(long, value_name = "LIST")]
     subspace: Option<Coordinates>,
     /// Prompts generated for at once
@@ -155,7 +155,7 @@ fn text_of(reply: &Value) -> String {
     reply["text"].as_str().map_or_else(ids, |text| text.trim_end().to_owned())
 }
 
-/// Writes prompts, as the model sees them, and replies side by side as a page.
+/// Writes a page of prompts, as the model sees them, with the replies in columns.
 fn write_page(
     path: &Path,
     tokenizer: Option<&Tokenizer>,

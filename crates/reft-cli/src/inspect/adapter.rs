@@ -12,7 +12,7 @@ use crate::model::check_adapter_directory;
 use crate::terminal::{Rows, bytes, grouped, percent};
 use crate::train::directory::options_of_run;
 
-/// What the adapter in a directory is; `model`: its base model, if the caller names it.
+/// Describes the adapter in a directory; `model`: its base model, if the caller names it.
 ///
 /// # Errors
 /// If it is none, or broken, or the model is another one.

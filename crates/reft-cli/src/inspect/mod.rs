@@ -1,4 +1,4 @@
-//! `reft inspect`: what an adapter or a model is.
+//! `reft inspect`: the facts of an adapter or a model.
 
 pub mod adapter;
 pub mod command;

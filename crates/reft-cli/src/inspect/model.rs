@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::model::ModelText;
 use crate::terminal::{Rows, bytes, grouped};
 
-/// What a model is.
+/// Describes a model.
 ///
 /// # Errors
 /// If it is none, or broken.
@@ -75,7 +75,7 @@ pub fn describe(path: &Path) -> Result<(Rows, Value)> {
     Ok((rows, json))
 }
 
-/// Which adapter was merged into a model, and what the model was, if `reft export` wrote it.
+/// The adapter and the model that `reft export` merged into this model, if it did.
 fn merged(path: &Path) -> Option<(String, String)> {
     let mut metadata = weights_facts(path).ok()?;
     Some((metadata.remove(MERGED_ADAPTER)?, metadata.remove(MERGED_BASE_MODEL)?))

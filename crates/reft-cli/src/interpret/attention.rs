@@ -19,7 +19,7 @@ use crate::terminal::{command, output};
 /// Show which tokens each attention head looks at
 ///
 /// Writes a page with every head of every layer: all of them small, and the chosen one large with the prompt's tokens on both axes. The weights
-/// are those of one run over the prompt; with --adapter after its edits, a prefix and virtual tokens among the tokens that are looked at.
+/// come from one run over the prompt. With --adapter the run has its edits, and its prefix and virtual tokens are among the tokens looked at.
 #[derive(Debug, Args)]
 #[command(
     next_help_heading = "Attention",

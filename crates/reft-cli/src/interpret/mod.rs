@@ -1,4 +1,4 @@
-//! What goes on inside a model: its tokens, its hidden states, what they would say, where heads look, and which of them carry an answer.
+//! Views inside a model: its tokens, its hidden states and their next tokens, where heads look, and which states carry an answer.
 
 pub mod attention;
 pub mod lens;

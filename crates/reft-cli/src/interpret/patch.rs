@@ -37,7 +37,7 @@ pub struct PatchArgs {
     /// The prompt whose hidden states are put in
     #[arg(long, value_name = "TEXT")]
     source: String,
-    /// What is read: logit(TOKEN), logprob(TOKEN) or prob(TOKEN), or one of them less another
+    /// Metric: logit(TOKEN), logprob(TOKEN) or prob(TOKEN), or one of them less another
     #[arg(long, value_name = "METRIC")]
     metric: String,
     /// Components of a block: block_input, attention_output, mlp_output, block_output, or a head as head_3
@@ -149,7 +149,7 @@ fn drawn(
     };
     let x: Vec<String> = base.texts.iter().zip(&source.texts).map(name).collect();
     let y: Vec<String> = layers.iter().rev().map(usize::to_string).collect();
-    let legend = "A cell is what putting the source's hidden state there, and there alone, changes the metric by, in percent of the whole difference between base and source. Attribution is the first order of that: it is cheap, and wrong where the model is far from a straight line.";
+    let legend = "A cell is the change of the metric when the source's hidden state is put there alone, in percent of the whole difference between base and source. Attribution is its first order: it is cheap, and wrong where the model is far from linear.";
     page("Activation patching", facts, legend, |out| {
         for (site, [patched, attributed]) in maps {
             for (title, note, values) in [

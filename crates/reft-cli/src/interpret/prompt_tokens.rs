@@ -61,7 +61,7 @@ impl PromptTokens {
     }
 }
 
-/// What turns the prompts of these commands into tokens.
+/// Turns the prompts of these commands into tokens.
 ///
 /// # Errors
 /// If the model has no tokenizer.
@@ -77,7 +77,7 @@ pub fn texts(ids: &[i64], tokenizer: &Tokenizer) -> Result<Vec<String>> {
     Ok(ids.iter().map(|id| tokenizer.decode(&[*id], false)).collect::<Result<_, _>>()?)
 }
 
-/// Opens what a model brings for text.
+/// Opens a model's tokenizer and chat template.
 ///
 /// # Errors
 /// As [`ModelText::open`].

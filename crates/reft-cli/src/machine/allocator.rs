@@ -1,6 +1,6 @@
 //! The program's allocator on Linux: mimalloc, for libtorch too.
 //!
-//! glibc before 2.38 does not use again what it has cut off aligned blocks, and libtorch asks for aligned blocks only: a training step
+//! glibc before 2.38 does not reuse the parts that it cuts off aligned blocks, and libtorch asks for aligned blocks only: a training step
 //! took half as much memory again as its tensors. mimalloc is linked in under the names of malloc and its kin, which libtorch then finds here.
 
 use std::ffi::c_long;

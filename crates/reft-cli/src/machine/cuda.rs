@@ -12,7 +12,7 @@ use crate::machine::libtorch::Libtorch;
 /// The library's name.
 const LIBRARY: &str = "libtorch_cuda.so";
 
-/// What there is of CUDA on this machine.
+/// The state of CUDA on this machine.
 #[derive(Debug)]
 pub struct Cuda {
     /// Release and folder of the libtorch that computes.
@@ -40,7 +40,7 @@ pub enum NotLoaded {
     Refused { path: PathBuf, reason: String },
 }
 
-/// Loads libtorch's CUDA library where it is; does it once. What it finds stays for all of the program.
+/// Loads libtorch's CUDA library if there is one, once. The finding holds for the rest of the program.
 pub fn load() -> &'static Cuda {
     static FOUND: OnceLock<Cuda> = OnceLock::new();
     FOUND.get_or_init(|| {
@@ -89,7 +89,7 @@ impl Cuda {
     }
 }
 
-/// What to make of the loader's words.
+/// Advice for the loader's words.
 fn refusal(path: &Path, reason: &str, version: &str) -> String {
     let path = path.display();
     let other_release = ["undefined symbol", "symbol lookup", "version `"];
@@ -185,7 +185,7 @@ pub fn allow_tf32() -> bool {
     }
 }
 
-/// Lets libtorch write errors only, unless TORCH_CPP_LOG_LEVEL says what it is to write.
+/// Lets libtorch write errors only, unless TORCH_CPP_LOG_LEVEL sets the level.
 ///
 /// It reads that variable in Python only, and warns, once for every call, of functions that tch calls to switch autocast.
 #[cfg(target_os = "linux")]

@@ -24,10 +24,10 @@ pub struct Gpu {
 
 const ABSENT: &str = "there is no NVIDIA driver: libcuda.so.1 cannot be loaded";
 
-/// Looks for a driver and what it drives.
+/// Looks for a driver and its GPUs.
 ///
 /// # Errors
-/// Why there is none, or what it answers.
+/// The reason without one, or the driver's answer.
 #[cfg(target_os = "linux")]
 pub fn probe() -> Result<Driver, String> {
     let driver = calls::Calls::open().ok_or(ABSENT)?;

@@ -51,7 +51,7 @@ impl DeviceChoice {
         }
     }
 
-    /// What this choice is for one of several processes on a machine: a GPU of its own, unless one or none is named.
+    /// The device of one of several processes on a machine: a GPU of its own, unless one or none is named.
     pub fn of_process(self, number: usize) -> Self {
         match self {
             Self::Auto if cuda::load().obstacle().is_none() => {
@@ -109,7 +109,7 @@ impl Devices {
         self.0.iter().map(|own| own.resolve()).collect()
     }
 
-    /// The only device, for what computes on one.
+    /// The only device, for commands that compute on one.
     ///
     /// # Errors
     /// If several are named; as [`DeviceChoice::resolve`].
@@ -122,7 +122,7 @@ impl Devices {
         }
     }
 
-    /// What of this is for one of `here` processes on a machine: as many devices as each of the others has.
+    /// The devices of one of `here` processes on a machine: as many as each of the others has.
     ///
     /// # Errors
     /// If several devices are named that cannot be shared out.

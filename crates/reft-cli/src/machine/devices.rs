@@ -1,4 +1,4 @@
-//! `reft devices`: what this machine can compute with.
+//! `reft devices`: the devices of this machine.
 
 use anyhow::Result;
 use clap::Args;

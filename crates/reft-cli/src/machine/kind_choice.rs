@@ -19,7 +19,7 @@ pub enum KindChoice {
 }
 
 impl KindChoice {
-    /// The kind meant on one device or several. What `auto` means is said.
+    /// The kind meant on one device or several. A note says which kind `auto` means.
     pub fn resolve(self, devices: &[Device]) -> Precision {
         let Self::Is(kind) = self else {
             let hardware = Hardware::of_all(devices);
@@ -60,7 +60,7 @@ impl fmt::Display for KindChoice {
 
 as_text!(KindChoice);
 
-/// What decides whether bf16 is computed or imitated.
+/// The facts that decide whether bf16 is computed or imitated.
 #[derive(Debug, Clone, Copy)]
 enum Hardware {
     /// A GPU, by the first number of its compute capability.
@@ -108,7 +108,7 @@ impl Hardware {
     }
 }
 
-/// Whether the processor has instructions that multiply bf16. Every one with AMX for bf16 has those of AVX-512 too.
+/// Whether the processor has instructions that multiply bf16. A processor with AMX for bf16 has AVX-512's too.
 #[cfg(target_arch = "x86_64")]
 fn multiplies_bf16() -> bool {
     std::arch::is_x86_feature_detected!("avx512bf16")

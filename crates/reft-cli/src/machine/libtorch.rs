@@ -36,7 +36,7 @@ impl Libtorch {
 /// Refuses a libtorch that this program was not built for.
 ///
 /// # Errors
-/// What was found, what is needed, and what to change.
+/// The libtorch found, the one needed, and what to change.
 pub fn check() -> Result<()> {
     let is_needed = version().is_some_and(|version| is_release(&version, NEEDED));
     if is_needed && !has_old_texts() {

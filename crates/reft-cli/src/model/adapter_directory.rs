@@ -37,10 +37,10 @@ pub fn fetch_adapter(hub: &Hub, name: &str, revision: Option<&str>) -> Result<Pa
     Ok(hub.fetch(name, revision, &is_wanted)?)
 }
 
-/// The file that tells people what an adapter is.
+/// The file that describes an adapter to people.
 const CARD: &str = "README.md";
 
-/// Checks by its files that a directory holds an adapter, and says what it holds instead.
+/// Checks by its files that a directory holds an adapter; the error names its contents.
 ///
 /// # Errors
 /// If it does not.

@@ -14,8 +14,8 @@ pub struct Framing {
 }
 
 impl Framing {
-    /// What is asked for; else what the adapters were trained with; else by the rows' form. A template that differs from the adapters' is
-    /// warned of, and one that is theirs is said.
+    /// The template asked for; else the adapters' template; else the one that fits the rows' form. A template that differs from the adapters'
+    /// gives a warning, and the adapters' own a note.
     ///
     /// # Errors
     /// If the adapters name a template that is unknown.
@@ -48,7 +48,7 @@ impl Framing {
     }
 }
 
-/// What adapters were trained with that are used together.
+/// The framing that adapters used together were trained with.
 pub fn trained_together(texts: Vec<TrainedText>) -> Option<TrainedText> {
     let (first, others) = texts.split_first()?;
     let Some(other) = others.iter().find(|other| *other != first) else {

@@ -8,7 +8,7 @@ use reft_train::{
 
 use crate::terminal::note;
 
-/// What a model brings for text.
+/// The text part of a model: its tokenizer and its chat template.
 pub struct ModelText {
     /// Its tokenizer, if it has one.
     pub tokenizer: Option<Tokenizer>,
@@ -32,7 +32,7 @@ impl ModelText {
         Ok(Self { tokenizer, chat_template })
     }
 
-    /// What turns rows into tokens.
+    /// Turns rows into tokens.
     pub fn encoder(&self, template: Template, turns: Turns) -> Option<TextEncoder<'_>> {
         let chat_template = self.chat_template.as_ref();
         let encoder = |tokenizer| TextEncoder { tokenizer, chat_template, template, turns };
@@ -46,7 +46,7 @@ pub struct FileRows<'a> {
     pub records: &'a [Record],
     /// The file that they are of.
     pub file: &'a Path,
-    /// What a head is to tell of them.
+    /// The labels that a head learns.
     pub labels: Option<&'a Labels>,
 }
 

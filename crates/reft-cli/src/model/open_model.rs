@@ -120,7 +120,7 @@ impl Model {
     }
 }
 
-/// What a model is called in the files of its adapters: its name on the hub if it has one, else that of its directory or file, never a
+/// The model's name in the files of its adapters: its name on the hub if it has one, else the name of its directory or file, never a
 /// path.
 pub fn model_name(model: &str, path: &Path) -> String {
     // a snapshot in the hub's cache: models--ORG--NAME/snapshots/COMMIT

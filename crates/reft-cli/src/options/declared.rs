@@ -6,12 +6,12 @@ use reft_models::plain_reason;
 use serde_json::Value as Json;
 use toml::{Table, Value};
 
-/// An option as its library declares it: what a flag and a field of a file are made of.
+/// An option as its library declares it. Flags and fields of files are made from it.
 #[derive(Debug, Clone)]
 pub struct Declared {
     /// Its name in files; the flag is called alike, with `-` for `_`.
     pub name: &'static str,
-    /// What it does, and what holds without it.
+    /// The help text, with the default.
     pub help: String,
     /// Under which heading help shows it.
     pub heading: &'static str,
@@ -143,7 +143,7 @@ impl Declared {
     /// A value as files keep it, if it is one of the option's.
     ///
     /// # Errors
-    /// What was found, and what is expected.
+    /// The value found, and the values expected.
     pub fn checked(&self, value: Value) -> Result<Value> {
         let field = match self.source {
             Source::Method(option) => {
@@ -169,7 +169,7 @@ impl Declared {
     }
 }
 
-/// One entry of a table, NAME=VALUE: what is JSON is taken as such, anything else as a text.
+/// One entry of a table, NAME=VALUE: JSON is taken as such, anything else as a text.
 fn entry(text: &str) -> Result<Table> {
     let (name, value) = text
         .split_once('=')

@@ -15,7 +15,7 @@ use crate::terminal::grouped;
 
 /// Options that a command has as flags.
 pub trait FlagGroup: DeserializeOwned {
-    /// The options. Those that are given are a table by name, which the group is read from as from a file.
+    /// The options. The options that are given become a table by name, which the group is read from as from a file.
     fn declared() -> Vec<Declared>;
 }
 

@@ -35,10 +35,10 @@ use crate::terminal::{
   reft compare --report-only runs/sst2"
 )]
 pub struct CompareArgs {
-    /// What is compared: methods with options and learning rates, task, data, budget, seeds
+    /// The comparison: methods with options and learning rates, task, data, budget, seeds
     #[arg(long, value_name = "FILE.toml", required_unless_present = "report_only")]
     config: Option<PathBuf>,
-    /// Directory to write: the report, and a directory per run; new, empty, or that of the same comparison
+    /// Directory to write: the report, and a directory per run; new, empty, or the same comparison's
     #[arg(long, value_name = "DIR", required_unless_present = "report_only")]
     output: Option<PathBuf>,
     /// Write the report of this comparison anew, and run nothing
@@ -63,7 +63,7 @@ pub struct CompareArgs {
     place: Flags<Place>,
 }
 
-/// What runs are written as, beside the report.
+/// The form of the runs' files, beside the report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum ReportFormat {
     /// The JSON of PEFT's method_comparison.
@@ -146,7 +146,7 @@ pub fn run(args: &CompareArgs) -> Result<()> {
     show(args.json, &report, &report.markdown(), &output.join("report.html"))
 }
 
-/// Writes the report of what is there.
+/// Writes the report of the finished runs.
 fn report_only(args: &CompareArgs, output: &Path) -> Result<()> {
     let none = || format!("{} holds no comparison", output.display());
     if output.join(SweepPlan::FILE_NAME).is_file() {
@@ -161,7 +161,7 @@ fn report_only(args: &CompareArgs, output: &Path) -> Result<()> {
     show(args.json, &report, &report.markdown(), &output.join("report.html"))
 }
 
-/// What is to be compared: the file, and what the command line puts in the place of its fields.
+/// The comparison: the file, with the command line's values for some fields.
 fn comparison(args: &CompareArgs, file: &ConfigFile) -> Result<Comparison> {
     let mut config = file.config.clone();
     if args.quick {
@@ -186,7 +186,7 @@ fn comparison(args: &CompareArgs, file: &ConfigFile) -> Result<Comparison> {
 /// How often a run is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Runs a cell in a process of its own. Asked to stop, it is ended: what it has not finished is not there.
+/// Runs a cell in a process of its own. When a stop is asked for, it is ended and its unfinished work is lost.
 fn run_in_child(
     cell: &Cell,
     output: &Path,

@@ -36,7 +36,7 @@ pub struct DasArgs {
     /// Task: templates, lists and a causal model, as in recipes/das
     #[arg(long, value_name = "FILE.toml")]
     task: PathBuf,
-    /// Directory to write: the report, and a directory for each subspace; new, empty, or that of a search
+    /// Directory to write: the report, and a directory for each subspace; new, empty, or a search's
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
     /// Components of a block: block_input, attention_output, mlp_output, block_output; attention_head for --heads, or one as head_3
@@ -51,7 +51,7 @@ pub struct DasArgs {
     /// Tokens: a slot's name, last, a number from 0, or one of these with +1 or -1 behind it [default: the task's]
     #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
     positions: Option<List<String>>,
-    /// What is swapped: das = a trained subspace, boundless = how many dimensions is learned too, sigmoid-mask = which are,
+    /// Kind of swap: das = a trained subspace, boundless = how many dimensions is learned too, sigmoid-mask = which are,
     /// neurons = without a rotation, whole = everything
     #[arg(long, value_name = "NAME", default_value = "das")]
     alignment: String,
@@ -99,7 +99,7 @@ struct TrainingArgs {
     seed: u64,
 }
 
-/// What `--sites` takes for the heads that `--heads` names.
+/// The word in `--sites` for the heads that `--heads` names.
 const ATTENTION_HEAD: &str = "attention_head";
 
 /// Runs the command.
@@ -164,7 +164,7 @@ impl DasArgs {
         }
     }
 
-    /// What is searched: what the command says, else the task, else the defaults.
+    /// The search: the command's options, else the task's, else the defaults.
     fn options(
         &self,
         recipe: &DasRecipe,
@@ -198,7 +198,7 @@ impl DasArgs {
     }
 }
 
-/// Searches, and prints what was found.
+/// Searches, and prints the results.
 fn finish(args: &DasArgs, search: &DasSearch, stop: &AtomicBool) -> Result<()> {
     let (mut done, n) = (0, search.n_cells());
     let say = &mut |text: &str| {

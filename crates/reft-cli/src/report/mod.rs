@@ -1,4 +1,4 @@
-//! Commands that write a report: comparisons of methods, searches for a variable, training runs side by side.
+//! Commands that write a report: comparisons of methods, searches for a variable, pages of several training runs.
 
 pub mod compare;
 pub mod das;

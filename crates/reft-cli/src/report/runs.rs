@@ -8,7 +8,7 @@ use reft_models::{read_json, write_text};
 
 use crate::terminal::{command, note};
 
-/// Put training runs, or searches of `reft das`, side by side on a page
+/// Put training runs, or searches of `reft das`, on one page to compare them
 ///
 /// Of searches the heat maps stand next to each other on one scale of colours: one for each search and rank. Of runs: losses, rates, speeds and replies to sample prompts of runs of `reft train`, whether they are finished or still go on, and the options in
 /// which they differ. A single run's page is `report.html` in its directory, which the run itself draws while it goes on.

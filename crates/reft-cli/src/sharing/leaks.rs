@@ -1,4 +1,4 @@
-//! What must not leave this machine with a file: its paths.
+//! Keeps paths of this machine out of files that leave it.
 
 use std::fs::File;
 use std::io::Read;
@@ -10,7 +10,7 @@ use reft_models::io_error;
 /// The longest header of a file of tensors that is looked at.
 const LONGEST: u64 = 100 << 20;
 
-/// An absolute path of this machine that stands in a text, or in what a file of tensors says of itself.
+/// An absolute path of this machine in a text, or in the metadata of a file of tensors.
 ///
 /// # Errors
 /// If the file cannot be read.

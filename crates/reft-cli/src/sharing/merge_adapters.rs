@@ -17,9 +17,9 @@ use crate::terminal::{grouped, note, output};
 
 /// Make one adapter that does what a stack of several does
 ///
-/// The adapter computes what the others compute one after the other, each at its strength: `base + strength * (edited - base)`. For LoRA the
-/// ranks stand side by side, or the sum is approximated with a given rank. What cannot become one adapter exactly is refused with the reason;
-/// a stack, `--adapter A --adapter B`, takes it as it is.
+/// The adapter computes what the others compute one after the other, each at its strength: `base + strength * (edited - base)`. LoRA's ranks are
+/// added up, or the sum is approximated with a given rank. Adapters that cannot become one exactly are refused with the reason; as a stack,
+/// `--adapter A --adapter B`, they can be used as they are.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:
   reft merge-adapters runs/style runs/facts --output runs/both
@@ -163,7 +163,7 @@ fn kept(joined: &Joined) -> Option<String> {
     ))
 }
 
-/// The model card: what the adapter was made of.
+/// The model card: the adapters that it was made of.
 fn card(
     args: &MergeAdaptersArgs,
     parts: &[JoinPart],
@@ -182,7 +182,7 @@ fn card(
     writeln!(out, "\n# {title}\n")?;
     writeln!(
         out,
-        "A `{}` adapter of **{base_model}**, made of others: it does what they do one after the other.\n",
+        "A `{}` adapter of **{base_model}**, made of several: it computes the same as a stack of them.\n",
         joined.method
     )?;
     writeln!(out, "| adapter | strength |\n| --- | ---: |")?;

@@ -1,4 +1,4 @@
-//! What leaves this machine or comes from others: one adapter of several, adapters of the hub, and the card that stands beside an adapter.
+//! Files that leave this machine or come from others: one adapter of several, adapters of the hub, and an adapter's model card.
 
 pub mod merge_adapters;
 pub mod pull;

@@ -1,11 +1,11 @@
-//! The parts that every model card has: what the hub reads at its top, and how the adapter is used.
+//! The parts that every model card has: the front matter for the hub, and how the adapter is used.
 
 use std::fmt::Write as _;
 
 /// Name of the card's file.
 pub const CARD: &str = "README.md";
 
-/// What a card tells the hub.
+/// The facts of a card.
 #[derive(Debug, Clone, Copy)]
 pub struct FrontMatter<'a> {
     /// The base model by its hub name, or by the name of its directory.
@@ -53,7 +53,7 @@ impl FrontMatter<'_> {
     }
 }
 
-/// Where the front matter of a card ends: behind its opening line, what it says, and what follows.
+/// Splits a card at its front matter: the opening line, the fields, and the rest.
 fn parts(card: &str) -> Option<(&str, &str)> {
     let rest = card.strip_prefix("---\n")?;
     let end = rest.find("\n---")?;

@@ -55,7 +55,7 @@ pub fn run(args: &PullArgs) -> Result<()> {
     })
 }
 
-/// Copies what a snapshot holds: its files are links into the cache.
+/// Copies the files of a snapshot, which are links into the cache.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     for entry in fs::read_dir(from).map_err(io_error("read", from))? {
         let path = entry.map_err(io_error("read", from))?.path();

@@ -25,7 +25,7 @@ pub struct PushArgs {
     /// Directory of the adapter, or of the run that made it
     #[arg(value_name = "DIR")]
     directory: PathBuf,
-    /// What it is called on the hub; made if it is not there
+    /// Repository on the hub; made if it is not there
     #[arg(value_name = "ORG/NAME")]
     name: String,
     /// If it is made: for its owner alone
@@ -34,7 +34,7 @@ pub struct PushArgs {
     /// Branch; made if it is not there
     #[arg(long, value_name = "BRANCH", default_value = "main")]
     revision: String,
-    /// What the commit says [default: the method and reft's version]
+    /// Message of the commit [default: the method and reft's version]
     #[arg(long, value_name = "TEXT")]
     message: Option<String>,
     /// Licence, written into README.md where that has none: a name as the hub has it, such as apache-2.0
@@ -116,7 +116,7 @@ fn check_card(args: &PushArgs) -> Result<()> {
     let path = args.directory.join(CARD);
     if !path.is_file() {
         bail!(
-            "{} has no {CARD}, the card that tells others what this is; write one, with `license: NAME` between two lines of --- at its top",
+            "{} has no {CARD}, the model card; write one, with `license: NAME` between two lines of --- at its top",
             args.directory.display()
         );
     }
@@ -137,7 +137,7 @@ fn check_card(args: &PushArgs) -> Result<()> {
     }
 }
 
-/// Every file below a directory but what a program that works there keeps for itself.
+/// Every file below a directory, except the files that a program at work there keeps for itself.
 fn everything(directory: &Path) -> Result<Vec<PathBuf>> {
     let (mut files, mut folders) = (Vec::new(), vec![directory.to_owned()]);
     while let Some(folder) = folders.pop() {

@@ -22,7 +22,7 @@ use crate::terminal::{note, output};
 
 /// Steer a model: by a direction made of texts, found by a search or trained, or by any adapter, at a strength
 ///
-/// A direction is made of two files of texts (what to steer towards, what to steer away from), is the trained rank-1 subspace of a `reft das`
+/// A direction is made of two files of texts (to steer towards, and to steer away from), is the trained rank-1 subspace of a `reft das`
 /// cell, or is an adapter of `reft train --method steering`. It is added, times its strength, to every token of the prompt and of the reply.
 /// Several are used at once. --output keeps it as an adapter directory, which `generate`, `chat`, `eval` and `serve` read.
 #[derive(Debug, Args)]
@@ -47,7 +47,7 @@ pub struct SteerArgs {
     /// Multiply the strengths so that the reply to --prompt has this perplexity under the plain model
     #[arg(long, value_name = "X", requires = "prompt", help_heading = "Strength")]
     perplexity: Option<f64>,
-    /// Texts that --kl is measured on, one a line [default: those of --positive and --negative]
+    /// Texts that --kl is measured on, one a line [default: the texts of --positive and --negative]
     #[arg(long, value_name = "FILE", help_heading = "Strength")]
     texts: Option<PathBuf>,
     /// The prompt, as it is unless --chat frames it
@@ -56,7 +56,7 @@ pub struct SteerArgs {
     /// The prompt is a user's message: the model's chat template frames it
     #[arg(long, help_heading = "Reply")]
     chat: bool,
-    /// Write the direction as an adapter directory, which at strength 1 does what it does here
+    /// Write the direction as an adapter directory, which at strength 1 steers as here
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     output: Option<PathBuf>,
     /// Texts to be read along the direction, one a line or rows with a concept: how much of it each shows
@@ -185,7 +185,7 @@ pub fn stack<'a>(
     AdapterStack::new(sources.iter().zip(strengths).map(entry).collect())
 }
 
-/// The length of what a source adds at a strength, as a share of the median length of the hidden states there: the largest of its layers'.
+/// The length of a source's vector at a strength, as a share of the median length of the hidden states there: the largest of its layers'.
 ///
 /// # Errors
 /// If the model has no such site.
@@ -211,7 +211,7 @@ fn warn_of_dose(source: &Source, strength: f64, model: &Model, texts: &[Row]) ->
     };
     let name = &source.name;
     note(format!(
-        "warning: what {name} adds is {dose:.2} times as long as the hidden states; past {SAFE_DOSE} text suffers, and at about 1.9 it collapses"
+        "warning: the vector of {name} is {dose:.2} times as long as the hidden states; past {SAFE_DOSE} text suffers, and at about 1.9 it collapses"
     ));
     Ok(())
 }
@@ -233,9 +233,6 @@ fn save(
     let adapter = source.saved(strength, &model.decoder, &base_model)?;
     atomic_directory(directory, |temporary| adapter.save(temporary))
         .with_context(|| format!("cannot write {}", directory.display()))?;
-    note(format!(
-        "the direction is in {}; at strength 1 it does what it does here",
-        directory.display()
-    ));
+    note(format!("the direction is in {}; at strength 1 it steers as here", directory.display()));
     Ok(())
 }

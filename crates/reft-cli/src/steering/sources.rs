@@ -11,11 +11,11 @@ use tch::Tensor;
 use crate::generation::prompts::lines;
 use crate::model::Model;
 
-/// What steers.
+/// The sources of steering: adapters and directions.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Direction")]
 pub struct SourceArgs {
-    /// Layers that are steered, counted from 0: 14 or 10,20 [default: those that a direction was made at]
+    /// Layers that are steered, counted from 0: 14 or 10,20 [default: the layers that a direction was made at]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub layer: Vec<usize>,
     /// Component of the block: block_input, attention_output, mlp_output or block_output
@@ -30,7 +30,7 @@ pub struct SourceArgs {
     /// Texts to steer away from, one a line
     #[arg(long, value_name = "FILE", requires = "positive")]
     pub negative: Option<PathBuf>,
-    /// What is made of the texts: means = difference of means, pca = first principal component, probe = linear probe
+    /// How a direction is made of the texts: means = difference of means, pca = first principal component, probe = linear probe
     #[arg(long, value_name = "METHOD", value_delimiter = ',', default_value = "means", value_parser = ["means", "pca", "probe"])]
     method: Vec<String>,
     /// Take directions out of the hidden states, in place of adding them
@@ -43,7 +43,7 @@ pub struct SourceArgs {
 
 /// Something that steers.
 pub struct Source {
-    /// What it is called.
+    /// Its name.
     pub name: String,
     /// The adapter, at strength 1.
     pub adapter: Box<dyn Adapter>,

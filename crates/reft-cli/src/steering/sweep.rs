@@ -23,7 +23,7 @@ use crate::terminal::{command, note, output};
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Sweep")]
 pub struct SweepArgs {
-    /// Measure at several strengths, each layer and source apart: factors of the strengths, or of what --kl finds
+    /// Measure at several strengths, each layer and source apart: factors of the strengths, or of the strength that --kl finds
     #[arg(long, value_name = "LIST", value_delimiter = ',', requires_all = ["judge", "prompts"], help_heading = "Sweep")]
     sweep: Vec<f64>,
     /// Adapter with a head that tells the concept: what `reft train --objective classification` wrote
@@ -40,9 +40,9 @@ pub struct SweepArgs {
     page: Option<PathBuf>,
 }
 
-/// What is swept.
+/// A sweep over strengths.
 pub struct Plan<'a> {
-    /// What steers, each by itself.
+    /// The sources, each swept by itself.
     pub sources: &'a [Source],
     /// The strength of each.
     pub strengths: Vec<f64>,

@@ -45,12 +45,12 @@ pub fn run_and_exit(run: impl FnOnce() -> Result<()>) -> ! {
         let report = json!({ "message": message, "timestamp": since.to_string() });
         let _ = fs::write(file, report.to_string()); // it was said on stderr
     }
-    // What cannot be written any more has been reported by who wrote it, or is no failure.
+    // Output that cannot be written any more was reported by its writer, or is no failure.
     let _ = io::stdout().flush();
     exit_at_once(code);
 }
 
-/// Runs the program: its exit code, and what is to be said of its end.
+/// Runs the program; returns its exit code and the messages about its end.
 pub fn ending(run: impl FnOnce() -> Result<()>) -> (u8, Option<String>) {
     // A panic has been reported by the hook; unwinding lets temporary files go.
     let ended = panic::catch_unwind(AssertUnwindSafe(run));
@@ -86,7 +86,7 @@ impl fmt::Display for Told {
 
 impl StdError for Told {}
 
-/// What helps where memory runs out, cheapest first.
+/// Remedies where memory runs out, cheapest first.
 const MEMORY_ADVICE: &str = "  try: --checkpoint-activations (a run can be resumed with it), a smaller --batch-size or --max-length, --kind bf16, --weights int8 or int4, --reuse-memory, another --device";
 
 /// `error: …` and a line `  caused by: …` for everything below.
@@ -108,7 +108,7 @@ fn without_trace(message: &str) -> &str {
     message[..end].trim_end()
 }
 
-/// The first line of what a panic says, without where in the source it was and without `unwrap`'s wrapping.
+/// The first line of a panic's message, without where in the source it was and without `unwrap`'s wrapping.
 fn panic_line(panic: &str) -> String {
     let (_place, said) = panic.split_once('\n').unwrap_or(("", panic));
     let said = said.split_once("Err` value: ").map_or(said, |(_, error)| error);
@@ -117,7 +117,7 @@ fn panic_line(panic: &str) -> String {
     line.split("\\n").next().unwrap_or_default().to_owned()
 }
 
-/// Whether a signal has ended a command early and in good order: its error then says what is kept and how to go on.
+/// Whether a signal has ended a command early and in good order: its error then names the files kept and how to go on.
 fn is_interruption(failed: &anyhow::Error) -> bool {
     use {reft_bench::Error as OfBench, reft_causal::Error as OfCausal};
 

@@ -1,4 +1,4 @@
-//! What people see: results on stdout, progress and messages on stderr, exit codes.
+//! The terminal: results on stdout, progress and messages on stderr, exit codes.
 
 mod failure;
 mod interrupt;

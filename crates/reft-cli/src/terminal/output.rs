@@ -95,7 +95,7 @@ pub fn say_nothing() {
     SILENT.store(true, Ordering::Relaxed);
 }
 
-/// Whether another process says what is to be said.
+/// Whether another process prints for this one.
 pub fn is_silent() -> bool {
     SILENT.load(Ordering::Relaxed)
 }
@@ -110,7 +110,7 @@ pub fn visible(text: &str) -> Cow<'_, str> {
     text.chars().map(shown).collect()
 }
 
-/// A bar of `n` steps on stderr; `template` says what stands beside it.
+/// A bar of `n` steps on stderr; `template` lays out the text beside it.
 pub fn bar(n: usize, template: &str) -> ProgressBar {
     let style = ProgressStyle::with_template(template);
     ProgressBar::new(n as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))

@@ -7,11 +7,11 @@ use reft_train::{Plan, Progress, StepStats, ValidationStats};
 
 use crate::terminal::output::{bar, counted, grouped, note, share};
 
-/// Shows a run on stderr, and keeps what the summary needs.
+/// Shows a run on stderr, and keeps the figures of the summary.
 #[derive(Debug)]
 pub struct TrainProgress {
     bar: Option<ProgressBar>,
-    /// What the run was going to do.
+    /// The plan of the run.
     pub plan: Option<Plan>,
     /// Loss of the last step.
     pub loss: Option<f64>,
@@ -38,7 +38,7 @@ impl TrainProgress {
         if self.seconds > 0.0 { self.tokens as f64 / self.seconds } else { 0.0 }
     }
 
-    /// Takes the bar away, so that what follows stands on lines of its own.
+    /// Takes the bar away, so that later messages have lines of their own.
     pub fn close(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();

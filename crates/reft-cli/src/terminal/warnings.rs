@@ -1,4 +1,4 @@
-//! What the libraries warn of.
+//! Warnings of the libraries.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};

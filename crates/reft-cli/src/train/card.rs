@@ -17,7 +17,7 @@ use crate::sharing::model_card::{CARD, FrontMatter};
 /// Marks a card that a run wrote: it is written anew with the run, and one that a person has written is left alone.
 const MARK: &str = "<!-- Written by `reft train`; without this line it is left as it is. -->";
 
-/// What a card says that the run's files do not.
+/// Facts for a card that the run's files do not hold.
 #[derive(Debug)]
 pub struct Card<'a> {
     /// The base model by its hub name, or by the name of its directory.
@@ -30,9 +30,9 @@ pub struct Card<'a> {
     pub template: Option<String>,
     /// Examples trained on, and held out.
     pub examples: (usize, usize),
-    /// What was trained.
+    /// The trained part.
     pub plan: &'a Plan,
-    /// What was learned.
+    /// The objective.
     pub objective: &'static ObjectiveDeclaration,
 }
 
@@ -132,7 +132,7 @@ fn is_ours(path: &Path) -> bool {
 /// Removes the card of a run, if the run wrote it.
 ///
 /// # Errors
-/// What the file system refuses.
+/// Errors of the file system.
 pub fn remove_card(directory: &Path) -> std::io::Result<()> {
     let path = directory.join(CARD);
     if is_ours(&path) { fs::remove_file(path) } else { Ok(()) }

@@ -240,7 +240,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     ];
     let prepare = || TrainDirectory::prepare(&output, args.overwrite, &resolved, &notes);
     let (mut trainer, directory) = match (args.resume, &saved) {
-        // what the trainer refuses leaves the options of the run as they are
+        // a refusal of the trainer leaves the options of the run as they are
         (true, Some(_)) => (trainer.resuming_in(&output)?, prepare()?),
         (true, None) => {
             let directory = prepare()?;
@@ -282,7 +282,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     report(args, &output, &directory, &progress, &outcome)
 }
 
-/// Says that a run goes on for longer than it was begun for, and what becomes of its learning rate.
+/// Says that a run goes on for longer than planned, and how its learning rate goes on.
 fn say_longer(saved: &Table, now: &Table, plan: &Plan) {
     if ["epochs", "max_steps"].iter().any(|length| saved.get(*length) != now.get(*length)) {
         let (schedule, lr) = (&now["schedule"], plan.lr);
@@ -293,7 +293,7 @@ fn say_longer(saved: &Table, now: &Table, plan: &Plan) {
     }
 }
 
-/// How rows are framed, why, and what would change it.
+/// A message about the rows' frame, its reason, and the flag that changes it.
 fn said_of(in_force: Template, asked: Template, has_chat_template: bool) -> String {
     let (what, other) = match in_force {
         Template::Auto => ("rows of several forms, each in its own way", "chat, alpaca or plain"),
@@ -322,7 +322,7 @@ fn locked(asked: &Table) -> Result<Option<DirectoryLock>> {
     Ok(output.map(DirectoryLock::take).transpose()?)
 }
 
-/// The options in force, and those of the run to be resumed, if there is one.
+/// The options in force, and the options of the run to be resumed, if there is one.
 fn with_saved(args: &TrainArgs, asked: Table) -> Result<(Table, Option<Table>)> {
     let Some(output) = output_of(&asked).filter(|_| args.resume) else { return Ok((asked, None)) };
     let saved = directory::options_of_run(Path::new(output))?;
@@ -330,7 +330,7 @@ fn with_saved(args: &TrainArgs, asked: Table) -> Result<(Table, Option<Table>)> 
     Ok((config_file::overlaid(&below, &asked), saved))
 }
 
-/// The options with the kind that `auto` means on this machine, which is what is kept; a run that is resumed goes on in its own.
+/// The options with the kind that `auto` means on this machine; that kind is saved. A resumed run goes on in its own kind.
 fn with_kind(mut given: Table, saved: Option<&Table>) -> Result<Table> {
     let machine: MachineOptions = part(&given)?;
     if machine.kind == KindChoice::Auto {

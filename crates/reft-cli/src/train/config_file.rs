@@ -49,7 +49,7 @@ pub fn checked(given: Table) -> Result<Table, (String, anyhow::Error)> {
     given.into_iter().map(check).collect()
 }
 
-/// The options of `below` with those of `above` over them.
+/// The options of `above`, and of `below` where `above` has none.
 pub fn overlaid(below: &Table, above: &Table) -> Table {
     let mut merged = below.clone();
     for (one, other) in EXCLUSIVE {

@@ -14,7 +14,7 @@ use crate::train::config_file;
 use crate::train::run_options::in_toml;
 use crate::train::watch::tensorboard::EVENTS;
 
-/// The options in force, beside what they made.
+/// The options in force, beside the run's files.
 const OPTIONS: &str = TrainingRun::OPTIONS;
 const METRICS: &str = TrainingRun::METRICS;
 const CHECKPOINTS: &str = "checkpoint";
@@ -102,8 +102,8 @@ fn is_same(name: &str, saved: &Table, now: &Table) -> bool {
     saved == now || (name == PATH && file(saved).is_some() && file(saved) == file(now))
 }
 
-/// A directory that a run writes into. Unless a checkpoint or an adapter has got there, nothing is left of the run when it is dropped; what an
-/// earlier run has left there stays.
+/// A directory that a run writes into. Unless it holds a checkpoint or an adapter, nothing is left of the run when it is dropped; files of an
+/// earlier run stay.
 #[derive(Debug)]
 pub struct TrainDirectory {
     path: PathBuf,
@@ -135,7 +135,7 @@ impl TrainDirectory {
         Ok(directory)
     }
 
-    /// What is there when a run has failed.
+    /// A sentence about the files that a failed run has left.
     pub fn after_failure(&self) -> String {
         let name = self.path.display();
         match (self.is_worth_keeping(), self.had_run) {
@@ -164,7 +164,7 @@ impl TrainDirectory {
 impl Drop for TrainDirectory {
     fn drop(&mut self) {
         if !self.had_run && !self.is_worth_keeping() {
-            // What cannot be removed stays: there is nobody left to tell.
+            // Files that cannot be removed stay: there is nobody left to tell.
             let _ = remove_run(&self.path);
         }
     }

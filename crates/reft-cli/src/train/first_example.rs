@@ -7,7 +7,7 @@ use reft_train::{Example, IGNORE_INDEX};
 
 use crate::terminal::{is_silent, visible};
 
-/// Says the first example on stderr as it is trained: its text, what of it is learned (or `told`, what a head is to tell of it), and which
+/// Says the first example on stderr as it is trained: its text, the learned part (or `told`, the label for a head), and which
 /// tokens are edited.
 ///
 /// # Errors
@@ -38,11 +38,11 @@ pub fn say(
     Ok(())
 }
 
-/// What becomes of a token: bits.
+/// The roles of a token: bits.
 const LEARNED: u8 = 1;
 const EDITED: u8 = 2;
 
-/// What stands before and behind text that is learned, and text that is edited.
+/// The marks around learned text and around edited text.
 struct Marks {
     learned: [&'static str; 2],
     edited: [&'static str; 2],
@@ -53,7 +53,7 @@ const COLOURS: Marks =
 const PLAIN: Marks = Marks { learned: ["«", "»"], edited: ["‹", "›"] };
 
 impl Marks {
-    /// A text with the marks of what becomes of it.
+    /// A text with the marks of its tokens' roles.
     fn on(&self, text: &str, fate: u8) -> String {
         let text = if fate & EDITED == 0 { text.to_owned() } else { self.edited.join(text) };
         if fate & LEARNED == 0 { text } else { self.learned.join(&text) }

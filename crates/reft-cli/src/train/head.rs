@@ -1,4 +1,4 @@
-//! The head that a run trains beside its adapter, and what it is to tell of rows.
+//! The head that a run trains beside its adapter, and its labels.
 
 use std::path::Path;
 
@@ -11,13 +11,13 @@ use crate::terminal::note;
 
 /// A head to be trained.
 pub struct TrainHead {
-    /// What it is to tell of rows.
+    /// The labels that it learns.
     pub labels: Labels,
     /// The head.
     pub head: TaskHead,
 }
 
-/// Checks that a model has what an objective needs of it: next tokens, or a form of head.
+/// Checks that a model fits an objective: it predicts next tokens, or has a form of head.
 ///
 /// # Errors
 /// If it has not.
@@ -75,5 +75,5 @@ impl TrainHead {
     }
 }
 
-/// The draw of a head's start among those of a seed.
+/// Selects the random numbers of a head's start among the streams of a seed.
 const HEAD: u64 = 17;

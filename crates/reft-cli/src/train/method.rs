@@ -17,7 +17,7 @@ use crate::options::{flag, in_flags};
 use crate::train::config_file;
 use crate::train::run_options::{RunOptions, table};
 
-/// What a run trains, decided and checked before the model's weights are read.
+/// The method of a run, decided and checked before the model's weights are read.
 #[derive(Debug)]
 pub struct TrainMethod {
     name: String,
@@ -33,7 +33,7 @@ enum Start {
 }
 
 impl TrainMethod {
-    /// The method that the options ask for, or that of the adapter to start from.
+    /// The method that the options ask for, or the method of the adapter to start from.
     ///
     /// # Errors
     /// An option that the method does not have, or a value that cannot be, by its flag; options that contradict the adapter to start
@@ -170,7 +170,7 @@ fn tokens_of(text: &str, tokenizer: Option<&Tokenizer>) -> Result<Vec<i64>> {
     Ok(tokens)
 }
 
-/// Checks that what is asked for, a method and options, is what the adapter to start from is.
+/// Checks that the given method and options are those of the adapter to start from.
 fn check_against(
     asked: (Option<&str>, &MethodOptions),
     own: (&str, &MethodOptions),

@@ -32,7 +32,7 @@ const OWN: [&str; 10] = [
 pub struct Processes(Option<Place>);
 
 impl Processes {
-    /// What the launcher says. Of several processes only the first says anything, but for errors.
+    /// Reads the launcher's variables. Of several processes only the first prints anything but errors.
     ///
     /// # Errors
     /// If it says it by halves.
@@ -85,7 +85,7 @@ impl Processes {
     /// that are named as each of the others.
     ///
     /// # Errors
-    /// If those that are named cannot be shared out.
+    /// If the named devices cannot be shared out.
     pub fn devices(&self, asked: Devices) -> Result<Devices> {
         let Some(place) = &self.0 else { return Ok(asked) };
         match place.local_rank {
@@ -94,7 +94,7 @@ impl Processes {
         }
     }
 
-    /// Whether this process does what is done once.
+    /// Whether this process does the work that is done once.
     pub fn is_first(&self) -> bool {
         self.0.as_ref().is_none_or(|place| place.share.is_first())
     }
@@ -139,7 +139,7 @@ impl Processes {
 /// all have read.
 ///
 /// # Errors
-/// What the trainer refuses, and the loss of a process.
+/// Errors of the trainer, and the loss of a process.
 pub fn follow(trainer: Trainer, resumed: Option<&Path>, stop: &AtomicBool) -> Result<()> {
     let mut trainer = match resumed {
         Some(directory) => trainer.resuming_in(directory)?,
@@ -177,7 +177,7 @@ pub fn launch(world: usize, has_threads: bool) -> Result<()> {
     }
 }
 
-/// The exit code of a run: that of a failure if one of its processes has failed.
+/// The exit code of a run: a failure's if one of its processes has failed.
 fn code_of(ended: &[Ended]) -> u8 {
     let are = |codes: &[u8]| {
         ended.iter().all(|end| codes.iter().any(|code| end.code == Some((*code).into())))
@@ -189,7 +189,7 @@ fn code_of(ended: &[Ended]) -> u8 {
     }
 }
 
-/// What is to be said of processes that have failed, beside what the first one has said: each text once, with those whose it is.
+/// The messages of failed processes, beside the first one's: each text once, with the ranks that gave it.
 fn told(ended: &[Ended]) -> Vec<String> {
     let mut texts: Vec<(Vec<usize>, String)> = Vec::new();
     let first = ended.first().and_then(|first| first.said.as_ref());

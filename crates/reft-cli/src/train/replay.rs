@@ -16,7 +16,7 @@ const AT_ONCE: usize = 8;
 /// The rows of a replay file as examples. Where a row has no reply of its own, the frozen model's greedy one stands behind the prompt.
 ///
 /// # Errors
-/// A row that cannot be used; what the model refuses.
+/// A row that cannot be used; errors of the model.
 pub fn read(
     path: &Path,
     columns: Option<&ColumnNames>,
@@ -24,7 +24,7 @@ pub fn read(
     model: &dyn Model,
     options: &ObjectiveOptions,
 ) -> Result<Vec<Example>> {
-    // rows without replies are read as prompts; what is wrong with other rows is told by that, too
+    // rows without replies are read as prompts; that reader also reports faults of other rows
     let records = read_records(path, columns).or_else(|_| read_prompts(path, columns))?;
     let in_file = || format!("cannot replay {}", path.display());
     let (asked, answered): (Vec<Record>, Vec<Record>) = records.into_iter().partition(is_asked);

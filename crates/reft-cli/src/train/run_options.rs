@@ -29,7 +29,7 @@ declare_options! {
         output: Option<PathBuf> = None, Text("DIR") in "Input and output";
         /// Licence of the adapter, for its model card: a name as the hub has it, such as apache-2.0
         license: Option<String> = None, Text("NAME") in "Input and output";
-        /// Start from this adapter, a directory or a hub name such as org/name; what it is (method, layers, rank, …) holds
+        /// Start from this adapter, a directory or a hub name such as org/name; its method, layers, rank and so on hold
         init_adapter: Option<PathBuf> = None, Text("DIR") in "Input and output";
         /// bitfit of a model with biases, head of an objective with a head alone; several at once as loreft+lora
         #[serde(deserialize_with = "read_method")]
@@ -38,13 +38,13 @@ declare_options! {
         init_text: Option<String> = None, Text("TEXT") in "Method";
         /// How a row becomes text: auto (as the row's form suggests), chat, alpaca or plain
         template: Template = Template::Auto, Text("NAME") in "Data";
-        /// Examples to choose the best adapter by, from a file of their own instead of a part of those to train on
+        /// Examples to choose the best adapter by, from a file of their own instead of a part of --data
         validation_data: Option<PathBuf> = None, Text("FILE") in "Data";
         /// Rows that --kl-weight is for, in place of the data; answered or not
         replay: Option<PathBuf> = None, Text("FILE") in "Objective";
         /// Learn the tokens of prompts, too
         learn_prompt: bool = false, Switch("BOOL") in "Data";
-        /// Learn the first tokens of each reply alone, so many of them; what is behind them is left out
+        /// Learn only this many tokens of each reply, its first ones; the rest is left out
         response_tokens: Option<usize> = None, Count("N") in "Data" if |n: usize| (1..=LARGEST_COUNT).contains(&n), "a whole number of at least 1 and at most 1,000,000,000";
         /// Leave out examples that have no label left when they are cut, instead of failing
         drop_too_long: bool = false, Switch("BOOL") in "Data";
@@ -52,14 +52,14 @@ declare_options! {
         no_shuffle: bool = false, Switch("BOOL") in "Data";
         /// Compute the frozen model's part of an example in every step, instead of once
         no_reuse: bool = false, Switch("BOOL") in "Machine";
-        /// Memory of each process for the frozen model's part of examples, as 4GB or 512MiB [default: half of what is available, divided among the
+        /// Memory of each process for the frozen model's part of examples, as 4GB or 512MiB [default: half of the free memory, divided among the
         /// processes]
         reuse_memory: Option<ByteSize> = None, Text("SIZE") in "Machine";
-        /// Directory for a file with what does not fit into that memory [default: it is computed again]
+        /// Directory for a file with the rows that do not fit into that memory [default: they are computed again]
         reuse_dir: Option<PathBuf> = None, Text("DIR") in "Machine";
         /// Processes of this machine that share every step out among themselves; each takes a batch of its own
         processes: Option<usize> = None, Count("N") in "Machine" if |n: usize| (1..=1024).contains(&n), "a number from 1 to 1024";
-        /// What sums the gradients of several processes on GPUs: nccl, from GPU to GPU; gloo, through the host; or auto (NCCL where each process has
+        /// Library that sums the gradients of several processes on GPUs: nccl, from GPU to GPU; gloo, through the host; or auto (NCCL where each process has
         /// it and a GPU of its own)
         reduce: Reduction = Reduction::Auto, Text("ENGINE") in "Machine";
     }
@@ -85,7 +85,7 @@ impl FlagGroup for TrainFlags {
     }
 }
 
-/// Every option that decides what a run does, in the order that help and files have them in.
+/// Every option of a run, in the order of help and files.
 pub fn declared() -> Vec<Declared> {
     const PLACES: [&str; 7] =
         ["Input", "Method", "Data", "Objective", "Training", "Watching", "Machine"];
@@ -128,7 +128,7 @@ fn names_by_rows() -> String {
     kinds.map(of_rows).join("; ")
 }
 
-/// Those of the options that are given which a struct declares, and its defaults for the others.
+/// The given options that a struct declares, and its defaults for the others.
 ///
 /// # Errors
 /// If a value is none of its option's.
@@ -146,7 +146,7 @@ impl RunOptions {
         ReuseConfig { memory, directory: self.reuse_dir.clone(), processes }
     }
 
-    /// The part of the options that are given which says what is learned.
+    /// The given options of the objective.
     ///
     /// # Errors
     /// If a value cannot be, or an option is given that nothing uses; the message names the flag.

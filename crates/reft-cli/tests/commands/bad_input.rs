@@ -33,7 +33,7 @@ fn assert_failed(name: &str, run: &Run, code: i32, says: &[&str]) {
     assert!(stdout.is_empty(), "{name}: {stdout}");
 }
 
-/// Training of the tiny model with a bad option, flags after those of a good run.
+/// Training of the tiny model with a bad option, its flags after the flags of a good run.
 fn train(model: &Path, data: &Path, output: &Path, more: &[&str]) -> Vec<OsString> {
     let mut options = args!["train", "--model", model, "--data", data, "--output", output];
     if !more.contains(&"--batch-size") {

@@ -224,7 +224,7 @@ fn a_task_of_a_file_is_measured() -> Result {
     Ok(())
 }
 
-/// Each tested run as a file whose fields are those that PEFT's own tables are made of.
+/// Each tested run as a file with the fields of which PEFT makes its own tables.
 #[test]
 fn runs_are_written_as_peft_writes_its_own() -> Result {
     let dir = bench()?;

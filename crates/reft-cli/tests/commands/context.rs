@@ -1,4 +1,4 @@
-//! What does not fit into the model's context is refused before work begins: rows, virtual tokens, a prefix and new tokens together.
+//! Rows, virtual tokens, a prefix and new tokens that together exceed the model's context are refused before work begins.
 
 use std::ffi::OsString;
 use std::fs;

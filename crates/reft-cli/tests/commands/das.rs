@@ -53,7 +53,7 @@ singular = ["dog", "cat", "child", "bird"]
 plural = ["dogs", "cats", "children", "birds"]
 "#;
 
-/// A search of the tiny model, flags after those of a good one.
+/// A search of the tiny model, its flags after the flags of a good one.
 fn search(dir: &Path, model: &Path, task: &str, flags: &[&str]) -> Result<Run> {
     run(arguments(dir, model, task, flags)?)
 }

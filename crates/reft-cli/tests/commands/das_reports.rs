@@ -1,4 +1,4 @@
-//! What the report of an alignment search says: templates, prompts that fail, controls, colours, and searches side by side.
+//! The report of an alignment search: templates, prompts that fail, controls, colours, and several searches on one page.
 
 use std::fs;
 use std::path::Path;
@@ -130,7 +130,7 @@ fn classes_of_one_word_are_enough_and_repeated_pairs_are_said() -> Result {
     let repeated = report(dir.path())?["repeated"].as_u64().ok_or("not counted")?;
     assert!((1..=20).contains(&repeated), "{repeated}");
     let said = format!(
-        "{repeated} of the 20 held-out counterfactuals are word for word among those trained on"
+        "{repeated} of the 20 held-out counterfactuals are word for word among the training ones"
     );
     assert!(read(dir.path(), "das.md")?.contains(&said));
 
@@ -148,7 +148,7 @@ fn classes_of_one_word_are_enough_and_repeated_pairs_are_said() -> Result {
 }
 
 #[test]
-fn searches_stand_side_by_side_on_one_scale() -> Result {
+fn searches_are_on_one_page_with_one_scale() -> Result {
     let dir = tempfile::tempdir()?;
     model(dir.path())?;
     let out = dir.path().join("out");

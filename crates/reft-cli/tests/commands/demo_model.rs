@@ -126,7 +126,7 @@ fn greedy_replies_of_the_demo_model_equal_those_of_transformers() -> Result {
     Ok(())
 }
 
-/// What a search for the gender of a noun finds in docs/interpretability.md: at the noun up to layer 20, at the last token from layer 26 on.
+/// The findings of docs/interpretability.md about the gender of a noun: at the noun up to layer 20, at the last token from layer 26 on.
 #[test]
 fn patching_finds_the_gender_of_a_noun_where_alignment_search_does() -> Result {
     let texts = args!["--base", "The king walked because", "--source", "The queen walked because"];

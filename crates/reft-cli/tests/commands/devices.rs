@@ -1,4 +1,4 @@
-//! What there is to compute with, and what is said where a GPU's libraries are not what they should be.
+//! Devices, and the messages where a GPU's libraries are not what they should be.
 
 use std::ffi::OsString;
 use std::fs;

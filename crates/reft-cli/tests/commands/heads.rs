@@ -214,7 +214,7 @@ fn a_head_of_peft_is_trained_on() -> Result {
     Ok(())
 }
 
-/// What `reft eval` says in JSON, and the lines of its predictions.
+/// The JSON of `reft eval`, and the lines of its predictions.
 fn eval(task: &str, model: &Path, adapter: &Path, data: &Path) -> Result<(Value, Vec<Value>)> {
     let file = adapter.join("predictions.jsonl");
     let args =
@@ -307,7 +307,7 @@ fn inspect_says_what_head_an_adapter_has() -> Result {
     Ok(())
 }
 
-/// What is noted of validations by another metric is what `reft eval` measures of the adapter that is kept.
+/// A validation by another metric notes the value that `reft eval` measures of the kept adapter.
 #[test]
 fn the_best_adapter_is_chosen_by_the_metric_that_is_asked_for() -> Result {
     let dir = tempfile::tempdir()?;

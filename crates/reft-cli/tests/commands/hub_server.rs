@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::Result;
 
-/// What was asked.
+/// The requests.
 #[derive(Debug, Clone)]
 pub struct Request {
     pub method: String,
@@ -48,7 +48,7 @@ impl Request {
     }
 }
 
-/// What is answered: a status and a body; nothing cuts the connection.
+/// The answer: a status and a body; nothing cuts the connection.
 pub type Answer = Option<(u16, Vec<u8>)>;
 
 /// The server.
@@ -61,7 +61,7 @@ pub struct HubServer {
 const COMMIT: &str = "0123abcd0123abcd0123abcd0123abcd0123abcd";
 
 impl HubServer {
-    /// Answers as the hub does, but for what `otherwise` answers; `files` are those of the repository `org/name`.
+    /// Answers as the hub does, but for requests that `otherwise` answers; `files` are the files of the repository `org/name`.
     pub fn start(
         files: Vec<(String, Vec<u8>)>,
         otherwise: impl Fn(&Request) -> Option<Answer> + Send + 'static,
@@ -85,7 +85,7 @@ impl HubServer {
         Ok(Self { endpoint: format!("http://127.0.0.1:{port}"), requests })
     }
 
-    /// What was asked since the last time.
+    /// The requests since the last time.
     pub fn requests(&self) -> Vec<Request> {
         std::mem::take(&mut self.requests.lock().unwrap_or_else(PoisonError::into_inner))
     }

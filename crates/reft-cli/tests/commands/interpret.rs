@@ -1,4 +1,4 @@
-//! What goes on inside a model, from the command line: the numbers are those of `reft logits` and `reft generate`.
+//! Commands that look inside a model: their numbers are those of `reft logits` and `reft generate`.
 
 use reft_test_support::{assert_values_close, values};
 use std::fs;

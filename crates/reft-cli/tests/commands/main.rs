@@ -48,5 +48,5 @@ mod training;
 mod watching;
 mod written_by_0_1;
 
-/// What a test returns: any failure with its own words.
+/// The result of a test: any failure with its own words.
 type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;

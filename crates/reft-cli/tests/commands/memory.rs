@@ -1,4 +1,4 @@
-//! What a model takes in memory, measured in processes of their own: weights once, and packed ones packed.
+//! The memory of a model, measured in processes of their own: weights once, and packed ones packed.
 
 use std::collections::BTreeMap;
 use std::path::Path;

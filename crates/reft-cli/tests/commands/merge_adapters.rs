@@ -114,7 +114,7 @@ fn ranks_and_strengths_are_asked_for_and_refused() -> Result {
         (args![qv, all, "--rank", "3"], "--rank belongs to --method svd"),
         (args![qv, all, "--method", "svd"], "--rank is missing"),
         (args![format!("{}@much", all.display())], "expected a number behind the @"),
-        (args![all, oracle("peft/prefix")], "two that stand there have no order"),
+        (args![all, oracle("peft/prefix")], "two adapters there have no order"),
         (args![all, dir.path().join("none")], "is no directory"),
         (args![oracle("peft_more/dora"), all], "name the model"),
         (args![all, "--model", oracle("families/llama_biases")], "cannot merge the adapters"),

@@ -13,7 +13,7 @@ use crate::files::{listing, losses, many_rows};
 use crate::interruption::{start, wait_for_step};
 use crate::runs::{args, oracle, overridden, succeed};
 
-/// A method, its options, and the trained numbers of the tiny model: d 64, 4 layers, keys and values 32, MLP 128.
+/// A method, its options, and the trained parameters of the tiny model: d 64, 4 layers, keys and values 32, MLP 128.
 const METHODS: [(&str, &[&str], i64); 11] = [
     // per layer: r (64 + 64) for q_proj, r (64 + 32) for v_proj
     ("lora", &["--rank", "3", "--alpha", "5", "--target-modules", "q_proj,v_proj"], 4 * 3 * 224),
@@ -149,7 +149,7 @@ fn options_in_force_make_the_same_run_again() -> Result {
     Ok(())
 }
 
-/// The loss before the fourth update is that of the adapter after three.
+/// The loss before the fourth update is the loss of the adapter after three.
 #[test]
 fn a_start_from_an_adapter_goes_on_where_it_ended() -> Result {
     let dir = tempfile::tempdir()?;

@@ -1,4 +1,4 @@
-//! What `reft train` learns beside the next token: preferences, and not to forget.
+//! Objectives of `reft train` beside the next token: preferences, and staying close to the frozen model.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -270,7 +270,7 @@ fn what_is_replayed_is_answered_or_a_question() -> Result {
     Ok(())
 }
 
-/// What stands behind the first tokens of a reply tells on nothing, and an edit's bound is kept with the adapter.
+/// Tokens behind the first of a reply change nothing, and an edit's bound is kept with the adapter.
 #[test]
 fn the_beginning_of_replies_is_learned_alone() -> Result {
     let dir = tempfile::tempdir()?;

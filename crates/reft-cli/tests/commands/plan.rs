@@ -77,7 +77,7 @@ fn planned_memory_is_what_a_run_takes() -> Result {
     Ok(())
 }
 
-/// A plan takes the memory of a plan, whatever it is of: eight billion trained numbers are 112 GB.
+/// A plan takes the memory of a plan, whatever it is of: eight billion trained parameters are 112 GB.
 #[test]
 fn a_plan_of_full_fine_tuning_allocates_nothing_and_recommends_what_can_be_run() -> Result {
     let shape = oracle("../../recipes/sizes/llama-3-8b.json");

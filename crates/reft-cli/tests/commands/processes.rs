@@ -123,7 +123,7 @@ fn a_signal_to_one_process_stops_all_with_a_checkpoint() -> Result {
     Ok(())
 }
 
-/// A short run's options, with others in place of those of the same names.
+/// A short run's options, some replaced by others of the same names.
 fn short(data: &Path, output: &Path, others: Vec<OsString>) -> Vec<OsString> {
     let mut args = halved(data, output);
     args.extend(args!["--max-steps", "2"]);
@@ -295,7 +295,7 @@ fn a_run_starts_its_own_processes_and_goes_on_with_as_many() -> Result {
     Ok(())
 }
 
-/// The first process is the one that writes; without it there is no checkpoint of the last step, but those of before.
+/// The first process writes the files. Without it there is no checkpoint of the last step, but the earlier ones are there.
 #[test]
 fn when_the_first_process_is_killed_another_one_tells_it() -> Result {
     let dir = tempfile::tempdir()?;

@@ -19,7 +19,7 @@ const RECIPES: [&str; 9] = [
     "ultrafeedback",
 ];
 
-/// Layers, steps and held-out examples are those of a tiny model and a small file; everything else is the recipe's.
+/// Layers, steps and held-out examples fit a tiny model and a small file; everything else is the recipe's.
 #[test]
 fn every_training_recipe_is_a_run() -> Result {
     let dir = tempfile::tempdir()?;

@@ -17,7 +17,7 @@ pub fn command<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     command
 }
 
-/// What a run gave.
+/// The results of a run.
 #[derive(Debug)]
 pub struct Run {
     pub code: Option<i32>,
@@ -38,7 +38,7 @@ pub fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Result<Run> {
     Ok(command(args).output()?.into())
 }
 
-/// What a command line comes to that is refused before it has done anything, found in this process.
+/// The refusal of a command line, found in this process before anything is done.
 pub fn refuse<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Run {
     let args = args.into_iter().map(|arg| arg.as_ref().to_owned());
     let (code, said) = reft_cli::ending(args);

@@ -77,12 +77,12 @@ impl Served {
         Ok(served)
     }
 
-    /// What it has said.
+    /// Its output so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What it has said, when it has ended.
+    /// Its whole output, when it has ended.
     pub fn last_words(&mut self) -> Result<String> {
         let reader = self.reader.take().ok_or("it has been heard to its end")?;
         reader.join().map_err(|_| "its words cannot be read")?;

@@ -18,7 +18,7 @@ use crate::serve_client::{Served, talking_model};
 const COMPLETIONS: &str = "/v1/completions";
 const CHAT: &str = "/v1/chat/completions";
 
-/// What `reft generate` replies to a prompt.
+/// The reply of `reft generate` to a prompt.
 fn generated(model: &Path, adapters: &[&Path], prompt: &str, more: &[&str]) -> Result<String> {
     let mut all =
         args!["generate", "--model", model, "--prompt", prompt, "--json", "--threads", "1"];
@@ -100,7 +100,7 @@ fn replies_of_base_and_adapters_in_one_batch_are_those_of_generate() -> Result {
     Ok(())
 }
 
-/// What the events of a stream come to, by choice: text, logprobs and why it ends.
+/// The events of a stream joined, by choice: text, logprobs and why it ends.
 fn joined(events: &[Value]) -> BTreeMap<u64, (String, Vec<Value>, Value)> {
     let mut all: BTreeMap<u64, (String, Vec<Value>, Value)> = BTreeMap::new();
     for choice in events.iter().filter_map(|event| event["choices"].get(0)) {

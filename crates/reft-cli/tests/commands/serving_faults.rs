@@ -44,7 +44,7 @@ fn connect(served: &Served) -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// What comes until the server closes the connection. A connection that it resets has come to its end too.
+/// Everything that comes until the server closes the connection. A connection that it resets has come to its end too.
 fn read_to_end(stream: &mut TcpStream) -> Result<String> {
     let mut all = Vec::new();
     match stream.read_to_end(&mut all) {
@@ -413,7 +413,7 @@ fn replies_wait_where_keys_and_values_have_no_room() -> Result {
     assert_unharmed(&mut served, &reply)
 }
 
-/// What a client of a server that ends saw.
+/// The view of a client of a server that ends.
 enum Saw {
     /// A whole reply, or that the server ends.
     AnAnswer,

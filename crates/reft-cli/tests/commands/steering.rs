@@ -300,7 +300,7 @@ fn directions_are_trained_judged_and_swept() -> Result {
     }
     let page = fs::read_to_string(page)?;
     assert!(page.contains("<svg") && page.contains("probe, layer 1"));
-    // side by side on a wide screen, and a table that scrolls by itself on a narrow one
+    // next to each other on a wide screen, and a table that scrolls by itself on a narrow one
     assert!(
         page.contains("<div class=\"plots\">") && page.contains("<div class=\"scroll\"><table>")
     );

@@ -1,4 +1,4 @@
-//! What files, adapters and models say does not control the terminal that it is shown on.
+//! Files, adapters and models cannot control the terminal that shows them.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! What is seen of a run while it goes on and afterwards, and when it ends.
+//! The page and the events of a run while it goes on, afterwards, and when it ends.
 
 use std::ffi::OsString;
 use std::fs;
@@ -123,7 +123,7 @@ fn events(run: &Path) -> Result<Vec<PathBuf>> {
 }
 
 #[test]
-fn a_run_shows_its_curves_and_replies_and_two_stand_side_by_side() -> Result {
+fn a_run_shows_its_curves_and_replies_and_two_are_on_one_page() -> Result {
     let dir = tempfile::tempdir()?;
     let model = chat_model(dir.path(), PLAIN)?;
     let data = dir.path().join("data.jsonl");
@@ -154,7 +154,7 @@ fn a_run_shows_its_curves_and_replies_and_two_stand_side_by_side() -> Result {
     assert_eq!(steps, [None, None, Some(2), Some(2), Some(4), Some(4)]);
     assert_eq!(rows(&killed)?.len(), 6);
     assert_ne!(of_watched[0]["reply"], of_watched[4]["reply"], "no power");
-    // the reply after the last step is that of the adapter
+    // the reply after the last step is the adapter's
     let adapter = args!["--adapter", watched, "--prompt", "a 1", "--max-new-tokens", "5"];
     let said = succeed([args!["generate", "--model", model], adapter].concat())?.stdout;
     assert_eq!(of_watched[4]["reply"].as_str(), Some(said.trim()));

@@ -1,4 +1,4 @@
-//! What version 0.1.0 wrote is read and means what it meant: `tests/written_by_0_1`, whose README says what is there.
+//! Files of version 0.1.0 are read, with the same meaning: `tests/written_by_0_1`, whose README lists them.
 
 use reft_test_support::{Values, assert_values_close, values};
 use std::ffi::OsString;
@@ -258,7 +258,7 @@ fn a_finished_comparison_is_finished() -> Result {
     Ok(())
 }
 
-/// What was written is still there, whatever has come to it: `found` may have further fields.
+/// Checks that everything written is still there; `found` may have further fields.
 fn assert_holds(what: &str, found: &Value, written: &Value) {
     match (found, written) {
         (Value::Object(found), Value::Object(written)) => {

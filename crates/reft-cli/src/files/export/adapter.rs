@@ -21,7 +21,7 @@ pub(super) fn to_peft(args: &ExportArgs) -> Result<()> {
     write(args, "peft", |adapter, directory| export_peft(adapter, directory).map(|()| Vec::new()))
 }
 
-/// Writes what an adapter adds to the outputs of blocks for llama.cpp.
+/// Writes the vectors that an adapter adds to the outputs of blocks, for llama.cpp.
 pub(super) fn to_control_vector(args: &ExportArgs) -> Result<()> {
     let (named, adapter) = adapter_of(args)?;
     let notes = export_control_vector(&adapter, &args.output, None)
@@ -59,7 +59,7 @@ fn adapter_of(args: &ExportArgs) -> Result<(PathBuf, PathBuf)> {
     Ok((named.clone(), adapter_directory(named)?))
 }
 
-/// Says what was written.
+/// Prints the files written.
 fn say(
     args: &ExportArgs,
     named: &Path,

@@ -11,7 +11,7 @@ use super::{adapter, model};
 /// Write an adapter or a model in a form that other programs read
 ///
 /// With --merge the adapter goes into the weights, and the output is a Hugging Face directory: it computes what model and adapter do, at the
-/// model's own cost. What edits hidden states or adds tokens is no change of weights, and is refused. With --to the form is another program's:
+/// model's own cost. Methods that edit hidden states or add tokens change no weights, and are refused. With --to the form is another program's:
 /// `pyreft` takes the edits of ReFT, with a README.md that says how they are loaded and where they stand; `peft` takes the methods that PEFT has;
 /// `gguf` is one file that llama.cpp reads, of a model or with --merge of a model and its adapter; `control-vector` is a file of what an adapter
 /// adds to the outputs of blocks, for llama.cpp's --control-vector.

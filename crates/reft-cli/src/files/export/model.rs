@@ -64,7 +64,7 @@ pub(super) fn to_gguf(args: &ExportArgs) -> Result<()> {
     if !is_named {
         bail!("--output is {}, expected a name that ends in .gguf", args.output.display());
     }
-    // what is rounded to blocks is summed in f32; a kind of its own is the model's
+    // weights rounded to blocks are summed in f32; without a kind it is the model's
     let precision = |own: Precision| match args.kind {
         None => own,
         Some(kind) => kind.name().parse().unwrap_or_default(),

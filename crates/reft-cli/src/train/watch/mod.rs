@@ -1,4 +1,4 @@
-//! What is written while a run goes on, for people to look at: sample replies, the page, event files.
+//! Files to look at while a run goes on: sample replies, the page, event files.
 
 pub mod options;
 pub mod page;

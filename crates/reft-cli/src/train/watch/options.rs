@@ -1,7 +1,7 @@
 use reft_core::{LARGEST_COUNT, Texts, declare_options};
 
 declare_options! {
-    /// What is written while a run goes on. It changes no number.
+    /// Options of the files to look at while a run goes on. They change no number.
     pub struct WatchOptions {
         /// Write the reply to this prompt, of the base model and as training goes on; several times for several prompts
         #[serde(skip_serializing_if = "is_none")]

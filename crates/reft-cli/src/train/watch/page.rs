@@ -13,7 +13,7 @@ use crate::terminal::note;
 pub struct RunPage {
     directory: PathBuf,
     drawn: Instant,
-    /// Time from one drawing to the next; a multiple of what a drawing takes.
+    /// Time from one drawing to the next, a multiple of the time of a drawing.
     pause: Duration,
     has_failed: bool,
 }
@@ -29,7 +29,7 @@ impl RunPage {
         Self { directory, drawn: Instant::now(), pause: PAUSE, has_failed: false }
     }
 
-    /// Draws the page of what is there.
+    /// Draws the page of the steps so far.
     ///
     /// # Errors
     /// If the run cannot be read, or the page not be written.

@@ -85,7 +85,7 @@ fn masked_crc(bytes: &[u8]) -> [u8; 4] {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(MASK).to_le_bytes()
 }
 
-/// An `Event`: 1 wall_time, 2 step, then what it is of.
+/// An `Event`: 1 wall_time, 2 step, then its contents.
 fn event(wall_time: f64, step: u64, what: &[u8]) -> Vec<u8> {
     let mut event = vec![tag(1, WIRE_F64)];
     event.extend(wall_time.to_le_bytes());
