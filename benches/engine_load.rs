@@ -18,7 +18,7 @@ const PROMPT: usize = 64;
 const SPREAD: usize = 32;
 pub const REPLY: usize = 64;
 
-/// Kinds of adapters, by what stands in a line; `None`: the base model.
+/// Kinds of adapters, by their name in a line; `None`: the base model.
 pub const KINDS: [(&str, Option<&str>); 3] = [
     ("base model", None),
     ("LoReFT, r 4, f7+l7, every layer", Some("loreft")),
@@ -75,7 +75,7 @@ pub fn arrivals(rate: f64, n: usize) -> Vec<f64> {
     (0..n).map(&mut next).collect()
 }
 
-/// What the engine does with requests that come at `arrivals`: tokens a second from the first request to the last token, and the median and
+/// Times the engine with requests that come at `arrivals`: tokens a second from the first request to the last token, and the median and
 /// the longest wait for a first token.
 pub fn engine_load(
     model: &Decoder,

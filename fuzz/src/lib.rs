@@ -1,4 +1,4 @@
-//! What reads files of others, each as a function of bytes.
+//! Readers of files from elsewhere, each as a function of bytes.
 //!
 //! Bytes may be refused. They must not end in a panic, in a loop without end, or in memory that their number does not justify: those are
 //! what `cargo xtask fuzz` looks for.
@@ -51,7 +51,7 @@ pub fn gguf(data: &[u8]) {
     drop(gguf.tokenizer_config());
 }
 
-/// What `torch.save` writes.
+/// A file of `torch.save`.
 pub fn pickles(data: &[u8]) {
     drop(load_torch_pickle(&file("model.bin", data)));
 }
@@ -62,7 +62,7 @@ pub fn model_configs(data: &[u8]) {
     drop(DecoderConfig::from_json(json, Path::new("config.json")).map(|config| config.describe()));
 }
 
-/// An adapter's configuration in PEFT's form or, behind a byte that is odd, in that of a ReFT adapter.
+/// An adapter's configuration in PEFT's form or, behind an odd byte, a ReFT adapter's.
 pub fn adapter_configs(data: &[u8]) {
     let Some((kind, text)) = data.split_first() else { return };
     let names = ["adapter_config.json", "reft_config.json"];

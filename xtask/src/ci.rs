@@ -7,14 +7,14 @@ use anyhow::{Context, Result};
 use crate::workspace::Workspace;
 use crate::{command, model, packing, setup, tidy};
 
-/// Runs `cargo test --workspace` with `arguments`, after setting up what is missing.
+/// Runs `cargo test --workspace` with `arguments`, after setting up missing parts.
 pub fn test(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     setup::ready(workspace)?;
     model::ready(workspace)?;
     command::run(workspace.cargo().args(["test", "--workspace"]).args(arguments))
 }
 
-/// What [`quick_test`] runs. The other tests search and compare for minutes, or start the program hundreds of times.
+/// The arguments of [`quick_test`]. The other tests search and compare for minutes, or start the program hundreds of times.
 const QUICK: [&str; 14] = [
     "--lib",
     "--bins",
@@ -32,7 +32,7 @@ const QUICK: [&str; 14] = [
     "training",
 ];
 
-/// Names, or parts of names, of those among them that need the demo model.
+/// Names, or parts of names, of the quick tests that need the demo model.
 const NEED_THE_DEMO_MODEL: [&str; 8] = [
     "smollm2",
     "every_recorded_text_has",
@@ -80,7 +80,7 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// Packs the crates as for the registry, without building them again: what is published has all its files and versions.
+/// Packs the crates as for the registry, without building them again: published crates have all their files and versions.
 fn package(workspace: &Workspace) -> Result<()> {
     let mut cargo = workspace.cargo();
     cargo.args(["package", "--workspace", "--no-verify", "--allow-dirty", "--quiet"]);

@@ -20,7 +20,7 @@ pub fn run_as_progress(command: &mut Command) -> Result<()> {
     run(command.stdout(io::stderr()))
 }
 
-/// Runs `command` and returns what it wrote to stdout.
+/// Runs `command` and returns its stdout.
 pub fn output(command: &mut Command) -> Result<String> {
     let output =
         command.stderr(Stdio::inherit()).output().map_err(|error| cannot_start(command, &error))?;
@@ -31,7 +31,7 @@ pub fn output(command: &mut Command) -> Result<String> {
         .with_context(|| format!("the output of `{}` is not UTF-8", shown(command)))
 }
 
-/// Whether `command` can be run and succeeds; what it says is dropped.
+/// Whether `command` can be run and succeeds; its output is dropped.
 pub fn succeeds(command: &mut Command) -> bool {
     command
         .stdout(Stdio::null())

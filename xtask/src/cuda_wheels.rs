@@ -1,8 +1,8 @@
 //! The GPU half of libtorch: what `cargo xtask setup --cuda` unpacks to `libtorch/cuda/`.
 //!
-//! It lies in a folder of its own, so that what is built is the same with and without it: torch-sys links CUDA in where it finds
+//! It lies in a folder of its own, so that builds are the same with and without it: torch-sys links CUDA in where it finds
 //! `libtorch_cuda.so` beside the CPU libraries, and the program would not start without a GPU's libraries then. `reft` loads it from there
-//! when it starts. Its run path is its own folder, and what it shares with the CPU half (libtorch_cpu, libc10, libcudart) is loaded already.
+//! when it starts. Its run path is its own folder, and the libraries that it shares with the CPU half (libtorch_cpu, libc10, libcudart) is loaded already.
 
 use crate::platform::{LINUX_TAGS, Piece, Platform, TORCH_WHEEL_LINUX, Wheel};
 
@@ -16,7 +16,7 @@ const fn nvidia(
     Wheel { requirement, file_name, sha256, megabytes, tags: LINUX_TAGS }
 }
 
-/// Versions are those that the metadata of torch 2.11.0 asks for.
+/// The metadata of torch 2.11.0 asks for these versions.
 pub static LINUX_X86_64_CUDA: Platform = Platform {
     wheels: &[
         (

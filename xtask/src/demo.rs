@@ -13,7 +13,7 @@ use crate::{model, reft, setup};
 
 /// How the demo trains.
 pub const RECIPE: &str = "recipes/emoji.toml";
-/// What it trains on.
+/// The training rows.
 pub const DATA: &str = "examples/emoji.jsonl";
 const FOLDER: Folder = Folder { path: "runs/demo", holds: &["emoji"], command: "demo" };
 const RUN: &str = "runs/demo/emoji";
@@ -24,7 +24,7 @@ const HELD_OUT: [&str; 2] = ["What should I eat for dinner?", "Tell me about the
 /// Enough to tell prose from emoji.
 const REPLY_TOKENS: u32 = 40;
 
-/// Trains the demo's adapter and shows what it changes.
+/// Trains the demo's adapter and shows its effect.
 pub fn run(workspace: &Workspace) -> Result<()> {
     setup::ready(workspace)?;
     model::ready(workspace)?;
@@ -94,14 +94,14 @@ fn comparison(prompt: &str, base: &str, adapted: &str) -> String {
 pub struct Folder {
     /// Relative to the top folder.
     pub path: &'static str,
-    /// What the command writes into it.
+    /// The files that the command writes into it.
     pub holds: &'static [&'static str],
     /// The command: `cargo xtask …`.
     pub command: &'static str,
 }
 
 impl Folder {
-    /// Removes what the command wrote earlier, and nothing that somebody else put there; returns the folder.
+    /// Removes the command's earlier files, and nobody else's; returns the folder.
     pub fn begin(&self, root: &Path) -> Result<PathBuf> {
         let (path, command) = (self.path, self.command);
         let folder = root.join(path);

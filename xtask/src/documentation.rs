@@ -1,4 +1,4 @@
-//! What docs/install.md lists of the code: every file that is downloaded, with its digest.
+//! Writes the lists in docs/install.md: every file that is downloaded, with its digest.
 
 use std::fmt::Write;
 use std::fs;
@@ -17,7 +17,7 @@ const END: &str = "<!-- downloads: end -->";
 fn table() -> Result<String> {
     let of_setup = LINUX_X86_64.wheels.iter().map(|(wheel, _)| ("setup, on Linux", wheel));
     let of_macos = MACOS_ARM64.wheels.iter().map(|(wheel, _)| ("setup, on macOS", wheel));
-    // The first is that of Linux once more: of its other half.
+    // The first is Linux's once more: its other half.
     let of_cuda =
         LINUX_X86_64_CUDA.wheels[1..].iter().map(|(wheel, _)| ("setup --cuda, besides", wheel));
     let of_real = [&MINILM].into_iter().chain(&GEMMA_PARTS).map(|wheel| ("oracle --real", wheel));

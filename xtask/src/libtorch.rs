@@ -20,7 +20,7 @@ const MANIFEST: &str = "manifest.txt";
 /// Siblings of `libtorch/` that are being made or thrown away.
 const TEMPORARY: &str = ".libtorch-";
 
-/// What is missing from `libtorch`, or nothing.
+/// The pieces missing from `libtorch`, or nothing.
 pub fn defect(libtorch: &Path, platform: &Platform) -> Option<String> {
     if !libtorch.is_dir() {
         return Some("it is not there".to_owned());
@@ -82,7 +82,7 @@ pub fn make_cuda(workspace: &Workspace, platform: &Platform, cache: &Path) -> Re
     put_in_place(workspace, fresh, &cuda)
 }
 
-/// Refuses a folder that is a link: what is behind it belongs to another checkout or installation.
+/// Refuses a folder that is a link: its target belongs to another checkout or installation.
 ///
 /// # Errors
 /// If it is one.
@@ -98,7 +98,7 @@ pub fn refuse_link(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What a platform's wheels hold, in a new folder that is to become `target`.
+/// Collects the pieces of a platform's wheels in a new folder that is to become `target`.
 fn unpacked(
     workspace: &Workspace,
     platform: &Platform,
@@ -117,7 +117,7 @@ fn unpacked(
     Ok(fresh)
 }
 
-/// Writes version and manifest, and checks what is there against what is needed.
+/// Writes version and manifest, and checks that every needed file is there.
 fn complete(fresh: &TempDir, platform: &Platform) -> Result<()> {
     fs::write(fresh.path().join("build-version"), format!("{LIBTORCH_VERSION}\n"))?;
     write_manifest(fresh.path())?;
@@ -145,7 +145,7 @@ fn temporary_sibling(workspace: &Workspace) -> Result<TempDir> {
     Ok(dir)
 }
 
-/// Removes what an interrupted setup left; nobody else makes one while the lock is held.
+/// Removes files of an interrupted setup; nobody else makes one while the lock is held.
 fn remove_leftovers(workspace: &Workspace) {
     for entry in fs::read_dir(workspace.root()).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(TEMPORARY)
@@ -202,7 +202,7 @@ fn compiler() -> Result<PathBuf> {
     Ok(compiler)
 }
 
-/// Links the empty `libtorch.so` that stands for `-ltorch`: it brings in the CPU libraries, and only those.
+/// Links the empty `libtorch.so` that stands for `-ltorch`: it brings in the CPU libraries only.
 fn link_shim(compiler: &Path, lib: &Path) -> Result<()> {
     let mut link = Command::new(compiler);
     link.current_dir(lib)

@@ -11,7 +11,7 @@ use crate::workspace::Workspace;
 /// First line of the file when the installation is the user's and not ours.
 const GIVEN_MARK: &str = "# This installation was named by LIBTORCH or LIBTORCH_USE_PYTORCH. Remove this file to have one made instead.\n";
 
-/// What the file says.
+/// The contents of the file.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Recorded {
     /// The installation it points at.

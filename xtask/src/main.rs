@@ -1,7 +1,7 @@
 //! `cargo xtask …`: everything around the crates that plain Cargo does not do.
 //!
 //! This crate depends on no `reft-*` crate and not on tch, so that it builds on a machine that has no libtorch yet.
-//! What it says goes to stderr; results (the demo's replies, test summaries) go to stdout.
+//! Messages go to stderr; results (the demo's replies, test summaries) go to stdout.
 
 mod ci;
 mod command;
@@ -56,7 +56,7 @@ enum Task {
     },
     /// Fetch the demo model and convert it to models/SmolLM2-135M-Instruct
     Model,
-    /// Train LoReFT on the demo model and show its replies beside the base model's; sets up what is missing
+    /// Train LoReFT on the demo model and show its replies beside the base model's; sets up missing parts
     Demo {
         /// Then serve the adapter beside the base model, until Ctrl-C; one that the demo made earlier is taken as it is
         #[arg(long)]
@@ -64,7 +64,7 @@ enum Task {
     },
     /// Play somebody who has a table of questions and answers: train without a recipe, talk, compare with the base model, share
     Newcomer,
-    /// Run every test of the workspace; sets up what is missing
+    /// Run every test of the workspace; sets up missing parts
     Test {
         /// Only what needs neither the demo model nor minutes: the crates' own tests, models, methods, maps, training and tables of the docs
         #[arg(long)]
@@ -75,7 +75,7 @@ enum Task {
     },
     /// Run what continuous integration runs: fmt, tidy, clippy, doc, package, test, wheel
     Ci,
-    /// Check what the compiler does not: dependency arrows, file sizes and names, machine paths
+    /// Check rules that the compiler does not know: dependency arrows, file sizes and names, machine paths
     Tidy,
     /// Compute the oracle files again with the Python reference systems and compare them with tests/oracle
     Oracle {
@@ -122,7 +122,7 @@ enum Task {
     },
     /// Play OpenAI's Python client and LiteLLM, fetched by pip, against `reft serve` with the demo's adapter
     ServeCheck {
-        /// Instead, what goes wrong between clients and `reft serve`, by the thousand: 100,000 malformed requests, 1,000 connections, 1,000 swaps of an adapter under load, and so on
+        /// Instead, provoke faults between clients and `reft serve`, by the thousand: 100,000 malformed requests, 1,000 connections, 1,000 swaps of an adapter under load, and so on
         #[arg(long)]
         faults: bool,
     },

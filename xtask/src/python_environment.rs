@@ -53,7 +53,7 @@ const TODAY: [&str; 19] = [
     "gguf==0.19.0",
 ];
 
-/// What learns preferences, beside those of today, with the data sets that it imports, and what measures classes; in a folder of its own too.
+/// Packages that learn preferences, beside today's, with the data sets that they import, and packages that measure classes; in a folder of its own too.
 const TRL: [&str; 11] = [
     "trl==1.16.0",
     "datasets==5.2.0",
@@ -75,7 +75,7 @@ pub const NAMES: [&str; 4] = ["reference", "newer", "today", "trl"];
 #[derive(Debug)]
 pub struct Environment {
     interpreter: PathBuf,
-    /// Folders that stand before what is installed: of each name but the first.
+    /// Folders that come before the installed packages: of each name but the first.
     folders: [PathBuf; 3],
 }
 
@@ -84,7 +84,7 @@ impl Environment {
     /// TRL.
     pub fn python(&self, name: &str) -> Result<Command> {
         let mut python = Command::new(&self.interpreter);
-        // What a set is written as depends on the hash seed.
+        // The order in which a set is written depends on the hash seed.
         python
             .env("PYTHONHASHSEED", "0")
             .env("PYTHONDONTWRITEBYTECODE", "1")

@@ -8,8 +8,8 @@ use anyhow::Result;
 use crate::command;
 use crate::workspace::Workspace;
 
-/// Builds the binary, with Cargo's progress: the first build compiles tch for minutes. No package is named, so that features are those of the
-/// whole workspace, as in its tests.
+/// Builds the binary, with Cargo's progress: the first build compiles tch for minutes. No package is named, so that features are the whole
+/// workspace's, as in its tests.
 pub fn build(workspace: &Workspace) -> Result<()> {
     eprintln!("building reft (the first time takes some minutes)");
     command::run_as_progress(workspace.cargo().args(["build", "--bin", "reft"]))
@@ -67,7 +67,7 @@ pub fn reply(
     Ok(command::output(&mut generate)?.trim().to_owned())
 }
 
-/// What an adapter is: method, sites, parameters, size.
+/// Describes an adapter: method, sites, parameters, size.
 pub fn inspect(workspace: &Workspace, directory: &Path) -> Result<String> {
     command::output(reft(workspace, "inspect").arg(directory))
 }

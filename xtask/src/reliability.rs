@@ -9,10 +9,10 @@ use anyhow::{Context, Result, bail};
 use crate::workspace::Workspace;
 use crate::{command, setup};
 
-/// What is fed to a target at most: more than any of the corpus, and few enough bytes to be fast.
+/// Most bytes of a target's input: more than any of the corpus, and few enough to be fast.
 const LONGEST: &str = "-max_len=32768";
 
-/// Feeds every parser of files from elsewhere (`fuzz/src/lib.rs`), or those that are named, for so many seconds each; fails if one panics, takes
+/// Feeds every parser of files from elsewhere (`fuzz/src/lib.rs`), or the parsers named, for so many seconds each; fails if one panics, takes
 /// 10 s for an input, or more than 2 GB.
 pub fn fuzz(workspace: &Workspace, seconds: u32, targets: &[String]) -> Result<()> {
     setup::ready(workspace)?;
@@ -34,7 +34,7 @@ pub fn fuzz(workspace: &Workspace, seconds: u32, targets: &[String]) -> Result<(
     writeln!(out, "| target | inputs | coverage | found |\n| --- | --- | --- | --- |")?;
     let mut failed = Vec::new();
     for name in &names {
-        // what is found goes into the first folder; the second is that of the tree
+        // findings go into the first folder; the second is the tree's
         let [found, corpus] =
             ["target/corpus", "corpus"].map(|parent| folder.join(parent).join(name));
         fs::create_dir_all(&found)?;
@@ -71,7 +71,7 @@ pub fn fuzz(workspace: &Workspace, seconds: u32, targets: &[String]) -> Result<(
     Ok(())
 }
 
-/// What libFuzzer says of a run.
+/// The result of a run in libFuzzer's words.
 struct Found {
     inputs: u64,
     coverage: u64,

@@ -1,4 +1,4 @@
-//! `cargo xtask serve-check`: clients that people use, against a running server; and what takes too long for the tests, faults and memory.
+//! `cargo xtask serve-check`: clients that people use, against a running server; and checks of faults and memory that take too long for the tests.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::workspace::Workspace;
 use crate::{command, demo, model, reft, setup};
 
-/// What the clients are played with; tools/serve/clients.py and tools/serve/browser.py are written for these.
+/// The clients; tools/serve/clients.py and tools/serve/browser.py are written for these versions.
 const CLIENTS: [&str; 3] = ["openai==3.57.0", "litellm==1.110.2", "playwright==1.65.2"];
 const SCRIPT: &str = "tools/serve/clients.py";
 const PAGE_SCRIPT: &str = "tools/serve/browser.py";
@@ -85,7 +85,7 @@ fn versions(workspace: &Workspace, adapter: &Path, adapters: &Path) -> Result<()
 }
 
 /// Faults and swaps by the thousand (`crates/reft-cli/tests/commands/serving_faults.rs` and `serving_load.rs`), each a test by its name. One
-/// at a time: what waits for the machine is not told from what hangs.
+/// at a time: a test that waits for the machine looks like one that hangs.
 pub fn faults(workspace: &Workspace) -> Result<()> {
     setup::ready(workspace)?;
     let mut cargo = workspace.cargo();
@@ -127,7 +127,7 @@ fn address(server: &mut Child) -> Result<String> {
     while let Some(line) = lines.next().transpose().context("cannot read what the server says")? {
         eprintln!("{line}");
         if let Some((address, _)) = line.split_once(" is ready") {
-            // what it logs is taken, so that it never waits
+            // its log is read, so that it never waits
             let address = address.to_owned();
             std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
             return Ok(address);

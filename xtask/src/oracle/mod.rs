@@ -1,4 +1,4 @@
-//! `cargo xtask oracle`: do the Python reference systems still say what tests/oracle says, and of published models what this program says?
+//! `cargo xtask oracle`: do the Python reference systems still compute the numbers of tests/oracle, and on published models this program's?
 
 mod difference;
 pub mod real;
@@ -48,7 +48,7 @@ impl Generator {
     }
 }
 
-/// The generators, each behind those whose folders it reads.
+/// The generators, in an order in which each finds the folders that it reads.
 fn in_order(mut left: Vec<Generator>) -> Result<Vec<Generator>> {
     let mut ordered: Vec<Generator> = Vec::new();
     while !left.is_empty() {
@@ -56,7 +56,7 @@ fn in_order(mut left: Vec<Generator>) -> Result<Vec<Generator>> {
         let next = left.iter().position(|generator| generator.reads.iter().all(is_written));
         let Some(next) = next else {
             let names: Vec<_> = left.iter().map(|own| own.script.display().to_string()).collect();
-            bail!("{} read what none before them writes", names.join(", "));
+            bail!("{} read files that no generator before them writes", names.join(", "));
         };
         ordered.push(left.remove(next));
     }
@@ -82,7 +82,7 @@ fn generators(root: &Path) -> Result<Vec<Generator>> {
     in_order(generators)
 }
 
-/// Runs the generators into a folder that is thrown away, and compares what they wrote with `tests/oracle`.
+/// Runs the generators into a temporary folder, and compares their files with `tests/oracle`.
 pub fn check(workspace: &Workspace) -> Result<()> {
     setup::ready(workspace)?;
     model::ready(workspace)?;
@@ -96,7 +96,7 @@ pub fn check(workspace: &Workspace) -> Result<()> {
         if writes == "." {
             command.arg(workspace.model());
         }
-        // what it did not write differs, too
+        // missing files differ, too
         differences.extend(command::run_as_progress(&mut command).err().map(|e| format!("{e:#}")));
     }
     let kept = workspace.root().join(ORACLE);
@@ -111,9 +111,9 @@ pub fn check(workspace: &Workspace) -> Result<()> {
         eprintln!("oracle: {difference}");
     }
     if !differences.is_empty() {
-        bail!("{ORACLE} and what the generators write now differ in {} places", differences.len());
+        bail!("{ORACLE} and the generators' new files differ in {} places", differences.len());
     }
-    eprintln!("oracle: the generators still write what the {} files in {ORACLE} say", files.len());
+    eprintln!("oracle: the generators still write the {} files in {ORACLE}", files.len());
     Ok(())
 }
 

@@ -81,7 +81,7 @@ const GEMMA_PIECES: [&[Piece]; 4] = [
     }],
 ];
 
-/// Fetches the models and compares what is computed of them. They stay in the user's cache, and nothing of them in the tree.
+/// Fetches the models and compares their outputs. They stay in the user's cache, and nothing of them in the tree.
 pub fn check(workspace: &Workspace) -> Result<()> {
     setup::ready(workspace)?;
     reft::build(workspace)?;

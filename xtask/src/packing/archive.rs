@@ -19,7 +19,7 @@ use crate::platform::{self, LIBTORCH_VERSION, Piece, Platform};
 use crate::workspace::{self, Workspace};
 use crate::{command, libtorch, wheel};
 
-/// The licences of what is taken from each wheel.
+/// The licences of the files taken from each wheel.
 const LICENCES: [(&str, Piece); 3] = [
     ("torch", Piece { from: "torch-2.11.0.dist-info/licenses/", to: "torch/" }),
     (
@@ -101,7 +101,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// The libraries of a folder that the program needs, and that those need, stripped where they may be.
+/// The libraries of a folder that the program needs, directly or not, stripped where they may be.
 fn libraries(folder: &Path, program: &Program) -> Result<BTreeMap<String, Vec<u8>>> {
     let scratch = tempfile::tempdir().context("cannot make a folder for stripped libraries")?;
     let mut found = BTreeMap::new();
@@ -137,7 +137,7 @@ fn origin(platform: &Platform, library: &str) -> Result<&'static str> {
         .with_context(|| format!("invariant: {library} comes from a wheel"))
 }
 
-/// What the wheels say about licences, by their places in the archive.
+/// The wheels' licence texts, by their places in the archive.
 fn licence_texts(platform: &Platform) -> Result<Files> {
     let cache = workspace::cache_dir()?;
     let _lock = workspace::exclusive(&cache)?;

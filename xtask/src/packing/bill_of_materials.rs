@@ -1,4 +1,4 @@
-//! What is in a package, for programs that look for known defects: a CycloneDX 1.6 document.
+//! The contents of a package, for programs that look for known defects: a CycloneDX 1.6 document.
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ pub struct Library {
     pub file: String,
     /// SHA-256 of the file as packed.
     pub sha256: String,
-    /// What pip calls the release that it was taken from: `torch==2.11.0`.
+    /// pip's name of the release that it was taken from: `torch==2.11.0`.
     pub requirement: String,
 }
 

@@ -1,4 +1,4 @@
-//! The crates that are in the program: what stands in its licences and in its bill of materials.
+//! The crates in the program, for its licences and its bill of materials.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,7 +17,7 @@ pub struct Package {
     pub name: String,
     /// Its version.
     pub version: String,
-    /// What it may be used under, as an SPDX expression.
+    /// Its licence, as an SPDX expression.
     pub licence: String,
     /// The folder of its source.
     pub folder: PathBuf,
@@ -48,7 +48,7 @@ impl Contents {
 /// The crate whose program is packed.
 const ROOT: &str = "reft-cli";
 
-/// Asks Cargo for the crates of the program: those of build scripts, macros and tests are not in it.
+/// Asks Cargo for the crates of the program. Crates of build scripts, macros and tests are left out.
 ///
 /// # Errors
 /// If Cargo cannot be asked, or the lock file has no digest of a crate from the registry.

@@ -15,7 +15,7 @@ const BEGINNINGS: [&str; 6] = ["LICENSE", "LICENCE", "COPYING", "COPYRIGHT", "NO
 /// Folders this deep are looked through: the C sources inside of a crate have licences of their own.
 const DEPTH: usize = 4;
 
-/// The text: which crate is under what, and every licence that the crates bring, each once.
+/// The text: the licence of each crate, and every licence text of the crates, once.
 ///
 /// # Errors
 /// A folder or file that cannot be read.

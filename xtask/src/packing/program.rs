@@ -1,4 +1,4 @@
-//! The program as it is packed, and what it needs of a system.
+//! The program as it is packed, and its needs of a system.
 
 use std::env;
 use std::fs;
@@ -21,7 +21,7 @@ const RUN_PATH: &str = "$ORIGIN/../lib:$ORIGIN/../../torch/lib";
 pub struct Program {
     /// The file.
     pub path: PathBuf,
-    /// What it needs of a system.
+    /// Its needs of a system.
     pub needs: Needs,
 }
 
@@ -37,7 +37,7 @@ pub struct Needs {
 }
 
 impl Program {
-    /// Cargo's folder for what it builds.
+    /// Cargo's folder for builds.
     ///
     /// # Errors
     /// If the program does not lie in one.
@@ -75,7 +75,7 @@ pub fn build(workspace: &Workspace) -> Result<Program> {
     let mut cargo = workspace.cargo();
     cargo.args(["build", "--profile", "dist", "--bin", "reft"]);
     cargo.arg("--message-format=json-render-diagnostics");
-    // Instead of those of libtorch/cargo.toml, which name a folder of this machine as the run path.
+    // Instead of libtorch/cargo.toml's flags, which name a folder of this machine as the run path.
     cargo.env_remove("RUSTFLAGS");
     cargo.env("CARGO_ENCODED_RUSTFLAGS", for_rust.join("\x1f"));
     cargo.env("REFT_RUN_PATH", RUN_PATH).env("CXXFLAGS", &for_cxx).env("CFLAGS", &for_cxx);
@@ -109,7 +109,7 @@ fn executable(messages: &str) -> Result<PathBuf> {
     messages.lines().find_map(of_reft).context("Cargo built no program `reft`")
 }
 
-/// Reads what an ELF file needs.
+/// Reads the needs of an ELF file.
 ///
 /// # Errors
 /// If it is none, or needs no glibc.

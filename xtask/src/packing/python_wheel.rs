@@ -32,7 +32,7 @@ struct Entry {
     runs: bool,
 }
 
-/// What the wheel says of itself.
+/// The wheel's metadata.
 #[derive(Debug)]
 struct About<'a> {
     version: &'a str,

@@ -33,7 +33,7 @@ struct Installed {
 /// Checks the wheel: beside a stand-in for torch, which holds the libraries that setup fetched, or with `full` beside torch itself.
 ///
 /// # Errors
-/// What goes wrong, and in which kind of installation.
+/// The failed check, and the kind of installation.
 pub fn run(workspace: &Workspace, full: bool) -> Result<()> {
     let program = program::build(workspace)?;
     let wheel = python_wheel::make(workspace, &program, &program.target()?.join("wheels"))?;
@@ -221,7 +221,7 @@ fn stand_in(workspace: &Workspace, packages: &Path) -> Result<PathBuf> {
     Ok(libraries)
 }
 
-/// The program starts, and with the libraries that it has to find. The stand-in's are links to those of `libtorch/`.
+/// Checks that the program starts with the right libraries. The stand-in's are links to `libtorch/`.
 fn finds_libtorch(installed: &Installed) -> Result<()> {
     let told = command::output(installed.command().args(["devices", "--json"]))?;
     let told: Value =
@@ -250,7 +250,7 @@ fn train(workspace: &Workspace, reft: &mut Command, output: &Path) -> Result<()>
     Ok(())
 }
 
-/// With another torch, or none, the command says what it found, what it expected and what to do.
+/// With another torch, or none, the command names the torch found, the one expected and the remedy.
 fn refuses_others(installed: Installed) -> Result<()> {
     let packages = installed.libraries.parent().and_then(Path::parent).context("packages")?;
     let about = |version: &str| packages.join(format!("torch-{version}.dist-info"));

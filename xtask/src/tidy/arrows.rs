@@ -33,10 +33,10 @@ const ALLOWED: [(&str, &[&str]); 13] = [
     ("xtask", &[]),
 ];
 
-/// What the tests of every crate may use, and nothing else: it knows none of our crates.
+/// The crate that tests of every crate may use. It knows none of our crates.
 const FOR_TESTS: &str = "reft-test-support";
 
-/// What the tests of a crate, and only those, may use beside it: hooks are tested with real methods, the trainer and the methods with each other.
+/// Crates that only the tests of a crate may use: hooks are tested with real methods, the trainer and the methods with each other.
 const ALLOWED_IN_TESTS: [(&str, &str); 4] = [
     ("reft-distributed", "reft-methods"),
     ("reft-models", "reft-methods"),

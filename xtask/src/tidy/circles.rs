@@ -1,6 +1,6 @@
 //! Circles of imports between files of different folders: neither folder can be read without the other.
 //!
-//! A file imports another if its code, tests not counted, names something that the other defines: by `use`, or by a path in place. What a
+//! A file imports another if its code, tests not counted, names something that the other defines: by `use`, or by a path in place. An item that a
 //! `mod.rs` or a `lib.rs` only passes on belongs to the file that defines it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -183,7 +183,7 @@ impl Modules {
         Ok(())
     }
 
-    /// The file that defines what a path in a module names; `None` if it is not of this crate.
+    /// The file that defines the item that a path in a module names; `None` if it is not of this crate.
     fn file(&self, module: usize, path: &[String], steps: usize) -> Option<&Path> {
         let (first, mut rest) = path.split_first()?;
         let mut at = module;
@@ -261,7 +261,7 @@ fn next_name(tokens: &[TokenTree]) -> Option<String> {
     }
 }
 
-/// Whether what stands before a name makes it a later part of a path, a field or a method.
+/// Whether the tokens before a name make it a later part of a path, a field or a method.
 fn is_inside_a_path(before: &[TokenTree]) -> bool {
     match before {
         [.., a, b] if is(b, ':') => is(a, ':'),
@@ -305,7 +305,7 @@ mod tests {
         check(root.path(), &paths)
     }
 
-    /// Two folders, a file in each, and what is in the two files.
+    /// Two folders with a file in each, of the given contents.
     fn of_two(lib: &str, one: &str, two: &str) -> Result<Vec<String>> {
         findings(&[
             ("lib.rs", &format!("mod one; mod two; {lib}")),

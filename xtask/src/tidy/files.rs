@@ -13,7 +13,7 @@ const MAX_LINES: usize = 800;
 /// More files than this in one folder of a crate's source want subfolders. `mod.rs`, `lib.rs` and `main.rs` stand for the folder itself.
 const MAX_FILES: usize = 12;
 
-/// Names that say nothing about what is inside.
+/// Names that say nothing about the contents.
 const EMPTY_NAMES: [&str; 7] = ["utils", "util", "common", "misc", "helpers", "helper", "base"];
 
 /// Folders that exist on one machine only.
@@ -104,7 +104,7 @@ fn empty_name(file: &Path) -> Option<String> {
     })
 }
 
-/// What in `line` belongs to a machine or a host and not to the project.
+/// The part of `line` that belongs to a machine or a host and not to the project.
 fn foreign(line: &str) -> Option<String> {
     let machine = MACHINE_PATHS.iter().find(|path| {
         // The folder of a machine starts its path; `crate/home/x` and `../home/x` are ours.
@@ -122,7 +122,7 @@ fn foreign(line: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// A tree with `files`, and what tidy finds in it.
+    /// A tree with `files`, and tidy's findings in it.
     fn findings(files: &[(&str, &str)]) -> Result<Vec<String>> {
         let root = tempfile::tempdir()?;
         for (path, content) in files {

@@ -1,4 +1,4 @@
-//! `cargo xtask tidy`: what the compiler does not check about the shape of this project.
+//! `cargo xtask tidy`: rules about the shape of this project that the compiler does not check.
 
 mod arrows;
 mod circles;

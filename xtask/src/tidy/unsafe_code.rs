@@ -11,7 +11,7 @@ struct Place {
     file: &'static str,
     /// Blocks, implementations, functions and declarations of foreign functions.
     count: usize,
-    /// What needs them; why each is sound is said beside it.
+    /// Their purpose; why each is sound is said beside it.
     why: &'static str,
 }
 
