@@ -1,4 +1,4 @@
-//! The tables of fields in docs/serving.md are those that requests are checked with. With `REFT_WRITE_DOCS=1` they are written anew.
+//! The tables of fields in docs/serving.md come from the checks of requests. With `REFT_WRITE_DOCS=1` they are written anew.
 
 use reft_serve::{CHAT_FIELDS, COMPLETION_FIELDS};
 use reft_test_support::{Outcome, check_page};
