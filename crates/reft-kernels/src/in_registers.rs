@@ -116,7 +116,7 @@ impl NullaryFnOnce for InRegisters<'_> {
     }
 }
 
-/// What belongs to a row, of which each has so many.
+/// The part of a row, where every row has `each` elements.
 #[inline(always)]
 fn of_row<T>(all: &[T], row: usize, each: usize) -> &[T] {
     &all[row * each..][..each]

@@ -53,7 +53,7 @@ pub enum Rows<'a> {
     },
 }
 
-/// What stands in the place of 0 in a block of [`Rows::Nibbles`].
+/// The zero point of a block of [`Rows::Nibbles`].
 #[derive(Debug, Clone, Copy)]
 pub enum Offsets<'a> {
     /// `m = −z·d`: `q` counts from `z`.
@@ -114,7 +114,7 @@ impl<'a> Rows<'a> {
             }
     }
 
-    /// What is read most, the numbers or the integers that they are made of, and how many bytes of it a row has.
+    /// The largest part in memory (the numbers, or their integers), and the bytes that a row takes of it.
     pub(crate) fn memory(&self, columns: usize) -> (&'a [u8], usize) {
         match self {
             Self::F32(numbers) => (cast_slice(numbers), 4 * columns),

@@ -1,4 +1,4 @@
-/// What keeps a server from starting, or ends it.
+/// An error that keeps a server from starting, or ends it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -34,13 +34,13 @@ pub enum Error {
     AdapterName {
         /// The name.
         name: String,
-        /// What is wrong with it.
+        /// The fault.
         reason: &'static str,
     },
     /// A directory that cannot be used.
     #[error("cannot use {what} {path}: {reason}")]
     Directory {
-        /// What it is for.
+        /// Its purpose.
         what: &'static str,
         /// Where.
         path: std::path::PathBuf,

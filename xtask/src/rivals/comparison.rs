@@ -1,4 +1,4 @@
-//! What both sides took, and their ratios.
+//! The times of both sides, and their ratios.
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -8,7 +8,7 @@ use crate::rivals::configuration::Configuration;
 /// The turns of both sides at one configuration.
 #[derive(Debug, Default)]
 pub struct Turns {
-    /// What `tools/rivals/measure.py` printed, turn by turn.
+    /// The results of `tools/rivals/measure.py`, turn by turn.
     pub rival: Vec<Value>,
     /// The row of `reft bench --json`, turn by turn.
     pub ours: Vec<Value>,

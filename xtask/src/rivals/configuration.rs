@@ -1,13 +1,13 @@
-//! What is timed on both sides.
+//! The configurations that are timed on both sides.
 
 use serde_json::{Value, json};
 
 /// One method on batches of one shape.
 #[derive(Debug, Clone, Copy)]
 pub struct Configuration {
-    /// What `--only` takes.
+    /// The value that `--only` takes.
     pub name: &'static str,
-    /// What the table says.
+    /// The text in the table.
     pub title: &'static str,
     method: &'static str,
     /// `None`: all.

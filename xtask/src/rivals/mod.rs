@@ -19,7 +19,7 @@ use crate::{command, model, python_environment, reft, setup};
 const SCRIPT: &str = "tools/rivals/measure.py";
 const LLAMA_CPP_SCRIPT: &str = "tools/rivals/llama_cpp.py";
 
-/// What is timed, and how often.
+/// Which configurations are timed, and how often.
 #[derive(Debug, Args)]
 pub struct RivalsArgs {
     /// Configurations to time [default: all]

@@ -24,7 +24,7 @@ pub struct DasSearch<'a> {
     /// Layers, what of them is searched, and where that is.
     places: Vec<(usize, ComponentOrHead, Place)>,
     pairs: Pairs,
-    /// What is known before anything is found.
+    /// The report before anything is found.
     report: DasReport,
 }
 
@@ -53,7 +53,7 @@ type FoundCells = BTreeMap<Number, (DasCell, CellFile)>;
 struct Taken {
     number: Number,
     planned: PlannedCell,
-    /// What another process has found of it meanwhile.
+    /// The result, if another process has found it meanwhile.
     known: Option<CellFile>,
     _claim: Claim,
 }

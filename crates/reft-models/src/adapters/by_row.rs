@@ -36,7 +36,7 @@ fn of_rows<'s>(layout: &'s Layout, span: &Span) -> Span<'s> {
     Span { layout, columns: span.columns.clone() }
 }
 
-/// What groups have that can be computed together; they are taken out of `touching`. Of one alone nothing is taken: it is computed as it
+/// Updates of several groups that can be computed together; those groups are taken out of `touching`. A group alone stays: it is computed as it
 /// says itself.
 fn taken<'g, 'a, T>(
     groups: &'g [Group<'a>],
@@ -62,7 +62,7 @@ impl<'a> ByRow<'a> {
     /// stack were in one.
     ///
     /// # Errors
-    /// What an adapter refuses.
+    /// Whatever an adapter refuses.
     pub(crate) fn new(
         members: &[Member<'_, 'a>],
         layout: &Layout,
@@ -100,7 +100,7 @@ impl<'a> ByRow<'a> {
         (0..self.groups.len()).filter(|at| self.groups[*at].touches(point, span)).collect()
     }
 
-    /// What is shown at a point, with what those among `touching` add to it that can be computed together; they are taken out of `touching`.
+    /// The tensor at a point plus the updates of those groups among `touching` that can be computed together; they are taken out of `touching`.
     fn together(
         &mut self,
         point: HookPoint,

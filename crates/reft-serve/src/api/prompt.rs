@@ -6,7 +6,7 @@ use crate::api::error::ApiError;
 use crate::api::request::{Prompt, Wanted};
 use crate::worker::generation::Used;
 
-/// What a model brings for text.
+/// The tokenizer and templates of a model.
 #[derive(Debug)]
 pub struct ServedText {
     /// Its tokenizer.
@@ -21,7 +21,7 @@ impl ServedText {
     /// The tokens of a request's prompts.
     ///
     /// # Errors
-    /// What the chat template or the tokenizer refuses.
+    /// Whatever the chat template or the tokenizer refuses.
     pub(crate) fn tokens(&self, wanted: &Wanted) -> Result<Vec<Vec<i64>>, ApiError> {
         wanted.prompts.iter().map(|prompt| self.of_one(prompt, &wanted.adapters)).collect()
     }

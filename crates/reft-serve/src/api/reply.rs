@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use crate::api::error::ApiError;
 use crate::worker::job::{NewToken, Over, Piece};
 
-/// What a reply has grown by.
+/// The newest part of a reply.
 #[derive(Debug)]
 pub(crate) struct Delta {
     pub(crate) choice: usize,
@@ -57,7 +57,7 @@ impl<'a> Replies<'a> {
         Self { pieces, choices: over.into_iter().map(choice).collect(), generated: 0 }
     }
 
-    /// What comes next; none, if all replies are at their ends.
+    /// The next part; none, if all replies are at their ends.
     ///
     /// # Errors
     /// Why one of them cannot go on.

@@ -1,4 +1,4 @@
-//! What a request wants.
+//! The fields of a request, read and checked.
 
 use reft_models::{ChatVars, GenerationConfig, Message};
 use serde_json::{Map, Value};
@@ -62,7 +62,7 @@ pub(crate) enum Prompt {
     Tokens(Vec<i64>),
 }
 
-/// What a server does where a request says nothing.
+/// The server's defaults for fields that a request leaves out.
 #[derive(Debug, Clone)]
 pub(crate) struct Defaults {
     pub(crate) reply_tokens: usize,

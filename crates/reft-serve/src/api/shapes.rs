@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use crate::api::reply::{Delta, ToldToken};
 use crate::api::request::Endpoint;
 
-/// What all parts of a reply have in common.
+/// The fields that all parts of a reply have in common.
 pub(crate) struct Shape<'a> {
     pub(crate) endpoint: Endpoint,
     pub(crate) id: &'a str,

@@ -1,4 +1,4 @@
-//! What adapters change in a prompt.
+//! The tokens of a prompt that adapters edit.
 
 use std::sync::Arc;
 

@@ -38,7 +38,7 @@ struct Begun {
 /// Answers a request for replies.
 ///
 /// # Errors
-/// What is wrong with it, or why it cannot be answered now.
+/// The fault in the request, or the reason why it cannot be answered now.
 pub(crate) async fn generate(
     shared: Arc<Shared>,
     trace: Trace,
@@ -65,7 +65,7 @@ pub(crate) fn json(value: &Value) -> Response {
 /// Reads a request, and its prompts as tokens.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The fault in the request.
 pub(crate) async fn read(
     shared: &Arc<Shared>,
     endpoint: Endpoint,
@@ -147,7 +147,7 @@ impl Begun {
         (self.trace.since + self.shared.options.time).into()
     }
 
-    /// What comes next, unless the time is over or the server ends.
+    /// The next piece, unless the time is over or the server ends.
     async fn next(
         &self,
         replies: &mut Replies<'_>,
@@ -283,7 +283,7 @@ struct LogAtEnd<'a> {
     error: Option<(u16, String)>,
 }
 
-/// What the log has for an answer that was not taken.
+/// The log's status for an answer that the client did not take.
 const CLIENT_GONE: u16 = 499;
 
 impl<'a> LogAtEnd<'a> {

@@ -22,7 +22,7 @@ pub struct LogEntry {
     pub reply: Option<LoggedReply>,
 }
 
-/// What the log says of a reply. Texts are not in it.
+/// The log's entry for a reply. It holds no texts.
 #[derive(Debug, Clone, Serialize)]
 pub struct LoggedReply {
     /// The model or adapter that was asked.

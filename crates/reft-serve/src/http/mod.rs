@@ -1,4 +1,4 @@
-//! What goes over the wire: addresses, who may, answers, and the log.
+//! HTTP: routes, access, answers, and the log.
 
 pub(crate) mod adapters;
 pub(crate) mod api_keys;

@@ -85,7 +85,7 @@ impl Server {
         self.shared.address
     }
 
-    /// What ends it, from any thread.
+    /// A handle that ends the server, from any thread.
     pub fn stopper(&self) -> Stopper {
         Stopper(Arc::clone(&self.shared))
     }

@@ -15,7 +15,7 @@ use crate::options::ServeOptions;
 use crate::worker::counts::Counts;
 use crate::worker::job::Command;
 
-/// What a server is doing.
+/// The state of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
     /// The model is being loaded.
@@ -27,7 +27,7 @@ pub(crate) enum Phase {
     Ended,
 }
 
-/// What all requests share.
+/// State that all requests share.
 pub(crate) struct Shared {
     pub(crate) options: ServeOptions,
     pub(crate) address: SocketAddr,
@@ -41,7 +41,7 @@ pub(crate) struct Shared {
     commands: Mutex<Option<SyncSender<Command>>>,
 }
 
-/// What is known when the model is there.
+/// Texts and defaults, known once the model is loaded.
 pub(crate) struct Ready {
     pub(crate) text: ServedText,
     pub(crate) defaults: Defaults,
@@ -119,7 +119,7 @@ impl Shared {
         let _ = phases.wait_for(|now| *now >= phase).await;
     }
 
-    /// What is needed for replies.
+    /// Texts and defaults for replies.
     ///
     /// # Errors
     /// If the server is not ready, or is about to end.

@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use crate::api::error::ApiError;
 use crate::worker::generation::{Generation, Used};
 
-/// What the worker is asked to do.
+/// A command to the worker.
 pub(crate) enum Command {
     /// The choices of a request, which begin together.
     Generate(Vec<Job>),
@@ -29,7 +29,7 @@ pub(crate) struct Measurement {
     pub(crate) _place: OwnedSemaphorePermit,
 }
 
-/// What adapters change in a prompt.
+/// The tokens of a prompt that adapters edit.
 #[derive(Debug)]
 pub(crate) struct Edits {
     /// By token: the largest change of its hidden state, relative to it.
@@ -69,7 +69,7 @@ impl Over {
     }
 }
 
-/// What comes back of a job: tokens, then an end.
+/// A piece of a job's answer: tokens, then an end.
 #[derive(Debug)]
 pub(crate) struct Piece {
     pub(crate) choice: usize,

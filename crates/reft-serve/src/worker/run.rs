@@ -236,7 +236,7 @@ impl Worker<'_> {
     }
 }
 
-/// What a computation comes to, or the words of its panic: libtorch's are those of tensors that could not be made, mostly for want of memory.
+/// The result of a computation, or the message of its panic. libtorch panics where a tensor cannot be made, mostly for want of memory.
 fn unless_it_panics<T>(act: impl FnOnce() -> T) -> std::result::Result<T, String> {
     catch_unwind(AssertUnwindSafe(act)).map_err(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);

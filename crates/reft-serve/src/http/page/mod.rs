@@ -10,7 +10,7 @@ static PAGE: LazyLock<String> = LazyLock::new(|| {
     let page = include_str!("page.html").replace("STYLE", include_str!("page.css"));
     page.replace("SCRIPT", include_str!("page.js"))
 });
-/// What stands in the page for a number that is another one each time: only the page's own script and styles have it.
+/// The placeholder of the nonce, which is new for each page: only the page's own script and styles carry it.
 const NONCE: &str = "NONCE";
 
 /// The page to try adapters with. It may load nothing and talk to nobody but this server.
