@@ -2,6 +2,7 @@
 //
 //   llama_cpp MODEL.gguf THREADS ROWS PROMPT NEW ROUNDS     times it
 //   llama_cpp --quantize IN.gguf OUT.gguf q8_0|q4_k|q4_0    writes a model in fewer bits, every matrix of them in the one form
+//   llama_cpp --read THREADS                                bytes a second that the machine reads: 1 GiB is summed
 //   llama_cpp --reply MODEL.gguf PROMPT NEW [VECTOR.gguf SCALE]    the most probable tokens, with a control vector or without
 //
 // Every row has the same prompt of PROMPT tokens; then the most probable token is taken, NEW times.
@@ -16,6 +17,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace {
@@ -42,6 +44,32 @@ int quantize(const char *from, const char *to, const std::string &form) {
 
 llama_token best(const float *logits, int n) {
     return static_cast<llama_token>(std::max_element(logits, logits + n) - logits);
+}
+
+// The best of five sums of a gigabyte, each thread having a part: what no product with a matrix can be faster than.
+int read(int threads) {
+    std::vector<uint64_t> all(1ull << 27, 1);
+    double best = 0;
+    uint64_t total = 0;
+    for (int round = 0; round < 5; ++round) {
+        std::vector<uint64_t> sums(static_cast<size_t>(threads));
+        std::vector<std::thread> running;
+        const double begin = now();
+        for (int i = 0; i < threads; ++i)
+            running.emplace_back([&, i] {
+                const size_t from = all.size() * i / threads, to = all.size() * (i + 1) / threads;
+                uint64_t own[16] = {};
+                for (size_t at = from; at + 16 <= to; at += 16)
+                    for (size_t j = 0; j < 16; ++j) own[j] += all[at + j];
+                for (uint64_t sum : own) sums[i] += sum;
+            });
+        for (std::thread &thread : running) thread.join();
+        best = std::max(best, all.size() * sizeof(uint64_t) / (now() - begin));
+        for (uint64_t sum : sums) total += sum;
+    }
+    if (total != 5 * all.size()) fail("the sum is wrong");
+    std::printf("%.0f\n", best);
+    return 0;
 }
 
 int reply(int argc, char **argv) {
@@ -85,6 +113,7 @@ int reply(int argc, char **argv) {
 } // namespace
 
 int main(int argc, char **argv) {
+    if (argc == 3 && !std::strcmp(argv[1], "--read")) return read(std::atoi(argv[2]));
     llama_log_set([](ggml_log_level level, const char *text, void *) {
         if (level == GGML_LOG_LEVEL_ERROR) std::fputs(text, stderr);
     }, nullptr);

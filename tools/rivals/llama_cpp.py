@@ -3,7 +3,8 @@
     python3 tools/rivals/llama_cpp.py --reft target/debug/reft --model models/SmolLM2-135M-Instruct --work DIR
 
 llama.cpp's libraries and headers are those of the npm package node-llama-cpp; `llama_cpp.cpp` beside this file calls them. `DIR` keeps what is
-fetched and made: packages, program, models. It prints a table, and JSON lines to DIR/results.jsonl.
+fetched and made: packages, program, models. It prints a table, and JSON lines to DIR/results.jsonl. "Of the reads" is the
+share of the speed at which as many threads sum a gigabyte, if every weight is read once for a token.
 """
 
 import argparse
@@ -48,7 +49,7 @@ def library(work):
         linked = [next(libraries.glob(f"{name}.so*"), None) or next(libraries.glob(f"{name}.v*.so"))
                   for name in ["libllama-common", "libllama", "libggml", "libggml-base"]]
         headers = [part for folder in ["include", "ggml/include", "common"] for part in ("-I", source / folder)]
-        run(["g++", "-O2", "-std=c++17", *headers, own, "-o", program, *linked, f"-Wl,-rpath,{libraries}"])
+        run(["g++", "-O3", "-march=native", "-pthread", "-std=c++17", *headers, own, "-o", program, *linked, f"-Wl,-rpath,{libraries}"])
     return libraries, program
 
 
@@ -123,8 +124,8 @@ def main():
     libraries, program = library(work)
     environment = os.environ | {"LLAMA_CPP_BACKENDS": str(libraries)}
     quiet = {"stderr": subprocess.DEVNULL}
-    print("| weights | threads | rows | ours, token | llama.cpp, token | ours / theirs | ours, prefill | theirs | ours / theirs |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    print("| weights | threads | rows | ours, token | llama.cpp, token | ours / theirs | ours, of the reads | theirs | ours, prefill | theirs | ours / theirs |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for form in options.only.split(","):
         if form == "q4_k":
             f32 = made(work / "wide-f32.gguf", [*options.reft, "export", "--model", wide(options.model, work), "--to", "gguf",
@@ -134,6 +135,7 @@ def main():
             file = made(work / f"model-{form}.gguf", [*options.reft, "export", "--model", options.model, "--to", "gguf",
                                                       "--kind", form, "--output", "PATH"], **quiet)
         for threads in options.threads.split(","):
+            bandwidth = float(run([program, "--read", threads]))
             for rows in options.rows.split(","):
                 sides = {"ours": [], "theirs": []}
                 for _ in range(options.rounds):
@@ -147,7 +149,9 @@ def main():
                     return statistics.median(x for turn in sides[side] for x in turn[key])
                 (a, b), (c, d) = [[median(side, key) for side in ("ours", "theirs")]
                                   for key in ("decode_seconds_per_token", "prefill_seconds")]
-                print(f"| {form} | {threads} | {rows} | {a * 1e3:.1f} ms | {b * 1e3:.1f} ms | {a / b:.2f} | {c:.3f} s | {d:.3f} s | {c / d:.2f} |",
+                # the file is the weights, all of which a token reads
+                share, other = (file.stat().st_size / bandwidth / seconds for seconds in (a, b))
+                print(f"| {form} | {threads} | {rows} | {a * 1e3:.1f} ms | {b * 1e3:.1f} ms | {a / b:.2f} | {share:.0%} | {other:.0%} | {c:.3f} s | {d:.3f} s | {c / d:.2f} |",
                       flush=True)
 
 

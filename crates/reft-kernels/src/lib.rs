@@ -1,5 +1,7 @@
 //! Products of a matrix with few vectors on a CPU, at the speed of memory: what a language model does for each token that it generates.
 //!
+//! What a model does between products is here, too, for a few rows ([`rms_norm`], [`rotate_halves`]).
+//!
 //! The matrix is read once, as it is stored ([`Rows`]): f32, bf16, f16, or blocks of small integers. These are expanded in registers where the
 //! CPU has AVX2 and vectors are few, else in the cache. Sums are made in f32. The instructions are chosen at run time: AVX-512, AVX2, or what
 //! the compiler makes of the same code.
@@ -13,11 +15,13 @@
 //! assert_eq!(y, [1.0, 3.0, 3.0, 7.0]);
 //! ```
 
+mod elementwise;
 #[cfg(target_arch = "x86_64")]
 mod in_registers;
 mod product;
 mod rows;
 mod threads;
 
+pub use elementwise::{rms_norm, rotate_halves};
 pub use product::product;
 pub use rows::{Offsets, Rows};

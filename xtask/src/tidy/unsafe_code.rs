@@ -63,8 +63,8 @@ const PLACES: [Place; 10] = [
     },
     Place {
         file: "crates/reft-models/src/weights/quick_products.rs",
-        count: 1,
-        why: "reads the numbers of a frozen weight where they are",
+        count: 2,
+        why: "reads the numbers of a tensor where they are, and writes those of a new one",
     },
 ];
 

@@ -1,6 +1,7 @@
 use tch::{Kind, Tensor};
 
 use crate::NormKind;
+use crate::weights::quick_rows::normed;
 
 /// A norm of the last dimension, its statistics in f32.
 #[derive(Debug)]
@@ -15,7 +16,8 @@ impl Norm {
     /// `[.., d]` to `[.., d]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         match self.kind {
-            NormKind::Rms => x.rms_norm(self.weight.size(), Some(&self.weight), self.eps),
+            NormKind::Rms => normed(x, &self.weight, self.eps)
+                .unwrap_or_else(|| x.rms_norm(self.weight.size(), Some(&self.weight), self.eps)),
             NormKind::RmsPlusOne => {
                 // in f32 to the end: 1 + w would lose the last digits of a w in half precision
                 let weight = self.weight.to_kind(Kind::Float) + 1.0;

@@ -2,6 +2,7 @@ use std::f64::consts::{PI, TAU};
 
 use tch::{Device, Kind, Tensor};
 
+use crate::weights::quick_rows::rotated;
 use crate::{RopeOptions, RopeScaling};
 
 /// Rotary position embedding (Su et al. 2021, arXiv:2104.09864), halves rotated as Hugging Face does.
@@ -70,8 +71,10 @@ impl Angles {
             let turned = self.rotate(&x.narrow(3, 0, n));
             return Tensor::cat(&[turned, x.narrow(3, n, d_h - n)], 3);
         }
-        let exchanged = x.roll([n / 2], [-1]);
-        (x * &self.cos).g_add_(&(exchanged * &self.sin))
+        rotated(x, &self.cos, &self.sin).unwrap_or_else(|| {
+            let exchanged = x.roll([n / 2], [-1]);
+            (x * &self.cos).g_add_(&(exchanged * &self.sin))
+        })
     }
 }
 

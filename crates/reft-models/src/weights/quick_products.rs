@@ -36,15 +36,18 @@ pub(crate) fn of_few_rows(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) ->
         Weight::Quantised(blocks) => blocks.as_rows()?,
     };
     let out = weight.size()[0];
-    let own = Vec::<f32>::try_from(x.to_kind(Kind::Float).flatten(0, -1)).ok()?;
-    let mut y = vec![0.0; usize::try_from(n * out).ok()?];
+    let widened = (x.kind() != Kind::Float || !x.is_contiguous())
+        .then(|| x.to_kind(Kind::Float).contiguous());
+    let own = memory(widened.as_ref().unwrap_or(x))?;
     let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
-    product(matrix, usize::try_from(columns).ok()?, &own, &mut y, threads);
+    let columns = usize::try_from(columns).ok()?;
     let mut size = size;
     *size.last_mut()? = out;
-    let y = Tensor::from_slice(&y).view(size.as_slice());
-    let y = bias.map_or_else(|| y.shallow_clone(), |bias| &y + bias.to_kind(Kind::Float));
-    Some(y.to_kind(x.kind()))
+    let mut y = filled(&size, |y| product(matrix, columns, own, y, threads));
+    if let Some(bias) = bias {
+        y += bias.to_kind(Kind::Float);
+    }
+    Some(if x.kind() == Kind::Float { y } else { y.to_kind(x.kind()) })
 }
 
 /// `x Wᵀ + b` in bf16 through f32, on a CPU without units for bf16 and where no gradient is wanted: libtorch's product in bf16 takes three times
@@ -72,7 +75,7 @@ fn wants_gradient(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> bool {
 }
 
 /// Whether autograd records operations on a tensor: it wants a gradient, and gradients are wanted here.
-fn has_its_products_recorded(tensor: &Tensor) -> bool {
+pub(crate) fn has_its_products_recorded(tensor: &Tensor) -> bool {
     tensor.requires_grad() && tensor.alias().requires_grad()
 }
 
@@ -123,13 +126,24 @@ pub(crate) fn memory<T: Plain>(tensor: &Tensor) -> Option<&[T]> {
         return None;
     }
     // SAFETY: a contiguous tensor on the CPU has `numel` numbers of its kind behind each other from `data_ptr` on, aligned for it, and its kind
-    // is as long as `T`, for which every pattern of bits is a value. The tensor keeps them alive as long as it is borrowed; frozen weights, of
-    // which alone this is asked, are written to by nobody meanwhile.
+    // is as long as `T`, for which every pattern of bits is a value. The tensor keeps them alive as long as it is borrowed. This is asked of
+    // frozen weights and of what a forward has just computed on this thread: nobody writes to either meanwhile.
     #[allow(unsafe_code)]
     let numbers = unsafe {
         std::slice::from_raw_parts(tensor.data_ptr().cast::<T>().cast_const(), tensor.numel())
     };
     Some(numbers)
+}
+
+/// A tensor in f32 on the CPU whose numbers, 0 at first, are written by `fill`.
+pub(crate) fn filled(size: &[i64], fill: impl FnOnce(&mut [f32])) -> Tensor {
+    let tensor = Tensor::zeros(size, (Kind::Float, Device::Cpu));
+    // SAFETY: a new tensor on the CPU is contiguous and holds `numel` numbers in f32, which are written: they are 0. Nobody else has it yet.
+    #[allow(unsafe_code)]
+    let numbers =
+        unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), tensor.numel()) };
+    fill(numbers);
+    tensor
 }
 
 #[cfg(test)]
