@@ -143,7 +143,12 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     let chat_vars = args.chat.0.chat_vars.clone();
     let text = ServedText { tokenizer, chat_template: text.chat_template, chat_vars };
     let ready = format!("http://{} is ready; room for {room} replies", server.address());
-    Ok(server.serve(&model, text, || note(ready))?)
+    let is_ready = || {
+        #[cfg(target_os = "linux")]
+        allocator::use_small_pages();
+        note(ready);
+    };
+    Ok(server.serve(&model, text, is_ready)?)
 }
 
 fn options(args: &ServeArgs, path: &std::path::Path) -> Result<ServeOptions> {

@@ -39,3 +39,10 @@ pub fn hand_over_memory() {
         mi_collect(false);
     }
 }
+
+/// Puts new memory on small pages from now on. The system makes huge pages of memory of which little is used, so the memory of a process that
+/// runs for long would grow. Memory that is there keeps its pages: the weights are read at the speed of huge ones.
+pub fn use_small_pages() {
+    // an error says that the system has no huge pages
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
+}
