@@ -1,6 +1,6 @@
 //! LoReFT's edit of one layer, and all that 32 edited layers add to a step: their maps, edits and gradients.
 //!
-//! `cargo bench -p reft-bench --bench edit`
+//! `cargo bench --workspace --profile dev --bench edit`
 
 mod timing;
 

@@ -1,7 +1,7 @@
 //! The two halves of generation, without an adapter and with LoReFT on all layers: the prefill of a prompt, where the edits are made, and a
 //! decode step, where there are none.
 //!
-//! `cargo bench -p reft-bench --bench generation`
+//! `cargo bench --workspace --profile dev --bench generation`
 
 mod model_shape;
 mod timing;

@@ -1,6 +1,6 @@
 //! The load of `load.rs` through HTTP on loopback, beside the engine's own, in turns and in one process.
 //!
-//!     cargo bench -p reft-serve --profile dev --bench http_load -- MODEL [f32|bf16] [REQUESTS] [ADAPTERS] [TURNS]
+//!     cargo bench --workspace --profile dev --bench http_load -- MODEL [f32|bf16] [REQUESTS] [ADAPTERS] [TURNS]
 //!
 //! For each kind of adapters and 1, 16 and 64 requests in flight two lines. Throughput: tokens a second of the engine and of the server, the
 //! medians of some turns (2) in alternation, of the same requests at the same times, 16 a second at random, whatever is in flight. Latency: as

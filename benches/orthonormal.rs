@@ -1,7 +1,7 @@
 //! One step's orthonormal map of 32 layers: the compact map, the QR map, and libtorch's product of reflections as PyTorch's
 //! parametrisation uses it: one matrix at a time, each with a d×d base, so it is timed on one of the 32. Compare matrices per second.
 //!
-//! `cargo bench -p reft-bench --bench orthonormal`
+//! `cargo bench --workspace --profile dev --bench orthonormal`
 
 mod timing;
 

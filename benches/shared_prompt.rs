@@ -1,7 +1,7 @@
 //! A long system prompt and many adapters that edit last tokens: how long each waits for its first token, with the beginning of prompts kept
 //! and without.
 //!
-//!     cargo bench -p reft-bench --profile dev --bench shared_prompt -- MODEL [ADAPTERS] [TOKENS]
+//!     cargo bench --workspace --profile dev --bench shared_prompt -- MODEL [ADAPTERS] [TOKENS]
 
 use std::io::Write;
 use std::path::Path;

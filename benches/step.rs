@@ -1,7 +1,7 @@
 //! A training step of the one trainer: the frozen floor, LoReFT at both ends of the prompt and at its last token, and LoRA. Frozen work is
 //! not kept, so that every step does the same; `reft bench` times it kept too, and on whole models.
 //!
-//! `cargo bench -p reft-bench --bench step`
+//! `cargo bench --workspace --profile dev --bench step`
 
 mod model_shape;
 mod timing;
