@@ -260,12 +260,15 @@ fn sums<S: Simd, const M: usize, const K: usize, P: Parts<S>>(
         for k in 0..K {
             for j in 0..per_part {
                 let at = k * per_part + j;
+                let mut own = [zero; M];
                 for m in 0..M {
-                    let x = x[(k * M + m) * per_part + j];
-                    acc[0][m] = simd.mul_add_e_f32s(a[at], x, acc[0][m]);
-                    acc[1][m] = simd.mul_add_e_f32s(b[at], x, acc[1][m]);
-                    acc[2][m] = simd.mul_add_e_f32s(c[at], x, acc[2][m]);
-                    acc[3][m] = simd.mul_add_e_f32s(d[at], x, acc[3][m]);
+                    own[m] = x[(k * M + m) * per_part + j];
+                }
+                for (acc, w) in acc.iter_mut().zip([a, b, c, d]) {
+                    let w = w[at];
+                    for m in 0..M {
+                        acc[m] = simd.mul_add_e_f32s(w, own[m], acc[m]);
+                    }
                 }
             }
         }
