@@ -25,8 +25,6 @@ mod files;
 mod sharing;
 
 #[cfg(test)]
-mod documented;
-#[cfg(test)]
 mod messages;
 
 mod machine;

@@ -12,6 +12,7 @@ mod data_files;
 mod demo_model;
 mod devices;
 mod directories;
+mod documented;
 mod encoders;
 mod export;
 mod families;

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -53,7 +53,12 @@ impl Served {
         let mut all =
             args!["serve", "--model", model, "--name", "tiny", "--port", "0", "--threads", "1"];
         all.extend(more.iter().cloned());
-        let mut process = command(all).env_remove("REFT_API_KEY").stderr(Stdio::piped()).spawn()?;
+        Self::run(command(all))
+    }
+
+    /// Starts a server by a command line that says `--port 0`, and waits until it is ready.
+    pub fn run(mut command: Command) -> Result<Self> {
+        let mut process = command.env_remove("REFT_API_KEY").stderr(Stdio::piped()).spawn()?;
         let mut lines = BufReader::new(process.stderr.take().ok_or("no stderr")?).lines();
         let log = Arc::new(Mutex::new(String::new()));
         let mut address = None;
