@@ -139,6 +139,8 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     })?;
     note(format!("http://{} (loading {})", server.address(), args.model));
     args.machine.0.set_up()?;
+    #[cfg(target_os = "linux")]
+    let _ = allocator::keep_no_buffers(); // a libtorch without MKL keeps none
     let (_, model) = open_decoder(&args.model, &args.machine.0)?;
     let chat_vars = args.chat.0.chat_vars.clone();
     let text = ServedText { tokenizer, chat_template: text.chat_template, chat_vars };
