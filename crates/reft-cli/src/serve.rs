@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use reft_models::{ChatOptions, EngineOptions};
@@ -109,6 +109,9 @@ enum LogFormat {
     Json,
 }
 
+/// Bytes of the stack of the thread that computes: as many as the system gives a program's first one.
+const STACK: usize = 8 << 20;
+
 /// The variable that holds a key where there is no file.
 const KEY_VARIABLE: &str = "REFT_API_KEY";
 
@@ -139,6 +142,8 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     })?;
     note(format!("http://{} (loading {})", server.address(), args.model));
     args.machine.0.set_up()?;
+    #[cfg(target_os = "linux")]
+    let _ = allocator::keep_no_buffers(); // a libtorch without MKL keeps none
     let (_, model) = open_decoder(&args.model, &args.machine.0)?;
     let chat_vars = args.chat.0.chat_vars.clone();
     let text = ServedText { tokenizer, chat_template: text.chat_template, chat_vars };
@@ -148,7 +153,13 @@ pub fn run(args: &ServeArgs) -> Result<()> {
         allocator::use_small_pages();
         note(ready);
     };
-    Ok(server.serve(&model, text, is_ready)?)
+    // a thread of its own: where weights and tables stand in the first one's memory there are gaps between them, which what requests take
+    // for a moment would fill, and which cannot be given back
+    let worker = std::thread::Builder::new().name("reft-worker".to_owned()).stack_size(STACK);
+    std::thread::scope(|scope| {
+        let worker = worker.spawn_scoped(scope, move || server.serve(&model, text, is_ready))?;
+        worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(Error::from)
+    })
 }
 
 fn options(args: &ServeArgs, path: &std::path::Path) -> Result<ServeOptions> {

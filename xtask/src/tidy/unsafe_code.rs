@@ -18,8 +18,8 @@ struct Place {
 const PLACES: [Place; 10] = [
     Place {
         file: "crates/reft-cli/src/machine/allocator.rs",
-        count: 3,
-        why: "an option of the allocator, what it gives back and what threads hand over: it is a C library",
+        count: 4,
+        why: "an option of the allocator, what it gives back and what threads hand over, and one of MKL: they are C libraries",
     },
     Place {
         file: "crates/reft-cli/src/machine/cuda.rs",

@@ -3,7 +3,7 @@
 //! glibc before 2.38 does not reuse the parts that it cuts off aligned blocks, and libtorch asks for aligned blocks only: a training step
 //! took half as much memory again as its tensors. mimalloc is linked in under the names of malloc and its kin, which libtorch then finds here.
 
-use std::ffi::c_long;
+use std::ffi::{c_int, c_long};
 
 use libmimalloc_sys::{mi_collect, mi_option_set, mi_option_t};
 
@@ -40,9 +40,35 @@ pub fn hand_over_memory() {
     }
 }
 
+/// Lets MKL give the memory back that a product takes while it is computed. By default it keeps that memory for the next product: small pieces
+/// that stay, each amid a stretch of larger ones that do not, of which as much stays then as was ever needed at once.
+///
+/// Returns whether libtorch's MKL has such a switch. It does nothing once MKL has computed a product.
+pub fn keep_no_buffers() -> bool {
+    use libloading::os::unix::Library;
+
+    type Disable = unsafe extern "C" fn() -> c_int;
+    // SAFETY: `int mkl_disable_fast_mm(void)` under the name that it has in libtorch: it sets a flag under a lock.
+    #[allow(unsafe_code)]
+    unsafe {
+        let disable = Library::this().get::<Disable>(b"mkl_serv_disable_fast_mm\0");
+        disable.map(|disable| disable()).is_ok()
+    }
+}
+
 /// Puts new memory on small pages from now on. The system makes huge pages of memory of which little is used, so the memory of a process that
 /// runs for long would grow. Memory that is there keeps its pages: the weights are read at the speed of huge ones.
 pub fn use_small_pages() {
     // an error says that the system has no huge pages
     let _ = rustix::thread::disable_transparent_huge_pages(true);
+}
+
+#[cfg(test)]
+mod tests {
+    /// libtorch has MKL on these processors only.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn mkl_has_a_switch_for_its_buffers() {
+        assert!(super::keep_no_buffers());
+    }
 }

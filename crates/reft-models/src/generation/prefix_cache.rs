@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 
 use tch::Tensor;
 
@@ -11,38 +11,57 @@ const SHELF: usize = 64;
 /// Tokens of a block: a shared part begins with the prompt and ends with a block.
 pub(crate) const BLOCK: usize = 16;
 
+/// Most blocks whose places in the tables are reserved from the beginning on.
+const RESERVED: usize = 1 << 16;
+
+/// Where there is no block.
+const NONE: u32 = u32::MAX;
+
 /// Keys and values of the frozen model for the beginnings of prompts, for prompts that begin alike.
 ///
-/// A tree of blocks of tokens: a block's place is all the tokens from the prompt's first to its last, which is what its keys and values
+/// A tree of blocks of tokens: a block's place in it is all the tokens from the prompt's first to its last, which is what its keys and values
 /// depend on. Only what no adapter has touched is put in, so that all of them share it. Of more tokens than it may hold, the blocks at the ends
 /// of the branches go first that were used longest ago.
+///
+/// Blocks stand by their numbers in tables that are reserved from the beginning on: what is kept between requests takes no memory amid what
+/// they take and give back.
 #[derive(Debug, Default)]
 pub(crate) struct PrefixCache {
     most_blocks: usize,
-    blocks: HashMap<u64, Block>,
-    /// Where keys and values stand, of each part of the model `[SHELF, layers, 2, n_kv, BLOCK, d_h]`, on its device.
+    blocks: Vec<Block>,
+    /// Of all blocks, [`BLOCK`] each.
+    tokens: Vec<i64>,
+    /// By a hash of a block's tokens and of the block before it, the first one of those that have it; as many as a power of two.
+    same_hash: Vec<u32>,
+    hasher: RandomState,
+    /// Where keys and values stand by number, of each part of the model `[SHELF, layers, 2, n_kv, BLOCK, d_h]`, on its device.
     shelves: Vec<Vec<Tensor>>,
-    /// Places on the shelves that no block has.
-    free: Vec<usize>,
-    /// The first blocks of prompts.
-    roots: HashMap<Vec<i64>, u64>,
-    next_id: u64,
     /// Counts uses.
     clock: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Block {
-    tokens: Vec<i64>,
-    place: usize,
-    before: Option<u64>,
-    after: HashMap<Vec<i64>, u64>,
+    /// [`NONE`] for the first block of a prompt.
+    before: u32,
+    /// How many blocks come directly after it.
+    after: u32,
+    /// The next one of the same hash.
+    next: u32,
     used: u64,
 }
 
 impl PrefixCache {
     pub(crate) fn new(most_tokens: usize) -> Self {
-        Self { most_blocks: most_tokens / BLOCK, ..Self::default() }
+        let most_blocks = (most_tokens / BLOCK).min(NONE as usize);
+        let reserved = most_blocks.min(RESERVED);
+        Self {
+            most_blocks,
+            blocks: Vec::with_capacity(reserved),
+            tokens: Vec::with_capacity(reserved * BLOCK),
+            same_hash: vec![NONE; reserved.next_power_of_two()],
+            ..Self::default()
+        }
     }
 
     /// Whether it can hold anything.
@@ -56,18 +75,34 @@ impl PrefixCache {
     }
 
     /// The blocks that a prompt begins with.
-    fn path(&self, ids: &[i64]) -> Vec<u64> {
-        let mut path: Vec<u64> = Vec::new();
+    fn path(&self, ids: &[i64]) -> Vec<u32> {
+        let mut path: Vec<u32> = Vec::new();
         for tokens in ids.chunks_exact(BLOCK) {
-            let Some(id) = self.next(path.last().copied(), tokens) else { break };
-            path.push(id);
+            let Some(block) = self.find(path.last().copied().unwrap_or(NONE), tokens) else {
+                break;
+            };
+            path.push(block);
         }
         path
     }
 
-    fn next(&self, after: Option<u64>, tokens: &[i64]) -> Option<u64> {
-        let next = after.map_or(&self.roots, |id| &self.blocks[&id].after);
-        next.get(tokens).copied()
+    fn find(&self, before: u32, tokens: &[i64]) -> Option<u32> {
+        let mut block = self.same_hash[self.hash(before, tokens)];
+        while let Some(Block { before: own, next, .. }) = self.blocks.get(block as usize) {
+            if *own == before && self.tokens_of(block) == tokens {
+                return Some(block);
+            }
+            block = *next;
+        }
+        None
+    }
+
+    fn tokens_of(&self, block: u32) -> &[i64] {
+        &self.tokens[block as usize * BLOCK..][..BLOCK]
+    }
+
+    fn hash(&self, before: u32, tokens: &[i64]) -> usize {
+        self.hasher.hash_one((before, tokens)) as usize & (self.same_hash.len() - 1)
     }
 
     /// How many of a prompt's first tokens are cached.
@@ -78,90 +113,104 @@ impl PrefixCache {
     /// The keys and values of tokens that are known, `[layers, 2, n_kv, t, d_h]` of each part of the model; none of no tokens.
     pub(crate) fn read(&mut self, ids: &[i64]) -> Option<Vec<Tensor>> {
         let path = self.path(ids);
-        self.clock += 1;
-        for id in &path {
-            self.blocks.entry(*id).and_modify(|block| block.used = self.clock);
-        }
-        let blocks: Vec<Vec<Tensor>> =
-            path.iter().map(|id| self.at(self.blocks[id].place).collect()).collect();
+        self.use_now(&path);
+        let blocks: Vec<Vec<Tensor>> = path.iter().map(|block| self.at(*block).collect()).collect();
         let of_part =
             |part: usize| Tensor::cat(&blocks.iter().map(|own| &own[part]).collect::<Vec<_>>(), 3);
         blocks.first().map(|first| (0..first.len()).map(of_part).collect())
     }
 
-    /// The keys and values at a place, `[layers, 2, n_kv, BLOCK, d_h]` of each part of the model.
-    fn at(&self, place: usize) -> impl Iterator<Item = Tensor> {
-        self.shelves[place / SHELF].iter().map(move |shelf| shelf.get((place % SHELF) as i64))
+    fn use_now(&mut self, path: &[u32]) {
+        self.clock += 1;
+        for block in path {
+            self.blocks[*block as usize].used = self.clock;
+        }
     }
 
-    /// A place that is free, for keys and values `[layers, 2, n_kv, BLOCK, d_h]` of each part of the model.
-    fn place_for(&mut self, keys_values: &[Tensor]) -> usize {
-        if let Some(place) = self.free.pop() {
-            return place;
-        }
-        let first = self.shelves.len() * SHELF;
-        let shelf = |own: &Tensor| {
-            let shape: Vec<i64> = [SHELF as i64].into_iter().chain(own.size()).collect();
-            Tensor::empty(shape, (own.kind(), own.device()))
-        };
-        self.shelves.push(keys_values.iter().map(shelf).collect());
-        self.free.extend((first + 1..first + SHELF).rev());
-        first
+    /// The keys and values of a block, `[layers, 2, n_kv, BLOCK, d_h]` of each part of the model.
+    fn at(&self, block: u32) -> impl Iterator<Item = Tensor> {
+        let (shelf, place) = (block as usize / SHELF, block as usize % SHELF);
+        self.shelves[shelf].iter().map(move |shelf| shelf.get(place as i64))
     }
 
     /// Keeps a prefill's keys and values of a row's first tokens, as far as they fill blocks.
     pub(crate) fn keep(&mut self, ids: &[i64], cache: &KvCache, row: usize) {
-        let mut path = self.path(ids);
+        let path = self.path(ids);
         let known = path.len() * BLOCK;
         let end = (ids.len() / BLOCK).min(self.most_blocks) * BLOCK;
         if end <= known {
             return;
         }
-        self.clock += 1;
+        self.use_now(&path);
         let new = cache.columns_of(row, known..end); // [layers, 2, n_kv, t, d_h] each
+        let mut before = path.last().copied().unwrap_or(NONE);
         for (i, tokens) in ids[known..end].chunks_exact(BLOCK).enumerate() {
-            let before = path.last().copied();
-            let id = self.next_id;
-            self.next_id += 1;
             let block = |own: &Tensor| own.narrow(3, (i * BLOCK) as i64, BLOCK as i64);
             let keys_values: Vec<Tensor> = new.iter().map(block).collect();
-            let place = self.place_for(&keys_values);
-            self.at(place).zip(&keys_values).for_each(|(mut at, own)| at.copy_(own));
-            let (tokens, after) = (tokens.to_vec(), HashMap::new());
-            let siblings = match before.and_then(|id| self.blocks.get_mut(&id)) {
-                Some(block) => &mut block.after,
-                None => &mut self.roots,
-            };
-            siblings.insert(tokens.clone(), id);
-            let used = self.clock;
-            self.blocks.insert(id, Block { tokens, place, before, after, used });
-            path.push(id);
-        }
-        for id in &path[..known / BLOCK] {
-            self.blocks.entry(*id).and_modify(|block| block.used = self.clock);
-        }
-        while self.blocks.len() > self.most_blocks {
-            self.drop_oldest();
+            before = self.put(before, tokens, &keys_values);
         }
     }
 
-    /// Lets the block at the end of a branch go that was used longest ago; of equals the one that came last.
-    fn drop_oldest(&mut self) {
-        let ends = self.blocks.iter().filter(|(_, block)| block.after.is_empty());
-        let oldest = ends.min_by_key(|(id, block)| (block.used, std::cmp::Reverse(**id)));
-        let Some(block) = oldest.map(|(id, _)| *id).and_then(|id| self.blocks.remove(&id)) else {
-            return;
+    /// Adds a block after another one, or as a first one; its keys and values are `[layers, 2, n_kv, BLOCK, d_h]` of each part of the model.
+    fn put(&mut self, before: u32, tokens: &[i64], keys_values: &[Tensor]) -> u32 {
+        let block = if self.blocks.len() < self.most_blocks {
+            self.blocks.len() as u32
+        } else {
+            self.drop_oldest()
         };
-        self.free.push(block.place);
-        match block.before.and_then(|before| self.blocks.get_mut(&before)) {
-            Some(before) => before.after.remove(&block.tokens),
-            None => self.roots.remove(&block.tokens),
-        };
+        let (number, hash) = (block as usize, self.hash(before, tokens));
+        let new = Block { before, after: 0, next: self.same_hash[hash], used: self.clock };
+        self.same_hash[hash] = block;
+        if number == self.blocks.len() {
+            self.blocks.push(new);
+            self.tokens.extend(tokens);
+        } else {
+            self.blocks[number] = new;
+            self.tokens[number * BLOCK..][..BLOCK].copy_from_slice(tokens);
+        }
+        if let Some(before) = self.blocks.get_mut(before as usize) {
+            before.after += 1;
+        }
+        if number / SHELF == self.shelves.len() {
+            let shelf = |own: &Tensor| {
+                let shape: Vec<i64> = [SHELF as i64].into_iter().chain(own.size()).collect();
+                Tensor::empty(shape, (own.kind(), own.device()))
+            };
+            self.shelves.push(keys_values.iter().map(shelf).collect());
+        }
+        self.at(block).zip(keys_values).for_each(|(mut at, own)| at.copy_(own));
+        block
+    }
+
+    /// Takes the block at the end of a branch out that was used longest ago; another one takes its number.
+    fn drop_oldest(&mut self) -> u32 {
+        let ends = self.blocks.iter().enumerate().filter(|(_, block)| block.after == 0);
+        let (oldest, Block { before, next, .. }) = ends
+            .min_by_key(|(_, block)| block.used)
+            .map(|(number, block)| (number as u32, *block))
+            .expect("invariant: a branch has an end");
+        let hash = self.hash(before, self.tokens_of(oldest));
+        let (mut previous, mut block) = (NONE, self.same_hash[hash]);
+        while block != oldest {
+            previous = block;
+            block = self.blocks[block as usize].next;
+        }
+        match self.blocks.get_mut(previous as usize) {
+            Some(previous) => previous.next = next,
+            None => self.same_hash[hash] = next,
+        }
+        if let Some(before) = self.blocks.get_mut(before as usize) {
+            before.after -= 1;
+        }
+        oldest
     }
 
     /// Forgets everything: the model's weights are others.
     pub(crate) fn clear(&mut self) {
-        *self = Self { most_blocks: self.most_blocks, ..Self::default() };
+        self.blocks.clear();
+        self.tokens.clear();
+        self.same_hash.fill(NONE);
+        self.shelves.clear();
     }
 }
 
@@ -222,5 +271,50 @@ mod tests {
         prefixes.clear();
         assert_eq!((prefixes.tokens(), prefixes.known(&endless)), (0, 0));
         assert!(prefixes.is_on() && !PrefixCache::new(BLOCK - 1).is_on());
+        prefixes.keep(&third, &filled(&third), 0);
+        assert_eq!((prefixes.tokens(), prefixes.known(&third)), (2 * BLOCK, 2 * BLOCK));
+    }
+
+    /// What is kept is what a plain list of beginnings keeps, and the tables stay where they are.
+    #[test]
+    fn blocks_come_and_go_in_place() {
+        let most = 6;
+        let mut prefixes = PrefixCache::new(most * BLOCK);
+        let place = (prefixes.blocks.as_ptr(), prefixes.tokens.as_ptr());
+        // beginnings with the time of their last use
+        let mut expected: Vec<(Vec<i64>, usize)> = Vec::new();
+        for time in 0..600 {
+            // 12 prompts of 1 to 4 blocks that differ in the first or the third one
+            let (which, n) = (time * 7 % 12, 1 + time * 5 % 4);
+            let of_block = |i: usize| if i < 2 { which / 3 } else { which } as i64;
+            let ids: Vec<i64> =
+                (0..n * BLOCK).map(|i| of_block(i / BLOCK) * 1000 + i as i64).collect();
+            let beginnings = (1..=n).map(|blocks| &ids[..blocks * BLOCK]);
+            let is_there = |own: &&[i64]| expected.iter().any(|(ids, _)| ids == own);
+            let known = beginnings.clone().take_while(is_there).count();
+            assert_eq!(prefixes.known(&ids), known * BLOCK, "time {time}");
+            let read = prefixes.read(&ids[..known * BLOCK]).map(|read| read[0].flatten(0, -1));
+            let read: Vec<f32> =
+                read.map_or(Vec::new(), |read| read.try_into().unwrap_or_default());
+            let keys = ids[..known * BLOCK].iter().map(|id| *id as f32);
+            assert_eq!(read, keys.clone().chain(keys.map(|key| -key)).collect::<Vec<_>>());
+            prefixes.keep(&ids, &filled(&ids), 0);
+            for beginning in beginnings {
+                expected.retain(|(ids, _)| ids != beginning);
+                if expected.len() == most {
+                    let is_end = |(ids, _): &&(Vec<i64>, usize)| {
+                        !expected
+                            .iter()
+                            .any(|(other, _)| other.len() > ids.len() && other.starts_with(ids))
+                    };
+                    let oldest =
+                        expected.iter().filter(is_end).min_by_key(|(_, used)| *used).cloned();
+                    expected.retain(|own| Some(own) != oldest.as_ref());
+                }
+                expected.push((beginning.to_vec(), time));
+            }
+            assert_eq!(prefixes.tokens(), expected.len() * BLOCK);
+        }
+        assert_eq!((prefixes.blocks.as_ptr(), prefixes.tokens.as_ptr()), place);
     }
 }
