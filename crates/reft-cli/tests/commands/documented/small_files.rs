@@ -15,10 +15,10 @@ fn json_lines(row: impl Fn(usize) -> Value) -> String {
 /// All small files, by path.
 fn contents() -> Vec<(&'static str, String)> {
     let question = |i: usize| format!("How much is {i} and one?");
-    let table = |head: &str, row: &dyn Fn(usize) -> String| {
-        (0..8).fold(format!("{head}\n"), |text, i| text + &row(i) + "\n")
+    let replies = |head: &str| {
+        let row = |i| format!("{},It is {}.\n", question(i), i + 1);
+        (0..8).fold(format!("{head}\n"), |text, i| text + &row(i))
     };
-    let replies = |head: &str| table(head, &|i| format!("{},It is {}.", question(i), i + 1));
     let reply =
         json_lines(|i| json!({"prompt": question(i), "completion": format!("It is {}.", i + 1)}));
     let pairs = json_lines(
@@ -29,7 +29,6 @@ fn contents() -> Vec<(&'static str, String)> {
     let classes = |i: usize| ["shown", "absent"][i % 2];
     let judged =
         json_lines(|i| json!({"text": format!("Once there were {i}."), "label": classes(i)}));
-    let moods = table("text,label", &|i| format!("I saw {i} of them,{}", classes(i)));
     // text<TAB>class, without a header
     let sentences: String = (0..8).map(|i| format!("a film of {i} hours\t{}\n", i % 2)).collect();
     let kinds: String = (0..12).map(|i| format!("{}\t{}\n", question(i), i % 6)).collect();
@@ -62,8 +61,6 @@ fn contents() -> Vec<(&'static str, String)> {
         ),
         ("data/metamath.jsonl", metamath),
         ("questions.csv", replies("question,answer")),
-        ("train.csv", moods.clone()),
-        ("test.csv", moods),
         ("train.toml", "model = \"models/SmolLM2-135M-Instruct\"\n".into()),
     ];
     let mut same = |names: &[&'static str], text: &str| {
