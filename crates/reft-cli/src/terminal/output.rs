@@ -64,7 +64,10 @@ pub fn holds(directory: &Path, what: &str, (file, beginning): (&str, &str)) -> R
     }
     for entry in entries {
         let other = entry.with_context(|| format!("cannot read {name}"))?.file_name();
-        let is_trace = other.to_string_lossy().starts_with(".partial-");
+        // a file that is being written, and the place of a process that has begun the same work a moment ago
+        let is_trace = [".partial-", ".process-"]
+            .iter()
+            .any(|beginning| other.to_string_lossy().starts_with(beginning));
         if !is_trace && other != DirectoryLock::FILE_NAME {
             let other = other.display();
             bail!(
