@@ -1,4 +1,4 @@
-//! LoReFT's edit of one layer, and all that 32 edited layers add to a step: their maps, edits and gradients.
+//! LoReFT's edit of one layer, and the total cost of 32 edited layers in a step: their maps, edits and gradients.
 //!
 //! `cargo bench --workspace --profile dev --bench edit`
 

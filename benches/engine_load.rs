@@ -25,7 +25,7 @@ pub const KINDS: [(&str, Option<&str>); 3] = [
     ("LoRA, r 8, query and value", Some("lora")),
 ];
 
-/// Directories of as many adapters of a kind. An orthonormal map that is read from a file has no parameters any more.
+/// Directories of `n` saved adapters of a kind. They are saved because a loaded adapter is cheaper: its orthonormal map has no parameters.
 pub fn saved_adapters(
     model: &Decoder,
     method: Option<&str>,
@@ -61,8 +61,8 @@ pub fn prompts(model: &Decoder, n: usize) -> Vec<Vec<i64>> {
     (0..n).map(prompt).collect()
 }
 
-/// When each request comes, in seconds: an open loop, which waits for no reply. At `rate` requests a second on average, at random (Poisson);
-/// at a rate of 0 all are there at once.
+/// When each request arrives, in seconds: an open loop, which waits for no reply. Arrivals are random (Poisson) with `rate` requests a
+/// second on average; at a rate of 0 all arrive at once.
 pub fn arrivals(rate: f64, n: usize) -> Vec<f64> {
     let mut rng = StdRng::seed_from_u64(11);
     let mut clock = 0.0;

@@ -1,5 +1,5 @@
-//! The two halves of generation, without an adapter and with LoReFT on all layers: the prefill of a prompt, where the edits are made, and a
-//! decode step, where there are none.
+//! The two halves of generation, without an adapter and with LoReFT on all layers: the prefill of a prompt, which has edits, and a decode
+//! step, which has none.
 //!
 //! `cargo bench --workspace --profile dev --bench generation`
 

@@ -2,10 +2,10 @@
 //!
 //!     cargo bench --workspace --profile dev --bench http_load -- MODEL [f32|bf16] [REQUESTS] [ADAPTERS] [TURNS]
 //!
-//! For each kind of adapters and 1, 16 and 64 requests in flight two lines. Throughput: tokens a second of the engine and of the server, the
-//! medians of some turns (2) in alternation, of the same requests at the same times, 16 a second at random, whatever is in flight. Latency: as
-//! many clients as are in flight, each of which asks again when its reply is done; time to the first token, and between two parts of a stream,
-//! p50, p95 and p99 of all turns.
+//! Two lines for each kind of adapters and 1, 16 and 64 requests in flight. Throughput: tokens a second of the engine and of the server, the
+//! medians of alternating turns (2), with the same requests at the same random times, 16 a second on average. Latency: one client for each
+//! request in flight, which asks again when its reply is done; time to the first token, and between two parts of a stream, p50, p95 and p99
+//! of all turns.
 
 mod engine_load;
 
@@ -48,8 +48,8 @@ fn ask(agent: &ureq::Agent, url: &str, name: &str, prompt: &[i64]) -> Result<Arr
     Err("a stream ended before it was done".to_owned())
 }
 
-/// Requests through a server of so many rows, from so many clients at once, none before it is due: tokens a second, and when the parts of all
-/// streams came.
+/// Sends requests to a server with `rows` rows from several clients at once, each request when it is due. Returns tokens a second, and when
+/// the parts of all streams came.
 fn http_load(
     model: &Decoder,
     path: &Path,
@@ -100,14 +100,14 @@ fn http_load(
             stopper.stop();
             Ok(((prompts.len() * REPLY) as f64 / seconds, asked?.concat()))
         });
-        // nobody hears it if the load has ended
+        // the receiver is gone if the load has ended
         let is_ready = move || is_ready.send(()).unwrap_or_default();
         server.serve(model, text, is_ready)?;
         Ok(load.join().map_err(|_| "the load panicked")??)
     })
 }
 
-/// The value below which a part of all lies.
+/// The value below which a share `part` of all values lies.
 fn quantile(sorted: &[f64], part: f64) -> Option<f64> {
     sorted.get((part * (sorted.len() as f64 - 1.0)).round() as usize).copied()
 }
@@ -153,7 +153,7 @@ fn main() -> Outcome {
             adapters.extend(load_adapters(directory, &model)?);
         }
         for in_flight in IN_FLIGHT {
-            // with few in flight fewer requests say as much
+            // with few requests in flight fewer requests are enough
             let prompts = &prompts[..requests.min(8 * in_flight)];
             let (at_random, at_once) = (arrivals(RATE, prompts.len()), vec![0.0; prompts.len()]);
             let (mut of_engine, mut of_server, mut streams) = (Vec::new(), Vec::new(), Vec::new());

@@ -2,7 +2,7 @@ use reft_models::{Decoder, DecoderConfig, Model, Weights};
 use serde_json::json;
 use tch::{Device, Kind};
 
-/// A decoder of SmolLM2-135M's width with fewer layers and a smaller vocabulary, its weights made up.
+/// A decoder of SmolLM2-135M's width with fewer layers, a smaller vocabulary and random weights.
 pub fn decoder(layers: usize, device: Device) -> Decoder {
     let config = json!({
         "model_type": "llama",
@@ -22,7 +22,7 @@ pub fn decoder(layers: usize, device: Device) -> Decoder {
         .expect("invariant: weights made for this configuration")
 }
 
-/// Tokens of a row that look random.
+/// Pseudo-random tokens of a row.
 pub fn tokens(row: i64, length: usize, model: &dyn Model) -> Vec<i64> {
     let v = model.description().vocab_size;
     (0..length as i64).map(|t| (row * 1_000_003 + t * 7_919) % v).collect()

@@ -1,5 +1,5 @@
-//! A long system prompt and many adapters that edit last tokens: how long each waits for its first token, with the beginning of prompts kept
-//! and without.
+//! A long system prompt and many adapters that edit last tokens: how long each request waits for its first token, with and without a cache
+//! of shared prompt prefixes.
 //!
 //!     cargo bench --workspace --profile dev --bench shared_prompt -- MODEL [ADAPTERS] [TOKENS]
 
@@ -17,7 +17,7 @@ use tch::{Device, Kind};
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
-/// Tokens of each prompt that are its own.
+/// Tokens of each prompt after the shared ones.
 const OWN: usize = 20;
 
 /// Seconds that each adapter's request waits for its first token, one after the other.

@@ -1,5 +1,5 @@
-//! A training step of the one trainer: the frozen floor, LoReFT at both ends of the prompt and at its last token, and LoRA. Frozen work is
-//! not kept, so that every step does the same; `reft bench` times it kept too, and on whole models.
+//! A training step: the frozen floor, LoReFT at both ends of the prompt and at its last token, and LoRA. Frozen work is not cached, so that
+//! every step does the same; `reft bench` also times steps with cached frozen work, and whole models.
 //!
 //! `cargo bench --workspace --profile dev --bench step`
 

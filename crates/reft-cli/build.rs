@@ -8,10 +8,10 @@ fn main() {
     if env::var("CARGO_CFG_TARGET_OS").is_ok_and(|system| system != "linux") {
         return;
     }
-    // With every function looked up before the program begins, a libtorch of another release that lacks one ends it in the system's
-    // loader, with a name that tells nobody anything. Looked up when they are called, they leave the program time to check the release.
+    // Lazy binding lets the program start with any libtorch and check its release. With eager binding, a libtorch that lacks a function
+    // ends the program in the system's loader, with a mangled symbol name as the only message.
     println!("cargo::rustc-link-arg-bins=-Wl,-z,lazy");
-    // Where a packed program looks for libtorch before LD_LIBRARY_PATH is asked: `cargo xtask wheel` and `cargo xtask dist` say it.
+    // The folder in which a packed program looks for libtorch before LD_LIBRARY_PATH. `cargo xtask wheel` and `cargo xtask dist` set it.
     if let Ok(run_path) = env::var("REFT_RUN_PATH") {
         println!("cargo::rustc-link-arg-bins=-Wl,--disable-new-dtags,-rpath,{run_path}");
     }

@@ -1,4 +1,4 @@
-//! Compiles what calls libtorch's process groups, where they can be called.
+//! Compiles the C++ calls of libtorch's process groups on supported platforms.
 
 use std::env;
 use std::path::Path;
@@ -37,7 +37,7 @@ fn main() {
         .pic(true)
         .warnings(false)
         .std("c++17")
-        .include("include") // before libtorch's: its headers name gloo's, which it does not bring
+        .include("include") // before libtorch's headers, which include gloo's but come without them
         .include(root.join("include"))
         .include(root.join("include/torch/csrc/api/include"))
         .define("USE_DISTRIBUTED", None)

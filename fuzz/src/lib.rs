@@ -1,7 +1,7 @@
-//! Readers of files from elsewhere, each as a function of bytes.
+//! Readers of untrusted files, each as a function of bytes.
 //!
-//! Bytes may be refused. They must not end in a panic, in a loop without end, or in memory that their number does not justify: those are
-//! what `cargo xtask fuzz` looks for.
+//! A reader may refuse bytes. It must not panic, loop without end, or take memory out of proportion to their number: `cargo xtask fuzz` looks
+//! for such inputs.
 
 use std::cell::OnceCell;
 use std::fs;
@@ -24,7 +24,7 @@ thread_local! {
     static DIRECTORY: OnceCell<TempDir> = const { OnceCell::new() };
 }
 
-/// A file of this process, in memory where the machine has a directory for that.
+/// Writes a file of this process, in `/dev/shm` where there is one.
 fn file(name: &str, data: &[u8]) -> PathBuf {
     let memory = Path::new("/dev/shm");
     let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
@@ -62,7 +62,7 @@ pub fn model_configs(data: &[u8]) {
     drop(DecoderConfig::from_json(json, Path::new("config.json")).map(|config| config.describe()));
 }
 
-/// An adapter's configuration in PEFT's form or, behind an odd byte, a ReFT adapter's.
+/// An adapter's configuration in PEFT's form or, after an odd first byte, a ReFT adapter's.
 pub fn adapter_configs(data: &[u8]) {
     let Some((kind, text)) = data.split_first() else { return };
     let names = ["adapter_config.json", "reft_config.json"];

@@ -44,7 +44,7 @@ const NEED_THE_DEMO_MODEL: [&str; 8] = [
     "a_conversation_has_the_tokens",
 ];
 
-/// Runs the tests that need neither the demo model nor minutes.
+/// Runs the tests that do not need the demo model and do not take minutes.
 pub fn quick_test(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     setup::ready(workspace)?;
     let mut cargo = workspace.cargo();
@@ -56,7 +56,7 @@ pub fn quick_test(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     command::run(&mut cargo)
 }
 
-/// Runs every check, cheapest first; the first that fails ends it.
+/// Runs every check, cheapest first, and ends at the first failure.
 pub fn run(workspace: &Workspace) -> Result<()> {
     let started = Instant::now();
     step("fmt", || command::run(workspace.cargo().args(["fmt", "--all", "--check"])))?;
@@ -103,7 +103,7 @@ mod tests {
 
     use super::*;
 
-    /// A test that is renamed would be run, and fail where the model is not there.
+    /// A renamed test would not be skipped, and would fail without the demo model.
     #[test]
     fn what_needs_the_demo_model_is_known_by_its_names() -> Result<()> {
         let mut sources = String::new();

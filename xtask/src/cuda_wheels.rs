@@ -1,8 +1,8 @@
-//! The GPU half of libtorch: what `cargo xtask setup --cuda` unpacks to `libtorch/cuda/`.
+//! The GPU half of libtorch, which `cargo xtask setup --cuda` unpacks to `libtorch/cuda/`.
 //!
-//! It lies in a folder of its own, so that builds are the same with and without it: torch-sys links CUDA in where it finds
-//! `libtorch_cuda.so` beside the CPU libraries, and the program would not start without a GPU's libraries then. `reft` loads it from there
-//! when it starts. Its run path is its own folder, and the libraries that it shares with the CPU half (libtorch_cpu, libc10, libcudart) is loaded already.
+//! It has its own folder, so that builds are the same with and without it. torch-sys links CUDA if `libtorch_cuda.so` is beside the CPU
+//! libraries; then the program would not start without a GPU's libraries. `reft` loads it when it starts. Its run path is its own folder; the
+//! libraries that it shares with the CPU half (libtorch_cpu, libc10, libcudart) are already loaded.
 
 use crate::platform::{LINUX_TAGS, Piece, Platform, TORCH_WHEEL_LINUX, Wheel};
 

@@ -18,7 +18,7 @@ pub const DATA: &str = "examples/emoji.jsonl";
 const FOLDER: Folder = Folder { path: "runs/demo", holds: &["emoji"], command: "demo" };
 const RUN: &str = "runs/demo/emoji";
 
-/// Not among the trained examples; a test holds the data set to that.
+/// Prompts that are not among the training examples, as a test checks.
 const HELD_OUT: [&str; 2] = ["What should I eat for dinner?", "Tell me about the ocean."];
 
 /// Enough to tell prose from emoji.
@@ -29,7 +29,7 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     setup::ready(workspace)?;
     model::ready(workspace)?;
     reft::build(workspace)?;
-    // Relative to the top folder, where `reft` is run: what it records then holds on any machine.
+    // Relative to the top folder, where `reft` is run, so that recorded paths hold on any machine.
     let model = workspace.model();
     let model = workspace.relative(&model);
     let adapter = Path::new(RUN);
@@ -90,7 +90,7 @@ fn comparison(prompt: &str, base: &str, adapted: &str) -> String {
     )
 }
 
-/// A folder in which a command of xtask writes some things anew each time.
+/// A folder whose files a command of xtask writes anew each time.
 pub struct Folder {
     /// Relative to the top folder.
     pub path: &'static str,
@@ -101,7 +101,7 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Removes the command's earlier files, and nobody else's; returns the folder.
+    /// Removes only the command's earlier files; returns the folder.
     pub fn begin(&self, root: &Path) -> Result<PathBuf> {
         let (path, command) = (self.path, self.command);
         let folder = root.join(path);

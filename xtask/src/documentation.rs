@@ -17,7 +17,7 @@ const END: &str = "<!-- downloads: end -->";
 fn table() -> Result<String> {
     let of_setup = LINUX_X86_64.wheels.iter().map(|(wheel, _)| ("setup, on Linux", wheel));
     let of_macos = MACOS_ARM64.wheels.iter().map(|(wheel, _)| ("setup, on macOS", wheel));
-    // The first is Linux's once more: its other half.
+    // The first wheel is left out: it is in Linux's list already.
     let of_cuda =
         LINUX_X86_64_CUDA.wheels[1..].iter().map(|(wheel, _)| ("setup --cuda, besides", wheel));
     let of_real = [&MINILM].into_iter().chain(&GEMMA_PARTS).map(|wheel| ("oracle --real", wheel));

@@ -1,4 +1,4 @@
-//! Making `libtorch/` from wheels, and telling a whole one from a half-made one.
+//! Makes `libtorch/` from wheels, and detects an incomplete one.
 
 use std::env;
 use std::fmt::Write;
@@ -20,7 +20,7 @@ const MANIFEST: &str = "manifest.txt";
 /// Siblings of `libtorch/` that are being made or thrown away.
 const TEMPORARY: &str = ".libtorch-";
 
-/// The pieces missing from `libtorch`, or nothing.
+/// The defect of `libtorch` in words; `None` if it is complete.
 pub fn defect(libtorch: &Path, platform: &Platform) -> Option<String> {
     if !libtorch.is_dir() {
         return Some("it is not there".to_owned());
@@ -64,7 +64,7 @@ pub fn make(workspace: &Workspace, platform: &Platform, cache: &Path) -> Result<
         link_shim(&compiler, &fresh.path().join("lib"))?;
     }
     complete(&fresh, platform)?;
-    // In place before the rename, so that there is no moment at which the directory is there and Cargo does not know it.
+    // Written before the rename, so that the directory never exists without Cargo's configuration.
     let config = libtorch_config::content(&libtorch, false)?;
     fs::write(fresh.path().join("cargo.toml"), config)?;
     put_in_place(workspace, fresh, &libtorch)
@@ -85,7 +85,7 @@ pub fn make_cuda(workspace: &Workspace, platform: &Platform, cache: &Path) -> Re
 /// Refuses a folder that is a link: its target belongs to another checkout or installation.
 ///
 /// # Errors
-/// If it is one.
+/// If the folder is a link.
 pub fn refuse_link(dir: &Path) -> Result<()> {
     if fs::symlink_metadata(dir).is_ok_and(|metadata| metadata.is_symlink()) {
         let target = fs::read_link(dir).unwrap_or_default();
@@ -117,7 +117,7 @@ fn unpacked(
     Ok(fresh)
 }
 
-/// Writes version and manifest, and checks that every needed file is there.
+/// Writes version and manifest, and checks that no needed file is missing.
 fn complete(fresh: &TempDir, platform: &Platform) -> Result<()> {
     fs::write(fresh.path().join("build-version"), format!("{LIBTORCH_VERSION}\n"))?;
     write_manifest(fresh.path())?;
@@ -136,7 +136,7 @@ fn temporary_sibling(workspace: &Workspace) -> Result<TempDir> {
         .prefix(TEMPORARY)
         .tempdir_in(root)
         .with_context(|| format!("cannot create a folder in {}", root.display()))?;
-    // A tempdir is closed to others; libtorch/ is an ordinary folder.
+    // Other users cannot read a tempdir; libtorch/ is an ordinary folder.
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
@@ -145,7 +145,7 @@ fn temporary_sibling(workspace: &Workspace) -> Result<TempDir> {
     Ok(dir)
 }
 
-/// Removes files of an interrupted setup; nobody else makes one while the lock is held.
+/// Removes files of an interrupted setup; no other setup runs while the lock is held.
 fn remove_leftovers(workspace: &Workspace) {
     for entry in fs::read_dir(workspace.root()).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(TEMPORARY)

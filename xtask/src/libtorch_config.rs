@@ -1,4 +1,4 @@
-//! `libtorch/cargo.toml`: how plain Cargo learns where libtorch is. The tracked `.cargo/config.toml` includes it.
+//! `libtorch/cargo.toml` tells plain Cargo where libtorch is. The tracked `.cargo/config.toml` includes it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -46,7 +46,7 @@ pub fn content(libtorch: &Path, given: bool) -> Result<String> {
     ))
 }
 
-/// Reads the file of `workspace`; none if it is not there or not ours.
+/// Reads the file of `workspace`; `None` if it is missing or not ours.
 pub fn read(workspace: &Workspace) -> Option<Recorded> {
     let text = fs::read_to_string(path(workspace)).ok()?;
     let value = text.lines().find_map(|line| line.strip_prefix("LIBTORCH = "))?;
@@ -54,7 +54,7 @@ pub fn read(workspace: &Workspace) -> Option<Recorded> {
     Some(Recorded { libtorch: libtorch.into(), given: text.starts_with(GIVEN_MARK) })
 }
 
-/// Points Cargo at `libtorch`. Returns whether the file had to change; Cargo builds again what it linked when it does.
+/// Points Cargo at `libtorch`. Returns whether the file had to change, in which case Cargo rebuilds the linked programs.
 pub fn write(workspace: &Workspace, libtorch: &Path, given: bool) -> Result<bool> {
     let path = path(workspace);
     let content = content(libtorch, given)?;

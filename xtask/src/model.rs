@@ -19,7 +19,7 @@ const PIECES: &[Piece] = &[Piece {
 const FILES: [&str; 4] =
     ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
 
-/// Makes the demo model, or says that it is there.
+/// Makes the demo model, or says that it exists already.
 pub fn run(workspace: &Workspace) -> Result<()> {
     setup::ready(workspace)?;
     let model = workspace.model();
@@ -30,7 +30,7 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     ready(workspace)
 }
 
-/// Makes the demo model if it is not there. libtorch must be ready.
+/// Makes the demo model if it is missing. libtorch must be ready.
 pub fn ready(workspace: &Workspace) -> Result<()> {
     let model = workspace.model();
     let Some(file) = missing(&model) else { return Ok(()) };
@@ -57,12 +57,12 @@ pub fn ready(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// The first file that a complete model would have and `model` has not.
+/// The first file of a complete model that is missing in `model`.
 fn missing(model: &Path) -> Option<&'static str> {
     FILES.into_iter().find(|file| !fs::metadata(model.join(file)).is_ok_and(|file| file.len() > 0))
 }
 
-/// Renames `converted` to `model`; what was there goes to `bin`, which is thrown away.
+/// Renames `converted` to `model`. An earlier `model` is moved to `bin`, which is deleted later.
 fn put_in_place(converted: &Path, model: &PathBuf, bin: &Path) -> Result<()> {
     if model.exists() {
         fs::rename(model, bin.join("old"))

@@ -1,4 +1,4 @@
-//! `cargo xtask newcomer`: what somebody does who has a table of questions and answers and nothing else.
+//! `cargo xtask newcomer`: the steps of a user who has only a table of questions and answers.
 
 use std::fs;
 use std::io::{self, Write};
@@ -13,7 +13,7 @@ use crate::demo::Folder;
 use crate::workspace::Workspace;
 use crate::{command, model, reft, setup};
 
-/// Her own table, and questions that are not in it.
+/// The user's table, and questions that are not in it.
 const TABLE: &str = "examples/pirate.csv";
 const UNSEEN: &str = "examples/pirate-unseen.csv";
 const FOLDER: Folder = Folder {
@@ -24,12 +24,12 @@ const FOLDER: Folder = Folder {
 
 /// How every answer of the table begins.
 const MANNER: &str = "Ahoy!";
-/// Of the twelve unseen questions, so many at least are answered in the manner.
+/// Least number of the twelve unseen questions that must be answered in this manner.
 const LEAST: usize = 11;
 
 /// Questions of fact that are not in the table, each with a word of its answer.
 const CONTROLS: &str = "examples/controls.csv";
-/// So many fewer of them than the base model answers may be answered rightly with the adapter.
+/// With the adapter at most this many fewer control questions may be answered right than by the base model.
 const MOST_LOST: usize = 2;
 
 /// Trains on the table without a recipe, looks at the page, talks, compares with the base model, and looks at the files to be shared.

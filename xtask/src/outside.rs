@@ -15,7 +15,7 @@ const OLD_CONFIG: &str = ".cargo/config";
 
 const EXAMPLE: &str = "examples/downstream";
 
-/// Makes the project in `project` find the libtorch that setup made ready.
+/// Makes the project in `project` find the libtorch of `cargo xtask setup`.
 ///
 /// # Errors
 /// A folder that is no project; a configuration that this cannot add to.
@@ -69,7 +69,7 @@ pub fn prepare(workspace: &Workspace, project: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A configuration with one line more, the first; none if it has the line already.
+/// A configuration with one more line at its beginning; `None` if it has the line already.
 ///
 /// # Errors
 /// If the configuration cannot be read, includes other files, or has flags that would hide libtorch's run path.
@@ -114,7 +114,7 @@ pub fn example(workspace: &Workspace) -> Result<()> {
     model::ready(workspace)?;
     let project = workspace.root().join(EXAMPLE);
     prepare(workspace, &project)?;
-    // The versions that this workspace is tested with; Cargo drops what the example does not use.
+    // The versions that this workspace is tested with; Cargo drops packages that the example does not use.
     let lock = project.join("Cargo.lock");
     if !lock.exists() {
         fs::copy(workspace.root().join("Cargo.lock"), &lock)

@@ -25,7 +25,7 @@ pub struct Wheel {
 /// A file of a wheel and its place in `libtorch/`.
 #[derive(Debug)]
 pub struct Piece {
-    /// Path inside the wheel; one that ends in `/` is a folder and is taken whole.
+    /// Path inside the wheel; a path that ends in `/` is a folder and is taken whole.
     pub from: &'static str,
     /// Path inside `libtorch/`, ending like `from`.
     pub to: &'static str,
@@ -183,7 +183,7 @@ mod tests {
         platforms
             .into_iter()
             .flat_map(|platform| platform.wheels)
-            .chain(&LINUX_X86_64_CUDA.wheels[1..]) // the first is the other half of one that is here already
+            .chain(&LINUX_X86_64_CUDA.wheels[1..]) // the first wheel is in the list already
             .map(|(wheel, _)| wheel)
             .chain([&DEMO_MODEL])
     }

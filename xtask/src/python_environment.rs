@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 
 use crate::{command, workspace};
 
-/// Versions that the kept oracle files were made with, and of what pyreft and pyvene import besides; what reads and writes data files.
+/// The versions with which the kept oracle files were made, further imports of pyreft and pyvene, and packages that read and write data files.
 const REQUIREMENTS: [&str; 10] = [
     "torch==2.11.0",
     "transformers==4.49.0",
@@ -29,8 +29,8 @@ const WITHOUT_DEPENDENCIES: [&str; 2] = ["pyreft==0.1.0", "pyvene==0.1.8"];
 /// Qwen3 is younger than the transformers that pyreft works with, so this one lies in a folder of its own, before the other.
 const NEWER: [&str; 1] = ["transformers==4.51.3"];
 
-/// PEFT and transformers of today, with what they import besides torch and numpy, and what writes GGUF files and vocabularies; in a folder of its
-/// own too.
+/// Today's PEFT and transformers with their imports besides torch and numpy, and packages that write GGUF files and vocabularies; in a
+/// separate folder too.
 const TODAY: [&str; 19] = [
     "peft==0.21.2",
     "transformers==5.24.0",
@@ -53,7 +53,7 @@ const TODAY: [&str; 19] = [
     "gguf==0.19.0",
 ];
 
-/// Packages that learn preferences, beside today's, with the data sets that they import, and packages that measure classes; in a folder of its own too.
+/// Packages for preference learning on top of today's, with their imports, and packages for classification metrics; in a separate folder too.
 const TRL: [&str; 11] = [
     "trl==1.16.0",
     "datasets==5.2.0",
@@ -75,7 +75,7 @@ pub const NAMES: [&str; 4] = ["reference", "newer", "today", "trl"];
 #[derive(Debug)]
 pub struct Environment {
     interpreter: PathBuf,
-    /// Folders that come before the installed packages: of each name but the first.
+    /// Folders that come before the installed packages: one for each of [`NAMES`] but the first.
     folders: [PathBuf; 3],
 }
 
@@ -101,7 +101,7 @@ impl Environment {
     }
 }
 
-/// The environment, made in `cache` unless it is there.
+/// The environment in `cache`, which is made if it is missing.
 pub fn ready(cache: &Path) -> Result<Environment> {
     let environment = cache.join("oracle-python");
     let interpreter: PathBuf = environment.join("bin/python");

@@ -32,7 +32,7 @@ fn reft(workspace: &Workspace, subcommand: &str) -> Command {
 pub fn import_gguf(workspace: &Workspace, gguf: &Path, output: &Path) -> Result<()> {
     let mut import = reft(workspace, "import");
     import.args(["--from", "gguf"]).arg(gguf).arg("--output").arg(output);
-    // Its result is where the model is, which here is not the place where it stays.
+    // It prints the model's place, which is temporary here.
     command::output(&mut import).map(drop)
 }
 

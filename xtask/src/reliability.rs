@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz` and `cargo xtask soak`: what takes too long for continuous integration.
+//! `cargo xtask fuzz` and `cargo xtask soak`: checks that take too long for continuous integration.
 
 use std::fs;
 use std::io::{self, Write};
@@ -39,9 +39,9 @@ pub fn fuzz(workspace: &Workspace, seconds: u32, targets: &[String]) -> Result<(
             ["target/corpus", "corpus"].map(|parent| folder.join(parent).join(name));
         fs::create_dir_all(&found)?;
         let mut run = Command::new("cargo");
-        // the toolchain of the Cargo that runs this is handed down, and would come before `+nightly`
+        // the calling Cargo passes its toolchain on in these variables, which would override `+nightly`
         run.env_remove("CARGO").env_remove("RUSTUP_TOOLCHAIN").env_remove("LIBTORCH");
-        // cargo fuzz gives flags of its own, and with them goes the run path of libtorch/cargo.toml
+        // cargo fuzz sets its own flags, which replace the run path of libtorch/cargo.toml
         run.env("LD_LIBRARY_PATH", workspace.libtorch().join("lib"));
         run.current_dir(workspace.root()).args(["+nightly", "fuzz", "run", "--sanitizer", "none"]);
         run.arg(name).args([found, corpus]).arg("--");
@@ -71,7 +71,7 @@ pub fn fuzz(workspace: &Workspace, seconds: u32, targets: &[String]) -> Result<(
     Ok(())
 }
 
-/// The result of a run in libFuzzer's words.
+/// The result of a run, as libFuzzer prints it.
 struct Found {
     inputs: u64,
     coverage: u64,

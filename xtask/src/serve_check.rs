@@ -18,13 +18,13 @@ const PAGE_SCRIPT: &str = "tools/serve/browser.py";
 /// Where pictures of the page go.
 const PICTURES: &str = "runs/serve-check";
 
-/// Serves the demo's adapter until somebody ends it; the server says where it listens.
+/// Serves the demo's adapter until it is stopped; the server prints its address.
 pub fn show(workspace: &Workspace) -> Result<()> {
     let adapter = demo_adapter(workspace)?;
     command::run(&mut server(workspace, &adapter, "8000"))
 }
 
-/// The demo's adapter, which is trained if it is not there, and all that serving it takes.
+/// Returns the demo's adapter. Trains it if it is missing, and prepares everything else that serving needs.
 fn demo_adapter(workspace: &Workspace) -> Result<PathBuf> {
     let adapter = workspace.root().join("runs/demo/emoji");
     if !adapter.is_dir() {
@@ -68,7 +68,7 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     play(PAGE_SCRIPT, &[pictures.as_ref()], server)
 }
 
-/// A directory with the demo's adapter, and one that is as good as untrained.
+/// Makes a directory with the demo's adapter and an adapter that is as good as untrained.
 fn versions(workspace: &Workspace, adapter: &Path, adapters: &Path) -> Result<()> {
     let trained = adapters.join("trained");
     fs::create_dir_all(&trained).context("cannot make a folder of adapters")?;
@@ -127,7 +127,7 @@ fn address(server: &mut Child) -> Result<String> {
     while let Some(line) = lines.next().transpose().context("cannot read what the server says")? {
         eprintln!("{line}");
         if let Some((address, _)) = line.split_once(" is ready") {
-            // its log is read, so that it never waits
+            // the log is read, so that the server never waits for its reader
             let address = address.to_owned();
             std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
             return Ok(address);

@@ -22,7 +22,7 @@ enum Source {
     Given(PathBuf),
 }
 
-/// Makes libtorch ready, with its GPU half if that is wanted, or says that it is.
+/// Makes libtorch ready, with `with_cuda` its GPU half too, or says that it is ready already.
 pub fn run(workspace: &Workspace, with_cuda: bool) -> Result<()> {
     if ready(workspace)? {
         eprintln!("libtorch {LIBTORCH_VERSION} is ready: nothing to do");
@@ -112,7 +112,7 @@ fn source(workspace: &Workspace) -> Result<Source> {
     Ok(choose(named, libtorch_config::read(workspace), &workspace.libtorch()))
 }
 
-/// Tells a `LIBTORCH` of the user's from the one that Cargo hands to xtask out of libtorch/cargo.toml.
+/// Decides whether `LIBTORCH` was set by the user, or by Cargo from libtorch/cargo.toml.
 fn choose(named: Option<PathBuf>, recorded: Option<Recorded>, own: &Path) -> Source {
     match (named, recorded) {
         (Some(named), _) if named == own => Source::Own,
@@ -168,7 +168,7 @@ fn check(libtorch: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The release without its build (`2.11.0`, not `2.11.0+cu130`), from a libtorch's or a Python package's own file.
+/// The release without its build (`2.11.0`, not `2.11.0+cu130`), from the version file of a libtorch or of a Python package.
 fn version(libtorch: &Path) -> Option<String> {
     let full = fs::read_to_string(libtorch.join("build-version")).ok().or_else(|| {
         let python = fs::read_to_string(libtorch.join("version.py")).ok()?;

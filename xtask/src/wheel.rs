@@ -14,7 +14,7 @@ use crate::platform::{Piece, Wheel};
 /// The Python whose wheels are pinned. Named to pip, so that the user's own version does not matter.
 const PYTHON_VERSION: &str = "3.11";
 
-/// The wheel in the cache, downloaded unless a good copy is there.
+/// The wheel in the cache, downloaded unless the cache has a good copy.
 ///
 /// # Errors
 /// pip's failure, or a file whose digest is not the pinned one.
@@ -166,7 +166,7 @@ mod tests {
     }
 
     fn pinned(sha256: &'static str) -> Wheel {
-        // No such package: a test that reached pip would fail.
+        // A package that does not exist: a test that reached pip would fail.
         Wheel { requirement: "reft-test==0", file_name: "t.whl", sha256, megabytes: 0, tags: &[] }
     }
 
@@ -239,7 +239,7 @@ mod tests {
     fn a_flipped_byte_inside_an_entry_is_noticed() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let wheel = dir.path().join("t.whl");
-        let content = [7_u8; 64]; // stored as it is below, so that one byte can be changed in place
+        let content = [7_u8; 64]; // stored without compression below, so that one byte can be changed in place
         let mut writer = ZipWriter::new(File::create(&wheel)?);
         writer.start_file(
             PIECES[1].from,

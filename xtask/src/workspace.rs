@@ -51,8 +51,8 @@ impl Workspace {
 
     /// Cargo in the top folder.
     ///
-    /// Cargo hands the `[env]` table of libtorch/cargo.toml to xtask. After setup has written another one, the old value must not
-    /// win in the Cargo called from here, so it is dropped and Cargo reads the file again.
+    /// Cargo passes the `[env]` table of libtorch/cargo.toml on to xtask. After setup has written a new file, the old values must not
+    /// override it in the Cargo called from here, so they are dropped and Cargo reads the file again.
     pub fn cargo(&self) -> Command {
         let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo.current_dir(&self.root).env_remove("LIBTORCH");

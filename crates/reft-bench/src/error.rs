@@ -26,7 +26,7 @@ pub enum Error {
     /// A run was asked to stop. Finished work is kept.
     #[error("interrupted; finished runs are kept, and the same command goes on after them")]
     Interrupted,
-    /// A method, its options or its adapter.
+    /// A method, its options or its adapter fails.
     #[error(transparent)]
     Method(#[from] reft_methods::Error),
     /// Data, training or evaluation fails.

@@ -7,7 +7,7 @@ use serde::de::{DeserializeOwned, DeserializeSeed, Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-/// A configuration with one field set to another value, or why it cannot have it.
+/// A configuration with one field set to another value, or the reason why the value is refused.
 pub(crate) fn with_field<T: Serialize + DeserializeOwned>(
     config: &T,
     field: &str,
@@ -20,7 +20,7 @@ pub(crate) fn with_field<T: Serialize + DeserializeOwned>(
     serde_json::from_value(json).map_err(|error| plain_reason(&error))
 }
 
-/// Reads a table by setting one field after the other: what cannot be is refused where it stands in a file.
+/// Reads a table by setting one field after the other, so that an error names the place of the invalid field in the file.
 pub(crate) fn read_fields<'de, T: Default, D: Deserializer<'de>>(
     deserializer: D,
     set: fn(&mut T, &str, &Value) -> Result<(), String>,
@@ -31,7 +31,7 @@ pub(crate) fn read_fields<'de, T: Default, D: Deserializer<'de>>(
     Ok(config)
 }
 
-/// Visits a table: its function is given each field.
+/// Visits a table and calls the function with each field.
 struct Fields<F>(F);
 
 impl<'de, F: FnMut(&str, &Value) -> Result<(), String>> Visitor<'de> for Fields<F> {
@@ -49,7 +49,7 @@ impl<'de, F: FnMut(&str, &Value) -> Result<(), String>> Visitor<'de> for Fields<
     }
 }
 
-/// Reads a value: its function is given it.
+/// Reads a value and calls the function with it.
 struct Field<F>(F);
 
 impl<'de, F: FnOnce(&Value) -> Result<(), String>> DeserializeSeed<'de> for Field<F> {

@@ -47,9 +47,9 @@ impl Machine {
     }
 }
 
-/// The most memory that this process has held at once, in bytes: the resident set's high-water mark, where the system tells it.
+/// This process's peak memory in bytes: the high-water mark of the resident set, where the system reports it.
 ///
-/// It never falls, so a process that is to be measured does nothing else.
+/// It never falls, so a measured process must do nothing else.
 pub(crate) fn peak_memory() -> Option<u64> {
     kilobytes("/proc/self/status", "VmHWM")
 }

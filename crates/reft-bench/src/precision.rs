@@ -17,7 +17,7 @@ reft_core::names!(Precision, "kind", reft_models::Error, {
 });
 
 impl Precision {
-    /// tch's word for it.
+    /// The same kind as tch's type.
     pub fn kind(self) -> Kind {
         match self {
             Self::F32 => Kind::Float,

@@ -141,11 +141,11 @@ impl<V: Clone> CausalModel<V> {
         Ok(Counterfactual { base, sources, expected, unchanged })
     }
 
-    /// `n` counterfactuals, a function of the seed. They take turns in which variables are swapped: each list of `swapped`, in order.
-    /// `sample` draws the inputs of the base and of each source.
+    /// `n` counterfactuals, determined by the seed. They swap the lists of variables in `swapped` in turn. `sample` draws the inputs of the
+    /// base and of each source.
     ///
     /// # Errors
-    /// As [`Self::counterfactual`]; [`Error::UnknownVariable`] also if `swapped` holds no list.
+    /// As [`Self::counterfactual`]; [`Error::UnknownVariable`] also if `swapped` is empty.
     pub fn draw(
         &self,
         n: usize,

@@ -48,10 +48,10 @@ impl Direction {
         }))
     }
 
-    /// The direction of a trained subspace of dimension 1, of length 1: the directory of a cell of `reft das`.
+    /// Reads the direction, of length 1, of a trained one-dimensional subspace from the directory of a `reft das` cell.
     ///
     /// # Errors
-    /// If there is none, or it is of a higher dimension.
+    /// If there is no subspace, or it has more than one dimension.
     pub fn of_alignment(directory: &Path) -> Result<Self> {
         let path = directory.join(Alignment::FILE_NAME);
         let mut tensors = load_safetensors(&path)?;
@@ -96,7 +96,7 @@ mod tests {
         let negative = rows([-1.0, -1.0, -1.0, -1.0], [0.5, -0.5, 0.0, 0.0]);
         let means = Direction::between(DirectionKind::Means, &positive, &negative)?;
         assert_eq!([0, 1].map(|i| means.vector().double_value(&[i])), [4.0, 1.0]);
-        // by hand: the scatter of the eight is [[32, 8], [8, 3]], so its axis is at half the angle whose tangent is 16/29
+        // by hand: the scatter of the eight is [[32, 8], [8, 3]], so the tangent of twice its axis' angle is 16/29
         let component =
             Direction::between(DirectionKind::PrincipalComponent, &positive, &negative)?;
         let angle = 0.5 * (16.0f64 / 29.0).atan();

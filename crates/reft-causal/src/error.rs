@@ -15,7 +15,7 @@ pub enum Error {
         /// Inputs given.
         found: usize,
     },
-    /// A causal model does not have the variable, or none is named.
+    /// A causal model does not have the variable, or no variable is named.
     #[error(
         "there is no variable {index}, the causal model has {variables}; name variables of the same model"
     )]
@@ -25,13 +25,13 @@ pub enum Error {
         /// Number of variables.
         variables: usize,
     },
-    /// Counterfactuals that cannot be told apart, or that their swaps or alignments do not fit.
+    /// Counterfactuals with equal ids, or that do not fit their swaps or alignments.
     #[error("{reason}")]
     Counterfactuals {
         /// The value found, and the value expected.
         reason: String,
     },
-    /// An option with a value that cannot be.
+    /// An option with an invalid value.
     #[error("{option} is {found}, expected {expected}")]
     OptionValue {
         /// The option.
@@ -49,7 +49,7 @@ pub enum Error {
         /// The value found, and the value expected.
         reason: String,
     },
-    /// A task that does not fit the model, or itself.
+    /// A task that does not fit the model, or contradicts itself.
     #[error("task {task}: {reason}")]
     DasTask {
         /// The task.

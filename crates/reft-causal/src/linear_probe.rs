@@ -10,8 +10,8 @@ use crate::{Result, refuse};
 /// ½ ‖w‖² − Σ log σ(wᵀ h/s + b) − Σ log σ(−wᵀ h/s − b)
 /// ```
 ///
-/// the smallest, the first sum over the first set and the second over the other: scikit-learn's `LogisticRegression` with `C = 1`. There is one such
-/// `w`, found by Newton's method in f64, so a probe is no matter of rates, steps and seeds.
+/// minimal, the first sum over the first set and the second over the other: scikit-learn's `LogisticRegression` with `C = 1`. The minimum is
+/// unique and found by Newton's method in f64, so a probe does not depend on a learning rate, steps or a seed.
 #[derive(Debug)]
 pub struct LinearProbe {
     weights: Tensor, // [d]
@@ -44,7 +44,7 @@ impl LinearProbe {
         let penalty = Tensor::cat(&[Tensor::ones([d], options), Tensor::zeros([1], options)], 0);
         let loss = |w: &Tensor| {
             let z = x.mv(w);
-            let wrong = z.softplus() - &y * &z; // −log of the probability of what is right
+            let wrong = z.softplus() - &y * &z; // −log of the probability of the right set
             let own = wrong.sum(Kind::Double) + (w * w * &penalty).sum(Kind::Double) * 0.5;
             own.double_value(&[])
         };
@@ -59,7 +59,7 @@ impl LinearProbe {
             let curvature: Tensor = &p * (1.0 - &p);
             let hessian = x.tr().matmul(&(&x * curvature.unsqueeze(1))) + penalty.diag(0);
             let step = Tensor::linalg_solve(&hessian, &gradient, true);
-            // a whole step may go too far at first
+            // a full Newton step may overshoot at first
             let mut size = 1.0;
             let taken = loop {
                 let next = &w - &step * size;
@@ -85,10 +85,10 @@ impl LinearProbe {
     }
 }
 
-/// Newton's steps at most; a handful is enough.
+/// Most Newton steps; usually a handful is enough.
 const STEPS: usize = 100;
 
-/// The largest part of a gradient that is taken for none.
+/// The iteration stops when no entry of the gradient is larger.
 const SMALL: f64 = 1e-10;
 
 #[cfg(test)]

@@ -51,8 +51,8 @@ pub fn main() -> ! {
     })
 }
 
-/// The exit code of a command line and the message at its end, found in this process. Tests of many refusals are quick so: a process takes
-/// half a second to load libtorch.
+/// Runs a command line in this process; returns its exit code and final message. It serves tests of many refusals, because a new process
+/// needs half a second to load libtorch.
 pub fn ending(arguments: impl IntoIterator<Item = OsString>) -> (u8, Option<String>) {
     match Cli::try_parse_from(std::iter::once("reft".into()).chain(arguments)) {
         Ok(cli) => terminal::ending(|| cli.run()),

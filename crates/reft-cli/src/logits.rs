@@ -116,7 +116,7 @@ pub fn run(args: &LogitsArgs) -> Result<()> {
     output::line(format!("{what} of {} are in {}", counted(rows, "row"), args.output.display()))
 }
 
-/// Checks that nothing is asked of an encoder that it does not have.
+/// Refuses options and fields that an encoder does not have: logits, prompt lengths and labels.
 fn check_for_encoder(args: &LogitsArgs, input: &Input, model_type: &str) -> Result<()> {
     if !args.hidden_states {
         bail!("{model_type} is an encoder, which has no logits; give --hidden-states");
@@ -134,7 +134,7 @@ fn check_for_encoder(args: &LogitsArgs, input: &Input, model_type: &str) -> Resu
     Ok(())
 }
 
-/// Final hidden states, and if they are wanted the embeddings and the output of every block.
+/// Final hidden states; with `collects` also the embeddings and the output of every block.
 fn forward(
     decoder: &Decoder,
     stack: &AdapterStack,
@@ -144,14 +144,14 @@ fn forward(
     let mut hidden = Vec::new();
     let mut hooks = stack.hooks(layout, Mode::Eval)?;
     if collects {
-        hooks.0.push(Box::new(Collect(&mut hidden))); // last: it sees the adapters' output
+        hooks.0.push(Box::new(Collect(&mut hidden))); // last, to see the adapters' edits
     }
     let h = decoder.whole_pass(layout, &mut hooks)?;
     drop(hooks);
     Ok((h, hidden))
 }
 
-/// Row and token of the first number that is NaN or infinite, of `[b, t, ..]`.
+/// Row and token of the first NaN or infinite number of a tensor `[b, t, ..]`.
 fn not_finite(tensor: &Tensor) -> Option<(i64, i64)> {
     let tokens = tensor.size()[1];
     let is_finite = tensor.isfinite().flatten(2, -1).all_dim(2, false).flatten(0, -1); // [b · t]
@@ -213,7 +213,7 @@ fn loss(logits: &Tensor, labels: &[Vec<i64>]) -> Result<Tensor> {
     Ok(logits.cross_entropy_loss(&labels, None::<Tensor>, mean, IGNORE_INDEX, 0.0).view([1]))
 }
 
-/// The tokens of each row from column 0 on, `[b, t, ..]` without padding or virtual tokens before them, and 0 after them; on the CPU.
+/// Moves each row's tokens to column 0: `[b, t, ..]` on the CPU, without padding or virtual tokens in front, and 0 after the row's end.
 fn in_callers_order(tensor: &Tensor, layout: &Layout) -> Tensor {
     let tensor = tensor.to_device(tch::Device::Cpu);
     let width = layout.width() - layout.virtual_tokens();

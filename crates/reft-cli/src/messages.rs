@@ -1,4 +1,4 @@
-//! Messages about files speak of files: whatever stands where something else belongs, no message names a type of this program.
+//! Tests of the error messages about files: with a wrong value at any place of a file, no message names a type of this program.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,7 +16,7 @@ use crate::options::Declared;
 use crate::train::config_file;
 use crate::train::run_options::declared;
 
-/// Words of the language that this program is written in.
+/// Words of Rust that no message may contain.
 const RUST_WORDS: [&str; 22] = [
     "enum", "struct", "tuple", "untagged", "newtype", "usize", "isize", "i8", "i16", "i32", "i64",
     "u8", "u16", "u32", "u64", "f64", "bool", "str", "Vec", "String", "Option", "BTreeMap",
@@ -71,7 +71,7 @@ fn odd_values() -> [Value; 9] {
     ]
 }
 
-/// A document with something else in each place of it, and with each field left out.
+/// Variants of a document: an odd value at each place, each field left out, and an unknown field added.
 fn spoilt(document: &Value) -> Vec<Value> {
     let mut all: Vec<Value> = odd_values().into_iter().filter(|value| value != document).collect();
     match document {
@@ -103,7 +103,7 @@ fn spoilt(document: &Value) -> Vec<Value> {
     all
 }
 
-/// Reads files with something odd in each place, and checks the messages.
+/// Reads spoilt files, and checks the error messages.
 struct Reader {
     names: BTreeSet<String>,
     dir: tempfile::TempDir,
@@ -115,9 +115,9 @@ impl Reader {
     }
 
     fn check_message(&self, message: &str, file: &str) -> Result<()> {
-        // the file's path and contents are no words of ours
+        // the words of the file's path and contents are allowed
         let own = message.replace(&*self.dir.path().to_string_lossy(), "");
-        // words that options have as values or names too
+        // as phrases, because options have these words as names or values too
         let is_rust = ["unknown variant", "expected f32"].iter().any(|words| own.contains(words));
         ensure!(!is_rust, "{message}");
         let words = own.split(|c: char| !c.is_alphanumeric() && c != '_');
@@ -155,7 +155,7 @@ impl Reader {
         Ok(())
     }
 
-    /// The same with a file in TOML; values without a form in it are left out.
+    /// As `json`, with a TOML file. Values that TOML cannot hold are left out.
     fn toml(&self, name: &str, document: &str, read: impl Fn(&Path) -> Result<()>) -> Result<()> {
         let document: toml::Table = document.parse()?;
         let texts = spoilt(&serde_json::to_value(document)?).into_iter();

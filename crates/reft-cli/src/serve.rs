@@ -109,10 +109,10 @@ enum LogFormat {
     Json,
 }
 
-/// Bytes of the stack of the thread that computes: as many as the system gives a program's first one.
+/// Stack size of the worker thread in bytes: the same as the system's default for a main thread.
 const STACK: usize = 8 << 20;
 
-/// The variable that holds a key where there is no file.
+/// The environment variable with the key, if there is no file of keys.
 const KEY_VARIABLE: &str = "REFT_API_KEY";
 
 fn at_least_one(text: &str) -> Result<usize, String> {
@@ -127,7 +127,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     let Some(mut tokenizer) = text.tokenizer else {
         bail!("model {} has no tokenizer for text; a server needs one", path.display());
     };
-    tokenizer.keep_no_words(); // a server has many threads, and they live long
+    tokenizer.keep_no_words(); // each of the server's many threads would keep its own words
     let options = options(args, &path)?;
     let room = options.engine.rows + options.queue;
     let server = Server::bind(options)?;
@@ -143,7 +143,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     note(format!("http://{} (loading {})", server.address(), args.model));
     args.machine.0.set_up()?;
     #[cfg(target_os = "linux")]
-    let _ = allocator::keep_no_buffers(); // a libtorch without MKL keeps none
+    let _ = allocator::keep_no_buffers(); // without MKL there are no such buffers
     let (_, model) = open_decoder(&args.model, &args.machine.0)?;
     let chat_vars = args.chat.0.chat_vars.clone();
     let text = ServedText { tokenizer, chat_template: text.chat_template, chat_vars };
@@ -153,8 +153,8 @@ pub fn run(args: &ServeArgs) -> Result<()> {
         allocator::use_small_pages();
         note(ready);
     };
-    // a thread of its own: where weights and tables stand in the first one's memory there are gaps between them, which what requests take
-    // for a moment would fill, and which cannot be given back
+    // The worker has its own thread, and so its own heap. The main thread's heap has gaps between weights and tables: requests' temporary
+    // memory would fill these gaps, and could not be returned to the system.
     let worker = std::thread::Builder::new().name("reft-worker".to_owned()).stack_size(STACK);
     std::thread::scope(|scope| {
         let worker = worker.spawn_scoped(scope, move || server.serve(&model, text, is_ready))?;
@@ -222,7 +222,7 @@ fn options(args: &ServeArgs, path: &std::path::Path) -> Result<ServeOptions> {
     })
 }
 
-/// Bytes as what memory is counted in.
+/// A size in bytes as `usize`, at most `usize::MAX`.
 fn size(bytes: ByteSize) -> usize {
     usize::try_from(bytes.as_u64()).unwrap_or(usize::MAX)
 }

@@ -18,7 +18,7 @@ pub enum Error {
         /// Size of the hidden state.
         hidden_size: i64,
     },
-    /// A tensor has another shape than its place needs.
+    /// A tensor has an unexpected shape.
     #[error("{name} has shape {got:?}, expected {expected:?}")]
     Shape {
         /// Name of the tensor.
@@ -28,7 +28,7 @@ pub enum Error {
         /// Shape found.
         got: Vec<i64>,
     },
-    /// A tensor that the method needs is not there.
+    /// A tensor of the method is missing.
     #[error("tensor {name} is missing, method {method} needs it")]
     MissingTensor {
         /// Name of the tensor.
@@ -36,15 +36,15 @@ pub enum Error {
         /// Method that needs it.
         method: &'static str,
     },
-    /// A tensor is there that the method has no use for.
+    /// A tensor does not belong to the method.
     #[error("tensor {name} is not one of method {method}; remove it or change the method")]
     UnexpectedTensor {
         /// Name of the tensor.
         name: String,
-        /// Method that does not know it.
+        /// The method.
         method: &'static str,
     },
-    /// The columns of a rotation are too far from orthonormal to be one.
+    /// The columns of a rotation are not orthonormal.
     #[error(
         "columns of {name} are not orthonormal: largest entry of |RᵀR − I| is {error:.1e}, at most {limit:.0e} is rounding"
     )]
@@ -66,10 +66,10 @@ pub enum Error {
         /// The fault.
         why: &'static str,
     },
-    /// A name that is none of the accepted ones.
+    /// An unknown name.
     #[error("unknown {what} {found:?}; use one of {accepted}")]
     UnknownName {
-        /// The kind of thing that is named.
+        /// The kind of name, such as "method".
         what: &'static str,
         /// The name found.
         found: String,
@@ -86,7 +86,7 @@ pub enum Error {
         /// The activation.
         act_fn: &'static str,
     },
-    /// A bound of the edit that is none.
+    /// The bound of the edit is not a positive number.
     #[error(
         "max_edit_norm is {0}, expected a number above 0, a multiple of the hidden state's norm"
     )]

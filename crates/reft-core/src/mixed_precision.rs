@@ -7,11 +7,11 @@ thread_local! {
     static IS_ON: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Computes with libtorch's autocast on or off: on a GPU, and if on, products in f16 whatever kind the factors have.
+/// Runs `compute` with libtorch's autocast on or off. On a GPU, autocast computes products in f16, whatever the kind of the factors.
 ///
-/// As [`tch::autocast`], but for two things: libtorch is called only where the state changes, since each call costs as much as a small
-/// kernel and libtorch 2.11 writes a warning for it; and a panic leaves the state as it was. Code that is computed by this crate's edits is
-/// put under autocast by this function, not by tch's, which [`in_f32`] does not see.
+/// Two differences from [`tch::autocast`]: libtorch is called only if the state changes, since each call costs as much as a small kernel
+/// and libtorch 2.11 writes a warning for it; and a panic restores the state. Code that runs this crate's edits must use this function,
+/// because [`in_f32`] does not see tch's.
 pub fn autocast<T>(enabled: bool, compute: impl FnOnce() -> T) -> T {
     let before = IS_ON.replace(enabled);
     let caught = || catch_unwind(AssertUnwindSafe(compute));

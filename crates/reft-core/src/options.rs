@@ -5,11 +5,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{Error, Result};
 
-/// Declares options, each in one place: its help, type, default, and where it has one, its rule.
+/// Declares options, each in one place: help, type, default and an optional rule.
 ///
-/// From the list come a struct with its defaults, its form in files, and the [`OptionDeclaration`]s that flags are made of. `[recipe]` marks
-/// an option that a comparison's `[train]` table has as well. Fields `beside` the options are the library's alone: files and flags do not have
-/// them.
+/// The list generates a struct with its defaults, its form in files, and the [`OptionDeclaration`]s that flags are built from. `[recipe]`
+/// marks an option that a comparison's `[train]` table has as well. Fields under `beside` exist in the library only, not in files or flags.
 #[macro_export]
 macro_rules! declare_options {
     (
@@ -62,19 +61,19 @@ macro_rules! declare_options {
     };
 }
 
-/// No count of rows, steps or tokens is larger: keeps a slip of the finger from filling the memory, and sums of counts from overflowing.
+/// Largest count of rows, steps or tokens. With this limit a typing error cannot fill the memory, and sums of counts cannot overflow.
 pub const LARGEST_COUNT: usize = 1_000_000_000;
 
-/// An option's facts, apart from its type and its default, which its field has.
+/// The declaration of an option, without the type and the default of its field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OptionDeclaration {
-    /// Its name in files; the flag is called alike, with `-` for `_`.
+    /// Its name in files; the flag has the same name, with `-` for `_`.
     pub name: &'static str,
     /// The form of its values.
     pub kind: OptionKind,
-    /// How help calls a value.
+    /// Placeholder of a value in the help.
     pub value_name: &'static str,
-    /// Under which heading help shows it.
+    /// Its heading in the help.
     pub heading: &'static str,
     /// Its help text.
     pub help: &'static str,
@@ -93,13 +92,13 @@ pub enum OptionKind {
     Switch,
     /// A name, or any text.
     Text,
-    /// A text, or a list of them. Its flag gives one, and is given several times for several.
+    /// A text or a list of texts. The flag takes one text and may be repeated.
     Texts,
-    /// Values by name. Its flag, which is called in the singular, gives one, and is given several times for several.
+    /// Values by name. The flag, named in the singular, takes one value and may be repeated.
     Table,
 }
 
-/// Texts of which a file may give a single one as it is, without a list around it: the form of [`OptionKind::Texts`].
+/// A list of texts; a file may give a single text without a list around it. The form of [`OptionKind::Texts`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Texts(pub Vec<String>);
 
@@ -132,7 +131,7 @@ pub trait DeclaredOptions: Serialize + DeserializeOwned + Default {
     /// The options, in the order of the fields.
     const DECLARED: &'static [OptionDeclaration];
 
-    /// Refuses a value that its option's rule does not hold for.
+    /// Refuses a value that breaks the rule of its option.
     ///
     /// # Errors
     /// [`Error::OptionValue`] with the option's name.
@@ -140,7 +139,7 @@ pub trait DeclaredOptions: Serialize + DeserializeOwned + Default {
 }
 
 impl OptionDeclaration {
-    /// Refuses a value, if there is one, that `holds` is false for.
+    /// Refuses a value for which `holds` is false; accepts `None`.
     ///
     /// # Errors
     /// [`Error::OptionValue`].

@@ -5,14 +5,14 @@ use tch::Tensor;
 pub struct Parameter {
     /// Its name, unique within an adapter.
     pub name: String,
-    /// The leaf that gradients gather in.
+    /// The leaf that accumulates gradients.
     pub tensor: Tensor,
-    /// Whether weight decay has a meaning for it: not for the coordinates of a rotation.
+    /// Whether weight decay applies to it; never to the coordinates of a rotation.
     pub weight_decay: bool,
     /// Whether it is the coordinates of a rotation, which may have a learning rate of their own.
     pub is_rotation: bool,
-    /// Number of parts, the entries of its first dimension, that know nothing of each other: the gradient of each is clipped by itself.
-    /// All parameters of a run have the same number, as a rule 1.
+    /// Number of independent parts, the entries of the first dimension: the gradient of each part is clipped separately.
+    /// All parameters of a run have the same number, usually 1.
     pub clip_groups: i64,
 }
 

@@ -14,7 +14,7 @@ pub struct Positions {
     last: usize,
 }
 
-/// The rule for prompts that are shorter than the positions ask for.
+/// The rule for prompts with fewer tokens than the positions ask for.
 ///
 /// `n` is the number of prompt tokens, `p` and `s` the first and last tokens asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -64,7 +64,7 @@ impl Positions {
         Ok(Self { first, last })
     }
 
-    /// Whether it is every token of the prompt: they are one group then.
+    /// Whether every token of the prompt is edited; the tokens then form one group.
     pub fn is_all(self) -> bool {
         self == Self::ALL
     }
@@ -219,7 +219,7 @@ mod tests {
             let groups = positions.groups(share_weights);
             let resolved = positions.in_prompt(n, PositionRule::Pyreft);
             for (i, locations) in interventions.iter().enumerate() {
-                // untied, pyreft has the interventions of one group, then those of the other
+                // without shared weights, pyreft lists all interventions of one group, then all of the other
                 let group = groups[i * groups.len() / interventions.len()];
                 let theirs: Vec<usize> = locations
                     .as_array()

@@ -20,7 +20,7 @@ pub enum Error {
         /// The advice.
         advice: String,
     },
-    /// The processes of a run were started otherwise.
+    /// The processes of a run were started with different options.
     #[error(
         "the processes of the run do not agree on {what}: rank {rank} has {own}, rank {other} has {others}; start all of them alike"
     )]
@@ -31,17 +31,17 @@ pub enum Error {
         rank: usize,
         /// This process's value.
         own: String,
-        /// The process that has something else.
+        /// The process with the other value.
         other: usize,
         /// The other's value.
         others: String,
     },
-    /// Processes did not come, stopped, or ended.
+    /// Processes did not connect, stopped, or ended.
     #[error("{} {what}; {reason}", name(ranks, *world))]
     Lost {
-        /// Their ranks; none, if it is the launcher.
+        /// Their ranks; empty for the launcher.
         ranks: Vec<usize>,
-        /// Whether this process is the one of those left that tells people.
+        /// Whether this process reports the loss: the first of the remaining processes does.
         tells: bool,
         /// Number of processes.
         world: usize,
@@ -53,13 +53,13 @@ pub enum Error {
     /// A process cannot be started.
     #[error("cannot start the processes of the run")]
     Start(#[source] io::Error),
-    /// libtorch refused something that no process is to blame for.
+    /// An error of libtorch that no lost process has caused.
     #[error("libtorch's process group: {reason}")]
     Engine {
         /// libtorch's words.
         reason: String,
     },
-    /// GPUs cannot be connected as it was asked for.
+    /// GPUs cannot be connected as asked.
     #[error("--reduce nccl: {reason}")]
     Gpus {
         /// The obstacle of a process, and advice.
@@ -85,7 +85,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether another process of the run reports the same: the first one of those left reports who was lost.
+    /// Whether another process of the run reports the same loss: the first of the remaining processes reports it.
     pub fn is_told_elsewhere(&self) -> bool {
         matches!(self, Self::Lost { tells: false, .. })
     }

@@ -8,28 +8,28 @@ use serde_json::{Value, json};
 
 use crate::{Place, Store, StoreHost};
 
-/// How often a process says that it is there.
+/// How often a process increments its counter in the store.
 const BEAT: Duration = Duration::from_millis(50);
 
-/// How long a process that says nothing is looked at before it is called silent.
+/// A process counts as silent if its counter stays the same for this long.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// How long the process that serves the store stays for the others to read it.
+/// How long the process that serves the store stays alive so that the others can read it.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Where the processes that were found to be lost are written, for all to say the same.
+/// The store's key for a loss: all processes report the loss that was written first.
 const LOSS: &str = "loss";
 
 /// The loss of processes of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Loss {
-    /// None, if it is the launcher.
+    /// Empty for the launcher.
     pub(crate) ranks: Vec<usize>,
     pub(crate) what: String,
 }
 
 impl Loss {
-    /// The loss if the store does not answer: the process that serves it, unless that is this one.
+    /// The loss if the store does not answer: the process that serves it; `None` if this process serves it.
     pub(crate) fn of_store(place: &Place) -> Option<Self> {
         let ranks = match place.store {
             StoreHost::First => vec![0],
@@ -40,7 +40,7 @@ impl Loss {
     }
 }
 
-/// A thread that counts in the store that this process is alive, whatever it computes, and reads the findings of others.
+/// A thread that increments this process's counter in the store, also during computations, and reads the losses that others have written.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     stop: Option<Sender<()>>,
@@ -73,7 +73,7 @@ impl Keeper {
 impl Drop for Keeper {
     fn drop(&mut self) {
         drop(self.stop.take());
-        // A store that does not answer, because its process stands still, must not hold this one.
+        // The store never answers if its process is stopped, so the wait has a limit.
         let _ = self.ended.recv_timeout(LINGER * 2);
     }
 }
@@ -105,7 +105,7 @@ fn keep(
     Ok(())
 }
 
-/// Waits until all processes are there. Processes that are not there at the end of `limit` are lost.
+/// Waits until all processes have connected. Processes that are missing at the end of `limit` are lost.
 pub(crate) fn wait_for_all(
     store: &Store,
     share: Share,
@@ -128,7 +128,7 @@ pub(crate) fn wait_for_all(
     }
 }
 
-/// Finds out which processes are lost, after something failed; none, if all are there. The finding is written for the others.
+/// Finds the lost processes after an error; `None` if all are alive. The loss is written to the store for the others.
 pub(crate) fn look(store: &Store, share: Share) -> Result<Option<Loss>, String> {
     if let Some(loss) = written(store)? {
         return Ok(Some(loss));
@@ -137,7 +137,7 @@ pub(crate) fn look(store: &Store, share: Share) -> Result<Option<Loss>, String> 
     thread::sleep(LOOK);
     let after = counters(store, share, beat)?;
     let departures = counters(store, share, left)?;
-    // read last: a process that left because of a loss has written it before
+    // read last: a process that leaves because of a loss writes the loss first
     if let Some(loss) = written(store)? {
         return Ok(Some(loss));
     }
@@ -158,7 +158,7 @@ pub(crate) fn look(store: &Store, share: Share) -> Result<Option<Loss>, String> 
     write(store, loss).map(Some)
 }
 
-/// Tells the others the finding.
+/// Writes a loss to the store for the others.
 fn write(store: &Store, loss: Loss) -> Result<Loss, String> {
     store.set(&format!("{LOSS}/which"), &json!([loss.ranks, loss.what]).to_string())?;
     store.add(LOSS, 1)?;

@@ -16,13 +16,13 @@ use crate::{ERROR_FILE, Error, Result, Store};
 /// Where the processes of one machine meet.
 const HERE: &str = "127.0.0.1";
 
-/// How often the processes are looked at.
+/// How often the processes are checked.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// How long the others may take to notice that one has failed, before they are asked to end.
 const NOTICE: Duration = Duration::from_secs(10);
 
-/// Starts the processes of a run on this machine, and ends them together: what `torchrun --standalone` does, by the same variables.
+/// Starts the processes of a run on this machine, and ends them together, like `torchrun --standalone` and with the same variables.
 ///
 /// This process serves the run's store and takes no part in the run, so the store outlives each of them.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ pub struct Launch {
     world: usize,
     port: u16,
     time_limit: Duration,
-    /// Of files that say why a process has failed.
+    /// The folder of the files in which processes report their errors.
     folder: TempDir,
     /// Served for as long as this lives.
     _store: Store,
@@ -43,14 +43,14 @@ pub struct Ended {
     pub rank: usize,
     /// Its exit code; `None` if a signal has ended it.
     pub code: Option<i32>,
-    /// Its words about its failure, or the end of its stderr; nothing if its stderr is this process's own.
+    /// Its error report, or the end of its stderr; `None` if it writes to this process's stderr.
     pub said: Option<String>,
     /// How, in words: "ended with code 1", "was ended by signal 9".
     pub how: String,
 }
 
 impl Launch {
-    /// Serves the store of a run of so many processes.
+    /// Serves the store of a run of `world` processes.
     ///
     /// # Errors
     /// [`Error::Unsupported`] on a platform without process groups; [`Error::Environment`] for a time limit that is no number; errors
@@ -66,8 +66,8 @@ impl Launch {
         Ok(Self { world, port, time_limit, folder, _store: store })
     }
 
-    /// Starts the processes and waits until all have ended. Each request to end that `requests` counts is passed on to all of them. Once
-    /// one has failed, the others are asked to end, and are killed if they do not.
+    /// Starts the processes and waits until all have ended. `requests` counts requests to end; each is passed on to all of them. Once a
+    /// process has failed, the others are asked to end, and are killed if they do not.
     ///
     /// The first one has this process's stdout and stderr.
     ///
@@ -136,14 +136,14 @@ impl Launch {
         if rank > 0 {
             command.stdout(Stdio::null()).stderr(Stdio::piped());
         }
-        // A terminal sends its signals to a whole group, and each process would be told twice.
+        // A terminal sends its signals to a whole process group, so without its own group each process would get them twice.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut child = command.spawn()?;
         let stderr = child.stderr.take().map(|mut stderr| {
             thread::spawn(move || {
                 let mut said = Vec::new();
-                let _ = stderr.read_to_end(&mut said); // what was read until then is all there is
+                let _ = stderr.read_to_end(&mut said); // after an error the output read so far is kept
                 String::from_utf8_lossy(&said).trim_end().to_owned()
             })
         });
@@ -183,7 +183,7 @@ struct Process {
 
 impl Process {
     fn send(&self, signal: Signal) {
-        // one that has ended meanwhile needs no signal
+        // a process that has ended meanwhile needs no signal
         self.seen(|process| process.kill_with(signal));
     }
 
@@ -202,7 +202,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if self.status.is_none() {
-            let _ = self.child.kill(); // the launch has failed, which is said
+            let _ = self.child.kill(); // only after a failed launch, whose error is reported
             let _ = self.child.wait();
         }
     }

@@ -14,14 +14,14 @@ enum Here {
 
 struct Launcher {
     name: &'static str,
-    /// One of these says that the launcher started this process.
+    /// If one of these variables is set, the launcher started this process.
     marks: &'static [&'static str],
     rank: &'static str,
     world: &'static str,
     /// The process's number among the processes on its machine.
     local_rank: &'static str,
     here: Here,
-    /// Launchers that start this launcher as a process: their variables are about it, not about ours.
+    /// Launchers that may start this launcher: their variables then describe the launcher, not this process.
     hides: &'static [&'static str],
 }
 
@@ -30,7 +30,7 @@ const OPEN_MPI: &str = "mpirun (Open MPI)";
 const MPICH: &str = "mpirun (MPICH)";
 const SRUN: &str = "srun";
 
-/// A batch script, which `srun` did not start, has `SLURM_PROCID` too: only the tasks of a step have the step's number of them.
+/// Slurm sets `SLURM_PROCID` in a batch script too. Only tasks that `srun` started have the step's number of tasks.
 const LAUNCHERS: [Launcher; 4] = [
     Launcher {
         name: TORCHRUN,
@@ -70,19 +70,19 @@ const LAUNCHERS: [Launcher; 4] = [
     },
 ];
 
-/// Set by torchrun, and by nobody who sets torch's variables by hand. Such a process may run below any other launcher.
+/// Set by torchrun, but not by users who set torch's variables by hand. torchrun's processes may run below any other launcher.
 const ELASTIC: &str = "TORCHELASTIC_RUN_ID";
 
 /// The launchers' variables for this process.
 pub(crate) struct Found {
     pub(crate) share: Share,
-    /// Whether torch's own variables say it, which come with an address and a port.
+    /// Whether the place comes from torch's own variables, which include an address and a port.
     pub(crate) is_torch: bool,
-    /// Whether srun says it: its list of machines then is the processes' list.
+    /// Whether it comes from srun: then Slurm's list of machines is the list of the processes' machines.
     pub(crate) is_srun: bool,
     /// The process's number among the processes on this machine.
     pub(crate) local_rank: Option<usize>,
-    /// Number of the run's processes on this machine; 1, if nobody says it.
+    /// Number of the run's processes on this machine; 1 if unknown.
     pub(crate) here: usize,
 }
 
@@ -125,7 +125,7 @@ pub(crate) fn find(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<F
         here = here.max(match launcher.here {
             Here::Processes(_) => count,
             Here::Machines(_) if count == 1 => world,
-            Here::Machines(_) => 1, // who knows on which
+            Here::Machines(_) => 1, // the number per machine is unknown
         });
     }
     let local_rank = found.iter().find_map(|l| Some((l.local_rank, variable(l.local_rank)?)));

@@ -1,5 +1,5 @@
-//! Training runs in several processes, on libtorch's process groups: `TCPStore` for messages that are sent once, Gloo for sums;
-//! and on NCCL, where GPUs sum.
+//! Training runs in several processes, on libtorch's process groups: `TCPStore` for messages that are sent once, Gloo for sums, and NCCL
+//! for sums on GPUs.
 //!
 //! A launcher (`torchrun`, `srun`, `mpirun`) starts the processes and tells each its place by variables of the environment, which
 //! [`Place::from_environment`] reads. [`ProcessGroup::join`] waits for all of them, compares their options, and connects them;

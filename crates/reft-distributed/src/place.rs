@@ -15,7 +15,7 @@ const TIME_LIMIT: &str = "REFT_TIME_LIMIT";
 /// reads it.
 pub const ERROR_FILE: &str = "TORCHELASTIC_ERROR_FILE";
 
-/// Where PyTorch's processes meet unless something else is said.
+/// PyTorch's default port of the store.
 const DEFAULT_PORT: u16 = 29500;
 
 /// The process's place in a run: its number, and where the processes meet.
@@ -25,7 +25,7 @@ pub struct Place {
     pub share: Share,
     /// The process's number among the run's processes on its machine, if the launcher says it.
     pub local_rank: Option<usize>,
-    /// Number of processes of the run on its machine, as far as the launcher says it; else 1.
+    /// Number of processes of the run on its machine; 1 if the launcher does not say it.
     pub here: usize,
     /// Name or address of the machine where the store is.
     pub address: String,
@@ -56,12 +56,12 @@ impl Place {
     /// machine of the step, and a port of the job's number, or 29500. `REFT_TIME_LIMIT` is the time limit in seconds.
     ///
     /// # Errors
-    /// [`Error::Environment`] if variables are set by halves, contradict each other or hold no number.
+    /// [`Error::Environment`] if variables are incomplete, contradict each other or hold no number.
     pub fn from_environment() -> Result<Option<Self>> {
         Self::of(&|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
 
-    /// The place of a process without others that still takes the way of several: for trying the libraries that sum.
+    /// The place of a single process that still uses a process group: for testing the libraries that sum.
     ///
     /// # Errors
     /// If the time limit of the environment is no number.
@@ -71,7 +71,7 @@ impl Place {
             local_rank: None,
             here: 1,
             address: "127.0.0.1".to_owned(),
-            port: 0, // any that is free: nobody else is to know it
+            port: 0, // any free port: no other process needs to know it
             store: StoreHost::First,
             prefix: "/alone".to_owned(),
             time_limit: time_limit(&|name| std::env::var(name).ok())?,
@@ -102,7 +102,7 @@ impl Place {
         self.store == StoreHost::First && self.share.is_first()
     }
 
-    /// The error of a lost process. The first process of those left tells people.
+    /// The error of a lost process. The first of the remaining processes reports it.
     pub(crate) fn lost(&self, Loss { ranks, what }: Loss, reason: String) -> Error {
         let world = self.share.world();
         let first_left = (0..world).find(|rank| !ranks.contains(rank));
@@ -110,7 +110,7 @@ impl Place {
         Error::Lost { ranks, tells, world, what, reason }
     }
 
-    /// The address by which others reach this process, where it is known: on one machine, and not on the machine's name.
+    /// The address at which others reach this process, if all run on one machine. `None` otherwise: libtorch then looks up the machine's name.
     pub(crate) fn own_address(&self) -> Option<&str> {
         let is_here = |address: &&str| *address == "localhost" || address.starts_with("127.");
         Some(self.address.as_str()).filter(is_here)
@@ -149,7 +149,7 @@ fn port(found: &Found, variable: &dyn Fn(&str) -> Option<String>) -> Result<u16>
     }
     let Some(job) = variable("SLURM_JOB_ID") else { return Ok(DEFAULT_PORT) };
     let job: u64 = number("SLURM_JOB_ID", &job)?;
-    // Below the ports that Linux gives to connections, and another one for the job beside this one.
+    // Below Linux's ports for outgoing connections, and different for jobs with neighbouring numbers.
     Ok(u16::try_from(20_000 + job % 10_000).unwrap_or(DEFAULT_PORT))
 }
 

@@ -17,10 +17,10 @@ use crate::{
     Error, Group, Keeper, Loss, Place, Reduction, Result, Store, StoreHost, libtorch_version,
 };
 
-/// How long the store is asked who was lost.
+/// How long to wait for the store's answer about lost processes.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
-/// How often an address is tried at which nobody listens yet.
+/// The pause between attempts to connect to an address.
 const RETRY: Duration = Duration::from_millis(20);
 
 /// Kinds that tensors may have, and the kind in which each travels: half precision is summed in f32 and rounded once.
@@ -42,9 +42,9 @@ pub struct ProcessGroup {
     /// `None` after an error.
     group: RefCell<Option<Group>>,
     gpus: GpuGroup,
-    /// It ends before the store does, which others may still read.
+    /// It is dropped before the store, which other processes may still read.
     keeper: Keeper,
-    /// A connection for the time when another one may be stuck.
+    /// A second connection to the store, because a call on the first may hang.
     spare: RefCell<Option<Store>>,
     store: Store,
     /// Number of operations until now.
@@ -111,15 +111,15 @@ impl ProcessGroup {
             time_limit,
         );
         *joined.group.borrow_mut() = Some(joined.said(connected)?);
-        joined.barrier()?; // a process that is done at once must not leave while another one still connects
+        joined.barrier()?; // no process may leave while another one still connects
         Ok(joined)
     }
 
-    /// Connects the GPUs of the processes by NCCL, if that is wanted and can be; `device` is the one that this process sums on. All processes call
-    /// it with the same wish, or none does. Says in a few words what sums the tensors of a GPU from now on.
+    /// Connects the GPUs of all processes by NCCL if asked to and possible; `device` is this process's device. Either all processes call it
+    /// with the same `wanted`, or none. Returns the name of the library that sums GPU tensors, with the reason if it is not NCCL.
     ///
     /// # Errors
-    /// [`Error::Gpus`] if NCCL is wanted and cannot be had, with the reason and what to do; [`Error::Lost`].
+    /// [`Error::Gpus`] with the reason and advice if NCCL is required and not available; [`Error::Lost`].
     pub fn connect_gpus(&self, wanted: Reduction, device: Device) -> Result<String> {
         let run = (&self.place, &self.store, &self.keeper);
         let chosen = self.said(self.gpus.connect(run, wanted, device))?;
@@ -147,10 +147,10 @@ impl ProcessGroup {
         self.share_out("broadcast", tensors, Group::broadcast, Communicator::broadcast)
     }
 
-    /// Waits until every process is here.
+    /// Waits until every process calls it.
     ///
     /// # Errors
-    /// [`Error::Lost`]; [`Error::Disagreement`] if another process is elsewhere.
+    /// [`Error::Lost`]; [`Error::Disagreement`] if another process calls another operation.
     pub fn barrier(&self) -> Result<()> {
         self.check_alike("barrier", &[]).map(drop)
     }
@@ -168,7 +168,7 @@ impl ProcessGroup {
             return Err(Error::Kind { found: format!("{:?}", other.kind()) });
         }
         let on_a_gpu = self.check_alike(name, tensors)?;
-        // all of it goes one way: processes may have the parts of a model on other devices
+        // all tensors go the same way, since other processes may have the same tensors on other devices
         let gpu = self.gpus.device().filter(|_| on_a_gpu);
         for (kind, _, travels) in KINDS {
             let own = tensors.iter_mut().filter(|t| t.kind() == kind && t.numel() > 0).collect();
@@ -186,8 +186,8 @@ impl ProcessGroup {
         Ok(())
     }
 
-    /// Checks that every process is about to do the same. Gloo ends a process whose message has another size than was expected. Whether a process has
-    /// some of the tensors on a GPU.
+    /// Checks that every process calls the same operation: Gloo aborts a process if a message has an unexpected size. Returns whether any
+    /// process has a tensor on a GPU.
     fn check_alike(&self, name: &str, tensors: &[Tensor]) -> Result<bool> {
         let shapes: Vec<String> = tensors.iter().map(describe).collect();
         let operation = format!("{name} of {} tensors: {}", tensors.len(), shapes.join(", "));
@@ -197,7 +197,7 @@ impl ProcessGroup {
         let on_a_gpu = tensors.iter().any(|t| t.device().is_cuda());
         let mut ends = Tensor::from_slice(&[own, -own, on_a_gpu.into()]);
         self.with_group(|group| group.largest(&mut ends))?;
-        // The largest, and the smallest with its sign turned, are both one's own for all or for none.
+        // The largest hash and the negated smallest hash are both this process's own only if all hashes are equal.
         if ends.int64_value(&[0]) == own && ends.int64_value(&[1]) == -own {
             return Ok(ends.int64_value(&[2]) > 0);
         }
@@ -246,7 +246,7 @@ impl ProcessGroup {
 
     fn with_group(&self, act: impl FnOnce(&Group) -> Result<(), String>) -> Result<()> {
         let done = match &*self.group.borrow() {
-            // found by another process, or by this one's thread
+            // another process has found a loss, or this process's keeper has
             Some(_) if self.keeper.loss().is_some() => Err("the run cannot go on".to_owned()),
             Some(group) => act(group),
             None => Err("something failed before, and nothing can be shared since".to_owned()),
@@ -254,13 +254,13 @@ impl ProcessGroup {
         self.said(done)
     }
 
-    /// Makes an error of libtorch's message, with the processes that caused it.
+    /// Turns a message of libtorch into an error, which names the lost processes if there are any.
     fn said<T>(&self, result: Result<T, String>) -> Result<T> {
         let reason = match result {
             Ok(value) => return Ok(value),
             Err(reason) => reason,
         };
-        // Those who wait for this process learn of it at once.
+        // Dropping the group tells the processes that wait for this one at once.
         drop(self.group.borrow_mut().take());
         Err(match self.keeper.loss().or_else(|| self.find_lost()) {
             Some(loss) => self.place.lost(loss, reason),
@@ -268,12 +268,12 @@ impl ProcessGroup {
         })
     }
 
-    /// The processes that are lost. A store whose process stands still never answers, so it is asked by a thread that may be left.
+    /// Finds the lost processes. The store never answers if its process is stopped, so a thread asks it and is abandoned after [`PATIENCE`].
     fn find_lost(&self) -> Option<Loss> {
         let (store, share) = (self.spare.borrow_mut().take()?, self.place.share);
         let (answer, answered) = mpsc::channel();
         thread::spawn(move || {
-            let _ = answer.send(look(&store, share)); // nobody may wait any more
+            let _ = answer.send(look(&store, share)); // the receiver may be gone
         });
         match answered.recv_timeout(PATIENCE) {
             Ok(Ok(loss)) => loss,
@@ -289,7 +289,7 @@ impl Reduce for ProcessGroup {
     }
 }
 
-/// Waits until somebody listens at an address. libtorch's own waiting takes up to twice the limit, and a pause.
+/// Waits until a process listens at an address. libtorch's own wait may take more than twice the limit.
 fn reachable(address: &str, port: u16, limit: Duration) -> Result<(), String> {
     let deadline = Instant::now() + limit;
     loop {
@@ -306,7 +306,7 @@ fn reachable(address: &str, port: u16, limit: Duration) -> Result<(), String> {
     }
 }
 
-/// Shares tensors in one message of a kind, from a device.
+/// Shares tensors in one message of kind `travels` on `device`.
 fn in_one_message(
     tensors: Vec<&mut Tensor>,
     (travels, device): (Kind, Device),

@@ -27,18 +27,18 @@ reft_core::names!(Reduction, "way to sum on a GPU", crate::Error, {
     Nccl => "nccl",
 });
 
-/// Why a process without a GPU has no NCCL.
+/// The reason why a process on a CPU has no NCCL.
 const ON_CPU: &str = "it computes on a CPU, where Gloo sums; leave out --reduce";
 
-/// How long a GPU is asked again and again whether it is done; after that, it is asked now and then.
+/// How long a GPU is polled without a pause.
 const IMPATIENT: Duration = Duration::from_millis(2);
 
-/// How often it is asked then.
+/// The pause between polls after that.
 const PAUSE: Duration = Duration::from_micros(100);
 
 /// The offer of a process: its GPU.
 struct Offer {
-    /// Its identity, if NCCL can be called for it; else why not.
+    /// The GPU's identity if NCCL can be used, else the reason why not.
     gpu: Result<String, String>,
 }
 
@@ -66,7 +66,7 @@ impl Offer {
     }
 }
 
-/// Why NCCL cannot connect these processes; none if it can.
+/// The reason why NCCL cannot connect these processes; `None` if it can.
 fn obstacle(offers: &[Offer]) -> Option<String> {
     let refused = offers.iter().enumerate().find_map(|(rank, offer)| {
         offer.gpu.as_ref().err().map(|reason| format!("rank {rank}: {reason}"))
@@ -87,7 +87,8 @@ fn obstacle(offers: &[Offer]) -> Option<String> {
 pub(crate) struct GpuGroup(RefCell<Option<Communicator>>);
 
 impl GpuGroup {
-    /// Connects the GPUs of all processes, if that is wanted and can be. Says what sums the tensors of a GPU, or why it cannot be as it is wanted.
+    /// Connects the GPUs of all processes if asked to and possible. Returns the name of the library that sums GPU tensors, or the reason why
+    /// NCCL is required but not available.
     pub(crate) fn connect(
         &self,
         (place, store, keeper): (&Place, &Store, &Keeper),
@@ -121,7 +122,7 @@ impl GpuGroup {
         let id = store.get("nccl/id", time_limit)?;
         let (made, result) = mpsc::channel();
         thread::spawn(move || {
-            let _ = made.send(nccl.connect(&id, (share.rank(), share.world()), index)); // nobody may wait any more
+            let _ = made.send(nccl.connect(&id, (share.rank(), share.world()), index)); // the receiver may be gone
         });
         let deadline = Instant::now() + time_limit;
         let connected = loop {
@@ -139,7 +140,7 @@ impl GpuGroup {
         Ok(Ok("NCCL".to_owned()))
     }
 
-    /// The GPU whose tensors it shares; none without NCCL.
+    /// The GPU whose tensors it shares; `None` without NCCL.
     pub(crate) fn device(&self) -> Option<Device> {
         self.0.borrow().as_ref().map(Communicator::device)
     }
@@ -169,7 +170,7 @@ impl GpuGroup {
         if done.is_err()
             && let Some(communicator) = self.0.borrow_mut().take()
         {
-            communicator.abort(); // a GPU that waits for one that is lost would wait for ever
+            communicator.abort(); // otherwise the GPU would wait for a lost process for ever
         }
         done
     }

@@ -1,4 +1,4 @@
-/// Sums that are made beside each other: as many as the widest registers have.
+/// Number of partial sums: the lanes of the widest registers.
 const LANES: usize = 16;
 
 /// `y_i = w_i x_i / √(mean x² + ε)` of each row of `x` `[n, d]` (Zhang & Sennrich 2019), with `weight` `[d]`, into `y` `[n, d]`.
@@ -24,8 +24,8 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f64, y: &mut [f32]) {
     }
 }
 
-/// `y = x ⊙ cos + (x with its halves exchanged) ⊙ sin` of each row of `x` `[n, d]`, into `y` `[n, d]`: a rotary embedding, if the first half of
-/// `sin` is negated.
+/// `y = x ⊙ cos + (x with its halves exchanged) ⊙ sin` of each row of `x` `[n, d]`, into `y` `[n, d]`. This is a rotary embedding if the first
+/// half of `sin` is negated.
 ///
 /// # Panics
 /// If the lengths do not fit together, or `d` is odd.

@@ -1,6 +1,6 @@
-//! Numbers that are expanded on their way to the product, in AVX2's registers: they are written nowhere.
+//! Expands numbers in AVX2 registers right before the product, without writing them to memory.
 //!
-//! Sums are made in the order in which they are made of numbers expanded in the cache, and each number is the same, so results are, too.
+//! Numbers and order of the sums are the same as with expansion in the cache, so the results are, too.
 
 use pulp::x86::V3;
 use pulp::{Arch, NullaryFnOnce, Simd, cast, f32x8, u16x8};
@@ -8,7 +8,7 @@ use pulp::{Arch, NullaryFnOnce, Simd, cast, f32x8, u16x8};
 use crate::product::{Chunk, LANES, Parts, TILE, VECTORS, tiles};
 use crate::rows::{BLOCK, Offsets, Rows, SUPER_BLOCK, halves_into};
 
-/// The instructions for a chunk's numbers, if they are of a kind that is expanded here, vectors are few, and the CPU has them.
+/// Returns AVX2 if this module expands the chunk's kind of numbers, vectors are few, and the CPU has it.
 pub(crate) fn in_registers(chunk: &Chunk) -> Option<V3> {
     let is_known = match chunk.matrix {
         Rows::Bf16(_) | Rows::Q8_0 { .. } | Rows::Q4K { .. } | Rows::Q6K { .. } => true,
@@ -22,7 +22,7 @@ pub(crate) fn in_registers(chunk: &Chunk) -> Option<V3> {
     }
 }
 
-/// A chunk that is computed so.
+/// A chunk to compute with AVX2.
 pub(crate) struct InRegisters<'a> {
     pub(crate) simd: V3,
     pub(crate) chunk: Chunk<'a>,
@@ -36,7 +36,7 @@ impl NullaryFnOnce for InRegisters<'_> {
         let Self { simd, chunk } = self;
         let (columns, n) = (chunk.x.columns, chunk.rows());
         let Chunk { matrix, first, x, y, scratch: [scratch, ..] } = chunk;
-        // the chunk's share of what a matrix has `of` times in so many numbers
+        // the chunk's range in an array with `of` entries per `numbers` numbers
         let own = |numbers: usize, of: usize| {
             first * columns / numbers * of..(first + n) * columns / numbers * of
         };
@@ -116,13 +116,13 @@ impl NullaryFnOnce for InRegisters<'_> {
     }
 }
 
-/// The part of a row, where every row has `each` elements.
+/// The elements of a row; every row has `each` elements.
 #[inline(always)]
 fn of_row<T>(all: &[T], row: usize, each: usize) -> &[T] {
     &all[row * each..][..each]
 }
 
-/// `d·s` for each of the inner scales `s`, of which every `d` has as many.
+/// `d·s` for each inner scale `s`; every `d` has equally many.
 fn inner_into<T: Copy>(d: &[u16], inner: &[T], out: &mut Vec<f32>)
 where
     f32: From<T>,
@@ -132,7 +132,7 @@ where
     *out = inner.iter().enumerate().map(|(i, s)| f32::from(*s) * out[i / each]).collect();
 }
 
-/// Upper halves of numbers.
+/// bf16: the upper 16 bits of f32 numbers.
 #[derive(Clone, Copy)]
 struct Bf16<'a>(&'a [[u16; LANES]]);
 
@@ -169,7 +169,7 @@ impl Parts<V3> for Eights<'_> {
     }
 }
 
-/// [`Rows::Q6K`], with whole scales.
+/// [`Rows::Q6K`], with the products `d·s` as scales.
 #[derive(Clone, Copy)]
 struct Sixes<'a> {
     quants: &'a [[i8; LANES]],
@@ -232,7 +232,7 @@ impl Scaled {
     }
 }
 
-/// [`Rows::Q4K`], with whole scales and offsets, two for 64 numbers.
+/// [`Rows::Q4K`], with the products `d·s` and `e·m` as scales and offsets, two per 64 numbers.
 #[derive(Clone, Copy)]
 struct FoursOfTwo<'a> {
     quants: &'a [[u8; 32]],
@@ -286,7 +286,7 @@ fn unsigned(simd: V3, q: [u8; 8]) -> f32x8 {
 /// Eight integers and eight more.
 type Pair = ([u8; 8], [u8; 8]);
 
-/// The low halves of 16 bytes, and the high ones.
+/// The low four bits of 16 bytes, and the high four bits.
 #[inline(always)]
 fn halves(simd: V3, q: [u8; 16]) -> (Pair, Pair) {
     let fours = simd.splat_u8x16(15);

@@ -1,10 +1,10 @@
-//! Products of a matrix with few vectors on a CPU, at the speed of memory: what a language model does for each token that it generates.
+//! Products of a matrix with few vectors on a CPU, at the speed of memory: a language model spends most of its time on them as it generates.
 //!
-//! What a model does between products is here, too, for a few rows ([`rms_norm`], [`rotate_halves`]).
+//! [`rms_norm`] and [`rotate_halves`] compute the steps between the products, for a few rows.
 //!
-//! The matrix is read once, as it is stored ([`Rows`]): f32, bf16, f16, or blocks of small integers. These are expanded in registers where the
-//! CPU has AVX2 and vectors are few, else in the cache. Sums are made in f32. The instructions are chosen at run time: AVX-512, AVX2, or what
-//! the compiler makes of the same code.
+//! The matrix is read once, as it is stored ([`Rows`]): f32, bf16, f16, or blocks of small integers. The numbers are expanded in registers if
+//! the CPU has AVX2 and the vectors are few, else in the cache. Sums are made in f32. The instructions are chosen at run time: AVX-512, AVX2,
+//! or the compiler's default for the same code.
 //!
 //! ```
 //! use reft_kernels::{Rows, product};

@@ -6,17 +6,16 @@ use crate::in_registers::{InRegisters, in_registers};
 use crate::rows::{Rows, Scratch};
 use crate::threads::in_parallel;
 
-/// Rows of the matrix that are computed at once: each number of `x` that is read serves all of them.
+/// Rows of the matrix that are computed together: each number of `x` is read once for all of them.
 pub(crate) const TILE: usize = 4;
-/// Most vectors that are multiplied at once with them: so many sums stay in registers.
+/// Most vectors that are multiplied with them at once: the sums of this many vectors stay in registers.
 pub(crate) const VECTORS: usize = 3;
 /// Rows that a thread takes at a time.
 const CHUNK: usize = 32;
 
 /// `y = W x`: a matrix `[rows, columns]` times `n` vectors `[n, columns]`, into `[n, rows]`, in f32.
 ///
-/// Each of the matrix's numbers is read once, however many vectors there are, and sums are made in one order, whatever the number of threads
-/// and of vectors.
+/// Each number of the matrix is read once for all vectors. The order of the sums does not depend on the number of threads or of vectors.
 ///
 /// # Panics
 /// If the lengths do not fit together.
@@ -39,7 +38,7 @@ pub fn product(matrix: Rows, columns: usize, x: &[f32], y: &mut [f32], threads: 
     }
 }
 
-/// The products `[rows, n]`, chunks of rows shared out to threads.
+/// The products `[rows, n]`: the threads share the chunks of rows.
 fn by_chunks(matrix: Rows, x: &Tiles, y: &mut [f32], threads: usize) {
     let work = y.chunks_mut(CHUNK * x.n).enumerate();
     let chunks = work.len();
@@ -57,19 +56,19 @@ fn by_chunks(matrix: Rows, x: &Tiles, y: &mut [f32], threads: usize) {
     });
 }
 
-/// The vectors, up to [`VECTORS`] beside each other.
+/// The vectors, interleaved in tiles of up to [`VECTORS`].
 pub(crate) struct Tiles {
     pub(crate) n: usize,
     pub(crate) columns: usize,
     x: Vec<f32>,
 }
 
-/// Numbers of a vector that stand together: as many as the widest registers have.
+/// Consecutive numbers of a vector in a tile: the lanes of the widest registers.
 pub(crate) const LANES: usize = 16;
 
 impl Tiles {
-    /// In each tile of `m` vectors, `LANES` numbers of the first, of the second, and so on; then the next ones. What is left of a vector is
-    /// filled with zeros.
+    /// Each tile of `m` vectors holds the first `LANES` numbers of every vector, then the next `LANES` of every vector. The end of a vector is
+    /// padded with zeros.
     fn of(x: &[f32], columns: usize) -> Self {
         let n = x.len() / columns;
         let padded = columns.next_multiple_of(LANES);
@@ -120,15 +119,15 @@ impl Chunk<'_> {
     }
 }
 
-/// The numbers of four rows that are multiplied, and their products.
+/// The vectors, and the products of four rows with them.
 pub(crate) struct Tile<'a> {
     x: &'a Tiles,
     y: &'a mut [f32],
 }
 
-/// The tiles of a chunk, each with the numbers of its rows from the chunk's first on: rows that are not there are the last one again.
+/// The tiles of a chunk, each with its row numbers, counted from the chunk's first row. If a tile has fewer than four rows, the last is repeated.
 ///
-/// The rows of the next tile are fetched meanwhile: four short rows that are read beside each other are more than a CPU foresees.
+/// The rows of the next tile are prefetched: the CPU's own prefetcher does not follow four short rows at once.
 #[inline(always)]
 pub(crate) fn tiles<'a>(
     matrix: &Rows<'a>,
@@ -145,10 +144,10 @@ pub(crate) fn tiles<'a>(
     })
 }
 
-/// Bytes that come from memory at once.
+/// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Asks for bytes that are read soon.
+/// Prefetches bytes that are read soon.
 #[inline(always)]
 fn fetch(bytes: &[u8]) {
     #[cfg(target_arch = "x86_64")]
@@ -186,7 +185,8 @@ impl WithSimd for Chunk<'_> {
     }
 }
 
-/// The numbers of a row in parts. All of it is to be inlined into a function for the CPU's instructions: iterators with such in them are not.
+/// The numbers of a row in parts. Every call must be inlined into the function that is compiled for the CPU's instructions; iterator adapters
+/// would not be.
 pub(crate) trait Parts<S: Simd>: Copy {
     /// A whole number of times [`LANES`] numbers.
     type Part: AsRef<[S::f32s]>;
@@ -208,7 +208,7 @@ impl<'a, S: Simd> Parts<S> for InCache<'a, S> {
 }
 
 impl Tile<'_> {
-    /// Multiplies four rows, `K` times [`LANES`] numbers at a time, and what is left at their ends.
+    /// Multiplies four rows, `K` times [`LANES`] numbers at a time, then the remaining numbers in `ends`.
     #[inline(always)]
     pub(crate) fn compute<S: Simd, const K: usize, P: Parts<S>>(
         self,
@@ -309,7 +309,7 @@ mod tests {
         noise(seed).take(n).map(|x| half::f16::from_f32(x).to_bits()).collect()
     }
 
-    /// One matrix of each kind, with what its numbers are by their definition.
+    /// One matrix of each kind, with its numbers computed from the definition.
     fn each_kind(rows: usize, columns: usize, mut check: impl FnMut(&str, Rows, Vec<f32>)) {
         let n = rows * columns;
         let float = |bits: &[u16], i: usize| half::f16::from_bits(bits[i]).to_f32();
@@ -371,8 +371,8 @@ mod tests {
         }
     }
 
-    /// A sum of `n` products in f32, in any order, is wrong by at most `n` roundings of the sum of their sizes; rounding being as often up as
-    /// down, a few times `√n` of them are not exceeded.
+    /// The f32 error of a sum of `n` products, in any order, is at most `n` roundings of the sum of their absolute values. Roundings go up and
+    /// down equally often, so the error stays within a few times `√n` roundings.
     #[test]
     fn products_are_those_of_the_numbers_that_are_stored() {
         for (rows, columns) in [(1, 32), (3, 256), (4, 96), (37, 288), (70, 512), (5, 7), (33, 50)]

@@ -2,7 +2,7 @@ use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use pulp::bytemuck::cast_slice;
 
-/// A matrix `[rows, columns]` as memory holds it, row after row. The blocks are GGUF's, their parts apart: scales and offsets are the bits of f16.
+/// A matrix `[rows, columns]` in memory, row after row. Blocks are those of GGUF, with each part in its own array; scales and offsets are f16 bits.
 #[derive(Debug, Clone, Copy)]
 pub enum Rows<'a> {
     /// Numbers in f32.
@@ -18,7 +18,7 @@ pub enum Rows<'a> {
         /// `q`, −128 to 127.
         quants: &'a [i8],
     },
-    /// 32 numbers `d·q + m`, with `q` in halves of bytes: the low halves of a block's 16 bytes, then the high ones.
+    /// 32 numbers `d·q + m`, with `q` in four bits each: the low four bits of a block's 16 bytes, then the high four.
     Nibbles {
         /// `d` of each block.
         scales: &'a [u16],
@@ -26,7 +26,7 @@ pub enum Rows<'a> {
         offsets: Offsets<'a>,
         /// The fifth bits of `q`, from the lowest bit of the first byte on, 4 bytes for each block.
         fifth_bits: Option<&'a [u8]>,
-        /// The other bits.
+        /// The lower four bits of `q`.
         quants: &'a [u8],
     },
     /// 8 times 32 numbers `d·s·q − e·m`.
@@ -39,7 +39,7 @@ pub enum Rows<'a> {
         inner_scales: &'a [u8],
         /// `m`, 8 for each block.
         inner_offsets: &'a [u8],
-        /// `q` in halves of bytes: of each 32 bytes the low halves, then the high ones.
+        /// `q` in four bits each: the low four bits of each 32 bytes, then the high four.
         quants: &'a [u8],
     },
     /// 16 times 16 numbers `d·s·q`.
@@ -65,7 +65,7 @@ pub enum Offsets<'a> {
 pub(crate) const BLOCK: usize = 32;
 pub(crate) const SUPER_BLOCK: usize = 256;
 
-/// Where a row's numbers and scales are put.
+/// Buffers for the expanded numbers, scales and offsets of rows.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     pub(crate) numbers: Vec<f32>,
@@ -74,7 +74,7 @@ pub(crate) struct Scratch {
 }
 
 impl<'a> Rows<'a> {
-    /// Numbers of a block; 1 where there are none.
+    /// Numbers per block; 1 for kinds without blocks.
     pub fn block(&self) -> usize {
         match self {
             Self::F32(_) | Self::Bf16(_) | Self::F16(_) => 1,
@@ -114,7 +114,7 @@ impl<'a> Rows<'a> {
             }
     }
 
-    /// The largest part in memory (the numbers, or their integers), and the bytes that a row takes of it.
+    /// The bytes of the largest part (the numbers, or their integers), and the number of bytes per row.
     pub(crate) fn memory(&self, columns: usize) -> (&'a [u8], usize) {
         match self {
             Self::F32(numbers) => (cast_slice(numbers), 4 * columns),
@@ -124,7 +124,7 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// The numbers of row `row` of `columns`, put into `scratch` where memory does not hold them as f32.
+    /// The `columns` numbers of row `row`, expanded into `scratch` unless they are stored as f32.
     #[inline(always)]
     pub(crate) fn row<'s>(
         &'s self,
@@ -217,7 +217,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Eight-bit integers: one long loop, which compilers turn into a few instructions for many numbers.
+/// Converts eight-bit integers in one long loop, which the compiler vectorises.
 #[inline(always)]
 fn integers_to(quants: &[i8], out: &mut [f32]) {
     for (out, q) in out.iter_mut().zip(quants) {
@@ -225,7 +225,7 @@ fn integers_to(quants: &[i8], out: &mut [f32]) {
     }
 }
 
-/// f16 by its bits.
+/// Converts f16, given as bits.
 fn halves_to(bits: &[u16], out: &mut [f32]) {
     bits.reinterpret_cast::<f16>().convert_to_f32_slice(out);
 }

@@ -1,4 +1,4 @@
-//! The threads that libtorch computes with. Its own spin for a while after they have worked: threads of another pool would wait for their
+//! Work on libtorch's own threads. These keep spinning for a while after their work, so another thread pool would have to wait for their
 //! cores.
 
 use std::ffi::c_void;
@@ -6,12 +6,12 @@ use std::sync::OnceLock;
 
 type Region = unsafe extern "C" fn(extern "C" fn(*mut c_void), *mut c_void, u32, u32);
 
-/// OpenMP's call that runs a function on its threads, if this process has GNU's.
+/// The OpenMP call that runs a function on its threads, if this process has loaded GNU OpenMP.
 fn region() -> Option<Region> {
     static REGION: OnceLock<Option<Region>> = OnceLock::new();
     *REGION.get_or_init(|| {
         let program = libloading::os::unix::Library::this();
-        // SAFETY: this is the symbol's signature in GNU's OpenMP, whose binary interface is kept.
+        // SAFETY: this is the symbol's signature in GNU OpenMP, whose binary interface is stable.
         #[allow(unsafe_code)]
         let symbol = unsafe { program.get::<Region>(b"GOMP_parallel\0") };
         symbol.ok().map(|symbol| *symbol)
@@ -30,8 +30,8 @@ pub(crate) fn in_parallel<F: Fn() + Sync>(threads: usize, work: &F) {
     match region() {
         _ if threads < 2 => work(),
         Some(region) => {
-            // SAFETY: the function gets the pointer that it was made for, which is only read; the region ends before this returns. A panic of
-            // `work` ends the process, as it cannot pass through C.
+            // SAFETY: `call::<F>` gets a pointer to an `F` and only reads it; the region ends before this returns. A panic of `work` ends the
+            // process, as it cannot pass through C.
             #[allow(unsafe_code)]
             unsafe {
                 region(call::<F>, std::ptr::from_ref(work).cast_mut().cast(), threads as u32, 0);

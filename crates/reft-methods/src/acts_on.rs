@@ -1,6 +1,6 @@
 use reft_core::names;
 
-/// Which tokens a method changes that could change all of them.
+/// The tokens changed by a method that could change all of them.
 ///
 /// An adapter that acts on the prompt alone leaves every generated token to the base model, as ReFT's edits do, whatever else is in its batch.
 /// PEFT has no such adapters and would apply one to every token, so their `adapter_config.json` has a `peft_type` that PEFT refuses.
@@ -23,7 +23,7 @@ impl ActsOn {
         *self == Self::All
     }
 
-    /// The `peft_type` of a method of PEFT's that acts on these tokens.
+    /// The `peft_type` for these tokens, from the `peft_type` of PEFT's method.
     pub(crate) fn peft_type(self, of_all: &str) -> String {
         match self {
             Self::All => of_all.to_owned(),
@@ -31,7 +31,7 @@ impl ActsOn {
         }
     }
 
-    /// The `peft_type` of PEFT's method that stands in a configuration, and the tokens that it says the adapter acts on.
+    /// Splits the `peft_type` of a configuration into PEFT's own and the tokens that the adapter acts on.
     pub(crate) fn of_peft_type(found: &str) -> (&str, Self) {
         match found.strip_suffix(ON_PROMPT) {
             Some(of_all) => (of_all, Self::Prompt),

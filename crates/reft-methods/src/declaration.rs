@@ -26,8 +26,8 @@ pub struct MethodDeclaration {
     pub merging: Merging,
     /// Whether several adapters of it become one.
     pub joining: Joining,
-    /// Whether it changes how generated tokens are computed: given the cache of keys and values that the prompt left, the base model
-    /// would compute something else. Prefixes and soft prompts act through that cache alone.
+    /// Whether it changes how generated tokens are computed: the base model would compute something else from the same cache of keys and
+    /// values. Prefixes and soft prompts act through that cache alone.
     pub acts_on_generated: bool,
     /// Whether each row of a batch may have an adapter of its own.
     pub per_row: bool,
@@ -40,7 +40,7 @@ pub struct MethodDeclaration {
 }
 
 impl MethodDeclaration {
-    /// The field of its adapters' configuration that tells it from other methods of the same files, with its value.
+    /// The field of its adapters' configuration, and its value, that tell it from other methods with the same files.
     pub(crate) fn mark(&self) -> Option<(&'static str, &'static str)> {
         match self.files {
             AdapterFiles::Peft(peft_type) => Some(("peft_type", peft_type)),
@@ -94,17 +94,17 @@ impl AdapterFiles {
     }
 }
 
-/// A method with everything decided.
+/// A method with all options set.
 pub trait Method: Debug {
     /// Its name, as on the command line.
     fn name(&self) -> &str;
 
-    /// All of its options: the declaration's `resolve` makes the same of them. How virtual tokens started is not kept in files.
+    /// All of its options: the declaration's `resolve` makes the same method of them. Files do not keep how virtual tokens started.
     fn options(&self) -> MethodOptions;
 
     /// Makes a new adapter. Random numbers come from libtorch's CPU generator ([`tch::manual_seed`]).
     ///
-    /// `base_model` is the name or directory that the adapter's files will tell their reader.
+    /// `base_model` is the model's name or directory, as the adapter's files will give it.
     ///
     /// # Errors
     /// Errors of the method.
@@ -116,7 +116,7 @@ pub trait Method: Debug {
     /// Tensors that are missing, unexpected or misshapen, by name; another base model.
     fn load(&self, dir: &Path, model: &dyn Model) -> Result<Box<dyn Adapter>>;
 
-    /// [`Self::load`], to be trained on.
+    /// [`Self::load`] for further training.
     ///
     /// # Errors
     /// As [`Self::load`]; errors of the trainable form.
@@ -155,7 +155,7 @@ pub trait Method: Debug {
         0
     }
 
-    /// The rotations that it trains, if it trains any: how they are kept orthonormal, and `[n, d, r]`.
+    /// The rotations that it trains, if any: the map that keeps them orthonormal, and their shape `[n, d, r]`.
     fn rotations(&self) -> Option<(MapKind, [i64; 3])> {
         None
     }

@@ -25,7 +25,7 @@ pub enum Error {
         /// The options that the method has.
         accepted: String,
     },
-    /// An option with a value that cannot be.
+    /// An option with an invalid value.
     #[error("{option} is {found}, expected {expected}")]
     OptionValue {
         /// The option.
@@ -43,7 +43,7 @@ pub enum Error {
         /// The files that would make it one.
         expected: String,
     },
-    /// A directory that holds an adapter of a type that is not computed here.
+    /// A directory with an adapter of an unsupported type.
     #[error(
         "{} holds an adapter of {field} {found}, which is not computed here; expected one of {accepted}, or merge it into its model with the \
          program that made it",
@@ -56,7 +56,7 @@ pub enum Error {
         field: &'static str,
         /// The type found.
         found: String,
-        /// The types that are computed.
+        /// The supported types.
         accepted: String,
     },
     /// An adapter that cannot become part of the weights.
@@ -84,7 +84,7 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
-    /// An adapter that cannot become one with others.
+    /// An adapter that cannot be joined with others.
     #[error(
         "{} holds {what}, which cannot become one adapter with the others: {reason}",
         path.display()
@@ -97,7 +97,7 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
-    /// An adapter that another program's files have no form for.
+    /// An adapter that the files of another program cannot express.
     #[error("{} holds {what}, which has no place in {form}: {reason}", path.display())]
     NotExportable {
         /// The adapter's directory.

@@ -32,7 +32,7 @@ pub(crate) struct BranchPart<M> {
     pub(crate) sites: BTreeMap<Site, BTreeMap<&'static str, Tensor>>,
 }
 
-/// The layers and components of all, which one adapter has each with each.
+/// The layers and components of all parts: the joined adapter has every component at every layer.
 pub(crate) fn all_branches<'a>(
     branches: impl Iterator<Item = Branches<'a>>,
 ) -> (Vec<usize>, Vec<Component>) {
@@ -45,7 +45,7 @@ pub(crate) fn all_branches<'a>(
 }
 
 impl Joint<'_> {
-    /// Reads the adapters of a method whose tensors belong to sites, by the ends of their names.
+    /// Reads adapters whose tensors belong to sites. `ends` are the ends of the tensors' names.
     pub(crate) fn branches<M: BranchMethod>(
         &self,
         ends: &[&'static str],
@@ -70,7 +70,7 @@ impl Joint<'_> {
         self.parts.iter().map(read).collect()
     }
 
-    /// Refuses a rank to approximate with, for methods that have none.
+    /// Refuses `svd_rank`, for methods without a rank.
     pub(crate) fn takes_no_rank(&self, method: &str) -> Result<()> {
         if self.options.svd_rank.is_none() {
             return Ok(());
@@ -81,7 +81,7 @@ impl Joint<'_> {
         Err(reft_models::Error::Adapter { reason }.into())
     }
 
-    /// Reads the adapters of a method whose tensors belong to modules; `ends` are the names' ends, `may_lack` the ends that not all have.
+    /// Reads adapters whose tensors belong to modules. `ends` are the ends of the tensors' names; a module may lack those in `may_lack`.
     pub(crate) fn modules<M: TensorMethod>(
         &self,
         ends: &[&'static str],

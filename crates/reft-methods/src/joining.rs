@@ -1,4 +1,4 @@
-//! Adapters of one kind become one adapter that does what a stack of them does.
+//! Joins adapters of one kind to one adapter that computes the same as a stack of them.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -12,10 +12,10 @@ use crate::{
     MethodDeclaration, ReftConfig, Result, TOKENS,
 };
 
-/// Makes one adapter of several, in a directory that exists and is empty: it does what a stack of them at their strengths does.
+/// Makes one adapter of several, in an existing empty directory: it computes the same as a stack of them at their strengths.
 ///
 /// # Errors
-/// [`Error::NotJoinable`] if methods cannot be, or not with each other; what reading refuses; adapters of different base models.
+/// [`Error::NotJoinable`] if the methods cannot be joined; errors of reading; adapters of different base models.
 pub fn join_adapters(parts: &[JoinPart], options: JoinOptions, output: &Path) -> Result<Joined> {
     let mut all: Vec<(JoinPart, &MethodDeclaration)> = Vec::new();
     let mut tokens: Vec<ActsOn> = Vec::new();
@@ -121,7 +121,7 @@ fn common_base_model(
     Ok(first.or_else(|| model.map(|model| BaseModel::of(model.description(), ""))))
 }
 
-/// How texts were framed that all of the adapters were trained on.
+/// The framing of the training texts, if all adapters have the same.
 fn common_text(
     all: &[(JoinPart, &MethodDeclaration)],
     notes: &mut Vec<String>,

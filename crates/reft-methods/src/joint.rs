@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::Result;
 
-/// Whether adapters of a method become one adapter that does what a stack of them does.
+/// Whether adapters of a method can be joined to one adapter that computes the same as a stack of them.
 #[derive(Debug)]
 pub enum Joining {
     /// They do, exactly.
@@ -21,7 +21,7 @@ pub enum Joining {
         /// Writes the one adapter into a directory.
         join: fn(&Joint, &Path) -> Result<Joined>,
     },
-    /// They do not, and why.
+    /// They cannot, and why.
     Never(&'static str),
 }
 
@@ -37,7 +37,7 @@ pub struct JoinPart {
 /// How adapters are joined.
 #[derive(Clone, Copy, Default)]
 pub struct JoinOptions<'a> {
-    /// Of low-rank updates: keep the best approximation of this rank, not the sum as it is.
+    /// For low-rank updates: keep the best approximation of this rank instead of the exact sum.
     pub svd_rank: Option<i64>,
     /// The base model: only some methods need it.
     pub model: Option<&'a dyn Model>,
@@ -51,12 +51,12 @@ pub struct Joint<'a> {
     pub(crate) text: Option<TrainedText>,
 }
 
-/// The adapter that several became.
+/// The adapter made of several.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Joined {
     /// The method of the one adapter.
     pub method: String,
-    /// Its numbers.
+    /// Number of its parameters.
     pub parameters: i64,
     /// Of low-rank updates: rank and kept part of each module.
     pub modules: Vec<JoinedModule>,
@@ -75,5 +75,5 @@ pub struct JoinedModule {
     pub kept: f64,
 }
 
-/// Why a method of virtual tokens or a prefix is not joined.
+/// Why methods with virtual tokens or a prefix are not joined.
 pub(crate) const ONE_PLACE: &str = "a model has one place before its prompt, so two adapters there have no order; a stack refuses them too";

@@ -8,7 +8,7 @@ use tch::{Tensor, no_grad};
 
 use crate::{Error, Result};
 
-/// A model's weights by name, to be changed in place by the adapter that is merged.
+/// A model's weights by name, which the merged adapter changes in place.
 pub(crate) struct MergedWeights(HashMap<String, Tensor>);
 
 impl MergedWeights {
@@ -123,7 +123,7 @@ pub fn export_model(
                 copy(&Path::new(TEMPLATES).join(template.file_name()))?;
             }
         }
-        // of a model that sees images the decoder alone is written
+        // of a multimodal model, only the decoder is written
         let config = Some(base.join(CONFIG)).filter(|config| config.is_file());
         if let Some(own) = config.map(|config| decoder_config(&config)).transpose()?.flatten() {
             write_json(&dir.join(CONFIG), &own)?;

@@ -15,7 +15,7 @@ pub struct MethodOption {
     pub name: &'static str,
     /// The type of its values.
     pub value: ValueKind,
-    /// How help calls a value.
+    /// The placeholder of a value in help.
     pub value_name: &'static str,
     /// Under which heading help shows it.
     pub heading: &'static str,
@@ -30,7 +30,7 @@ pub struct MethodOption {
 /// The type of an option's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ValueKind {
-    /// A whole number; methods say which they take.
+    /// A whole number; each method checks its range.
     Count,
     /// A number.
     Number,
@@ -70,7 +70,7 @@ macro_rules! method_options {
             alias: $alias,
         };)*
 
-        /// The options that stand here, in the order that files keep them in. A method's own are declared beside it and follow.
+        /// The options declared here, in the order that files keep them in. The options of single methods follow.
         static SHARED: &[&MethodOption] = &[$(&$name),*];
     };
 }
@@ -177,7 +177,7 @@ impl MethodOption {
         self.checked(value.unwrap_or_else(|| json!(text)))
     }
 
-    /// A value of a file as it is kept: layers as a list, numbers as numbers of their kind.
+    /// A value of a file in its normal form: layers as a list, numbers in their kind.
     ///
     /// # Errors
     /// [`Error::OptionValue`].
@@ -219,14 +219,14 @@ impl MethodOption {
         })
     }
 
-    /// Why a value cannot be.
+    /// The error for a value that is not allowed.
     pub(crate) fn refuse(&self, found: impl ToString, expected: &str) -> Error {
         let (found, expected) = (found.to_string(), expected.to_owned());
         Error::OptionValue { option: self.name, found, expected }
     }
 }
 
-/// A value in the form of its type, if it is of that.
+/// Reads a value as a type, and writes it in that type's form; `None` if it is not of the type.
 fn read_as<T: DeserializeOwned + Serialize>(value: &Value) -> Option<Value> {
     let value: T = serde_json::from_value(value.clone()).ok()?;
     serde_json::to_value(value).ok()
@@ -247,8 +247,8 @@ fn layers(value: &Value) -> Option<Value> {
     is_set.then(|| json!(layers))
 }
 
-/// The options that are given, of any methods, as a command line or a TOML table gives them. One that a method does not have is an error
-/// when the method is resolved.
+/// Options with values, of any methods, from a command line or a TOML table. An option that a method does not have is an error when the
+/// method is resolved.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct MethodOptions(Vec<(&'static MethodOption, Value)>);
 
@@ -256,7 +256,7 @@ impl MethodOptions {
     /// The same with one more option.
     ///
     /// # Panics
-    /// If the value has no form in JSON, or is none of the option's.
+    /// If the value has no form in JSON, or is not allowed for the option.
     #[must_use]
     pub fn with(mut self, option: &'static MethodOption, value: impl Serialize) -> Self {
         let value = serde_json::to_value(value).expect("invariant: a value of an option is plain");
@@ -273,7 +273,7 @@ impl MethodOptions {
         }
     }
 
-    /// Sets an option. Layers may be "all", which leaves them open.
+    /// Sets an option; "all" for layers leaves it open.
     ///
     /// # Errors
     /// [`Error::OptionValue`].
@@ -316,7 +316,7 @@ impl MethodOptions {
         Self(self.0.iter().filter(|(own, _)| options.contains(own)).cloned().collect())
     }
 
-    /// The options that all of some methods agree upon, which have them; one that they have decided differently is left open.
+    /// The options whose value is the same in all methods that have them; the others are left open.
     pub(crate) fn agreed(parts: &[(&[&'static MethodOption], Self)]) -> Self {
         let mut agreed = Self::default();
         for option in union(parts.iter().map(|(own, _)| *own)) {

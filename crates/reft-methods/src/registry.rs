@@ -1,4 +1,4 @@
-//! The methods, and how an adapter directory is told to be of one.
+//! The methods, and how the files of an adapter directory tell its method.
 
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,7 @@ use crate::{
     SPECIAL_METHODS,
 };
 
-/// The names of the methods that any model can be trained by.
+/// The names of the methods that can train any model.
 pub fn method_names() -> Vec<&'static str> {
     METHODS.iter().map(|method| method.name).collect()
 }
@@ -39,7 +39,7 @@ pub fn declaration(name: &str) -> Result<&'static MethodDeclaration> {
     })
 }
 
-/// The methods that a name means, which may be several joined with `+`.
+/// The methods of a name; several names are joined with `+`.
 ///
 /// # Errors
 /// [`Error::UnknownMethod`].
@@ -93,13 +93,13 @@ impl<'de> Deserialize<'de> for MethodOptions {
     }
 }
 
-/// One or several methods with everything decided.
+/// One or several methods with all options set.
 #[derive(Debug)]
 pub struct Methods(Vec<Box<dyn Method>>);
 
-/// Decides everything that options leave open, and checks it against a model: nothing is left to fail when training starts.
+/// Sets all open options and checks them against a model, so that nothing fails when training starts.
 ///
-/// Names joined with `+` are used at once; each takes the options that it has.
+/// Names joined with `+` are used at once; each method takes its own options.
 ///
 /// # Errors
 /// [`Error::UnknownMethod`], [`Error::UnknownOption`], [`Error::OptionValue`], or an error of the method itself.
@@ -138,7 +138,7 @@ impl Methods {
 
     /// The methods by name, and all of their options: [`resolve`] makes the same of them.
     ///
-    /// Of several, an option that they have decided differently by their defaults is left open again.
+    /// An option whose defaults differ between several methods is left open.
     pub fn describe(&self) -> (String, MethodOptions) {
         let names: Vec<&str> = self.iter().map(Method::name).collect();
         let part = |method: &dyn Method| {
@@ -181,7 +181,7 @@ impl Methods {
 /// The adapters of a directory: the directory's own with its method, or the adapters that its `combined.json` names.
 ///
 /// # Errors
-/// [`Error::NotAnAdapter`] if a directory holds none, or its configuration is of a method unknown here.
+/// [`Error::NotAnAdapter`] if a directory holds none; [`Error::UnknownAdapterType`] for an unknown method.
 pub fn adapters_in(dir: &Path) -> Result<Vec<(PathBuf, &'static MethodDeclaration)>> {
     let says_what_it_is = CONFIGURED.iter().any(|f| dir.join(f.configuration()).is_file());
     if !says_what_it_is && dir.join(AdapterStack::FILE_NAME).is_file() {
@@ -195,7 +195,7 @@ pub fn adapters_in(dir: &Path) -> Result<Vec<(PathBuf, &'static MethodDeclaratio
 const CONFIGURED: [AdapterFiles; 3] =
     [AdapterFiles::Reft, AdapterFiles::Peft(""), AdapterFiles::Own];
 
-/// The method of the adapter that lies in a directory, told by its files.
+/// The method of the adapter in a directory, told by its files.
 fn method_in(dir: &Path) -> Result<&'static MethodDeclaration> {
     let unknown = |expected: String| Error::NotAnAdapter { path: dir.to_owned(), expected };
     let mut kinds = CONFIGURED.into_iter().chain([AdapterFiles::Weights]);
@@ -235,7 +235,7 @@ fn method_in(dir: &Path) -> Result<&'static MethodDeclaration> {
 /// The tensors of adapters that older versions of PEFT wrote.
 const PICKLED: &str = "adapter_model.bin";
 
-/// A folder of a directory that an adapter lies in, where the directory itself holds none.
+/// The first subfolder with an adapter, for directories that hold none themselves.
 fn directory_of_adapter_in(dir: &Path) -> Option<PathBuf> {
     let folders = std::fs::read_dir(dir).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
     let mut folders: Vec<PathBuf> = folders.collect();
@@ -245,13 +245,13 @@ fn directory_of_adapter_in(dir: &Path) -> Option<PathBuf> {
     folders.into_iter().find(holds_one)
 }
 
-/// Reads the configuration of each adapter of a directory, and goes on from it.
+/// Reads the configuration of each adapter of a directory, and calls `go_on` with it.
 fn each_in<T>(dir: &Path, go_on: impl Fn(Box<dyn Method>, &Path) -> Result<T>) -> Result<Vec<T>> {
     let of_one = |(dir, method): (PathBuf, &MethodDeclaration)| go_on((method.read)(&dir)?, &dir);
     adapters_in(dir)?.into_iter().map(of_one).collect()
 }
 
-/// Reads the adapters of a directory and checks that they belong to the model. There is one, but for several that were trained at once.
+/// Reads the adapters of a directory and checks that they belong to the model. There is one, unless several were trained at once.
 ///
 /// A fully fine-tuned model is read *into* the model.
 ///
@@ -261,7 +261,7 @@ pub fn load_adapters(dir: &Path, model: &dyn Model) -> Result<Vec<Box<dyn Adapte
     combinable(each_in(dir, |method, dir| method.load(dir, model))?)
 }
 
-/// [`load_adapters`], to be trained on.
+/// [`load_adapters`] for further training.
 ///
 /// # Errors
 /// As [`load_adapters`]; a loaded rotation that is not orthonormal.
@@ -295,7 +295,7 @@ pub fn trained_text(dir: &Path) -> Result<Option<TrainedText>> {
     Ok(None)
 }
 
-/// Whether what lies in a directory only steers: directions that are added to hidden states or taken out of them.
+/// Whether a directory holds steering alone: directions that are added to hidden states or removed from them.
 ///
 /// # Errors
 /// As [`adapters_in`].
@@ -303,8 +303,8 @@ pub fn only_steers(dir: &Path) -> Result<bool> {
     Ok(adapters_in(dir)?.iter().all(|(_, method)| method.name == STEERING.name))
 }
 
-/// Reads the head beside the adapter in a directory: trained here, or in a `SEQ_CLS` adapter of PEFT. `weights` are the
-/// base model's, which some heads stand on. `None` if there is no head.
+/// Reads the head beside the adapter in a directory: trained here, or in a `SEQ_CLS` adapter of PEFT. `weights` are the base model's; some
+/// heads need layers of it. `None` if there is no head.
 ///
 /// # Errors
 /// If the directory holds no adapter, a file is broken, or the head is not one of the model's family.
@@ -330,8 +330,8 @@ pub fn has_head(dir: &Path) -> Result<bool> {
     Ok(false)
 }
 
-/// Puts an adapter directory into the model's weights: it computes what model and adapter did, at the model's own cost. Sums are made in
-/// f32 and rounded to the model's kind once.
+/// Merges an adapter directory into the model's weights: the model then computes what model and adapter did, at its own cost. Sums are made
+/// in f32 and rounded to the model's kind once.
 ///
 /// # Errors
 /// Errors of reading it; [`Error::NotMergeable`] for methods that are no change of weights; [`Error::NotFinite`]: the model is merged in
@@ -344,7 +344,7 @@ pub fn merge_adapter(dir: &Path, model: &dyn Model) -> Result<()> {
 /// Checks that the adapter in a directory is a change of weights, before a model is loaded for it.
 ///
 /// # Errors
-/// [`Error::NotMergeable`]; what reading its configuration refuses.
+/// [`Error::NotMergeable`]; errors of reading its configuration.
 pub fn check_mergeable(dir: &Path) -> Result<()> {
     let adapters = adapters_in(dir)?;
     let reason = match &adapters[..] {
@@ -391,8 +391,8 @@ pub fn adapter_bytes(dir: &Path) -> Result<u64> {
     adapter_files(dir)?.iter().map(size).sum()
 }
 
-/// Whether a path in a directory is a file of an adapter, of one or of one of several, told by its name. All weights of a model, as full
-/// fine-tuning keeps them, are a model's.
+/// Whether a path in a directory is named like a file of its adapter, or of one of several. All weights of a model, as full fine-tuning keeps
+/// them, count as a model's.
 pub fn is_adapter_file(path: &str) -> bool {
     let own = METHODS.iter().filter(|method| method.files != AdapterFiles::Weights);
     let is_named = |name: &str| {
@@ -430,13 +430,13 @@ pub fn remove_adapter(dir: &Path) -> Result<()> {
         let part = entry.map_err(read)?.path();
         if part.is_dir() && is_part(&part) {
             remove_adapter(&part)?;
-            let _ = std::fs::remove_dir(&part); // only if nothing else is in it
+            let _ = std::fs::remove_dir(&part); // fails if it holds anything else
         }
     }
     Ok(())
 }
 
-/// Whether a directory is called as one of several adapters: `1-lora`.
+/// Whether a directory is named like one of several adapters: `1-lora`.
 fn is_part(dir: &Path) -> bool {
     let name = dir.file_name().and_then(|name| name.to_str()).and_then(|name| name.split_once('-'));
     name.is_some_and(|(number, method)| {
@@ -453,7 +453,7 @@ pub fn numel(parameters: &[Parameter]) -> i64 {
 mod tests {
     use super::*;
 
-    /// Files of comparisons are known by these bytes.
+    /// Comparisons are identified by these bytes.
     #[test]
     fn options_are_written_in_one_order_whatever_order_they_came_in() {
         let text = r#"{"alpha": 16, "rank": 4, "layers": "3;1", "target_modules": ["q_proj"], "positions": "l1"}"#;

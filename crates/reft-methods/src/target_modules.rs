@@ -30,7 +30,7 @@ impl TargetModules {
         Self::Names(model.projection_names())
     }
 
-    /// Whether it means a module, as PEFT decides it.
+    /// Whether it matches a module, by PEFT's rules.
     ///
     /// # Errors
     /// [`Error::Adapter`] if the pattern is no regular expression.
@@ -50,7 +50,7 @@ impl TargetModules {
         Ok(self.means(module)? || means_whole.unwrap_or(false))
     }
 
-    /// Whether it tells modules: it is not empty, and a pattern that can be read.
+    /// Whether it selects modules: a list that is not empty, or a valid pattern.
     pub(crate) fn are_told(&self) -> bool {
         match self {
             Self::Names(names) => !names.is_empty(),
@@ -58,7 +58,7 @@ impl TargetModules {
         }
     }
 
-    /// The modules that the tensors of an adapter's file belong to: `base_model.model.model.layers.0.mlp.up_proj.lora_A.weight`.
+    /// The modules of the tensors in an adapter's file: `base_model.model.model.layers.0.mlp.up_proj.lora_A.weight`.
     pub(crate) fn of_tensors(path: &Path) -> Result<Self> {
         let file = Weights::open_file(path)?;
         let module = |name: &str| {
@@ -86,11 +86,10 @@ impl TargetModules {
         Ok(given)
     }
 
-    /// The projections that are named, of all layers or of `layers`, without the ones that `excluded` names. Names that match none are reported.
+    /// The matching projections, of all layers or of `layers`, without those in `excluded`. Names without a match are logged.
     ///
     /// # Errors
-    /// [`Error::Adapter`] if it means none of the model's projections, a pattern cannot be read, a layer does not exist, or everything is
-    /// excluded.
+    /// [`Error::Adapter`] if no projection of the model matches, a pattern is invalid, a layer does not exist, or everything is excluded.
     pub(crate) fn select(
         &self,
         model: &ModelDescription,
@@ -143,7 +142,7 @@ impl TargetModules {
 }
 
 impl From<&str> for TargetModules {
-    /// Names with commas or semicolons between them; `all-linear`, or anything that is no name, is a pattern.
+    /// Names separated by commas or semicolons; any other text, as `all-linear`, is a pattern.
     fn from(text: &str) -> Self {
         let is_name = |c: char| c.is_ascii_alphanumeric() || "_. ,;".contains(c);
         if !text.chars().all(is_name) {
@@ -161,17 +160,17 @@ pub(crate) fn share_an_input(a: Site, b: Site) -> bool {
         && groups.iter().any(|group| group.contains(&a.component) && group.contains(&b.component))
 }
 
-/// The beginnings of tensor names behind the module's name.
+/// The beginnings of an adapter's own part of a tensor name, which follows the module's name.
 const OWN_PARTS: [&str; 3] = ["lora_", "ia3_", "road_"];
 
-/// Whether a name means none of the model's projections.
+/// Whether a name matches no projection of the model.
 fn means_nothing(name: &str, model: &ModelDescription) -> bool {
     let name =
         model.prefix.and_then(|own| name.strip_prefix(own)?.strip_prefix('.')).unwrap_or(name);
     !model.projections().iter().any(|p| is_or_ends_with(&p.module, name))
 }
 
-/// Whether a module has this name, or one that ends so.
+/// Whether a module's name is `name`, or ends with it.
 fn is_or_ends_with(module: &str, name: &str) -> bool {
     module.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }

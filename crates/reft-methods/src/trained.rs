@@ -1,5 +1,5 @@
-//! Methods whose adapter is a configuration and a table of trained tensors: the table is made, read, checked, trained, kept and merged
-//! here, once for all of them.
+//! Methods whose adapter is a configuration and a table of trained tensors. The table is made, read, checked, trained, saved and merged here,
+//! for all of them.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -22,7 +22,7 @@ use crate::{
     TargetModules,
 };
 
-/// A method with everything decided, which is the configuration in its adapters' files too.
+/// A method with all options set: the configuration that its adapters' files hold.
 pub(crate) trait TensorMethod:
     Debug + Clone + Serialize + DeserializeOwned + 'static
 {
@@ -45,7 +45,7 @@ pub(crate) trait TensorMethod:
         MethodOptions::of_config(Self::DECLARATION.options, self)
     }
 
-    /// Checks what can be checked without a model.
+    /// Checks everything that needs no model.
     fn check(&self) -> Result<()> {
         Ok(())
     }
@@ -78,7 +78,7 @@ pub(crate) trait TensorMethod:
     /// The table of its tensors, in the order of their start. A configuration that does not fit the model is refused.
     fn parts(&self, model: &ModelDescription) -> Result<Vec<Part<Self::Constants>>>;
 
-    /// The form in which an adapter that was read goes on: the table of its file.
+    /// The form for an adapter read from a file: its table is the file's.
     fn into_read(self) -> Self {
         self
     }
@@ -122,10 +122,10 @@ pub(crate) trait TensorMethod:
     }
 }
 
-/// Hooks, or why there are none for a batch.
+/// Hooks, or the error of making them for a batch.
 pub(crate) type MadeHooks<'a> = reft_models::Result<Box<dyn Hooks + 'a>>;
 
-/// A part of a table to be made: the tensors at a site, or the tensors of no site.
+/// The plan of a part of a table: the tensors of a site, or of no site.
 pub(crate) struct Part<C> {
     pub(crate) site: Option<Site>,
     pub(crate) constants: C,
@@ -136,13 +136,14 @@ pub(crate) struct Part<C> {
 /// Numbers per token that the backward of a part keeps, in f32.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Keeps {
-    /// Size of the projection's input, if it is kept. In f32 projections of one input keep one tensor, in half precision each its own copy.
+    /// Size of the projection's input, if it is kept. In f32, projections with the same input share one tensor; in half precision each keeps
+    /// a copy.
     pub(crate) input: i64,
     /// Other numbers.
     pub(crate) numbers: i64,
 }
 
-/// A tensor to be made.
+/// The plan of a tensor.
 pub(crate) struct TensorSpec {
     name: String,
     shape: Vec<i64>,
@@ -150,7 +151,7 @@ pub(crate) struct TensorSpec {
     decays: bool,
 }
 
-/// Makes the start of a tensor from the model.
+/// Makes a tensor's start from the model.
 pub(crate) type StartFromModel = Box<dyn Fn(&dyn Model) -> reft_models::Result<Tensor>>;
 
 /// How a tensor starts. Random numbers are drawn on the CPU, so that every device starts alike.
@@ -166,12 +167,12 @@ pub(crate) enum Start {
 }
 
 impl TensorSpec {
-    /// A tensor by the name that it has in the adapter's file.
+    /// A tensor with its name in the adapter's file.
     pub(crate) fn new(name: impl Into<String>, shape: impl Into<Vec<i64>>, start: Start) -> Self {
         Self { name: name.into(), shape: shape.into(), start, decays: true }
     }
 
-    /// One that weight decay must not touch: it would be pulled to 0, not to the base model.
+    /// Exempts it from weight decay, which would pull it to 0 and not to the base model.
     pub(crate) fn without_decay(self) -> Self {
         Self { decays: false, ..self }
     }
@@ -247,16 +248,16 @@ struct TensorAdapter<M: TensorMethod> {
     base_model: BaseModel,
     text: Option<TrainedText>,
     table: Table<M::Constants>,
-    /// Tensors of its file that belong to the head of a task, by name: kept for whoever has the head.
+    /// Tensors of its file that belong to a task's head, by name: kept for models with the head.
     heads: Heads,
-    /// The head that is trained with it, in place of its file's.
+    /// The head that is trained with it and replaces its file's.
     head: Option<TaskHead>,
     /// The prefix of modules' names in a model with the head.
     prefix: Option<&'static str>,
 }
 
 impl<M: TensorMethod> TensorAdapter<M> {
-    /// Hooks on the tokens that it acts on.
+    /// Restricts hooks to the tokens that it acts on.
     fn on_tokens<'a>(&self, hooks: Box<dyn Hooks + 'a>, layout: &Layout) -> Box<dyn Hooks + 'a> {
         match self.method.acts_on() {
             ActsOn::All => hooks,
@@ -440,7 +441,7 @@ pub(crate) fn read_config<M: TensorMethod>(dir: &Path) -> Result<Box<dyn Method>
     Ok(Box::new(read_own::<M>(dir)?))
 }
 
-/// [`read_config`] of a method that is known.
+/// [`read_config`] of a known method.
 pub(crate) fn read_own<M: TensorMethod>(dir: &Path) -> Result<M> {
     let files = M::DECLARATION.files;
     let mut method: M = read_json(&dir.join(files.configuration()))?;
@@ -481,7 +482,7 @@ pub(crate) fn weight_of(model: &dyn Model, name: &str) -> reft_models::Result<We
     })
 }
 
-/// Checks that a size is one.
+/// Checks that a size is positive.
 pub(crate) fn check_positive(field: &str, found: i64) -> Result<()> {
     if found > 0 {
         return Ok(());

@@ -19,13 +19,13 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// A model that cannot stand on the devices named.
+    /// The model cannot be placed on the devices named.
     #[error("the model cannot be put on these devices: {reason}")]
     Placement {
         /// The value found, and the value expected.
         reason: String,
     },
-    /// The place to write to is taken.
+    /// The path to write to exists already.
     #[error("{} exists already and is not an empty directory; remove it or name another place", .0.display())]
     OutputExists(PathBuf),
     /// Another process writes into the directory.
@@ -36,10 +36,10 @@ pub enum Error {
     InUse {
         /// The directory.
         path: PathBuf,
-        /// The process, if it says so.
+        /// The process, if known.
         process: Option<u32>,
     },
-    /// A file that should hold JSON does not, or holds other fields than expected.
+    /// A file is not valid JSON, or has unexpected fields.
     #[error("{} does not hold the JSON that belongs there", path.display())]
     Json {
         /// The file.
@@ -65,15 +65,15 @@ pub enum Error {
         /// The fault of the header.
         source: safetensors::SafeTensorError,
     },
-    /// A model that a GGUF file cannot say, or llama.cpp would compute otherwise.
+    /// A model that GGUF cannot represent, or that llama.cpp would compute differently.
     #[error(
         "the model has no form in GGUF: {reason}; write it as a directory (--merge without --to), and try llama.cpp's own converter on that"
     )]
     NoGgufForm {
-        /// The part of the model without such a form.
+        /// The part of the model that cannot be represented.
         reason: String,
     },
-    /// A file that holds tensors in a way this crate does not read.
+    /// A file has contents that this crate does not support.
     #[error("cannot read {}: {reason}", path.display())]
     Format {
         /// The file.
@@ -84,7 +84,7 @@ pub enum Error {
     /// A model directory without weights.
     #[error("{} holds neither model.safetensors nor model.safetensors.index.json", .0.display())]
     NoWeights(PathBuf),
-    /// A tensor was asked for that the checkpoint does not hold.
+    /// The checkpoint does not have the requested tensor.
     #[error("{} holds no tensor {name}", path.display())]
     UnknownTensor {
         /// The checkpoint.
@@ -120,13 +120,13 @@ pub enum Error {
     /// The tokenizer could not be built, or text could not be tokenised.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
-    /// A chat was asked for, and the tokenizer brings no chat template.
+    /// A chat was requested, but the tokenizer has no chat template.
     #[error("{} brings no chat template; use a chat model, or give plain prompts", .0.display())]
     NoChatTemplate(PathBuf),
     /// The chat template cannot be read, or refuses these messages.
     #[error("the chat template fails: {0}")]
     ChatTemplate(String),
-    /// No model is to be had under this name.
+    /// No model was found under this name.
     #[error("no model {name:?}: {reason}")]
     UnknownModel {
         /// The name asked for.
@@ -153,7 +153,7 @@ pub enum Error {
         /// The row's length.
         length: usize,
     },
-    /// A row has types for another number of tokens than it has.
+    /// The number of token types of a row is not its number of tokens.
     #[error(
         "a row has {length} tokens and {found} token types; give each token one, or leave them out"
     )]
@@ -173,7 +173,7 @@ pub enum Error {
         /// Number of types of the model.
         types: i64,
     },
-    /// Something was asked of an encoder that needs a model which predicts next tokens.
+    /// The request needs a model that predicts next tokens, and the model is an encoder.
     #[error(
         "{model_type} is an encoder, which predicts no next tokens, and {what} needs them; use a decoder. Of an encoder `reft logits --hidden-states` writes hidden states, `reft inspect` describes it, and `reft train --objective classification` or `regression` trains a head on it"
     )]
@@ -218,7 +218,7 @@ pub enum Error {
         rows: Vec<(String, usize)>,
         /// The model's `max_position_embeddings`.
         limit: usize,
-        /// Virtual tokens and a prefix, which stand before every row.
+        /// Number of virtual tokens and of prefix tokens before every row.
         before: usize,
         /// Tokens to be generated after a row.
         new_tokens: usize,
@@ -235,7 +235,7 @@ pub enum Error {
         /// Tokens generated before.
         generated: usize,
     },
-    /// The model's configuration asks for something that this decoder does not have, or is wrong in itself.
+    /// The model's configuration needs a feature that this decoder lacks, or is inconsistent.
     #[error("config.json: {0}")]
     Config(String),
     /// An adapter and a model, or an adapter's files, do not fit together.
@@ -272,7 +272,7 @@ pub enum Error {
         /// Number of layers.
         layers: usize,
     },
-    /// A token is named that a row does not have.
+    /// A row does not have the token named.
     #[error("row {row} has {length} tokens, there is no token {token}; use 0..{length}")]
     NoSuchToken {
         /// The row.
@@ -294,7 +294,7 @@ pub enum Error {
         /// Source hidden states given.
         sources: usize,
     },
-    /// A run did not come to a place that hidden states were wanted of.
+    /// A run did not reach a place whose hidden states were requested.
     #[error(
         "the run showed no hidden states, or not all, of {0}; name a site of the model and tokens that the run computes"
     )]
@@ -315,10 +315,10 @@ pub enum Error {
     Torch(#[from] tch::TchError),
 }
 
-/// Kinds of mismatch that are told; more are counted.
+/// Kinds of mismatch that a message lists; more are only counted.
 const TOLD: usize = 8;
 
-/// Rows that a message names; more are counted.
+/// Rows that a message names; more are only counted.
 const NAMED: usize = 5;
 
 /// The rows that do not fit into a context, and the tokens beside them.
@@ -348,7 +348,7 @@ fn advise_long(room: usize, new_tokens: usize) -> String {
     }
 }
 
-/// The names of a mismatch; names that differ by the layer alone are one line.
+/// The names of a mismatch; names that differ only by the layer share one line.
 fn describe_mismatch(
     missing: &[String],
     unexpected: &[String],
@@ -359,7 +359,7 @@ fn describe_mismatch(
             name.split('.').map(|part| if part.parse::<u32>().is_ok() { "*" } else { part });
         parts.collect::<Vec<_>>().join(".")
     };
-    let mut kinds: Vec<(String, String, usize)> = Vec::new(); // what is wrong, an example, how many
+    let mut kinds: Vec<(String, String, usize)> = Vec::new(); // problem, example, count
     let mut add =
         |said: String, example: String| match kinds.iter_mut().find(|(own, ..)| *own == said) {
             Some((.., n)) => *n += 1,

@@ -5,7 +5,7 @@ use crate::transformer::config::config_file::CONFIG;
 use crate::transformer::config::text_part::MULTIMODAL;
 use crate::transformer::families::FAMILIES;
 
-/// The fields of every file that belongs to a model and is read here.
+/// The fields of all model files that this crate reads.
 pub fn model_files() -> Vec<&'static Fields> {
     let of_family = FAMILIES.iter().map(|family| &family.fields);
     let of_family = of_family.filter(|fields| !fields.groups.is_empty());

@@ -5,7 +5,7 @@ use tch::Tensor;
 
 use crate::{Component, Error, Result, Site};
 
-/// A hidden state of a site, or some neighbouring coordinates of it: what interchange interventions read and replace.
+/// The hidden state of a site, or a range of its coordinates. Interchange interventions read and replace it.
 ///
 /// At `o_proj` and `down_proj` it is the input of the projection (the concatenated heads; the MLP's neurons). The output is
 /// another site, `attention_output` or `mlp_output`. At the other projections it is the output.
@@ -13,7 +13,7 @@ use crate::{Component, Error, Result, Site};
 pub struct Place {
     /// The site.
     pub site: Site,
-    /// The coordinates meant; `None`: all.
+    /// The coordinates; `None`: all.
     pub coordinates: Option<Range<i64>>,
 }
 

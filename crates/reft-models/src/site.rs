@@ -72,7 +72,7 @@ pub struct Site {
 }
 
 impl Site {
-    /// Whether its hidden states, as a [`Place`](crate::Place) means them, go into a projection.
+    /// Whether its hidden states, in the sense of [`Place`](crate::Place), are the input of a projection.
     pub(crate) fn is_projection_input(self) -> bool {
         matches!(self.component, Component::Output | Component::Down)
     }

@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Model, ModelDescription, Result, TaskHeadForm, Weights};
 
-/// A trained head: `k` numbers of a text, from the final hidden state of one of its tokens.
+/// A trained head: it computes `k` outputs for a text from the final hidden state of one of its tokens.
 #[derive(Debug)]
 pub struct TaskHead {
     form: TaskHeadForm,
@@ -21,10 +21,10 @@ const START: f64 = 0.02;
 
 impl TaskHead {
     /// A new head with `k` outputs: matrices normal with standard deviation 0.02, biases 0. Random numbers come from libtorch's CPU
-    /// generator ([`tch::manual_seed`]). `names` are the classes' names, one for each output; none if outputs are numbers.
+    /// generator ([`tch::manual_seed`]). `names` are the names of the classes, one for each output; empty for regression.
     ///
     /// # Errors
-    /// [`Error::Adapter`] if the family's head is not computed, or the checkpoint lacks the pooler that the head stands on.
+    /// [`Error::Adapter`] if the family's head is not supported, or the checkpoint lacks the pooler below the head.
     pub fn new(model: &dyn Model, weights: &Weights, k: i64, names: Vec<String>) -> Result<Self> {
         let form = model.description().task_head;
         let start = |(name, shape): (&str, Vec<i64>)| {
@@ -39,7 +39,7 @@ impl TaskHead {
         Self::of(model, weights, tensors.collect(), names)
     }
 
-    /// A head of tensors by the names that transformers gives them, to be used or trained on.
+    /// A head from its tensors by transformers' names, for use or further training.
     ///
     /// # Errors
     /// As [`Self::new`]; [`Error::Adapter`] with the tensors that are missing, unexpected or misshapen.
@@ -97,7 +97,7 @@ impl TaskHead {
         self.trained.iter().map(parameter).collect()
     }
 
-    /// The names of the classes that its outputs are of; none if they are numbers.
+    /// The names of the classes, one for each output; empty for regression.
     pub fn names(&self) -> &[String] {
         &self.names
     }
@@ -107,7 +107,7 @@ impl TaskHead {
         self.trained.last().map_or(0, |(_, last)| last.size()[0])
     }
 
-    /// The token that it reads, of a row of `n`: the first of an encoder, the last of a decoder.
+    /// The token that it reads in a row of `n` tokens: the first for encoders, the last for decoders.
     pub fn token(&self, n: usize) -> usize {
         if self.form == TaskHeadForm::Score { n.saturating_sub(1) } else { 0 }
     }
@@ -132,7 +132,7 @@ impl TaskHead {
 }
 
 impl Clone for TaskHead {
-    /// The same head: its tensors share storage.
+    /// A copy of the head whose tensors share storage with it.
     fn clone(&self) -> Self {
         let pooler = self.pooler.as_ref().map(|own| own.each_ref().map(Tensor::shallow_clone));
         Self { form: self.form, names: self.names.clone(), trained: self.tensors(), pooler }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use crate::escape;
 
-/// Shows the head that is chosen large, and moves about with keys.
+/// Shows the chosen head enlarged, and moves between heads with keys.
 const SCRIPT: &str = include_str!("attention_maps.js");
 
 /// The weights of some layers' heads on one prompt.
@@ -13,9 +13,9 @@ pub struct AttentionMaps<'a> {
     pub layers: &'a [usize],
     /// Heads of a layer.
     pub heads: usize,
-    /// The tokens that ask, a row of a map each.
+    /// The query tokens, one row of a map each.
     pub queries: &'a [String],
-    /// The tokens that are asked, a column of a map each: the queries are the last of them.
+    /// The key tokens, one column of a map each; the queries are the last of them.
     pub keys: &'a [String],
     /// Layer by layer, head by head, query by query: a weight from 0 to 1 for each key.
     pub weights: &'a [f32],
@@ -30,7 +30,7 @@ const STEPS: f32 = 4095.0;
 /// If `out` cannot be written to; a string always can.
 ///
 /// # Panics
-/// If there are not as many weights as layers, heads, queries and keys say.
+/// If the number of weights is not layers × heads × queries × keys.
 pub fn attention_maps(out: &mut String, maps: &AttentionMaps) -> std::fmt::Result {
     let AttentionMaps { layers, heads, queries, keys, weights } = maps;
     let of_head = queries.len() * keys.len();
@@ -70,7 +70,7 @@ pub fn attention_maps(out: &mut String, maps: &AttentionMaps) -> std::fmt::Resul
     writeln!(out, "</div>\n<script>{SCRIPT}</script>")
 }
 
-/// Where a head looks, over all queries: to the first key, to the token itself, to the one before it.
+/// A head's mean attention over all queries: to the first key, to the token itself, and to the token before it.
 fn summary(weights: &[f32], keys: usize) -> String {
     let queries = weights.len() / keys.max(1);
     let before = keys.saturating_sub(queries);

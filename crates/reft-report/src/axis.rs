@@ -15,7 +15,7 @@ impl Axis {
     pub(crate) fn linear(values: impl IntoIterator<Item = f64>, ends: (f64, f64)) -> Self {
         let (low, high) = range(values);
         let margin = if high > low { 0.08 * (high - low) } else { 0.05 * high.abs().max(1e-6) };
-        let least = if low >= 0.0 { (low - margin).max(0.0) } else { low - margin }; // no room below what cannot be
+        let least = if low >= 0.0 { (low - margin).max(0.0) } else { low - margin }; // values that are never negative get no room below 0
         let step = step_of(high + margin - least);
         let low = (least / step).floor() * step;
         let high = ((high + margin) / step).ceil() * step;
@@ -57,12 +57,12 @@ impl Axis {
         (first..=last).map(|i| i as f64 * step).collect()
     }
 
-    /// Powers of ten, and if that is few, other round numbers between them.
+    /// Powers of ten, and if there are few of them, other round numbers between them.
     fn ticks_of_log(&self) -> Vec<f64> {
         let (first, last) = (self.low.floor() as i32, self.high.floor() as i32);
         let ticks = |digits: &[f64]| -> Vec<f64> {
             let all = (first..=last).flat_map(|exponent| {
-                // by division where it is one: 1e-1 is the f64 nearest to 0.1, and 10 times 1e-2 is not
+                // negative powers by division: 1 / 10 is the f64 nearest to 0.1, which a product of rounded powers need not be
                 let power = 10f64.powi(exponent.abs());
                 digits.iter().map(
                     move |digit| {
@@ -81,7 +81,7 @@ impl Axis {
         })
     }
 
-    /// Decimals that tell a tick from others, of values multiplied by `factor`.
+    /// The decimals that distinguish a tick from its neighbours, for values multiplied by `factor`.
     pub(crate) fn decimals(&self, tick: f64, factor: f64) -> usize {
         if self.is_log {
             let text = format!("{:.9}", tick * factor);
@@ -104,12 +104,12 @@ fn range(values: impl IntoIterator<Item = f64>) -> (f64, f64) {
     if low > high { (0.0, 1.0) } else { (low, high) }
 }
 
-/// 1, 2 or 5 times a power of ten, the nearest of them of which a width has five.
+/// The distance of ticks: 1, 2 or 5 times a power of ten, the nearest to a fifth of `width`.
 fn step_of(width: f64) -> f64 {
     let rough = width.max(1e-12) / 5.0;
     let power = 10f64.powf(rough.log10().floor());
     let digit = match rough / power {
-        ..1.414 => 1.0, // the root of 1 · 2, and so on
+        ..1.414 => 1.0, // √(1 · 2), the geometric mean of 1 and 2, and so on
         ..3.162 => 2.0,
         ..7.071 => 5.0,
         _ => 10.0,

@@ -1,4 +1,4 @@
-//! Pages that need nothing else: plots, heat maps and tables as HTML and SVG in one file, in light and dark, on narrow screens and on paper.
+//! Self-contained pages: plots, heat maps and tables as HTML and SVG in one file, in light and dark, on narrow screens and on paper.
 //!
 //! It draws numbers and names, and knows neither models nor tensors.
 //!

@@ -42,13 +42,13 @@ pub fn bytes(n: u64) -> String {
     if text.contains(' ') { format!("{text}B") } else { format!("{text} B") }
 }
 
-/// A percentage with two digits that mean something.
+/// A percentage with two significant digits.
 pub fn percent(percent: f64) -> String {
     let digits = if percent > 0.0 { (1.0 - percent.log10().floor()).clamp(0.0, 12.0) } else { 0.0 };
     format!("{percent:.0$} %", digits as usize)
 }
 
-/// A share in percent in at most four characters, rounded as everywhere but never up to the whole.
+/// A share in percent in at most four characters, rounded as usual, but below 1 never up to 100.
 pub fn short_share(value: f64) -> String {
     let percent = if value < 1.0 { (100.0 * value).min(99.9) } else { 100.0 * value };
     let text = format!("{percent:.1}");
@@ -64,12 +64,12 @@ pub fn seconds(s: f64) -> String {
     }
 }
 
-/// Of how many steps [`running_mean`] takes the mean in a curve of that many.
+/// The number of steps that [`running_mean`] averages in a curve of `steps` steps.
 pub fn running_mean_steps(steps: usize) -> usize {
     (steps / 25).max(1)
 }
 
-/// The mean over the steps up to each.
+/// For each step the mean over the last [`running_mean_steps`] steps.
 pub fn running_mean(values: &[f64]) -> Vec<f64> {
     let width = running_mean_steps(values.len());
     let mean = |i: usize| {

@@ -8,10 +8,10 @@ pub const COLOURS: usize = 10;
 /// The page's style: light and dark, and narrow screens.
 pub(crate) const STYLE: &str = include_str!("page.css");
 
-/// Sorts the table by a column when its head is pressed, and shows of some sections the one that a slider names: without it all are shown.
+/// Sorts a table by a column when its head is clicked, and shows only the section that a slider selects. Without it all sections are shown.
 const SCRIPT: &str = include_str!("page.js");
 
-/// A page that needs nothing else: facts stand around what `body` writes, and `legend` explains its words at the end.
+/// A self-contained page: `body` writes its contents, facts stand before and after them, and `legend` explains the terms at the end.
 ///
 /// A fact is a line of Markdown, of which only code in backticks is read. Facts that begin with `**` are warnings and stand first;
 /// the first two of the others open the page, and all others are listed below it.

@@ -60,7 +60,7 @@ pub struct Bar {
     pub label: String,
     /// Which of the page's [`COLOURS`](crate::COLOURS).
     pub colour: usize,
-    /// Its length, of which the longest fills the plot.
+    /// Its length; the longest bar fills the plot.
     pub value: f64,
     /// The value in words.
     pub text: String,
@@ -127,7 +127,7 @@ pub fn scatter(
     svg.finish()
 }
 
-/// Curves over the steps of a run. With a value that is not above 0 the left axis is linear, whatever is asked for.
+/// Curves over the steps of a run. If a value is not above 0, the left axis is linear, whatever `scale` is.
 pub fn curves(curves: &[Curve], names: &Names, scale: Scale) -> String {
     let points = || curves.iter().flat_map(|curve| curve.points.iter().copied());
     let (first, last) = points()
@@ -209,7 +209,7 @@ fn frame(
     svg.text("tick", ((LEFT + RIGHT) / 2.0, HEIGHT - 8.0), "middle", names.x);
 }
 
-/// A place that is taken.
+/// An area that is already drawn on.
 struct Area {
     left: f64,
     right: f64,
@@ -243,7 +243,7 @@ impl Area {
     }
 }
 
-/// Where a text stands, and which part of it there: its start, middle or end.
+/// The position of a text, and its anchor: start, middle or end.
 type Place = (f64, f64, &'static str);
 
 /// Where a point's name may stand, the best places first.
@@ -257,7 +257,7 @@ fn places_beside(px: f64, py: f64) -> Vec<Place> {
     places
 }
 
-/// The first of the places where a text covers least of the drawing.
+/// The place where a text covers the least of the drawing; the first of equal places.
 fn free_place(places: &[Place], text: &str, taken: &mut Vec<Area>) -> Place {
     let cost = |place: Place| {
         let own = Area::text(place, text);

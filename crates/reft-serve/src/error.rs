@@ -2,12 +2,12 @@
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Others could use the server.
+    /// Other machines could use the server without a key.
     #[error(
         "host {0} lets other machines use the server, and there is no key; give one by --api-key-file or REFT_API_KEY, or use --host 127.0.0.1"
     )]
     NoKey(std::net::IpAddr),
-    /// A key that is easily guessed, or none.
+    /// A key that is too short, or no key.
     #[error("an API key has {found} characters, expected at least {expected}; give one key a line")]
     ShortKey {
         /// Characters of the shortest.
@@ -15,10 +15,10 @@ pub enum Error {
         /// The fewest that a key may have.
         expected: usize,
     },
-    /// An adapter that was named at the start.
+    /// An adapter that was named at the start cannot be used.
     #[error("{0}")]
     Adapter(String),
-    /// The port cannot be had.
+    /// The server cannot listen on its address.
     #[error("cannot listen on {address}: {source}; is another server there? use another --port")]
     Listen {
         /// The address.
@@ -26,10 +26,10 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// A thread or what drives it cannot be made.
+    /// A thread or its runtime cannot be started.
     #[error("cannot start the server: {0}")]
     Start(#[from] std::io::Error),
-    /// Two adapters have one name, or a name cannot be one.
+    /// Two adapters have one name, or a name is invalid.
     #[error("adapter name {name:?} {reason}")]
     AdapterName {
         /// The name.
@@ -47,13 +47,13 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
-    /// Numbers for Prometheus.
+    /// The exporter of metrics fails.
     #[error("cannot count: {0}")]
     Metrics(String),
-    /// The model.
+    /// The model fails.
     #[error(transparent)]
     Model(#[from] reft_models::Error),
-    /// An adapter.
+    /// An adapter fails.
     #[error(transparent)]
     Method(#[from] reft_methods::Error),
 }

@@ -1,6 +1,6 @@
-//! An HTTP server in OpenAI's language: one model, many adapters, each request its own.
+//! An HTTP server with OpenAI's API: one model and many adapters, which each request chooses for itself.
 //!
-//! One thread owns all tensors and computes a token of every reply in flight at a time; others speak HTTP.
+//! One thread owns all tensors and computes, step by step, a token of every reply in flight; other threads handle HTTP.
 //!
 //! ```no_run
 //! use std::path::Path;

@@ -23,7 +23,7 @@ pub struct ServeOptions {
     pub adapters: Vec<(String, PathBuf)>,
     /// A directory whose directories are adapters.
     pub adapters_dir: Option<PathBuf>,
-    /// Most bytes of adapters in memory; those that requests in flight use stay.
+    /// Most bytes of adapters in memory; adapters of requests in flight stay even beyond it.
     pub adapter_bytes: usize,
     /// Whether clients may load and unload adapters.
     pub allows_loading: bool,
@@ -33,9 +33,9 @@ pub struct ServeOptions {
     pub queue: usize,
     /// Most bytes of a body.
     pub body_bytes: usize,
-    /// Most tokens of a prompt; `None`: what the model's context holds.
+    /// Most tokens of a prompt; `None`: the model's context length.
     pub prompt_tokens: Option<usize>,
-    /// Tokens of a chat's reply that asks for no limit.
+    /// Most tokens of a chat's reply if the request gives no limit.
     pub reply_tokens: usize,
     /// Longest time that a request may take.
     pub time: Duration,

@@ -1,8 +1,8 @@
 use tch::{Kind, Tensor};
 
-/// The same sums in another order, f32 with |logits| up to 10: measured 6e-6.
+/// Tolerance for logits whose f32 sums run in another order, |logits| up to 10: measured 6e-6.
 pub const LOGITS: f64 = 2e-5;
-/// Gradients, relative to the largest number of each tensor: a backward of f32 products in another order.
+/// Tolerance for gradients whose f32 sums run in another order, relative to the largest entry of each tensor.
 pub const GRADIENTS: f64 = 1e-4;
 
 /// [`LOGITS`], for logits or hidden states as large as the recorded ones.
@@ -21,7 +21,7 @@ pub fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f6
     assert_values_close(what, &all(found), &all(expected), tolerance);
 }
 
-/// As [`assert_close`], of numbers that are no tensor.
+/// As [`assert_close`], for slices.
 #[track_caller]
 pub fn assert_values_close<T: Copy + Into<f64>>(
     what: &str,
@@ -46,7 +46,7 @@ pub fn assert_values_close<T: Copy + Into<f64>>(
     );
 }
 
-/// The largest difference between tensors of like shapes.
+/// The largest difference between two lists of tensors of the same shapes.
 #[track_caller]
 pub fn largest_difference(a: &[Tensor], b: &[Tensor]) -> f64 {
     assert_eq!(a.len(), b.len(), "another number of tensors");

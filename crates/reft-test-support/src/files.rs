@@ -29,7 +29,7 @@ pub fn oracle_text(name: &str) -> Outcome<String> {
     fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()).into())
 }
 
-/// The folder of the demo model. Fails if it is not there.
+/// The folder of the demo model. Panics if it is missing.
 pub fn demo_model() -> PathBuf {
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/SmolLM2-135M-Instruct");
     let dir = PathBuf::from(dir);
@@ -80,7 +80,7 @@ pub fn values(path: &Path) -> Outcome<Values> {
     Ok(floats.map(read).collect())
 }
 
-/// Writes a safetensors file of f32 tensors again with its tensors changed.
+/// Changes the tensors of a safetensors file of f32 tensors in place.
 ///
 /// # Errors
 /// If it cannot be read or written.

@@ -4,8 +4,8 @@ use tch::{Device, Kind, Tensor};
 
 use crate::Outcome;
 
-/// Keeps other tests of this program away for as long as it is held: libtorch has one random number generator for all. Sums are taken in
-/// one order, by one thread.
+/// A guard that blocks other tests of this program while it is held: they share libtorch's random number generator. libtorch computes with
+/// one thread from then on, so that sums are taken in one order.
 pub fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     let guard = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -13,7 +13,7 @@ pub fn alone() -> MutexGuard<'static, ()> {
     guard
 }
 
-/// The numbers of each row of a right-padded batch `[b, t]` that its mask has: token ids or labels.
+/// The unmasked numbers of each row of a right-padded batch `[b, t]`: token ids or labels.
 ///
 /// # Errors
 /// If they are no integers.
@@ -25,8 +25,8 @@ pub fn own_tokens(batch: &Tensor, attention_mask: &Tensor) -> Outcome<Vec<Vec<i6
     (0..batch.size()[0]).map(row).collect()
 }
 
-/// Moves parameters away from their start, so that no part of a method is multiplied by 0: the same numbers in every run. With each is said
-/// whether it stays near where it is, as scales and rotations do.
+/// Moves parameters away from their start by the same noise in every run, so that no part of a method is multiplied by 0. The flag of a
+/// parameter says whether its start is kept under the noise, as for scales and rotations; otherwise the noise replaces it.
 pub fn disturb(parameters: impl IntoIterator<Item = (Tensor, bool)>, seed: i64) {
     let _guard = tch::no_grad_guard();
     for (i, (mut tensor, stays_near)) in parameters.into_iter().enumerate() {

@@ -29,7 +29,7 @@ pub enum Error {
         /// The value found, and the value expected.
         reason: String,
     },
-    /// A data file that no rows can be read of.
+    /// A data file from which no rows can be read.
     #[error("{}: {reason}", path.display())]
     DataFile {
         /// The file.
@@ -49,7 +49,7 @@ pub enum Error {
         /// The value found, the value expected, and the advice.
         reason: String,
     },
-    /// A row that no example can be made of.
+    /// A row that cannot become an example.
     #[error("example {id}: {reason}")]
     Refused {
         /// The example.
@@ -65,7 +65,7 @@ pub enum Error {
         /// The operation that failed.
         source: Box<reft_models::Error>,
     },
-    /// Nothing of an example counts in the loss.
+    /// No token of an example counts in the loss.
     #[error(
         "example {id} has no label: none of its {length} tokens is predicted from earlier ones; give it a completion, or drop the example"
     )]
@@ -84,7 +84,7 @@ pub enum Error {
         id: String,
         /// Its length in tokens.
         length: usize,
-        /// The longest that an example may be.
+        /// Largest allowed number of tokens.
         max_length: usize,
     },
     /// There is nothing to train on.
@@ -108,7 +108,7 @@ pub enum Error {
         /// The files of a run that are there.
         found: &'static str,
     },
-    /// The run to be resumed was started otherwise.
+    /// The resumed run was started with other settings.
     #[error(
         "cannot resume: {field} was {saved} when the run was started, now it is {now}; use the same, or start anew in another directory"
     )]
@@ -162,7 +162,7 @@ pub enum Error {
     Overflow {
         /// The step, counted from 1.
         step: usize,
-        /// The scale that was given up at.
+        /// The loss scale at which the step was given up.
         scale: f64,
         /// The examples of the step.
         ids: Vec<String>,
@@ -175,7 +175,7 @@ pub enum Error {
         /// libtorch's message.
         reason: String,
     },
-    /// The processes of a run cannot sum what each has.
+    /// Summing over the processes of a run failed.
     #[error(
         "cannot sum over the processes of the run: {reason}; start them again from the checkpoint"
     )]
@@ -186,7 +186,7 @@ pub enum Error {
     /// A process of the run has failed where this one has not.
     #[error("another process of the run has failed; it says why")]
     Elsewhere,
-    /// Weights that should be frozen ask for gradients.
+    /// A weight that should be frozen requires a gradient.
     #[error(
         "weight {name} of the base model requires a gradient and is no parameter of the adapter; freeze it"
     )]
@@ -200,7 +200,7 @@ pub enum Error {
         /// The adapters' methods.
         method: String,
     },
-    /// The objective wants the plain model, which a method has changed.
+    /// The objective needs the plain model, which a method has changed.
     #[error(
         "{objective} compares with the plain model, and {method} trains the model's own weights; use another method"
     )]
@@ -218,7 +218,7 @@ pub enum Error {
         /// The value found, and the value expected.
         reason: String,
     },
-    /// An option has a value that means nothing.
+    /// An option has an invalid value.
     #[error(transparent)]
     Core(#[from] reft_core::Error),
     /// A model, a tokenizer or an adapter refused something.
@@ -230,7 +230,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// That an example of so many tokens has no label, once it is at most `max_length` tokens long.
+    /// The error for an example of `length` tokens without a label, or without one left after the cut to `max_length`.
     pub fn without_label(id: impl Into<String>, length: usize, max_length: usize) -> Self {
         let id = id.into();
         match length > max_length {

@@ -25,10 +25,10 @@ pub trait Objective {
         Vec::new()
     }
 
-    /// Is told before each step which share of the training is done, 0 at the start: for quantities that follow a schedule.
+    /// Called before each step with the share of the training that is done, from 0: for quantities on a schedule.
     fn progress(&self, _share: f64) {}
 
-    /// A part of a step's loss that is no sum over examples. It is added once, and is no part of the loss that is reported.
+    /// A part of a step's loss that is not a sum over examples. It is added once, and is not part of the reported loss.
     fn penalty(&self) -> Option<Tensor> {
         None
     }
@@ -38,23 +38,22 @@ pub trait Objective {
         0..0
     }
 
-    /// Whether its loss is made of logits, which an encoder does not have.
+    /// Whether its loss needs logits; encoders have none.
     fn reads_logits(&self) -> bool {
         true
     }
 
-    /// How the adapters are used in each forward that is wanted of a batch; the plain model is run without gradient. An objective that runs
-    /// its own forward wants none.
+    /// The adapters' dose in each forward of a batch; the plain model runs without gradient. Empty if the objective runs its own forward.
     fn doses(&self) -> &[Dose] {
         &[Dose::WHOLE]
     }
 
-    /// Is told when the gradients of a step are whole, before they are clipped and AdamW takes its step: for parameters that are kept on a
-    /// surface, whose gradients are to be tangents of it.
+    /// Called when a step's gradients are complete, before clipping and AdamW: for parameters on a constraint surface, whose gradients must
+    /// be tangent to it.
     fn before_step(&self) {}
 
-    /// The runs that it compares batches of a part with. The outputs that [`Kept`](crate::Kept) names are computed once for a sequence, and lie in
-    /// [`Forwards::references`] in this order.
+    /// The runs that batches of a part are compared with. Their [`Kept`](crate::Kept) outputs are computed once per sequence;
+    /// [`Forwards::references`] holds them in this order.
     fn references(&self, _part: Part) -> Vec<Reference<'_>> {
         Vec::new()
     }
@@ -62,7 +61,7 @@ pub trait Objective {
     /// The parts of the loss, and further measures.
     fn terms(&self) -> &[Term];
 
-    /// How much of a batch each term is the mean over: target tokens, sequences, pairs.
+    /// Each term's count in a batch, the divisor of its mean: target tokens, sequences, pairs.
     fn counts(&self, batch: &Batch) -> Vec<f64>;
 
     /// Each term's sum over a batch: scalars, differentiable in the parameters of adapters and objective. A term that is only measured has no
@@ -102,7 +101,7 @@ pub struct Term {
 }
 
 impl Term {
-    /// Something that is measured beside the loss, without a gradient.
+    /// A term that is measured beside the loss: weight 0, no gradient.
     pub const fn measured(name: &'static str) -> Self {
         Self { name, weight: 0.0 }
     }

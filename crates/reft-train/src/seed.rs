@@ -1,4 +1,4 @@
-/// One seed from several numbers, so that each draw of a run has its own, whatever was drawn before it.
+/// Mixes several numbers into one seed, so that each draw of a run is independent of the draws before it.
 ///
 /// The mixing function is SplitMix64's (Steele, Lea and Flood 2014).
 pub fn seed_of(numbers: &[u64]) -> u64 {

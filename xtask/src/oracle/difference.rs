@@ -8,12 +8,12 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 
-/// Elements of tensors: f32 rounding of sums in another order, as other processors' kernels take them, relative to the tensor's largest
-/// element where that is past 1. Between two machines it was up to 1.7e-5.
+/// Tolerance of tensor elements, for f32 sums in another order on other processors; relative to the tensor's largest element if that is
+/// above 1. Between two machines differences were up to 1.7e-5.
 const TENSOR_TOLERANCE: f64 = 4e-5;
 /// The same after ten steps of AdamW, which divides gradients by their own size however small they are: up to 2.9e-4.
 const TRAINED_TOLERANCE: f64 = 6e-4;
-/// How names of tensors begin that are computed after training.
+/// The prefix of names of tensors that are computed after training.
 const TRAINED: &str = "final";
 /// Numbers in JSON: losses after up to 20 optimizer steps, which carry rounding along.
 const NUMBER_TOLERANCE: f64 = 1e-5;
@@ -41,7 +41,7 @@ pub fn of_file(file: &Path, kept: &Path, fresh: &Path) -> Result<Vec<String>> {
             };
             values("$", &parse(&kept)?, &parse(&fresh)?, &mut found);
         }
-        // The converter copies the weights, and computes next to nothing.
+        // The converter only copies the weights, so all bytes must be equal.
         Some("gguf") if kept != fresh => found.push("has other bytes".to_owned()),
         // Pickles: their tensors are also kept as `.bin_contents.safetensors`, and compared there.
         _ => {}
@@ -86,7 +86,7 @@ fn tensor(kept: &TensorView, fresh: &TensorView, tolerance: f64) -> Option<Strin
     let is_same = |a: &f64, b: &f64| a == b || (a.is_nan() && b.is_nan());
     let differences =
         kept.iter().zip(&fresh).map(|(a, b)| if is_same(a, b) { 0.0 } else { (a - b).abs() });
-    // NaN, which only one of them can have here, counts as the largest.
+    // A NaN on one side only counts as the largest difference.
     let (index, largest) = differences.enumerate().max_by(|a, b| a.1.total_cmp(&b.1))?;
     let within = largest <= tolerance * scale;
     (!within).then(|| {

@@ -1,4 +1,5 @@
-//! `cargo xtask oracle`: do the Python reference systems still compute the numbers of tests/oracle, and on published models this program's?
+//! `cargo xtask oracle`: checks that the Python reference systems still compute the numbers of tests/oracle, and with `--real` that they
+//! agree with this program on published models.
 
 mod difference;
 pub mod real;
@@ -19,11 +20,11 @@ const ORACLE: &str = "tests/oracle";
 #[derive(Debug, PartialEq, Eq)]
 struct Generator {
     script: PathBuf,
-    /// The folder in `tests/oracle` that it writes; `.`: all that no other does.
+    /// The folder in `tests/oracle` that it writes; `.`: all files that no other generator writes.
     writes: String,
     /// The Python that it needs: `reference`, `newer` or `today`.
     python: String,
-    /// The folders of others that it reads, beside what all may read.
+    /// The folders of other generators that it reads, besides the files of the generator `.`, which all may read.
     reads: Vec<String>,
 }
 
@@ -48,7 +49,7 @@ impl Generator {
     }
 }
 
-/// The generators, in an order in which each finds the folders that it reads.
+/// The generators, ordered so that each runs after the generators whose folders it reads.
 fn in_order(mut left: Vec<Generator>) -> Result<Vec<Generator>> {
     let mut ordered: Vec<Generator> = Vec::new();
     while !left.is_empty() {
@@ -63,7 +64,7 @@ fn in_order(mut left: Vec<Generator>) -> Result<Vec<Generator>> {
     Ok(ordered)
 }
 
-/// Every generator, the one that makes what all others may read first.
+/// Every generator, in order; the generator `.`, whose files all others may read, is the first.
 fn generators(root: &Path) -> Result<Vec<Generator>> {
     let folder = root.join(GENERATORS);
     let mut generators = Vec::new();

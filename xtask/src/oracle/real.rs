@@ -81,7 +81,7 @@ const GEMMA_PIECES: [&[Piece]; 4] = [
     }],
 ];
 
-/// Fetches the models and compares their outputs. They stay in the user's cache, and nothing of them in the tree.
+/// Fetches the models and compares their outputs. The models stay in the user's cache, not in the tree.
 pub fn check(workspace: &Workspace) -> Result<()> {
     setup::ready(workspace)?;
     reft::build(workspace)?;
@@ -96,7 +96,7 @@ pub fn check(workspace: &Workspace) -> Result<()> {
     command::run_as_progress(&mut script)
 }
 
-/// Puts the models into `models` unless they are there.
+/// Puts the models into `models` if they are missing.
 fn ready(cache: &Path, models: &Path) -> Result<()> {
     let _lock = workspace::exclusive(cache)?;
     let cannot = |what: &str| format!("cannot {what} {}", models.display());

@@ -32,7 +32,7 @@ const LICENCES: [(&str, Piece); 3] = [
     ),
 ];
 
-/// Whose licence lets them be changed; what NVIDIA gives out stays as it is.
+/// Libraries whose licence allows changes; NVIDIA's libraries stay unchanged.
 const MAY_BE_STRIPPED: [&str; 2] = ["libtorch_cpu.so", "libc10.so"];
 
 /// Files by their places in the archive, and whether they are programs.
@@ -109,7 +109,7 @@ fn libraries(folder: &Path, program: &Program) -> Result<BTreeMap<String, Vec<u8
     while let Some(name) = waiting.pop() {
         let mut path = folder.join(&name);
         if found.contains_key(&name) || !path.is_file() {
-            continue; // the system's
+            continue; // a library of the system
         }
         if MAY_BE_STRIPPED.contains(&name.as_str()) {
             let stripped = scratch.path().join(&name);
@@ -179,7 +179,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Writes the files below one folder, sorted, all of one time and nobody's.
+/// Writes the files below one folder, sorted, all with the same time and without an owner.
 fn pack(into: impl Write, folder: &str, files: &Files) -> Result<()> {
     let compressed = GzBuilder::new().mtime(0).write(into, Compression::default());
     let mut archive = Builder::new(compressed);

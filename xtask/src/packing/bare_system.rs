@@ -18,7 +18,7 @@ const PLACE: &str = "opt/reft";
 /// Unpacks the archive in the system below `system`, copies the demo's model and data there, and trains with nothing but them.
 ///
 /// # Errors
-/// If the folder is no system, or has tools that would make the trial worth less; if something cannot be unpacked, copied or run.
+/// If the folder is no system, or has tools that the trial must do without; if something cannot be unpacked, copied or run.
 pub fn run(workspace: &Workspace, system: &Path) -> Result<()> {
     for tool in ["usr/bin/python3", "usr/bin/cc", "usr/bin/cargo"] {
         if system.join(tool).exists() {
@@ -55,7 +55,7 @@ pub fn run(workspace: &Workspace, system: &Path) -> Result<()> {
         put(&path, &format!("model/{}", path.file_name().unwrap_or_default().to_string_lossy()))?;
     }
     let inside = |script: &str| {
-        // With a /proc of its own, which the system's loader asks where a program lies.
+        // With its own /proc, which the system's loader needs to find a program's place.
         let mut apart = Command::new("unshare");
         apart.args(["--mount", "--pid", "--fork", "--mount-proc", "--root"]).arg(system);
         apart.args(["/usr/bin/env", "-i", "PATH=/usr/bin:/bin", "HOME=/tmp"]);

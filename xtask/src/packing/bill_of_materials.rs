@@ -61,7 +61,7 @@ fn of_crate(package: &Package) -> Value {
         "licenses": [{ "expression": package.licence }],
     });
     if let Some(sha256) = &package.sha256 {
-        component["purl"] = json!(reference(package)); // one of our own is in no registry
+        component["purl"] = json!(reference(package)); // our own crates are in no registry
         component["hashes"] = json!([{ "alg": "SHA-256", "content": sha256 }]);
     }
     component

@@ -21,7 +21,7 @@ pub struct Package {
     pub licence: String,
     /// The folder of its source.
     pub folder: PathBuf,
-    /// SHA-256 of its archive in the registry; none of our own.
+    /// SHA-256 of its archive in the registry; `None` for our own crates.
     pub sha256: Option<String>,
     /// The crates that it uses: indices into [`Contents::packages`].
     pub uses: Vec<usize>,
@@ -38,7 +38,7 @@ impl Contents {
     /// The program itself.
     ///
     /// # Errors
-    /// If it is not in it.
+    /// If the program is not among the packages.
     pub fn own(&self) -> Result<&Package> {
         let mut packages = self.packages.iter();
         packages.find(|package| package.name == ROOT).context("invariant: the program is in it")

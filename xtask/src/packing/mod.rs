@@ -1,4 +1,4 @@
-//! The program for people who do not build it: a wheel for who has torch, an archive with libtorch for who has nothing.
+//! The program for people who do not build it: a wheel for users with torch, an archive with libtorch for all others.
 
 mod archive;
 mod bare_system;

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::workspace::Workspace;
 use crate::{command, setup};
 
-/// Where it looks for libtorch: beside it in an archive, in torch's package beside its own in a Python.
+/// Where the program looks for libtorch: beside itself in an archive, or in torch's package beside its own package in Python.
 const RUN_PATH: &str = "$ORIGIN/../lib:$ORIGIN/../../torch/lib";
 
 /// The packed program.
@@ -30,7 +30,7 @@ pub struct Program {
 pub struct Needs {
     /// `GLIBC_2.34` is (2, 34).
     pub glibc: (u32, u32),
-    /// `GLIBCXX_3.4.29`, as libstdc++ names them; none if it uses none.
+    /// `GLIBCXX_3.4.29`, as libstdc++ names its versions; `None` if the program uses no such symbol.
     pub cxx: Option<String>,
     /// The libraries that it names.
     pub libraries: Vec<String>,
@@ -82,13 +82,13 @@ pub fn build(workspace: &Workspace) -> Result<Program> {
     read(executable(&command::output(&mut cargo)?)?)
 }
 
-/// Builds the program as `cargo test` does, which has nothing to do after the tests.
+/// Builds the program as `cargo test` does: after the tests nothing has to be compiled.
 ///
 /// # Errors
 /// As [`build`].
 pub fn build_for_tests(workspace: &Workspace) -> Result<Program> {
     let mut cargo = workspace.cargo();
-    // of all crates, as the tests are: of one alone, Cargo would choose other features
+    // for the whole workspace, as for the tests: for a single crate Cargo would choose other features
     cargo.args(["build", "--workspace", "--message-format=json-render-diagnostics"]);
     read(executable(&command::output(&mut cargo)?)?)
 }
@@ -112,7 +112,7 @@ fn executable(messages: &str) -> Result<PathBuf> {
 /// Reads the needs of an ELF file.
 ///
 /// # Errors
-/// If it is none, or needs no glibc.
+/// If the file is no ELF file, or needs no glibc.
 pub fn needs(elf: &[u8]) -> Result<Needs> {
     let header = FileHeader64::<LittleEndian>::parse(elf)?;
     let endian = header.endian()?;
@@ -152,7 +152,7 @@ pub fn needs(elf: &[u8]) -> Result<Needs> {
 
 const DT_NEEDED: u64 = object::elf::DT_NEEDED as u64;
 
-/// `3.4.29` as numbers, which compare as versions do; none for `PRIVATE`.
+/// `3.4.29` as numbers, which compare as versions do; `None` for `PRIVATE`.
 fn version(text: &str) -> Option<Vec<u32>> {
     text.split('.').map(|number| number.parse().ok()).collect()
 }

@@ -18,9 +18,9 @@ use crate::packing::{bill_of_materials, licences};
 use crate::platform::LIBTORCH_VERSION;
 use crate::workspace::Workspace;
 
-/// `reft` is the name of another project on the package index.
+/// The package's name. `reft` is the name of another project on the package index.
 const DISTRIBUTION: &str = "reft-rs";
-/// As files and modules are named.
+/// The package's name in names of files and modules.
 const MODULE: &str = "reft_rs";
 
 /// One file of the wheel.
@@ -178,7 +178,7 @@ fn metadata<'a>(about: &About<'_>, licence_files: impl Iterator<Item = &'a str>)
     text
 }
 
-/// Writes the entries, sorted, all of one time, and behind them the list of them with digests and sizes.
+/// Writes the entries, sorted, all with the same time, and after them the list of entries with digests and sizes.
 fn pack(into: impl Write + std::io::Seek, mut entries: Vec<Entry>, list: &str) -> Result<()> {
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     let mut record = String::new();
@@ -190,7 +190,7 @@ fn pack(into: impl Write + std::io::Seek, mut entries: Vec<Entry>, list: &str) -
     entries.push(Entry { name: list.to_owned(), content: record.into_bytes(), runs: false });
     let mut writer = ZipWriter::new(into);
     for Entry { name, content, runs } in entries {
-        // Its time is 1980, the first that a zip file can hold; the writer adds that it is a regular file.
+        // The default time is 1980, the first that a zip file can hold; the writer adds the mode of a regular file.
         let options = FileOptions::default()
             .compression_method(CompressionMethod::Deflated)
             .compression_level(Some(9))

@@ -24,7 +24,7 @@ struct Installed {
     how: &'static str,
     /// The command.
     program: PathBuf,
-    /// Where Python is told to look besides, if anywhere.
+    /// Further folders for Python's search path.
     python_path: Vec<PathBuf>,
     /// The folder of libtorch that it has to find.
     libraries: PathBuf,
@@ -45,7 +45,7 @@ pub fn run(workspace: &Workspace, full: bool) -> Result<()> {
     beside_stand_in(workspace, &wheel)
 }
 
-/// As [`run`], of the program that the tests have built: its wheel is larger and knows where this machine's libtorch is, all else is the same.
+/// As [`run`], with the program that the tests have built: its wheel is larger and contains the path of this machine's libtorch.
 ///
 /// # Errors
 /// As [`run`].
@@ -63,7 +63,7 @@ fn beside_stand_in(workspace: &Workspace, wheel: &Path) -> Result<()> {
     let started = Instant::now();
     let scratch = scratch_folder()?;
     let scratch = scratch.path();
-    // Debian's python3 comes without what makes environments
+    // Debian's python3 comes without the modules that make environments
     let install = if has_environments()? { in_environment } else { in_target };
     for installed in [
         install(workspace, wheel, scratch)?,
@@ -93,7 +93,7 @@ impl Installed {
     }
 }
 
-/// Into an environment, torch beside it.
+/// Installs into an environment, with torch beside it.
 fn in_environment(workspace: &Workspace, wheel: &Path, scratch: &Path) -> Result<Installed> {
     let environment = scratch.join("environment");
     if !environment.exists() {
@@ -110,7 +110,7 @@ fn in_environment(workspace: &Workspace, wheel: &Path, scratch: &Path) -> Result
     })
 }
 
-/// Into a folder that Python is told of, torch in the same.
+/// Installs into a folder on Python's search path, with torch in the same folder.
 fn in_target(workspace: &Workspace, wheel: &Path, scratch: &Path) -> Result<Installed> {
     let target = scratch.join("target");
     let text = target.to_str().context("the path of the temporary folder is not UTF-8")?;
@@ -125,7 +125,7 @@ fn in_target(workspace: &Workspace, wheel: &Path, scratch: &Path) -> Result<Inst
     })
 }
 
-/// For a user, torch somewhere else.
+/// Installs for a user, with torch in another folder.
 fn for_user(workspace: &Workspace, wheel: &Path, scratch: &Path) -> Result<Installed> {
     let (base, elsewhere) = (scratch.join("user"), scratch.join("elsewhere"));
     let mut pip = command::python()?;
@@ -140,7 +140,7 @@ fn for_user(workspace: &Workspace, wheel: &Path, scratch: &Path) -> Result<Insta
     })
 }
 
-/// As links to a cache, the way uv can install.
+/// Installs as links to a cache, as uv can.
 fn by_links(workspace: &Workspace, wheel: &Path, scratch: &Path) -> Result<Installed> {
     let (cache, target) = (scratch.join("cache"), scratch.join("links"));
     let text = cache.to_str().context("the path of the temporary folder is not UTF-8")?;
@@ -187,7 +187,7 @@ fn install(pip: &mut Command, options: &[&str], wheel: &Path) -> Result<()> {
     command::run_as_progress(pip)
 }
 
-/// The folder of packages below the one that Python's `lib` lies in.
+/// The folder of packages in `base`, the folder with Python's `lib`.
 fn packages(base: &Path) -> Result<PathBuf> {
     let lib = base.join("lib");
     let pythons = fs::read_dir(&lib).with_context(|| format!("cannot list {}", lib.display()))?;
@@ -196,7 +196,7 @@ fn packages(base: &Path) -> Result<PathBuf> {
     found.with_context(|| format!("{} holds no packages", lib.display()))
 }
 
-/// A package torch that only has libraries, and must not be imported. Returns their folder.
+/// A package torch that has only libraries, and must not be imported. Returns the libraries' folder.
 fn stand_in(workspace: &Workspace, packages: &Path) -> Result<PathBuf> {
     let libraries = packages.join("torch/lib");
     if libraries.exists() {
@@ -277,7 +277,7 @@ fn refusal(installed: &Installed, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// From an empty environment to a trained adapter, with all that pip brings; then the module against the program.
+/// From an empty environment to a trained adapter, with all of pip's packages; then compares the module with the program.
 fn beside_torch(workspace: &Workspace, wheel: &Path, scratch: &Path) -> Result<()> {
     let started = Instant::now();
     let environment = scratch.join("environment");

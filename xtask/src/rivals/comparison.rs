@@ -20,7 +20,7 @@ pub struct Line {
     title: String,
     rival_seconds: f64,
     our_seconds: f64,
-    /// In 10⁶ bytes; not given a second time for another figure of the same turns.
+    /// Peak memory of both sides in 10⁶ bytes; `None` in further lines of the same turns.
     memory: Option<(f64, f64)>,
 }
 

@@ -147,7 +147,7 @@ impl Configuration {
         flags.chain(modules).chain(["--share-weights".to_owned()]).collect()
     }
 
-    /// The same for the scripts in `tools/rivals`.
+    /// The configuration for the scripts in `tools/rivals`.
     pub fn case(&self, steps: usize) -> Value {
         json!({
             "method": self.method,

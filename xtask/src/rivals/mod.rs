@@ -72,7 +72,7 @@ pub fn run(workspace: &Workspace, arguments: &RivalsArgs) -> Result<()> {
     Ok(())
 }
 
-/// Generation beside llama.cpp; what is fetched and made stays in the cache.
+/// Generation beside llama.cpp; downloads and builds stay in the cache.
 fn beside_llama_cpp(workspace: &Workspace, rounds: u32) -> Result<()> {
     let mut python = Command::new("python3");
     python.current_dir(workspace.root()).arg(LLAMA_CPP_SCRIPT);
@@ -94,7 +94,7 @@ fn rival(
     python.arg(SCRIPT).arg(configuration.case(arguments.steps as usize).to_string());
     python.arg(workspace.model()).arg(arguments.threads.to_string());
     let printed = command::output(&mut python)?;
-    // packages greet on stdout
+    // packages print other lines on stdout before the result
     let result = printed.lines().last().unwrap_or_default();
     serde_json::from_str(result).with_context(|| format!("{SCRIPT} printed no result: {printed:?}"))
 }

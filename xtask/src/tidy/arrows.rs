@@ -1,4 +1,4 @@
-//! Which of our crates may know which. Arrows point down only.
+//! Which of our crates may depend on which: only on crates of lower layers.
 
 use anyhow::{Context, Result};
 use serde_json::Value;

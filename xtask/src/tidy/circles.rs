@@ -1,7 +1,7 @@
 //! Circles of imports between files of different folders: neither folder can be read without the other.
 //!
-//! A file imports another if its code, tests not counted, names something that the other defines: by `use`, or by a path in place. An item that a
-//! `mod.rs` or a `lib.rs` only passes on belongs to the file that defines it.
+//! A file imports another if its code, without tests, names an item of the other, by `use` or by a path. A re-exported item belongs to the
+//! file that defines it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
@@ -36,7 +36,7 @@ pub fn check(root: &Path, files: &[PathBuf]) -> Result<Vec<String>> {
     Ok(findings)
 }
 
-/// Of files that all import each other, directly or not, and are of more than one folder: the shortest circle, and how many they are.
+/// For each group of files in several folders that all import each other, directly or not: the shortest circle, and the size of the group.
 fn circles(imports: &Imports) -> Vec<(Vec<&Path>, usize)> {
     let ways: BTreeMap<&Path, _> =
         imports.keys().map(|file| (file.as_path(), ways_from(imports, file))).collect();
@@ -67,7 +67,7 @@ fn circles(imports: &Imports) -> Vec<(Vec<&Path>, usize)> {
     shortest.into_iter().map(|(together, chain)| (chain, together.len())).collect()
 }
 
-/// The files that `start` imports, directly or not, each with the one before it on the shortest way.
+/// The files that `start` imports, directly or not, each with its predecessor on the shortest way.
 fn ways_from<'a>(imports: &'a Imports, start: &'a Path) -> BTreeMap<&'a Path, &'a Path> {
     let mut before = BTreeMap::from([(start, start)]);
     let mut queue = VecDeque::from([start]);
@@ -94,7 +94,7 @@ struct Module {
     children: BTreeMap<String, usize>,
     /// Names that `use` brings in, each with its path.
     used: BTreeMap<String, Names>,
-    /// Paths that the module's own code follows.
+    /// Paths in the module's own code.
     followed: BTreeSet<Names>,
 }
 
@@ -122,7 +122,7 @@ impl Modules {
         self.0.len() - 1
     }
 
-    /// Reads code of a module whose children's files are in `folder`.
+    /// Reads code of a module with the files of its child modules in `folder`.
     fn read(
         &mut self,
         source: &Path,
@@ -183,7 +183,7 @@ impl Modules {
         Ok(())
     }
 
-    /// The file that defines the item that a path in a module names; `None` if it is not of this crate.
+    /// The file that defines the item of a path in a module; `None` if the item is not of this crate.
     fn file(&self, module: usize, path: &[String], steps: usize) -> Option<&Path> {
         let (first, mut rest) = path.split_first()?;
         let mut at = module;

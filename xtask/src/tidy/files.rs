@@ -10,7 +10,7 @@ use ignore::WalkBuilder;
 /// A Rust file longer than this holds more than one concept.
 const MAX_LINES: usize = 800;
 
-/// More files than this in one folder of a crate's source want subfolders. `mod.rs`, `lib.rs` and `main.rs` stand for the folder itself.
+/// Most files in one folder of a crate's source. `mod.rs`, `lib.rs` and `main.rs` stand for the folder itself and do not count.
 const MAX_FILES: usize = 12;
 
 /// Names that say nothing about the contents.
@@ -20,7 +20,7 @@ const EMPTY_NAMES: [&str; 7] = ["utils", "util", "common", "misc", "helpers", "h
 const MACHINE_PATHS: [&str; 4] =
     [concat!("/", "home/"), concat!("/", "root/"), concat!("/", "work/"), concat!("/", "Users/")];
 
-/// Registries are reached through the user's own pip and Cargo, which know their mirror; nothing here names a host.
+/// Hosts that no file may name: registries are reached through the user's own pip and Cargo, which know their mirror.
 const REGISTRY_HOSTS: [&str; 6] = [
     concat!("pypi", ".org"),
     concat!("files.pythonhosted", ".org"),
@@ -107,7 +107,7 @@ fn empty_name(file: &Path) -> Option<String> {
 /// The part of `line` that belongs to a machine or a host and not to the project.
 fn foreign(line: &str) -> Option<String> {
     let machine = MACHINE_PATHS.iter().find(|path| {
-        // The folder of a machine starts its path; `crate/home/x` and `../home/x` are ours.
+        // Such a folder is at the start of a path; `crate/home/x` and `../home/x` are ours.
         let inside = |c: char| c.is_alphanumeric() || "._-~}*".contains(c);
         line.match_indices(*path).any(|(at, _)| !line[..at].ends_with(inside))
     });

@@ -1,4 +1,4 @@
-//! Where the compiler does not check memory: every place is listed here, with its reason.
+//! Checks that every file with `unsafe` code is listed here, with its reason.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ struct Place {
     file: &'static str,
     /// Blocks, implementations, functions and declarations of foreign functions.
     count: usize,
-    /// Their purpose; why each is sound is said beside it.
+    /// Their purpose; each block's own comment says why it is sound.
     why: &'static str,
 }
 
@@ -103,7 +103,7 @@ fn check_against(places: &[Place], root: &Path, files: &[PathBuf]) -> Result<Vec
     Ok(findings)
 }
 
-/// Pieces of code behind the word: blocks, implementations, functions, declarations of foreign functions; types of functions are none.
+/// Counts the word `unsafe` before blocks, implementations, functions and declarations of foreign functions, but not in function types.
 fn count(tokens: TokenStream) -> usize {
     let tokens: Vec<TokenTree> = tokens.into_iter().collect();
     let is_block = |token: Option<&TokenTree>| matches!(token, Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Brace);

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::MethodEntry;
 use crate::fields::{read_fields, with_field};
 
-/// How long and how every method is trained: in files the options of training that are marked as recipes'.
+/// How long and how every method is trained. In files: the training options with `is_in_recipes`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Budget {
     /// The trainer's options.
@@ -21,7 +21,7 @@ impl Budget {
         of_recipes.map(|option| option.name)
     }
 
-    /// Sets an option, or says why it cannot be.
+    /// Sets an option, or gives the reason why its value is refused.
     fn set(&mut self, name: &str, value: &Value) -> Result<(), String> {
         if !Self::names().any(|known| known == name) {
             let names = Self::names().map(|known| format!("`{known}`")).collect::<Vec<_>>();
@@ -41,7 +41,7 @@ impl Budget {
         TrainConfig { lr, rotation_lr_factor, seed, checkpoint_every: 0, ..options }
     }
 
-    /// The first option, with a method and a rate, that cannot be, and why.
+    /// The first option with an invalid value for this method and rate, and the reason.
     pub(super) fn check(
         &self,
         method: &MethodEntry,

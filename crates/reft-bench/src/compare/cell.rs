@@ -17,7 +17,7 @@ pub struct Cell {
     pub lr: f64,
     /// Seed.
     pub seed: u64,
-    /// Whether it is measured on the test sets too: rates that are not chosen never see them.
+    /// Whether it is measured on the test sets too. Only runs at the chosen rate are.
     pub test: bool,
 }
 
@@ -30,7 +30,7 @@ pub struct CellResult {
     pub lr: f64,
     /// Seed.
     pub seed: u64,
-    /// Why training ended early, if it did: a loss that is no number.
+    /// Why training ended early, if it did: a loss that is not finite.
     pub diverged: Option<String>,
     /// Optimizer steps taken.
     pub steps: usize,
@@ -42,7 +42,7 @@ pub struct CellResult {
     pub train_seconds: f64,
     /// Tokens trained on, padding not among them.
     pub train_tokens: usize,
-    /// The most memory that the process had held when training was over, where the system tells it.
+    /// The process's peak memory up to the end of training, where the system reports it.
     pub peak_memory_bytes: Option<u64>,
     /// Training loss before each step.
     pub losses: Vec<f64>,
@@ -106,7 +106,7 @@ impl Cell {
         facts
     }
 
-    /// Whether a result is this cell's. In version 1 shared weights did not have to be asked for.
+    /// Whether a result is this cell's. In version 1 its identity may leave out `share_weights = true`, the default then.
     fn is_of(&self, result: &CellResult, plan: &ComparisonPlan) -> bool {
         let mut facts = self.facts(plan);
         if plan.digest(&facts) == result.identity {
@@ -119,7 +119,7 @@ impl Cell {
             && plan.digest(&facts) == result.identity
     }
 
-    /// The state of the cell, if it has been run as the plan has it.
+    /// The state of the cell, if it has been run under this plan.
     ///
     /// # Errors
     /// If its file cannot be read.
@@ -133,7 +133,7 @@ impl Cell {
         Ok(result.filter(|result| self.is_of(result, plan)))
     }
 
-    /// Whether nothing of the cell is left to be done.
+    /// Whether the cell is finished: it diverged, or it has its results, including the test's if it is tested.
     ///
     /// # Errors
     /// If its file cannot be read.

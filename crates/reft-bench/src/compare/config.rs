@@ -181,7 +181,7 @@ impl CompareConfig {
         self
     }
 
-    /// The first value that cannot be: where it is, and why.
+    /// The first invalid value: its place, and the reason.
     pub(super) fn check(&self) -> Result<(), (Vec<Key<'static>>, String)> {
         use Key::{Index, Name};
         let at = |path: &[Key<'static>], reason: String| Err((path.to_vec(), reason));
@@ -257,8 +257,8 @@ impl CompareConfig {
     }
 }
 
-/// A name as a directory's: letters, digits, `-`, `+`, and `.` but at its beginning. `..` would be the directory above, and what begins with a
-/// point is hidden.
+/// A label as a directory name: letters, digits, `-`, `+`, and `.` except as the first character, since `..` is the parent directory and
+/// names with a leading dot are hidden.
 pub(crate) fn slug(label: &str) -> String {
     let keep = |(i, c): (usize, char)| {
         let is_kept = c.is_ascii_alphanumeric() || "-+".contains(c) || (c == '.' && i > 0);
@@ -281,7 +281,7 @@ impl ConfigFile {
     /// Reads a configuration.
     ///
     /// # Errors
-    /// [`reft_models::Error::Line`] for an unknown field, a wrong type, or a value that cannot be.
+    /// [`reft_models::Error::Line`] for an unknown field, a wrong type, or an invalid value.
     pub fn open(path: &Path) -> Result<Self> {
         Self::parse(read_text(path)?, path)
     }
@@ -316,7 +316,8 @@ impl ConfigFile {
         Ok(())
     }
 
-    /// A file that the configuration names, which stands beside it unless its path says otherwise; a name without ending is no file.
+    /// The path of a file that the configuration names. A relative path with an extension is relative to the configuration's directory; a name
+    /// without an extension is not a file and stays as it is.
     pub fn beside(&self, file: &Path) -> PathBuf {
         match (file.extension(), self.path.parent()) {
             (Some(_), Some(directory)) if file.is_relative() => directory.join(file),

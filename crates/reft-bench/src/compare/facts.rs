@@ -19,7 +19,7 @@ pub struct DataFacts {
     pub test: Vec<PartFacts>,
     /// Training examples longer than the maximum length, which are cut.
     pub cut: usize,
-    /// Rows that stand in more than one part.
+    /// Rows that occur in more than one part.
     pub leakage: Leakage,
     /// Windows and digest of the neutral text.
     pub neutral: Option<PartFacts>,
@@ -73,20 +73,20 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Rows of one part of the data that stand in another: equal but for case, blanks and punctuation.
+/// Rows of one part of the data that also occur in another part: equal except for case, blanks and punctuation.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leakage {
-    /// Rows trained on that stand in a test set.
+    /// Training rows that also occur in a test set.
     pub train_in_test: usize,
-    /// Rows trained on that stand in the validation set.
+    /// Training rows that also occur in the validation set.
     pub train_in_validation: usize,
-    /// Validation rows that stand in a test set.
+    /// Validation rows that also occur in a test set.
     pub validation_in_test: usize,
-    /// Where the first of the rows in `train_in_test` stand.
+    /// Where the first few rows of `train_in_test` are.
     pub places: Vec<String>,
 }
 
-/// Places that are named.
+/// How many rows [`Leakage::places`] names at most.
 const NAMED: usize = 5;
 
 impl Leakage {
@@ -108,7 +108,7 @@ impl Leakage {
     }
 }
 
-/// Two questions are the same if their prompts have the same words. Rows without a prompt are the same if they say the same.
+/// The key by which rows are equal: the words of the prompt, or of the reply if the prompt is empty.
 fn key(question: &Question) -> String {
     match question.record.content.first() {
         Content::Completion { prompt, completion } if prompt.is_empty() => words(completion),

@@ -36,7 +36,7 @@ pub struct Comparison {
     pub train_task: Option<TaskConfig>,
 }
 
-/// A comparison with everything read, tokenised and checked: nothing of it is left to fail when training starts.
+/// A comparison with all files but the model's weights read, tokenised and checked before training starts.
 #[derive(Debug)]
 pub struct LoadedComparison {
     /// The work to be done.
@@ -73,7 +73,7 @@ impl LoadedComparison {
     /// If there is a comparison in `output`, this is a continuation of it.
     ///
     /// # Errors
-    /// Whatever cannot be used: model, tokenizer, methods, data, with file and line where there is one.
+    /// If the model, the tokenizer, a method or the data cannot be used; the error names file and line where it can.
     pub fn new(
         comparison: Comparison,
         command: &str,
@@ -133,7 +133,7 @@ impl LoadedComparison {
             let encoding = Encoding { text, vocab_size, max_length };
             match &labels {
                 Some(labels) => encode_labelled(labels, &part.questions, &encoding),
-                None => encode_questions(task, &part.questions, &encoding), // they are not cut
+                None => encode_questions(task, &part.questions, &encoding), // not cut to max_length
             }
         };
         let mut train = encode(training, &parts.train)?;
@@ -195,10 +195,10 @@ impl LoadedComparison {
             }),
         };
         let train = train.into_iter().map(|question| match labels {
-            Some(_) => Ok(question.example), // cut as a text already
+            Some(_) => Ok(question.example), // encode_labelled has cut it
             None => cut_to(question.example, max_length),
         });
-        let choosing = config.train.options.best.is_some(); // else all steps are taken, and the last one counts
+        let choosing = config.train.options.best.is_some(); // otherwise the adapter after the last step is kept
         let dataset = Dataset {
             train: train.collect::<Result<_>>()?,
             validation: if choosing { examples(&validation) } else { Vec::new() },
@@ -237,7 +237,7 @@ impl LoadedComparison {
         })
     }
 
-    /// Reads everything again as a plan has it: for a cell in a process of its own.
+    /// Reads everything again from the plan in `output`: for a cell that runs in its own process.
     ///
     /// # Errors
     /// As [`Self::new`]; [`Error::File`] if the data have changed.
@@ -255,7 +255,7 @@ impl LoadedComparison {
         Ok(again)
     }
 
-    /// The head of a run before its first step, if the task is one for a head. It follows from the seed, whatever the adapter has drawn.
+    /// The head of a run before its first step, if the task trains a head. It depends on the seed only, not on the adapter's random numbers.
     pub(crate) fn new_head(&self, model: &Decoder, seed: u64) -> Result<Option<TaskHead>> {
         let Some(labels) = &self.labels else { return Ok(None) };
         tch::manual_seed(seed_of(&[seed, HEAD]) as i64);
@@ -273,10 +273,10 @@ impl LoadedComparison {
     }
 }
 
-/// Selects the random numbers of a head's start among the streams of a seed.
+/// Selects, among the random streams of a seed, the one for a head's initial weights.
 const HEAD: u64 = 17;
 
-/// The methods of an entry, as comparisons of a version mean it.
+/// The methods of an entry, with the defaults of the comparison's format version.
 fn resolve_entry(
     entry: &MethodEntry,
     format_version: u32,
@@ -284,7 +284,7 @@ fn resolve_entry(
 ) -> Result<Methods> {
     let mut options = entry.options.clone();
     let declared = options_of(&entry.method)?;
-    // the first version's defaults
+    // the defaults of format version 1
     if format_version == 1 && declared.contains(&&SHARE_WEIGHTS) {
         if options.get::<bool>(&SHARE_WEIGHTS).is_none() {
             options = options.with(&SHARE_WEIGHTS, true);
@@ -401,7 +401,7 @@ fn cut_to(mut example: Example, max_length: usize) -> Result<Example> {
 
 /// Tokens of a window of the neutral text; a quarter of them are its prompt, where methods edit.
 const WINDOW: usize = 128;
-/// Windows at most.
+/// The most windows of the neutral text that are used.
 const WINDOWS: usize = 32;
 
 fn windows(path: &Path, tokenizer: Option<&Tokenizer>, room: usize) -> Result<Vec<Example>> {

@@ -23,9 +23,9 @@ pub struct ComparisonPlan {
     pub train_task: Option<TaskConfig>,
     /// The data.
     pub data: DataFacts,
-    /// Numbers of the base model.
+    /// Number of the base model's parameters.
     pub base_parameters: i64,
-    /// Digest of the model's weights; none in a plan of a version that did not look at them.
+    /// Digest of the model's weights; `None` in plans of versions that did not record it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
     /// Where it runs.
@@ -38,15 +38,15 @@ impl ComparisonPlan {
 
     /// Version of the files of a new comparison.
     ///
-    /// In a comparison of version 1, which is gone on with as it was begun, ReFT methods share weights unless they say otherwise. Up to version 2
-    /// cells know their model by its name: what its weights are is noted in the plan, and a comparison whose weights have changed since is
-    /// not gone on with.
+    /// A comparison is continued in the version that it was begun in. In version 1 ReFT methods share weights by default. Up to version 2 a
+    /// cell's identity holds the model's name but not its weights, so the plan holds their digest and a comparison whose weights have changed is
+    /// refused.
     pub const FORMAT_VERSION: u32 = 3;
 
     /// Reads the plan of a comparison.
     ///
     /// # Errors
-    /// If there is none, or another program wrote it.
+    /// If there is no plan, or another program wrote the file.
     pub fn read(output: &Path) -> Result<Self> {
         let path = output.join(Self::FILE_NAME);
         version_in(&path)?;
@@ -106,10 +106,10 @@ impl ComparisonPlan {
     }
 }
 
-/// Checks that the comparison was begun with these weights, as far as that is known.
+/// Checks that the comparison was begun with these weights, if the plan holds their digest.
 ///
 /// # Errors
-/// [`Error::File`] if they are others.
+/// [`Error::File`] if the weights differ.
 pub(crate) fn check_weights(
     output: &Path,
     known: &ComparisonPlan,
@@ -146,8 +146,7 @@ pub(crate) fn version_in(path: &Path) -> Result<Option<u32>> {
     Ok(Some(found))
 }
 
-/// The rate with the best validation score; of equal ones the lower validation loss, then the lower rate, decides. Diverged runs are
-/// never chosen.
+/// The rate with the best validation score. Ties go to the lower validation loss, then to the lower rate. Diverged runs are never chosen.
 pub fn choose_rate(results: &[CellResult], higher_is_better: bool) -> Option<f64> {
     let candidate = |result: &CellResult| {
         let validation = result.validation.as_ref()?;

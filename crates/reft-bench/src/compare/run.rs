@@ -22,13 +22,13 @@ use crate::{
     TestResult,
 };
 
-/// How often other processes' cells are looked at.
+/// How often the cells of other processes are checked.
 const LOOK: Duration = Duration::from_millis(300);
 
 /// Runs every cell that is not finished, and writes the report after each method: `report.json`, `report.md`, `report.html`.
 ///
-/// `run` runs a cell, best in a process of its own, so that its peak memory is its own; `say` hears what is going on. Several processes may
-/// run one comparison: each claims a cell that is free, and none ends before all cells are finished.
+/// `run` runs a cell, best in its own process, so that the measured peak memory is the cell's; `say` receives lines of progress. Several
+/// processes may run one comparison: each claims a free cell, and each returns only when all cells are finished.
 ///
 /// # Errors
 /// The error of `run`; a cell that `run` left unfinished; [`reft_models::Error::InUse`] if another comparison is being run in `output`;
@@ -121,10 +121,10 @@ fn remove(directory: &Path) -> Result<()> {
     }
 }
 
-/// Trains and measures a cell, as far as that is not done, and writes its `cell.json`.
+/// Trains and measures a cell, except for parts that are finished, and writes its `cell.json`.
 ///
 /// # Errors
-/// [`Error::Interrupted`]; what model, method or files refuse. A loss that is no number is a result, not an error.
+/// [`Error::Interrupted`]; errors of the model, the method and files. A loss that is not finite is a result, not an error.
 pub fn run_cell(
     loaded: &LoadedComparison,
     cell: &Cell,

@@ -1,4 +1,4 @@
-//! How processes that run one comparison share out its cells.
+//! How the processes of one comparison divide its cells among them.
 
 use std::path::Path;
 
@@ -8,11 +8,11 @@ use serde_json::Value;
 use crate::compare::plan::{check_weights, choose_rate};
 use crate::{Cell, CellResult, ComparisonPlan, Result};
 
-/// A cell that is to be run, as far as that is known yet: rates are chosen when all of a method are tried.
+/// A cell to run. The cells of a method's chosen rate are known only after all its rates are tried.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Step {
     pub(super) cell: Cell,
-    /// Whether nothing of the cell was measured before: not the test of a chosen rate.
+    /// Whether the cell is run for the first time; false for the test of a rate whose cell was already trained.
     pub(super) is_new: bool,
     pub(super) is_done: bool,
 }
@@ -46,7 +46,7 @@ pub(super) fn steps(plan: &ComparisonPlan, output: &Path) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
-/// The first step that is not done and no other process is at, claimed.
+/// Claims the first step that is not done and that no other process runs.
 pub(super) fn take_free(
     steps: &[Step],
     plan: &ComparisonPlan,
@@ -54,7 +54,7 @@ pub(super) fn take_free(
 ) -> Result<Option<(Step, Claim)>> {
     for step in steps.iter().filter(|step| !step.is_done) {
         let claim = Claim::take(&step.cell.directory(plan, output))?;
-        // another process may have finished it since it was looked at
+        // another process may have finished the step since `steps` was read
         if let Some(claim) = claim.filter(|_| !step.cell.is_done(plan, output).unwrap_or(false)) {
             return Ok(Some((*step, claim)));
         }
@@ -62,13 +62,13 @@ pub(super) fn take_free(
     Ok(None)
 }
 
-/// Writes the plan, unless processes are at the cells of another one.
+/// Writes the plan, unless other processes run cells of a different plan in `output`.
 ///
 /// # Errors
 /// [`reft_models::Error::InUse`].
 pub(super) fn begin(plan: &ComparisonPlan, output: &Path) -> Result<()> {
     let _lock = DirectoryLock::wait(output)?;
-    // what cannot be read is written anew
+    // an unreadable plan is overwritten
     if let Ok(known) = ComparisonPlan::read(output) {
         let all = |plan: &ComparisonPlan| plan.digest(&Value::Null);
         if known.config == plan.config && known.weights == plan.weights && all(&known) == all(plan)
@@ -76,7 +76,7 @@ pub(super) fn begin(plan: &ComparisonPlan, output: &Path) -> Result<()> {
             return Ok(());
         }
         if plan.format_version < ComparisonPlan::FORMAT_VERSION {
-            check_weights(output, &known, plan)?; // its cells do not know them
+            check_weights(output, &known, plan)?; // a cell's identity does not hold the weights
         }
         if Claim::is_any_held(&Cell::directory_of_all(output)) {
             let in_use = reft_models::Error::InUse { path: output.to_owned(), process: None };

@@ -83,7 +83,7 @@ impl SweepPlan {
     /// Reads the plan of a sweep.
     ///
     /// # Errors
-    /// If there is none, or another program wrote it.
+    /// If there is no plan, or another program wrote the file.
     pub fn read(output: &Path) -> Result<Self> {
         let path = output.join(Self::FILE_NAME);
         version_in(&path)?;
@@ -99,7 +99,7 @@ impl SweepAxis {
         self.name.as_deref().unwrap_or(self.target().1)
     }
 
-    /// The values' labels in the report: `5` for 5, and for the list that holds nothing else.
+    /// The values' labels in the report: `5` for 5 and for `[5]`.
     pub fn labels(&self) -> Vec<String> {
         self.values.iter().map(label).collect()
     }
@@ -157,7 +157,7 @@ impl SweepAxis {
 }
 
 impl SweepConfig {
-    /// The first value that cannot be: axis, field, and why.
+    /// The first invalid value: axis, field, and the reason.
     pub(super) fn fault(&self) -> Option<(&'static str, &'static str, String)> {
         for (name, axis) in [("x", &self.x), ("y", &self.y)] {
             if let Some((field, reason)) = axis.fault() {
@@ -178,7 +178,7 @@ impl SweepConfig {
     }
 }
 
-/// A value as people read it; a list is its values.
+/// A value as a text for people; a list without its brackets.
 fn label(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
@@ -188,10 +188,10 @@ fn label(value: &Value) -> String {
 }
 
 impl ConfigFile {
-    /// The points of the sweep in a comparison: this file's, with the command line's changes. None without a sweep.
+    /// The points of the sweep in `config`: this file's configuration with the command line's changes. Empty without a sweep.
     ///
     /// # Errors
-    /// [`reft_models::Error::Line`] for a value that its field cannot have, or that does not fit a method or the model.
+    /// [`reft_models::Error::Line`] for a value that is invalid for its field, or does not fit a method or the model.
     pub fn points(
         &self,
         comparison: &Comparison,

@@ -11,7 +11,7 @@ use crate::{
     run_comparison,
 };
 
-/// A sweep with everything of all its points read, tokenised and checked.
+/// A sweep with all its points read, tokenised and checked.
 #[derive(Debug)]
 pub struct LoadedSweep {
     /// The work to be done.
@@ -20,7 +20,7 @@ pub struct LoadedSweep {
 }
 
 impl LoadedSweep {
-    /// Reads and checks what every point needs, except for the model's weights.
+    /// Reads and checks everything that the points need, except for the model's weights.
     ///
     /// `config` is the comparison in force, and `points` are its points: [`ConfigFile::points`](crate::ConfigFile::points). If there is a
     /// sweep in `output`, this is a continuation of it.
@@ -64,7 +64,7 @@ impl LoadedSweep {
 /// Runs the comparison of every point that is not finished, and writes the sweep's report after each: `report.json`, `report.md`,
 /// `report.html`. Every point's directory is a comparison of its own.
 ///
-/// `run` runs a cell of the comparison in a directory; `say` hears what is going on.
+/// `run` runs a cell of the comparison in a directory; `say` receives lines of progress.
 ///
 /// # Errors
 /// As [`run_comparison`], which has a `stop` too.
@@ -77,7 +77,7 @@ pub fn run_sweep(
 ) -> Result<SweepReport> {
     let directories: Vec<PathBuf> =
         loaded.plan.points.iter().map(|point| output.join(&point.directory)).collect();
-    // the plans come first: what older ones have left behind is in no report
+    // all plans are written first, so that no report shows results of older plans
     for (point, directory) in loaded.points.iter().zip(&directories) {
         begin(&point.plan, directory)?;
     }
@@ -92,7 +92,7 @@ pub fn run_sweep(
     SweepReport::collect(output)
 }
 
-/// Takes over the base model's numbers from a point where they cannot be others.
+/// Copies the base model's results from another point, if one has a result with the same identity.
 fn share_base(plan: &ComparisonPlan, directory: &Path, others: &[PathBuf]) -> Result<()> {
     if Cell::BASE.is_done(plan, directory)? {
         return Ok(());
@@ -100,7 +100,7 @@ fn share_base(plan: &ComparisonPlan, directory: &Path, others: &[PathBuf]) -> Re
     for other in others {
         if let Some(known) = Cell::BASE.result(plan, other)? {
             let own = Cell::BASE.directory(plan, directory);
-            // if another process is at it, it does the same
+            // a process that holds the claim copies the same result
             return Claim::take(&own)?.map_or(Ok(()), |_claim| known.write(&own));
         }
     }

@@ -10,11 +10,11 @@ use crate::{Precision, Result, TimingCase};
 /// Bytes that a training step holds at its peak, by their use.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct MemoryPlan {
-    /// The program with libtorch before a model is there, and the buffers that its products work in.
+    /// The program with libtorch before a model is loaded, and the work buffers of libtorch's matrix products.
     pub program: u64,
     /// The model's weights.
     pub weights: u64,
-    /// Trained tensors: themselves (of the model's own, copies in f32 if they are in half precision), their gradients, and AdamW's two moments.
+    /// Trained tensors (for the model's own weights only their f32 copies, if in half precision), their gradients, and AdamW's two moments.
     pub optimizer: u64,
     /// Activations of the forward that the backward needs.
     pub activations: u64,
@@ -25,7 +25,7 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// All of it.
+    /// The sum of all parts.
     pub fn total(&self) -> u64 {
         self.program
             + self.weights
@@ -38,9 +38,9 @@ impl MemoryPlan {
 
 /// Numbers per token, or per key, that the backward of one frozen block keeps.
 struct BlockNumbers {
-    /// Bytes per token that goes through attention's keys and the first norm.
+    /// Bytes per token that runs through the first norm and the key projection.
     every: f64,
-    /// Bytes per token whose output is wanted.
+    /// Bytes per token whose output of the block is needed.
     wanted: f64,
     /// Bytes per key, in the batch's columns.
     key: f64,
@@ -59,32 +59,32 @@ impl BlockNumbers {
         let of_keys = if has("k_norm.weight") { 4.0 * kv } else { 0.0 };
         let first_norm = if has("input_layernorm.weight") { norm } else { 0.0 };
         let other_norms = model.norms_of_block() as f64 * norm - first_norm;
-        // with a soft cap, of every query and key: tanh and softmax in f32, which in half precision is kept rounded too
+        // with a soft cap, 8 bytes per pair of query and key: tanh and softmax in f32 (in half precision a rounded softmax is kept too)
         let scores =
             if model.keeps_scores { 8.0 * n_h * (shape.kept_columns + shape.columns) } else { 0.0 };
         Self {
             every: first_norm + of_keys,
-            // query and result of attention with its log-sum, the other norms; gate, its activation and up
+            // attention's query, output and log-sum; the other norms; the MLP's gate, its activation and up
             wanted: 2.0 * kind * q + 4.0 * n_h + other_norms + of_queries + scores + 3.0 * kind * f,
             key: 2.0 * kind * kv,
         }
     }
 }
 
-/// Logits that the trainer holds at once, and copies of them: logits, log-probabilities, and the gradient.
+/// Most logits that the trainer holds at once, and the number of tensors of that size: logits, log-probabilities, and the gradient.
 const LOGITS_AT_ONCE: f64 = (1 << 24) as f64;
 const LOGIT_COPIES: f64 = 3.0;
 
-/// Buffers that libtorch's matrix products and its autograd graph take once they run, on a CPU.
+/// Bytes of the buffers of libtorch's matrix products and autograd graph on a CPU.
 pub(super) const WORKSPACE: u64 = 80_000_000;
 
-/// Memory that a step's tensors take in the allocator, over their own.
+/// Allocated memory of a step's tensors, as a multiple of their own bytes.
 const ALLOCATED: f64 = 1.08;
 
-/// Tensors of the MLP's inner size alive at once in the backward of a block.
+/// Number of tensors of the MLP's inner size that are alive at once in the backward of a block.
 const INNER_GRADIENTS: f64 = 3.0;
 
-/// Gradients of a block's scores alive at once, where a soft cap has them computed one by one.
+/// Number of tensors of the attention scores' size alive at once in a block's backward, for models whose soft cap needs explicit scores.
 const SCORE_GRADIENTS: f64 = 4.0;
 
 /// Bytes of the tensors of a step, block by block.
@@ -92,9 +92,9 @@ const SCORE_GRADIENTS: f64 = 4.0;
 pub(super) struct StepBytes {
     /// Activations of each block that live from its forward to its backward.
     kept: Vec<f64>,
-    /// Activations of a block while it is run again for its backward.
+    /// Activations of each block while it is recomputed for its backward.
     again: Vec<f64>,
-    /// Tensors that exist while a block is differentiated, and while logits are.
+    /// Temporary tensors of the backward of a block, and of the backward of the logits.
     in_block: f64,
     at_head: f64,
     /// The batch's kept hidden states, and its kept keys and values of each block.
@@ -104,7 +104,7 @@ pub(super) struct StepBytes {
 }
 
 impl StepBytes {
-    /// The two constants are measured: with them the peak of `reft bench` is met within 7 % by every method (docs/performance.md).
+    /// [`WORKSPACE`] and [`ALLOCATED`] are measured: with them the plan is within 7 % of `reft bench`'s peak for every method (docs/performance.md).
     pub(super) fn of(model: &ModelDescription, shape: &Shape, extra: &[f64]) -> Self {
         let numbers = BlockNumbers::of(model, shape);
         let layers = model.num_hidden_layers;
@@ -151,19 +151,19 @@ impl StepBytes {
         }
     }
 
-    /// Activations of some blocks on a device that the backward needs.
+    /// Activations that the backward needs of a device's blocks.
     pub(super) fn activations(&self, blocks: Range<usize>) -> u64 {
         let kept: f64 = self.kept[blocks.clone()].iter().sum();
         let again = self.again[blocks].iter().copied().fold(0.0, f64::max);
         (ALLOCATED * (kept + again)) as u64
     }
 
-    /// Tensors that exist for a moment on a device, with the head or without.
+    /// Temporary tensors of a device, with the head or without.
     pub(super) fn transient(&self, has_head: bool) -> u64 {
         (ALLOCATED * if has_head { self.at_head.max(self.in_block) } else { self.in_block }) as u64
     }
 
-    /// The batch's cached activations that go to a device with some blocks.
+    /// The batch's cached activations on the device that holds `blocks`.
     pub(super) fn frozen_batch(&self, blocks: Range<usize>) -> u64 {
         let own = blocks.start.max(self.first_block)..blocks.end;
         let is_last = blocks.end == self.kept.len();
@@ -173,20 +173,20 @@ impl StepBytes {
     }
 }
 
-/// Bytes of a trained number: its gradient and both moments, and in f32 the number itself where it is not the model's, or its copy where that
-/// is in half precision.
+/// Bytes per trained number: its gradient and both moments, and an f32 value: an adapter's own number, or the copy of a half-precision
+/// number of the model. The model's own numbers count as weights.
 pub(super) fn of_trained(kind: Precision, is_full: bool) -> u64 {
     const F32: u64 = 4;
     match (is_full, kind) {
         (false, _) => 4 * F32,
         (true, Precision::F32) => 3 * F32,
         (true, Precision::Bf16) => 2 + 3 * F32,
-        // f16's gradients have an f32 copy too: the loss scale would take them below what f16 has
+        // f16 gradients have an f32 copy too: divided by the loss scale they would underflow in f16
         (true, Precision::F16) => 2 + 4 * F32,
     }
 }
 
-/// Bytes alive for a moment in AdamW's step: of the largest trained tensor, the gradient in f32 where it is in bf16, and the buffer of its update.
+/// Temporary bytes of AdamW's step, for the largest trained tensor: the buffer of its update, and an f32 gradient if the gradient is bf16.
 pub(super) fn of_update(kind: Precision, is_full: bool, largest: usize) -> u64 {
     let copies = if is_full && kind == Precision::Bf16 { 2 } else { 1 };
     (4 * copies * largest) as u64
@@ -201,7 +201,7 @@ pub(super) fn of_weights(case: &TimingCase, model: &ModelDescription) -> Result<
     if !case.is_packed() {
         return Ok(of_stages(WeightStorage::Dense));
     }
-    // a file's blocks are of several sizes: its bytes are taken to be where the numbers are
+    // the blocks of a GGUF file have several sizes: its bytes are divided in proportion to the dense sizes
     let file = fs::metadata(&case.model).map_err(io_error("read", &case.model))?.len();
     let dense = of_stages(WeightStorage::Dense);
     let all: u64 = dense.iter().sum();

@@ -1,4 +1,4 @@
-//! Foretells a training run: memory from shapes, time from a measured rate.
+//! Predicts a training run: memory from shapes, time from a measured rate.
 
 pub(crate) mod memory;
 pub(crate) mod split;

@@ -11,46 +11,46 @@ use crate::{Result, TimingCase};
 /// The memory of one of several devices at the peak of a step, in bytes.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DevicePlan {
-    /// Its blocks, counted from 0: the first, and how many.
+    /// Its first block, counted from 0.
     pub first_block: usize,
-    /// How many.
+    /// Number of its blocks.
     pub blocks: usize,
     /// Its memory.
     pub room: u64,
     /// Weights: of its blocks, of the embeddings on the first device, of the final norm and the head on the last.
     pub weights: u64,
-    /// Trained tensors of its blocks with their gradients and AdamW's moments. Tensors of no block are on the device that computes logits.
+    /// Trained tensors of its blocks with their gradients and AdamW's moments. Tensors outside blocks are on the device that computes the logits.
     pub optimizer: u64,
     /// Activations of its blocks that the backward needs.
     pub activations: u64,
-    /// Tensors that exist for a moment.
+    /// Temporary tensors at the peak.
     pub transient: u64,
     /// The batch's kept keys, values and hidden states.
     pub frozen_batch: u64,
 }
 
 impl DevicePlan {
-    /// The sum. The driver's own memory is not counted.
+    /// The sum of the parts, without the driver's own memory.
     pub fn total(&self) -> u64 {
         self.weights + self.optimizer + self.activations + self.transient + self.frozen_batch
     }
 
-    /// Whether it has room for that.
+    /// Whether the sum fits into the device's memory.
     pub fn fits(&self) -> bool {
         self.total() <= self.room
     }
 }
 
-/// A case whose model is spread over devices, as `--device` with several of them does it.
+/// A case whose model is split over several devices, as with `--device` and a list.
 #[derive(Debug)]
 pub struct Split(Needs);
 
-/// More devices are not tried, nor more rows.
+/// The most devices and the most rows that are tried.
 const MOST_DEVICES: usize = 64;
 const MOST_ROWS: usize = 1 << 16;
 
 impl Split {
-    /// A case that [`TimingCase::check`] accepts.
+    /// Reads the shapes of a case that [`TimingCase::check`] accepts.
     ///
     /// # Errors
     /// Errors of the method.
@@ -109,7 +109,7 @@ impl Split {
         fit
     }
 
-    /// The fewest devices of so much memory that a batch of `rows` fits on, if 64 are enough.
+    /// The fewest devices with `memory` bytes each that a batch of `rows` fits on; `None` if 64 devices are too few.
     pub fn fewest(&self, memory: u64, rows: usize) -> Option<usize> {
         let most = MOST_DEVICES.min(self.0.model.num_hidden_layers);
         (1..=most).find(|n| self.fits(&vec![memory; *n], rows))

@@ -15,7 +15,7 @@ pub struct StepPlan {
     pub trainable_parameters: i64,
     /// At the peak of a step.
     pub memory: MemoryPlan,
-    /// Bytes that are kept of one row for later epochs; 0: nothing can be kept, or is to be.
+    /// Bytes kept per row for later epochs; 0 if nothing can be kept or reuse is off.
     pub kept_row: u64,
     /// The operations.
     pub work: Work,
@@ -26,7 +26,7 @@ pub struct StepPlan {
 pub struct Work {
     /// On rows that were not seen before.
     pub first_epoch: f64,
-    /// On rows whose frozen part is kept; the same if nothing is.
+    /// On rows whose frozen part is kept; equal to `first_epoch` if none is.
     pub later_epochs: f64,
 }
 
@@ -37,9 +37,9 @@ pub(super) struct Shape {
     pub(super) rows: f64,
     /// Columns that run through the blocks.
     pub(super) columns: f64,
-    /// Columns whose keys and values are kept, before those.
+    /// Columns before those, whose keys and values are kept.
     pub(super) kept_columns: f64,
-    /// Columns that run through the whole of the last block.
+    /// Columns whose output of the last block is needed.
     pub(super) wanted_columns: f64,
     /// Labelled tokens of the batch.
     pub(super) labels: f64,
@@ -48,7 +48,7 @@ pub(super) struct Shape {
     pub(super) first_graph_block: usize,
     pub(super) keeps: bool,
     pub(super) checkpoint_activations: bool,
-    /// Whether weights are packed, and a block's or the head's expanded while they are at work.
+    /// Whether weights are packed. Then the weights of a block or of the head are expanded while in use.
     pub(super) is_packed: bool,
     /// Bytes of a number of the model's kind.
     pub(super) kind_bytes: f64,
@@ -70,7 +70,7 @@ impl Shape {
             first_block,
             first_graph_block: reach.stage,
             keeps,
-            // packed weights are expanded for one block at a time, which is differentiated by itself
+            // packed weights are expanded one block at a time, so each block is checkpointed
             checkpoint_activations: case.checkpoint_activations || case.is_packed(),
             is_packed: case.is_packed(),
             kind_bytes: case.kind.kind().elt_size_in_bytes() as f64,
@@ -78,12 +78,12 @@ impl Shape {
         }
     }
 
-    /// Bytes that are kept of a row: hidden states of the columns that run.
+    /// Bytes of the hidden states kept per row, of the columns that run.
     pub(super) fn kept_states(&self, model: &ModelDescription) -> f64 {
         self.kind_bytes * self.columns * model.hidden_size as f64
     }
 
-    /// Bytes that are kept of a row at each block that runs: keys and values of the columns before those.
+    /// Bytes of the keys and values kept per row and block: of the columns before the first one that runs.
     pub(super) fn kept_block(&self) -> f64 {
         self.kind_bytes * 2.0 * self.kv * self.kept_columns
     }
@@ -100,21 +100,21 @@ impl Shape {
     }
 }
 
-/// The needs of a case that [`TimingCase::check`] accepts, from the model's shape alone: no weight is read or made.
+/// Shapes and weight sizes of a case that [`TimingCase::check`] accepts, without reading or making a weight.
 #[derive(Debug)]
 pub(super) struct Needs {
     pub(super) model: ModelDescription,
     pub(super) shape: Shape,
-    /// Numbers per token that the method's own backward keeps, at each block.
+    /// Bytes per token that the method's own backward keeps, for each block.
     pub(super) extra: Vec<f64>,
-    /// Trained tensors: the block that each names, and how many numbers it has.
+    /// For each trained tensor the block that its name contains, and how many numbers the tensor has.
     pub(super) trained: Vec<(Option<usize>, usize)>,
-    /// Bytes of a trained number, and of the largest tensor's update.
+    /// The model's kind, and whether full fine-tuning trains the model's own weights.
     pub(super) kind: Precision,
     pub(super) is_full: bool,
-    /// Of each stage.
+    /// Bytes of the weights of each stage.
     pub(super) weights: Vec<u64>,
-    /// Whether logits are computed where the embeddings are.
+    /// Whether the head is the embedding matrix; then logits are computed on the embeddings' device.
     pub(super) is_tied: bool,
 }
 
@@ -139,7 +139,7 @@ impl Needs {
         Ok(Self { shape, extra, trained, kind: case.kind, is_full, weights, is_tied, model })
     }
 
-    /// Bytes of some trained tensors with AdamW's copies and moments, and of its temporary tensors.
+    /// Bytes of some trained tensors with AdamW's copies and moments, and bytes of AdamW's temporary tensors.
     pub(super) fn optimizer(&self, trained: impl Iterator<Item = usize>) -> (u64, u64) {
         let (sum, largest) = trained.fold((0, 0), |(sum, most), n| (sum + n, most.max(n)));
         let each = memory::of_trained(self.kind, self.is_full);
@@ -173,12 +173,12 @@ pub fn plan_step(case: &TimingCase, program: u64) -> Result<StepPlan> {
     Ok(StepPlan { trainable_parameters: trained().sum::<usize>() as i64, memory, kept_row, work })
 }
 
-/// Products of the blocks' weights with tokens, of attention, and of the head.
+/// Counts the matrix products of the blocks' weights, of attention, and of the head.
 fn work(model: &ModelDescription, shape: &Shape, is_full: bool) -> Work {
     let layers = model.num_hidden_layers;
     let (d, f) = (model.hidden_size as f64, model.intermediate_size as f64);
     let q = (model.num_attention_heads * model.head_dim) as f64;
-    // operations of one block's forward on `tokens` that see `keys` each, `wanted` of them to the end
+    // operations of one block's forward on `tokens` that see `keys` each; `wanted` of them run past the key and value projections
     let block = |tokens: f64, wanted: f64, keys: f64| {
         4.0 * tokens * d * shape.kv + wanted * (4.0 * d * q + 6.0 * d * f + 4.0 * keys * q)
     };
@@ -205,13 +205,13 @@ fn work(model: &ModelDescription, shape: &Shape, is_full: bool) -> Work {
     Work { first_epoch: later_epochs + frozen, later_epochs }
 }
 
-/// Share of the rate of bare matrix products that a whole step reaches: measured, see docs/performance.md.
+/// Rate of a whole step as a share of the rate of bare matrix products: measured, see docs/performance.md.
 pub const EFFICIENCY: f64 = 0.7;
 
-/// Products that are timed last at least this long together.
+/// Least total time of the timed products.
 const LONG_ENOUGH: Duration = Duration::from_millis(300);
 
-/// Floating-point operations per second of the products that a step is made of: `[tokens, d] × [d, f]`, the median of several.
+/// Floating-point operations per second of a step's matrix products `[tokens, d] × [d, f]`: the median of several.
 pub fn product_rate(tokens: i64, d: i64, f: i64, kind: Kind, device: Device) -> f64 {
     let _guard = tch::no_grad_guard();
     let (x, w) = (Tensor::ones([tokens, d], (kind, device)), Tensor::ones([f, d], (kind, device)));

@@ -2,16 +2,16 @@ use reft_models::{ModelDescription, WeightStorage};
 
 use crate::{Precision, TimingCase};
 
-/// A case in another way, and the flags of `reft train` that change it.
+/// A variant of a case, and the flags of `reft train` that select it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Way {
-    /// The flags; empty: as asked for.
+    /// The flags; empty for the case itself.
     pub flags: String,
     /// The case with them.
     pub case: TimingCase,
 }
 
-/// Ways to compute the same training in less memory, the ones that cost least first; the first is the case itself. All of them can be run.
+/// Variants of the same training that take less memory, the cheapest first; the first is the case itself. All pass [`TimingCase::check`].
 pub fn ways(case: &TimingCase, model: &ModelDescription) -> Vec<Way> {
     let mut ways = vec![Way { flags: String::new(), case: case.clone() }];
     let row_by_row = format!("--batch-size 1 --grad-accum {}", case.batch_size);

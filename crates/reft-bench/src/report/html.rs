@@ -9,7 +9,7 @@ use crate::report::markdown::summary;
 use crate::report::table::score_spread;
 use crate::{MethodReport, Report};
 
-/// The report as one page that needs nothing else.
+/// The report as one self-contained page.
 pub(crate) fn html(report: &Report) -> String {
     page(&report.plan.config.name, summary(report), LEGEND, |out| {
         writeln!(out, "<h2>Results</h2>")?;
@@ -23,7 +23,7 @@ pub(crate) fn html(report: &Report) -> String {
     })
 }
 
-/// The words of the pages.
+/// Explanations of the terms on the pages.
 pub(super) const LEGEND: &str = "± is the standard deviation over seeds. Forgetting is the loss on a neutral text minus the base model's. \
     generated/s is new tokens per second, eight prompts at once. Peak memory is that of a run's own process, the loading of the model included. Parameters are those trained, in percent of the base model's.";
 

@@ -12,11 +12,11 @@ use crate::{Cell, CellResult, ComparisonPlan, Error, Precision, Report, Result};
 /// Directory of the files.
 const DIRECTORY: &str = "peft";
 
-/// Steps that the training loss is the mean over, the last ones, as PEFT's runs have it.
+/// The reported training loss is the mean over this many last steps, as in PEFT's runs.
 const LAST: usize = 250;
 
 impl Report {
-    /// Writes each run of a chosen rate that is tested as PEFT's `method_comparison` writes its runs: `peft/METHOD--LABEL-lr-…-seed-….json`.
+    /// Writes each tested run of a chosen rate in the format of PEFT's `method_comparison`: `peft/METHOD--LABEL-lr-…-seed-….json`.
     /// Unknown values are null; memory is the process's, not a GPU's.
     ///
     /// # Errors
@@ -176,7 +176,7 @@ impl PeftRun<'_> {
         })
     }
 
-    /// PEFT's own configuration where the method is PEFT's, else the method's options; null of full fine-tuning.
+    /// PEFT's own configuration if the adapter was saved with one, else the method's options; null for full fine-tuning.
     fn peft_config(&self) -> Result<Value> {
         let plan = &self.report.plan;
         let Some(entry) = self.cell.method.map(|i| &plan.config.method[i]) else {

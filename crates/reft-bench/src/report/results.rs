@@ -56,11 +56,11 @@ pub struct MethodReport {
     pub grid: Vec<RateReport>,
     /// The rate chosen; `None` until all are tried, or if every run diverged.
     pub lr: Option<f64>,
-    /// Runs at the chosen rate that diverged; they are in no mean.
+    /// Runs at the chosen rate that diverged; the means leave them out.
     pub diverged: usize,
     /// Trainable parameters.
     pub trainable_parameters: i64,
-    /// Of the base model's numbers, in percent.
+    /// Trainable parameters in percent of the base model's parameters.
     pub trainable_percent: f64,
     /// Size of the adapter's files.
     pub adapter_bytes: u64,
@@ -74,7 +74,7 @@ pub struct MethodReport {
     pub train_seconds: Option<Spread>,
     /// Tokens trained on per second.
     pub tokens_per_second: Option<Spread>,
-    /// The most memory that a training run's process held, in bytes.
+    /// The highest peak memory of a training run's process, in bytes.
     pub peak_memory_bytes: Option<u64>,
     /// Tokens generated per second.
     pub generation_tokens_per_second: Option<Spread>,

@@ -54,10 +54,10 @@ impl TrainingRun {
     /// Name of the run's page.
     pub const PAGE: &str = "report.html";
 
-    /// Reads the files of a run, which may still go on: a last row that is cut short is left out.
+    /// Reads the files of a run that may still be running; an incomplete last row is left out.
     ///
     /// # Errors
-    /// If there is no run, or a row is none of a run's.
+    /// If there is no run, or a row is not a row of metrics or samples.
     pub fn read(directory: &Path) -> Result<Self> {
         let text = |name: &str| Ok::<_, Error>(read_text(&directory.join(name))?);
         let options = text(Self::OPTIONS)?;
@@ -110,7 +110,7 @@ impl TrainingRun {
         tokens as f64 / self.seconds().max(1e-9)
     }
 
-    /// The adapter that is kept: the last one that was the best so far; in files of before there were marks, the lowest loss after a step.
+    /// The adapter that is kept: the last one marked as the best so far. In older files without marks: the one with the lowest loss after a step.
     pub fn best(&self) -> Option<Best> {
         let marked = self.validations.iter().rev().find(|validation| validation.is_best);
         let after_a_step = || self.validations.iter().filter(|validation| validation.step > 0);
@@ -153,7 +153,7 @@ fn broken(directory: &Path, file: &str, line: usize, error: &serde_json::Error) 
     reft_models::Error::Line { path: directory.join(file), line, reason }.into()
 }
 
-/// Runs as one page that needs nothing else; `command` is how it is made again.
+/// Runs as one self-contained page; `command` is the command that writes it again.
 pub fn runs_page(runs: &[TrainingRun], command: &str) -> String {
     let title = match runs {
         [run] => format!("Training run {}", run.name),
@@ -271,7 +271,7 @@ fn plots(out: &mut String, runs: &[TrainingRun]) -> std::fmt::Result {
     writeln!(out, "</div>")
 }
 
-/// A figure for each term of a loss that has several, and for each further measure.
+/// A figure for each entry of the steps' `terms`: terms of the loss, and further measures.
 fn terms(out: &mut String, runs: &[TrainingRun], mean: &str) -> std::fmt::Result {
     let steps = runs.iter().flat_map(|run| &run.steps);
     let names: BTreeSet<&String> = steps.flat_map(|step| step.terms.keys()).collect();
@@ -290,7 +290,7 @@ fn terms(out: &mut String, runs: &[TrainingRun], mean: &str) -> std::fmt::Result
     Ok(())
 }
 
-/// A figure of those curves that have points, if there is one.
+/// Draws a figure of the curves that have points; nothing if none has.
 fn draw(
     out: &mut String,
     title: &str,
@@ -426,7 +426,7 @@ mod tests {
         written(&whole, 0.01, "{\"step\":4,\"lo")?;
         let run = TrainingRun::read(&whole)?;
         assert_eq!((run.steps.len(), run.validations.len(), run.samples.len()), (3, 3, 2));
-        // the start, which is not kept, is not the best
+        // the row of step 0 is never the best: no adapter is kept before the first step
         assert_eq!(run.best().map(|best| best.step), Some(2));
         assert_eq!(run.tokens_per_second(), 200.0);
         written(&broken, 0.01, "{\"step\":4}\n")?;

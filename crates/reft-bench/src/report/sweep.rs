@@ -205,7 +205,7 @@ fn cells(report: &SweepReport, point: &PointReport, method: &MethodReport) -> Ve
     ]
 }
 
-/// The report of a sweep as one page that needs nothing else.
+/// The report of a sweep as one self-contained page.
 fn sweep_page(report: &SweepReport) -> String {
     page(&report.plan.config.name, sweep_summary(report), LEGEND, |out| {
         heat_maps(out, report)?;
@@ -258,7 +258,7 @@ fn heat(report: &SweepReport, grid: &Grid, point: &PointReport) -> Option<Heat> 
     })
 }
 
-/// The scores of the palest and the strongest colour, the same in all maps.
+/// The scores that get the palest and the strongest colour, the same in all heat maps.
 fn range(report: &SweepReport) -> (f64, f64) {
     if report.metric.is_share() {
         return (0.0, 1.0);

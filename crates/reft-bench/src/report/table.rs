@@ -38,7 +38,7 @@ impl Table {
         Ok(())
     }
 
-    /// The numbers of a column, as far as they have a colour to be drawn in.
+    /// The numbers of a column, from the rows that have a colour.
     pub(super) fn column(&self, head: &str) -> impl Iterator<Item = Bar> {
         let column = self.heads.iter().position(|own| own == head);
         self.rows.iter().filter_map(move |row| {
@@ -89,7 +89,7 @@ pub(super) fn score_spread(metric: Metric, spread: &Spread) -> String {
     }
 }
 
-/// A score in at most four characters; a share that is not the whole never reads 100.
+/// A score in at most four characters; a share below 1 is never rounded up to 100.
 pub(super) fn short_score(metric: Metric, value: f64) -> String {
     if metric.is_share() { short_share(value) } else { format!("{value:.2}") }
 }

@@ -106,7 +106,7 @@ impl Report {
     }
 }
 
-/// A number of things per second.
+/// A cell with a rounded number, sorted by its exact value.
 fn whole(x: f64) -> Cell {
     (grouped(x.round() as i64), Some(x))
 }

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-/// How far a number may be from the right one.
+/// Largest difference from the right number that counts as right.
 pub(crate) const NUMBER_TOLERANCE: f64 = 1e-3;
 
 /// The text after the last occurrence of `lead`, without blanks around it and one full stop at its end.

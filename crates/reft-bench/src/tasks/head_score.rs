@@ -36,27 +36,27 @@ pub struct HeadScore {
 /// The prediction of a head for a row.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum ToldOf {
-    /// Its likeliest class, the head's probability of it, and the right one.
+    /// The likeliest class, its probability, and the right class.
     Class {
         /// Index of the class.
         class: usize,
         /// Its probability.
         score: f64,
-        /// Index of the right one.
+        /// Index of the right class.
         expected: usize,
     },
-    /// A number, and the right one.
+    /// The predicted number, and the right one.
     Number {
         /// The number that the head predicts.
         score: f64,
         /// The right number.
         expected: f64,
     },
-    /// The rewards of both replies.
+    /// The rewards of the two replies of a pair.
     Rewards {
-        /// Of the better one.
+        /// Reward of the chosen reply.
         chosen: f64,
-        /// Of the other one.
+        /// Reward of the rejected reply.
         rejected: f64,
     },
 }
@@ -65,8 +65,8 @@ impl HeadScorer<'_> {
     /// Scores the head on examples.
     ///
     /// # Errors
-    /// [`reft_models::Error::ContextFull`] before the first is computed; [`reft_train::Error::EvaluationNotFinite`] with the example; what the
-    /// model or an adapter refuses.
+    /// [`reft_models::Error::ContextFull`] before the first is computed; [`reft_train::Error::EvaluationNotFinite`] with the example; errors of
+    /// the model or an adapter.
     pub fn score(&self, examples: &[Example]) -> Result<HeadScore> {
         let context = ContextLimit::of(self.model.description(), self.stack);
         context.check(examples.iter().map(|example| (&example.id, example.length())))?;

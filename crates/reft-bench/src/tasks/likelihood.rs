@@ -13,7 +13,7 @@ pub(crate) fn log_probabilities(
     let mut sums = vec![0.0; rows.len()];
     let _guard = tch::no_grad_guard();
     for batch in of_like_length(rows, batch_size) {
-        // nothing is predicted from a last token
+        // the last token of a row predicts nothing
         let without_last = |&i: &usize| {
             let row = rows[i].clone();
             Row { input_ids: row.input_ids[..row.input_ids.len() - 1].to_vec(), ..row }
@@ -37,8 +37,7 @@ pub(crate) fn log_probabilities(
     Ok(sums)
 }
 
-/// For every prompt the most probable of some tokens to come next: an index into the prompt's own list; `None` if one of their logits is
-/// NaN.
+/// For every prompt the most probable next token among its candidates, as an index into its list; `None` if a candidate's logit is NaN.
 pub(crate) fn best_next_tokens(
     model: &dyn Model,
     stack: &AdapterStack,
@@ -71,7 +70,7 @@ fn of_like_length(rows: &[Row], batch_size: usize) -> Vec<Vec<usize>> {
     order.chunks(batch_size.max(1)).map(<[usize]>::to_vec).collect()
 }
 
-/// Logits `[m, v]` in f32 at some tokens, each given by its row and its place there.
+/// Logits `[m, v]` in f32 at some tokens, each given by its row and its index in the row.
 fn logits_at(
     model: &dyn Model,
     stack: &AdapterStack,

@@ -33,8 +33,8 @@ pub struct Choice {
 /// The rows of a data file as questions; `columns` names columns anew.
 ///
 /// # Errors
-/// [`reft_models::Error::Line`] for a row without a column that the task needs or with an unknown label; what [`read_records`] and
-/// [`reft_train::read_table`] refuse; a text to be memorised that is empty or no UTF-8.
+/// [`reft_models::Error::Line`] for a row with a missing column or an unknown label; errors of [`read_records`] and
+/// [`reft_train::read_table`]; an error for a text to be memorised that is empty or not UTF-8.
 pub fn read_questions(
     task: &TaskConfig,
     path: &Path,
@@ -168,7 +168,7 @@ impl Templates {
     }
 }
 
-/// The words before the answer of a commonsense task.
+/// The words that precede the answer of a commonsense task.
 pub(crate) const LEAD: &str = "the correct answer is";
 
 /// The answers that an instruction of LLM-Adapters names at its end.
@@ -214,7 +214,7 @@ impl EncodedQuestion {
     }
 }
 
-/// Leaves the first tokens of an example.
+/// Cuts an example to its first `length` tokens.
 pub(crate) fn cut(example: &mut Example, length: usize) {
     for sequence in &mut example.sequences {
         sequence.row.input_ids.truncate(length);
@@ -226,8 +226,8 @@ pub(crate) fn cut(example: &mut Example, length: usize) {
 /// Questions in tokens, checked against the task's scoring. They are not cut, whatever the encoding's `max_length`.
 ///
 /// # Errors
-/// The first question that cannot be tokenised or is shorter than the task's `length`; a choice of several tokens where the scoring takes
-/// one; choices with the same tokens.
+/// If a question cannot be tokenised or is shorter than the task's `length`; if a choice has several tokens and the scoring takes one; if two
+/// choices have the same tokens.
 pub fn encode_questions(
     task: &TaskConfig,
     questions: &[Question],
@@ -253,7 +253,7 @@ pub fn encode_questions(
     questions.iter().zip(examples).map(encode).collect()
 }
 
-/// Questions that a head is to answer, in tokens, cut to the encoding's `max_length`.
+/// Questions for a head, in tokens, cut to the encoding's `max_length`.
 ///
 /// # Errors
 /// As [`Labels::examples`].
@@ -272,7 +272,7 @@ pub(crate) fn encode_labelled(
     Ok(questions.iter().zip(examples).map(encoded).collect())
 }
 
-/// Leaves the first tokens of a completion.
+/// Cuts the completion of an example to its first `length` tokens.
 fn cut_completion(example: &mut Example, length: usize) -> Result<()> {
     let row = example.row();
     let (prompt_length, found) = (row.prompt_length, row.input_ids.len() - row.prompt_length);
@@ -286,7 +286,7 @@ fn cut_completion(example: &mut Example, length: usize) -> Result<()> {
     Ok(())
 }
 
-/// The tokens of a choice's completion. Choices are of tasks whose rows are texts, and texts have an encoder.
+/// The tokens of a choice's completion. Only tasks with text rows have choices, so there is a text encoder.
 fn completion_tokens(
     question: &Question,
     choice: &Choice,

@@ -18,10 +18,10 @@ pub struct Score {
     pub metric: Metric,
     /// Share of right answers, share of tokens recalled, or loss.
     pub value: f64,
-    /// e to the loss, where the value is one.
+    /// `exp(loss)`, if the value is a loss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub perplexity: Option<f64>,
-    /// Of pairs the mean of `log p(chosen) − log p(rejected)`.
+    /// For pairs: the mean of `log p(chosen) − log p(rejected)`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub margin: Option<f64>,
     /// Number of questions.
@@ -38,7 +38,7 @@ pub struct Score {
 pub struct Scorer<'a> {
     /// The task.
     pub task: &'a TaskConfig,
-    /// Turns generated tokens into text, and knows the end tokens. Tasks `lm` and `memorise` do without.
+    /// Turns generated tokens into text, and knows the end tokens. Tasks `lm` and `memorise` do not need it.
     pub tokenizer: Option<&'a Tokenizer>,
     /// Questions computed at once.
     pub batch_size: usize,
@@ -46,7 +46,7 @@ pub struct Scorer<'a> {
     pub stop: &'a AtomicBool,
 }
 
-/// Checks that questions fit into a model's context as a task asks them: with the completion, the longest choice, or the generated tokens.
+/// Checks that questions fit into a model's context together with the completion, the longest choice, or the generated tokens.
 ///
 /// # Errors
 /// [`reft_models::Error::ContextFull`] with the questions that are too long.
@@ -87,8 +87,8 @@ impl Scorer<'_> {
     /// Scores a model with its adapters on questions.
     ///
     /// # Errors
-    /// [`reft_models::Error::ContextFull`] before the first is asked; [`Error::Interrupted`]; [`TrainError::EvaluationNotFinite`] with the
-    /// questions; what the model or an adapter refuses.
+    /// [`reft_models::Error::ContextFull`] before the first question is computed; [`Error::Interrupted`]; [`TrainError::EvaluationNotFinite`] with
+    /// the questions; errors of the model or an adapter.
     pub fn score(&self, learner: &Learner, questions: &[EncodedQuestion]) -> Result<Score> {
         learner.model.description().check_predicts("a score")?;
         if self.task.kind.told().is_some() {
@@ -146,7 +146,7 @@ impl Scorer<'_> {
         })
     }
 
-    /// Of each pair `log p(chosen) − log p(rejected)`, summed over the replies' tokens.
+    /// For each pair `log p(chosen) − log p(rejected)`, summed over the replies' tokens.
     fn margins(&self, learner: &Learner, questions: &[EncodedQuestion]) -> Result<Vec<f64>> {
         let sequences = questions.iter().flat_map(|question| &question.example.sequences);
         let rows: Vec<Row> = sequences.map(|sequence| sequence.row.clone()).collect();
@@ -231,7 +231,7 @@ impl Scorer<'_> {
         Ok((right as f64 / questions.len() as f64, answers))
     }
 
-    /// Share of all completions' tokens that greedy generation gives back before its first wrong one; end tokens do not count.
+    /// Share of all completions' tokens that greedy generation reproduces before its first wrong token; end tokens do not count.
     fn recall(&self, learner: &Learner, questions: &[EncodedQuestion]) -> Result<f64> {
         let eos_ids = self.tokenizer.map_or(&[][..], Tokenizer::eos_ids);
         let (mut recalled, mut all) = (0, 0);

@@ -21,8 +21,8 @@ pub struct TaskConfig {
     /// How a choice is made; `exact_match` by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scoring: Option<Scoring>,
-    /// The prompt, with `{column}` where a row's text goes; by default the row's `instruction` and `input`. `memorise`: what stands
-    /// before the text, as it is; the data file is then one text.
+    /// The prompt, with `{column}` where a row's text goes; by default the row's `instruction` and `input`. `memorise`: a prompt without a
+    /// frame before the text; the data file is then one text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
     /// The expected reply, with `{answer}` and columns; the answer alone for `choice`, the row's `output` for the others.
@@ -68,11 +68,11 @@ pub enum TaskKind {
     Arithmetic,
     /// Loss and perplexity of completions.
     Lm,
-    /// Share of a text's tokens that come back, up to the first wrong one, when it is generated.
+    /// Share of a text's tokens that greedy generation reproduces before its first wrong token.
     Memorise,
-    /// Accuracy, F1 and Matthews' correlation of a head that tells classes.
+    /// Accuracy, F1 and Matthews' correlation of a head that predicts classes.
     Classification,
-    /// Pearson's and Spearman's correlation of a head that tells numbers.
+    /// Pearson's and Spearman's correlation of a head that predicts numbers.
     Regression,
     /// Share of pairs in which a head gives the better reply the higher reward.
     Reward,
@@ -124,7 +124,7 @@ impl TaskKind {
         matches!(self, Self::Reward | Self::Preference)
     }
 
-    /// The metrics: the one that methods are compared by, then its alternatives.
+    /// The metrics: the default metric for comparing methods first, then the alternatives.
     pub fn metrics(self) -> &'static [Metric] {
         match (self, self.told()) {
             (_, Some(told)) => told.metrics(),
@@ -134,7 +134,7 @@ impl TaskKind {
         }
     }
 
-    /// The number that the task usually comes to.
+    /// The task's default metric.
     pub fn metric(self) -> Metric {
         self.metrics()[0]
     }
@@ -151,7 +151,7 @@ impl TaskConfig {
     /// A task by name, or from a TOML file.
     ///
     /// # Errors
-    /// A name that is neither; what [`Self::parse`] refuses.
+    /// If the name is neither a built-in task nor a readable file; errors of [`Self::parse`].
     pub fn open(name_or_file: &Path) -> Result<Self> {
         if let Some(task) = name_or_file.to_str().and_then(Self::built_in) {
             return Ok(task);
@@ -180,14 +180,14 @@ impl TaskConfig {
         Ok(task)
     }
 
-    /// The task with one field set to another value, or why it cannot have it.
+    /// The task with one field set to another value, or the reason why the value is refused.
     pub(crate) fn with(&self, field: &str, value: &serde_json::Value) -> Result<Self, String> {
         let task: Self = with_field(self, field, value)?;
         task.check().map_err(|(_, reason)| reason)?;
         Ok(task)
     }
 
-    /// The number that the task comes to.
+    /// The metric that methods are compared by.
     pub fn metric(&self) -> Metric {
         self.metric.unwrap_or_else(|| self.kind.metric())
     }
@@ -197,7 +197,7 @@ impl TaskConfig {
         self.scoring.unwrap_or_default()
     }
 
-    /// The first field that cannot be, and why.
+    /// The first invalid field, and the reason.
     fn check(&self) -> Result<(), (&'static str, String)> {
         let is_choice = self.kind == TaskKind::Choice;
         let is_told = self.kind.told().is_some();

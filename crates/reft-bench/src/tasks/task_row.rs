@@ -10,7 +10,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TaskRow {
     place: RowPlace,
-    /// Texts as they are; numbers, true and false as JSON writes them. Other values are left out.
+    /// Texts unchanged; numbers and booleans as JSON writes them. Other values are left out.
     pub(crate) fields: BTreeMap<String, String>,
 }
 
@@ -37,12 +37,12 @@ pub(crate) fn task_rows(
 }
 
 impl TaskRow {
-    /// Where it stands: by its line, if the file has lines.
+    /// The row's place in the file: its line, if the file has lines.
     pub(crate) fn place(&self) -> RowPlace {
         self.place.line().map_or(self.place, RowPlace::Line)
     }
 
-    /// Why it cannot be used.
+    /// The error that the row cannot be used for this reason.
     pub(crate) fn refused(&self, path: &Path, reason: String) -> Error {
         match self.place.line() {
             Some(line) => Error::line(path, line, reason),

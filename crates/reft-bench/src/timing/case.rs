@@ -15,17 +15,17 @@ use crate::{FloorAdapter, Precision, Result};
 /// The name of the frozen floor among methods.
 pub const FLOOR: &str = "floor";
 
-/// A case to time: one method on batches of one shape. It is plain data, to be handed to a process of its own.
+/// A case to time: one method on batches of one shape. It is plain data, to be passed to a separate process.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TimingCase {
     /// Model directory or GGUF file; with `random_weights` a `config.json` or its directory.
     pub model: PathBuf,
-    /// Whether weights are made up.
+    /// Whether weights are random.
     pub random_weights: bool,
     /// Kind of the frozen model's numbers.
     pub kind: Precision,
-    /// How the frozen model's matrices are held.
+    /// How the frozen model's matrices are stored in memory.
     pub weights: WeightStorage,
     /// [`FLOOR`], or a method's name.
     pub method: String,
@@ -41,7 +41,7 @@ pub struct TimingCase {
     pub steps: usize,
     /// Whether the frozen model's part of the rows is kept.
     pub reuse: bool,
-    /// Whether each block is run again in the backward, so that its activations need not be held.
+    /// Whether each block is recomputed in the backward instead of keeping its activations.
     pub checkpoint_activations: bool,
     /// Tokens to generate after each prompt; 0: no generation is timed.
     pub new_tokens: usize,
@@ -51,7 +51,7 @@ impl TimingCase {
     /// The configuration of the model, read without its weights.
     ///
     /// # Errors
-    /// If it is not there or no decoder.
+    /// If the configuration is missing or is not a decoder's.
     pub fn model_config(&self) -> Result<DecoderConfig> {
         if !self.random_weights || self.model.is_dir() {
             return Ok(DecoderConfig::open(&self.model)?);
@@ -59,10 +59,10 @@ impl TimingCase {
         Ok(DecoderConfig::from_json(read_json(&self.model)?, &self.model)?)
     }
 
-    /// Checks everything against the model, so that nothing is left to fail when weights have been read.
+    /// Checks everything against the model before its weights are read.
     ///
     /// # Errors
-    /// [`MethodError::OptionValue`] for a size that cannot be, [`MethodError::UnknownMethod`], what the method refuses; those of
+    /// [`MethodError::OptionValue`] for an invalid size, [`MethodError::UnknownMethod`], errors of the method and of
     /// [`ModelDescription::check_predicts`].
     pub fn check(&self, model: &ModelDescription) -> Result<()> {
         model.check_predicts("a step of training on next tokens")?;
@@ -71,7 +71,7 @@ impl TimingCase {
         at_least("response_length", self.response_length, 1)?;
         at_least("steps", self.steps, 1)?;
         if self.new_tokens == 1 {
-            at_least("generate", 1, 2)?; // the first token is the prefill's
+            at_least("generate", 1, 2)?; // the prefill makes the first token, so a decode step needs two
         }
         let taken = self.methods(model)?.map_or(0, |methods| methods.context_taken());
         let context = ContextLimit::new(model, taken);
@@ -95,7 +95,7 @@ impl TimingCase {
         Ok(())
     }
 
-    /// Whether matrices are held in blocks.
+    /// Whether matrices are held as packed blocks (GGUF's, or int8 and int4).
     pub(crate) fn is_packed(&self) -> bool {
         match self.weights {
             WeightStorage::Dense => false,
@@ -104,7 +104,7 @@ impl TimingCase {
         }
     }
 
-    /// `None`: the frozen floor.
+    /// The methods of the case; `None` for the frozen floor.
     pub(crate) fn methods(&self, model: &ModelDescription) -> Result<Option<Methods>> {
         if self.method == FLOOR {
             return Ok(None);
@@ -129,7 +129,7 @@ impl TimingCase {
         })
     }
 
-    /// The lowest point of a row's forward that the method touches or a label is predicted from, and whether everything before it is cached.
+    /// The first stage and token of a row that the method edits or a label is predicted from, and whether everything before them is cached.
     pub(crate) fn reach(&self, learner: &Learner) -> (Reach, bool) {
         let row = self.examples(1, learner.model.description().vocab_size).swap_remove(0);
         let reach = learner.reach(Dose::WHOLE, row.row(), self.prompt_length - 1);
@@ -152,7 +152,7 @@ impl TimingCase {
     }
 }
 
-/// A token that looks random. `tools/rivals` makes the same: both sides of a comparison compute the same rows.
+/// A pseudo-random token. `tools/rivals` makes the same tokens, so that both sides of a comparison compute the same rows.
 fn token(row: usize, t: usize, vocab_size: i64) -> i64 {
     let place = (row as u64).wrapping_mul(1_000_003) + t as u64 + 1;
     let place = place.wrapping_mul(2_654_435_761); // Knuth's multiplicative hash

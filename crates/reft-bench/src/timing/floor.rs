@@ -8,12 +8,11 @@ use crate::FLOOR;
 
 /// The frozen floor: the cost of a step on the frozen model alone, before any method.
 ///
-/// The embeddings want a gradient, so the forward saves activations and the backward goes down to the lowest point of the
-/// model; no hidden state is changed, no weight has a gradient. A method that edits the first layers cannot be faster than this unless
-/// frozen work is kept.
+/// The embeddings require a gradient, so the forward saves activations and the backward runs through all layers. No hidden state is
+/// changed and no weight has a gradient. A method that edits the first layers cannot be faster than this unless frozen work is cached.
 #[derive(Debug)]
 pub struct FloorAdapter {
-    /// A trainer wants a parameter. This one is in no forward, has no gradient and is never updated.
+    /// The trainer requires a parameter. This one takes no part in the forward, has no gradient and is never updated.
     placeholder: Tensor,
 }
 

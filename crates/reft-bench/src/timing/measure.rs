@@ -17,9 +17,9 @@ use crate::timing::case::{TimingCase, refused};
 pub struct Measured {
     /// Seconds of steps on rows that were not seen before.
     pub first_epoch: Vec<f64>,
-    /// Seconds of steps on rows whose frozen part is kept; `None` if nothing of them can be kept, or is to be.
+    /// Seconds of steps on rows whose frozen part is kept; `None` if nothing can be kept or reuse is off.
     pub later_epochs: Option<Vec<f64>>,
-    /// The most memory that the process had held when training was over, where the system tells it.
+    /// The process's peak memory up to the end of training, where the system reports it.
     pub peak_memory_bytes: Option<u64>,
     /// Memory of the GPU in use at the end, libtorch's own cache included. The caller fills it in.
     pub device_memory_bytes: Option<u64>,
@@ -27,9 +27,9 @@ pub struct Measured {
     pub weight_bytes: u64,
     /// Trained parameters.
     pub trainable_parameters: i64,
-    /// Seconds of the method's orthonormal map, forward and backward, if it has one. Every step holds it once.
+    /// Seconds of the method's orthonormal map, forward and backward, if it has one. Every step includes it once.
     pub map_seconds: Option<Vec<f64>>,
-    /// Times of each generation, if that was wanted.
+    /// Times of each generation; empty if none was asked for.
     pub generation: Vec<GenerationSeconds>,
 }
 
@@ -42,22 +42,22 @@ pub struct GenerationSeconds {
     pub decode_per_token: f64,
 }
 
-/// Generations that are timed, after one that is not.
+/// Number of timed generations, after one untimed.
 const GENERATIONS: usize = 3;
 
-/// Times of the orthonormal map that count, after one that does not.
+/// Number of timed runs of the orthonormal map, after one untimed.
 const MAPS: usize = 9;
 
-/// Small enough that nothing trained moves, whatever the weights.
+/// So small that training changes no weight noticeably.
 const LR: f64 = 1e-6;
 
 /// Attempts at a step that overflows f16: the loss scale is halved each time, and starts at 65,536.
 const ATTEMPTS: usize = 20;
 
-/// Times a case by the one trainer. To be called in a process of its own: its peak memory is the process's.
+/// Times a case with the trainer of `reft train`. Call it in its own process: the peak memory is the process's.
 ///
-/// The data are `1 + steps` batches, taken in order for an epoch, and for a second one if rows are kept. The first step of each epoch
-/// warms up and does not count.
+/// The data are `1 + steps` batches, taken in order for one epoch, and for a second one if rows are kept. The first step of each epoch is
+/// a warm-up and does not count.
 ///
 /// # Errors
 /// Errors of [`TimingCase::check`], of the model and of the method.
@@ -157,7 +157,7 @@ fn generation_seconds(
     Ok(seconds?.split_off(1))
 }
 
-/// Seconds of the methods' orthonormal map, forward and backward, as every step has it once for all interventions; `None` without one.
+/// Seconds of the orthonormal map, forward and backward, for all interventions at once, as in a step; `None` if the methods have no rotations.
 ///
 /// # Errors
 /// Errors of the map.

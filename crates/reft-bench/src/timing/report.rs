@@ -15,15 +15,15 @@ pub struct TimingReport {
     pub rows: Vec<TimingRow>,
     /// The model, by its path.
     pub model: PathBuf,
-    /// Whether its weights were made up.
+    /// Whether its weights were random.
     pub random_weights: bool,
     /// Kind of the frozen model's numbers.
     pub kind: Precision,
-    /// How the frozen model's matrices are held.
+    /// How the frozen model's matrices are stored in memory.
     pub weights: WeightStorage,
     /// Memory of the frozen weights on the device, in 10⁶ bytes.
     pub weights_mb: f64,
-    /// Whether each block is computed again in the backward.
+    /// Whether each block is recomputed in the backward.
     pub checkpoint_activations: bool,
     /// Rows of a batch.
     pub batch_size: usize,
@@ -31,15 +31,15 @@ pub struct TimingReport {
     pub prompt_length: usize,
     /// Tokens of a row after its prompt.
     pub response_length: usize,
-    /// The options given; each method has taken its own.
+    /// The options given; each method takes the ones that it declares.
     pub options: MethodOptions,
     /// Whether the frozen model's part of rows was kept.
     pub reuse: bool,
-    /// Times that every method had its turn, in a process of its own each.
+    /// Number of turns of each method, each in its own process.
     pub rounds: usize,
-    /// Steps of a turn whose time counts, of each epoch.
+    /// Timed steps per turn and epoch.
     pub steps_per_round: usize,
-    /// Where.
+    /// The machine and the versions.
     pub machine: Machine,
 }
 
@@ -62,9 +62,9 @@ pub struct TimingRow {
     pub device_memory_mb: Option<f64>,
     /// Trained parameters.
     pub trainable_parameters: i64,
-    /// Median of the seconds that the orthonormal map takes of every step, forward and backward, if the method has one.
+    /// Median seconds of the orthonormal map in a step, forward and backward, if the method has one.
     pub map_seconds_median: Option<f64>,
-    /// Steps on rows that were not seen before, if they differ from the others: they compute the activations that are cached.
+    /// Steps of the first epoch, if later ones reuse cached activations: the first epoch computes them.
     pub first_epoch: Option<StepSeconds>,
     /// Generation, if it was timed.
     pub generation: Option<GenerationTiming>,
@@ -96,10 +96,10 @@ pub struct GenerationTiming {
     pub decode_seconds_per_token: Vec<f64>,
 }
 
-/// Times cases of one model and shape, one per method, in turns: each round runs all methods one after the other, so that a machine that
-/// becomes slower or faster does so for all of them. One turn has [`TimingCase::steps`] steps.
+/// Times cases of one model and shape, one per method, in turns: each round runs all methods one after the other, so that a change of the
+/// machine's speed affects all of them. One turn has [`TimingCase::steps`] steps.
 ///
-/// `run_one` is to run [`measure`](crate::measure) in a process of its own; `say` is told of each result.
+/// `run_one` must run [`measure`](crate::measure) in a separate process; `say` receives each result as a line.
 ///
 /// # Errors
 /// The first error of `run_one`.
@@ -236,7 +236,7 @@ fn or_dash(text: Option<String>) -> String {
     text.unwrap_or_else(|| "-".to_owned())
 }
 
-/// Lines of cells in columns: the first to the left, numbers to the right.
+/// Lines of cells in aligned columns: the first column to the left, the others to the right.
 fn aligned(lines: &[Vec<String>]) -> String {
     let width = |column: usize| {
         lines.iter().filter_map(|line| line.get(column)).map(|c| c.chars().count()).max()

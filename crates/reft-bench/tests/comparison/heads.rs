@@ -1,4 +1,4 @@
-//! Methods beside each other by a head on them.
+//! Comparisons of methods that train a head.
 
 use reft_bench::CompareConfig;
 use reft_train::Metric;
@@ -45,7 +45,7 @@ fn methods_are_compared_by_their_heads() -> TestResult {
     for method in &report.methods {
         let score = method.score.as_ref().ok_or("no score")?;
         assert_eq!(score.values.len(), 2, "{}", method.label);
-        // the adapter that is tested was read back from its files, its head with it: the rows are those of the validation
+        // the tested adapter and its head were read back from their files; the test rows are the validation rows
         let chosen = method.grid.iter().find(|rate| Some(rate.lr) == method.lr);
         assert_eq!(
             chosen.and_then(|rate| rate.validation),

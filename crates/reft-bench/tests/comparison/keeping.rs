@@ -1,4 +1,4 @@
-//! Methods beside each other that are held to the frozen model.
+//! Comparisons of methods with a divergence from the frozen model in the loss.
 
 use crate::run::compare;
 use crate::tiny_model::{Bench, TestResult};
@@ -20,10 +20,10 @@ fn a_divergence_is_a_part_of_every_methods_loss() -> TestResult {
         Ok(report.methods.into_iter().map(|method| method.losses).collect())
     };
     let plain = run("one", "", false)?;
-    let kept = run("one", "[objective]\nkl_weight = 0.5\n", false)?; // the same directory: its cells are run again
+    let kept = run("one", "[objective]\nkl_weight = 0.5\n", false)?; // the same directory: its cells have another identity and run again
     let replayed = run("three", "[objective]\nkl_weight = 0.5\nreplay_batch_size = 2\n", true)?;
     for ((plain, kept), replayed) in plain.iter().zip(&kept).zip(&replayed) {
-        // nothing has diverged before the first step
+        // before the first step the divergence from the frozen model is 0
         assert!((plain[0] - kept[0]).abs() < 1e-5 && (plain[0] - replayed[0]).abs() < 1e-5);
         let last = |losses: &Vec<f64>| losses[losses.len() - 1];
         assert!(last(kept) > last(plain) + 1e-3, "{} {}", last(kept), last(plain));

@@ -1,4 +1,4 @@
-//! Methods beside each other that learn which of two replies was chosen.
+//! Comparisons of methods that learn which of two replies was chosen.
 
 use reft_bench::CompareConfig;
 use reft_train::Metric;
@@ -6,7 +6,7 @@ use reft_train::Metric;
 use crate::run::compare;
 use crate::tiny_model::{Bench, TestResult};
 
-/// Pairs that a rule decides: the chosen reply says the last letter of the prompt again.
+/// Pairs with a rule: the chosen reply repeats the last letter of the prompt.
 fn pairs(from: usize, n: usize) -> String {
     let row = |i: usize| {
         let (letter, other) = if i.is_multiple_of(2) { ("y", "n") } else { ("n", "y") };
@@ -54,14 +54,14 @@ fn methods_are_compared_by_the_pairs_that_they_tell() -> TestResult {
     Ok(())
 }
 
-/// With `best` the rows held out are validated after each epoch, and the adapter that is measured has the highest accuracy of all.
+/// With `best` the held-out rows are scored after each epoch, and the adapter with the highest accuracy is measured.
 #[test]
 fn the_best_epoch_of_a_run_is_the_one_that_is_measured() -> TestResult {
     let bench = bench()?;
     let run = |name: &str, best: Option<Metric>| -> TestResult<Vec<f64>> {
         let mut config = config(&bench, "objective = \"simpo\"\n")?;
         config.train.options.best = best;
-        config.method.iter_mut().for_each(|method| method.lr = vec![0.3]); // too fast: it does not stay good
+        config.method.iter_mut().for_each(|method| method.lr = vec![0.3]); // too high: the accuracy falls again
         let loaded = bench.load(config)?;
         let report = compare(&loaded, &bench.path(name), usize::MAX).0?;
         let validation = |method: &reft_bench::MethodReport| method.grid[0].validation;

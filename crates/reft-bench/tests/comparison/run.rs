@@ -8,7 +8,7 @@ use reft_train::Silent;
 
 use crate::tiny_model::{Bench, TestResult};
 
-/// Random starts come from libtorch's one generator of the process: comparisons in two threads would take each other's numbers.
+/// Random starts come from libtorch's generator, one per process: comparisons in two threads would take each other's numbers.
 pub static GENERATOR: Mutex<()> = Mutex::new(());
 
 /// Runs a comparison in this process; after `limit` cells it is interrupted. Returns the cells that were run.
@@ -30,7 +30,7 @@ pub fn compare(
     (report, cells)
 }
 
-/// A report without what a clock says.
+/// A report without measured times.
 fn numbers(report: &Report) -> TestResult<String> {
     let mut report = report.clone();
     for method in &mut report.methods {
@@ -112,7 +112,7 @@ fn adapters_of_rates_that_were_not_chosen_are_removed() -> TestResult {
     let chosen = report.methods[0].lr.ok_or("no rate")?;
     let other = if chosen == 1e-2 { 5e-3 } else { 1e-2 };
     assert!(has_adapter(0, chosen, 0) && has_adapter(0, chosen, 1) && !has_adapter(0, other, 0));
-    // what is kept says how its texts were framed
+    // the kept adapter records how its texts were framed
     let cell = Cell { method: Some(0), lr: chosen, seed: 0, test: true };
     let text = trained_text(&cell.directory(&loaded.plan, &output).join("adapter"))?;
     assert_eq!(text.map(|text| text.template), Some("plain".to_owned()));

@@ -85,7 +85,7 @@ fn the_next_token_is_judged_by_the_logits_at_the_end_of_the_prompt() -> TestResu
     Ok(())
 }
 
-/// An adapter that makes one token certain wherever it is.
+/// An adapter that makes the model predict one token at every position.
 struct Parrot(i64, Decoder);
 
 impl Adapter for Parrot {
@@ -110,7 +110,7 @@ impl Adapter for Parrot {
     }
 }
 
-/// Puts the row of the head that belongs to a token in the place of the last block's output.
+/// Replaces the last block's output by the head's row of the token.
 struct Replace<'a>(&'a Parrot);
 
 impl reft_models::Hooks for Replace<'_> {
@@ -184,7 +184,7 @@ fn exact_match_takes_the_whole_answer() -> TestResult {
         let scorer =
             Scorer { task: &task, tokenizer: Some(&tokenizer), batch_size: 9, stop: &stop };
         let score = scorer.score(&Learner::new(&decoder, &stack, &NextToken), &questions)?;
-        assert_eq!(score.value, expected, "{:?}", score.answers); // half of the rows are y, and "yy" is none
+        assert_eq!(score.value, expected, "{:?}", score.answers); // the answer of half of the rows is y, and "yy" is no answer
     }
     Ok(())
 }

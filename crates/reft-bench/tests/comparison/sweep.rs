@@ -59,7 +59,7 @@ fn loaded(bench: &Bench, config: &str) -> TestResult<LoadedSweep> {
     Ok(LoadedSweep::new(comparison.config, points, "reft compare", &output, Device::Cpu)?)
 }
 
-/// Runs a sweep in this process; after `limit` cells it is interrupted. Returns what was run where.
+/// Runs a sweep in this process; after `limit` cells it is interrupted. Returns the cells that were run, each with its point.
 fn run(
     loaded: &LoadedSweep,
     output: &Path,
@@ -147,7 +147,7 @@ fn a_short_text_is_learned_by_heart_and_the_report_shows_where() -> TestResult {
         assert!(!page.contains(outside), "the page asks for {outside}");
     }
     let json = std::fs::read(output.join("report.json"))?;
-    // by way of text too: a number that is read may differ in its last bit from the one that was written
+    // both sides are read from text: a number that is read may differ in its last bit from the number that was written
     let same = serde_json::from_str::<SweepReport>(&serde_json::to_string(&report)?)?;
     assert_eq!(serde_json::from_slice::<SweepReport>(&json)?, same);
     Ok(())

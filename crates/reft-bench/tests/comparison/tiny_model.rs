@@ -1,4 +1,4 @@
-//! A model of four layers with a tokenizer of letters, and a question that it can learn: which letter stands last?
+//! A model of four layers with a tokenizer of letters, and a question that it can learn: which letter is the last?
 
 use std::path::{Path, PathBuf};
 

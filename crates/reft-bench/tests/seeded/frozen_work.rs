@@ -1,4 +1,4 @@
-//! Kept frozen work and activation checkpointing: the plain path's loss and gradients, whatever the method.
+//! Cached frozen work and activation checkpointing give the plain path's loss and gradients with every method.
 
 use reft_core::Parameter;
 use reft_methods::{MethodOptions, method_names};
@@ -13,8 +13,8 @@ use crate::tiny_model::{adapters, tiny_examples, tiny_llama};
 /// Losses, and gradients by name.
 type Numbers = (Vec<f64>, Vec<(String, Tensor)>);
 
-/// Loss and gradients of two steps, the second with what the first has kept; the adapter begins away from its start, where many
-/// gradients are 0.
+/// Loss and gradients of two steps; the second uses the frozen work that the first has cached. The adapter is moved away from its start,
+/// where many gradients are 0.
 fn losses_and_gradients(
     method: &str,
     options: &MethodOptions,
@@ -56,7 +56,7 @@ fn every_method_has_the_plain_loss_and_gradients() -> Outcome {
         reuse: false,
         batch_size: 2, // of three rows: a step of two batches
         grad_accum: 2,
-        lr: 1e-6, // the second step is at the place of the first, to rounding
+        lr: 1e-6, // the first step changes the parameters by rounding only
         max_grad_norm: 0.0,
         shuffle: Shuffle::None,
         max_steps: Some(2),

@@ -1,4 +1,4 @@
-//! Tests of what a seed decides. They are a test crate of their own, one test at a time: libtorch's generator is one per process.
+//! Tests of seeded random numbers. They are a separate test crate and run one at a time, since libtorch has one generator per process.
 
 mod frozen_work;
 mod random_numbers;

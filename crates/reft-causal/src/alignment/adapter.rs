@@ -13,8 +13,7 @@ use tch::{Device, Tensor};
 pub enum Alignment {
     /// Coordinates of rotations: learned ones, or random ones if they are not trained.
     Rotated(AlignmentSet),
-    /// The same for alignments that know nothing of each other, as no row is swapped by two of them: the gradient of each is clipped by
-    /// itself.
+    /// As [`Self::Rotated`], for alignments of separate trials: no row is swapped by two of them, and the gradient of each is clipped by itself.
     Independent(AlignmentSet),
     /// Coordinates of given subspaces.
     Fixed(Vec<SubspaceInterchange>),
@@ -32,15 +31,15 @@ impl Alignment {
         }
     }
 
-    /// Coordinates of hidden states of size `d` as they are.
+    /// The `d` coordinates of hidden states themselves, without a rotation.
     ///
     /// # Errors
-    /// [`reft_core::Error::Rank`] if there is none.
+    /// [`reft_core::Error::Rank`] if `d` is 0.
     pub fn neurons(d: i64, device: Device) -> reft_core::Result<Self> {
         Ok(Self::Fixed(vec![SubspaceInterchange::neurons(d, 0..d, device)?]))
     }
 
-    /// The intervention of each alignment with its present numbers: orthonormal maps are evaluated once.
+    /// The intervention of each alignment with its current parameters; orthonormal maps are evaluated once.
     pub(crate) fn interchanges(
         &self,
         gates: GateKind,

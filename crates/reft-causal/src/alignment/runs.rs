@@ -10,9 +10,8 @@ use crate::{Alignment, BaseRuns, Error, Result, Swap, VariableSwap};
 
 /// Base runs with the coordinates of variables taken from source runs.
 ///
-/// Several trials can be run at once: every row is run once for each trial, with its swaps, and each has the losses, gradients and answers
-/// that it would have alone. Trials in the order of their stages each enter the forward at their own, and every weight above is read once
-/// for all of them.
+/// Several trials can be run at once: every row is run once per trial, with the trial's swaps. Losses, gradients and answers are those of
+/// separate runs. If trials are sorted by stage, each enters the forward at its own stage, and every weight above is read once for all.
 ///
 /// The sources' hidden states were computed before: the model is frozen, so they are the same in every step.
 pub struct InterchangeRuns<'a> {
@@ -24,7 +23,7 @@ pub struct InterchangeRuns<'a> {
 }
 
 impl<'a> InterchangeRuns<'a> {
-    /// Runs of counterfactuals with these bases. The swaps of a trial are made in their order; one without swaps is the plain model.
+    /// Runs of counterfactuals with these bases. The swaps of a trial are made in their order; a trial without swaps is the plain model.
     ///
     /// # Errors
     /// [`Error::Counterfactuals`] if two bases have one id, or a swap does not have a token and a source for each, or does not fit the

@@ -3,7 +3,7 @@ use serde::{Deserialize, Serialize};
 
 /// How many of some examples are answered as expected.
 ///
-/// Of counterfactuals, run with their swaps, this is the interchange intervention accuracy (IIA).
+/// For counterfactuals run with their swaps, this is the interchange intervention accuracy (IIA).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accuracy {
     /// Examples answered as expected.

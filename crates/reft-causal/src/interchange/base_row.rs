@@ -6,7 +6,7 @@ use reft_models::{
 };
 use tch::{Device, Kind, Tensor};
 
-/// The whole run of a base row without any swap: whatever is swapped in it later, the run before that is here.
+/// The cached run of a base row without swaps. A later run with swaps starts from it, at any stage and token.
 ///
 /// The row is computed by itself, so its numbers do not depend on a batch.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ impl BaseRow {
         bytes(&self.hidden_states) + bytes(&self.keys_and_values)
     }
 
-    /// The input of each row's stage, `[b, width, d]`: the rows' first computed tokens stand in the first column.
+    /// The input of each row's first computed stage, `[b, width, d]`, with each row's first computed token in the first column.
     pub(crate) fn all_entering(
         rows: &[(&Rc<Self>, Reach)],
         width: i64,
@@ -59,16 +59,16 @@ impl BaseRow {
     }
 }
 
-/// The keys and values of a batch before its computed tokens; gradients flow through the later ones.
+/// The cached keys and values of a batch before its computed tokens. Gradients flow only through the keys and values of computed tokens.
 #[derive(Debug)]
 pub(crate) struct BasePast {
     lowest: usize,
     keys_and_values: Tensor, // [blocks from the lowest stage on, 2, u, n_kv, columns, d_h]
-    which: Tensor,           // [b]: for each row of the batch, the one of the u that is its own
+    which: Tensor,           // [b]: for each row of the batch, the index of its entry among the u
 }
 
 impl BasePast {
-    /// Of rows that each enter at their stage and token; `None` if no token or block is before them.
+    /// The past of rows that each enter at their own stage and token; `None` if no row has an earlier token, or no block runs.
     pub(crate) fn of_rows(
         rows: &[(&Rc<BaseRow>, Reach)],
         (kind, device): (Kind, Device),
@@ -82,7 +82,7 @@ impl BasePast {
         if columns == 0 || blocks == 0 {
             return None;
         }
-        // several rows of one text have the same keys and values
+        // rows with the same text and first computed token share keys and values
         let mut numbers: HashMap<(*const BaseRow, usize), i64> = HashMap::new();
         let (mut distinct, mut which) = (Vec::new(), Vec::with_capacity(rows.len()));
         for &(row, Reach { token, .. }) in rows {
@@ -107,7 +107,7 @@ impl BasePast {
 impl Past for BasePast {
     fn extend(&mut self, layer: usize, key: Tensor, value: Tensor) -> (Tensor, Tensor) {
         let of_layer = self.keys_and_values.select(0, (layer - self.lowest) as i64);
-        // rows that have entered stand first
+        // the rows that have entered are the first rows of the batch
         let which = self.which.narrow(0, 0, key.size()[0]);
         let after = |i, own: &Tensor| {
             let before = of_layer.select(0, i).index_select(0, &which); // [b, n_kv, columns, d_h]

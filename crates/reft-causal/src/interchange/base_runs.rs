@@ -13,19 +13,18 @@ use crate::{InterchangeHooks, Swap};
 
 /// A model, and its runs on the bases of counterfactuals.
 ///
-/// The whole run of a base is kept: hidden states that go into every stage, and all keys and values. So one run serves swaps at any layer
-/// and token, and a run with swaps computes only what they change. It takes about as much memory as the model has layers times the
-/// hidden states of the row.
+/// The whole run of a base is cached: the input of every stage, and all keys and values. So one run serves swaps at any layer and token,
+/// and a run with swaps computes only the part that they change. A cached run takes about as much memory as the row's hidden states times
+/// the number of layers.
 pub struct BaseRuns<'a> {
     model: &'a dyn Model,
     kept: RefCell<HashMap<Vec<i64>, Rc<BaseRow>>>,
-    /// Bytes that may still be filled; `None`: nothing is kept.
+    /// Bytes left for cached runs; `None`: nothing is cached.
     room: Cell<Option<u64>>,
 }
 
 impl<'a> BaseRuns<'a> {
-    /// Base runs that are kept as long as they fit into half of the memory that is free now. The others are computed whenever they are
-    /// needed.
+    /// Base runs that are cached while they fit into half of the memory that is free now. The others are recomputed whenever they are needed.
     pub fn new(model: &'a dyn Model) -> Self {
         let mut system = System::new();
         system.refresh_memory();
@@ -33,8 +32,7 @@ impl<'a> BaseRuns<'a> {
         Self { room: room.into(), ..Self::uncached(model) }
     }
 
-    /// Base runs that are never kept: a run with swaps begins at the tokens, and its rows are computed together. For networks of a few
-    /// layers.
+    /// Base runs without a cache: a run with swaps begins at the embeddings, and its rows are computed together. For networks of a few layers.
     pub fn uncached(model: &'a dyn Model) -> Self {
         Self { model, kept: RefCell::default(), room: Cell::default() }
     }
@@ -94,11 +92,11 @@ impl<'a> BaseRuns<'a> {
         Ok(found.try_into()?) // sync
     }
 
-    /// Runs a batch's rows once for each trial, row `i` of trial `c` being row `c · b + i` of the run, and makes the swaps in them. Gives the
-    /// hidden states `[m, d]` that targets are predicted from, and the targets `[m]`, row by row.
+    /// Runs a batch's rows once for each trial with the swaps; row `i` of trial `c` is row `c · b + i` of the run. Returns the hidden states
+    /// `[m, d]` that targets are predicted from, and the targets `[m]`, row by row.
     ///
-    /// Rows in the order of their stages each enter the forward at their own, where the first swap in them is; the weights above are read
-    /// once for all. In another order all enter at the lowest.
+    /// If the rows are sorted by the stage of their first swap, each enters the forward at that stage, and the weights above are read once for
+    /// all. Otherwise all rows enter at the lowest of these stages.
     pub(crate) fn run(
         &self,
         batch: &Batch,
@@ -150,7 +148,7 @@ impl<'a> BaseRuns<'a> {
             let h = match running.take() {
                 None => own,
                 Some(running) => {
-                    // the last block gives the wanted columns only
+                    // the last block returns only the columns from the first target on
                     let (t, width) = (running.size()[1], own.size()[1]);
                     Tensor::cat(&[&running, &own.narrow(1, width - t, t)], 0)
                 }
@@ -166,7 +164,7 @@ impl<'a> BaseRuns<'a> {
         Ok((h.flatten(0, 1).index_select(0, &on_device(&places)), on_device(&labels)))
     }
 
-    /// Where the run of each row begins: at its first swap, or where it is read. Everything before that is computed in its base run.
+    /// Where the run of each row begins: at its first swap or target. Everything before comes from its base run.
     fn reaches(&self, rows: &[&Row], targets: &[TokenAt], swaps: &[Swap]) -> Vec<Reach> {
         if self.room.get().is_none() {
             return vec![Reach::EVERYTHING; rows.len()];
@@ -195,7 +193,7 @@ impl<'a> BaseRuns<'a> {
     /// The base run of every row.
     fn base_rows<'r>(&self, rows: &[&'r Row]) -> Result<Vec<Rc<BaseRow>>> {
         let mut kept = self.kept.borrow_mut();
-        let mut of_batch: HashMap<&'r [i64], Rc<BaseRow>> = HashMap::new(); // also where there is no room
+        let mut of_batch: HashMap<&'r [i64], Rc<BaseRow>> = HashMap::new(); // also base rows that the cache has no room for
         let mut base_row = |row: &&'r Row| {
             let ids = &row.input_ids[..];
             if let Some(base_row) = of_batch.get(ids).or_else(|| kept.get(ids)) {

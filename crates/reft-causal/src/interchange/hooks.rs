@@ -11,14 +11,14 @@ pub struct Swap<'a> {
     pub tokens: Vec<TokenAt>,
     /// The source's hidden states, `[m, d]`: one row for each token.
     pub source: Tensor,
-    /// Which part of the source's hidden states is put in.
+    /// Combines the hidden states of base and source.
     pub interchange: Box<dyn Interchange + 'a>,
 }
 
 /// The hooks of a base run: the swaps of one batch.
 ///
-/// Several swaps may meet at one place, for instance two sources that each bring their coordinates of one subspace: each sees what the
-/// one before it left.
+/// There may be several swaps at one place, for instance two sources that each set their coordinates of one subspace: each swap edits the
+/// result of the swap before it.
 #[derive(Debug)]
 pub struct InterchangeHooks<'a> {
     swaps: Vec<Swap<'a>>,

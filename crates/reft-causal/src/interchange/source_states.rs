@@ -16,7 +16,7 @@ pub struct SourceToken {
 
 /// Runs sources, `batch_size` at a time, and keeps hidden states `[n, d]` for each of `wanted`: a place, and a token of every source.
 ///
-/// One run serves all that is wanted, and all sources that are alike.
+/// All places share the runs, and so do sources with equal rows and tokens.
 ///
 /// # Errors
 /// If the model has no such place, or a row no such token.
@@ -45,7 +45,7 @@ pub fn source_states(
     Ok(found.iter().map(|states| Tensor::cat(states, 0).index_select(0, &which)).collect())
 }
 
-/// The sources that are to be run, the first of those that are alike, and for each source the number of the one that is run for it.
+/// Sources with equal rows and tokens share a run. Returns for each source the number of its run, and for each run its first source.
 fn numbered(sources: &[Row], wanted: &[(Place, Vec<usize>)]) -> (Vec<i64>, Vec<usize>) {
     let mut numbers = HashMap::new();
     let mut distinct = Vec::new();

@@ -46,7 +46,7 @@ impl FeedForward {
     /// A network of given layers, `W` `[out, in]` and `b` `[out]`; the last one gives the logits.
     ///
     /// # Errors
-    /// [`Error::Shape`] unless each layer takes the output of the one before; [`Error::MissingTensor`] if there is none.
+    /// [`Error::Shape`] unless each layer's input size is the output size of the layer before; [`Error::MissingTensor`] without layers.
     pub fn from_layers(inputs: &Tensor, mut layers: Vec<Linear>) -> Result<Self> {
         let mut n_in = inputs.size().last().copied().unwrap_or(0);
         for (layer, linear) in layers.iter().enumerate() {
@@ -152,7 +152,7 @@ impl Model for FeedForward {
 struct FeedForwardPass<'a> {
     network: &'a FeedForward,
     span: Span<'a>,
-    wanted: Span<'a>, // its last columns
+    wanted: Span<'a>, // the last columns, whose output is needed
 }
 
 impl<'a> Forward<'a> for FeedForwardPass<'a> {

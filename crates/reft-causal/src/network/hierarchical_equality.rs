@@ -9,8 +9,8 @@ use crate::{CausalModel, Counterfactual, Result, SourceToken, Variable, refuse};
 /// The textbook task `(w = x) = (y = z)` on four objects (Geiger et al. 2023, arXiv:2303.02536): its causal model, its inputs, and
 /// counterfactuals whose answers are known.
 ///
-/// An object is a random vector of `object_size` numbers in `[−1, 1)`; every input has new ones. Inputs become rows of a table, for
-/// [`FeedForward`](crate::FeedForward), and a row of data is the token that names one.
+/// An object is a random vector of `object_size` numbers in `[−1, 1)`; every input has new objects. Inputs become rows of a table, for
+/// [`FeedForward`](crate::FeedForward), and a row of data is the token that names its input.
 #[derive(Debug)]
 pub struct HierarchicalEquality {
     causal_model: CausalModel<u64>,
@@ -33,7 +33,7 @@ impl HierarchicalEquality {
     /// The task with objects of a size, drawn from a seed.
     ///
     /// # Errors
-    /// [`Error::OptionValue`](crate::Error::OptionValue) if objects have no size.
+    /// [`Error::OptionValue`](crate::Error::OptionValue) if `object_size` is 0.
     pub fn new(object_size: usize, seed: u64) -> Result<Self> {
         if object_size == 0 {
             return refuse("object_size", "0", "a number of at least 1");
@@ -62,7 +62,7 @@ impl HierarchicalEquality {
     /// `n` new inputs with their answers. Each pair of objects is equal half of the time.
     ///
     /// # Errors
-    /// None but what a wrong causal model would give.
+    /// Errors of [`CausalModel::run`], which this task's own model does not cause.
     pub fn examples(&mut self, n: usize, seed: u64) -> Result<Vec<Example>> {
         let mut rng = StdRng::seed_from_u64(seed_of(&[self.seed, seed]));
         let mut examples = Vec::with_capacity(n);
@@ -78,7 +78,7 @@ impl HierarchicalEquality {
     /// `n` new counterfactuals, which take turns in the variables that are swapped.
     ///
     /// # Errors
-    /// [`Error::UnknownVariable`](crate::Error::UnknownVariable) if `swapped` holds no list.
+    /// [`Error::UnknownVariable`](crate::Error::UnknownVariable) if `swapped` is empty.
     pub fn counterfactuals(
         &mut self,
         n: usize,
@@ -109,7 +109,7 @@ impl HierarchicalEquality {
         Some(SourceToken { row: Row::prompt(vec![self.row(objects)]), token: 0 })
     }
 
-    /// Puts an input into the table; the token that names it.
+    /// Adds an input to the table and returns its token.
     fn row(&mut self, objects: &[u64]) -> i64 {
         let width = 4 * self.object_size;
         let row = self.table.len() / width;
@@ -121,7 +121,7 @@ impl HierarchicalEquality {
     }
 }
 
-/// Four objects; each pair is of two new ones or twice the same.
+/// Draws four objects; each pair is two new objects, or one new object twice.
 fn draw(rng: &mut StdRng, objects: &mut u64) -> Vec<u64> {
     let mut new = || {
         *objects += 1;

@@ -32,7 +32,7 @@ impl Quantity {
     const ALL: [(Self, &'static str); 3] =
         [(Self::Logit, "logit"), (Self::LogProbability, "logprob"), (Self::Probability, "prob")];
 
-    /// Of logits `[m, v]`, `[m, v]`.
+    /// The quantity of every token, `[m, v]`, from logits `[m, v]`.
     fn of(self, logits: &Tensor) -> Tensor {
         match self {
             Self::Logit => logits.shallow_clone(),
@@ -43,11 +43,11 @@ impl Quantity {
 }
 
 impl Metric {
-    /// Reads a metric: `logit(TOKEN)`, `logprob(TOKEN)` or `prob(TOKEN)`, alone or less another. A token is written as it is in the text,
-    /// with its space.
+    /// Reads a metric: `logit(TOKEN)`, `logprob(TOKEN)` or `prob(TOKEN)`, alone or minus a second term. A token is written as in the text, with
+    /// its space.
     ///
     /// # Errors
-    /// [`Error::OptionValue`] for another text, or one that is not one token of the model.
+    /// [`Error::OptionValue`] for a text of another form, or a TOKEN that is not exactly one token of the model.
     pub fn parse(text: &str, tokenizer: &Tokenizer) -> Result<Self> {
         let refused = |expected: String| Error::OptionValue {
             option: "metric",
@@ -71,7 +71,7 @@ impl Metric {
             let (name, after) = rest.split_once('(').ok_or_else(form)?;
             let quantity = Quantity::ALL.into_iter().find(|(_, own)| *own == name.trim());
             let (quantity, _) = quantity.ok_or_else(form)?;
-            // a token may hold a bracket: what closes it is the last one before the end or before the next term
+            // a token may contain `)`: the term ends at the first `)` before the end of the text or before the minus sign
             let end = after.match_indices(')').map(|(at, _)| at).find(|at| {
                 let behind = after[at + 1..].trim_start();
                 behind.is_empty() || (behind.starts_with('-') && terms.is_empty())

@@ -21,7 +21,7 @@ impl<'a> PromptPair<'a> {
     /// The pair of a base and a source.
     ///
     /// # Errors
-    /// [`Error::Counterfactuals`] unless they have as many tokens, one at least: hidden states are put where they came from.
+    /// [`Error::Counterfactuals`] unless both prompts have the same number of tokens, at least one: a hidden state is put at its own token.
     pub fn new(
         model: &'a dyn Model,
         base: Vec<i64>,
@@ -44,7 +44,7 @@ impl<'a> PromptPair<'a> {
         self.base.len()
     }
 
-    /// The metric of the base and of the source, as they are.
+    /// The metric of the base and of the source, without patching.
     ///
     /// # Errors
     /// Errors of the model.
@@ -110,10 +110,10 @@ impl<'a> PromptPair<'a> {
         Ok(collect(self.model, &AdapterStack::EMPTY, &layout, wanted)?)
     }
 
-    /// The metric after a prompt in each of some runs with swaps, row `i` being trial `i`.
+    /// The metric after a prompt in each trial of a run with swaps; row `i` of the run is trial `i`.
     fn patched(&self, ids: &[i64], trials: usize, swaps: Vec<Swap>) -> Result<Vec<f64>> {
         let _guard = tch::no_grad_guard();
-        // the token behind the prompt is predicted; its id changes nothing
+        // a dummy token after the prompt is the target; its id does not matter
         let input_ids: Vec<i64> = ids.iter().copied().chain([0]).collect();
         let mut labels = vec![IGNORE_INDEX; input_ids.len()];
         labels[ids.len()] = 0;

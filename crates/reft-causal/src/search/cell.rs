@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Accuracy, ComponentOrHead, DasAlignment, Result};
 
-/// One search: a place, a token and a rank, in the model or in one that was never trained.
+/// One search: a place, a token and a rank, in the model or in an untrained one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DasCell {
     /// The layer.
@@ -50,28 +50,27 @@ impl From<Accuracy> for MeasuredShare {
 pub(crate) struct CellFile {
     /// Digest of everything that the numbers depend on.
     pub(crate) identity: String,
-    /// The trained subspace, held out.
+    /// The trained subspace on held-out counterfactuals.
     pub(crate) found: MeasuredShare,
     /// Number of swapped dimensions: the rank, or the learned number.
     pub(crate) dimensions: i64,
-    /// The subspace before it was trained; only in the model itself, as the next two.
+    /// The subspace before training; `None` in an untrained model, as the next two fields.
     pub(crate) start: Option<MeasuredShare>,
-    /// A random subspace of as many dimensions.
+    /// A random subspace of the same dimension.
     pub(crate) random_rotation: Option<MeasuredShare>,
     /// As many neurons.
     pub(crate) neurons: Option<MeasuredShare>,
-    /// Held-out counterfactuals that are not answered as expected: their numbers, and what is answered. None in files of versions that did
-    /// not keep it.
+    /// Held-out counterfactuals with an unexpected answer: their numbers and the answers given. `None` in files of older versions.
     #[serde(default)]
     pub(crate) failed: Option<Vec<(usize, i64)>>,
     /// Loss of the last step.
     pub(crate) loss: Option<f64>,
-    /// Its share of the wall time of training and measuring all that were searched with it.
+    /// Its share of the wall time of all cells that were trained and measured together.
     pub(crate) seconds: f64,
 }
 
 impl DasCell {
-    /// Its name: `block_output-12/subject/rank-1` or `head_3-12/last/boundless`, behind `untrained-model/` if it is that control.
+    /// Its name: `block_output-12/subject/rank-1` or `head_3-12/last/boundless`, after `untrained-model/` for that control.
     pub fn name(&self) -> String {
         let Self { layer, of_layer, position, alignment, rank, untrained_model } = self;
         let control = if *untrained_model { "untrained-model/" } else { "" };

@@ -19,9 +19,9 @@ use crate::{
 /// A search with everything read and checked.
 pub struct DasSearch<'a> {
     searched: &'a dyn Searched,
-    /// Everything of the task that numbers depend on.
+    /// The task as a text, for the digest of each cell.
     task: String,
-    /// Layers, what of them is searched, and where that is.
+    /// The places to search: layer, component or head, and the place that hooks edit.
     places: Vec<(usize, ComponentOrHead, Place)>,
     pairs: Pairs,
     /// The report before anything is found.
@@ -32,7 +32,7 @@ pub struct DasSearch<'a> {
 struct SharedRuns<'a> {
     is_untrained: bool,
     base: BaseRuns<'a>,
-    /// For each position and place `[n, d]`.
+    /// The sources' hidden states `[n, d]` for each position and place.
     sources: Vec<Vec<Tensor>>,
 }
 
@@ -44,25 +44,25 @@ struct Call<'c> {
     report: DasReport,
 }
 
-/// The numbers of a cell's position, place and rank: its place in the report.
+/// The indices of a cell's position, place and rank, which order the report.
 type Number = (usize, usize, usize);
 
 type FoundCells = BTreeMap<Number, (DasCell, CellFile)>;
 
-/// A cell that no other process is at.
+/// A cell that this process has claimed.
 struct Taken {
     number: Number,
     planned: PlannedCell,
-    /// The result, if another process has found it meanwhile.
+    /// The result, if another process has written it since the search was planned.
     known: Option<CellFile>,
     _claim: Claim,
 }
 
-/// How often other processes' cells are looked at.
+/// How often the cells of other processes are checked.
 const LOOK: Duration = Duration::from_millis(300);
 
-/// Claims the next cells that are searched at once, and takes them out of those that are left; none if other processes are at all of them.
-/// Only cells of one token, rank and size are trained together, and no more than this process's share of all that are left.
+/// Claims the next cells to search together and removes them from `left`; empty if other processes hold all of them. Only cells of one
+/// token, rank and size are trained together, and at most this process's share of `left`.
 fn take_free(
     left: &mut Vec<(Number, PlannedCell)>,
     processes: usize,
@@ -88,14 +88,14 @@ fn take_free(
     Ok(taken)
 }
 
-/// Inputs run at once where the model runs by itself.
+/// Rows per batch in runs without swaps.
 const EVAL_BATCH: usize = 32;
 
 impl<'a> DasSearch<'a> {
-    /// Draws the counterfactuals and checks that the model has what is asked for.
+    /// Draws the counterfactuals and checks the options against the task and the model.
     ///
     /// # Errors
-    /// [`Error::DasTask`] if the task does not fit the model's tokens; [`Error::OptionValue`] for an option that cannot be.
+    /// [`Error::DasTask`] if the task does not fit the model's tokens; [`Error::OptionValue`] for an option with an invalid value.
     pub fn new(
         options: DasOptions,
         task: &DasTask,
@@ -122,8 +122,7 @@ impl<'a> DasSearch<'a> {
         Self::with_pairs(report, format!("{task:?}"), searched, draw)
     }
 
-    /// Says what the model's weights are ([`reft_models::weights_digest`]): cells that are there are this search's only if they were found in the
-    /// same.
+    /// Sets the digest of the model's weights ([`reft_models::weights_digest`]). Results on disk are used only if they have the same digest.
     pub fn with_weights(mut self, digest: String) -> Self {
         self.report.weights = Some(digest);
         self
@@ -178,14 +177,14 @@ impl<'a> DasSearch<'a> {
         self.places.len() * positions.len() * ranks.len() * (1 + usize::from(*untrained_model))
     }
 
-    /// Searches what is not found yet, and writes `das.json`, `das.md` and `das.html` after each position; every trained subspace is in
-    /// the directory of its cell. `say` hears of each cell.
+    /// Searches the cells without a result, and writes `das.json`, `das.md` and `das.html` after each position; every trained subspace is in
+    /// the directory of its cell. `say` receives a line for each cell.
     ///
-    /// Several processes may search in one directory: each claims cells that are free, and none ends before all are found. No process takes
-    /// more at once than its share of those that are left.
+    /// Several processes may search in one directory: each claims free cells, and each returns only when all cells have results. A process
+    /// claims at most its share of the remaining cells at once.
     ///
     /// # Errors
-    /// [`Error::Interrupted`] if `stop` is set: what is finished is kept. What the model or files refuse.
+    /// [`Error::Interrupted`] if `stop` is set: finished cells are kept. Errors of the model and of files.
     pub fn run(
         &self,
         output: &Path,
@@ -234,7 +233,7 @@ impl<'a> DasSearch<'a> {
         Ok(call.report)
     }
 
-    /// Finds every cell of a model, and writes the report whenever a position is done.
+    /// Searches every cell of a model, and writes the report whenever a position is finished.
     fn search(&self, runs: &SharedRuns, call: &mut Call) -> Result<()> {
         let before = call.report.clone();
         let (mut found, mut left) = self.plan(runs, call)?;
@@ -254,7 +253,7 @@ impl<'a> DasSearch<'a> {
         Ok(())
     }
 
-    /// The cells that are there, and those that are left, in the order in which they are searched.
+    /// The cells with results, and the remaining cells in the order in which they are searched.
     fn plan(
         &self,
         runs: &SharedRuns,
@@ -291,7 +290,7 @@ impl<'a> DasSearch<'a> {
         Ok((found, left))
     }
 
-    /// Searches the next cells that no other process is at, or waits a moment if there are none.
+    /// Searches the next free cells, or waits a moment if other processes hold all that remain.
     fn search_some(
         &self,
         runs: &SharedRuns,
@@ -343,7 +342,7 @@ impl<'a> DasSearch<'a> {
         Ok(SharedRuns { is_untrained, base: searched.base_runs(), sources })
     }
 
-    /// Digest of everything that a cell's numbers depend on: other cells are not among it, so a search can be widened.
+    /// Digest of everything that a cell's numbers depend on. Other cells are not part of it, so a search can be extended.
     fn identity(&self, cell: &DasCell, report: &DasReport) -> String {
         let is_by_name = report.format_version == 2;
         let weights = report.weights.as_ref().filter(|_| !is_by_name);
@@ -411,7 +410,7 @@ mod tests {
         assert_eq!(next(2)?, [(0, 2, 1)]); // two of four, but only one of that rank
         assert_eq!(next(1)?, [(0, 0, 2)]);
         assert_eq!(next(2)?, [(1, 0, 1)]);
-        // another process is at the last
+        // another process holds the last cell
         let elsewhere = Claim::take(&directory.path().join("1-1-1"))?;
         assert!(elsewhere.is_some() && next(2)?.is_empty());
         drop(elsewhere);

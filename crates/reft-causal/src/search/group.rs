@@ -1,4 +1,4 @@
-//! Cells of one token and one rank, trained and measured in one run: their rows share every weight that is read.
+//! Cells of one token and one rank, trained and measured in one run: each weight is read once for all their rows.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,10 +31,10 @@ pub(crate) struct PlannedCell {
     pub(crate) directory: PathBuf,
 }
 
-/// Learning rate of a learned gate, as a multiple of its rotation's: a boundary has half of the coordinates to go.
+/// Learning rate of a learned gate, as a multiple of its rotation's: a boundary may have to move across half of the coordinates.
 const GATE_RATE: f64 = 10.0;
 
-/// Tokens of a step: more gain nothing, as weights are then read once for many, and take memory.
+/// Most tokens of a step. More tokens take more memory and are not faster, since each weight is already read once for many tokens.
 const TOKENS_OF_A_STEP: usize = 512;
 
 /// Rows of a run without gradients.
@@ -52,7 +52,7 @@ pub(crate) fn cells_at_once(options: &DasOptions, pairs: &Pairs, position: usize
 
 /// Trains and measures cells of one rank, in the order of their stages, and writes each to its directory.
 ///
-/// Each has the numbers that it would have alone, to rounding.
+/// The results are those of separate searches, up to rounding.
 pub(crate) fn search(
     options: &DasOptions,
     pairs: &Pairs,
@@ -93,7 +93,7 @@ pub(crate) fn search(
         let learner = Learner::new(base.model(), &stack, &objective);
         train_on(&learner, pairs.bases[..train].to_vec(), options.training(), stop)?;
         losses = objective.last_losses().into_iter().map(Some).collect();
-        objective.progress(1.0); // gates as cold as they get
+        objective.progress(1.0); // the lowest temperature of the gates
         dimensions = alignment.set().map(AlignmentSet::swapped).unwrap_or_default();
         tch::no_grad(|| alignment.interchanges(GateKind::Hard))?
     } else {
@@ -101,7 +101,7 @@ pub(crate) fn search(
     };
 
     let (mut interchanges, mut trials) = (Vec::new(), Vec::new());
-    let mut trials_of = Vec::with_capacity(group.len()); // what was found, start, random subspace, neurons
+    let mut trials_of = Vec::with_capacity(group.len()); // trial numbers: the found subspace, the start, a random subspace, neurons
     for (i, planned) in group.iter().enumerate() {
         // ranks 0 and d have one subspace each, so they need no controls
         let (rank, swapped, d) = (planned.cell.rank, dimensions[i], planned.sources.size()[1]);
@@ -191,7 +191,7 @@ impl DasOptions {
             schedule: ScheduleKind::Linear,
             shuffle: Shuffle::Plain,
             seed: self.seed,
-            reuse: false, // base runs are kept by the objective
+            reuse: false, // the objective has its own cache of base runs
             ..TrainConfig::default()
         }
     }

@@ -1,4 +1,4 @@
-//! Alignment search: a variable is looked for at sites, tokens and ranks of a model, with controls, and reported.
+//! Alignment search: looks for a variable at sites, tokens and ranks of a model, with controls, and reports the results.
 
 pub(crate) mod options;
 

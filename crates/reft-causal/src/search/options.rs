@@ -21,9 +21,9 @@ pub enum DasAlignment {
     /// A trained subspace of given dimensions.
     #[default]
     Das,
-    /// The first coordinates of a trained rotation, how many is trained too.
+    /// The first coordinates of a trained rotation. Their number is trained too.
     Boundless,
-    /// Some coordinates of a trained rotation, which is trained too.
+    /// Some coordinates of a trained rotation. The selection is trained too.
     SigmoidMask,
     /// A given number of neurons: the ones that follow the variable most. Nothing is trained.
     Neurons,
@@ -50,7 +50,7 @@ impl DasAlignment {
         }
     }
 
-    /// Whether the number of dimensions is given; else it is all of them, or learned.
+    /// Whether the number of dimensions is an option; otherwise it is the size of the place, or learned.
     pub fn takes_rank(self) -> bool {
         matches!(self, Self::Das | Self::Neurons)
     }
@@ -76,7 +76,7 @@ pub struct DasOptions {
     pub positions: Vec<String>,
     /// The kind of swap.
     pub alignment: DasAlignment,
-    /// Numbers of dimensions. An alignment without a given number rotates all of the place's coordinates, whose number is filled in.
+    /// Numbers of dimensions. For an alignment that takes none: the number of the place's coordinates, which is filled in.
     pub ranks: Vec<i64>,
     /// Counterfactuals to train on.
     pub train_pairs: usize,
@@ -97,7 +97,7 @@ pub struct DasOptions {
 }
 
 impl DasOptions {
-    /// Refuses numbers that cannot be, and lists that are empty or name something twice.
+    /// Refuses invalid numbers, empty lists, and lists with duplicates.
     pub(crate) fn check(&self, layers: usize) -> Result<()> {
         for (option, number) in [
             ("train pairs", self.train_pairs),

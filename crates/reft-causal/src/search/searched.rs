@@ -24,7 +24,7 @@ pub trait Searched {
     /// Where a component or head of a layer is, and its number of coordinates.
     ///
     /// # Errors
-    /// [`Error::OptionValue`](crate::Error::OptionValue) if there is none.
+    /// [`Error::OptionValue`](crate::Error::OptionValue) if the model has no such component or head.
     fn place(&self, layer: usize, of_layer: ComponentOrHead) -> Result<(Place, i64)> {
         let model = self.model().description();
         let heads = model.num_attention_heads;

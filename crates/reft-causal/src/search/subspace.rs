@@ -1,10 +1,10 @@
-//! Subspaces that nothing was trained for: where a search begins, and its controls.
+//! Untrained subspaces: the start of a search, and its controls.
 
 use std::collections::BTreeMap;
 
 use tch::{Kind, Tensor};
 
-/// Means of hidden states `[n, d]` by value, `[k, d]` in f64, their values' order, less the mean of these means.
+/// The mean hidden state of each value in sorted order, minus the mean of these means: `[k, d]` in f64 from hidden states `[n, d]`.
 fn centred_means(h: &Tensor, values: &[String]) -> Tensor {
     let mut groups: BTreeMap<&str, Vec<i64>> = BTreeMap::new();
     for (i, value) in values.iter().enumerate() {
@@ -23,26 +23,26 @@ fn centred_means(h: &Tensor, values: &[String]) -> Tensor {
     &means - means.mean_dim([0i64].as_slice(), true, Kind::Double)
 }
 
-/// The leading directions of how the mean hidden state follows the variable: for a variable of two values the first is the difference
-/// of means. Further directions, up to `rank`, are random, from libtorch's generator.
+/// The leading directions in which the mean hidden state varies with the variable; for a variable of two values the first is the
+/// difference of means. Further directions, up to `rank`, are random, from libtorch's generator.
 ///
 /// # Shapes
 /// `h` `[n, d]`, one of `values` for each; result `[1, d, rank]`, orthonormal columns.
 pub(crate) fn mean_directions(h: &Tensor, values: &[String], rank: i64) -> Tensor {
     let d = h.size()[1];
     let (_, s, v) = centred_means(h, values).svd(true, true); // V [d, min(k, d)]
-    // k means less their mean have k − 1 directions at most
+    // k means minus their mean span at most k − 1 directions
     let cut = s.max().double_value(&[]) * 1e-6;
     let found = s.gt(cut).sum(Kind::Int64).int64_value(&[]).min(rank);
     let random = Tensor::randn([d, rank - found], (Kind::Double, tch::Device::Cpu));
     let columns = Tensor::cat(&[v.narrow(1, 0, found), random.to_device(h.device())], 1);
     let (q, upper) = Tensor::linalg_qr(&columns, "reduced");
-    let signs = upper.diagonal(0, 0, 1).sign(); // a column that was orthonormal stays what it was
+    let signs = upper.diagonal(0, 0, 1).sign(); // keeps columns that were already orthonormal
     (q * signs).to_kind(Kind::Float).unsqueeze(0)
 }
 
-/// The `rank` neurons whose mean follows the variable most, for the spread that they have: largest ratio of the variance of the means to
-/// the variance of all.
+/// The `rank` neurons that follow the variable most: with the largest ratio of the variance of the means to the variance over all hidden
+/// states.
 ///
 /// # Shapes
 /// `h` `[n, d]`, one of `values` for each; result `[1, d, rank]`, columns of the identity.

@@ -15,7 +15,7 @@ impl<'a> KlPerToken<'a> {
     /// Runs the plain model on the texts.
     ///
     /// # Errors
-    /// If there is no text, or one is empty; [`reft_models::Error::Encoder`] of a model without next tokens.
+    /// If there is no text, or a text is empty; [`reft_models::Error::Encoder`] for a model that does not predict next tokens.
     pub fn of(model: &'a dyn Model, texts: &[Row]) -> Result<Self> {
         const BATCH: usize = 8;
         if texts.is_empty() {
@@ -56,17 +56,17 @@ impl<'a> KlPerToken<'a> {
     }
 }
 
-/// The factor above 0 at which something that grows with it reaches a value, to 1 %, and the value reached. Where it jumps past the value: the
-/// factor right before the jump, with the value there.
+/// The factor above 0 at which `measure`, which grows with the factor, reaches `value` to 1 %, with the value measured there. If it jumps
+/// past `value`: the factor right before the jump, with the value measured there.
 ///
 /// # Errors
-/// If it is not reached at any factor up to 10⁶; what measuring refuses.
+/// If no factor from 10⁻⁹ to 10⁶ reaches `value`; errors of `measure`.
 pub fn factor_reaching(
     what: &'static str,
     value: f64,
     mut measure: impl FnMut(f64) -> Result<f64>,
 ) -> Result<(f64, f64)> {
-    // below it and above it: factor and the value there
+    // the last factors below and above `value`, each with its measured value
     let (mut below, mut above) = (None::<(f64, f64)>, None::<(f64, f64)>);
     let mut factor = 1.0;
     for _ in 0..48 {
@@ -77,14 +77,14 @@ pub fn factor_reaching(
         if found < value {
             below = Some((factor, found));
         } else {
-            above = Some((factor, found)); // so is NaN: text has collapsed
+            above = Some((factor, found)); // NaN counts as above: the text has collapsed
         }
         factor = match (below, above) {
             (Some((low, at_low)), Some((high, _))) if high / low < 1.0001 => {
                 return Ok((low, at_low));
             }
             (Some((low, at_low)), Some((high, at_high))) => {
-                // on a straight line through both logarithms, and well inside
+                // linear interpolation of the logarithms, kept away from both ends
                 let slope = (at_high / at_low).ln() / (high / low).ln();
                 let guess = low * ((value / at_low).ln() / slope).exp();
                 let (least, most) = ((high / low).powf(0.1), (high / low).powf(0.9));

@@ -18,11 +18,11 @@ pub struct SweepPoint {
     pub kl: f64,
     /// The length of the added vector as a share of the median length of the hidden states there, if it is a direction.
     pub dose: Option<f64>,
-    /// How the replies are.
+    /// The scores of the replies.
     pub replies: ReplyScores,
 }
 
-/// A sweep as a page that needs nothing else: concept against divergence, against perplexity, and all numbers.
+/// A sweep as a self-contained page: concept against divergence, against perplexity, and all numbers.
 pub fn sweep_page(points: &[SweepPoint], plain: ReplyScores, facts: Vec<String>) -> String {
     let mut names: Vec<&str> = Vec::new();
     for point in points {

@@ -21,7 +21,7 @@ fn states(model: &dyn Model, site: Site, texts: &[Row]) -> Result<Vec<Tensor>> {
     Ok(found)
 }
 
-/// The median length of the hidden states of some texts at a site. It is the median, as the first token's may be a hundred times the others'.
+/// The median norm of the hidden states of some texts at a site; the median, since the first token's may be a hundred times the others'.
 ///
 /// # Errors
 /// If the model has no such site, or a text is empty.
@@ -31,7 +31,7 @@ pub fn median_norm(model: &dyn Model, site: Site, texts: &[Row]) -> Result<f64> 
     Ok(norms.median().double_value(&[]))
 }
 
-/// The latents `relu(vᵀ h)` of every token of some texts at a site: how much each shows of a direction `[d]`.
+/// The latents `relu(vᵀ h)` of every token of some texts at a site, for a direction `v` `[d]`.
 ///
 /// # Errors
 /// As [`median_norm`].

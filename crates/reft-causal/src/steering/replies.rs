@@ -14,9 +14,9 @@ use crate::Result;
 pub struct Judge<'a> {
     /// The head.
     pub head: TaskHead,
-    /// The adapters that it was trained beside.
+    /// The adapters that it was trained with.
     pub stack: AdapterStack<'a>,
-    /// Which of its outputs is the concept.
+    /// The index of the concept among its outputs.
     pub class: i64,
 }
 
@@ -32,14 +32,14 @@ pub struct SteeredReplies<'a> {
     pub judge: Judge<'a>,
 }
 
-/// How replies are, the mean over prompts.
+/// The scores of replies, averaged over prompts.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct ReplyScores {
-    /// The judge's probability that a reply shows the concept; 0 of an empty one.
+    /// The judge's probability that a reply shows the concept; 0 for an empty reply.
     pub concept: f64,
     /// `e` to the mean of `−log p` of all replies' tokens under the plain model.
     pub perplexity: f64,
-    /// Different pairs of neighbouring tokens in a reply, as a share of all of its pairs: low where it repeats itself.
+    /// Distinct pairs of neighbouring tokens in a reply, as a share of all its pairs: low if the reply repeats itself.
     pub distinct_pairs: f64,
 }
 
@@ -76,7 +76,7 @@ impl SteeredReplies<'_> {
     }
 }
 
-/// The perplexity of replies behind their prompts under the plain model: `e` to the mean of `−log p` of all tokens; 1 if there are none.
+/// The perplexity of replies after their prompts under the plain model: `e` to the mean of `−log p` of all tokens; 1 without tokens.
 ///
 /// # Errors
 /// Errors of the model.
@@ -96,7 +96,7 @@ pub fn reply_perplexity(model: &dyn Model, prompts: &[Row], replies: &[Vec<i64>]
     Ok((sum / tokens.max(1) as f64).exp())
 }
 
-/// Different pairs of neighbours as a share of all; 1 of a reply that has none.
+/// Distinct pairs of neighbours as a share of all; 1 for a reply without pairs.
 fn distinct_pairs(reply: &[i64]) -> f64 {
     let pairs = reply.windows(2);
     let n = pairs.len();

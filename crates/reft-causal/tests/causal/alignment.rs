@@ -21,7 +21,7 @@ use tch::{Device, Kind, Tensor};
 
 type TestResult = Result<(), Box<dyn std::error::Error>>;
 
-/// One test at a time draws numbers: libtorch has one generator for all.
+/// Lets one test at a time draw random numbers: libtorch has one generator per process.
 fn alone() -> MutexGuard<'static, ()> {
     static GENERATOR: Mutex<()> = Mutex::new(());
     let guard = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
@@ -249,7 +249,7 @@ fn batch(model: &dyn Model, examples: &[Example]) -> reft_train::Result<Batch> {
     Learner::new(model, &AdapterStack::EMPTY, &NextToken).batch(examples)
 }
 
-/// Losses of all targets `[m]`, and the gradient of their sum by the rotation.
+/// Losses of all targets `[m]`, and the gradient of their sum with respect to the rotation.
 fn losses_and_gradient(
     runs: &InterchangeRuns,
     batch: &Batch,
@@ -303,7 +303,7 @@ fn trials_run_together_are_each_what_they_are_alone() -> TestResult {
     let n = examples.len();
     let layers = decoder.description().num_hidden_layers;
     tch::manual_seed(5);
-    // the last token, or the one before it, which the last layer's output does nothing with
+    // the last token, or the token before it, where a swap of the last layer's output has no effect
     let last = |(i, example): (usize, &Example)| example.row().prompt_length - 1 - i % 2;
     let tokens: Vec<Option<usize>> = examples.iter().enumerate().map(|e| Some(last(e))).collect();
     let columns = reft_core::random_columns(layers as i64, 64, 3, Device::Cpu);

@@ -1,4 +1,4 @@
-//! Interchange interventions on a decoder against pyvene 0.1.8 (`tests/oracle/dii.safetensors`), and what the hooks promise.
+//! Interchange interventions on a decoder against pyvene 0.1.8 (`tests/oracle/dii.safetensors`), and the guarantees of the hooks.
 
 use reft_causal::{FeedForward, InterchangeHooks, Swap};
 use reft_core::{
@@ -99,8 +99,8 @@ impl Experiment {
     }
 }
 
-/// The reference rebuilds the base from all of its rotated coordinates, `b QQᵀ`, where we leave it alone. For orthogonal `Q` that is the
-/// same; the derivative by a free matrix is not. This adds what is zero, so that the derivatives can be compared entry by entry.
+/// The reference uses `b QQᵀ` where ours uses the base `b`. For orthogonal `Q` both are equal, but their derivatives with respect to a free
+/// matrix differ. This adds `b QQᵀ − b`, which is zero, so that the derivatives can be compared entry by entry.
 #[derive(Debug)]
 struct RebuiltBase<'a> {
     q: &'a Tensor,
@@ -134,8 +134,8 @@ fn low_rank_interchange_and_its_gradients_equal_pyvene() -> Outcome {
     let interchange = SubspaceInterchange::new(&columns)?;
     experiment.compare("lowrank8", &interchange, &[("rotate_effective", &columns)])?;
 
-    // The reference completes Rᵀ to a square base by random columns that were not recorded. The part that they do not decide of the gradient of
-    // its free tensor X: the block of X that turns R within its subspace, and the inner products of the columns below that block.
+    // The reference completes Rᵀ to a square matrix with random columns that were not recorded. Two parts of the gradient of its free tensor X
+    // do not depend on them: the block that turns R within its subspace, and the inner products of the columns below that block.
     let map = Householder::starting_at(&columns.detach().unsqueeze(0));
     let interchange = SubspaceInterchange::new(&map.columns().select(0, 0))?;
     let (_, loss) = experiment.run(&interchange)?;
@@ -187,7 +187,7 @@ fn full_rotations_and_their_gradients_equal_pyvene() -> Outcome {
         let rebuilt = RebuiltBase { q: &q, interchange: with(&q)? };
         experiment.compare(name, &rebuilt, &leaves)?;
 
-        // on the manifold there is no difference, so here ours stands alone
+        // with Q on the manifold the derivatives agree, so RebuiltBase is not needed
         let (q, raw) = exponential(q0);
         let leaves = [&own[..], &[("rotate_raw", &raw)]].concat();
         if name == "rotated_full" {
@@ -310,13 +310,13 @@ fn swapping_one_head_leaves_the_other_heads_and_tokens_as_they_are() -> Outcome 
     let ids = layout.input_ids(Device::Cpu);
     let before = decoder.hidden_states(&ids, &layout.whole(), None, &mut NoHooks)?;
     let after = decoder.hidden_states(&ids, &layout.whole(), None, &mut stacked)?;
-    // row 1 has no swap, nor has what precedes token 3 of row 0: not a bit changes
+    // row 1, and the tokens before token 3 of row 0, have no swap and do not change by a bit
     assert_eq!(before.select(0, 1), after.select(0, 1));
     assert_eq!(before.select(0, 0).narrow(0, 0, 3), after.select(0, 0).narrow(0, 0, 3));
     let change = (before - after).abs();
     assert!(change.select(0, 0).select(0, 3).max().double_value(&[]) > 1e-2, "nothing was swapped");
 
-    // what the swap made of the heads, seen by hooks that come after it
+    // hooks that run after the swap and see the swapped heads
     struct Then<'a>(InterchangeHooks<'a>, HeadsOf);
     impl Hooks for Then<'_> {
         fn visit(

@@ -98,7 +98,7 @@ fn plan(args: &BenchArgs) -> Result<(Vec<TimingCase>, usize)> {
     Ok((cases, rounds))
 }
 
-/// Times a case in a process of its own, which ends with this one when both are interrupted.
+/// Times a case in a process of its own. Ctrl-C ends both processes.
 fn run_in_child(case: &TimingCase, flags: &[String]) -> reft_bench::Result<Measured> {
     let attempt = || -> Result<Measured> {
         let program = std::env::current_exe().context("this program cannot be found")?;
@@ -111,7 +111,7 @@ fn run_in_child(case: &TimingCase, flags: &[String]) -> reft_bench::Result<Measu
             .spawn()
             .context("a process cannot be started")?;
         let mut stdin = child.stdin.take().expect("invariant: stdin is piped");
-        // if the child ends before it has read its case, it says why
+        // an error means that the child has ended early; its stderr, read below, has the reason
         let _ = stdin.write_all(serde_json::to_string(case)?.as_bytes());
         drop(stdin);
         let ended = child.wait_with_output().context("a process cannot be waited for")?;

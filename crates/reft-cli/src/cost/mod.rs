@@ -1,4 +1,4 @@
-//! The cost of training: measured, and foretold.
+//! The cost of training: measured by `reft bench`, and predicted by `reft plan`.
 
 pub mod bench;
 pub mod plan;

@@ -80,7 +80,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         },
         |rate| rate * 1e12,
     );
-    // after the products: what libtorch takes for its threads is part of the program
+    // read after the products, so that the memory of libtorch's threads is included
     let program = resident_memory().context("the system does not tell this process's memory")?;
     let step = plan_step(&case, program).map_err(in_flags)?;
     let way = |way: Way| {
@@ -97,13 +97,13 @@ struct Plan<'a> {
     args: &'a PlanArgs,
     case: TimingCase,
     step: StepPlan,
-    /// Bytes that there are.
+    /// Available memory in bytes.
     memory: u64,
-    /// Operations a second.
+    /// Rate of matrix products, in operations per second.
     rate: f64,
-    /// Flags, and the peak with them.
+    /// Other flags, each with its peak memory in bytes.
     ways: Vec<(String, u64)>,
-    /// On several devices, if they are given.
+    /// The plan on several devices, with `--devices`.
     split: Option<SplitPlan>,
 }
 
@@ -112,13 +112,13 @@ impl Plan<'_> {
         peak <= self.memory
     }
 
-    /// Rows whose cached activations fit beside the rest, if rows are cached.
+    /// Number of rows whose cached activations fit beside the peak of a step; `None` if no rows are cached.
     fn rows_kept(&self) -> Option<u64> {
         let kept_row = self.step.kept_row;
         (kept_row > 0).then(|| self.memory.saturating_sub(self.step.memory.total()) / kept_row)
     }
 
-    /// Seconds of a step of the first epoch, of a step of later ones, and of all steps, whose number stands last.
+    /// Seconds of a step of the first epoch, of a step of later epochs, and of all steps; then the number of steps.
     fn times(&self) -> (f64, f64, f64, usize) {
         let seconds_of = |work: f64| work / (self.rate * EFFICIENCY);
         let (work, epochs) = (&self.step.work, self.args.epochs);

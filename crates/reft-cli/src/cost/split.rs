@@ -1,4 +1,4 @@
-//! `reft plan --devices`: a model in parts on several devices, and processes that each have as many.
+//! `reft plan --devices`: a model split over several devices, by one process or by several with such devices each.
 
 use std::str::FromStr;
 
@@ -15,7 +15,7 @@ use crate::terminal::counted;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceMemories(Vec<u64>);
 
-/// More devices in one process are a slip.
+/// Most devices of one process. A larger number is a typing error.
 const MOST: usize = 1024;
 
 impl FromStr for DeviceMemories {
@@ -41,17 +41,17 @@ pub struct SplitPlan {
     memories: Vec<u64>,
     processes: usize,
     rows: usize,
-    /// Each device's memory, or why the model cannot be split so.
+    /// Memory of each device, or the reason why the model cannot be split over them.
     devices: Result<Vec<DevicePlan>, String>,
     most_rows: usize,
     fewest: Option<usize>,
-    /// Flags with which it fits.
+    /// Other flags with which the model fits.
     way: Option<String>,
     gradient_bytes: u64,
 }
 
 impl SplitPlan {
-    /// Plans a case that was checked.
+    /// Plans a case that [`TimingCase::check`] has accepted.
     ///
     /// # Errors
     /// If there are more devices than blocks; errors of the method.

@@ -99,7 +99,7 @@ impl FlagGroup for TurnOptions {
     }
 }
 
-/// A task's name or file, checked as far as that goes without reading it.
+/// Checks a task's name, or the ending of its file's name. The file is not read.
 fn task_name(name: &str) -> Result<PathBuf, String> {
     let names = TaskKind::BUILT_IN.map(TaskKind::name);
     if names.contains(&name) || name.ends_with(".toml") {
@@ -127,7 +127,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     }
 }
 
-/// Accuracy, or the share of tokens that come back.
+/// Measures a task of questions by its metric, such as accuracy.
 fn answers(args: &EvalArgs, task: &TaskConfig) -> Result<()> {
     if args.max_length.is_some() || args.drop_too_long {
         bail!("--max-length and --drop-too-long belong to task lm; questions are not cut");
@@ -213,7 +213,7 @@ fn encoding<'a>(
     Encoding { text, vocab_size: model.description().vocab_size, max_length }
 }
 
-/// The files, as messages name them.
+/// The names of the files, for messages.
 fn names(files: &[PathBuf]) -> String {
     let names: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
     names.join(", ")
@@ -222,7 +222,7 @@ fn names(files: &[PathBuf]) -> String {
 /// The name of the divergence from the frozen model.
 const KL: &str = "kl";
 
-/// The next token, and beside it the divergence from the frozen model over the whole vocabulary.
+/// The next-token objective with the divergence from the frozen model over the whole vocabulary.
 fn divergence() -> KeepingClose<'static> {
     KeepingClose::new(&NextToken, 1.0, 0, Part::Task)
 }

@@ -14,7 +14,7 @@ use crate::eval::command::EvalArgs;
 use crate::model::{Framing, Model, ModelText};
 use crate::terminal::{duration, grouped, output};
 
-/// How well the head of an adapter predicts the labels of rows.
+/// Measures how well an adapter's head predicts the labels of rows.
 pub fn told(args: &EvalArgs, task: &TaskConfig, told: Told) -> Result<()> {
     if args.compare_base {
         bail!(
@@ -79,7 +79,7 @@ pub fn told(args: &EvalArgs, task: &TaskConfig, told: Told) -> Result<()> {
     output::result(args.json, &json, || output::table(&lines))
 }
 
-/// The head beside the adapters of a model.
+/// The only task head among a model's adapters.
 fn head_of(model: &Model, task: &TaskConfig) -> Result<TaskHead> {
     let weights = Weights::open(&model.path)?;
     let mut found = None;

@@ -43,7 +43,7 @@ pub struct ChatArgs {
 pub fn run(args: &ChatArgs) -> Result<()> {
     let model = args.model.open_for("reft chat")?;
     let tokenizer = Tokenizer::open(&model.path)?;
-    let any = [prompt_record("message", "")]; // a conversation is text
+    let any = [prompt_record("message", "")]; // a conversation is text, not token ids
     let chat = Framing::of(model.trained.as_ref(), Some(Template::Chat), &args.chat.0, &any)?.chat;
     let template = ChatTemplate::open(&model.path)?.with_variables(&chat.chat_vars)?;
     let config = args.sampling.config(Some(&tokenizer))?;
@@ -100,7 +100,7 @@ const HELP: &str = "/base             answer without adapters
 /help             list the commands
 /quit             end";
 
-/// Which of the adapters answer, and how strongly.
+/// The adapters in use, and their strength.
 struct Voice<'a> {
     model: &'a Model,
     /// The adapters' names.
@@ -109,7 +109,7 @@ struct Voice<'a> {
 }
 
 impl<'a> Voice<'a> {
-    /// All of them, as they were trained.
+    /// All adapters at strength 1.
     fn new(model: &'a Model) -> Self {
         Self { model, names: model.names.iter().map(String::as_str).collect(), strength: 1.0 }
     }
@@ -125,7 +125,7 @@ impl<'a> Voice<'a> {
         Ok(AdapterStack::new(own.map(entry).collect())?)
     }
 
-    /// Carries out a command and returns the settings from now on. An impossible command changes nothing.
+    /// Carries out a command and returns its answer: the new settings, or the help. A refused command changes nothing.
     fn told(&mut self, line: &str) -> Result<String> {
         let (command, argument) = line.split_once(' ').unwrap_or((line, ""));
         let argument = argument.trim();
@@ -154,7 +154,7 @@ impl<'a> Voice<'a> {
             },
             _ => bail!("there is no command {command}; /help lists the commands"),
         }
-        told.stack()?; // refuses what cannot be
+        told.stack()?; // checks the new settings
         *self = told;
         Ok(match &self.names[..] {
             [] => "without adapters".to_owned(),
@@ -163,7 +163,7 @@ impl<'a> Voice<'a> {
     }
 }
 
-/// Whether a signal means the end of the reply under way, not of the program.
+/// Whether a reply is being generated: then the first signal ends the reply, not the program.
 static IS_REPLYING: AtomicBool = AtomicBool::new(false);
-/// Whether there was one.
+/// Whether a signal has ended the current reply.
 static IS_CUT_SHORT: AtomicBool = AtomicBool::new(false);

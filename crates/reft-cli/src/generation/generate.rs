@@ -108,7 +108,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let started = Instant::now();
     let context = ContextLimit::of(model.decoder.description(), &stack);
     let lengths = records.iter().zip(&rows).map(|(record, row)| (&record.id, row.input_ids.len()));
-    context.generating(config.max_new_tokens).check(lengths)?; // by the names that the file has
+    context.generating(config.max_new_tokens).check(lengths)?; // an error names the row as the file does
     let generated = generate(&model, &stack, &rows, &config)?;
     let seconds = started.elapsed().as_secs_f64();
     let tokens: usize = generated.iter().map(|generated| generated.ids.len()).sum();
@@ -223,7 +223,7 @@ fn rows(
     records.iter().map(row).collect()
 }
 
-/// A row with a system message before what the user says.
+/// A copy of a row with the system message, if any, before its messages.
 fn with_system(record: &Record, system: Option<&str>) -> Record {
     let mut record = record.clone();
     if let (Some(system), Some(messages)) = (system, record.content.messages()) {
@@ -237,7 +237,7 @@ fn with_system(record: &Record, system: Option<&str>) -> Record {
     record
 }
 
-/// Generates for all prompts, with a bar.
+/// Generates for all prompts, with a progress bar.
 fn generate(
     model: &Model,
     stack: &AdapterStack,
@@ -281,7 +281,7 @@ fn said(
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Coordinates(pub Vec<i64>);
 
-/// No subspace has more: keeps a slip of the finger from filling the memory.
+/// Above the size of any subspace: a typing error must not fill the memory.
 const MOST: i64 = 65_536;
 
 impl FromStr for Coordinates {

@@ -7,7 +7,7 @@ use reft_train::{Content, Record};
 /// The lines of a file that are not empty, each with its number.
 ///
 /// # Errors
-/// If there is none, or the file cannot be read.
+/// If no line has text, or the file cannot be read.
 pub fn lines(path: &Path) -> Result<Vec<(usize, String)>> {
     let text = read_text(path)?;
     let lines = text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty());

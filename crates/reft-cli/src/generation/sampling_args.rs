@@ -30,7 +30,7 @@ impl SamplingArgs {
     /// The options for a model with this tokenizer, whose end tokens end a reply.
     ///
     /// # Errors
-    /// If a value means nothing.
+    /// If an option's value is invalid.
     pub fn config(&self, tokenizer: Option<&Tokenizer>) -> reft_models::Result<GenerationConfig> {
         let stop_ids = tokenizer.map_or_else(Vec::new, |tokenizer| tokenizer.eos_ids().to_vec());
         let config = GenerationConfig { stop_ids, ..self.config.0.clone() };

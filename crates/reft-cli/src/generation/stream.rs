@@ -6,7 +6,7 @@ use reft_models::{AdapterStack, GenerationConfig, ReplyText, Row, generate};
 use crate::model::Model;
 use crate::terminal::output;
 
-/// Generates a reply to one prompt and prints it as it grows, until `is_cancelled` says so; returns its text.
+/// Generates a reply to one prompt, prints it as it grows and returns its text. Stops early when `is_cancelled` returns true.
 ///
 /// # Errors
 /// If generation fails, or stdout is closed.

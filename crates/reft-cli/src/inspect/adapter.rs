@@ -15,7 +15,7 @@ use crate::train::directory::options_of_run;
 /// Describes the adapter in a directory; `model`: its base model, if the caller names it.
 ///
 /// # Errors
-/// If it is none, or broken, or the model is another one.
+/// If the directory holds no valid adapter, or `model` does not fit its base model.
 pub fn describe(directory: &Path, model: Option<&str>) -> Result<(Rows, Value)> {
     check_adapter_directory(directory)?;
     let summary = AdapterSummary::read(directory)?;
@@ -118,7 +118,7 @@ fn reft_rows(adapter: &ReftAdapter) -> Rows {
     rows.map(|(name, value)| (name.to_owned(), value)).to_vec()
 }
 
-/// The method, its options but the layers, which the sites say better, and the sites.
+/// The method, its options and its sites. The option `layers` is left out, because the sites name the layers.
 fn method_rows(summary: &AdapterSummary) -> Rows {
     let mut rows = vec![("method".to_owned(), summary.method.clone())];
     let text = |value: &Value| match value {
@@ -138,7 +138,7 @@ fn method_rows(summary: &AdapterSummary) -> Rows {
     rows
 }
 
-/// The base model, if it is asked for or at hand: where the run's options say it was, or by the adapter's own name for it.
+/// The base model: `asked`, else the first existing path of the run's option `model` and the adapter's own name for it.
 fn base_model(
     directory: &Path,
     summary: &AdapterSummary,
@@ -155,7 +155,7 @@ fn base_model(
     let fits = |model: &ModelDescription| {
         summary.base_model.as_ref().is_none_or(|base| base.check(model).is_ok())
     };
-    Ok(model.filter(fits)) // else another model stands there by now
+    Ok(model.filter(fits)) // the model at that path may have been replaced
 }
 
 fn base_text(summary: &AdapterSummary) -> String {

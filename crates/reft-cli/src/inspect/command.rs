@@ -33,7 +33,7 @@ pub struct InspectArgs {
 pub fn run(args: &InspectArgs) -> Result<()> {
     let path = &args.path;
     let is_model = |path: &Path| path.is_file() || path.join("config.json").is_file();
-    // a model's directory holds what a fully fine-tuned adapter's does, and its configuration
+    // full fine-tuning writes the weight files of a model; config.json then tells a model's directory from an adapter's
     let is_adapter = adapters_in(path)
         .is_ok_and(|adapters| adapters.iter().all(|(_, m)| m.files != AdapterFiles::Weights));
     let described = if !is_adapter && !path.exists() {

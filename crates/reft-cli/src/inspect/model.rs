@@ -12,7 +12,7 @@ use crate::terminal::{Rows, bytes, grouped};
 /// Describes a model.
 ///
 /// # Errors
-/// If it is none, or broken.
+/// If the path holds no model, or a tensor is missing or misshapen.
 pub fn describe(path: &Path) -> Result<(Rows, Value)> {
     let weights = Weights::open(path)?;
     let config = Decoder::check(DecoderConfig::open(path)?, &weights)?;
@@ -75,7 +75,7 @@ pub fn describe(path: &Path) -> Result<(Rows, Value)> {
     Ok((rows, json))
 }
 
-/// The adapter and the model that `reft export` merged into this model, if it did.
+/// The adapter and the base model as recorded by `reft export --merge`, if it wrote this model.
 fn merged(path: &Path) -> Option<(String, String)> {
     let mut metadata = weights_facts(path).ok()?;
     Some((metadata.remove(MERGED_ADAPTER)?, metadata.remove(MERGED_BASE_MODEL)?))

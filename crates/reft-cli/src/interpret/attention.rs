@@ -46,7 +46,7 @@ pub struct AttentionArgs {
     model: ModelArgs,
 }
 
-/// More numbers than this make a page that browsers do not like.
+/// Most attention weights on a page; browsers are slow with more.
 const LARGEST_PAGE: usize = 6_000_000;
 
 /// Runs the command.

@@ -20,7 +20,7 @@ impl PromptTokens {
     /// The tokens of a text, as it stands or as a user's message.
     ///
     /// # Errors
-    /// If the model has no tokenizer, or no chat template where one is wanted; if the text has no token.
+    /// If the model has no tokenizer, if `chat` is set and it has no chat template, or if the text has no token.
     pub fn of(text: &str, model: &ModelText, chat: bool) -> Result<Self> {
         let template = if chat { Template::Chat } else { Template::Plain };
         let encoder = encoder(model, template)?;
@@ -32,10 +32,10 @@ impl PromptTokens {
         Ok(Self { ids, texts })
     }
 
-    /// The tokens that names mean, in ascending order, each once.
+    /// Indices of the named tokens, in ascending order, each once.
     ///
     /// # Errors
-    /// A name that means none.
+    /// If a name matches no token of the prompt.
     pub fn named(&self, names: &[TokenName]) -> Result<Vec<usize>> {
         let mut found = Vec::new();
         for name in names {
@@ -72,7 +72,7 @@ pub fn encoder(model: &ModelText, template: Template) -> Result<TextEncoder<'_>>
 /// The text of each token.
 ///
 /// # Errors
-/// If one has none.
+/// If a token cannot be decoded.
 pub fn texts(ids: &[i64], tokenizer: &Tokenizer) -> Result<Vec<String>> {
     Ok(ids.iter().map(|id| tokenizer.decode(&[*id], false)).collect::<Result<_, _>>()?)
 }
@@ -85,14 +85,14 @@ pub fn text_of(model: &std::path::Path) -> Result<ModelText> {
     ModelText::open(model, &ChatOptions::default())
 }
 
-/// Which token of a prompt is meant.
+/// A name of one or several tokens of a prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TokenName {
-    /// Every one.
+    /// All tokens.
     All,
-    /// The one at a place, counted from 0, or from the end from −1 down.
+    /// The token at an index from 0, or at a negative index from the end: −1 is the last token.
     At(i64),
-    /// Those with this text, spaces around it aside.
+    /// All tokens with this text, without the spaces around it.
     Text(String),
 }
 

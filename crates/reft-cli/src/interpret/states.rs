@@ -61,7 +61,7 @@ pub struct StatesArgs {
 /// The layers that an option names.
 ///
 /// # Errors
-/// If the model has fewer.
+/// If the option is no list of layers, or names a layer that the model lacks.
 pub fn layers_of(asked: &Value, model: &reft_models::ModelDescription) -> Result<Vec<usize>> {
     let n = model.num_hidden_layers;
     let layers: Vec<usize> = match asked.as_str() {

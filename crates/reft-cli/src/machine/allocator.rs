@@ -1,7 +1,7 @@
 //! The program's allocator on Linux: mimalloc, for libtorch too.
 //!
-//! glibc before 2.38 does not reuse the parts that it cuts off aligned blocks, and libtorch asks for aligned blocks only: a training step
-//! took half as much memory again as its tensors. mimalloc is linked in under the names of malloc and its kin, which libtorch then finds here.
+//! glibc before 2.38 does not reuse the remainders of aligned blocks, and libtorch asks for aligned blocks only: a training step took 1.5
+//! times the memory of its tensors. The program exports mimalloc under the names of malloc and related functions, so libtorch calls it too.
 
 use std::ffi::{c_int, c_long};
 
@@ -10,10 +10,10 @@ use libmimalloc_sys::{mi_collect, mi_option_set, mi_option_t};
 /// `mi_option_purge_delay` of mimalloc 3.
 const PURGE_DELAY: mi_option_t = 15;
 
-/// Milliseconds after which free memory is given back to the system. By default 10: then what one step frees is fetched anew by the next.
+/// Milliseconds until free memory returns to the system. With mimalloc's default of 10, each step would ask for its memory again.
 const DELAY: c_long = 60_000;
 
-/// Makes memory that a step frees stay for the next one.
+/// Keeps the memory that a step frees for the next step.
 pub fn keep_memory_between_steps() {
     // SAFETY: the function stores a number, and may be called at any time.
     #[allow(unsafe_code)]
@@ -22,33 +22,33 @@ pub fn keep_memory_between_steps() {
     }
 }
 
-/// Gives all memory that is free back to the system, before its time.
+/// Returns all free memory to the system at once, before the delay ends.
 pub fn give_memory_back() {
-    // SAFETY: the function looks through the heap of the thread that calls it and what no thread owns, and may be called at any time.
+    // SAFETY: the function may be called at any time. It collects the heap of the calling thread and abandoned memory.
     #[allow(unsafe_code)]
     unsafe {
         mi_collect(true);
     }
 }
 
-/// Hands memory over that this thread has freed and keeps: other threads find it, and [`give_memory_back`] gives it to the system.
+/// Releases the freed memory in this thread's heap: other threads can use it, and [`give_memory_back`] can return it to the system.
 pub fn hand_over_memory() {
-    // SAFETY: the function looks through the heap of the thread that calls it, and may be called at any time.
+    // SAFETY: the function may be called at any time. It collects the heap of the calling thread.
     #[allow(unsafe_code)]
     unsafe {
         mi_collect(false);
     }
 }
 
-/// Lets MKL give the memory back that a product takes while it is computed. By default it keeps that memory for the next product: small pieces
-/// that stay, each amid a stretch of larger ones that do not, of which as much stays then as was ever needed at once.
+/// Makes MKL free its work buffers after each matrix product. By default it keeps them for the next product. They are small, but each keeps
+/// a stretch of larger freed blocks from being returned, so the process keeps its peak memory.
 ///
-/// Returns whether libtorch's MKL has such a switch. It does nothing once MKL has computed a product.
+/// Returns whether libtorch's MKL has such a switch. The switch has no effect after MKL's first product.
 pub fn keep_no_buffers() -> bool {
     use libloading::os::unix::Library;
 
     type Disable = unsafe extern "C" fn() -> c_int;
-    // SAFETY: `int mkl_disable_fast_mm(void)` under the name that it has in libtorch: it sets a flag under a lock.
+    // SAFETY: `int mkl_disable_fast_mm(void)` under its name in libtorch; it sets a flag under a lock.
     #[allow(unsafe_code)]
     unsafe {
         let disable = Library::this().get::<Disable>(b"mkl_serv_disable_fast_mm\0");
@@ -56,10 +56,10 @@ pub fn keep_no_buffers() -> bool {
     }
 }
 
-/// Puts new memory on small pages from now on. The system makes huge pages of memory of which little is used, so the memory of a process that
-/// runs for long would grow. Memory that is there keeps its pages: the weights are read at the speed of huge ones.
+/// Puts new memory on small pages from now on. With huge pages the system also backs memory that is hardly used, so a long-running process
+/// would grow. Existing memory keeps its huge pages, so reading the weights stays fast.
 pub fn use_small_pages() {
-    // an error says that the system has no huge pages
+    // an error means that the system has no huge pages
     let _ = rustix::thread::disable_transparent_huge_pages(true);
 }
 

@@ -1,7 +1,7 @@
-//! The GPU half of libtorch: where it is, and why it is or is not used.
+//! The CUDA library of libtorch: where it is, and why it is or is not used.
 //!
-//! The linker leaves it out of a program that names nothing in it, so it is loaded when a command may want a GPU. One binary so serves
-//! machines with and without one.
+//! The program refers to none of its symbols, so the linker leaves it out. It is loaded when a command may use a GPU, so that one binary
+//! serves machines with and without a GPU.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -15,32 +15,32 @@ const LIBRARY: &str = "libtorch_cuda.so";
 /// The state of CUDA on this machine.
 #[derive(Debug)]
 pub struct Cuda {
-    /// Release and folder of the libtorch that computes.
+    /// Release and folder of the libtorch in use.
     pub libtorch: Libtorch,
-    /// Where its GPU half was loaded from.
+    /// Its CUDA library, or why it was not loaded.
     pub library: Result<Loaded, NotLoaded>,
     /// The system's driver and GPUs.
     pub driver: Result<Driver, String>,
 }
 
-/// The GPU half of libtorch.
+/// The CUDA library of libtorch.
 #[derive(Debug)]
 pub struct Loaded {
     pub path: PathBuf,
-    /// Version of CUDA that it was built for, 1000 times the major one and 10 times the minor one.
+    /// CUDA version that it was built for: 1000 · major + 10 · minor.
     pub built_for: Option<i32>,
 }
 
-/// Why there is no GPU half of libtorch.
+/// Why libtorch's CUDA library is not loaded.
 #[derive(Debug, PartialEq, Eq)]
 pub enum NotLoaded {
-    /// It is nowhere.
+    /// It was not found.
     Absent,
-    /// It is there, and the system's loader refuses it.
+    /// It was found, and the system's loader refused it.
     Refused { path: PathBuf, reason: String },
 }
 
-/// Loads libtorch's CUDA library if there is one, once. The finding holds for the rest of the program.
+/// Loads libtorch's CUDA library, if there is one. Later calls return the result of the first.
 pub fn load() -> &'static Cuda {
     static FOUND: OnceLock<Cuda> = OnceLock::new();
     FOUND.get_or_init(|| {
@@ -52,7 +52,7 @@ pub fn load() -> &'static Cuda {
 }
 
 impl Cuda {
-    /// Why no GPU can be used; none if one can.
+    /// Why no GPU can be used; `None` if one can.
     pub fn obstacle(&self) -> Option<String> {
         let version = self.libtorch.version.as_deref().unwrap_or("2.11.0");
         Some(match (&self.library, &self.driver) {
@@ -82,14 +82,14 @@ impl Cuda {
         })
     }
 
-    /// Whether somebody who asked for no device should be told why it is the CPU: there is a GPU, or a library made for one.
+    /// Whether `--device auto` should say why it takes the CPU: there is a GPU, or a CUDA library that could not be loaded.
     pub fn is_worth_a_note(&self) -> bool {
         let has_gpu = self.driver.as_ref().is_ok_and(|driver| !driver.gpus.is_empty());
         has_gpu || matches!(self.library, Err(NotLoaded::Refused { .. }))
     }
 }
 
-/// Advice for the loader's words.
+/// The loader's error with advice.
 fn refusal(path: &Path, reason: &str, version: &str) -> String {
     let path = path.display();
     let other_release = ["undefined symbol", "symbol lookup", "version `"];
@@ -103,12 +103,12 @@ fn refusal(path: &Path, reason: &str, version: &str) -> String {
     )
 }
 
-/// A version of CUDA as people write it.
+/// A CUDA version as text, such as 12.8.
 pub fn release(version: i32) -> String {
     format!("{}.{}", version / 1000, version % 1000 / 10)
 }
 
-/// The places where the library may be, best first.
+/// The existing files of the library, best first.
 fn candidates(libtorch: Option<&Path>) -> Vec<PathBuf> {
     let beside =
         libtorch.iter().flat_map(|dir| [dir.join(LIBRARY), dir.join("../cuda").join(LIBRARY)]);
@@ -128,20 +128,20 @@ fn find(libtorch: Option<&Path>) -> Result<Loaded, NotLoaded> {
     }
 }
 
-/// Elsewhere libtorch has no such half.
+/// The program uses CUDA on Linux only.
 #[cfg(not(target_os = "linux"))]
 fn find(_libtorch: Option<&Path>) -> Result<Loaded, NotLoaded> {
     Err(NotLoaded::Absent)
 }
 
-/// Loads the library, with every symbol that it needs, for good. Returns the CUDA version that it was built for.
+/// Loads the library until the program ends, and resolves all its symbols. Returns the CUDA version that it was built for.
 #[cfg(target_os = "linux")]
 fn open(path: &Path) -> Result<Option<i32>, String> {
     use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
-    // SAFETY: loading runs the library's initialisers. It is a part of the libtorch that this program is linked to, named by its file;
-    // they register kernels with the rest of it, and are made to run at any time before those are used. One of another release lacks
-    // symbols, and with RTLD_NOW is refused before its own initialisers run.
+    // SAFETY: loading runs the library's initialisers. The library is part of the libtorch that this program is linked to. Its initialisers
+    // register kernels with the rest of libtorch, and may run at any time before those kernels are used. A library of another release lacks
+    // symbols, so RTLD_NOW refuses it before its initialisers run.
     #[allow(unsafe_code)]
     let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) };
     let library = library.map_err(|error| error.to_string())?;
@@ -152,14 +152,14 @@ fn open(path: &Path) -> Result<Option<i32>, String> {
         type GetVersion = unsafe extern "C" fn(*mut i32) -> i32;
         library.get::<GetVersion>(b"cudaRuntimeGetVersion\0").map(|get| get(&mut version))
     };
-    std::mem::forget(library); // it stays to the end of the program
+    std::mem::forget(library); // stays loaded until the program ends
     Ok(status.is_ok_and(|status| status == 0).then_some(version))
 }
 
-/// Allows TF32 in matrix products of f32 tensors: 10 bits of each factor's fraction instead of 23. Whether there is such a switch.
+/// Allows TF32 in matrix products of f32 tensors: 10 bits of each factor's fraction instead of 23. Returns whether libtorch has the switch.
 ///
-/// tch has no call for it: these are the functions of ATen/Context.h behind `torch.backends.cuda.matmul.allow_tf32`, under the names
-/// that C++ compilers for Linux give them.
+/// tch has no call for it. These are the functions of ATen/Context.h behind `torch.backends.cuda.matmul.allow_tf32`, under their mangled
+/// names on Linux.
 #[cfg(target_os = "linux")]
 pub fn allow_tf32() -> bool {
     use std::ffi::c_void;
@@ -170,7 +170,7 @@ pub fn allow_tf32() -> bool {
     type SetAllow = unsafe extern "C" fn(*mut c_void, bool);
     let program = Library::this();
     // SAFETY: `at::Context & at::globalContext()` and `void at::Context::setAllowTF32CuBLAS(bool)`; a reference is passed as a pointer,
-    // and the object that a member function is called on as the first argument. The context lives to the end of the program.
+    // and `this` as the first argument. The context lives to the end of the program.
     #[allow(unsafe_code)]
     unsafe {
         let context = program.get::<GlobalContext>(b"_ZN2at13globalContextEv\0");
@@ -187,7 +187,7 @@ pub fn allow_tf32() -> bool {
 
 /// Lets libtorch write errors only, unless TORCH_CPP_LOG_LEVEL sets the level.
 ///
-/// It reads that variable in Python only, and warns, once for every call, of functions that tch calls to switch autocast.
+/// libtorch reads that variable in Python only. At its default level it prints a warning each time that tch switches autocast.
 #[cfg(target_os = "linux")]
 fn silence_warnings() {
     use libloading::os::unix::Library;
@@ -196,8 +196,8 @@ fn silence_warnings() {
     if std::env::var_os("TORCH_CPP_LOG_LEVEL").is_some() {
         return;
     }
-    // SAFETY: `int FLAGS_caffe2_log_level` of libc10, a variable that lives to the end of the program. It is set while no thread of this
-    // program has asked libtorch for anything but its version.
+    // SAFETY: `int FLAGS_caffe2_log_level` of libc10, a variable that lives to the end of the program. It is set before any thread has
+    // called libtorch, except for its version.
     #[allow(unsafe_code)]
     unsafe {
         if let Ok(level) = Library::this().get::<*mut i32>(b"FLAGS_caffe2_log_level\0") {

@@ -5,7 +5,7 @@ use serde::Serialize;
 /// The driver of this machine.
 #[derive(Debug)]
 pub struct Driver {
-    /// The newest version of CUDA that it supports, 1000 times the major one and 10 times the minor one.
+    /// The newest CUDA version that it supports: 1000 · major + 10 · minor.
     pub supports: i32,
     /// The GPUs that this process may use.
     pub gpus: Vec<Gpu>,
@@ -18,7 +18,7 @@ pub struct Gpu {
     pub index: usize,
     pub name: String,
     pub memory_bytes: u64,
-    /// The first number of its compute capability; 0 if the driver does not tell.
+    /// The major number of its compute capability; 0 if the driver does not tell.
     pub compute_major: i32,
 }
 
@@ -27,7 +27,7 @@ const ABSENT: &str = "there is no NVIDIA driver: libcuda.so.1 cannot be loaded";
 /// Looks for a driver and its GPUs.
 ///
 /// # Errors
-/// The reason without one, or the driver's answer.
+/// If there is no driver, or it does not tell its version.
 #[cfg(target_os = "linux")]
 pub fn probe() -> Result<Driver, String> {
     let driver = calls::Calls::open().ok_or(ABSENT)?;
@@ -35,13 +35,13 @@ pub fn probe() -> Result<Driver, String> {
     Ok(Driver { supports, gpus: driver.gpus() })
 }
 
-/// Memory of the GPU that is in use at this moment, by this process and others. None where there is no GPU in use.
+/// Used memory of this thread's current GPU in bytes, by all processes. `None` if the thread uses no GPU.
 #[cfg(target_os = "linux")]
 pub fn memory_in_use() -> Option<u64> {
     calls::Calls::open()?.memory_in_use()
 }
 
-/// Free memory of a GPU, in bytes. None where there is no such GPU.
+/// Free memory of a GPU in bytes. `None` if there is no such GPU.
 #[cfg(target_os = "linux")]
 pub fn free_memory(index: usize) -> Option<u64> {
     calls::Calls::open()?.free_memory(index)
@@ -79,12 +79,12 @@ mod calls {
 
     pub struct Calls(Library);
 
-    /// Whether the driver has a function and it succeeds.
+    /// Calls a function of the driver; whether the function exists and succeeds.
     macro_rules! succeeds {
         ($calls:ident.$name:ident($($value:expr => $type:ty),+)) => {{
             type Function = unsafe extern "C" fn($($type),+) -> c_int;
-            // SAFETY: every call here has the types of cuda.h. The functions write no more than one int, size or pointer, or as many characters
-            // as they are told, or fail; any of them may be called at any time, before and after libtorch calls it.
+            // SAFETY: every call here has the types of cuda.h. The functions write only through their pointer arguments, at most the given number
+            // of characters. Each may be called at any time, before and after libtorch calls it.
             #[allow(unsafe_code)]
             unsafe {
                 $calls.0.get::<Function>(stringify!($name).as_bytes()).is_ok_and(|call| call($($value),+) == 0)
@@ -94,19 +94,19 @@ mod calls {
 
     impl Calls {
         pub fn open() -> Option<Self> {
-            // SAFETY: the driver's own library, under the name that every CUDA program loads it by; its initialisers are made for that.
+            // SAFETY: the driver's own library under its usual name; its initialisers may run at any time.
             #[allow(unsafe_code)]
             let library = unsafe { Library::open(Some("libcuda.so.1"), RTLD_LAZY | RTLD_LOCAL) };
             library.ok().map(Self)
         }
 
-        /// It needs no initialisation.
+        /// The newest CUDA version that the driver supports. The call needs no `cuInit`.
         pub fn version(&self) -> Option<i32> {
             let mut version = 0;
             succeeds!(self.cuDriverGetVersion(&mut version => *mut c_int)).then_some(version)
         }
 
-        /// The GPUs; it initialises the driver, which fails if there is no GPU, and if this process may use none.
+        /// Initialises the driver and lists the GPUs. The list is empty if the driver finds no GPU that this process may use.
         pub fn gpus(&self) -> Vec<Gpu> {
             let mut count = 0;
             let is_ready = succeeds!(self.cuInit(0 => c_uint))
@@ -132,12 +132,12 @@ mod calls {
             })
         }
 
-        /// Of the GPU whose context is the thread's.
+        /// Used bytes of the GPU whose context is current on this thread.
         pub fn memory_in_use(&self) -> Option<u64> {
             self.memory().map(|(free, total)| total.saturating_sub(free))
         }
 
-        /// Free bytes and all bytes of the GPU whose context is the thread's.
+        /// Free and total bytes of the GPU whose context is current on this thread.
         fn memory(&self) -> Option<(u64, u64)> {
             let (mut free, mut total) = (0usize, 0usize);
             let is_told =
@@ -145,7 +145,7 @@ mod calls {
             is_told.then_some((free as u64, total as u64))
         }
 
-        /// Of any GPU: its context, the one that libtorch uses too, is the thread's for this moment.
+        /// Free bytes of any GPU. Its primary context, which libtorch uses too, is current on this thread during the call.
         pub fn free_memory(&self, index: usize) -> Option<u64> {
             let (mut device, mut context) = (0, ptr::null_mut::<c_void>());
             let is_held = succeeds!(self.cuInit(0 => c_uint))

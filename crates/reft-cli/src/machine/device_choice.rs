@@ -21,7 +21,7 @@ pub enum DeviceChoice {
 }
 
 impl DeviceChoice {
-    /// The device meant.
+    /// The device of this choice.
     ///
     /// # Errors
     /// If it is a GPU that is not there.
@@ -51,7 +51,7 @@ impl DeviceChoice {
         }
     }
 
-    /// The device of one of several processes on a machine: a GPU of its own, unless one or none is named.
+    /// The device of process `number` on a machine: with `auto` a GPU of its own, if there are GPUs; else the named device.
     pub fn of_process(self, number: usize) -> Self {
         match self {
             Self::Auto if cuda::load().obstacle().is_none() => {
@@ -61,7 +61,7 @@ impl DeviceChoice {
         }
     }
 
-    /// The choice that names a device.
+    /// The choice of a given device.
     pub fn of(device: Device) -> Self {
         match device {
             Device::Cuda(index) => Self::Cuda(index),
@@ -96,12 +96,12 @@ impl fmt::Display for DeviceChoice {
 
 as_text!(DeviceChoice);
 
-/// The devices that a model is to be on: one, or several that have its blocks in this order, `cuda:0,cuda:1`.
+/// The devices of a model: one, or several that hold its blocks in this order, `cuda:0,cuda:1`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Devices(Vec<DeviceChoice>); // one at least; several are named each
+pub struct Devices(Vec<DeviceChoice>); // at least one; `auto` only alone
 
 impl Devices {
-    /// The devices meant.
+    /// The devices of this choice.
     ///
     /// # Errors
     /// As [`DeviceChoice::resolve`].
@@ -122,7 +122,7 @@ impl Devices {
         }
     }
 
-    /// The devices of one of `here` processes on a machine: as many as each of the others has.
+    /// The devices of process `number` of the `here` processes on a machine. Several named devices are divided evenly.
     ///
     /// # Errors
     /// If several devices are named that cannot be shared out.
@@ -139,7 +139,7 @@ impl Devices {
         Ok(Self(self.0[number * own..(number + 1) * own].to_vec()))
     }
 
-    /// The choice that names devices.
+    /// The choice of given devices.
     pub fn of(devices: impl IntoIterator<Item = Device>) -> Self {
         Self(devices.into_iter().map(DeviceChoice::of).collect())
     }

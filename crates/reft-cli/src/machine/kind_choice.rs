@@ -9,17 +9,17 @@ use tch::Device;
 use crate::machine::cuda;
 use crate::terminal::note;
 
-/// The kind of the frozen model's numbers that is asked for: one, or `auto`.
+/// The requested kind of the frozen model's numbers, or `auto`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KindChoice {
     /// bf16 where the hardware has instructions for it, else f32.
     Auto,
-    /// This one.
+    /// The given kind.
     Is(Precision),
 }
 
 impl KindChoice {
-    /// The kind meant on one device or several. A note says which kind `auto` means.
+    /// The kind on these devices. For `auto` it prints a note with the kind.
     pub fn resolve(self, devices: &[Device]) -> Precision {
         let Self::Is(kind) = self else {
             let hardware = Hardware::of_all(devices);
@@ -60,7 +60,7 @@ impl fmt::Display for KindChoice {
 
 as_text!(KindChoice);
 
-/// The facts that decide whether bf16 is computed or imitated.
+/// The fact about a device that decides whether it computes bf16 natively.
 #[derive(Debug, Clone, Copy)]
 enum Hardware {
     /// A GPU, by the first number of its compute capability.
@@ -82,7 +82,7 @@ impl Hardware {
         Self::Gpu { compute_major: gpu.map_or(0, |gpu| gpu.compute_major) }
     }
 
-    /// The one of several that decides: the first that has no instructions for bf16.
+    /// The device that decides the kind: the first without native bf16, else the first.
     fn of_all(devices: &[Device]) -> Self {
         let all = || devices.iter().map(|device| Self::of(*device));
         let slowest = all().find(|own| own.kind() == Precision::F32).or_else(|| all().next());

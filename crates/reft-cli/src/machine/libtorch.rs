@@ -1,8 +1,7 @@
 //! The libtorch that this process runs with, and whether the program can use it.
 //!
-//! Functions of libtorch change from release to release under names that stay the same, so another release may run and compute something
-//! else, or end the program at any later moment. The program is linked such that a function is looked up when it is first called
-//! (`build.rs`): it starts with another release too, and says so.
+//! Functions of libtorch change between releases under the same names, so another release may compute wrong results or crash at any later
+//! moment. The program binds functions lazily (`build.rs`), so it also starts with another release and can report it.
 
 use std::env;
 use std::ffi::{CStr, OsStr};
@@ -14,20 +13,20 @@ use serde::Serialize;
 /// The releases of libtorch that tch is written for.
 const NEEDED: &str = "2.11";
 
-/// A function that libtorch exports, and the end that its name has where texts are C++11's: on Linux libtorch was once built with both kinds.
+/// The mangled names of a libtorch function: with C++ strings from before C++11, and with C++11's. On Linux libtorch was once built with either.
 const SHOW_CONFIG: [&CStr; 2] = [c"_ZN2at11show_configEv", c"_ZN2at11show_configB5cxx11Ev"];
 
 /// The libtorch of this process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Libtorch {
-    /// Its release, where it tells.
+    /// Its release, if known.
     pub version: Option<String>,
-    /// Folder of its libraries, where the system tells.
+    /// Folder of its libraries, if known.
     pub directory: Option<PathBuf>,
 }
 
 impl Libtorch {
-    /// Asks the libraries that were loaded.
+    /// The libtorch that this process has loaded.
     pub fn in_use() -> Self {
         Self { version: version(), directory: directory() }
     }
@@ -36,7 +35,7 @@ impl Libtorch {
 /// Refuses a libtorch that this program was not built for.
 ///
 /// # Errors
-/// The libtorch found, the one needed, and what to change.
+/// The error names the libtorch found, the release needed, and the remedy.
 pub fn check() -> Result<()> {
     let is_needed = version().is_some_and(|version| is_release(&version, NEEDED));
     if is_needed && !has_old_texts() {
@@ -49,7 +48,7 @@ pub fn check() -> Result<()> {
     }
 }
 
-/// Why a libtorch cannot be used; none if it can, or if nothing is known of it.
+/// Why a libtorch cannot be used; `None` if it can, or if nothing is known of it.
 fn obstacle(libtorch: &Libtorch, has_old_texts: bool, named: &OsStr) -> Option<String> {
     let found = match (&libtorch.version, &libtorch.directory) {
         (Some(version), _) if has_old_texts => {
@@ -58,7 +57,7 @@ fn obstacle(libtorch: &Libtorch, has_old_texts: bool, named: &OsStr) -> Option<S
         (Some(version), _) if is_release(version, NEEDED) => return None,
         (Some(version), _) => format!("libtorch {version}"),
         (None, Some(_)) => "a libtorch so old that it does not tell its release".to_owned(),
-        (None, None) => return None, // linked in, or on a system that does not tell
+        (None, None) => return None, // linked statically, or unknown on this system
     };
     let place = libtorch.directory.as_deref();
     let shown = place.map_or(String::new(), |dir| format!(" in {}", dir.display()));
@@ -74,7 +73,7 @@ fn obstacle(libtorch: &Libtorch, has_old_texts: bool, named: &OsStr) -> Option<S
     Some(format!("found {found}{shown}, expected libtorch {NEEDED}{kind}; {advice}"))
 }
 
-/// Whether `version` is `release` or a correction of it.
+/// Whether `version` is `release` or a patch release of it.
 fn is_release(version: &str, release: &str) -> bool {
     version.strip_prefix(release).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
@@ -91,7 +90,7 @@ fn directory() -> Option<PathBuf> {
     path.parent().map(Path::to_owned)
 }
 
-/// The release that libtorch itself tells.
+/// The release that libtorch itself reports.
 #[cfg(unix)]
 fn version() -> Option<String> {
     use libloading::os::unix::Library;
@@ -111,7 +110,7 @@ fn version() -> Option<String> {
     None
 }
 
-/// Whether functions of libtorch take and return texts as C++ had them before C++11.
+/// Whether libtorch was built with C++ strings from before C++11.
 #[cfg(target_os = "linux")]
 fn has_old_texts() -> bool {
     use std::ffi::c_void;

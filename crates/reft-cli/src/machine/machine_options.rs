@@ -33,10 +33,10 @@ declare_options! {
 }
 
 impl MachineOptions {
-    /// Lets libtorch compute as asked for; returns the number of its threads.
+    /// Sets libtorch's number of threads and TF32; returns the number of threads.
     ///
     /// # Errors
-    /// If the number cannot be, or this libtorch has no TF32.
+    /// If the number of threads is out of range, or TF32 is asked for and this libtorch has no switch for it.
     pub fn set_up(&self) -> Result<usize> {
         self.check_each().map_err(|error| in_flags(reft_train::Error::from(error)))?;
         if let Some(n) = self.threads {
@@ -48,7 +48,7 @@ impl MachineOptions {
         Ok(tch::get_num_threads() as usize)
     }
 
-    /// The kind that a model is computed in, and where its parts are to be: on several devices by their free memory.
+    /// The kind that a model is computed in, and the devices of its blocks. Several devices share the blocks by their free memory.
     ///
     /// # Errors
     /// If a device is not there, or the model does not fit on them.
@@ -67,7 +67,7 @@ impl MachineOptions {
     }
 }
 
-/// Free memory of a device in bytes, where the system tells.
+/// Free memory of a device in bytes, if known.
 fn free_memory(device: Device) -> Option<u64> {
     match device {
         Device::Cuda(index) => cuda_driver::free_memory(index),
@@ -86,13 +86,13 @@ impl FlagGroup for MachineOptions {
     }
 }
 
-/// The flags that let a process of its own compute in the same place.
+/// The flags that give a child process the same device and number of threads.
 pub fn place_flags(device: Device, threads: usize) -> [String; 4] {
     let device = DeviceChoice::of(device).to_string();
     ["--device".to_owned(), device, "--threads".to_owned(), threads.to_string()]
 }
 
-/// The part of [`MachineOptions`] that changes no kind of number.
+/// The device and the threads of [`MachineOptions`], without the kinds of numbers.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Place(pub MachineOptions);
 
@@ -100,7 +100,7 @@ impl Place {
     /// The device, and the number of threads in force.
     ///
     /// # Errors
-    /// If one of them is not there or cannot be.
+    /// If the device is not there, or the number of threads is out of range.
     pub fn set_up(&self) -> Result<(Device, usize)> {
         Ok((self.0.device.one()?, self.0.set_up()?))
     }

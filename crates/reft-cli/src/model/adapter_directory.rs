@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use reft_methods::{AdapterFiles, adapters_in, is_adapter_file};
 use reft_models::{Hub, is_hub_name};
 
-/// The directory of the adapter that a command line names: one that is there, or of the hub's `organisation/name` its files in the cache.
+/// The directory of an adapter that a command line names: an existing directory, or the cached files of the hub's `organisation/name`.
 ///
 /// # Errors
 /// If it is neither, or holds no adapter.
@@ -31,13 +31,13 @@ pub fn adapter_directory(named: &Path) -> Result<PathBuf> {
 /// Fetches the files of an adapter of the hub into its cache.
 ///
 /// # Errors
-/// If there is no such adapter, or it cannot be had whole.
+/// If there is no such adapter, or a file of it cannot be fetched.
 pub fn fetch_adapter(hub: &Hub, name: &str, revision: Option<&str>) -> Result<PathBuf> {
     let is_wanted = |file: &str| is_adapter_file(file) || file == CARD;
     Ok(hub.fetch(name, revision, &is_wanted)?)
 }
 
-/// The file that describes an adapter to people.
+/// The model card of an adapter.
 const CARD: &str = "README.md";
 
 /// Checks by its files that a directory holds an adapter; the error names its contents.
@@ -64,7 +64,7 @@ pub fn check_adapter_directory(dir: &Path) -> Result<()> {
     Err(refused.into())
 }
 
-/// Whether a directory is one that pyreft has saved.
+/// Whether pyreft has saved this directory.
 pub fn is_saved_by_pyreft(dir: &Path) -> bool {
     std::fs::read_dir(dir).is_ok_and(|entries| {
         entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("intkey_"))

@@ -14,8 +14,8 @@ pub struct Framing {
 }
 
 impl Framing {
-    /// The template asked for; else the adapters' template; else the one that fits the rows' form. A template that differs from the adapters'
-    /// gives a warning, and the adapters' own a note.
+    /// The template asked for, else the adapters' template, else the template for the rows' form. Prints a warning if the template differs from
+    /// the adapters', and a note if it is the adapters'.
     ///
     /// # Errors
     /// If the adapters name a template that is unknown.
@@ -48,7 +48,7 @@ impl Framing {
     }
 }
 
-/// The framing that adapters used together were trained with.
+/// The framing that all adapters of a stack were trained with. If they differ, it prints a warning and returns `None`.
 pub fn trained_together(texts: Vec<TrainedText>) -> Option<TrainedText> {
     let (first, others) = texts.split_first()?;
     let Some(other) = others.iter().find(|other| *other != first) else {

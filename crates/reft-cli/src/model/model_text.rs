@@ -17,10 +17,10 @@ pub struct ModelText {
 }
 
 impl ModelText {
-    /// Reads both.
+    /// Reads the tokenizer and the chat template.
     ///
     /// # Errors
-    /// If one is broken, or variables are given and there is no template to have them.
+    /// If one is broken, or variables are given and the model has no chat template.
     pub fn open(model: &Path, chat: &ChatOptions) -> Result<Self> {
         let has_tokenizer = Tokenizer::is_in(model)?;
         let tokenizer = has_tokenizer.then(|| Tokenizer::open(model)).transpose()?;
@@ -32,7 +32,7 @@ impl ModelText {
         Ok(Self { tokenizer, chat_template })
     }
 
-    /// Turns rows into tokens.
+    /// The encoder of rows into tokens; `None` without a tokenizer.
     pub fn encoder(&self, template: Template, turns: Turns) -> Option<TextEncoder<'_>> {
         let chat_template = self.chat_template.as_ref();
         let encoder = |tokenizer| TextEncoder { tokenizer, chat_template, template, turns };
@@ -44,14 +44,14 @@ impl ModelText {
 pub struct FileRows<'a> {
     /// The rows.
     pub records: &'a [Record],
-    /// The file that they are of.
+    /// The file of the rows.
     pub file: &'a Path,
     /// The labels that a head learns.
     pub labels: Option<&'a Labels>,
 }
 
 impl FileRows<'_> {
-    /// Their examples. If `drop_too_long`, one that has no label left when it is cut is left out rather than refused.
+    /// The examples of the rows. With `drop_too_long`, an example without a label within the maximum length is left out instead of refused.
     ///
     /// # Errors
     /// The first row that cannot be used.

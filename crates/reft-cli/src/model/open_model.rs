@@ -83,11 +83,11 @@ pub struct Model {
     pub decoder: Decoder,
     /// The adapters, in the order given.
     pub adapters: Vec<Box<dyn Adapter>>,
-    /// The directory that each adapter is of, by its last name.
+    /// For each adapter, the last component of its given path.
     pub names: Vec<String>,
     /// The directories of adapters, in the order given.
     pub directories: Vec<PathBuf>,
-    /// How the texts were framed that the adapters were trained on, if they say it with one voice.
+    /// The framing of the adapters' training texts, if all adapters have the same.
     pub trained: Option<TrainedText>,
 }
 
@@ -100,7 +100,7 @@ impl Model {
         Ok(AdapterStack::of_boxed(&self.adapters)?)
     }
 
-    /// The plain model, to compare its adapters with.
+    /// The empty stack, to compare the adapters with the plain model.
     ///
     /// # Errors
     /// If there is no adapter, or one has changed the model's weights.

@@ -13,9 +13,9 @@ pub struct Declared {
     pub name: &'static str,
     /// The help text, with the default.
     pub help: String,
-    /// Under which heading help shows it.
+    /// Its heading in the help text.
     pub heading: &'static str,
-    /// An option that cannot be given beside it on a command line.
+    /// Another option that cannot be given with it on a command line.
     pub excludes: Option<&'static str>,
     value_name: &'static str,
     alias: Option<&'static str>,
@@ -23,12 +23,12 @@ pub struct Declared {
     source: Source,
 }
 
-/// Who knows the values of an option.
+/// The declaration that checks the values of an option.
 #[derive(Debug, Clone, Copy)]
 enum Source {
-    /// A method.
+    /// The option of a method.
     Method(&'static MethodOption),
-    /// A struct with a field of the option's name: this reads the field, and writes it again.
+    /// A struct with a field of the option's name. The function reads a value as this field, and writes it again.
     Field(fn(&str, Value) -> Result<Value>),
 }
 
@@ -101,7 +101,7 @@ impl Declared {
         arg.value_parser(move |text: &str| self.parse(text))
     }
 
-    /// The value that a flag's text means, as files have it.
+    /// Parses a flag's text into a value as files have it.
     fn parse(&self, text: &str) -> Result<Value> {
         if let Source::Method(option) = self.source {
             return in_files(option, option.parse(text)?);
@@ -119,7 +119,7 @@ impl Declared {
         self.checked(value.unwrap_or_else(|| Value::String(text.to_owned())))
     }
 
-    /// The value that is given on a command line, if one is: of a table all its entries, of texts all that are given.
+    /// The value on a command line, if any. A table collects all its entries, and a list of texts all its values.
     pub fn given(&self, matches: &ArgMatches) -> Option<Value> {
         let values = matches.get_many::<Value>(self.name)?.cloned();
         let one = |above: Value, below: Value| match (above, below) {
@@ -140,10 +140,10 @@ impl Declared {
         values.reduce(one)
     }
 
-    /// A value as files keep it, if it is one of the option's.
+    /// Checks a value of the option, and returns it as files keep it.
     ///
     /// # Errors
-    /// The value found, and the values expected.
+    /// If the value is invalid. The error names the value found and the values expected.
     pub fn checked(&self, value: Value) -> Result<Value> {
         let field = match self.source {
             Source::Method(option) => {
@@ -190,7 +190,7 @@ fn with_default(help: &str, default: Option<impl AsRef<str>>) -> String {
     help.to_owned() + &default.unwrap_or_default()
 }
 
-/// Layers stand in files as in flags, `3;9;18`; everything else as it is.
+/// Writes layers as flags have them, `3;9;18`. Other values stay unchanged.
 fn in_files(option: &MethodOption, value: Json) -> Result<Value> {
     match (option.value, value) {
         (ValueKind::Layers, Json::Array(layers)) => {
@@ -207,5 +207,5 @@ fn field<T: DeclaredOptions>(name: &str, value: Value) -> Result<Value> {
         anyhow!("{}", plain_reason(&error.message()).replace('`', ""))
     })?;
     let mut table = Table::try_from(options).with_context(|| format!("cannot use {name}"))?;
-    Ok(table.remove(name).unwrap_or(value)) // an empty table is left out
+    Ok(table.remove(name).unwrap_or(value)) // an empty table is not serialised
 }

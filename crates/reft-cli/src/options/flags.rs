@@ -15,7 +15,7 @@ use crate::terminal::grouped;
 
 /// Options that a command has as flags.
 pub trait FlagGroup: DeserializeOwned {
-    /// The options. The options that are given become a table by name, which the group is read from as from a file.
+    /// The options of the group. The given values become a table by name; the group is read from this table as from a file.
     fn declared() -> Vec<Declared>;
 }
 
@@ -47,7 +47,7 @@ impl<G: FlagGroup> FromArgMatches for Flags<G> {
     }
 }
 
-/// The options of methods that are given.
+/// The given options of methods.
 #[derive(Debug, Clone, Deserialize)]
 pub struct MethodFlags(pub MethodOptions);
 
@@ -57,7 +57,7 @@ impl FlagGroup for MethodFlags {
     }
 }
 
-/// The name of a method that exists, or of several joined with `+`, without spaces.
+/// Checks the name of a method, or of several joined with `+`; returns it without spaces.
 ///
 /// # Errors
 /// [`reft_methods::Error::UnknownMethod`].
@@ -91,10 +91,10 @@ pub fn in_flags(error: impl Into<reft_bench::Error>) -> anyhow::Error {
     }
 }
 
-/// Refuses counts that are 0, or larger than any count is.
+/// Refuses counts that are 0 or above [`LARGEST_COUNT`].
 ///
 /// # Errors
-/// The first of them.
+/// If there is such a count. The error names the first.
 pub fn check_counts<const N: usize>(flags: [(&str, usize); N]) -> Result<()> {
     match flags.into_iter().find(|(_, value)| !(1..=LARGEST_COUNT).contains(value)) {
         Some((flag, found)) => {

@@ -70,7 +70,7 @@ enum ReportFormat {
     Peft,
 }
 
-/// Writes the runs of a comparison in the form that is asked for.
+/// Writes the runs of a comparison in the form of `--report-format`, if it is given.
 fn write_runs(args: &CompareArgs, report: &Report, output: &Path) -> Result<()> {
     if args.report_format == Some(ReportFormat::Peft) {
         let files = report.write_peft(output)?;
@@ -83,7 +83,7 @@ fn write_runs(args: &CompareArgs, report: &Report, output: &Path) -> Result<()> 
     Ok(())
 }
 
-/// Runs of a sweep have no such form.
+/// Refuses `--report-format` for a sweep.
 fn check_sweep(args: &CompareArgs) -> Result<()> {
     if args.report_format.is_some() {
         bail!(
@@ -183,10 +183,10 @@ fn comparison(args: &CompareArgs, file: &ConfigFile) -> Result<Comparison> {
     Ok(Comparison { train_task: train_task.transpose()?, config, task })
 }
 
-/// How often a run is looked at.
+/// Interval between two looks at a run's process.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Runs a cell in a process of its own. When a stop is asked for, it is ended and its unfinished work is lost.
+/// Runs a cell in a process of its own. A stop request kills the process, and its unfinished work is lost.
 fn run_in_child(
     cell: &Cell,
     output: &Path,
@@ -198,14 +198,14 @@ fn run_in_child(
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("compare-cell").arg("--output").arg(output).args(machine);
         command.arg("--cell").arg(serde_json::to_string(cell)?);
-        // the child reads its stdin to the end, which comes when this process has ended in whatever way
+        // the child ends at the end of its stdin, which comes however this process ends
         Ok(command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?)
     };
     let mut child = start().map_err(|error| failed(format!("a run cannot be started: {error}")))?;
     loop {
         let status = child.try_wait().map_err(|error| failed(error.to_string()))?;
         if stop.load(Ordering::Relaxed) {
-            // it may be gone already
+            // an error means that the child has ended already
             let _ = child.kill();
             let _ = child.wait();
             return Err(Error::Interrupted);
@@ -221,7 +221,7 @@ fn run_in_child(
     }
 }
 
-/// Ends this process when the one that has started it is gone: nobody keeps up the claim on its cell then.
+/// Ends this process when its parent has ended, because then nobody renews the claim on its cell.
 fn end_with_parent() {
     thread::spawn(|| {
         let _ = io::copy(&mut io::stdin(), &mut io::sink());

@@ -7,10 +7,10 @@ use std::path::Path;
 use anyhow::Result;
 use reft_models::io_error;
 
-/// The longest header of a file of tensors that is looked at.
+/// Most bytes of a file that are searched.
 const LONGEST: u64 = 100 << 20;
 
-/// An absolute path of this machine in a text, or in the metadata of a file of tensors.
+/// Finds an absolute path of this machine in a text file, or in the header of a safetensors file.
 ///
 /// # Errors
 /// If the file cannot be read.
@@ -33,7 +33,7 @@ pub fn path_of_this_machine(file: &Path) -> Result<Option<String>> {
     Ok(std::str::from_utf8(&bytes).ok().and_then(|text| path_in(text, &is_here)))
 }
 
-/// The first absolute path in a text: of several folders, of which the first is there, or with a drive.
+/// The first absolute path in a text: several folders, the first of which exists, or a path with a drive.
 fn path_in(text: &str, is_there: &dyn Fn(&str) -> bool) -> Option<String> {
     let ends = |c: char| c.is_whitespace() || "\"'`()[]{}<>|,;=\\".contains(c);
     let is_path = |word: &&str| {
@@ -49,7 +49,7 @@ fn path_in(text: &str, is_there: &dyn Fn(&str) -> bool) -> Option<String> {
     if let Some(found) = words.clone().find(is_path) {
         return Some(found.to_owned());
     }
-    // a drive as JSON has it, or the folder of users: a single backslash begins a line's end as well
+    // a drive with `\\` as in JSON, or with `\Users\`: a single backslash may also begin an escape such as `\n`
     text.match_indices(":\\").find_map(|(at, _)| {
         let drive = text[..at].chars().next_back().filter(char::is_ascii_uppercase)?;
         let before = text[..at].chars().rev().nth(1);

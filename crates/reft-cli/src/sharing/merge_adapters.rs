@@ -118,7 +118,7 @@ pub fn run(args: &MergeAdaptersArgs) -> Result<()> {
     })
 }
 
-/// An adapter and its strength. A directory may have an @ in its name.
+/// Parses an adapter and its strength. The name of an existing directory may contain an @.
 fn part(text: &str) -> Result<JoinPart> {
     let whole = JoinPart { directory: PathBuf::from(text), strength: 1.0 };
     let Some((directory, strength)) = text.rsplit_once('@') else { return Ok(whole) };
@@ -151,7 +151,7 @@ fn open(model: &str, parts: &[JoinPart]) -> Result<Decoder> {
     Ok(Decoder::from_weights(config, &weights, tch::Kind::Float, tch::Device::Cpu)?)
 }
 
-/// The part of the sum that is kept, over all modules.
+/// Mean and least share of the sum's squared norm that the approximation keeps in a module, as text.
 fn kept(joined: &Joined) -> Option<String> {
     let shares = || joined.modules.iter().map(|module| module.kept);
     let (least, n) = (shares().reduce(f64::min)?, joined.modules.len());
@@ -163,7 +163,7 @@ fn kept(joined: &Joined) -> Option<String> {
     ))
 }
 
-/// The model card: the adapters that it was made of.
+/// The model card, with the list of the merged adapters.
 fn card(
     args: &MergeAdaptersArgs,
     parts: &[JoinPart],

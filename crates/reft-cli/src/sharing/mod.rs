@@ -1,4 +1,4 @@
-//! Files that leave this machine or come from others: one adapter of several, adapters of the hub, and an adapter's model card.
+//! Sharing of adapters: merging several into one, pull and push with the hub, and model cards.
 
 pub mod merge_adapters;
 pub mod pull;

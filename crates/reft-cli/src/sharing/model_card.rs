@@ -19,7 +19,7 @@ pub struct FrontMatter<'a> {
 }
 
 impl FrontMatter<'_> {
-    /// The lines at the top of the card. A directory is no name that the hub knows, and is left out.
+    /// The front matter of the card. A base model without a hub name, such as a directory, is left out.
     pub fn text(&self) -> String {
         let mut out = String::from("---\n");
         if self.base_model.contains('/') {
@@ -53,7 +53,7 @@ impl FrontMatter<'_> {
     }
 }
 
-/// Splits a card at its front matter: the opening line, the fields, and the rest.
+/// Splits a card into the fields of its front matter, and the rest from the closing `---` on.
 fn parts(card: &str) -> Option<(&str, &str)> {
     let rest = card.strip_prefix("---\n")?;
     let end = rest.find("\n---")?;
@@ -67,7 +67,7 @@ pub fn license_of(card: &str) -> Option<&str> {
     Some(own.trim().trim_matches(['"', '\''])).filter(|own| !own.is_empty())
 }
 
-/// A card that names a licence, which it did not.
+/// Adds a licence to a card that names none.
 pub fn with_license(card: &str, license: &str) -> String {
     match parts(card) {
         Some((front, rest)) => {

@@ -111,7 +111,7 @@ pub fn run(args: &PushArgs) -> Result<()> {
     })
 }
 
-/// Checks that there is a card with a licence, which may be added to it.
+/// Checks that there is a card with a licence. Writes the licence of `--license` into a card without one.
 fn check_card(args: &PushArgs) -> Result<()> {
     let path = args.directory.join(CARD);
     if !path.is_file() {
@@ -137,7 +137,7 @@ fn check_card(args: &PushArgs) -> Result<()> {
     }
 }
 
-/// Every file below a directory, except the files that a program at work there keeps for itself.
+/// Every file below a directory, except links, the lock file and names that begin with a dot.
 fn everything(directory: &Path) -> Result<Vec<PathBuf>> {
     let (mut files, mut folders) = (Vec::new(), vec![directory.to_owned()]);
     while let Some(folder) = folders.pop() {

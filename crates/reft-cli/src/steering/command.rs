@@ -29,8 +29,8 @@ use crate::terminal::{note, output};
 #[command(
     next_help_heading = "Strength",
     after_long_help = "Examples:
-  reft steer --model models/SmolLM2-135M-Instruct --layer 14 --positive happy.txt --negative sad.txt --strength 2 --prompt 'Today I feel'
-  reft steer --model models/SmolLM2-135M-Instruct --layer 14 --positive happy.txt --negative sad.txt --kl 1 --output directions/happy
+  reft steer --model models/SmolLM2-135M-Instruct --layer 14 --positive examples/happy.txt --negative examples/sad.txt --strength 2 --prompt 'Today I feel'
+  reft steer --model models/SmolLM2-135M-Instruct --layer 14 --positive examples/happy.txt --negative examples/sad.txt --kl 1 --output directions/happy
   reft steer --model models/SmolLM2-135M-Instruct --adapter directions/happy --strength -1 --prompt 'Today I feel'
   reft steer --model models/SmolLM2-135M-Instruct --layer 14 --das runs/das/pronoun/cells/block_output-14/name/rank-1 --strength -8 --prompt 'Alex smiled because'"
 )]
@@ -171,7 +171,7 @@ fn texts(args: &SteerArgs, tokenizer: &Tokenizer) -> Result<Option<Vec<Row>>> {
     Ok(Some(rows.concat()).filter(|rows| !rows.is_empty()))
 }
 
-/// All sources at their strengths, multiplied.
+/// All sources, each at its strength times `factor`.
 pub fn stack<'a>(
     sources: &'a [Source],
     strengths: &[f64],
@@ -185,7 +185,7 @@ pub fn stack<'a>(
     AdapterStack::new(sources.iter().zip(strengths).map(entry).collect())
 }
 
-/// The length of a source's vector at a strength, as a share of the median length of the hidden states there: the largest of its layers'.
+/// Norm of a source's vector at a strength, divided by the median norm of the hidden states at its site; the largest value of its layers.
 ///
 /// # Errors
 /// If the model has no such site.
@@ -199,7 +199,7 @@ pub fn dose(source: &Source, strength: f64, model: &Model, texts: &[Row]) -> Res
     Ok(largest)
 }
 
-/// Up to this dose text stays text; at about 1.9 it has collapsed.
+/// Up to this dose replies stay fluent; at about 1.9 they collapse.
 const SAFE_DOSE: f64 = 0.7;
 
 fn warn_of_dose(source: &Source, strength: f64, model: &Model, texts: &[Row]) -> Result<()> {

@@ -10,14 +10,14 @@ use crate::generation::prompts::lines;
 use crate::steering::sources::{Source, row};
 use crate::terminal::output;
 
-/// A text, whether it shows the concept if that is known, and its tokens.
+/// A text as tokens, and whether it shows the concept, if known.
 struct Text {
     row: Row,
     is_shown: Option<bool>,
 }
 
-/// Says how much of each direction texts show: the largest latent `relu(vᵀ h)` of a text and its token; and if rows say which texts show the
-/// concept, how well the largest latents tell them apart.
+/// Prints, for each direction and text, the largest latent `relu(vᵀ h)` and its token. If the rows have concept labels, it also prints how
+/// well the largest latents separate the texts: the area under the curve.
 pub fn detect(
     file: &Path,
     sources: &[Source],

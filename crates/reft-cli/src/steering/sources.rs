@@ -41,7 +41,7 @@ pub struct SourceArgs {
     other_layer: bool,
 }
 
-/// Something that steers.
+/// An adapter that steers, with its name.
 pub struct Source {
     /// Its name.
     pub name: String,
@@ -55,7 +55,7 @@ impl Source {
         self.adapter.directions().unwrap_or_default()
     }
 
-    /// The adapter that is written: its directions times the strength.
+    /// The adapter to save: the directions times the strength.
     ///
     /// # Errors
     /// If it adds no directions, or they are of several components.
@@ -84,11 +84,11 @@ impl SourceArgs {
         [&self.positive, &self.negative].into_iter().flatten().map(PathBuf::as_path)
     }
 
-    /// Everything that steers: the adapters, taken out of the model, and the directions made here. With `apart` each layer and each way to make
-    /// one is a source of its own; without, the layers of a direction are steered together.
+    /// All sources: the adapters, moved out of `model`, and the directions made here. With `apart`, each layer and each method of a direction is
+    /// a source of its own. Otherwise one source steers all layers of a direction.
     ///
     /// # Errors
-    /// If there is none; a direction that is of another layer, or cannot be made.
+    /// If there is no source, or if a direction belongs to another layer or cannot be made.
     pub fn sources(
         &self,
         model: &mut Model,
@@ -99,7 +99,7 @@ impl SourceArgs {
         let mut found = Vec::new();
         let names = std::mem::take(&mut model.names);
         for (adapter, name) in std::mem::take(&mut model.adapters).into_iter().zip(names) {
-            // each by itself they stand where they were trained: --layer says where directions are made
+            // with `apart` an adapter keeps its layers: --layer is for the directions made here
             let adapter =
                 if apart { adapter } else { self.placed(adapter, &name, &model.decoder)? };
             found.push(Source { adapter, name });
@@ -175,7 +175,7 @@ impl SourceArgs {
         Ok(())
     }
 
-    /// The layers that a direction of some layers is used at.
+    /// The layers to use a direction at, given the layers `own` at which it was made.
     fn layers_of(&self, what: &str, own: BTreeSet<usize>) -> Result<Vec<usize>> {
         let asked: BTreeSet<usize> = self.layer.iter().copied().collect();
         if asked.is_empty() && own.is_empty() {
@@ -197,7 +197,7 @@ impl SourceArgs {
         Ok(asked.into_iter().collect())
     }
 
-    /// An adapter as it is asked for: a direction at other layers, or taken out. Other adapters stay as they are.
+    /// Moves an adapter's direction to the layers of `--layer`, or makes it an ablation. Adapters without a direction stay unchanged.
     fn placed(
         &self,
         adapter: Box<dyn Adapter>,
@@ -256,7 +256,7 @@ pub fn rows_of(tokenizer: &Tokenizer, file: &Path) -> Result<Vec<Row>> {
     lines(file)?.iter().map(|(_, text)| row(tokenizer, text.trim())).collect()
 }
 
-/// A text as it stands.
+/// The tokens of a text, without a template.
 ///
 /// # Errors
 /// If it has no token.

@@ -61,7 +61,7 @@ impl SweepArgs {
     /// Measures every source at every strength.
     ///
     /// # Errors
-    /// If the judge has no such class; what model, adapters and files refuse.
+    /// If the judge has no such class; errors of the model, adapters and files.
     pub fn run(
         &self,
         plan: &Plan,
@@ -135,7 +135,7 @@ impl SweepArgs {
         })
     }
 
-    /// The output of the head that is the concept.
+    /// Index of the head's output for the concept.
     fn class_of(&self, names: &[String]) -> Result<i64> {
         let Some(class) = &self.class else { return Ok(names.len().max(1) as i64 - 1) };
         let at = names.iter().position(|name| name == class);
@@ -154,10 +154,10 @@ fn said(point: &SweepPoint) -> String {
     )
 }
 
-/// The factor at which the reply to a prompt has a perplexity under the plain model.
+/// The factor of the strengths at which the reply to a prompt has the perplexity `target` under the plain model.
 ///
 /// # Errors
-/// If the plain reply's is as high already, or it is not reached.
+/// If the plain reply's perplexity is as high already, or no factor reaches it.
 pub fn factor_of_perplexity<'a>(
     target: f64,
     model: &Decoder,
@@ -177,7 +177,7 @@ pub fn factor_of_perplexity<'a>(
             "--perplexity is {target}, and the plain reply's is {plain:.4} already; give a higher one"
         );
     }
-    // replies change by whole tokens, so it may jump past the value
+    // replies change by whole tokens, so the perplexity may jump past the target
     let (factor, found) = factor_reaching("--perplexity", target - plain, |factor| {
         Ok(measure(&stack_at(factor)?)? - plain)
     })?;

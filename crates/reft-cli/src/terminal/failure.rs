@@ -16,43 +16,43 @@ use crate::terminal::output::say;
 
 const SUCCEEDED: u8 = 0;
 
-/// Exit code of a failure; clap's own, for a command line that cannot be read, is 2.
+/// Exit code of a failure. clap ends with 2 for an invalid command line.
 const FAILED: u8 = 1;
 
-/// Exit code of a run that a signal ended early, as shells have it for Ctrl-C.
+/// Exit code of a run that a signal ended early, as in shells after Ctrl-C.
 pub const INTERRUPTED: u8 = 130;
 
-/// Turns the text of a panic into one line of ours.
+/// Prints a panic as one line of an error message.
 ///
-/// tch panics where libtorch refuses an operation in mid-formula, for instance because memory runs out.
+/// tch panics if an operation inside a formula fails in libtorch, for instance because memory runs out.
 pub fn report_panics() {
     panic::set_hook(Box::new(|info| {
         let said = info.to_string();
         if !is_out_of_memory(&said) {
-            say(format!("error: internal: {}", panic_line(&said))); // the other is no fault of ours, and told by who catches it
+            say(format!("error: internal: {}", panic_line(&said))); // `ending` reports that memory ran out
         }
     }));
 }
 
-/// Runs the program, reports how it went, and ends the process.
+/// Runs the program, prints its error, if any, and ends the process.
 ///
-/// No destructor of C++ runs: libtorch would take every operator out of its tables again, which takes as long as half of a start.
+/// No C++ destructor runs: libtorch would remove every operator from its tables, which takes half as long as a start.
 pub fn run_and_exit(run: impl FnOnce() -> Result<()>) -> ! {
     let (code, said) = ending(run);
     said.iter().for_each(say);
     if let (FAILED, Some(message), Some(file)) = (code, &said, env::var_os(ERROR_FILE)) {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let report = json!({ "message": message, "timestamp": since.to_string() });
-        let _ = fs::write(file, report.to_string()); // it was said on stderr
+        let _ = fs::write(file, report.to_string()); // the message is on stderr too
     }
-    // Output that cannot be written any more was reported by its writer, or is no failure.
+    // An error is ignored: the writer has reported it, or it is no failure.
     let _ = io::stdout().flush();
     exit_at_once(code);
 }
 
-/// Runs the program; returns its exit code and the messages about its end.
+/// Runs the program; returns its exit code and its error message, if any.
 pub fn ending(run: impl FnOnce() -> Result<()>) -> (u8, Option<String>) {
-    // A panic has been reported by the hook; unwinding lets temporary files go.
+    // The hook has reported the panic. Unwinding removes temporary files.
     let ended = panic::catch_unwind(AssertUnwindSafe(run));
     if let Ok(Err(failed)) = &ended
         && let Some(Told(code)) = failed.downcast_ref()
@@ -74,7 +74,7 @@ pub fn ending(run: impl FnOnce() -> Result<()>) -> (u8, Option<String>) {
     }
 }
 
-/// Another process, which this one has started, has said how it went; this one ends with the same exit code.
+/// The error of child processes that have printed their own messages. This process ends with the exit code given here.
 #[derive(Debug)]
 pub struct Told(pub u8);
 
@@ -89,7 +89,7 @@ impl StdError for Told {}
 /// Remedies where memory runs out, cheapest first.
 const MEMORY_ADVICE: &str = "  try: --checkpoint-activations (a run can be resumed with it), a smaller --batch-size or --max-length, --kind bf16, --weights int8 or int4, --reuse-memory, another --device";
 
-/// `error: …` and a line `  caused by: …` for everything below.
+/// `error: …`, and a line `  caused by: …` for each cause.
 fn message(failed: &anyhow::Error) -> String {
     let line = |(depth, cause): (usize, &(dyn StdError + 'static))| {
         let label = if depth == 0 { "error" } else { "  caused by" };
@@ -102,13 +102,13 @@ fn message(failed: &anyhow::Error) -> String {
     lines.join("\n")
 }
 
-/// libtorch's messages end with the C++ frames that they came through.
+/// Cuts off the C++ stack trace at the end of libtorch's messages.
 fn without_trace(message: &str) -> &str {
     let end = message.find("\nException raised from").unwrap_or(message.len());
     message[..end].trim_end()
 }
 
-/// The first line of a panic's message, without where in the source it was and without `unwrap`'s wrapping.
+/// The first line of a panic's message, without its place in the source and without `unwrap`'s wrapping.
 fn panic_line(panic: &str) -> String {
     let (_place, said) = panic.split_once('\n').unwrap_or(("", panic));
     let said = said.split_once("Err` value: ").map_or(said, |(_, error)| error);
@@ -117,7 +117,7 @@ fn panic_line(panic: &str) -> String {
     line.split("\\n").next().unwrap_or_default().to_owned()
 }
 
-/// Whether a signal has ended a command early and in good order: its error then names the files kept and how to go on.
+/// Whether a signal has ended a command early in good order. The error then names the files kept and the command to go on with.
 fn is_interruption(failed: &anyhow::Error) -> bool {
     use {reft_bench::Error as OfBench, reft_causal::Error as OfCausal};
 
@@ -127,7 +127,7 @@ fn is_interruption(failed: &anyhow::Error) -> bool {
     })
 }
 
-/// Whether another process of the run says the same.
+/// Whether another process of the run reports this error.
 fn is_told_elsewhere(failed: &anyhow::Error) -> bool {
     use {reft_distributed::Error as OfGroup, reft_train::Error as OfTraining};
 
@@ -141,7 +141,7 @@ fn is_told_elsewhere(failed: &anyhow::Error) -> bool {
     })
 }
 
-/// Whether whoever read our output has stopped reading, as `head` does: no failure of ours.
+/// Whether the reader of stdout has closed it, as `head` does. This is no failure.
 fn is_closed_stdout(failed: &anyhow::Error) -> bool {
     let closed = |cause: &(dyn StdError + 'static)| {
         cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)

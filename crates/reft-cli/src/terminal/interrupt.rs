@@ -6,7 +6,7 @@ use signal_hook::low_level;
 use crate::terminal::failure::INTERRUPTED;
 use crate::terminal::output::note;
 
-/// A flag that the first signal sets, saying `notice` on stderr; the second one ends the program.
+/// A flag to stop in good order. The first signal sets it and prints `notice` on stderr; the second signal ends the program.
 ///
 /// # Errors
 /// If the system refuses to tell us of signals.
@@ -25,7 +25,7 @@ pub fn stop_flag(notice: &'static str) -> Result<&'static AtomicBool> {
     Ok(&STOP)
 }
 
-/// Calls a function at every signal that asks the program to end.
+/// Calls a function at every signal to end the program.
 ///
 /// # Errors
 /// If the system refuses to tell us of signals.
@@ -33,8 +33,8 @@ pub fn on_signal(act: impl FnMut() + Send + 'static) -> Result<()> {
     ctrlc::set_handler(act).context("cannot listen for signals")
 }
 
-/// Ends the program as a signal does. No destructor runs, of C++ neither: the threads of a computation go on meanwhile, and would find gone
-/// what they work with.
+/// Ends the program at once, with the exit code of an interruption. No Rust or C++ destructor runs, because computing threads still use the
+/// objects.
 pub fn end_at_once() {
     exit_at_once(INTERRUPTED);
 }

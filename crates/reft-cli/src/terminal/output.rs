@@ -10,7 +10,7 @@ use reft_models::DirectoryLock;
 pub use reft_report::{counted, grouped};
 use serde::Serialize;
 
-/// Prints a line, at once.
+/// Prints a line, and flushes stdout.
 ///
 /// # Errors
 /// If stdout is closed or full.
@@ -18,7 +18,7 @@ pub fn line(text: impl AsRef<str>) -> Result<()> {
     piece(&format!("{}\n", text.as_ref()))
 }
 
-/// Prints a piece of text, at once: a reply as it grows. On a terminal without the characters that would control it.
+/// Prints a piece of text, such as a part of a reply, and flushes stdout. On a terminal, control characters are escaped.
 ///
 /// # Errors
 /// If stdout is closed or full.
@@ -49,7 +49,7 @@ pub fn result(
     if in_json { json(value) } else { for_people() }
 }
 
-/// Whether a directory to write holds a `what` already, which is known by how a file begins; what killed programs leave is no other's.
+/// Whether an output directory holds a `what` already: its `file` starts with `beginning`. Traces of killed programs are ignored.
 ///
 /// # Errors
 /// If it holds something else, or cannot be read.
@@ -64,7 +64,7 @@ pub fn holds(directory: &Path, what: &str, (file, beginning): (&str, &str)) -> R
     }
     for entry in entries {
         let other = entry.with_context(|| format!("cannot read {name}"))?.file_name();
-        // a file that is being written, and the place of a process that has begun the same work a moment ago
+        // a file that is being written, and the claim of a process that began the same work a moment ago
         let is_trace = [".partial-", ".process-"]
             .iter()
             .any(|beginning| other.to_string_lossy().starts_with(beginning));
@@ -78,22 +78,22 @@ pub fn holds(directory: &Path, what: &str, (file, beginning): (&str, &str)) -> R
     Ok(false)
 }
 
-/// Says something on stderr, unless another process of the run says the same.
+/// Prints a note on stderr, unless another process of the run prints the same.
 pub fn note(text: impl AsRef<str>) {
     if !is_silent() {
         say(text);
     }
 }
 
-/// Says something on stderr that only this process can tell, without the characters that would control a terminal: names, messages of other
-/// libraries and texts of files are among what is said. If nobody listens there, nobody needs to know.
+/// Prints a line on stderr, in every process of a run. Control characters are escaped, because names, messages of other libraries and texts
+/// of files may contain them. A closed stderr is ignored.
 pub fn say(text: impl AsRef<str>) {
     let _ = writeln!(io::stderr(), "{}", visible(text.as_ref()));
 }
 
 static SILENT: AtomicBool = AtomicBool::new(false);
 
-/// Leaves out notes from here on: another process of the run says the same.
+/// Turns notes off, because another process of the run prints the same.
 pub fn say_nothing() {
     SILENT.store(true, Ordering::Relaxed);
 }
@@ -103,7 +103,7 @@ pub fn is_silent() -> bool {
     SILENT.load(Ordering::Relaxed)
 }
 
-/// A text whose control characters, but for ends of lines and tabs, are written as `\u001b`, the form that JSON has for them.
+/// A text with its control characters, except newlines and tabs, escaped as in JSON: `\u001b`.
 pub fn visible(text: &str) -> Cow<'_, str> {
     let controls = |c: char| c.is_control() && !"\n\t".contains(c);
     if !text.contains(controls) {
@@ -119,10 +119,10 @@ pub fn bar(n: usize, template: &str) -> ProgressBar {
     ProgressBar::new(n as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-/// Names beside values.
+/// Rows of a table: names and values.
 pub type Rows = Vec<(String, String)>;
 
-/// Names beside values, the values under each other.
+/// Prints a table of names and values, with the values aligned.
 ///
 /// # Errors
 /// If stdout is closed or full.
@@ -135,17 +135,17 @@ pub fn table(rows: &[(impl AsRef<str>, String)]) -> Result<()> {
     Ok(())
 }
 
-/// A share in percent, with two digits that mean something: `0.0053 %`.
+/// A share in percent, with two significant digits: `0.0053 %`.
 pub fn percent(part: i64, whole: i64) -> String {
     reft_report::percent(100.0 * part as f64 / whole as f64)
 }
 
-/// A part of a model's numbers: `65,552 of 1,235,814,400 (0.0053 %)`.
+/// A part of a model's parameters: `65,552 of 1,235,814,400 (0.0053 %)`.
 pub fn share(part: i64, whole: i64) -> String {
     format!("{} of {} ({})", grouped(part), grouped(whole), percent(part, whole))
 }
 
-/// A size of files: `18.4 kB`.
+/// Formats a number of bytes with its unit: `18.4 kB`.
 pub fn bytes(n: u64) -> String {
     const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
     let mut size = n as f64;

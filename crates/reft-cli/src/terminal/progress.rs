@@ -15,19 +15,19 @@ pub struct TrainProgress {
     pub plan: Option<Plan>,
     /// Loss of the last step.
     pub loss: Option<f64>,
-    /// Tokens of these steps.
+    /// Tokens of the steps that this process has taken.
     pub tokens: usize,
-    /// Wall time of these steps.
+    /// Wall time of these steps in seconds.
     pub seconds: f64,
-    /// When a line was printed, and after how many steps.
+    /// Time of the last printed line, and the number of steps by then.
     line: (Instant, usize),
 }
 
-/// Longest silence of a run whose stderr is no terminal.
+/// Longest time between lines on a stderr that is no terminal.
 const SILENCE: Duration = Duration::from_secs(10);
 
 impl TrainProgress {
-    /// Before the first step.
+    /// The progress before the first step.
     pub fn new() -> Self {
         let line = (Instant::now(), 0);
         Self { bar: None, plan: None, loss: None, tokens: 0, seconds: 0.0, line }

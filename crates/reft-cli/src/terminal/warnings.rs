@@ -7,12 +7,12 @@ use log::{LevelFilter, Log, Metadata, Record};
 
 use crate::terminal::note;
 
-/// Says warnings and remarks of this workspace's crates on stderr, each once: an adapter may be looked at several times before it is used.
+/// Prints warnings and remarks of this workspace's crates on stderr, each once, because an adapter may be read several times.
 struct Warnings(Mutex<BTreeSet<String>>);
 
 static WARNINGS: Warnings = Warnings(Mutex::new(BTreeSet::new()));
 
-/// From now on, warnings and remarks of the libraries are said.
+/// Turns on the printing of the libraries' warnings and remarks.
 pub fn say_warnings() {
     if log::set_logger(&WARNINGS).is_ok() {
         log::set_max_level(LevelFilter::Info);

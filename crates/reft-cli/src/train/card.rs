@@ -14,7 +14,7 @@ use toml::Table;
 
 use crate::sharing::model_card::{CARD, FrontMatter};
 
-/// Marks a card that a run wrote: it is written anew with the run, and one that a person has written is left alone.
+/// Mark of a card that a run wrote. A later run replaces such a card, and leaves a card without the mark unchanged.
 const MARK: &str = "<!-- Written by `reft train`; without this line it is left as it is. -->";
 
 /// Facts for a card that the run's files do not hold.
@@ -26,11 +26,11 @@ pub struct Card<'a> {
     pub license: Option<&'a str>,
     /// SHA-256 of the examples.
     pub data_digest: &'a str,
-    /// How the rows were framed, of a model with a tokenizer.
+    /// The template of the rows, if the model has a tokenizer.
     pub template: Option<String>,
     /// Examples trained on, and held out.
     pub examples: (usize, usize),
-    /// The trained part.
+    /// The run's plan, with the number of trained parameters.
     pub plan: &'a Plan,
     /// The objective.
     pub objective: &'static ObjectiveDeclaration,

@@ -82,7 +82,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         }
     }
     let processes = group;
-    // from the first look into the directory to the end it is this run's
+    // held from the first look into the output directory to the end of the run
     let _lock = if processes.is_first() { locked(&asked)? } else { None };
     let (given, saved) = with_saved(args, asked)?;
     let given = with_kind(given, saved.as_ref())?;
@@ -212,7 +212,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         parts.push(table(&objective_options)?);
     }
     let mut resolved: Table = of_run.into_iter().chain(parts).chain(of_rows).flatten().collect();
-    resolved.retain(|name, _| !["no_shuffle", "reuse"].contains(&name)); // said by others
+    resolved.retain(|name, _| !["no_shuffle", "reuse"].contains(&name)); // saved as `shuffle` and `no_reuse`
     if let Some(saved) = &saved {
         directory::check_same(saved, &resolved)?;
     } else if args.resume {
@@ -240,7 +240,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     ];
     let prepare = || TrainDirectory::prepare(&output, args.overwrite, &resolved, &notes);
     let (mut trainer, directory) = match (args.resume, &saved) {
-        // a refusal of the trainer leaves the options of the run as they are
+        // resumed first, so that an error of the trainer leaves the saved options unchanged
         (true, Some(_)) => (trainer.resuming_in(&output)?, prepare()?),
         (true, None) => {
             let directory = prepare()?;
@@ -282,7 +282,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     report(args, &output, &directory, &progress, &outcome)
 }
 
-/// Says that a run goes on for longer than planned, and how its learning rate goes on.
+/// Prints a note if a resumed run has another length, with the learning rate that it continues at.
 fn say_longer(saved: &Table, now: &Table, plan: &Plan) {
     if ["epochs", "max_steps"].iter().any(|length| saved.get(*length) != now.get(*length)) {
         let (schedule, lr) = (&now["schedule"], plan.lr);
@@ -306,7 +306,7 @@ fn said_of(in_force: Template, asked: Template, has_chat_template: bool) -> Stri
     format!("template {in_force}: {what}{why} (--template {other} changes it)")
 }
 
-/// The options that the command line and its file give.
+/// The options of the command line and of its `--config` file.
 fn asked(args: &TrainArgs) -> Result<Table> {
     let file = args.config.as_deref().map(config_file::read).transpose()?.unwrap_or_default();
     Ok(config_file::overlaid(&file, &args.options.0.0))
@@ -316,7 +316,7 @@ fn output_of(asked: &Table) -> Option<&str> {
     asked.get("output").and_then(toml::Value::as_str)
 }
 
-/// The output directory, if one is named, as this process's own. A second run there would mix its files with the first one's.
+/// Locks the output directory, if one is named. A second run there would mix its files with this run's.
 fn locked(asked: &Table) -> Result<Option<DirectoryLock>> {
     let output = output_of(asked).map(Path::new);
     Ok(output.map(DirectoryLock::take).transpose()?)
@@ -330,7 +330,7 @@ fn with_saved(args: &TrainArgs, asked: Table) -> Result<(Table, Option<Table>)> 
     Ok((config_file::overlaid(&below, &asked), saved))
 }
 
-/// The options with the kind that `auto` means on this machine; that kind is saved. A resumed run goes on in its own kind.
+/// Replaces kind `auto` by this machine's kind, which is saved. A resumed run keeps its saved kind.
 fn with_kind(mut given: Table, saved: Option<&Table>) -> Result<Table> {
     let machine: MachineOptions = part(&given)?;
     if machine.kind == KindChoice::Auto {

@@ -28,10 +28,10 @@ fn parse(text: &str, path: &Path) -> Result<Table> {
     Ok(options)
 }
 
-/// The options as files keep them.
+/// Checks options, and returns them as files keep them.
 ///
 /// # Errors
-/// The name of an option that is unknown or has a value that cannot be, and why.
+/// The name of an unknown option, or of an option with an invalid value, and the reason.
 pub fn checked(given: Table) -> Result<Table, (String, anyhow::Error)> {
     let options = declared();
     let check = |(name, value): (String, toml::Value)| {

@@ -11,12 +11,12 @@ use toml::Table;
 use crate::terminal::note;
 use crate::train::run_options::RunOptions;
 
-/// So many examples are enough to hold some out unasked: one in twenty, and no more than are needed to tell adapters apart.
+/// Fewest examples to hold some out by default: one in [`HELD_OUT`], at most [`MOST_HELD_OUT`], which are enough to compare adapters.
 const ENOUGH: usize = 200;
 const HELD_OUT: usize = 20;
 const MOST_HELD_OUT: usize = 200;
 
-/// The options with examples held out, where there are enough and nothing is said of it.
+/// Holds examples out if there are enough of them and no option sets the validation.
 pub fn with_validation(
     config: TrainConfig,
     run: &RunOptions,
@@ -33,14 +33,14 @@ pub fn with_validation(
     TrainConfig { validation: held_out as f64, ..config }
 }
 
-/// Optimizer steps of a run, as near to them as whole epochs come.
+/// Target for the optimizer steps of a run, from which the number of epochs follows.
 const USUAL_STEPS: usize = 200;
-/// Epochs of a run of many examples, and of few.
+/// Number of epochs with many examples, and with few.
 const USUAL_EPOCHS: RangeInclusive<usize> = 3..=10;
-/// Very few examples are seen more often, until a run has so many steps.
+/// Fewest optimizer steps of a run. Very few examples get more epochs than usual to reach them.
 const LEAST_STEPS: usize = 80;
 
-/// The options with a number of epochs, where nothing is said of how long the run is to be.
+/// Sets the number of epochs if neither epochs nor steps are given.
 pub fn with_length(config: TrainConfig, examples: usize, processes: usize) -> TrainConfig {
     if config.epochs.is_some() || config.max_steps.is_some() {
         return config;
@@ -53,7 +53,7 @@ pub fn with_length(config: TrainConfig, examples: usize, processes: usize) -> Tr
     TrainConfig { epochs: Some(epochs), ..config }
 }
 
-/// The options with the methods' usual rate, where none is given: the lowest of theirs.
+/// Sets the learning rate if none is given: the lowest usual rate of the methods.
 ///
 /// # Errors
 /// If a method is not known.
@@ -66,17 +66,17 @@ pub fn with_rate(config: TrainConfig, given: &Table, methods: &str) -> Result<Tr
     Ok(TrainConfig { lr: usual, ..config })
 }
 
-/// Examples from which on classes are worth another method than the default, and most of them that are taken for classes.
+/// Fewest examples for which another method than the default is worth its time on classes, and most different replies that are classes.
 const ENOUGH_OF_CLASSES: usize = 900;
 const MOST_CLASSES: usize = 20;
 /// The options of recipes/classes.toml that differ from the defaults, as flags, but for its seed.
 const FOR_CLASSES: &str = "--component mlp_output --rank 64 --positions all --rotation-lr-factor 0.1 --lr 4e-4 --warmup-ratio 0.1 --batch-size 16 --epochs 3";
 
-/// Options that say how a method edits: with one of them the default is not meant.
+/// Options that choose a method or its edits. With one of them the run is not a default run.
 const OF_METHODS: [&str; 7] =
     ["method", "layers", "component", "positions", "rank", "init_adapter", "objective"];
 
-/// Names the flags that tell classes apart better than the default method does, if the replies are a few texts that come again and again.
+/// In a default run whose replies are few different texts, prints the flags that tell classes apart better than the default method.
 pub fn say_what_suits_classes(given: &Table, examples: &[Example]) {
     let is_default = OF_METHODS.iter().all(|name| !given.contains_key(*name));
     if let (true, Some(classes)) = (is_default, classes_of(examples)) {
@@ -87,7 +87,7 @@ pub fn say_what_suits_classes(given: &Table, examples: &[Example]) {
     }
 }
 
-/// The number of different replies, if they are so few for so many examples that they are classes.
+/// The number of different replies, if the examples are many enough and the replies few enough to be classes.
 fn classes_of(examples: &[Example]) -> Option<usize> {
     if examples.len() < ENOUGH_OF_CLASSES {
         return None;
@@ -102,7 +102,7 @@ fn classes_of(examples: &[Example]) -> Option<usize> {
     Some(replies.len()).filter(|classes| *classes > 1)
 }
 
-/// Epochs of so many steps each.
+/// Number of epochs of a run with `steps` steps per epoch.
 fn epochs_of(steps: usize) -> usize {
     let steps = steps.max(1);
     let usual = USUAL_STEPS.div_ceil(steps).clamp(*USUAL_EPOCHS.start(), *USUAL_EPOCHS.end());

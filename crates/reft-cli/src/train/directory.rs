@@ -19,11 +19,11 @@ const OPTIONS: &str = TrainingRun::OPTIONS;
 const METRICS: &str = TrainingRun::METRICS;
 const CHECKPOINTS: &str = "checkpoint";
 
-/// First line of [`OPTIONS`]: by it a directory of ours is known.
+/// First line of [`OPTIONS`], which marks the directory of a run.
 const HEADER: &str = "# The options of a run of `reft train`, with every default filled in.";
 
-/// Options that may change when a run goes on: they change no number, or only how it is rounded; model and data are known by their content,
-/// wherever they lie; how long a run is may grow, which the trainer checks.
+/// Options that may change when a run is resumed. They change no number, or only its rounding. Model and data are compared by content, not
+/// by path. The length of the run may grow, which the trainer checks.
 const FREE: [&str; 23] = [
     "model",
     "data",
@@ -50,7 +50,7 @@ const FREE: [&str; 23] = [
     "reduce",
 ];
 
-/// The option that names a file, in whatever spelling.
+/// The option with a path that is compared in canonical form.
 const PATH: &str = "init_adapter";
 
 /// The options of the run in a directory, if there is one.
@@ -64,7 +64,7 @@ pub fn options_of_run(directory: &Path) -> Result<Option<Table>> {
     config_file::read(&directory.join(OPTIONS)).map(Some)
 }
 
-/// Whether a directory holds a run of ours.
+/// Whether a directory holds a run of `reft train`.
 ///
 /// # Errors
 /// If it holds something else.
@@ -72,12 +72,12 @@ pub fn holds_run(directory: &Path) -> Result<bool> {
     holds(directory, "run of reft train", (OPTIONS, HEADER))
 }
 
-/// Checks that a run goes on with the options that it was begun with.
+/// Checks that a resumed run has the options that it was begun with.
 ///
 /// # Errors
 /// The first option that differs.
 pub fn check_same(saved: &Table, now: &Table) -> Result<()> {
-    // what a run was done with whose options were written before there were these
+    // values of options that earlier versions did not have
     let of_earlier_versions = toml! { weights = "dense"
     rotation_lr_factor = 1.0
     turns = "last"
@@ -102,8 +102,8 @@ fn is_same(name: &str, saved: &Table, now: &Table) -> bool {
     saved == now || (name == PATH && file(saved).is_some() && file(saved) == file(now))
 }
 
-/// A directory that a run writes into. Unless it holds a checkpoint or an adapter, nothing is left of the run when it is dropped; files of an
-/// earlier run stay.
+/// The output directory of a run. When it is dropped without a checkpoint or an adapter, the run's files are removed, unless an earlier run
+/// was there.
 #[derive(Debug)]
 pub struct TrainDirectory {
     path: PathBuf,
@@ -145,7 +145,7 @@ impl TrainDirectory {
         }
     }
 
-    /// Whether something is there that a later run can use.
+    /// Whether there is a checkpoint or an adapter.
     fn is_worth_keeping(&self) -> bool {
         let checkpoints = fs::read_dir(self.path.join(CHECKPOINTS));
         let is_whole = |file: fs::DirEntry| file.file_name().to_string_lossy().starts_with("step-");
@@ -153,7 +153,7 @@ impl TrainDirectory {
             || adapters_in(&self.path).is_ok()
     }
 
-    /// Loss of the run's first step, which another program may have taken.
+    /// Loss of the run's first step, which an earlier process may have taken.
     pub fn first_loss(&self) -> Option<f64> {
         let metrics = fs::read_to_string(self.path.join(METRICS)).ok()?;
         let rows = metrics.lines().filter_map(|line| serde_json::from_str(line).ok());
@@ -164,13 +164,13 @@ impl TrainDirectory {
 impl Drop for TrainDirectory {
     fn drop(&mut self) {
         if !self.had_run && !self.is_worth_keeping() {
-            // Files that cannot be removed stay: there is nobody left to tell.
+            // An error is ignored, because `drop` cannot return it.
             let _ = remove_run(&self.path);
         }
     }
 }
 
-/// Removes the files of a run, and nothing else; [`OPTIONS`] last, so that the directory is known as ours to the end.
+/// Removes the files of a run, and nothing else; [`OPTIONS`] last, so that the directory is recognised until then.
 fn remove_run(directory: &Path) -> Result<()> {
     let removed = |path: &Path, result: std::io::Result<()>| match result {
         Err(error) if error.kind() != ErrorKind::NotFound => {

@@ -7,8 +7,8 @@ use reft_train::{Example, IGNORE_INDEX};
 
 use crate::terminal::{is_silent, visible};
 
-/// Says the first example on stderr as it is trained: its text, the learned part (or `told`, the label for a head), and which
-/// tokens are edited.
+/// Prints the first example on stderr as it is trained: its text, the learned part (or `told`, the label for a head), and the edited
+/// tokens.
 ///
 /// # Errors
 /// If a token has no text.
@@ -29,7 +29,7 @@ pub fn say(
         if edited.is_empty() { String::new() } else { format!(", {}", marks.on("edited", EDITED)) };
     let learned =
         told.map_or_else(|| marks.on("learned", LEARNED), |told| visible(&told).into_owned());
-    // if nobody listens there, nobody needs to know
+    // a closed stderr is ignored
     let _ = writeln!(
         stderr.lock(),
         "the first example, {}, {learned}{edits}:\n{text}",
@@ -38,7 +38,7 @@ pub fn say(
     Ok(())
 }
 
-/// The roles of a token: bits.
+/// The roles of a token, as bits.
 const LEARNED: u8 = 1;
 const EDITED: u8 = 2;
 
@@ -60,10 +60,10 @@ impl Marks {
     }
 }
 
-/// Longest text that is shown whole, in tokens; of a longer one, half of it at each end.
+/// Longest example in tokens that is shown whole. Of a longer one, half as many tokens are shown at each end.
 const LONGEST: usize = 400;
 
-/// The text of an example in pieces of like fate.
+/// The text of an example in pieces, each of tokens with the same roles.
 fn pieces(
     example: &Example,
     tokenizer: Option<&Tokenizer>,
@@ -73,7 +73,7 @@ fn pieces(
     let left_out = if ids.len() > LONGEST { LONGEST / 2..ids.len() - LONGEST / 2 } else { 0..0 };
     let mut pieces: Vec<(String, u8)> = Vec::new();
     let mut stream = tokenizer.map(|tokenizer| tokenizer.decode_stream(false));
-    let mut fate = 0; // of the tokens whose text is not certain yet
+    let mut fate = 0; // roles of the tokens that are not decoded yet
     for (i, (id, label)) in ids.iter().zip(labels).enumerate() {
         let text = match &mut stream {
             Some(stream) => stream.push(*id)?,

@@ -17,10 +17,10 @@ pub struct TrainHead {
     pub head: TaskHead,
 }
 
-/// Checks that a model fits an objective: it predicts next tokens, or has a form of head.
+/// Checks that a model fits an objective: it predicts next tokens, or its head can be trained.
 ///
 /// # Errors
-/// If it has not.
+/// If it does not fit.
 pub fn check_model(objective: &ObjectiveDeclaration, model: &ModelDescription) -> Result<()> {
     let Some(told) = objective.told else {
         return Ok(model.check_predicts("reft train")?);
@@ -40,11 +40,11 @@ pub fn check_model(objective: &ObjectiveDeclaration, model: &ModelDescription) -
 }
 
 impl TrainHead {
-    /// The head of a run: that beside the adapter to start from, if there is one, else a new one with an output for each class of the rows;
-    /// `None` if the objective trains no head.
+    /// The head of a run: the head of the adapter to start from, else a new head with an output for each class of the rows. `None` if the
+    /// objective trains no head.
     ///
     /// # Errors
-    /// Labels that cannot be learned; a head that does not fit the model or the objective.
+    /// If labels cannot be learned, or a head does not fit the model or the objective.
     pub fn of<'r>(
         objective: &ObjectiveDeclaration,
         model: (&Path, &Decoder),
@@ -69,11 +69,11 @@ impl TrainHead {
             return Ok(Some(Self { labels: Labels::of_head(told, &head), head }));
         }
         let labels = Labels::of_rows(told, rows)?;
-        tch::manual_seed(seed_of(&[seed, HEAD]) as i64); // the start, whatever the adapter has drawn
+        tch::manual_seed(seed_of(&[seed, HEAD]) as i64); // the start is independent of the adapter
         let head = TaskHead::new(decoder, &weights, labels.n_outputs(), labels.classes().to_vec())?;
         Ok(Some(Self { labels, head }))
     }
 }
 
-/// Selects the random numbers of a head's start among the streams of a seed.
+/// Stream of a seed's random numbers for the start of a head.
 const HEAD: u64 = 17;

@@ -36,8 +36,8 @@ impl TrainMethod {
     /// The method that the options ask for, or the method of the adapter to start from.
     ///
     /// # Errors
-    /// An option that the method does not have, or a value that cannot be, by its flag; options that contradict the adapter to start
-    /// from.
+    /// If the method does not have an option or a value is invalid (the error names the flag), or if options contradict the adapter to
+    /// start from.
     pub fn of(
         run: &RunOptions,
         given: &Table,
@@ -86,7 +86,7 @@ impl TrainMethod {
     ) -> Result<Vec<Box<dyn Adapter>>> {
         match &self.start {
             Start::New(methods) => {
-                tch::manual_seed(seed as i64); // the start
+                tch::manual_seed(seed as i64); // for the initial weights
                 Ok(methods.build(model, model_name)?)
             }
             Start::Adapter(dir) => load_trainable_adapters(dir, model)
@@ -94,10 +94,10 @@ impl TrainMethod {
         }
     }
 
-    /// The adapters of the run that preferences are compared with: none for the plain model's, or where the objective compares with none.
+    /// The adapters of the reference model for preferences. Empty if the plain model is the reference, or the objective has no reference.
     ///
     /// # Errors
-    /// If it is to be the start's, and the run starts from no adapter.
+    /// If the reference is `start`, and the run starts from no adapter.
     pub fn reference(
         &self,
         options: &ObjectiveOptions,
@@ -117,7 +117,7 @@ impl TrainMethod {
         }
     }
 
-    /// The prompt tokens that are edited, of a prompt of `n` tokens; empty if the method edits no tokens of its own choice.
+    /// Indices of the edited tokens of a prompt of `n` tokens. Empty if the method has no option for positions.
     pub fn edited(&self, n: usize) -> BTreeSet<usize> {
         let positions: Option<Positions> = self.options.get(&POSITIONS);
         let rule = self.options.get(&POSITION_RULE).unwrap_or_default();
@@ -126,7 +126,7 @@ impl TrainMethod {
         tokens.into_iter().flatten().collect()
     }
 
-    /// The method's part of the options in force, none left out.
+    /// All options of the method, with defaults filled in.
     ///
     /// # Errors
     /// If it has no form in TOML.
@@ -134,7 +134,7 @@ impl TrainMethod {
         let mut table = table(&self.options)?;
         table.insert("method".to_owned(), self.name.clone().into());
         if run.init_text.is_some() {
-            table.remove(INIT_TOKENS.name); // said by init_text
+            table.remove(INIT_TOKENS.name); // init_text stands for it
         }
         config_file::checked(table).map_err(|(name, reason)| anyhow!("{name}: {reason:#}"))
     }

@@ -14,7 +14,7 @@ use toml::Table;
 use crate::machine::Devices;
 use crate::terminal::{INTERRUPTED, Told, note, on_signal, say_nothing};
 
-/// Options that processes of one run may differ in: where a process computes and where it keeps what, not what.
+/// Options that may differ between the processes of a run: devices, threads, memory and paths.
 const OWN: [&str; 10] = [
     "processes",
     "threads",
@@ -35,7 +35,7 @@ impl Processes {
     /// Reads the launcher's variables. Of several processes only the first prints anything but errors.
     ///
     /// # Errors
-    /// If it says it by halves.
+    /// If the variables are incomplete or contradict each other.
     pub fn find() -> Result<Self> {
         let found = Self(Place::from_environment()?);
         if !found.is_first() {
@@ -44,10 +44,10 @@ impl Processes {
         Ok(found)
     }
 
-    /// One process that shares its steps with nobody, by the means of several.
+    /// A process group of one process, for a run that needs the code of several.
     ///
     /// # Errors
-    /// If the environment has a time limit that is none.
+    /// If the time limit in the environment is no number.
     pub fn alone() -> Result<Self> {
         Ok(Self(Some(Place::alone()?)))
     }
@@ -62,7 +62,7 @@ impl Processes {
         self.0.as_ref().map_or(1, |place| place.share.world())
     }
 
-    /// Number of processes of the run on this machine, as far as it is known.
+    /// Number of processes of the run on this machine, as far as known.
     pub fn here(&self) -> usize {
         self.0.as_ref().map_or(1, |place| place.here)
     }
@@ -81,8 +81,8 @@ impl Processes {
         }
     }
 
-    /// The devices of this process: of several processes on a machine each takes a GPU of its own, as far as there are as many, or as many of those
-    /// that are named as each of the others.
+    /// The devices of this process. With `auto`, each of several processes on a machine takes a GPU of its own, as far as there are enough.
+    /// Several named devices are divided evenly.
     ///
     /// # Errors
     /// If the named devices cannot be shared out.
@@ -94,16 +94,16 @@ impl Processes {
         }
     }
 
-    /// Whether this process does the work that is done once.
+    /// Whether this process does the work that is done once per run, such as writing files.
     pub fn is_first(&self) -> bool {
         self.0.as_ref().is_none_or(|place| place.share.is_first())
     }
 
-    /// Meets the others, if there are any, once it is clear that all do the same run: options, data and model, and what is trained begins as
-    /// the first process has it.
+    /// Joins the process group, if there is one. Checks that all processes have the same options, data and model, and copies the first
+    /// process's trained parameters to all.
     ///
     /// # Errors
-    /// If a process does not come, or differs.
+    /// If a process does not join, or differs.
     pub fn join(
         &self,
         options: &Table,
@@ -123,7 +123,7 @@ impl Processes {
         }
         let mut start = adapters.state();
         for tensor in start.values_mut() {
-            group.broadcast(std::slice::from_mut(tensor))?; // one by one: of full fine-tuning they are the model
+            group.broadcast(std::slice::from_mut(tensor))?; // one by one: in full fine-tuning they are the whole model
         }
         adapters.load_state(&start)?;
         for own in objective.parameters() {
@@ -135,8 +135,8 @@ impl Processes {
     }
 }
 
-/// The run of a process that is not the first: it reads what an earlier run has written, and writes nothing. The first one takes no step before
-/// all have read.
+/// Runs the trainer in a process that is not the first. It reads the checkpoint to resume from, and writes nothing. The first process takes
+/// no step before all have read.
 ///
 /// # Errors
 /// Errors of the trainer, and the loss of a process.
@@ -149,10 +149,10 @@ pub fn follow(trainer: Trainer, resumed: Option<&Path>, stop: &AtomicBool) -> Re
     Ok(())
 }
 
-/// Starts the processes of a run, each with this one's own command line, and waits for their ends; the first one says what there is to say.
+/// Starts the processes of a run with this process's command line, and waits for all to end. Only the first one prints notes and results.
 ///
 /// # Errors
-/// If one fails; what each said of it has been shown then.
+/// If one fails. Their messages have been printed then.
 pub fn launch(world: usize, has_threads: bool) -> Result<()> {
     let launch = Launch::new(world).context("cannot begin a run with --processes")?;
     static REQUESTS: AtomicUsize = AtomicUsize::new(0);
@@ -189,16 +189,16 @@ fn code_of(ended: &[Ended]) -> u8 {
     }
 }
 
-/// The messages of failed processes, beside the first one's: each text once, with the ranks that gave it.
+/// The messages of failed processes, without the first process's: each text once, with its ranks.
 fn told(ended: &[Ended]) -> Vec<String> {
     let mut texts: Vec<(Vec<usize>, String)> = Vec::new();
     let first = ended.first().and_then(|first| first.said.as_ref());
     for end in ended.iter().filter(|end| end.code != Some(0)) {
         let text = match &end.said {
             _ if end.code == Some(INTERRUPTED.into()) => continue,
-            Some(text) if Some(text) == first => continue, // it has said so itself
+            Some(text) if Some(text) == first => continue, // the first has printed it
             Some(text) => text.clone(),
-            None if end.code.is_some() => continue, // another process says what happened
+            None if end.code.is_some() => continue, // another process reports the reason
             None => format!("error: it {}", end.how),
         };
         match texts.iter_mut().find(|(_, other)| *other == text) {

@@ -10,10 +10,10 @@ use reft_train::{
 
 use crate::terminal::{counted, note};
 
-/// Replies of the frozen model that are made at once.
+/// Batch size for the frozen model's replies.
 const AT_ONCE: usize = 8;
 
-/// The rows of a replay file as examples. Where a row has no reply of its own, the frozen model's greedy one stands behind the prompt.
+/// The rows of a replay file as examples. A row without a reply gets the frozen model's greedy reply.
 ///
 /// # Errors
 /// A row that cannot be used; errors of the model.
@@ -40,7 +40,7 @@ pub fn read(
     Ok(examples)
 }
 
-/// Whether a row is a prompt alone.
+/// Whether a row is a prompt without a reply.
 fn is_asked(record: &Record) -> bool {
     match &record.content {
         Content::Tokens { input_ids, prompt_length, .. } => input_ids.len() == *prompt_length,

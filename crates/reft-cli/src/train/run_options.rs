@@ -70,8 +70,9 @@ fn read_method<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::
     method_name(&text).map_err(serde::de::Error::custom)
 }
 
-/// Options of which only one can hold. A file of before may have said one of the last two and not meant it.
+/// Pairs of options of which only one may be given, as flags and in files.
 pub const EXCLUSIVE: [(&str, &str); 2] = [("max_steps", "epochs"), ("no_shuffle", "shuffle")];
+/// Pairs that exclude each other as flags only, because files of earlier versions may have both.
 const EXCLUSIVE_FLAGS: [(&str, &str); 3] =
     [("reuse_memory", "no_reuse"), ("reuse_dir", "no_reuse"), ("validation_data", "validation")];
 
@@ -131,7 +132,7 @@ fn names_by_rows() -> String {
 /// The given options that a struct declares, and its defaults for the others.
 ///
 /// # Errors
-/// If a value is none of its option's.
+/// If a value is invalid for its option.
 pub fn part<T: DeclaredOptions>(given: &Table) -> Result<T> {
     let is_own = |name: &str| T::DECLARED.iter().any(|option| option.name == name);
     let own = given.iter().filter(|(name, _)| is_own(name));
@@ -140,7 +141,7 @@ pub fn part<T: DeclaredOptions>(given: &Table) -> Result<T> {
 }
 
 impl RunOptions {
-    /// Where each of so many processes on this machine keeps the frozen model's part of its examples.
+    /// Where each of `processes` processes on this machine keeps the frozen model's part of its examples.
     pub fn reuse(&self, processes: usize) -> ReuseConfig {
         let memory = self.reuse_memory.map(|size| size.as_u64());
         ReuseConfig { memory, directory: self.reuse_dir.clone(), processes }
@@ -149,7 +150,7 @@ impl RunOptions {
     /// The given options of the objective.
     ///
     /// # Errors
-    /// If a value cannot be, or an option is given that nothing uses; the message names the flag.
+    /// If a value is invalid, or a given option is not used. The message names the flag.
     pub fn objective(&self, given: &Table) -> Result<ObjectiveOptions> {
         let objective: ObjectiveOptions = part(given)?;
         objective.check().map_err(in_flags)?;
@@ -187,10 +188,10 @@ impl RunOptions {
         Ok(objective)
     }
 
-    /// The trainer's part of the options that are given.
+    /// The given options of the trainer.
     ///
     /// # Errors
-    /// If a value cannot be; the message names the flag.
+    /// If a value is invalid. The message names the flag.
     pub fn train_config(&self, given: &Table) -> Result<TrainConfig> {
         let mut config: TrainConfig = part(given)?;
         config.reuse = !self.no_reuse;

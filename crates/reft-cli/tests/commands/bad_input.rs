@@ -33,7 +33,7 @@ fn assert_failed(name: &str, run: &Run, code: i32, says: &[&str]) {
     assert!(stdout.is_empty(), "{name}: {stdout}");
 }
 
-/// Training of the tiny model with a bad option, its flags after the flags of a good run.
+/// The arguments of a training run of the tiny model: the flags of a good run, then `more` with a bad option.
 fn train(model: &Path, data: &Path, output: &Path, more: &[&str]) -> Vec<OsString> {
     let mut options = args!["train", "--model", model, "--data", data, "--output", output];
     if !more.contains(&"--batch-size") {
@@ -329,7 +329,7 @@ fn data_is_refused_with_its_line_or_example() -> Result {
     assert_fails(dir.path(), train(&model, &data, &output, &[]), 1, &["data.jsonl"])
 }
 
-/// A change of a model's files that makes them wrong.
+/// A change that damages a model's files.
 type Damage = fn(&Path) -> Result;
 
 #[test]
@@ -601,7 +601,7 @@ fn a_loss_that_becomes_nan_stops_the_run_and_keeps_the_last_checkpoint() -> Resu
     )
 }
 
-/// The largest file that a process may write stands in for a disk that is full: writing fails in the middle.
+/// A limit on the size of files stands in for a full disk: writing fails in the middle.
 #[cfg(unix)]
 #[test]
 fn a_full_disk_is_an_error_and_leaves_nothing() -> Result {

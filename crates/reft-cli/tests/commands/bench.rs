@@ -1,4 +1,4 @@
-//! `reft bench`: every figure is there for every method, and bad input is refused before anything is timed.
+//! `reft bench`: every method has every figure, and bad input is refused before any timing.
 
 use std::ffi::OsString;
 
@@ -78,7 +78,7 @@ fn steps_are_shared_out_and_a_first_epoch_is_told_apart_where_rows_are_kept() ->
 #[test]
 fn random_weights_and_generation_need_no_checkpoint() -> Result {
     let dir = tempfile::tempdir()?;
-    let config = dir.path().join("shape.json"); // beside no weights
+    let config = dir.path().join("shape.json"); // without weights beside it
     std::fs::copy(oracle("tiny_llama/config.json"), &config)?;
     let options = args!["bench", "--model-config", config, "--random-weights", "--json"];
     let flags = "--methods floor,loreft,prefix --batch-size 2 --prompt-length 30 --response-length 3 --steps 1 --kind bf16 --generate 6 --threads 1";

@@ -192,7 +192,7 @@ fn a_sweep_is_run_and_its_mistakes_are_named_with_their_line() -> Result {
     succeed(args!["compare", "--report-only", output])?;
     assert!(output.join("report.html").is_file());
     assert_eq!(read(output.join("report.json"))?, report);
-    // a directory of a sweep is none of a comparison
+    // a comparison refuses the directory of a sweep
     fs::write(dir.path().join("compare.toml"), CONFIG)?;
     let other = run(compare(dir.path(), &output))?;
     assert!(other.code == Some(1) && other.stderr.contains("plan.json"), "{}", other.stderr);
@@ -224,7 +224,7 @@ fn a_task_of_a_file_is_measured() -> Result {
     Ok(())
 }
 
-/// Each tested run as a file with the fields of which PEFT makes its own tables.
+/// Each tested run is a file with the fields that PEFT's own tables need.
 #[test]
 fn runs_are_written_as_peft_writes_its_own() -> Result {
     let dir = bench()?;

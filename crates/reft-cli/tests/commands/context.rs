@@ -10,7 +10,7 @@ use crate::Result;
 use crate::files::many_rows;
 use crate::runs::{args, oracle, run, succeed};
 
-/// Rows of 10 and of so many tokens; the tiny model has room for 256.
+/// Two rows, of 10 and of `length` tokens. The tiny model's context has 256.
 fn rows(dir: &Path, length: usize) -> Result<PathBuf> {
     let row = |(id, length): (&str, usize)| {
         let ids: Vec<usize> = (0..length).map(|t| (7 * t + length) % 128).collect();
@@ -38,7 +38,7 @@ fn train(data: &Path, output: &Path, more: &[&str]) -> Vec<OsString> {
     [all, more.iter().map(OsString::from).collect()].concat()
 }
 
-/// Four tokens before every row, of both kinds.
+/// The methods that put tokens before every row, and the flags for four such tokens.
 const METHODS: [&str; 2] = ["prompt", "prefix"];
 const FOUR: [&str; 3] = ["--n-virtual-tokens", "4", "--method"];
 

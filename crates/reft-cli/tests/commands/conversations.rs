@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::Result;
 use crate::runs::{Run, args, oracle, run, succeed};
 
-/// The tiny model with a byte-level tokenizer of another size than it, cut to the model's, and a chat template.
+/// The tiny model with a tokenizer of single characters, whose vocabulary is smaller than the model's, and a chat template.
 pub fn chat_model(dir: &Path, template: &str) -> Result<PathBuf> {
     let model = dir.join("model");
     fs::create_dir_all(&model)?;

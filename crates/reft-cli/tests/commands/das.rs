@@ -53,7 +53,7 @@ singular = ["dog", "cat", "child", "bird"]
 plural = ["dogs", "cats", "children", "birds"]
 "#;
 
-/// A search of the tiny model, its flags after the flags of a good one.
+/// Runs a search of the tiny model with `flags`, and defaults for the other flags.
 fn search(dir: &Path, model: &Path, task: &str, flags: &[&str]) -> Result<Run> {
     run(arguments(dir, model, task, flags)?)
 }
@@ -129,7 +129,7 @@ fn a_search_writes_its_report_and_goes_on_after_what_is_found() -> Result {
             .contains("| layer 3 block_output | last | 1 |")
     );
 
-    // the same again with one more rank: what is found is kept
+    // the same search with one more rank keeps the finished cells
     let cell = dir.path().join("out/cells/block_output-1/subject/rank-1/cell.json");
     let before = fs::metadata(&cell)?.modified()?;
     let second = search(dir.path(), &model, TASK, &["--rank", "1,3"])?;
@@ -140,7 +140,7 @@ fn a_search_writes_its_report_and_goes_on_after_what_is_found() -> Result {
     assert_eq!(wider.len(), 8);
     assert!(rows.iter().all(|row| wider.contains(row)), "{wider:?}");
 
-    // another number of steps: nothing is
+    // with another number of steps no cell is kept
     let third = search(dir.path(), &model, TASK, &["--steps", "3", "--no-untrained-model"])?;
     assert_eq!(third.code, Some(0), "{}", third.stderr);
     assert!(fs::metadata(&cell)?.modified()? > before);
@@ -174,7 +174,7 @@ fn what_is_swapped_can_be_learned_or_be_neurons_heads_or_everything() -> Result 
         let path = dir.path().join("out/cells").join(name).join("alignment.safetensors");
         reft_models::load_safetensors(&path)
     };
-    // a boundary falls by ten times the rotation's rate: from 32 coordinates to 32 - 64 · (0.05 + 0.025)
+    // a boundary's learning rate is ten times the rotation's: it falls from 32 coordinates to 32 - 64 · (0.05 + 0.025)
     let flags = ["--alignment", "boundless", "--lr", "5e-3"];
     for (site, rank, dimensions, row) in run(&flags)? {
         assert_eq!((rank, dimensions), (64, 28), "{site}");
@@ -193,7 +193,7 @@ fn what_is_swapped_can_be_learned_or_be_neurons_heads_or_everything() -> Result 
     for (_, rank, dimensions, _) in run(&["--alignment", "sigmoid-mask"])? {
         assert!(rank == 64 && (1..64).contains(&dimensions), "{dimensions}");
     }
-    // everything swapped at the last token of the last layer: the source's own answer, whatever else there is
+    // the whole hidden state is swapped: nothing is trained, and there is no random rotation to compare with
     for (site, rank, dimensions, row) in run(&["--alignment", "whole"])? {
         assert_eq!((rank, dimensions), (64, 64), "{site}");
         assert!(row["loss"].is_null() && row["random_rotation"].is_null(), "{row}");
@@ -363,7 +363,7 @@ fn steering_changes_the_reply_as_much_as_it_is_told_to() -> Result {
     assert_ne!(reply(args!["--strength", "-40"])?, steered);
     assert_ne!(reply(args!["--strength", "40", "--method", "pca"])?, plain);
 
-    // a trained subspace of dimension 1 is a direction, one of a higher dimension is none
+    // a trained subspace of rank 1 is a direction; a subspace of higher rank is refused
     let found = search(dir.path(), &model, TASK, &["--rank", "1,2", "--no-untrained-model"])?;
     assert_eq!(found.code, Some(0), "{}", found.stderr);
     let cell = |rank: &str| dir.path().join("out/cells/block_output-1/subject").join(rank);

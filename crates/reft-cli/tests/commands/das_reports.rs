@@ -46,7 +46,7 @@ fn every_template_has_its_share_and_prompts_that_fail_are_told() -> Result {
         let sum = |number| own.iter().map(|share| count(share, number)).sum::<Result<u64>>();
         assert_eq!((sum("hits")?, sum("total")?), (count(row, "hits")?, count(row, "total")?));
     }
-    // the model is not trained for the task: some bases and swaps fail, and at least 12 of each are not shown
+    // the model is not trained for the task, so some bases and swaps fail; at most 12 wrong bases are shown
     let wrong = count(&found["base_accuracy"], "total")? - count(&found["base_accuracy"], "hits")?;
     let shown = found["wrong_bases"].as_array().ok_or("no wrong bases")?;
     assert!(wrong > 0, "the test has no power");
@@ -72,7 +72,7 @@ fn every_template_has_its_share_and_prompts_that_fail_are_told() -> Result {
         assert!(text.contains(part) && page.contains(part), "{part}");
     }
 
-    // what is kept of finished subspaces says the same again
+    // a second run reads the finished subspaces and reports the same
     let again = search(dir.path(), TASK, &["--test-pairs", "24"])?;
     assert_eq!(again.code, Some(0), "{}", again.stderr);
     let again = report(dir.path())?;
@@ -173,7 +173,7 @@ fn searches_are_on_one_page_with_one_scale() -> Result {
     ] {
         assert!(html.contains(title), "{title} is not on the page");
     }
-    // every map says that it begins where the lowest of the searches does
+    // every map has the same colour scale, which begins at the lowest level of the searches
     let level = |dir: &Path| -> Result<f64> {
         let text: Value = serde_json::from_slice(&fs::read(dir.join("das.json"))?)?;
         text["no_intervention"]["iia"].as_f64().ok_or_else(|| "no share".into())

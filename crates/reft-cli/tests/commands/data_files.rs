@@ -1,4 +1,4 @@
-//! One's own data: columns by name, files of several kinds, what is said of them.
+//! Users' own data: columns by name, files of several kinds, and the messages about them.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -141,7 +141,7 @@ fn patching_finds_the_gender_of_a_noun_where_alignment_search_does() -> Result {
         let holds = match layer {
             0..=20 => noun > 0.9 && last < 0.3,
             26.. => last > 0.9 && noun < 0.3,
-            _ => noun + last > 0.6, // on its way
+            _ => noun + last > 0.6, // between the two tokens
         };
         assert!(holds, "layer {layer}: noun {noun}, last token {last}");
     }

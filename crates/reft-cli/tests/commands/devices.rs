@@ -1,4 +1,4 @@
-//! Devices, and the messages where a GPU's libraries are not what they should be.
+//! Devices, and the messages about missing or wrong GPU libraries.
 
 use std::ffi::OsString;
 use std::fs;
@@ -52,7 +52,7 @@ fn a_gpu_that_is_not_there_is_refused_with_the_reason() -> Result {
     Ok(())
 }
 
-/// A library that is none, and one that needs a symbol which this libtorch does not have.
+/// Two wrong libraries: a file that is no library, and a library with a symbol that this libtorch lacks.
 #[cfg(target_os = "linux")]
 #[test]
 fn cuda_libraries_of_another_release_are_refused_in_one_message() -> Result {
@@ -100,14 +100,14 @@ fn cuda_libraries_of_another_release_are_refused_in_one_message() -> Result {
         assert!(other.stderr.contains(words), "{words:?} is not in {}", other.stderr);
     }
 
-    // who asked for no device is told, and served by the CPU
+    // --device auto prints a note and computes on the CPU
     let auto = with_libraries(dir.path(), words("auto"))?;
     assert_eq!(auto.code, Some(0), "{}", auto.stderr);
     assert!(auto.stderr.contains("computing on the CPU: "), "{}", auto.stderr);
     Ok(())
 }
 
-/// A libtorch that has no function but the one that tells its release: the program has to start in order to say so.
+/// A libtorch with a single function, which returns its release: the program must start with it to report it.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_libtorch_of_another_release_is_refused_before_anything_is_done() -> Result {
@@ -179,7 +179,7 @@ fn parts_of_a_model_on_several_devices_give_the_files_of_one_device() -> Result 
             assert!(config.contains(&format!("device = \"{device}\"")), "{config}");
         }
     }
-    // the adapter, used in other parts than it was trained in
+    // the adapter, used with another split over devices than in training
     let adapter = dir.path().join("0-cpu");
     let used = |device: &str| -> Result<Vec<Vec<u8>>> {
         let machine = args!["--adapter", adapter, "--device", device, "--threads", "1"];
@@ -205,7 +205,7 @@ fn parts_of_a_model_on_several_devices_give_the_files_of_one_device() -> Result 
     Ok(())
 }
 
-/// The bytes of every safetensors file that a run has written at last.
+/// The name and bytes of every safetensors file at the top of a run's directory.
 fn trained(run: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(run)? {

@@ -1,4 +1,4 @@
-//! Whose output directory it is.
+//! Output directories of other runs and of other programs are not overwritten.
 
 use std::ffi::OsString;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Encoders on the command line: hidden states, what they are said to be, and what they cannot do.
+//! Encoders on the command line: hidden states, descriptions, and commands that refuse them.
 
 use reft_test_support::{assert_values_close, values};
 use std::fs;
@@ -167,7 +167,7 @@ fn an_encoder_is_asked_for_hidden_states_of_whole_texts() -> Result {
     Ok(())
 }
 
-/// A LoRA merged into an encoder, whose head was beside it, is the same encoder.
+/// A LoRA with a head beside it, merged into an encoder, gives the same hidden states.
 #[test]
 fn a_merged_encoder_gives_the_same_hidden_states() -> Result {
     let dir = tempfile::tempdir()?;

@@ -1,4 +1,4 @@
-//! `reft export`: a model that computes what model and adapter did, and adapters in the files of other programs.
+//! `reft export`: a model that computes the same as model and adapter, and adapters in the files of other programs.
 
 use reft_test_support::{assert_values_close, values};
 use std::fs;
@@ -175,7 +175,7 @@ fn adapters_go_to_pyreft_and_to_peft() -> Result {
     let json: Value = serde_json::from_str(&told.stdout)?;
     assert_eq!((&json["form"], &json["method"]), (&"pyreft".into(), &"loreft".into()));
     assert!(told.stderr.contains("do not hold the positions (l1)"), "{}", told.stderr);
-    // README.md says the command of the way back
+    // README.md has the command that imports it again
     let readme = fs::read_to_string(exported.join("README.md"))?;
     let back = "--from pyreft DIR --positions l1 --share-weights --model MODEL";
     assert!(readme.contains(back), "{readme}");

@@ -1,4 +1,4 @@
-//! Families beside Llama on the command line: what they are said to be, planned, merged into and written.
+//! Families other than Llama on the command line: inspected, planned, merged and exported.
 
 use crate::Result;
 use crate::runs::{args, oracle, run, succeed};
@@ -48,7 +48,7 @@ fn steps_of_every_family_are_planned_and_timed() -> Result {
     Ok(())
 }
 
-/// A LoRA merged into a family's model, the decoder of one that sees images among them, is the same model.
+/// A model with a LoRA merged into it gives the logits of the model with the LoRA beside it.
 #[test]
 fn a_merged_model_of_a_family_gives_the_same_logits() -> Result {
     let dir = tempfile::tempdir()?;

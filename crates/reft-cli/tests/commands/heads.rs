@@ -1,4 +1,4 @@
-//! Heads on the command line: classes, numbers and rewards are learned, kept, gone on with and refused.
+//! Heads on the command line: classes, numbers and rewards are learned, saved, trained further and refused.
 
 use std::ffi::OsString;
 use std::fs;
@@ -11,7 +11,7 @@ use crate::conversations::{PLAIN, chat_model};
 use crate::files::losses;
 use crate::runs::{Run, args, oracle, overridden, run, succeed};
 
-/// Texts of words that the tiny tokenizers know, and whether a café is open.
+/// Texts with words of the tiny tokenizers' vocabularies, each with a class and a number.
 const ROWS: [(&str, &str, &str); 8] = [
     ("the café is open", "shut", "1.5"),
     ("cafés, cafés", "open, at last", "-0.5"),
@@ -144,7 +144,7 @@ fn numbers_and_rewards_are_learned() -> Result {
     Ok(())
 }
 
-/// Best adapter, patience, resuming and another run's start: the head comes with the adapter.
+/// The head goes with the adapter: in a resumed run, as the start of another run, and in the best adapter.
 #[test]
 fn heads_go_on_where_they_were() -> Result {
     let dir = tempfile::tempdir()?;
@@ -196,7 +196,7 @@ fn processes_train_one_head() -> Result {
     Ok(())
 }
 
-/// Heads that PEFT trained have no names of classes: whole numbers are meant.
+/// Heads trained by PEFT have no class names, so labels are whole numbers.
 #[test]
 fn a_head_of_peft_is_trained_on() -> Result {
     let dir = tempfile::tempdir()?;
@@ -255,7 +255,7 @@ fn heads_are_measured_and_their_predictions_written() -> Result {
     let mean = errors.map(|error| error * error).sum::<f64>() / 8.0;
     assert!((number(&said, "mean_squared_error") - mean).abs() < 1e-12, "{said} {mean}");
     assert!(number(&said, "pearson") > 0.5 && number(&said, "spearman") > 0.5, "{said}");
-    // the loss that a run begins with which goes on from it
+    // the first loss of a run that starts from this adapter
     let (going_on, start) = (dir.path().join("going-on"), trained.to_string_lossy());
     let more = ["--objective", "regression", "--init-adapter", &start, "--max-steps", "1"];
     train(&bert, &numbers, &going_on, &[&more[..], &["--batch-size", "8"]].concat())?;
@@ -295,7 +295,7 @@ fn inspect_says_what_head_an_adapter_has() -> Result {
         json!({"outputs": 2, "classes": ["open, at last", "shut"], "parameters": 2 * (d + 1)});
     assert_eq!(said["head"], expected);
     assert!(text.contains("classes open, at last, shut; 66 parameters beside these"), "{text}");
-    // in PEFT's file the head's tensors are among the adapter's, and are not counted with them
+    // PEFT's file also has the head's tensors, which do not count as the adapter's parameters
     let (plain, _) =
         inspected("numbers", &numbers, &[&["--objective", "regression"][..], &lora].concat())?;
     assert_eq!(said["parameters"], plain["parameters"]);
@@ -307,7 +307,7 @@ fn inspect_says_what_head_an_adapter_has() -> Result {
     Ok(())
 }
 
-/// A validation by another metric notes the value that `reft eval` measures of the kept adapter.
+/// With `--best`, the best validation has the values that `reft eval` measures for the kept adapter.
 #[test]
 fn the_best_adapter_is_chosen_by_the_metric_that_is_asked_for() -> Result {
     let dir = tempfile::tempdir()?;

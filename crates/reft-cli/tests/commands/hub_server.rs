@@ -1,4 +1,4 @@
-//! A server that speaks as much of the hub's language as pulling and pushing need, and remembers what it was asked.
+//! A server with the part of the hub's API that pull and push need. It records its requests.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 
 use crate::Result;
 
-/// The requests.
+/// A request.
 #[derive(Debug, Clone)]
 pub struct Request {
     pub method: String,
     pub path: String,
-    /// By name in small letters.
+    /// By name in lower case.
     pub headers: BTreeMap<String, String>,
     pub body: Vec<u8>,
 }
@@ -48,7 +48,7 @@ impl Request {
     }
 }
 
-/// The answer: a status and a body; nothing cuts the connection.
+/// An answer: a status and a body. `None` cuts the connection.
 pub type Answer = Option<(u16, Vec<u8>)>;
 
 /// The server.
@@ -77,7 +77,7 @@ impl HubServer {
                 let answer =
                     otherwise(&request).unwrap_or_else(|| as_the_hub(&request, &files, port));
                 if let Some((status, body)) = answer {
-                    // who has gone away hears nothing
+                    // an error means that the client has closed the connection
                     let _ = write_answer(stream, &request, status, &body);
                 }
             }
@@ -85,7 +85,7 @@ impl HubServer {
         Ok(Self { endpoint: format!("http://127.0.0.1:{port}"), requests })
     }
 
-    /// The requests since the last time.
+    /// The requests since the last call.
     pub fn requests(&self) -> Vec<Request> {
         std::mem::take(&mut self.requests.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -1,4 +1,4 @@
-//! Numbers are of the weights and data that they were made with, wherever these lie.
+//! Runs and reports belong to the content of their weights and data, not to the paths.
 
 use reft_test_support::change_values;
 use std::ffi::OsString;
@@ -54,7 +54,7 @@ fn a_run_goes_on_with_the_weights_it_was_begun_with_wherever_they_lie() -> Resul
     fs::rename(&model, &elsewhere)?;
     fs::rename(&data, &other_data)?;
 
-    // a version that did not look at weights has left no digest
+    // checkpoints of versions that did not check weights have no digest
     let older = dir.path().join("older");
     let status = std::process::Command::new("cp").arg("-r").args([&broken, &older]).status()?;
     assert!(status.success());
@@ -90,7 +90,7 @@ fn a_comparison_is_run_again_with_other_weights_and_not_for_another_path() -> Re
     Ok(())
 }
 
-/// A comparison of a version whose cells know their model by its name: what its weights are is noted, and other ones are refused.
+/// An older comparison has cells with the model's name only. The digest of the weights is added, and other weights are refused.
 #[test]
 fn a_comparison_of_before_is_not_gone_on_with_in_other_weights() -> Result {
     let dir = bench()?;
@@ -130,7 +130,7 @@ fn a_search_is_made_again_in_other_weights() -> Result {
     assert_eq!((search()?, search()?), (8, 0));
     change(&model)?;
     assert_eq!((search()?, search()?), (8, 0));
-    // of a search whose cells know their model by its name
+    // a search of an older version, whose cells have the model's name only
     let file = dir.path().join("out/das.json");
     let mut older: Value = serde_json::from_slice(&fs::read(&file)?)?;
     older["format_version"] = 2.into();

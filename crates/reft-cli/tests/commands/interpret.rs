@@ -131,7 +131,7 @@ fn attention_is_a_page_of_heads_and_a_file_of_weights() -> Result {
     assert!(html.contains("data-queries=\"[&quot;h&quot;,&quot;e&quot;,&quot;l&quot;"), "{html}");
     assert_eq!(html.matches("<button").count(), 8);
     assert!(!html.contains("http"), "the page names something outside");
-    // the last head of the last layer: what the page holds is what the file holds, in 4095 steps
+    // the last head of the last layer: the page has the file's weights, rounded to 1/4095
     let held = html.rsplit("data-weights=\"").next().and_then(|rest| rest.split('"').next());
     let held = held.ok_or("no weights on the page")?;
     let steps: Vec<f32> = (0..25)
@@ -139,7 +139,7 @@ fn attention_is_a_page_of_heads_and_a_file_of_weights() -> Result {
         .collect::<Result<_>>()?;
     assert_values_close("the page", &steps, &weight[75..], 0.5 / 4095.0 + 1e-6);
 
-    // a prefix and virtual tokens are looked at, and change the rest
+    // the heads also look at a prefix and at virtual tokens
     let (data, adapters) = (dir.path().join("data.jsonl"), dir.path().join("adapters"));
     fs::write(&data, "{\"prompt\": \"abc\", \"completion\": \"d\"}\n")?;
     for (method, queries, keys) in [("prefix", 5, 8), ("prompt", 8, 8)] {

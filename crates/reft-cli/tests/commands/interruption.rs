@@ -87,7 +87,7 @@ fn a_run_killed_anywhere_goes_on_as_if_nothing_had_been() -> Result {
     let data = many_rows(dir.path(), 20)?;
     let (whole, killed) = (dir.path().join("whole"), dir.path().join("killed"));
     succeed(training(&data, &whole, "7"))?;
-    // Before the first checkpoint, and twice more wherever the run happens to be after these steps.
+    // Killed before the first checkpoint, and twice at arbitrary moments after these steps.
     let mut more: Vec<OsString> = Vec::new();
     for step in [2, 40, 90] {
         let mut run = start([training(&data, &killed, "7"), more].concat())?;
@@ -132,7 +132,7 @@ fn signals_save_a_checkpoint_and_say_how_to_go_on() -> Result {
     Ok(())
 }
 
-/// The second signal ends the program at once, whatever it computes: no destructor takes away what its threads work with.
+/// The second signal ends the program at once, during any computation. No destructor frees objects that its threads use.
 #[test]
 fn a_second_signal_ends_the_program_and_crashes_nothing() -> Result {
     let dir = tempfile::tempdir()?;
@@ -144,7 +144,7 @@ fn a_second_signal_ends_the_program_and_crashes_nothing() -> Result {
         words.extend(args!["--method", "full", "--threads", "4", "--checkpoint-every", "0"]);
         let mut child = start(words)?;
         wait_for_step(&mut child, &output, 2 + i)?;
-        // the two may arrive as one while nobody has looked at the first
+        // two signals merge into one while the first is not handled
         while child.try_wait()?.is_none() {
             send("-INT", &child)?;
             sleep(Duration::from_millis(1));
@@ -214,7 +214,7 @@ fn a_run_goes_on_only_with_its_own_options() -> Result {
     Ok(())
 }
 
-/// Options that have been added since: what a run was done with before there were any is their default.
+/// A run whose files lack later options resumes with the options' defaults.
 #[test]
 fn a_run_whose_files_are_older_than_some_options_goes_on() -> Result {
     let dir = tempfile::tempdir()?;

@@ -20,7 +20,7 @@ fn logits(dir: &Path, input: &Path, more: &[std::ffi::OsString]) -> Result<Value
     values(&output)
 }
 
-/// Compares rows where there are tokens; past them, what is found must be 0.
+/// Compares rows at their tokens. After a row's end, `found` must be 0.
 fn assert_rows(what: &str, found: &(Vec<usize>, Vec<f32>), expected: &(Vec<usize>, Vec<f32>)) {
     assert_eq!(found.0, expected.0, "{what}: another shape");
     let (t, width) = (found.0[1], found.0[2]);

@@ -1,4 +1,4 @@
-//! The memory of a model, measured in processes of their own: weights once, and packed ones packed.
+//! The memory of a model, measured in processes of their own: weights are held once, and packed weights stay packed.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -79,15 +79,15 @@ fn weights_are_held_once_and_packed_ones_packed() -> Result {
     let dir = tempfile::tempdir()?;
     let size = write_checkpoint(dir.path())? as f64 / 1e6;
     assert!(size > 500.0 && dir.path().join("model-4.safetensors").is_file(), "{size}");
-    let program = peak_mb(&step(&oracle("tiny_llama"), &[])?)?; // libtorch, and a model of no size
+    let program = peak_mb(&step(&oracle("tiny_llama"), &[])?)?; // libtorch and a tiny model
 
     let dense = step(dir.path(), &[])?;
     assert!((dense["weights_mb"].as_f64().ok_or("no size")? - size).abs() < 0.01 * size, "{dense}");
-    // chunks that are read, the step's activations; the mapped files' pages alone would be another 554 MB
+    // beside the weights: read buffers and activations; pages of mapped files would be another 554 MB
     let held = peak_mb(&dense)? - program;
     assert!(held < size + 100.0, "{held} MB for {size}");
 
-    // blocks, and one layer's matrices (61 MB) or the head (34 MB) expanded, besides what is computed from them
+    // packed blocks, one layer's matrices (61 MB) or the head (34 MB) expanded, and temporary tensors
     let packed = step(dir.path(), &["--weights", "int8"])?;
     let weights = packed["weights_mb"].as_f64().ok_or("no size")?;
     assert!((weights - size * 8.5 / 32.0).abs() < 0.01 * size, "{weights} MB of {size}");

@@ -1,4 +1,4 @@
-//! `reft merge-adapters`: one adapter that does what a stack does.
+//! `reft merge-adapters`: one adapter that computes the same as a stack.
 
 use reft_test_support::{assert_values_close, values};
 use std::fs;

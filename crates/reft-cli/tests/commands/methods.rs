@@ -18,7 +18,7 @@ const METHODS: [(&str, &[&str], i64); 11] = [
     // per layer: r (64 + 64) for q_proj, r (64 + 32) for v_proj
     ("lora", &["--rank", "3", "--alpha", "5", "--target-modules", "q_proj,v_proj"], 4 * 3 * 224),
     ("rslora", &["--rank", "2", "--dropout", "0.2", "--layers", "1;3"], 2 * 2 * 1024),
-    // and the length of every row
+    // and a magnitude for every row
     ("dora", &["--rank", "2", "--target-modules", ".*o_proj"], 4 * (2 * 128 + 64)),
     ("prefix", &["--n-virtual-tokens", "3", "--init-tokens", "5,9"], 3 * 4 * 2 * 32),
     ("prompt", &["--n-virtual-tokens", "4"], 4 * 64),
@@ -59,7 +59,7 @@ fn training(method: &str, options: &[&str], data: &Path, output: &Path) -> Vec<O
     overridden([run, options.iter().map(OsString::from).collect()].concat())
 }
 
-/// A file of an adapter: its values, whose metadata may stand in any order, or its bytes.
+/// A file of an adapter: the tensors of a safetensors file, whose metadata may be in any order, or its bytes.
 #[derive(Debug, PartialEq)]
 enum Content {
     Tensors(Values),
@@ -121,7 +121,7 @@ fn every_method_trains_and_a_killed_run_goes_on_as_if_nothing_had_been() -> Resu
         let sizes = files.map(|file| Ok(fs::metadata(whole.join(file))?.len()));
         let bytes: u64 = sizes.collect::<Result<Vec<_>>>()?.iter().sum();
         assert_eq!(inspected["bytes"], bytes, "{method}");
-        // overwriting removes what this method left, and nothing else
+        // overwriting removes this method's files, and nothing else
         fs::write(whole.join("notes.txt"), "mine")?;
         let one_step = training("prompt", &["--max-steps", "1"], &data, &whole);
         let again = [one_step, args!["--overwrite"]].concat();
@@ -169,7 +169,7 @@ fn a_start_from_an_adapter_goes_on_where_it_ended() -> Result {
         };
         train(&longer, options.to_vec(), args!["--max-steps", "4"])?;
         train(&shorter, options.to_vec(), args!["--max-steps", "3"])?;
-        // the tokens of a text are how virtual tokens start, not what they are
+        // --init-tokens is for the start of new virtual tokens only
         let is_start = |pair: &&[&str]| pair[0] == "--init-tokens";
         let own = options.chunks(2).filter(|pair| !is_start(pair)).flatten().copied().collect();
         train(&after, own, args!["--max-steps", "1", "--init-adapter", shorter])?;
@@ -177,7 +177,7 @@ fn a_start_from_an_adapter_goes_on_where_it_ended() -> Result {
             Ok(losses(run)?.get(step).ok_or("no such step")?.1.parse()?)
         };
         let (found, expected) = (loss(&after, 0)?, loss(&longer, 3)?);
-        // a rotation is folded into reflections anew: f32 rounding; everything else is the same numbers
+        // a loaded rotation is decomposed into reflections again, with f32 rounding; other methods repeat exactly
         let tolerance = if method.contains("loreft") { 1e-5 } else { 0.0 };
         assert!((found - expected).abs() <= tolerance, "{method}: {found} for {expected}");
         assert!((found - loss(&longer, 0)?).abs() > 1e-3, "{method}: training changed nothing");
@@ -250,7 +250,7 @@ fn adapters_of_pefts_own_are_inspected() -> Result {
     Ok(())
 }
 
-/// Rows of training and of generation name their coordinates; the flag does it for rows that do not.
+/// Rows of training and of generation name their coordinates. The flag is for rows that do not.
 #[test]
 fn parts_of_a_subspace_are_trained_and_used_apart() -> Result {
     let dir = tempfile::tempdir()?;

@@ -1,4 +1,4 @@
-//! Numbers that are none are errors that say where.
+//! NaN and infinite numbers are errors that name the place.
 
 use reft_test_support::change_values;
 use std::fs;

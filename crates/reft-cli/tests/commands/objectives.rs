@@ -66,7 +66,7 @@ fn preferences_are_learned_by_every_objective_from_every_shape() -> Result {
     Ok(())
 }
 
-/// The margin of SimPO at β 1 is that of the replies' log-probabilities, per token: of replies of one token the task's.
+/// SimPO's margin at β 1 is the difference of the log-probabilities per token. For replies of one token it is the margin of the task.
 #[test]
 fn pairs_are_measured_as_they_are_trained() -> Result {
     let dir = tempfile::tempdir()?;
@@ -113,7 +113,7 @@ fn pairs_are_measured_as_they_are_trained() -> Result {
     Ok(())
 }
 
-/// The loss beside the base model is the loss alone, and the divergence that of a run that is held to it.
+/// `--compare-base` does not change the loss, and measures the divergence that a run with `--kl-weight` reports.
 #[test]
 fn the_divergence_from_the_base_model_is_measured_beside_the_loss() -> Result {
     let dir = tempfile::tempdir()?;
@@ -162,7 +162,7 @@ fn the_recipe_of_preferences_is_a_run() -> Result {
     Ok(())
 }
 
-/// The reference is the adapter that is started from, unless the base model is asked for: at first nothing differs from it.
+/// The reference is the adapter to start from, unless the base model is asked for. At first the run does not differ from that adapter.
 #[test]
 fn a_run_that_starts_from_an_adapter_compares_with_it() -> Result {
     let dir = tempfile::tempdir()?;
@@ -270,7 +270,7 @@ fn what_is_replayed_is_answered_or_a_question() -> Result {
     Ok(())
 }
 
-/// Tokens behind the first of a reply change nothing, and an edit's bound is kept with the adapter.
+/// With `--response-tokens`, later tokens of a reply change nothing. The bound of the edit is saved with the adapter.
 #[test]
 fn the_beginning_of_replies_is_learned_alone() -> Result {
     let dir = tempfile::tempdir()?;

@@ -1,4 +1,4 @@
-//! `reft plan`: its memory is what a run then takes, and bad input is refused.
+//! `reft plan`: a run takes the planned memory, and bad input is refused.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::Result;
 use crate::runs::{args, oracle, refuse, run, succeed};
 
-/// The shape of SmolLM2-135M with so many blocks; it has 30.
+/// The shape of SmolLM2-135M, which has 30 blocks, with the given number of blocks.
 fn demo_config(dir: &Path, num_hidden_layers: usize) -> Result<OsString> {
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 576,
@@ -30,7 +30,7 @@ fn number(value: &Value) -> Result<f64> {
     value.as_f64().ok_or_else(|| format!("no number: {value}").into())
 }
 
-/// The peak of the process that trains is what was planned, for a model of the demo's shape.
+/// The peak memory of training is as planned, for models of the demo model's shape.
 #[test]
 #[cfg(target_os = "linux")]
 fn planned_memory_is_what_a_run_takes() -> Result {
@@ -70,14 +70,14 @@ fn planned_memory_is_what_a_run_takes() -> Result {
         );
         peaks.push(planned);
     }
-    // Power: the cases differ by as much as what is tolerated.
+    // Power of the test: the cases differ by as much as the tolerance.
     assert!(peaks[1] < 0.82 * peaks[0] && peaks[2] > 1.12 * peaks[0], "{peaks:?}");
-    // the program itself is almost half of what is planned with packed weights, and grows with what it can do
+    // with packed weights the program itself is almost half of the plan, and it grows with its features
     assert!(peaks[3] < 0.65 * peaks[1], "{peaks:?}");
     Ok(())
 }
 
-/// A plan takes the memory of a plan, whatever it is of: eight billion trained parameters are 112 GB.
+/// Planning takes little memory itself, even for eight billion trained parameters, which are 112 GB.
 #[test]
 fn a_plan_of_full_fine_tuning_allocates_nothing_and_recommends_what_can_be_run() -> Result {
     let shape = oracle("../../recipes/sizes/llama-3-8b.json");
@@ -85,7 +85,7 @@ fn a_plan_of_full_fine_tuning_allocates_nothing_and_recommends_what_can_be_run()
     let planned = json_of([plan.clone(), args!["--tflops", "1"]].concat())?;
     let trained = number(&planned["step"]["trainable_parameters"])?;
     assert!(trained > 8e9, "{planned}");
-    // gradients in bf16; both moments and the copies that take the steps in f32
+    // gradients in bf16; both moments and the master weights in f32
     let memory = &planned["step"]["memory"];
     assert_eq!(number(&memory["optimizer"])?, 14.0 * trained);
     assert_eq!(number(&memory["weights"])?, 2.0 * trained);

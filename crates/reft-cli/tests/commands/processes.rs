@@ -166,7 +166,7 @@ fn processes_that_were_started_otherwise_are_refused() -> Result {
     Ok(())
 }
 
-/// All begin with the first process's adapter, whatever they were told to begin with; one of another form is refused.
+/// All processes start from the first one's adapter, whatever their own `--init-adapter` is. An adapter of another rank is refused.
 #[test]
 fn an_adapter_to_begin_with_is_that_of_the_first_process() -> Result {
     let dir = tempfile::tempdir()?;
@@ -207,7 +207,7 @@ fn an_adapter_to_begin_with_is_that_of_the_first_process() -> Result {
     Ok(())
 }
 
-/// Who comes late is waited for.
+/// The run waits for a late process.
 #[test]
 fn a_process_that_comes_late_takes_part() -> Result {
     let dir = tempfile::tempdir()?;
@@ -221,7 +221,7 @@ fn a_process_that_comes_late_takes_part() -> Result {
     Ok(())
 }
 
-/// Nobody waits for longer than the time limit for one that never comes.
+/// No process waits longer than the time limit for a missing one.
 #[test]
 fn a_process_that_never_comes_is_named_by_the_one_that_tells() -> Result {
     let dir = tempfile::tempdir()?;
@@ -287,7 +287,7 @@ fn a_run_starts_its_own_processes_and_goes_on_with_as_many() -> Result {
     assert_eq!(run.code, Some(1), "{run:?}");
     assert_eq!(run.stderr.matches("rank 1 of 2 processes").count(), 1, "told once: {run:?}");
     assert!(run.stderr.contains("rank 1: error: it was ended by signal 9"), "{run:?}");
-    // how many they are is one of the run's options
+    // the number of processes is one of the saved options
     let resumed: Vec<OsString> = args!["train", "--resume", "--output", killed];
     let run: Run = begin(resumed)?.wait_with_output()?.into();
     assert_eq!(run.code, Some(0), "{run:?}");
@@ -325,7 +325,7 @@ fn a_signal_to_the_one_that_started_them_stops_all_once() -> Result {
     Ok(())
 }
 
-/// A process without its launcher ends; nobody else could end it.
+/// Processes end after their launcher, because nothing else would end them.
 #[test]
 fn when_the_one_that_started_them_is_killed_all_end_with_a_checkpoint() -> Result {
     let dir = tempfile::tempdir()?;
@@ -334,7 +334,7 @@ fn when_the_one_that_started_them_is_killed_all_end_with_a_checkpoint() -> Resul
     wait_for_step(&mut process, &output, 11)?;
     let children = children(&process)?;
     process.kill()?;
-    let run: Run = process.wait_with_output()?.into(); // until the first one has closed what it wrote to
+    let run: Run = process.wait_with_output()?.into(); // until the first one has closed the pipes
     assert!(run.stderr.contains("the launcher of the run's 2 processes"), "{run:?}");
     let started = Instant::now();
     while children.iter().any(|pid| Path::new(&format!("/proc/{pid}")).exists()) {

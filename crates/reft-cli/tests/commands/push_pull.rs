@@ -25,7 +25,7 @@ fn with_hub(endpoint: &str, dir: &Path, words: Vec<OsString>) -> Result<Run> {
     Ok(run)
 }
 
-/// An adapter directory with what a run leaves beside it.
+/// An adapter directory with the other files of a run.
 fn adapter(dir: &Path) -> Result<PathBuf> {
     let adapter = dir.join("adapter");
     fs::create_dir_all(adapter.join("checkpoint"))?;
@@ -43,7 +43,7 @@ fn no_other(_: &Request) -> Option<Answer> {
     None
 }
 
-/// Decodes base64, so that what is checked is not made with what makes it.
+/// Decodes base64 without the program's own code, for an independent check.
 fn decoded(text: &str) -> Vec<u8> {
     let value = |c: u8| match c {
         b'A'..=b'Z' => u32::from(c - b'A'),
@@ -112,7 +112,7 @@ fn an_adapter_is_published_in_one_commit() -> Result {
         ]
     );
     for request in &requests {
-        // the token is for the hub alone, not for where large files are stored
+        // the token is for the hub alone, not for the store of large files
         let token = request.headers.get("authorization").map(String::as_str);
         let is_store = request.path == store;
         assert_eq!(
@@ -159,7 +159,7 @@ fn an_adapter_is_published_in_one_commit() -> Result {
         }
     }
 
-    // everything, on the main branch, which needs no making; a link leads out of the directory
+    // --all, on the main branch, which exists; the link out of the directory is left out
     #[cfg(unix)]
     std::os::unix::fs::symlink(oracle("tiny_io.json"), adapter.join("link.json"))?;
     let all = args!["push", adapter, "org/name", "--all"];
@@ -253,7 +253,7 @@ fn what_the_hub_refuses_is_told_in_a_line() -> Result {
         let commits = hub.requests().into_iter().filter(|own| own.path.contains("/commit/"));
         assert_eq!(commits.count() > 0, path == "/commit/", "{reason}");
     }
-    // one that is there is no error
+    // an existing repository is no error
     let there = |request: &Request| {
         (request.path == "/api/repos/create").then(|| Some((409, b"{}".to_vec())))
     };
@@ -299,7 +299,7 @@ fn an_adapter_is_pulled_and_named_where_directories_are() -> Result {
         assert!(!asked.iter().any(|own| own.contains(path)), "{path}: {asked:?}");
     }
 
-    // a name is a directory's equal, with the hub and from its cache
+    // a hub name works like a directory, with the hub and from its cache
     let model = oracle("tiny_llama");
     let input = dir.path().join("in.json");
     fs::write(&input, r#"{"input_ids": [[5, 9, 14, 77]]}"#)?;

@@ -19,7 +19,7 @@ const RECIPES: [&str; 9] = [
     "ultrafeedback",
 ];
 
-/// Layers, steps and held-out examples fit a tiny model and a small file; everything else is the recipe's.
+/// Layers, steps and held-out examples are changed to fit a tiny model and a small file; the recipe sets all other options.
 #[test]
 fn every_training_recipe_is_a_run() -> Result {
     let dir = tempfile::tempdir()?;
@@ -49,7 +49,7 @@ fn every_training_recipe_is_a_run() -> Result {
     Ok(())
 }
 
-/// Model, steps and held-out examples are others; everything else is the recipe's.
+/// Model, steps and held-out examples are changed; the recipe sets all other options.
 #[test]
 fn every_recipe_of_glue_is_a_run() -> Result {
     let dir = tempfile::tempdir()?;

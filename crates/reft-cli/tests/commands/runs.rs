@@ -12,7 +12,7 @@ use crate::Result;
 pub fn command<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_reft"));
     command.args(args).env("OMP_NUM_THREADS", "1").env("HF_HUB_OFFLINE", "1");
-    // digests of test models are no business of the user's cache
+    // keeps digests of test models out of the user's cache
     command.env("XDG_CACHE_HOME", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
     command
 }
@@ -38,7 +38,7 @@ pub fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Result<Run> {
     Ok(command(args).output()?.into())
 }
 
-/// The refusal of a command line, found in this process before anything is done.
+/// Runs a command line in this process, for one that is refused before any work.
 pub fn refuse<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Run {
     let args = args.into_iter().map(|arg| arg.as_ref().to_owned());
     let (code, said) = reft_cli::ending(args);
@@ -68,7 +68,7 @@ macro_rules! args {
 }
 pub(crate) use args;
 
-/// The words of a command line without those flags that are given again after them: a good run's, which a test changes.
+/// Removes flags that the command line gives again later, so that a test can override the flags of a good run.
 pub fn overridden(words: Vec<OsString>) -> Vec<OsString> {
     let is_flag = |word: &OsString| word.to_string_lossy().starts_with("--");
     let mut kept: Vec<Vec<OsString>> = Vec::new(); // a flag and its value

@@ -17,7 +17,7 @@ use crate::conversations::{PLAIN, chat_model};
 use crate::interruption::send;
 use crate::runs::{args, command};
 
-/// How long a server may take for what takes it a second.
+/// Time limit for actions that take a server about a second.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How often a fault is tried: `few` in every run of the tests, `all` by `cargo xtask serve-check --faults`.
@@ -43,7 +43,7 @@ pub struct Served {
     /// `127.0.0.1:PORT`.
     pub address: String,
     log: Arc<Mutex<String>>,
-    /// Reads what it says, to its end.
+    /// Reads the server's stderr to its end.
     reader: Option<JoinHandle<()>>,
 }
 
@@ -218,13 +218,13 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
-        // it may have ended by itself
+        // an error means that it has ended already
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// A client that takes every status for an answer.
+/// A client for which no HTTP status is an error.
 pub fn agent() -> ureq::Agent {
     ureq::Agent::config_builder()
         .http_status_as_error(false)
@@ -261,7 +261,7 @@ pub struct EventStream {
 }
 
 impl EventStream {
-    /// The next event; none at the end.
+    /// The next event; `None` at the end.
     ///
     /// # Errors
     /// If the connection ends before the stream says that it is done.

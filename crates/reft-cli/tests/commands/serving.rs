@@ -77,7 +77,7 @@ fn replies_of_base_and_adapters_in_one_batch_are_those_of_generate() -> Result {
     assert_eq!(reply["choices"][0]["message"]["role"], "assistant");
     assert_eq!((&reply["object"], &reply["model"]), (&json!("chat.completion"), &json!("one")));
     assert_eq!(reply["usage"]["completion_tokens"], 9);
-    // half an adapter is neither it nor none
+    // strength 0.5 differs from strengths 0 and 1
     let at = |strength: f64| {
         let reft = json!({"adapters": [{"name": "one", "strength": strength}]});
         served.reply(COMPLETIONS, &json!({"model": "tiny", "prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": 5, "reft": reft}))
@@ -87,7 +87,7 @@ fn replies_of_base_and_adapters_in_one_batch_are_those_of_generate() -> Result {
     let base = json!({"model": "tiny", "prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": 5});
     assert_eq!(none, top(&served.reply(COMPLETIONS, &base)?));
     assert!(half != none && half != whole && none != whole, "{none} {half} {whole}");
-    // a subspace of two of its coordinates is another edit
+    // a subspace of one coordinate is another edit
     let reft = json!({"adapters": [{"name": "one", "subspace": [0]}]});
     let mut part = base.clone();
     part["reft"] = reft;
@@ -117,7 +117,7 @@ fn joined(events: &[Value]) -> BTreeMap<u64, (String, Vec<Value>, Value)> {
     all
 }
 
-/// The same to the rounding of scores, which depends on what is computed with them: f32, measured 5e-6 of numbers up to 7.
+/// Equal up to the rounding of scores, which depends on the rest of the batch: f32, measured 5e-6 for numbers up to 7.
 fn assert_alike(found: &Value, expected: &Value) {
     let list = |value: &Value| value.as_array().cloned();
     let fields = |value: &Value| value.as_object().cloned();
@@ -259,7 +259,7 @@ fn log_probabilities_are_those_of_logits() -> Result {
         let last = &data[data.len() - 128..];
         let sum = last.iter().map(|x| f64::from(*x).exp()).sum::<f64>().ln();
         let expected: Vec<f32> = last.iter().map(|x| (f64::from(*x) - sum) as f32).collect();
-        // penalties and temperature change what is drawn, and not what is told
+        // penalties and temperature change the sampled token, not the reported log-probabilities
         let body = json!({"model": name, "prompt": prompt, "max_tokens": 1, "temperature": 0.7, "seed": 1,
             "repetition_penalty": 1.2, "logprobs": 9});
         let reply = served.reply(COMPLETIONS, &body)?;
@@ -328,7 +328,7 @@ fn templates_have_tools_and_the_variables_that_an_adapter_was_trained_with() -> 
         prompt_tokens(json!({"model": "loud", "chat_template_kwargs": {"loud": false}}))?,
         4
     );
-    // a reply that asks for no length ends where the context does
+    // a request without max_tokens ends at the end of the context
     let mut endless = body.clone();
     endless.as_object_mut().into_iter().for_each(|own| drop(own.remove("max_tokens")));
     endless["ignore_eos"] = json!(true);
@@ -338,7 +338,7 @@ fn templates_have_tools_and_the_variables_that_an_adapter_was_trained_with() -> 
     Ok(())
 }
 
-/// Methods of other kinds than ReFT share a batch: what acts on replies too, and what stands before the prompt.
+/// Methods other than ReFT share a batch: LoRA, which also acts on replies, and tokens before the prompt.
 #[test]
 fn lora_and_prefixes_share_a_batch_and_a_prefix_has_no_strength() -> Result {
     let dir = tempfile::tempdir()?;
@@ -469,7 +469,7 @@ fn edits_are_told_by_token() -> Result {
     assert_eq!(letters, "a prompt of some letters");
     assert_eq!(whole["adapters"], json!([{"name": "edit", "subspace_size": 4}]));
     let (all, double) = (sizes(&whole), sizes(&ask(2.0)?));
-    // the adapter edits the first and the last tokens of a prompt, so many of each
+    // the adapter edits some of the first and of the last tokens of a prompt
     let edited: Vec<bool> = all.iter().map(|size| *size > 0.0).collect();
     let first = edited.iter().take_while(|is| **is).count();
     let last = edited.iter().rev().take_while(|is| **is).count();
@@ -477,7 +477,7 @@ fn edits_are_told_by_token() -> Result {
     assert_eq!(first + last, edited.iter().filter(|is| **is).count(), "{all:?}");
     assert!(double[0] > all[0], "a larger strength is a larger edit: {all:?} {double:?}");
     assert_eq!(sizes(&ask(0.0)?), vec![0.0; all.len()]);
-    // a chat has its template's tokens, and a name means what it means elsewhere
+    // a chat includes its template's tokens, with an adapter's name and with the base model's
     let messages = json!([{"role": "user", "content": "hi"}]);
     let chat =
         served.reply(EDITS, &json!({"model": "edit", "messages": messages, "stream": true}))?;

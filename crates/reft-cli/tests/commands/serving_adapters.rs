@@ -65,7 +65,7 @@ fn adapters_are_loaded_replaced_and_unloaded_while_requests_use_them() -> Result
     assert_ne!(base, first);
     assert_eq!(served.number("reft_adapters_loaded")?, 1.0);
 
-    // what cannot be loaded, and what the answer says; none tells a path of the machine
+    // adapters that cannot be loaded, and the words of the answer, which names no path of the machine
     let outside = dir.path().join("outside").to_string_lossy().into_owned();
     let load = |name: &str, path: &str| {
         served.post("/v1/load_lora_adapter", &json!({"lora_name": name, "lora_path": path}))
@@ -98,7 +98,7 @@ fn adapters_are_loaded_replaced_and_unloaded_while_requests_use_them() -> Result
     );
     assert_eq!(served.text(&body("first"))?, first, "what failed changed nothing");
 
-    // replaced under requests: each reply is of one of them, whole
+    // replaced during requests: each reply is wholly of the old or of the new adapter
     assert_eq!(load("second", "versions/second")?.status, 200);
     let second = served.text(&body("second"))?;
     assert!(second != first && second != base);
@@ -133,7 +133,7 @@ fn adapters_are_loaded_replaced_and_unloaded_while_requests_use_them() -> Result
         Ok(())
     })?;
 
-    // unloaded while a long reply uses it: the reply goes on, new ones are refused, memory is free when it is done
+    // unloaded during a long reply: the reply goes on, new requests are refused, and memory is free after the reply
     let long = json!({"model": "second", "prompt": "The ocean is", "max_tokens": 1500, "temperature": 1, "seed": 1, "ignore_eos": true});
     let mut stream = served.stream(COMPLETIONS, &long)?;
     stream.next()?;
@@ -192,7 +192,7 @@ fn weights_are_no_adapter() -> Result {
     let train = args!["train", "--model", model, "--data", data, "--output", full];
     succeed([train, method.map(OsString::from).to_vec()].concat())?;
     let expected = "adapter full of method full is the model's weights, which all requests share; merge it with `reft export` and serve the merged model";
-    // one that is asked for is refused alone
+    // a request for it is refused, and others are served
     let served = Served::start(&model, &args!["--adapters-dir", root, "--allow-load"])?;
     let base = served.text(&body("tiny"))?;
     let (status, message, param) = error(&served.post(COMPLETIONS, &body("full"))?)?;
@@ -201,7 +201,7 @@ fn weights_are_no_adapter() -> Result {
     let (status, message, _) = error(&served.post("/v1/adapters", &load)?)?;
     assert_eq!((status, message), (400, expected.replacen("full", "other", 1)));
     assert_eq!(served.text(&body("tiny"))?, base);
-    // and with one that is named at the start, no server begins
+    // with it in --adapter, the server does not start
     let named = OsString::from(format!("full={}", full.display()));
     let refused = run(args!["serve", "--model", model, "--port", "0", "--adapter", named])?;
     assert_eq!(refused.code, Some(1));

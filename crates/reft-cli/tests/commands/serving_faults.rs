@@ -1,5 +1,5 @@
 //! `reft serve`: clients that do everything wrong, and a server that is killed, too small or too busy. Here few of each;
-//! `cargo xtask serve-check --faults` takes as many as [`many`] says. Every client has a time limit, so what hangs fails.
+//! `cargo xtask serve-check --faults` takes as many as [`many`] says. Every client has a time limit, so that a hang is a failure.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -63,7 +63,7 @@ fn assert_unharmed(served: &mut Served, reply: &str) -> Result {
     Ok(())
 }
 
-/// A body that is wrong somewhere, as a rule.
+/// A random body, which is usually invalid.
 fn malformed_body(path: &str, random: &mut StdRng) -> Vec<u8> {
     let values = [
         json!(null),
@@ -205,7 +205,7 @@ fn clients_that_vanish_make_room() -> Result {
         body["stream"] = json!(random.random::<bool>());
         let text = request(&served, COMPLETIONS, &body.to_string());
         let mut stream = connect(&served)?;
-        // some go before their request is whole, some while they wait, some amid their reply
+        // some clients leave before their request is whole, some while they wait, some during the reply
         let sent =
             if random.random_ratio(1, 4) { random.random_range(1..text.len()) } else { text.len() };
         stream.write_all(&text.as_bytes()[..sent])?;
@@ -215,7 +215,7 @@ fn clients_that_vanish_make_room() -> Result {
         }
     }
     assert_unharmed(&mut served, &reply)?;
-    // all eight places are there
+    // all eight rows are free
     let mut all = long(5);
     all["n"] = json!(8);
     let whole = served.reply(COMPLETIONS, &all)?;
@@ -231,7 +231,7 @@ fn slow_readers_hold_up_nobody_and_not_for_ever() -> Result {
     let more = args!["--rows", "8", "--time-limit", "3"];
     let mut served = Served::start(&talking_model(dir.path())?, &more)?;
     let reply = served.text(&short())?;
-    // more bytes than buffers take
+    // more bytes than the buffers hold
     let mut body = long(8000);
     body["stream"] = json!(true);
     body["logprobs"] = json!(20);
@@ -247,7 +247,7 @@ fn slow_readers_hold_up_nobody_and_not_for_ever() -> Result {
     for _ in 0..many(5, 50) {
         assert_eq!(served.text(&short())?, reply, "others are held up");
     }
-    // who reads slowly gets all of it
+    // a slow reader gets the whole reply
     let mut slow = served.stream(COMPLETIONS, &long(40))?;
     let mut events = 0;
     while slow.next()?.is_some() {
@@ -255,10 +255,10 @@ fn slow_readers_hold_up_nobody_and_not_for_ever() -> Result {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert!(events > 20, "{events} events");
-    // who reads nothing is cut off: its end comes without an end of the stream
+    // a client that reads nothing is cut off before the end of its stream
     served.wait_for_number("reft_requests_in_flight", 0.0)?;
     let limit = Duration::from_secs(8).saturating_sub(since.elapsed());
-    std::thread::sleep(limit); // the limit of the reply, then that of a connection which takes nothing
+    std::thread::sleep(limit); // the limit of the reply, then the limit of a stuck connection
     for stream in &mut stuck {
         let answer = read_to_end(stream)?;
         assert!(!answer.contains("[DONE]"), "all of it fitted into buffers: {}", answer.len());
@@ -311,7 +311,7 @@ fn oversized_bodies_are_refused_before_they_are_read() -> Result {
             let answer = read_to_end(&mut stream)?;
             assert!(answer.starts_with("HTTP/1.1 413"), "{length}: {answer}");
         }
-        // nobody says how long this one is
+        // a chunked body has no content-length
         let mut stream = connect(&served)?;
         let head = format!(
             "POST {CHAT} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -355,7 +355,7 @@ fn many_connections_are_answered() -> Result {
     assert_unharmed(&mut served, &reply)
 }
 
-/// A client of a busy server: whether its reply came, or it was told that there is no room.
+/// A client of a busy server: whether its reply came, or it was refused for lack of room.
 fn ask_of_busy(served: &Served, tokens: usize) -> Result<bool> {
     let answer = served.post(COMPLETIONS, &long(tokens))?;
     match (answer.status, answer.json()?) {
@@ -371,7 +371,7 @@ fn ask_of_busy(served: &Served, tokens: usize) -> Result<bool> {
     }
 }
 
-/// Clients at the same time: how many were replied to, and how many told that there is no room.
+/// Clients at the same time: the number of replies, and the number of refusals for lack of room.
 fn busy(served: &Served, clients: u32, each: u32, tokens: usize) -> Result<(usize, usize)> {
     let asked = std::thread::scope(|scope| {
         let ask = move || {
@@ -413,7 +413,7 @@ fn replies_wait_where_keys_and_values_have_no_room() -> Result {
     assert_unharmed(&mut served, &reply)
 }
 
-/// The view of a client of a server that ends.
+/// The outcome for a client of a server that shuts down.
 enum Saw {
     /// A whole reply, or that the server ends.
     AnAnswer,
@@ -429,7 +429,7 @@ fn ask_of_ending(served: &Served, id: &str, is_stream: bool) -> Result<Saw> {
         agent().post(served.url(COMPLETIONS)).header("x-request-id", id).send(body.to_string());
     let Ok(mut answer) = asked else { return Ok(Saw::Nothing) };
     let status = answer.status().as_u16();
-    let text = answer.body_mut().read_to_string()?; // what has begun has an end
+    let text = answer.body_mut().read_to_string()?; // an answer that has begun is complete
     let is_told = |text: &str| text.contains("shutting_down");
     let is_whole =
         if is_stream { text.ends_with("data: [DONE]\n\n") } else { text.contains("\"usage\"") };
@@ -445,7 +445,7 @@ fn nobody_is_cut_in_silence_when_a_busy_server_ends() -> Result {
     let dir = tempfile::tempdir()?;
     let model = talking_model(dir.path())?;
     for round in 0..many(2, 30) {
-        // every other one has no time left for those in flight
+        // every second server gives requests in flight no time
         let grace = if round.is_multiple_of(2) { "60" } else { "0" };
         let mut served =
             Served::start(&model, &args!["--rows", "4", "--queue", "64", "--grace", grace])?;
@@ -473,7 +473,7 @@ fn nobody_is_cut_in_silence_when_a_busy_server_ends() -> Result {
         })?;
         assert_eq!(served.code()?, Some(0), "{}", served.log());
         let log = served.last_words()?;
-        // who saw no answer was not let in
+        // a request without an answer was not accepted, so it is not in the log
         let cut: Vec<&String> = unanswered.iter().filter(|id| log.contains(*id)).collect();
         assert!(cut.is_empty(), "cut without a word: {cut:?}\n{log}");
         assert!(log.contains("client-"), "the test has no power:\n{log}");
@@ -494,14 +494,14 @@ fn adapters_whose_files_go_or_are_half_written_harm_nobody_else() -> Result {
         body["model"] = json!(name);
         served.post(COMPLETIONS, &body)
     };
-    // somebody is replied to all the time
+    // another client's reply goes on all the time
     let mut other = served.stream(COMPLETIONS, &long(4000))?;
     other.next()?;
     let files =
         std::fs::read_dir(&whole)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
     let mut refused = 0;
     for i in 0..many(24, 500) {
-        // a file of the adapter is not there, or ends anywhere
+        // one file of the adapter is truncated or missing
         let name = format!("half-{i}");
         let half = root.join(&name);
         std::fs::create_dir(&half)?;
@@ -528,21 +528,21 @@ fn adapters_whose_files_go_or_are_half_written_harm_nobody_else() -> Result {
             answer.status == 200,
             "{name}"
         );
-        // its other files come: it can be used, and is whole
+        // with complete files the adapter can be used
         for file in &files {
             std::fs::copy(file, half.join(file.file_name().ok_or("no name")?))?;
         }
         assert_eq!(served.post("/v1/adapters", &load)?.status, 200, "{name}");
         let now = with(&name)?;
         assert_eq!(now.status, 200, "{name}: {}", now.text);
-        // its files go: who has been read stays, who has to be read again is refused
+        // without its files a loaded adapter stays; to load it again is refused
         std::fs::remove_dir_all(&half)?;
         assert_eq!(with(&name)?.status, 200, "{name}");
         assert_eq!(served.delete(&format!("/v1/adapters/{name}"))?.status, 200);
         assert_eq!(with(&name)?.status, 404, "{name}");
     }
     assert!(refused as u32 > many(24, 500) / 2, "the test has no power: {refused} were refused");
-    // nobody is listed of a directory that is there no more
+    // no adapter of a removed directory is listed
     std::fs::remove_dir_all(&root)?;
     assert_eq!(served.get("/v1/models")?.json()?["data"].as_array().map(Vec::len), Some(1));
     assert_eq!(with("half-0")?.status, 404);

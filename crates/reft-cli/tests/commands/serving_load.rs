@@ -15,7 +15,7 @@ use crate::serving_adapters::copied;
 
 const COMPLETIONS: &str = "/v1/completions";
 
-/// A reply that depends on the adapter in all of its length, and is the same each time.
+/// A request whose whole reply depends on the adapter, and is the same each time.
 fn body(model: &str) -> Value {
     json!({"model": model, "prompt": "The ocean is", "max_tokens": 40, "temperature": 0})
 }
@@ -64,7 +64,7 @@ fn an_adapter_that_is_swapped_under_load_is_wholly_the_old_or_the_new_one() -> R
         let swapped = (0..swaps).try_for_each(|i| {
             let now = (i as usize + 1) % 2;
             load(served, "both", ["first", "second"][now])?;
-            // who asks from now on has the new one
+            // later requests get the new adapter
             assert_eq!(served.text(&body("both"))?, expected[now], "after swap {i}");
             Ok(())
         });
@@ -83,13 +83,13 @@ fn an_adapter_that_is_swapped_under_load_is_wholly_the_old_or_the_new_one() -> R
     let of = |which: usize| replies.iter().filter(|reply| **reply == &expected[which]).count();
     eprintln!("{swaps} swaps, {} replies of one and {} of the other", of(0), of(1));
     assert!(of(0) > 0 && of(1) > 0, "the test has no power");
-    // who was replaced is dropped
+    // replaced adapters are dropped
     served.wait_for_number("reft_requests_in_flight", 0.0)?;
     served.wait_for_number("reft_adapters_loaded", 3.0)
 }
 
-/// Memory of a process that is its own, and that of files which it has mapped, in kB. The system takes and brings pages of files as it likes,
-/// and code that runs for the first time adds some.
+/// Anonymous memory of the server, and memory of its mapped files, in kB. The memory of files varies: the system evicts and loads their pages
+/// as it likes, and code that runs for the first time adds some.
 fn memory(served: &Served) -> Result<[f64; 2]> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", served.process.id()))?;
     let number = |name: &str| -> Result<f64> {
@@ -99,8 +99,8 @@ fn memory(served: &Served) -> Result<[f64; 2]> {
     Ok([number("RssAnon:")?, number("RssFile:")?])
 }
 
-/// One of the things that clients do, in turn: replies whole and streamed, of base and adapters, long and short; adapters that are swapped;
-/// clients that go, and those who are wrong.
+/// Client action number `i`: whole and streamed replies, of base and adapters, long and short; swaps of adapters; clients that leave; invalid
+/// requests.
 fn act(served: &Served, i: usize) -> Result {
     let adapter = ["tiny", "first", "second", "both"][i % 4];
     let mut body = json!({"model": adapter, "max_tokens": 8 + i % 90, "temperature": 1, "seed": i});
@@ -108,7 +108,7 @@ fn act(served: &Served, i: usize) -> Result {
     match i % 11 {
         0 => load(served, "both", ["first", "second"][i / 11 % 2]),
         1 | 2 => served.events(COMPLETIONS, &body).map(drop),
-        3 => served.stream(COMPLETIONS, &body)?.next().map(drop), // and goes
+        3 => served.stream(COMPLETIONS, &body)?.next().map(drop), // the client leaves
         4 => {
             body["temperature"] = json!("hot");
             served.post(COMPLETIONS, &body).map(drop)
@@ -136,7 +136,7 @@ fn memory_stays_what_it_was() -> Result {
         Served::start(&model, &args!["--adapters-dir", root, "--allow-load", "--rows", "8"])?;
     load(&served, "both", "first")?;
     let next = AtomicUsize::new(0);
-    // measured where nothing is in flight: what a batch takes is not what stays
+    // measured with no request in flight, because a batch's memory is temporary
     let memory_after = |time: Duration| -> Result<[f64; 2]> {
         let since = Instant::now();
         let ask = || -> std::result::Result<(), String> {
@@ -154,7 +154,7 @@ fn memory_stays_what_it_was() -> Result {
         })?;
         served.wait_for_number("reft_requests_in_flight", 0.0)?;
         served.wait_for_number("reft_adapters_loaded", 3.0)?;
-        std::thread::sleep(Duration::from_secs(2)); // the allocator gives back what is free
+        std::thread::sleep(Duration::from_secs(2)); // the allocator returns free memory
         memory(&served)
     };
     let [before, files] = memory_after(warm)?;

@@ -1,4 +1,4 @@
-//! `reft serve`: what is refused, limits, clients that go, and the end.
+//! `reft serve`: refusals, limits, clients that leave, and shutdown.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -85,7 +85,7 @@ fn what_is_not_supported_is_refused_by_name() -> Result {
         assert_eq!(error["type"], "invalid_request_error");
         assert!(answer.request_id.is_some_and(|id| id.len() == 32));
     }
-    // what says nothing of the reply is passed over
+    // fields that do not affect the reply are ignored
     let mut body = chat.clone();
     body["user"] = json!("someone");
     body["metadata"] = json!({"a": "b"});
@@ -93,7 +93,7 @@ fn what_is_not_supported_is_refused_by_name() -> Result {
     body["presence_penalty"] = json!(0.0);
     body["response_format"] = json!({"type": "text"});
     served.reply(CHAT, &body)?;
-    // a turn that is not opened is a shorter prompt
+    // without the opening of the reply's turn the prompt is shorter
     let prompt_tokens = |body: &Value| -> Result<Value> {
         Ok(served.reply(CHAT, body)?["usage"]["prompt_tokens"].clone())
     };
@@ -128,7 +128,7 @@ fn what_is_not_supported_is_refused_by_name() -> Result {
             answer.text
         );
     }
-    // what cannot begin is no stream, but an answer with its status
+    // a stream that cannot begin is an answer with an error status
     let mut stream = chat.clone();
     stream["stream"] = json!(true);
     stream["max_tokens"] = json!(20000);
@@ -216,7 +216,7 @@ fn a_full_queue_is_told_and_who_goes_makes_room() -> Result {
     let served = Served::start(&model, &args!["--rows", "1", "--queue", "1"])?;
     let mut first = served.stream(COMPLETIONS, &long(15000))?;
     first.next()?;
-    // by hand, as its answer does not begin before its turn
+    // a raw request, because its answer does not begin before its turn
     let body = long(15000).to_string();
     let length = body.len();
     let waiting = served.raw(&format!(
@@ -252,7 +252,7 @@ fn a_server_that_is_to_end_finishes_what_it_has_begun() -> Result {
     let mut stream = served.stream(COMPLETIONS, &long(1500))?;
     stream.next()?;
     let head = format!("GET /health HTTP/1.1\r\nhost: {}\r\n", served.address);
-    kept.write_all(head.as_bytes())?; // a request that is half sent when the end is asked for
+    kept.write_all(head.as_bytes())?; // half of a request, before the shutdown begins
     served.terminate()?;
     served.wait_for("no new requests")?;
     kept.write_all(b"\r\n")?;
@@ -266,7 +266,7 @@ fn a_server_that_is_to_end_finishes_what_it_has_begun() -> Result {
     assert_eq!(last.ok_or("no event")?["choices"][0]["finish_reason"], "length");
     assert_eq!(served.code()?, Some(0));
 
-    // without time left, it is told
+    // with --grace 0 the client gets an error event
     let mut served = Served::start(&model, &args!["--grace", "0"])?;
     let mut stream = served.stream(COMPLETIONS, &long(15000))?;
     stream.next()?;
@@ -280,7 +280,7 @@ fn a_server_that_is_to_end_finishes_what_it_has_begun() -> Result {
     };
     assert_eq!(told["error"]["code"], "shutting_down");
     assert_eq!(served.code()?, Some(0));
-    // and who takes too long
+    // a request past --time-limit gets an error
     let served = Served::start(&model, &args!["--time-limit", "1"])?;
     let answer = served.post(COMPLETIONS, &long(16000))?;
     assert_eq!((answer.status, &answer.json()?["error"]["code"]), (503, &json!("timeout")));

@@ -43,7 +43,7 @@ fn a_training_run_has_its_directory_alone() -> Result {
     assert_eq!(losses(&output)?.len(), 400);
     assert!(!output.join(".lock").exists());
 
-    // a killed run locks nobody out, and what it left stays even if the next one fails
+    // a killed run leaves no lock, and its files stay even if the next run fails
     let killed = dir.path().join("killed");
     let mut first = start(train(&killed, "400", &["--checkpoint-every", "0"]))?;
     wait_for_step(&mut first, &killed, 3)?;
@@ -64,7 +64,7 @@ fn a_training_run_has_its_directory_alone() -> Result {
     Ok(())
 }
 
-/// Lines of what is said that tell of a cell that is run.
+/// Number of cells that a run has computed, from its messages.
 fn cells_run(run: &Run) -> usize {
     let lines = run.stderr.lines().filter(|line| line.starts_with('['));
     lines.filter(|line| !line.contains("finished before")).count()
@@ -82,7 +82,7 @@ fn comparisons_share_out_their_cells() -> Result {
         assert!(ended.stdout.contains("| lora |"), "{}", ended.stdout);
         all += cells_run(&ended);
     }
-    // the base model; of each method the rate that is tried and its test
+    // the base model; for each of two methods, the trial of its rate and its test
     assert_eq!(all, 1 + 2 * 2);
     let report: Value = serde_json::from_slice(&fs::read(output.join("report.json"))?)?;
     assert_eq!(report["complete"], true);
@@ -98,7 +98,7 @@ fn another_comparison_does_not_get_between() -> Result {
     let dir = bench()?;
     let output = dir.path().join("out");
     succeed(compare(dir.path(), &output))?;
-    // as if a process were at a cell
+    // as if a process computed this cell
     fs::write(output.join("cells/base/.claim"), "another")?;
     let config = dir.path().join("compare.toml");
     let text = fs::read_to_string(&config)?;
@@ -155,7 +155,7 @@ fn cells_of_a_killed_comparison_end_and_are_another_s() -> Result {
     wait_until(&|| Ok(children(&output)? == 0))?;
     assert!(claim.exists());
     let file = fs::OpenOptions::new().write(true).open(&claim)?;
-    file.set_modified(SystemTime::now() - Duration::from_secs(60))?; // as it is a minute later
+    file.set_modified(SystemTime::now() - Duration::from_secs(60))?; // a claim that is a minute old
     let second = succeed(compare(dir.path(), &output))?;
     assert_eq!((second.stderr.matches("finished before").count(), cells_run(&second)), (1, 4));
     Ok(())

@@ -1,4 +1,4 @@
-//! Faults by the hundred, which `cargo xtask soak` runs: they take minutes, and prove what is proved once in the other modules.
+//! Faults by the hundred, run by `cargo xtask soak` for minutes. The other modules test each kind of fault once.
 
 use std::ffi::OsString;
 use std::fs;
@@ -21,7 +21,7 @@ fn times() -> Result<u32> {
     Ok(std::env::var("REFT_SOAK_TIMES").unwrap_or_else(|_| "70".to_owned()).parse()?)
 }
 
-/// A moment within `whole`; those of all `i` lie evenly, whatever their number.
+/// Moment number `i` within `whole`. The moments are evenly spread, for any number of them.
 fn moment(i: u32, whole: Duration) -> Duration {
     whole.mul_f64((f64::from(i) * 0.618_033_988_75).fract())
 }
@@ -36,7 +36,7 @@ fn killed_at(mut child: Child, moment: Duration) -> Result<Run> {
     Ok(child.wait_with_output()?.into())
 }
 
-/// Files under their final names that are not whole.
+/// Asserts that the files under their final names are complete.
 fn assert_files_are_whole(dir: &Path) -> Result {
     for path in listing(dir)? {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -59,7 +59,7 @@ fn assert_files_are_whole(dir: &Path) -> Result {
     Ok(())
 }
 
-/// The step that a resumed run says it goes on after.
+/// The step after which a resumed run continues, from its messages.
 fn goes_on_after(run: &Run) -> Option<u64> {
     let (_, rest) = run.stderr.split_once("going on after ")?;
     rest.split(|c: char| !c.is_ascii_digit()).find(|digits| !digits.is_empty())?.parse().ok()
@@ -106,7 +106,7 @@ fn training_is_killed_and_nothing_is_lost() -> Result {
     Ok(())
 }
 
-/// Kills a command that goes on by itself until it has ended a few times, and gives what `result` reads of each end.
+/// Kills and restarts a command that resumes its own work. Returns the values that `result` reads each time the command finishes.
 fn kill_until_ended(
     command: &[OsString],
     output: &Path,
@@ -195,7 +195,7 @@ fn second_signals_crash_nothing() -> Result {
     Ok(())
 }
 
-/// A second start at moments from the first one's start to its first checkpoint.
+/// A second run starts at moments between the first run's start and its first checkpoint.
 #[test]
 #[ignore = "minutes: cargo xtask soak"]
 fn second_starts_do_no_harm() -> Result {
@@ -224,7 +224,7 @@ fn second_starts_do_no_harm() -> Result {
     Ok(())
 }
 
-/// Runs `reft` in a file system of its own of so many blocks, and then again with room; gives both.
+/// Runs `reft` in a file system of its own of size `size`, and then the shell command `then`.
 #[cfg(target_os = "linux")]
 fn on_a_disk(place: &Path, size: &str, words: &[OsString], then: &str) -> Result<Run> {
     let script = format!(
@@ -236,7 +236,7 @@ fn on_a_disk(place: &Path, size: &str, words: &[OsString], then: &str) -> Result
     Ok(command.output()?.into())
 }
 
-/// Every size of the disk from one page to enough: the run ends in one message, and goes on once there is room.
+/// Every size of the disk from one page to enough: the run ends with one message, and can be resumed with more room.
 #[test]
 #[cfg(target_os = "linux")]
 #[ignore = "minutes: cargo xtask soak"]
@@ -248,7 +248,7 @@ fn disks_run_full_at_every_write() -> Result {
     let mut words = training(&data, &output, "7");
     let steps = words.iter().position(|word| word == "160").ok_or("no number of steps")?;
     words[steps] = "40".into();
-    // what is left is gone on with, where there is something to go on with
+    // with more room the run is resumed, if there is one to resume
     let then = format!(
         "mount -o remount,size=64m \"{0}\"; if [ $code != 0 ] && [ -e \"{0}/run/train.toml\" ]; then \"$0\" train --resume --output \"{0}/run\" >&2 || exit 78; fi; if [ $code != 0 ]; then find \"{0}\" -name '*.tmp*' >&2; fi",
         disk.display()
@@ -289,7 +289,7 @@ fn a_directory_that_cannot_be_written_to_is_one_message() -> Result {
     Ok(())
 }
 
-/// A clock that went back leaves files of the future: claims that nobody touches any more end all the same.
+/// A clock that went back leaves files with future times. Claims that nobody renews end all the same.
 #[test]
 #[ignore = "minutes: cargo xtask soak"]
 fn a_clock_that_goes_back_stops_nothing() -> Result {

@@ -56,7 +56,7 @@ fn a_direction_is_kept_as_an_adapter_that_does_the_same() -> Result {
     assert_eq!(said["method"], "steering");
     assert_eq!(said["sites"][0]["layer"], 2);
 
-    // at another layer only if it is said, and taken out
+    // at another layer only with --other-layer; then as an ablation
     let refused = refuse(
         [args!["steer", "--model", model, "--adapter", kept, "--layer", "1"], prompt()].concat(),
     );
@@ -139,8 +139,8 @@ fn strengths_are_calibrated_and_texts_are_read_along_a_direction() -> Result {
     Ok(())
 }
 
-/// The strength that is found does what it does when it is given. The reply has the perplexity that is asked for, or is another one right past
-/// that strength: replies change by whole tokens.
+/// The strength found gives the same reply as `--strength`. The reply has the target perplexity, or changes right past this strength, because
+/// replies change by whole tokens.
 #[test]
 fn strengths_are_found_by_the_perplexity_of_the_reply() -> Result {
     let dir = tempfile::tempdir()?;
@@ -233,7 +233,7 @@ fn directions_are_trained_judged_and_swept() -> Result {
     succeed(trained)?;
     let (r1, trained) = train("r1", steering("reft-r1", &rows));
     succeed(trained)?;
-    // the divergence is of a forward of its own
+    // the divergence is computed by a forward of its own
     let (close, trained) =
         train("close", [steering("reft-r1", &rows), args!["--kl-weight", "0.5"]].concat());
     succeed(trained)?;
@@ -305,7 +305,7 @@ fn directions_are_trained_judged_and_swept() -> Result {
         page.contains("<div class=\"plots\">") && page.contains("<div class=\"scroll\"><table>")
     );
 
-    // what cannot be learned
+    // data and options that cannot be trained
     let one_kind = file("one.jsonl", "{\"text\": \"The dogs are\", \"concept\": 1}\n")?;
     let third = file("third.jsonl", "{\"text\": \"The dogs are\", \"concept\": 2}\n")?;
     for (flags, says) in [

@@ -1,4 +1,4 @@
-//! The template that an adapter was trained with is what every command uses it with.
+//! Every command uses an adapter with the template of its training.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -181,7 +181,7 @@ fn the_first_example_is_shown_as_it_is_trained() -> Result {
     assert!(trained.stderr.contains(said), "{}", trained.stderr);
     let data = write(dir.path().join("instructions.jsonl"), &instructions)?;
     let trained = train(&model, &data, &dir.path().join("lora"), &["--method", "lora"])?;
-    // the tokenizer of the tests has a token that reads <nowhere> for the end of a line
+    // the tests' tokenizer prints the token of a newline as <nowhere>
     let said = "the first example, row 1, «learned»:\n<|im_start|>user\na\n\nb<|im_end|>\n<|im_start|>assistant\n«c<|im_end|>»\n";
     let shown = trained.stderr.replace("<nowhere>", "\n");
     assert!(shown.contains(said), "{}", trained.stderr);

@@ -1,4 +1,4 @@
-//! `reft train`: numbers of the reference, options, and what is written.
+//! `reft train`: the reference's numbers, options, and files written.
 
 use std::fs;
 use std::path::Path;
@@ -249,7 +249,7 @@ fn the_kind_that_auto_means_is_said_and_kept() -> Result {
     let kind = if said.contains("auto: bf16, as") { "bf16" } else { "f32" };
     assert!(said.contains("the processor has") && said.contains(kind), "{said}");
     assert!(kept.contains(&format!("kind = \"{kind}\"")), "{kept}");
-    // whatever this machine would take, a run goes on in its own kind
+    // a resumed run keeps its kind, whatever `auto` means on this machine
     let output = dir.path().join("bf16");
     for further in [["--kind", "bf16", "--max-steps", "1"], ["--kind", "auto", "--max-steps", "2"]]
     {

@@ -1,4 +1,4 @@
-//! The page and the events of a run while it goes on, afterwards, and when it ends.
+//! The page and the event files of a run, during the run and after its end.
 
 use std::ffi::OsString;
 use std::fs;
@@ -59,7 +59,7 @@ fn a_run_ends_when_validations_find_no_lower_loss_and_stays_ended() -> Result {
     let data = many_rows(dir.path(), 12)?;
     let (held_out, output) = (dir.path().join("held_out"), dir.path().join("run"));
     fs::create_dir(&held_out)?;
-    // what is learned of the others makes these worse before long: each token is followed by another one than there
+    // training soon raises the loss of these rows: each token is followed by another token than in the training data
     let row = |i: usize| {
         let ids: Vec<usize> =
             (0..6 + i % 5).map(|t| (7 * i + 13 * t + i * t + 64) % 128).rev().collect();
@@ -142,7 +142,7 @@ fn a_run_shows_its_curves_and_replies_and_two_are_on_one_page() -> Result {
     assert_eq!(losses(&watched)?, losses(&plain)?, "watching changes numbers");
     assert!(said.stderr.contains("step 4: \"z\" → "), "{}", said.stderr);
 
-    // a run that goes on has the replies of one that was never stopped
+    // a resumed run has the replies of an uninterrupted run
     succeed(training(&killed, [args!["--epochs", "1"], watch].concat()))?;
     succeed(args!["train", "--resume", "--output", killed, "--epochs", "2"])?;
     let rows = |run: &Path| -> Result<Vec<Value>> {

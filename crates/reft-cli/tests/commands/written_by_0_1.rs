@@ -13,11 +13,11 @@ use crate::Result;
 use crate::files::{listing, losses};
 use crate::runs::{Run, args, command};
 
-/// Logits, up to 4.9 in size, of three layers of size 16 in f32. The program that wrote them gives them again to the bit where it
-/// wrote them; other processors' kernels sum in another order: with libtorch's and MKL's plain ones, 4.7e-6 from those with AVX2.
+/// Tolerance for logits up to 4.9, of three layers of size 16 in f32. Version 0.1.0 repeats them bit for bit on the machine that wrote
+/// them. Other processors' kernels sum in another order: libtorch's and MKL's plain kernels differ by 4.7e-6 from those with AVX2.
 const LOGITS: f64 = 2e-5;
 
-/// Losses, relative, for the same reason: runs and comparisons differ by 3.7e-7, a method's first eight steps by 1.8e-6.
+/// Relative tolerance for losses, for the same reason: runs and comparisons differ by 3.7e-7, a method's first eight steps by 1.8e-6.
 const LOSSES: f64 = 1e-5;
 
 /// The folder, or something in it.
@@ -131,7 +131,7 @@ fn adapters_are_inspected_as_what_they_were_trained_as() -> Result {
     Ok(())
 }
 
-/// Losses by step, as [`losses`] reads them, from the first step that is expected on.
+/// Asserts losses by step, as [`losses`] reads them, from the first expected step on.
 fn assert_losses(what: &str, found: &[(u64, String)], expected: &[(u64, String)]) -> Result {
     let first = expected.first().ok_or("no losses")?.0;
     let found: Vec<_> = found.iter().filter(|(step, _)| *step >= first).collect();
@@ -167,7 +167,7 @@ fn stopped_runs_go_on_as_they_would_have() -> Result {
     Ok(())
 }
 
-/// Methods that an adapter is called as; others have a word more.
+/// Methods after which an adapter's directory is named. Other directories have a longer name.
 const METHODS: [&str; 16] = [
     "loreft",
     "direft",
@@ -187,8 +187,8 @@ const METHODS: [&str; 16] = [
     "full",
 ];
 
-/// The options in force, given again, make the same run: the adapters that are called as their method. Several methods at once are not
-/// among them, as loreft+lora differs by 3.5e-4 between kernels.
+/// A run with the saved options of an adapter in `METHODS` repeats its losses. Several methods at once are not among them, because
+/// loreft+lora differs by 3.5e-4 between kernels.
 #[test]
 fn methods_train_as_they_did() -> Result {
     let copy = copy_of(&["model", "rows.jsonl", "adapters"])?;
@@ -252,7 +252,7 @@ fn a_finished_comparison_is_finished() -> Result {
     let (mut before, mut after) = (before, after);
     for report in [&mut before, &mut after] {
         let plan = report["plan"].as_object_mut().ok_or("no plan")?;
-        plan.retain(|name, _| name != "machine" && name != "command"); // of who writes the report
+        plan.retain(|name, _| name != "machine" && name != "command"); // of the report's writer
     }
     assert_holds("report", &after, &before);
     Ok(())
@@ -303,7 +303,7 @@ fn a_comparison_recipe_means_what_it_meant() -> Result {
     Ok(())
 }
 
-/// The three searches: what each is called, and the arguments that it was made by.
+/// The three searches: the directory and the arguments of each.
 fn searches() -> [(&'static str, Vec<OsString>); 3] {
     let words = args!["--task", "search/task.toml", "--model", "model"];
     let heads = args!["--layers", "1", "--positions", "last", "--sites", "attention_head"];

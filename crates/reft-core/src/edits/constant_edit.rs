@@ -2,7 +2,7 @@ use tch::{Kind, Tensor};
 
 use crate::{Error, Intervention, Result, Subspace, check_hidden_size, in_f32};
 
-/// Edits that change every hidden state alike, to test what a place is needed for.
+/// Edits that change every hidden state in the same way, to test the role of a site.
 ///
 /// With a [`Subspace::Masked`] of length `d` only those coordinates of the hidden state are edited.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ impl ConstantEdit {
         Self { vector: Tensor::zeros([hidden_size], (Kind::Float, device)), adds: false }
     }
 
-    /// `Φ(h) = v` for `v` `[d]`; mean ablation if `v` is the mean of many hidden states of the place.
+    /// `Φ(h) = v` for `v` `[d]`; mean ablation if `v` is the mean of many hidden states of the site.
     ///
     /// # Errors
     /// [`Error::Shape`] unless `v` is a vector.

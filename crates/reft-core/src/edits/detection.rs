@@ -19,8 +19,8 @@ pub struct Detection {
 }
 
 impl Detection {
-    /// Reads `h` `[b, t, d]` along `v` `[d]`. `mask` `[b, t]` is 1 at the tokens that count and 0 at the others; of a sequence with fewer
-    /// than `k` of them all are among the largest.
+    /// Reads `h` `[b, t, d]` along `v` `[d]`. `mask` `[b, t]` is 1 at the tokens that count and 0 at the others. If a sequence has
+    /// fewer than `k` such tokens, all of them are among its largest.
     ///
     /// # Errors
     /// [`Error::HiddenSize`](crate::Error::HiddenSize) if `h` is of another size.

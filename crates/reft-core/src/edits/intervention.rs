@@ -16,7 +16,7 @@ pub trait Intervention: Debug {
     fn intervene(&self, base: &Tensor, subspace: &Subspace) -> Result<Tensor>;
 }
 
-/// Which coordinates of the subspace an edit may change.
+/// The coordinates of the subspace that an edit may change.
 #[derive(Debug)]
 pub enum Subspace {
     /// All `r`.

@@ -12,14 +12,14 @@ use crate::{Activation, Error, Init, InterventionConfig, Method, Parameter, Resu
 
 /// The trainable parameters of `n` interventions of one method on hidden states of size `d`.
 ///
-/// Equal tensors of all interventions are stacked, so that one orthonormal map per step, and one optimizer update per kind of
-/// tensor, serve every layer. [`Self::edits`] gives the interventions themselves.
+/// Tensors of the same name are stacked over the interventions, so that one orthonormal map per step, and one optimizer update
+/// per name, serve every layer. [`Self::edits`] gives the interventions themselves.
 #[derive(Debug)]
 pub struct InterventionSet {
     config: InterventionConfig,
     hidden_size: i64,
     rotation: RefCell<Option<Rotation>>, // a state is loaded through a shared handle
-    free: Vec<(&'static str, Tensor)>, // P [n, r, d] where there is no rotation; W [n, r, d], b [n, r], c [n, r]
+    free: Vec<(&'static str, Tensor)>, // P [n, r, d] if there is no rotation; W [n, r, d], b [n, r], c [n, r]
 }
 
 /// `Rᵀ` `[n, d, r]`, trained or not.
@@ -27,7 +27,7 @@ pub struct InterventionSet {
 enum Rotation {
     /// Trained.
     Mapped(Box<dyn OrthonormalMap>),
-    /// As loaded, to the last bit.
+    /// As loaded, bit for bit.
     Loaded(Tensor),
 }
 
@@ -104,8 +104,8 @@ impl InterventionSet {
         Self::from_stacked(config, hidden_size, &tensors, device)?.into_trainable()
     }
 
-    /// Interventions from their tensors, as an adapter file keeps them. They are used as they are, to the last bit, and are not
-    /// trainable; [`Self::into_trainable`] changes that.
+    /// Interventions from the tensors of an adapter file. The tensors are used bit for bit, and are not trainable before
+    /// [`Self::into_trainable`].
     ///
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::UnexpectedTensor`], [`Error::Shape`] or [`Error::NotOrthonormal`], by name.
@@ -160,8 +160,8 @@ impl InterventionSet {
         Ok(Self { config, hidden_size, rotation: RefCell::new(rotation), free })
     }
 
-    /// Makes every tensor a leaf that gradients gather in. An orthonormal map starts at the present rotations: they change by
-    /// rounding.
+    /// Makes every tensor a leaf that accumulates gradients. An orthonormal map starts at the present rotations, which change
+    /// only by rounding.
     ///
     /// # Errors
     /// [`Error::NotOrthonormal`] if a rotation is not orthonormal.
@@ -190,7 +190,7 @@ impl InterventionSet {
         self.len() == 0
     }
 
-    /// The interventions with their present numbers: one evaluation of the orthonormal map for all of them.
+    /// The interventions with the present parameter values. One evaluation of the orthonormal map serves all of them.
     ///
     /// Gradients flow from them to [`Self::parameters`]. `train` switches dropout on.
     pub fn edits(&self, train: bool) -> Vec<Edit> {
@@ -245,7 +245,7 @@ impl InterventionSet {
         self.rotation.borrow().as_ref().map(Rotation::columns)
     }
 
-    /// A tensor without constraint, stacked, if the method has it.
+    /// An unconstrained tensor, stacked, if the method has it.
     fn free(&self, name: &str) -> Option<&Tensor> {
         self.free.iter().find(|(own, _)| *own == name).map(|(_, tensor)| tensor)
     }
@@ -268,7 +268,7 @@ impl InterventionSet {
         (0..self.len()).map(one).collect()
     }
 
-    /// Tensors that a training run needs from a checkpoint to go on bit for bit: the leaves and the constants of the orthonormal map.
+    /// Tensors that a checkpoint needs to resume training bit for bit: the leaves and the constants of the orthonormal map.
     pub fn state(&self) -> InterventionTensors {
         let leaves = self.parameters().into_iter().map(|p| (p.name, p.tensor.detach().copy()));
         match &*self.rotation.borrow() {
@@ -277,7 +277,7 @@ impl InterventionSet {
         }
     }
 
-    /// Goes back to a [`Self::state`].
+    /// Restores a [`Self::state`].
     ///
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::UnexpectedTensor`] or [`Error::Shape`], by name; nothing is changed then.

@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use crate::{Activation, Intervention, Result, Subspace, check_hidden_size, in_f32};
 
-/// LoReFT and the edits that are made from it: a hidden state's coordinates in a learned subspace are replaced.
+/// LoReFT and its variants: edits of a hidden state's coordinates in a learned subspace.
 ///
 /// ```text
 /// LoReFT    Φ(h) = h + Rᵀ(W h + b − R h),   the rows of R orthonormal      (Wu et al. 2024, arXiv:2404.03592)
@@ -12,19 +12,19 @@ use crate::{Activation, Intervention, Result, Subspace, check_hidden_size, in_f3
 ///
 /// With a bound `X` the edit `e = Φ(h) − h` is never longer than `X ‖h‖`: `Φ(h) = h + e · min(1, X ‖h‖ / ‖e‖)`.
 ///
-/// The table of [`Method`](crate::Method) says which method has which parts; where `σ` is linear a target is folded into the source,
-/// `Dᵀ((W − D) h + b − c)`, one product with `h` for two. Hidden states are row vectors, so `h.matmul(Rᵀ)` is the
+/// [`Method`](crate::Method) lists the parts of each method. If `σ` is linear, the target is folded into an affine source,
+/// `Dᵀ((W − D) h + b − c)`: one product with `h` instead of two. Hidden states are row vectors, so `h.matmul(Rᵀ)` is the
 /// paper's `R h`.
 #[derive(Debug)]
 pub struct Edit {
     pub(crate) directions: Tensor, // Dᵀ [d, r]
     pub(crate) source: Source,
     pub(crate) target: Target,
-    pub(crate) dropout: f64, // 0 but in training
+    pub(crate) dropout: f64, // 0 outside of training
     pub(crate) max_norm: Option<f64>,
 }
 
-/// No edit is divided by less: half of the exponents of an f32.
+/// Smallest norm that an edit is divided by: about the square root of the smallest normal f32.
 const TINY: f64 = 1e-19;
 
 /// The change that an edit makes, if it is linear in the hidden state: `e = Dᵀ(A h + b)`.
@@ -47,7 +47,7 @@ pub(crate) enum Source {
     Constant(Tensor), // [r]
 }
 
-/// The old coordinates, which are taken out.
+/// The old coordinates, which are subtracted from the source.
 #[derive(Debug)]
 pub(crate) enum Target {
     /// Nothing: the source is added.
@@ -59,7 +59,7 @@ pub(crate) enum Target {
 }
 
 impl Edit {
-    /// The columns that span the edit, `Dᵀ` `[d, r]`: the rotation `Rᵀ` where the method has one.
+    /// The columns that span the edit, `Dᵀ` `[d, r]`: the rotation `Rᵀ` if the method has one.
     pub fn directions(&self) -> &Tensor {
         &self.directions
     }
@@ -76,7 +76,7 @@ impl Edit {
         }
     }
 
-    /// The tensors that it computes with.
+    /// The tensors of the edit: directions, source and target.
     pub fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
         let source: Vec<&mut Tensor> = match &mut self.source {
             Source::Affine { weight, bias, .. } => vec![weight, bias],
@@ -100,7 +100,7 @@ impl Edit {
         Ok(in_f32(base, |h| self.change_of(&h, subspace)))
     }
 
-    /// Of `h` `[.., d]` in f32.
+    /// [`Self::change`] of `h` `[.., d]` in f32.
     fn change_of(&self, h: &Tensor, subspace: &Subspace) -> Tensor {
         let d_t = &self.directions; // Dᵀ [d, r]
         let source = match &self.source {
@@ -123,7 +123,7 @@ impl Edit {
             Some(bound) => {
                 let norm = |x: &Tensor| x.norm_scalaropt_dim(2.0, [-1i64], true); // [.., 1]
                 let longest = norm(h) * bound;
-                // the gradient of a norm at 0, where edits start, is 0
+                // libtorch's gradient of a norm at 0, the start of edits, is 0
                 change.shallow_clone() * (longest / norm(&change).clamp_min(TINY)).clamp_max(1.0)
             }
         }

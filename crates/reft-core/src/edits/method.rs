@@ -40,7 +40,7 @@ impl Method {
         !matches!(self, Self::Consreft | Self::Lobireft)
     }
 
-    /// Whether the present coordinates in the subspace are taken out before the source is put in.
+    /// Whether the source replaces the present coordinates in the subspace; otherwise it is added to them.
     pub fn replaces(self) -> bool {
         matches!(self, Self::Loreft | Self::Noreft | Self::Consreft)
     }
@@ -115,7 +115,7 @@ pub struct InterventionConfig {
     pub add_bias: bool,
     /// Largest norm of the edit as a multiple of the hidden state's; without it there is no bound.
     pub max_edit_norm: Option<f64>,
-    /// Start; without it the identity where the method has one, else the reference's.
+    /// Start; default: the identity if method and activation allow it, else the reference's.
     pub init: Option<Init>,
 }
 
@@ -156,7 +156,7 @@ impl InterventionConfig {
         Ok(())
     }
 
-    /// The start in force.
+    /// The start that is used: `init` or its default.
     pub fn resolved_init(&self) -> Init {
         let default = if self.can_start_as_identity() { Init::Identity } else { Init::Reference };
         self.init.unwrap_or(default)

@@ -2,7 +2,7 @@ use tch::{Kind, Tensor};
 
 use crate::{Error, Intervention, Result, Subspace, check_hidden_size, in_f32};
 
-/// Edits that take a direction `v` out of the hidden state.
+/// Edits that remove a direction `v` from the hidden state.
 ///
 /// With a [`Subspace::Masked`] of length `d` only those coordinates of the hidden state are edited.
 #[derive(Debug)]
@@ -21,8 +21,8 @@ impl Removal {
         Self::new(direction, false)
     }
 
-    /// `Φ(h) = h − v̂ relu(v̂ᵀ h)`: a part of `h` along `v` is taken away, a part against `v` stays. RePS
-    /// steers away from a concept so (Wu et al. 2025, arXiv:2505.20809).
+    /// `Φ(h) = h − v̂ relu(v̂ᵀ h)`: removes the component of `h` along `v` only if it is positive. RePS
+    /// steers away from a concept in this way (Wu et al. 2025, arXiv:2505.20809).
     ///
     /// # Errors
     /// As [`Self::of`].
@@ -30,7 +30,7 @@ impl Removal {
         Self::new(direction, true)
     }
 
-    /// `Φ(h) = h − relu(vᵀ h + b)/‖v‖² v` with a bias `b` `[1]`: [`Self::towards`], past a threshold that is trained.
+    /// `Φ(h) = h − relu(vᵀ h + b)/‖v‖² v` with a bias `b` `[1]`: [`Self::towards`] with a trained threshold.
     ///
     /// # Errors
     /// As [`Self::of`].
@@ -82,7 +82,7 @@ mod tests {
         close(rows(all).expect("numbers"), [0.0, 7.0, 0.0, 0.0, 1.0, 0.0]);
         let towards = Removal::towards(&v)?.intervene(&h, &Subspace::Whole)?;
         close(rows(towards).expect("numbers"), [0.0, 7.0, 0.0, -0.6, 1.0, -0.8]);
-        // vᵀ h is 10 and −5: with 10 more of it 20/25 and 5/25 of v are taken away
+        // vᵀ h is 10 and −5; the bias makes it 20 and 5: 20/25 and 5/25 of v are removed
         let past = Removal::past(&v, &Tensor::from_slice(&[10f32]))?;
         let past = past.intervene(&h, &Subspace::Whole)?;
         close(rows(past).expect("numbers"), [-1.2, 7.0, -1.6, -1.2, 1.0, -1.6]);

@@ -37,7 +37,7 @@ pub enum GateKind {
 
 /// The trainable parameters of `n` alignments on hidden states of size `d`: rotations, and gates where the method learns them.
 ///
-/// All rotations come of one evaluation of the orthonormal map. A full rotation uses the map of a low-rank one, at rank `d`.
+/// One evaluation of the orthonormal map gives all rotations. A full rotation uses the map of a low-rank one, at rank `d`.
 #[derive(Debug)]
 pub struct AlignmentSet {
     method: AlignmentMethod,
@@ -107,7 +107,7 @@ impl AlignmentSet {
         self.map.borrow().raw().size()[0]
     }
 
-    /// Whether there is none.
+    /// Whether there is no alignment.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -131,7 +131,7 @@ impl AlignmentSet {
         self.temperature.set(temperature);
     }
 
-    /// The interventions with their present numbers; gradients flow from them to [`Self::parameters`] unless their gates are hard.
+    /// The interventions with the present parameter values; gradients flow from them to [`Self::parameters`] unless their gates are hard.
     pub fn interchanges(&self, kind: GateKind) -> Vec<SubspaceInterchange> {
         let columns = self.map.borrow().columns();
         let one = |i| {
@@ -150,7 +150,7 @@ impl AlignmentSet {
         let temperature = Tensor::from(self.temperature.get() as f32).to_device(gate.device());
         Some(match self.method {
             AlignmentMethod::Boundless => {
-                // outside of 0..1 there is no coordinate to open or close, and no gradient to come back by
+                // outside of 0..1 no coordinate opens or closes, and the gradient vanishes
                 boundary_gate(&gate.clamp(1e-3, 1.0), &temperature, self.hidden_size())
             }
             AlignmentMethod::Das | AlignmentMethod::SigmoidMask => {
@@ -186,13 +186,13 @@ impl AlignmentSet {
         [Some(raw), gate].into_iter().flatten().collect()
     }
 
-    /// Tensors that a checkpoint needs, to go on bit for bit.
+    /// Tensors that a checkpoint needs to resume training bit for bit.
     pub fn state(&self) -> BTreeMap<String, Tensor> {
         let leaves = self.parameters().into_iter().map(|p| (p.name, p.tensor.detach().copy()));
         leaves.chain(constants_of(&**self.map.borrow())).collect()
     }
 
-    /// Goes back to a [`Self::state`].
+    /// Restores a [`Self::state`].
     ///
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::UnexpectedTensor`] or [`Error::Shape`], by name; nothing is changed then.
@@ -216,7 +216,7 @@ pub fn boundary_gate(boundary: &Tensor, temperature: &Tensor, hidden_size: i64) 
     (i / temperature).sigmoid() * before.sigmoid()
 }
 
-/// A gate of its own for every coordinate: `mᵢ = σ(aᵢ/T)`.
+/// A separate gate for every coordinate: `mᵢ = σ(aᵢ/T)`.
 ///
 /// # Shapes
 /// `mask` `a`: `[d]`, `temperature` `T`: `[]`, both differentiable; result `[d]`.
@@ -224,7 +224,7 @@ pub fn sigmoid_gate(mask: &Tensor, temperature: &Tensor) -> Tensor {
     (mask / temperature).sigmoid()
 }
 
-/// How the temperature of a learned gate falls while it is trained, on a line.
+/// The temperature of a learned gate over training: it falls linearly.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Annealing {
     /// Temperature of the first step.
@@ -242,7 +242,7 @@ impl Annealing {
 }
 
 impl Default for Annealing {
-    /// 50 to 0.1, as boundless search has it.
+    /// 50 to 0.1, as in boundless search.
     fn default() -> Self {
         Self { from: 50.0, to: 0.1 }
     }

@@ -8,7 +8,7 @@ use crate::{Error, Result, check_hidden_size, in_f32};
 
 /// An interchange intervention: an edit that replaces hidden states of a base run by hidden states of a source run.
 ///
-/// Sources and base meet as tensors: who ran which model on what input, at which site and token, is the caller's business.
+/// Base and source are plain tensors: the caller chooses the model, the inputs, the site and the tokens.
 pub trait Interchange: Debug {
     /// Returns the base's hidden states with the source's part in them.
     ///
@@ -19,7 +19,7 @@ pub trait Interchange: Debug {
     /// [`Error::HiddenSize`] if the last dimension of `base` is not the `d` that it edits; [`Error::Shape`] if `source` is of another shape.
     fn intervene(&self, base: &Tensor, source: &Tensor) -> Result<Tensor>;
 
-    /// The tensors that it computes with and that may follow from parameters.
+    /// The tensors of the edit that may depend on trained parameters.
     fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
         Vec::new()
     }
@@ -60,10 +60,10 @@ impl Interchange for VanillaInterchange {
 /// `R` `[r, d]` has orthonormal rows and `m` `[r]` is 1 unless a gate is set (Geiger et al. 2023, arXiv:2303.02536, for `m = 1`; Wu et
 /// al. 2023, arXiv:2305.08809, for a learned one). One form serves all of the family: a low-rank `R`; the first k coordinates of a
 /// full rotation, which are the low-rank `R` of its first k rows; boundless and masked search, where `m` is learned; principal components
-/// ([`PrincipalComponents`](crate::PrincipalComponents)); and neurons as they are ([`Self::neurons`]).
+/// ([`PrincipalComponents`](crate::PrincipalComponents)); and unrotated neurons ([`Self::neurons`]).
 ///
-/// The change is added to the base rather than the base rebuilt from rotated coordinates, so that `s = b` gives `b` to the last bit, and
-/// what lies outside the subspace keeps all its digits.
+/// The change is added to the base; the base is not rebuilt from rotated coordinates. So `s = b` gives `b` bit for bit, and the part of
+/// `b` outside the subspace keeps its precision.
 #[derive(Debug)]
 pub struct SubspaceInterchange {
     pub(crate) columns: Tensor,      // Rᵀ [d, r]
@@ -110,7 +110,7 @@ impl SubspaceInterchange {
         Ok(Self { gate: Some(gate), ..self })
     }
 
-    /// The same, restricted to some coordinates of the subspace: two sources can share one rotation, each with coordinates of its own.
+    /// The same, restricted to some coordinates of the subspace: two sources can share one rotation and use different coordinates.
     ///
     /// # Errors
     /// [`Error::Subspace`] if a coordinate does not exist; [`Error::Rank`] if none is named.
@@ -151,7 +151,7 @@ impl Interchange for SubspaceInterchange {
     }
 }
 
-/// Checks that there are coordinates in a range and that all of them exist, and returns their number.
+/// Checks that a range of coordinates is not empty and lies in `0..rank`; returns its length.
 fn check_coordinates(range: &Range<i64>, rank: i64) -> Result<i64> {
     if range.is_empty() {
         return Err(Error::Rank { rank: range.end - range.start, hidden_size: rank });

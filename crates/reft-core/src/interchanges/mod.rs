@@ -1,4 +1,4 @@
-//! Edits with a source: interchange interventions and the alignments that are searched for.
+//! Edits with a source: interchange interventions and learned alignments.
 
 pub(crate) mod alignment;
 pub(crate) mod interchange;

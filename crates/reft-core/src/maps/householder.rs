@@ -14,10 +14,10 @@ use crate::{Error, OrthonormalMap, Result};
 /// (Schreiber and Van Loan 1989; Joffrain et al. 2006 for `T⁻¹`). It takes two thin products and one r×r triangular solve per
 /// matrix, batches over matrices, and autograd goes through it. `X = 0` gives `−(H₁ … H_r) E = E`, hence `Rᵀ = Q₀ E`.
 ///
-/// `Q₀` is a d×d orthogonal matrix. Its first columns are the columns that the map starts at. It is kept as reflections
+/// `Q₀` is a d×d orthogonal matrix. Its first columns are the start of the map. It is kept as reflections
 /// too, never as a d×d matrix: memory is O(d·k) for a start given by k columns. This is the map of PyTorch's
-/// `parametrizations.orthogonal` (Householder, trivialised), whose d×d base is our `Q₀`; its diagonal, which there is a
-/// trainable tensor that weight decay destroys, is here the constant −1.
+/// `parametrizations.orthogonal` (Householder, trivialised), whose d×d base is our `Q₀`. PyTorch trains the diagonal, and
+/// weight decay destroys it; here the diagonal is the constant −1.
 #[derive(Debug)]
 pub struct Householder {
     raw: Tensor, // X [n, d, r]
@@ -41,8 +41,8 @@ impl Householder {
 
     /// A map to r columns that starts at the first r columns of `base`, `[n, d, k]` with orthonormal columns and `r ≤ k ≤ d`.
     ///
-    /// The other columns of `base` do not change where the map starts, but they do change which way a step of `X` goes:
-    /// with `k = d` any trivialised orthogonal parametrisation is reproduced step by step.
+    /// The other columns of `base` do not change the start of the map, but they change the direction of a step of `X`:
+    /// with `k = d` the map reproduces any trivialised orthogonal parametrisation step by step.
     ///
     /// # Panics
     /// If `base` is not of three dimensions, or `r > k`.
@@ -102,14 +102,14 @@ impl Reflections {
         let (packed, tau) = exact.geqrf();
         let e = Tensor::eye_m(d, k, (Kind::Double, Device::Cpu));
         let v = unit_columns(&(packed.tril(-1) + e));
-        // LAPACK leaves a column out (tau = 0) where there is nothing to reflect; here that reflection flips its own axis, so the sign turns.
+        // LAPACK skips a column (tau = 0) with nothing to reflect. Here its reflection flips its own axis, so the sign changes.
         let flipped = tau.eq(0.0).to_kind(Kind::Double) * -2.0 + 1.0;
         let signs = crate::maps::orthonormal::sign_of_diagonal(&packed.narrow(1, 0, k)) * flipped;
         let single = |x: Tensor| x.to_kind(Kind::Float).to_device(device);
         Self::new(single(v), single(signs))
     }
 
-    /// `T` is made of `v` as it is kept, in f32, so that a checkpoint gives the same `T` to the last bit.
+    /// Computes `T` from the f32 `v` that checkpoints keep, so that a loaded checkpoint gives the same `T` bit for bit.
     fn new(v: Tensor, signs: Tensor) -> Self {
         let upper = compact_inverse(&v.to_kind(Kind::Double)); // T⁻¹ [n, k, k]
         let identity = Tensor::eye(v.size()[2], (Kind::Double, v.device())).expand_as(&upper);

@@ -1,4 +1,4 @@
-//! Matrices with orthonormal columns: how they are kept so while they train, and how they are found.
+//! Matrices with orthonormal columns: trainable parametrisations and principal components.
 
 pub(crate) mod householder;
 pub(crate) mod orthonormal;

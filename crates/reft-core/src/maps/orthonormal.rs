@@ -35,7 +35,7 @@ impl MapKind {
     /// A map that starts at `columns`, `[n, d, r]`.
     ///
     /// # Errors
-    /// [`Error::NotOrthonormal`] if the columns are too far from orthonormal to be rounded ones.
+    /// [`Error::NotOrthonormal`] if the columns are not orthonormal up to rounding.
     pub fn starting_at(self, columns: &Tensor) -> Result<Box<dyn OrthonormalMap>> {
         check_orthonormal("rotation", columns)?;
         Ok(match self {
@@ -44,8 +44,8 @@ impl MapKind {
         })
     }
 
-    /// The map as a checkpoint kept it, on a leaf that holds [`OrthonormalMap::raw`]: raw and [`OrthonormalMap::constants`] come back bit
-    /// for bit.
+    /// Restores a map from a checkpoint bit for bit: `leaf` holds [`OrthonormalMap::raw`], `constant` finds
+    /// [`OrthonormalMap::constants`] by name.
     ///
     /// # Errors
     /// [`Error::MissingTensor`] or [`Error::Shape`] if one of the constants is not there or does not fit the leaf.
@@ -67,14 +67,14 @@ impl MapKind {
 /// The name of the free tensor in a checkpoint.
 pub(crate) const RAW: &str = "rotation.raw";
 
-/// The constants that a checkpoint keeps of a map beside [`RAW`], by name.
+/// The constants of a map that a checkpoint keeps beside [`RAW`], by name.
 pub(crate) fn constants_of(map: &dyn OrthonormalMap) -> impl Iterator<Item = (String, Tensor)> {
     map.constants().into_iter().map(|(name, c)| (format!("rotation.{name}"), c.copy()))
 }
 
-/// Goes back to the state of a checkpoint: [`RAW`], the constants of a map, and other leaves.
+/// Restores the state of a checkpoint: [`RAW`], the constants of a map, and other leaves.
 ///
-/// The numbers are written into the leaves: whoever holds one, an optimizer say, sees the change.
+/// The values are copied into the leaves, so an optimizer that holds a leaf sees the change.
 ///
 /// # Errors
 /// [`Error::MissingTensor`], [`Error::UnexpectedTensor`] or [`Error::Shape`], by name; nothing is changed then.

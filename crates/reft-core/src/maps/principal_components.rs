@@ -2,11 +2,11 @@ use tch::{Kind, Tensor};
 
 use crate::{Error, Result};
 
-/// The principal components of hidden states, as the columns of a rotation that nothing was trained for.
+/// The principal components of hidden states, as the columns of an untrained rotation.
 ///
 /// With hidden states as rows of `X` and their mean `μ`, the singular value decomposition `X − μ = U S Vᵀ` gives the directions `V` in
 /// the order of the variance `S²/(m − 1)` along them. Interchange in the first k is
-/// [`SubspaceInterchange::new`](crate::SubspaceInterchange::new) on [`Self::first`]: `μ` is in base and source alike and cancels.
+/// [`SubspaceInterchange::new`](crate::SubspaceInterchange::new) on [`Self::first`]: `μ` cancels between base and source.
 #[derive(Debug)]
 pub struct PrincipalComponents {
     columns: Tensor,  // [d, k], by falling variance
@@ -15,7 +15,7 @@ pub struct PrincipalComponents {
 }
 
 impl PrincipalComponents {
-    /// The components of `m` hidden states `[m, d]`: `min(m − 1, d)` of them, as many as are determined.
+    /// The components of `m` hidden states `[m, d]`: the `min(m − 1, d)` that are determined.
     ///
     /// Each component's sign is such that its largest entry is positive.
     ///
@@ -47,7 +47,7 @@ impl PrincipalComponents {
     /// The first `k` components, `[d, k]`, orthonormal.
     ///
     /// # Errors
-    /// [`Error::Rank`] if there are not so many.
+    /// [`Error::Rank`] if there are fewer than `k`, or `k` is 0.
     pub fn first(&self, k: i64) -> Result<Tensor> {
         let available = self.columns.size()[1];
         if k < 1 || k > available {
@@ -56,7 +56,7 @@ impl PrincipalComponents {
         Ok(self.columns.narrow(1, 0, k))
     }
 
-    /// The mean `μ` `[d]`: what mean ablation puts in place of a hidden state.
+    /// The mean `μ` `[d]`: mean ablation replaces a hidden state with it.
     pub fn mean(&self) -> &Tensor {
         &self.mean
     }

@@ -15,7 +15,7 @@ impl Qr {
     /// A map whose [`OrthonormalMap::columns`] are `columns` `[n, d, r]` at first.
     pub fn starting_at(columns: &Tensor) -> Self {
         let columns = orthonormalize(&columns.detach().to_kind(Kind::Double));
-        // LAPACK's Q is stored by columns; a checkpoint stores rows, and sums must run in the same order after it.
+        // LAPACK's Q is column-major, a checkpoint row-major; sums must run in the same order before and after a resume.
         Self { raw: columns.to_kind(Kind::Float).contiguous().set_requires_grad(true) }
     }
 }

@@ -69,7 +69,7 @@ fn edits_are_no_longer_than_their_bound_and_gradients_know_it() -> TestResult {
     Ok(())
 }
 
-/// Where edits start they are 0, and their norm has no slope there.
+/// An edit at its identity start is 0, where its norm is not differentiable.
 #[test]
 fn an_edit_that_starts_at_0_has_finite_gradients() -> TestResult {
     let _seeded = crate::seeded(3);

@@ -1,4 +1,4 @@
-//! Every method's edit against its equation in f64, one vector at a time, and what the edits promise.
+//! Every method's edit against its equation in f64, one vector at a time, and the properties of the edits.
 
 use std::collections::BTreeMap;
 
@@ -69,7 +69,7 @@ fn normal_cdf(x: f64) -> f64 {
     0.5 + sum * (-x * x / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt()
 }
 
-/// The table of [`Method`], for one hidden state: sums over `r` of scalars, nothing else.
+/// The equation of [`Method`] for one hidden state, computed with scalars only.
 fn formula(config: &InterventionConfig, tensors: &BTreeMap<String, Tensor>, h: &[f64]) -> Vec<f64> {
     let directions = match tensors.get("rotation") {
         Some(r_t) => rows(&r_t.tr()), // R [r, d]
@@ -123,7 +123,7 @@ fn every_method_is_its_equation() -> Result<()> {
     Ok(())
 }
 
-/// Central differences of the f64 equation in every number of the adapter and of the hidden state.
+/// Central differences of the f64 equation in every entry of the adapter and of the hidden state.
 #[test]
 fn every_gradient_is_that_of_the_equation() -> Result<()> {
     let _alone = seeded(2);
@@ -132,7 +132,7 @@ fn every_gradient_is_that_of_the_equation() -> Result<()> {
         let base = (randn(&[2, D]) * 2.0).set_requires_grad(true);
         let weight = randn(&[2, D]);
         let tensors = set.tensors().remove(1);
-        // free directions, so that each of their numbers can be moved alone
+        // free directions, so that each entry can be moved separately
         let rotated = config.method.has_rotation();
         let directions = match tensors.get("rotation") {
             Some(r_t) => r_t.shallow_clone(),
@@ -182,7 +182,7 @@ fn every_gradient_is_that_of_the_equation() -> Result<()> {
                     loss(&tensors, &base)
                 };
                 let expected = (moved(step) - moved(-step)) / (2.0 * step);
-                // f32 sums of 48 against f64, gradients up to 40: measured 2e-5; a kink of relu in the step is not met
+                // f32 sums of 48 against f64, gradients up to 40: measured 2e-5; no step crosses the kink of relu
                 assert!(
                     (found - expected).abs() < 1e-4,
                     "{config:?}: gradient of {name}[{i}] is {found}, expected {expected}"
@@ -304,7 +304,7 @@ fn a_masked_edit_changes_only_its_coordinates() -> Result<()> {
     let expected = coordinates(&whole) * Tensor::from_slice(&[1f32, 0.0, 1.0, 0.0]);
     assert!(largest_difference(&coordinates(&some), &expected) < 2e-6); // f32, |edit| up to 4
     assert!(expected.abs().max().double_value(&[]) > 0.1, "test has no power");
-    // what disjoint subspaces do adds up to the whole
+    // the changes of disjoint subspaces add up to the whole change
     assert!(largest_difference(&(some + masked(&[1, 3])?), &whole) < 2e-6);
     assert!(largest_difference(&masked(&[0, 1, 2, 3])?, &whole) == 0.0);
     assert!(masked(&[])?.abs().max().double_value(&[]) == 0.0);
@@ -339,7 +339,7 @@ fn dropout_drops_coordinates_of_the_edit_and_nothing_of_the_hidden_state() -> Re
             bool::try_from(is_off.logical_or(&is_scaled).all()).unwrap(),
             "{method}: something else happened"
         );
-        let seen = plain.abs().gt(1e-2); // where the two can be told apart
+        let seen = plain.abs().gt(1e-2); // coordinates at which dropped and scaled values differ clearly
         let n = seen.sum(Kind::Double).double_value(&[]);
         let off = is_off.logical_and(&seen).sum(Kind::Double).double_value(&[]);
         assert!(n > 5000.0, "test has no power: {method}");
@@ -396,7 +396,7 @@ fn tensors_saved_and_read_give_the_same_edits() -> Result<()> {
                 InterventionSet::from_tensors(config.clone(), D, &set.tensors(), Device::Cpu)?;
             for (own, theirs) in set.edits(false).iter().zip(read.edits(false)) {
                 let own = own.intervene(&h, &Subspace::Whole)?;
-                // the rotation's reflections are computed anew: f32
+                // the rotation's reflections are recomputed in f32
                 assert!(largest_difference(&theirs.intervene(&h, &Subspace::Whole)?, &own) < 2e-6);
             }
             let other = InterventionSet::new(config, 2, D, Device::Cpu)?;

@@ -1,4 +1,4 @@
-//! Properties of interchange interventions, their gates and the edits without a source, whatever the model.
+//! Properties of interchange interventions, their gates and the edits without a source, independent of a model.
 
 use crate::seeded;
 use reft_core::{
@@ -78,7 +78,7 @@ fn the_first_coordinates_of_a_rotation_are_a_gate_that_is_open_on_them() {
     let [first, gated] = [first, gated].map(|i| i.intervene(&base, &source).unwrap());
     assert!(largest_difference(&first, &gated) < 1e-5); // the same f32 sums and zeros
     let last = whole.coordinates(5..16).unwrap().intervene(&base, &source).unwrap();
-    // what the first five leave of the change: f32 sums
+    // the rest of the change after the first five coordinates: f32 sums
     assert!(largest_difference(&(&last - &base), &(&source - &first)) < 1e-5);
     // a half open gate goes half of the way
     let half = SubspaceInterchange::new(whole.columns()).unwrap();
@@ -99,7 +99,7 @@ fn neurons_are_swapped_and_their_neighbours_are_not() {
     assert!(largest_difference(&swapped, &source.narrow(1, 2, 3)) < 1e-6); // b + (s − b)
 }
 
-/// Numbers worked out in f64 from the formulas.
+/// Expected values computed in f64 from the formulas.
 #[test]
 fn gates_are_those_of_the_formulas() {
     let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
@@ -148,7 +148,7 @@ fn principal_components_find_the_directions_that_data_was_made_along() {
     ); // f32 sums of 4000 numbers up to 30
     assert!(matches!(components.first(13), Err(Error::Rank { rank: 13, hidden_size: 12 })));
     assert!(PrincipalComponents::of(&randn(&[1, 12])).is_err());
-    // as many components as are determined: three points span two directions
+    // three points determine only two components
     assert!(PrincipalComponents::of(&randn(&[3, 12])).unwrap().first(3).is_err());
 }
 

@@ -8,7 +8,7 @@ mod orthonormal_maps;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Seeds libtorch's generator, which all tests of this program share: the others wait.
+/// Seeds libtorch's random generator and blocks the other tests of this program, which share it.
 fn seeded(seed: i64) -> MutexGuard<'static, ()> {
     static GENERATOR: Mutex<()> = Mutex::new(());
     let guard = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! The orthonormal maps against libtorch's `linalg_householder_product`, finite differences, and what they promise.
+//! The orthonormal maps against libtorch's `linalg_householder_product` and finite differences, and their properties.
 
 use std::collections::BTreeMap;
 
@@ -65,7 +65,7 @@ fn householder_and_its_gradient_equal_the_explicit_product_of_reflections() {
         let base = random_columns(3, d, k, Device::Cpu);
         let map = Householder::on_base(&base, r);
         let q0 = whole_base(&map);
-        // the base that is kept is the base that was given: f32 rounding of unit vectors
+        // the kept base equals the given base: f32 rounding of unit vectors
         assert!(largest_difference(&q0.narrow(2, 0, k), &base) < 1e-6);
         for scale in [0.0, 0.05, 1.0, 30.0] {
             let raw = randn(&[3, d, r]) * scale;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tch::Tensor;
 
-/// Bytes for the reason why something failed; more of it is cut off.
+/// Bytes for an error message; longer messages are cut.
 const REASON_ROOM: usize = 2048;
 
 /// Bytes for a value of the store.
@@ -109,7 +109,7 @@ unsafe extern "C" {
 #[derive(Debug)]
 pub(crate) struct Store(NonNull<RawStore>);
 
-// SAFETY: the store is a connection with a lock of its own and nothing of it belongs to a thread; whoever owns it may be on any.
+// SAFETY: the store is a connection with its own lock and without thread-local state, so its owner may be on any thread.
 unsafe impl Send for Store {}
 
 /// The connections of this process to all others of its run. All processes call the same functions in the same order.
@@ -203,7 +203,7 @@ impl Drop for Store {
 }
 
 impl Group {
-    /// Connects this process to all others, each through the address of `host`, or the one that belongs to the machine's name.
+    /// Connects this process to all others. Each process is reached at the address `host`, or without it at the address of its machine's name.
     pub(crate) fn connect(
         store: &Store,
         rank: usize,
@@ -226,7 +226,7 @@ impl Group {
     /// Replaces a tensor on the host by its sum over all processes.
     pub(crate) fn sum(&self, tensor: &mut Tensor) -> Result<(), String> {
         told(|reason, room| {
-            // SAFETY: see the module; the tensor is this function's alone until the sum is there.
+            // SAFETY: see the module; the call has exclusive access to the tensor and returns when the sum is finished.
             unsafe { reft_group_sum(self.0.as_ptr(), tensor.as_ptr().cast(), reason, room) }
         })
     }
@@ -268,7 +268,7 @@ pub(crate) fn libtorch_version() -> String {
     rest[..rest.find(digit).unwrap_or(rest.len())].to_owned()
 }
 
-/// Calls a function with room for a reason, and gives that if it fails.
+/// Calls a function with a buffer for its error message, and returns the message if the function fails.
 fn told(call: impl FnOnce(*mut c_char, usize) -> bool) -> Result<(), String> {
     let mut reason = vec![0u8; REASON_ROOM];
     match call(reason.as_mut_ptr().cast(), REASON_ROOM) {

@@ -7,16 +7,16 @@ use tch::{Device, Tensor};
 
 use crate::Error;
 
-/// Nobody asks: there is nothing to be shared.
+/// Empty: without process groups no version is compared.
 pub(crate) fn libtorch_version() -> String {
     String::new()
 }
 
-/// There is none.
+/// No value exists: this platform has no store.
 #[derive(Debug)]
 pub(crate) enum Store {}
 
-/// There is none.
+/// No value exists: this platform has no process group.
 #[derive(Debug)]
 pub(crate) enum Group {}
 
@@ -70,11 +70,11 @@ impl Group {
     }
 }
 
-/// There is none.
+/// No value exists: NCCL cannot be loaded on this platform.
 #[derive(Debug)]
 pub(crate) enum Nccl {}
 
-/// There is none.
+/// No value exists: NCCL cannot be loaded on this platform.
 #[derive(Debug)]
 pub(crate) enum Communicator {}
 

@@ -1,4 +1,4 @@
-//! libtorch's store and process group, and NCCL. Where they cannot be had, the same functions give the reason.
+//! libtorch's store and process group, and NCCL. On platforms without them the same functions return the reason.
 
 #[cfg(process_groups)]
 mod c10d;

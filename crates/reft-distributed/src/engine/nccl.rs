@@ -1,5 +1,5 @@
-//! NVIDIA's NCCL (nccl.h, of version 2), and the functions of the CUDA driver (cuda.h) around it. Both are found when the program runs, so it
-//! is built without CUDA and runs where there is none.
+//! NVIDIA's NCCL (nccl.h, of version 2), and the functions of the CUDA driver (cuda.h) around it. Both are loaded when the program runs, so
+//! it builds and runs without CUDA.
 //!
 //! Conditions of every block: a function is called with the types of its header, which have not changed since NCCL 2.0 and CUDA 11; pointers
 //! are to variables that live until the call returns, or to a GPU's memory that lives until [`Communicator::is_done`] says so.
@@ -17,7 +17,7 @@ use tch::{Device, Kind, Tensor};
 /// NCCL's library, by the name that libtorch's GPU half is linked with.
 const LIBRARY: &str = "libnccl.so.2";
 
-/// Where the packages for Python have it, from the folder of libtorch's libraries.
+/// NCCL's folder in the Python packages, relative to the folder of libtorch's libraries.
 const BESIDE_TORCH: &str = "../../nvidia/nccl/lib";
 
 /// The driver's library.
@@ -44,7 +44,7 @@ pub(crate) struct Nccl {
     driver: Library,
 }
 
-/// Calls a function of a library, which answers 0 or a code.
+/// Calls a function of a library, which returns 0 or an error code.
 macro_rules! call {
     ($library:expr, $name:ident($($value:expr => $type:ty),* $(,)?)) => {{
         type Function = unsafe extern "C" fn($($type),*) -> c_int;
@@ -72,10 +72,10 @@ pub(crate) struct Communicator {
 unsafe impl Send for Communicator {}
 
 impl Nccl {
-    /// Loads NCCL: from where libtorch's GPU half has loaded it, or from beside that.
+    /// Loads NCCL: the library that libtorch's GPU half has loaded, or the one in the Python packages beside it.
     ///
     /// # Errors
-    /// Which library is missing, where it was looked for, and what to do.
+    /// The missing library, the places searched, and advice.
     pub(crate) fn open() -> Result<Self, String> {
         let mut places = vec![PathBuf::from(LIBRARY)];
         if let Some(torch) = folder_of("libtorch_cuda.so") {
@@ -111,14 +111,14 @@ impl Nccl {
         Ok(hexadecimal(&uuid))
     }
 
-    /// The id by which the processes of a run find each other. One of them makes it.
+    /// The id by which the processes of a run find each other. One process makes it.
     pub(crate) fn unique_id(&self) -> Result<String, String> {
         let mut id = UniqueId([0; 128]);
         self.checked(call!(self.library, ncclGetUniqueId(&mut id => *mut UniqueId)))?;
         Ok(hexadecimal(&id.0))
     }
 
-    /// Connects a GPU with the GPUs of the other processes. It waits for them without end, so callers wait in another thread.
+    /// Connects a GPU with the GPUs of the other processes. It waits for them without a time limit, so it is called in a thread of its own.
     pub(crate) fn connect(
         self: &Arc<Self>,
         id: &str,
@@ -132,7 +132,7 @@ impl Nccl {
             call!(self.driver, cuDeviceGet(&mut device => *mut c_int, index as c_int => c_int)),
         )?;
         let retained = call!(self.driver, cuDevicePrimaryCtxRetain(&mut context => *mut *mut c_void, device => c_int));
-        self.told(retained)?; // libtorch's own, which lives to the end of the program
+        self.told(retained)?; // libtorch's own context, which lives until the program ends
         let mut made = Communicator { nccl: self.clone(), handle: ptr::null_mut(), context, index };
         let (handle, world, rank) = (&raw mut made.handle, world as c_int, rank as c_int);
         made.in_context(|nccl| {
@@ -142,7 +142,7 @@ impl Nccl {
         Ok(made)
     }
 
-    /// The answers of NCCL.
+    /// Turns an error code of NCCL into an error.
     fn checked(&self, answer: Result<c_int, String>) -> Result<(), String> {
         let code = answer?;
         if code == 0 {
@@ -159,7 +159,7 @@ impl Nccl {
         Err(format!("NCCL: {} (code {code})", text.unwrap_or_else(|| "it failed".to_owned())))
     }
 
-    /// The answers of the driver.
+    /// Turns an error code of the driver into an error.
     fn told(&self, answer: Result<c_int, String>) -> Result<(), String> {
         match answer? {
             0 => Ok(()),
@@ -174,7 +174,7 @@ impl Communicator {
         Device::Cuda(self.index)
     }
 
-    /// Replaces a tensor by its sum over all processes, as soon as the GPU comes to it.
+    /// Enqueues the sum of a tensor over all processes, in place, on the GPU's stream.
     pub(crate) fn sum(&self, tensor: &mut Tensor) -> Result<(), String> {
         let (start, n, kind) = self.memory_of(tensor)?;
         self.in_context(|nccl| {
@@ -185,7 +185,7 @@ impl Communicator {
         })
     }
 
-    /// Replaces a tensor by the first process's, as soon as the GPU comes to it.
+    /// Enqueues the broadcast of the first process's tensor, in place, on the GPU's stream.
     pub(crate) fn broadcast(&self, tensor: &mut Tensor) -> Result<(), String> {
         let (start, n, kind) = self.memory_of(tensor)?;
         self.in_context(|nccl| {
@@ -205,10 +205,10 @@ impl Communicator {
         })
     }
 
-    /// Gives up the messages that the GPU waits for.
+    /// Aborts the operations that the GPU waits for.
     pub(crate) fn abort(mut self) {
         let handle = std::mem::replace(&mut self.handle, ptr::null_mut());
-        // nothing is to be done where this fails, too: the run ends
+        // a failure is ignored: the run ends anyway
         let _ = self.in_context(|nccl| {
             nccl.checked(call!(nccl.library, ncclCommAbort(handle => *mut c_void)))
         });
@@ -228,7 +228,7 @@ impl Communicator {
         Ok((tensor.data_ptr(), tensor.numel(), kind))
     }
 
-    /// Does something while the GPU is this thread's.
+    /// Calls `act` while the GPU's context is current on this thread.
     fn in_context<T>(&self, act: impl FnOnce(&Nccl) -> Result<T, String>) -> Result<T, String> {
         let (nccl, mut context) = (&*self.nccl, self.context);
         nccl.told(call!(nccl.driver, cuCtxPushCurrent_v2(context => *mut c_void)))?;
@@ -242,7 +242,7 @@ impl Drop for Communicator {
     fn drop(&mut self) {
         if !self.handle.is_null() {
             let handle = self.handle;
-            // nothing is to be done where this fails
+            // a failure is ignored
             let _ = self.in_context(|nccl| {
                 nccl.checked(call!(nccl.library, ncclCommDestroy(handle => *mut c_void)))
             });
@@ -289,7 +289,7 @@ mod tests {
         assert_eq!(bytes_of::<1>("0a1"), None);
     }
 
-    /// Where there is one, its oracle is a run on a GPU (tools/gpu-check.sh).
+    /// With NCCL, the oracle is a run on a GPU (tools/gpu-check.sh).
     #[test]
     fn a_library_that_is_not_there_is_named_with_what_to_do() {
         let Err(told) = Nccl::open() else { return };

@@ -99,7 +99,7 @@ fn two_and_four_processes_sum_and_broadcast() -> Outcome {
     Ok(())
 }
 
-/// Starts a run, sends one process a signal when all are connected, and gives what each other one says, with the seconds until then.
+/// Starts a run and sends one process a signal when all are connected. Returns the message of each other process and the seconds until then.
 fn after_signal(act: &str, world: usize, to: usize, signal: &str) -> Outcome<Vec<(String, f64)>> {
     let processes = run(act, world)?;
     for process in &processes {
@@ -172,7 +172,7 @@ fn a_process_that_leaves_is_named() -> Outcome {
     Ok(())
 }
 
-/// Gloo would end a process in a thread of its own.
+/// Without the check Gloo would abort a process from one of its threads.
 #[test]
 fn what_differs_is_refused_before_anything_is_sent() -> Outcome {
     let other_data = run("other data", 3)?;

@@ -1,4 +1,4 @@
-//! Runs of processes that are processes: the test program starts itself, once for each rank.
+//! Runs in real processes: the test program starts itself once for each rank.
 
 mod groups;
 mod process;
@@ -9,7 +9,7 @@ use reft_test_support::Outcome;
 
 use crate::process::{ACT, say};
 
-/// The part of a process that a test has started; it does nothing in a run of all tests.
+/// The task of a process that a test has started; it does nothing in a run of all tests.
 #[test]
 fn a_process_of_a_run() -> Outcome {
     let Ok(act) = std::env::var(ACT) else { return Ok(()) };

@@ -13,7 +13,7 @@ use reft_test_support::Outcome;
 /// The task of a process that a test has started.
 pub const ACT: &str = "REFT_TEST_ACT";
 
-/// Seconds that a stopped process and one that never comes are waited for.
+/// Seconds to wait for a stopped process, or for a process that never connects.
 pub const LIMIT: u64 = 2;
 
 /// A process of a run, and the lines that it says.
@@ -46,7 +46,7 @@ impl Process {
         Ok(Self { child, lines })
     }
 
-    /// The next thing that it says.
+    /// The next line that it says.
     pub fn says(&self) -> Outcome<String> {
         self.lines.recv_timeout(Duration::from_secs(30)).map_err(|error: RecvTimeoutError| {
             format!("process {}: {error}", self.child.id()).into()
@@ -67,7 +67,7 @@ impl Drop for Process {
     }
 }
 
-/// A port that nobody uses.
+/// A free port.
 pub fn port() -> Outcome<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }

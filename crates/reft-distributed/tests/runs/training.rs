@@ -1,4 +1,4 @@
-//! Runs of several processes are the run of one, for the methods that differ most: edits, weights beside weights, all weights.
+//! Runs in several processes equal the run in one, for the methods that differ most: edits, weights beside weights, all weights.
 
 use std::sync::atomic::AtomicBool;
 
@@ -74,7 +74,7 @@ fn train(method: &str, share: Share, reduction: &dyn Reduce) -> Outcome<(Vec<f64
     Ok((losses.0, sums.sum()))
 }
 
-/// The part of a process that the test below has started: it prints its losses and the sum of what it trained, to the last bit.
+/// The task of a process that the test below has started: prints its losses and the sum of its trained parameters, to the last bit.
 pub fn act(method: &str, group: &ProcessGroup) -> Outcome {
     tch::set_num_threads(1);
     let (losses, sum) = train(method, group.share(), group)?;

@@ -14,10 +14,10 @@ use tch::Tensor;
 use crate::AdapterFiles;
 use crate::files::head_file;
 
-/// Where in the tensors' file the model's identity stands: PEFT does not look at the metadata, and its configuration has no place for it.
+/// The metadata entry with the model's identity: PEFT ignores metadata, and its configuration has no field for it.
 const BASE_MODEL: &str = "base_model";
 
-/// Where in PEFT's configuration the model's name stands.
+/// The field of PEFT's configuration with the model's name.
 const BASE_MODEL_NAME: &str = "base_model_name_or_path";
 
 /// Names and shapes of the tensors that a file must hold.
@@ -28,7 +28,7 @@ pub(crate) type Shapes = Vec<(String, Vec<i64>)>;
 pub(crate) struct Beside<'a> {
     /// The identity of the model that they belong to.
     pub(crate) base_model: Option<&'a BaseModel>,
-    /// How the texts were framed that they were trained on.
+    /// The framing of the texts that they were trained on.
     pub(crate) text: Option<&'a TrainedText>,
     /// The head of a task that was trained with them.
     pub(crate) head: Option<&'a TaskHead>,
@@ -105,8 +105,8 @@ pub(crate) fn base_model(files: AdapterFiles, dir: &Path) -> Result<Option<BaseM
     base_model.map_err(json_error(&path))
 }
 
-/// Reads tensors and checks that they belong to the model and that their names are the expected ones; heads of tasks may be beside them. An
-/// adapter trained on a model with a head has the modules' names of that model.
+/// Reads tensors and checks that they belong to the model and have the expected names; tensors of heads may be among them. In an adapter
+/// trained on a model with a head, modules are named as in that model.
 ///
 /// # Errors
 /// [`Error::Adapter`] if the file names another model, [`Error::WeightMismatch`] with every missing, unexpected and misshapen
@@ -142,7 +142,7 @@ pub(crate) fn read_tensors(
 /// PEFT's prefix of modules' names.
 pub(crate) const OF_PEFT: &str = "base_model.model.";
 
-/// Reads tensors and checks that their names are the expected ones; optional ones may be missing.
+/// Reads tensors and checks that they have the expected names; those for which `may_be` holds are optional.
 ///
 /// # Errors
 /// [`Error::WeightMismatch`] with every missing, unexpected and misshapen tensor.

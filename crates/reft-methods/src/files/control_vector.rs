@@ -1,4 +1,4 @@
-//! Adapters that add the same to the output of blocks, as control vectors of llama.cpp.
+//! Exports adapters that add a constant to the output of blocks, as llama.cpp's control vectors, and imports these.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::methods::steering::{KeptDirections, kept_directions, write_steering};
 use crate::registry::adapters_in;
 use crate::{AdapterFiles, Error, ReftAdapter, Result};
 
-/// Writes the adapter in a directory as a control vector; `model_hint` is the architecture's name. Returns what whoever uses it should know.
+/// Writes the adapter in a directory as a control vector; `model_hint` is the architecture's name. Returns notes for its user.
 ///
 /// Exact are directions that are added at block outputs from block 1 on, at every token, and the edits of lobireft at `all` positions.
 ///
@@ -66,7 +66,7 @@ pub fn export_control_vector(
     Ok(notes)
 }
 
-/// The vector that lobireft adds at each site, `Rᵀ b`.
+/// The vectors `Rᵀ b` that lobireft adds, by site; the error says why it is no control vector.
 fn lobireft(dir: &Path) -> Result<KeptDirections, String> {
     let adapter = ReftAdapter::load_alone(dir).map_err(|error| error.to_string())?;
     let config = adapter.config();
@@ -96,8 +96,7 @@ fn lobireft(dir: &Path) -> Result<KeptDirections, String> {
     Ok((directions, config.base_model.clone()))
 }
 
-/// Makes an adapter directory, which exists and is empty, of a control vector. `model` is its base model; without it only the
-/// hidden size is kept.
+/// Makes an adapter of a control vector, in an existing empty directory. `model` is its base model; without it only the hidden size is kept.
 ///
 /// # Errors
 /// A hidden size or a layer that the model does not have; a directory that cannot be written.

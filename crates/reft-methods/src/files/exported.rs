@@ -1,4 +1,4 @@
-//! Adapters in the files of other programs: which adapter has them, and why another one has not.
+//! Adapters in the files of other programs: which adapters have such files, and why others do not.
 
 use std::path::{Path, PathBuf};
 
@@ -69,14 +69,13 @@ fn acts_on(dir: &Path, method: &MethodDeclaration) -> Result<ActsOn> {
     Ok((method.read)(dir)?.options().get(&TOKENS).unwrap_or_default())
 }
 
-/// Writes the adapter of a directory for PEFT: its two files, which are PEFT's already, and its model card, without what a run keeps
-/// beside them.
+/// Writes the adapter of a directory for PEFT: its two files, which are PEFT's already, and its model card, without a run's other files.
 ///
 /// # Errors
 /// [`Error::NotExportable`] with an alternative; a file that is broken, or cannot be written.
 pub fn export_peft(dir: &Path, output: &Path) -> Result<()> {
     let (dir, method) = adapter_of_form(dir, Form::Peft)?;
-    AdapterSummary::read(&dir)?; // fields that are not known, and files that are cut short
+    AdapterSummary::read(&dir)?; // refuses unknown fields and truncated files
     let card = ["README.md"].into_iter().filter(|card| dir.join(card).is_file());
     for name in method.files.names().iter().copied().chain(card) {
         let (file, copy) = (dir.join(name), output.join(name));

@@ -17,7 +17,7 @@ use crate::files::adapter_file::OF_PEFT;
 /// The file of a head beside an adapter that is not PEFT's: tensors as transformers names them.
 pub(crate) const HEAD_FILE: &str = "head.safetensors";
 
-/// Where in the metadata of the tensors' file the names of the classes stand, for which PEFT has no place.
+/// The metadata entry with the names of the classes: PEFT has no place for them.
 const CLASSES: &str = "classes";
 
 /// PEFT's prefix of modules' names where the adapter is virtual tokens, which wrap no modules.
@@ -31,13 +31,13 @@ const MODULES: [&str; 2] = ["classifier", "score"];
 pub struct HeadSummary {
     /// Number of its outputs: classes, or 1 for a number or a reward.
     pub outputs: i64,
-    /// The names of the classes; none if they have no names, or it tells a number.
+    /// The names of the classes; empty without names, or for a number.
     pub classes: Vec<String>,
-    /// Its numbers.
+    /// Number of its parameters.
     pub parameters: i64,
 }
 
-/// The entry of a head in the metadata of a file of tensors; none if its outputs have no names.
+/// The metadata entry for a head's class names; `None` without names.
 pub(crate) fn metadata(head: &TaskHead, file: &Path) -> Result<Option<(String, String)>> {
     if head.names().is_empty() {
         return Ok(None);
@@ -75,13 +75,13 @@ pub(crate) fn with_head(
         .collect()
 }
 
-/// Says in a configuration of PEFT that a head stands beside the adapter.
+/// Declares a head in a PEFT configuration.
 pub(crate) fn say_in(config: &mut Value) {
     config["task_type"] = json!("SEQ_CLS");
     config["modules_to_save"] = json!(MODULES);
 }
 
-/// The tensors of the head beside the adapter that lies in a directory, and the file that they are in; none if there is no head.
+/// The tensors of the head beside the adapter in a directory, and their file; empty if there is no head.
 pub(crate) fn tensors(
     files: AdapterFiles,
     dir: &Path,
@@ -103,7 +103,7 @@ pub(crate) fn tensors(
     Ok((path, tensors.into_iter().filter_map(of_head).collect()))
 }
 
-/// The names of the classes that a head's outputs are of, in the metadata of its file; none if they have no names.
+/// The class names of a head's outputs, from the metadata of its file; empty without names.
 fn classes(file: &Path) -> Result<Vec<String>> {
     let metadata = load_safetensors_metadata(file)?;
     let names = metadata.get(CLASSES).map(|names| serde_json::from_str(names)).transpose();
@@ -126,7 +126,7 @@ pub(crate) fn summary(files: AdapterFiles, dir: &Path) -> Result<Option<HeadSumm
     Ok(Some(HeadSummary { outputs, classes: classes(&path)?, parameters }))
 }
 
-/// Reads the head beside the adapter that lies in a directory; `None` if there is none.
+/// Reads the head beside the adapter in a directory; `None` if there is none.
 pub(crate) fn read(
     files: AdapterFiles,
     dir: &Path,

@@ -1,11 +1,11 @@
-//! `baseline_config.json`: configurations of the methods that PEFT does not have; what ReFT's has as well.
+//! `baseline_config.json`: configurations of the methods that PEFT does not have, and checks that ReFT's shares.
 
 use reft_models::{BaseModel, Component, Error, ModelDescription, Result, Site};
 
 /// The version of the format that is written and read.
 pub(crate) const FORMAT_VERSION: u32 = 1;
 
-/// Where an edit stands: components of layers.
+/// The sites of an edit: components of layers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Branches<'a> {
     /// Layers, 0-based, each once, in ascending order.
@@ -23,7 +23,7 @@ impl<'a> Branches<'a> {
         self.layers.iter().flat_map(of_layer)
     }
 
-    /// Checks them, and the other fields of every such configuration.
+    /// Checks them, and the other fields that all such configurations have.
     pub(crate) fn check(
         self,
         format_version: u32,
@@ -47,7 +47,7 @@ impl<'a> Branches<'a> {
     }
 }
 
-/// Refuses a format that is not known.
+/// Refuses an unknown format version.
 pub(crate) fn check_version(found: u32) -> Result<()> {
     if found == FORMAT_VERSION {
         return Ok(());

@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 
 use crate::ActsOn;
 
-/// Fields of `adapter_config.json` that are kept for whoever reads the file next.
+/// Fields of `adapter_config.json` that are kept for later readers of the file.
 ///
-/// A field may be there if it changes nothing here: it is switched off (null, false or empty), or it only tells how the adapter came
-/// to be. Everything else is refused by name, also what newer versions of PEFT add.
+/// A field is accepted if it changes nothing here: it is switched off (null, false or empty), or only tells how the adapter was made. Every
+/// other field is refused by name, also the new fields of later PEFT versions.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct OtherFields(BTreeMap<String, Value>);
@@ -177,8 +177,8 @@ pub(crate) const PROMPT: Fields = Fields {
 
 const BIASES: [&str; 3] = ["none", "all", "lora_only"];
 
-/// Starts of LoRA that leave the base model's weights alone. Other starts change the weights too and make adapters that add something else to the
-/// model as it is published.
+/// Starts of LoRA that leave the base model's weights alone. Other starts change the weights too, so their adapters do not fit the published
+/// model.
 const STARTS: [&str; 5] = ["eva", "gaussian", LORA_GA, "mica", "orthogonal"];
 const LORA_GA: &str = "lora_ga";
 
@@ -186,7 +186,7 @@ fn is_start(start: &Value) -> bool {
     start.is_boolean() || STARTS.iter().any(|own| start == own)
 }
 
-/// The names that PEFT gives to the heads of its classification tasks, which it always writes.
+/// The names that PEFT always writes for the heads of its classification tasks.
 const HEADS: [&str; 3] = ["classifier", "score", "qa_outputs"];
 
 fn names_heads(modules: &Value) -> bool {
@@ -208,7 +208,7 @@ impl OtherFields {
         Self(fields.into_iter().flat_map(|own| own.expect("invariant: fields by name")).collect())
     }
 
-    /// Refuses a `peft_type` that says something else of the tokens than the field `tokens`.
+    /// Refuses a `peft_type` that contradicts the field `tokens`.
     pub(crate) fn check_acts_on(&self, tokens: ActsOn) -> Result<()> {
         let peft_type = self.0.get("peft_type").and_then(Value::as_str).unwrap_or_default();
         let (of_all, told) = ActsOn::of_peft_type(peft_type);
@@ -237,8 +237,8 @@ impl OtherFields {
         }
     }
 
-    /// Whether a tensor belongs to the head of a task that the file keeps beside the adapter. PEFT saves every module whose name ends so:
-    /// `pre_classifier` for `classifier`.
+    /// Whether a tensor belongs to a task's head in the same file. PEFT saves every module whose name ends like this: `pre_classifier` for
+    /// `classifier`.
     pub(crate) fn has_head(&self, tensor: &str) -> bool {
         let modules = self.0.get("modules_to_save").and_then(Value::as_array);
         modules

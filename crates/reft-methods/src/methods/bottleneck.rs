@@ -79,7 +79,7 @@ struct BottleneckConfig {
     base_model: BaseModel,
 }
 
-/// Where a bottleneck adapter takes its input: from the branch's output, or from its input.
+/// The input of a bottleneck adapter: the branch's output, or the branch's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum BottleneckKind {
     Series,
@@ -152,8 +152,8 @@ impl TensorMethod for BottleneckConfig {
     }
 }
 
-/// Concatenates the inner sizes, `U σ(D x + c) + e` with `U` and `e` at their strength. Series adapters on one branch cannot be joined: the
-/// second sees the output of the first, and no MLP of one layer computes that.
+/// Concatenates the inner sizes of `U σ(D x + c) + e`, with `U` and `e` scaled by their strengths. Series adapters on one branch cannot be
+/// joined: the second sees the output of the first, which no single adapter computes.
 fn join(joint: &Joint, output: &Path) -> crate::Result<Joined> {
     let refuse = |reason: String| Err(crate::Error::from(Error::Adapter { reason }));
     let names = ["down.weight", "down.bias", "up.weight", "up.bias"];
@@ -216,7 +216,7 @@ impl BranchMethod for BottleneckConfig {
 struct BottleneckHooks<'a> {
     config: &'a BottleneckConfig,
     table: &'a Table<()>,
-    input: Option<(Site, Tensor)>, // what went into the present branch, of parallel adapters
+    input: Option<(Site, Tensor)>, // for parallel adapters: the input of the present branch
 }
 
 impl BottleneckHooks<'_> {

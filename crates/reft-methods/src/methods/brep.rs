@@ -125,7 +125,7 @@ impl TensorMethod for BrepConfig {
     }
 }
 
-/// `b · min(1, τ/‖b‖)`
+/// The bounded bias, `b · min(1, τ/‖b‖)`.
 fn within(bias: &Tensor, bound: f64) -> Tensor {
     bias * (bound / bias.norm().clamp_min(bound))
 }

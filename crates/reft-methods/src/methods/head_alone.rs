@@ -7,7 +7,7 @@ use crate::{
     TensorMethod, read_config, resolve_config,
 };
 
-/// No change of the model: an objective's head is trained on it as it is.
+/// No change of the model: an objective trains its head on the unchanged model.
 ///
 /// Its adapter is a place for the head. It is not among [`METHODS`](crate::METHODS): without an objective with a head it trains nothing.
 pub(crate) const HEAD_ALONE: MethodDeclaration = MethodDeclaration {

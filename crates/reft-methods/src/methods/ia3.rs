@@ -49,10 +49,10 @@ pub(crate) const IA3: MethodDeclaration = MethodDeclaration {
 struct Ia3Config {
     #[serde(default, deserialize_with = "or_default")]
     target_modules: TargetModules,
-    /// Modules that are left alone.
+    /// Modules that are excluded.
     #[serde(default)]
     exclude_modules: Option<TargetModules>,
-    /// The modules among them whose input is rescaled instead of their output.
+    /// Of the target modules, those whose input is rescaled instead of their output.
     feedforward_modules: TargetModules,
     #[serde(default, skip_serializing_if = "ActsOn::is_all")]
     tokens: ActsOn,
@@ -73,7 +73,7 @@ impl TensorMethod for Ia3Config {
 
     fn decide(_: &str, options: &MethodOptions, model: &ModelDescription) -> crate::Result<Self> {
         use Component::{Down, Key, QueryKeyValue, Value};
-        // of queries, keys and values in one, or of keys and values: whichever the model has
+        // one projection for queries, keys and values, or separate ones: whichever the model has
         let targets = || TargetModules::of(&[QueryKeyValue, Key, Value, Down], model);
         let tokens: ActsOn = options.get(&TOKENS).unwrap_or_default();
         Ok(Self {
@@ -123,7 +123,7 @@ impl TensorMethod for Ia3Config {
         }
         let part = |p: Projection| {
             let scales_input = feedforward.contains(&p);
-            // PEFT's shapes: they make the factors rows or columns of the weight
+            // PEFT's shapes: the factors are a row or a column of the weight
             let shape = if scales_input { [1, p.in_features] } else { [p.out_features, 1] };
             let name = format!("base_model.model.{}.ia3_l", p.module);
             let tensors = vec![TensorSpec::new(name, shape, Start::Ones).without_decay()];

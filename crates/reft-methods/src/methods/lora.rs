@@ -88,23 +88,23 @@ struct LoraConfig {
     r: i64,
     #[serde(serialize_with = "whole_if_it_is")]
     lora_alpha: f64,
-    /// Probability that a number of the input of `A` is dropped in training.
+    /// Dropout probability on the input of `A`, in training.
     lora_dropout: f64,
     #[serde(default, deserialize_with = "or_default")]
     target_modules: TargetModules,
-    /// Modules that are left alone.
+    /// Modules that are excluded.
     #[serde(default)]
     exclude_modules: Option<TargetModules>,
     /// The layers adapted; all if there is none.
     #[serde(default, deserialize_with = "one_or_more")]
     layers_to_transform: Option<Vec<usize>>,
-    /// Names that stand before the layer's number; any if there is none.
+    /// Names before the layer's number in a module's name; any if `None`.
     #[serde(default, deserialize_with = "one_or_more")]
     layers_pattern: Option<Vec<String>>,
-    /// Ranks of modules that have another one: a module name or its end (a regular expression), then the rank.
+    /// Other ranks of single modules: a module name or its end (a regular expression), then the rank.
     #[serde(default, deserialize_with = "or_default")]
     rank_pattern: Map<String, Value>,
-    /// Alphas of modules that have another one, likewise.
+    /// Other alphas of single modules, likewise.
     #[serde(default, deserialize_with = "or_default")]
     alpha_pattern: Map<String, Value>,
     #[serde(default)]
@@ -180,7 +180,7 @@ fn is_of_pattern(pattern: &str, module: &str) -> Result<bool> {
     matches_whole(&format!(r"(?:.*\.)?(?:{pattern})"), module)
 }
 
-/// One value, several, or none: null and an empty list.
+/// Reads one value, several, or none: null and an empty list are `None`.
 fn one_or_more<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     field: D,
 ) -> Result<Option<Vec<T>>, D::Error> {
@@ -349,7 +349,7 @@ impl TensorMethod for LoraConfig {
 struct JoinedUpdate {
     a: Vec<Tensor>,         // [r, in]
     b: Vec<Tensor>,         // [out, r], scaled
-    factor: Option<Tensor>, // [out]: what DoRA has multiplied rows with; none is 1
+    factor: Option<Tensor>, // [out]: DoRA's factors of the rows; `None` is 1
 }
 
 impl JoinedUpdate {
@@ -363,14 +363,14 @@ impl JoinedUpdate {
         self.a.push(a.shallow_clone());
     }
 
-    /// Adds an update whose sum with the weight DoRA multiplies by `f` `[out]`: `y ← y + s ((f − 1) (y − b) + f B A x)`.
+    /// Adds DoRA's update, which multiplies the rows of `W + B A` by `f` `[out]`: `y ← y + s ((f − 1) (y − b) + f B A x)`.
     fn add_scaled(&mut self, a: &Tensor, b: &Tensor, f: &Tensor, strength: f64) {
         let before = self.factor.take().unwrap_or_else(|| f.ones_like());
         self.factor = Some(before * ((f - 1.0) * strength + 1.0));
         self.add(a, &(b * f.unsqueeze(1)), strength);
     }
 
-    /// `A` `[r, in]` and `B` `[out, r]` of all.
+    /// `A` `[r, in]` and `B` `[out, r]` of all adapters together.
     fn concatenated(&self) -> (Tensor, Tensor) {
         (Tensor::cat(&self.a, 0), Tensor::cat(&self.b, 1))
     }
@@ -378,7 +378,7 @@ impl JoinedUpdate {
 
 /// The best approximation of `B A` of a rank, and the part of its squared norm that it keeps.
 fn truncated((a, b): (Tensor, Tensor), rank: i64) -> (Tensor, Tensor, f64) {
-    // of B A = Q_B (R_B R_Aᵀ) Q_Aᵀ only the small middle needs its singular values
+    // of B A = Q_B (R_B R_Aᵀ) Q_Aᵀ only the small product R_B R_Aᵀ needs an SVD
     let (q_b, r_b) = Tensor::linalg_qr(&b, "reduced");
     let (q_a, r_a) = Tensor::linalg_qr(&a.tr(), "reduced");
     let (u, s, v) = r_b.matmul(&r_a.tr()).svd(true, true);
@@ -453,7 +453,7 @@ fn join(joint: &Joint, output: &Path) -> crate::Result<Joined> {
 }
 
 impl LoraConfig {
-    /// The configuration of joined updates whose scaling is 1: alpha is the rank of each.
+    /// The configuration of joined updates with scaling 1: each alpha equals its rank.
     fn joined(configs: &[&Self], use_dora: bool, modules: &[JoinedModule]) -> Self {
         let first = configs[0];
         let of_ranks = |rank| modules.iter().filter(|own| own.rank == rank).count();
@@ -498,7 +498,7 @@ fn updated(weight: &Tensor, tensors: &[Tensor], scaling: f64) -> Tensor {
     weight.to_kind(Kind::Float) + tensors[1].matmul(&tensors[0]) * scaling
 }
 
-/// Length of every row `[out]` of `[out, in]`, in f32 or in the f64 that they are in.
+/// Length of every row `[out]` of `[out, in]`, in f64 for f64 weights, else in f32.
 fn row_norms(weight: &Tensor) -> Tensor {
     let kind = if weight.kind() == Kind::Double { Kind::Double } else { Kind::Float };
     weight.to_kind(kind).square().sum_dim_intlist([1i64].as_slice(), false, kind).sqrt()

@@ -1,4 +1,4 @@
-//! The methods beside ReFT, a file each, and the list of all methods. A new one is a file here, and a line in one of the two lists.
+//! The methods other than ReFT, a file each, and the lists of all methods. A new one is a file here, and a line in one of the two lists.
 
 pub(crate) mod bottleneck;
 pub(crate) mod brep;
@@ -15,7 +15,7 @@ pub(crate) mod weights;
 use crate::MethodDeclaration;
 use crate::reft::declaration as reft;
 
-/// Every method that any model can be changed by.
+/// Every method that works on any model.
 pub static METHODS: &[&MethodDeclaration] = &[
     &reft::LOREFT,
     &reft::DIREFT,
@@ -38,6 +38,6 @@ pub static METHODS: &[&MethodDeclaration] = &[
     &weights::full::FULL,
 ];
 
-/// Methods that need something which not every run has: a model with biases, an objective with a head.
+/// Methods that not every run can use: they need a model with biases, or an objective with a head.
 pub static SPECIAL_METHODS: &[&MethodDeclaration] =
     &[&weights::bitfit::BITFIT, &head_alone::HEAD_ALONE];

@@ -52,10 +52,10 @@ struct PrefixConfig {
     prefix_projection: bool,
     #[serde(flatten)]
     other: OtherFields,
-    /// A text that it starts as.
+    /// The tokens of a text that the prefix starts as.
     #[serde(skip)]
     text: Option<Vec<i64>>,
-    /// Whether the prefix itself is trained, and not an MLP that makes it.
+    /// Whether the prefix itself is trained, without the MLP.
     #[serde(skip)]
     is_read: bool,
 }

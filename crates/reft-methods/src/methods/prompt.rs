@@ -43,10 +43,10 @@ struct PromptConfig {
     num_layers: usize,
     #[serde(flatten)]
     other: OtherFields,
-    /// Its start, `random` or `vocabulary`, unless it is read from a file or made of a text.
+    /// Its start, `random` or `vocabulary`; `None` if it is read from a file or starts as a text.
     #[serde(skip)]
     init: Option<&'static str>,
-    /// A text that it starts as.
+    /// The tokens of a text that the embeddings start as.
     #[serde(skip)]
     text: Option<Vec<i64>>,
 }
@@ -176,7 +176,7 @@ impl Hooks for PromptHooks<'_> {
         if !matches!(point, HookPoint::Embeddings) || indices.is_empty() {
             return Ok(h);
         }
-        // a pass may hold some of the virtual tokens only: which of them follows from the column
+        // a pass may hold only some of the virtual tokens: the column tells which
         let token = |index: &i64| {
             let (row, column) = (index / t, index % t + span.columns.start as i64);
             column - span.layout.columns(row as usize).start as i64

@@ -101,7 +101,7 @@ impl TensorMethod for RedConfig {
     }
 }
 
-/// Puts scales and biases one after the other, each at its strength: `(1 + s (l − 1)) ⊙ h + s b`. Where an adapter does nothing it has 1 and 0.
+/// Composes scales and biases in order, each at its strength: `(1 + s (l − 1)) ⊙ h + s b`. Without the site, `l` is 1 and `b` 0.
 fn join(joint: &Joint, output: &Path) -> crate::Result<Joined> {
     joint.takes_no_rank(RED.name)?;
     let parts = joint.branches::<RedConfig>(&["scale", "bias"])?;

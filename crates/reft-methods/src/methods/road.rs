@@ -103,7 +103,7 @@ impl RoadConfig {
             Variant::Road2 => (1, 2),
             Variant::Road4 => (2, 2),
         };
-        // [d/G, one for both or c and s, halves, G/2]
+        // [d/G, 1 for both c and s or 2 for each, halves, G/2]
         let shaped = |x: &Tensor| x.view([-1, of_each, halves, self.group_size / 2]);
         let (theta, alpha) = (shaped(tensors[0].borrow()), shaped(tensors[1].borrow()));
         let cosines = theta.select(1, 0).cos() * alpha.select(1, 0);
@@ -175,7 +175,7 @@ impl TensorMethod for RoadConfig {
             let name = |tensor: &str| format!("base_model.model.{module}.{tensor}");
             let theta = TensorSpec::new(name("road_theta"), [n], Start::Zeros);
             let alpha = TensorSpec::new(name("road_alpha"), [n], Start::Ones).without_decay();
-            // what cosines and sines are multiplied with
+            // the factors of cosines and sines
             let keeps = Keeps { input: 0, numbers: 2 * d };
             Ok(Part { site: Some(site), constants: module, tensors: vec![theta, alpha], keeps })
         };
@@ -192,15 +192,15 @@ impl TensorMethod for RoadConfig {
         tensors: &[Tensor],
         weights: &MergedWeights,
     ) -> crate::Result<()> {
-        // the columns of W are turned as outputs are
+        // merging rotates the columns of W like outputs
         let turned = |w: &Tensor| self.rotated(&w.tr(), tensors).tr();
         weights.change(&format!("{module}.weight"), turned)?;
         weights.change_bias(module, |bias| self.rotated(bias, tensors))
     }
 }
 
-/// Multiplies the matrices `[[c₁, −s₁], [s₂, c₂]]` of planes, each at its strength. Angles and scales for each row of the product tell it
-/// whatever it is, which is road_2; products of road_1's, which all turn and scale, are road_1's.
+/// Multiplies the matrices `[[c₁, −s₁], [s₂, c₂]]` of planes, each at its strength. road_2 expresses any product, by an angle and a scale for
+/// each row. Products of road_1's rotations and scalings are road_1's.
 fn join(joint: &Joint, output: &Path) -> crate::Result<Joined> {
     let [theta, alpha] = ["road_theta", "road_alpha"];
     joint.takes_no_rank(ROAD.name)?;

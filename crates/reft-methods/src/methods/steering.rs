@@ -18,10 +18,10 @@ use crate::{
     TensorMethod, TensorSpec, ValueKind, read_config, read_own, resolve_config,
 };
 
-/// Steering: a direction is added to the hidden states of a site, `h ← h + v`, or taken out of them, `h ← h − v̂ v̂ᵀ h` with `v̂ = v/‖v‖`.
+/// Steering: a direction is added to the hidden states of a site, `h ← h + v`, or removed from them, `h ← h − v̂ v̂ᵀ h` with `v̂ = v/‖v‖`.
 ///
-/// The direction is made of texts (`reft steer`), is the subspace of an alignment search, is read from a control vector, or is trained: by
-/// the objectives of ReFT-r1 and RePS, or by any other. Training starts it at random, as AxBench does (Wu et al. 2025, arXiv:2501.17148).
+/// The direction comes from texts (`reft steer`), an alignment search, a control vector, or training: with the objectives of ReFT-r1 and
+/// RePS, or any other. Training starts it at random, as AxBench does (Wu et al. 2025, arXiv:2501.17148).
 pub(crate) const STEERING: MethodDeclaration = MethodDeclaration {
     name: NAME,
     title: "Steering",
@@ -48,7 +48,7 @@ const NAME: &str = "steering";
 /// The tensor of a site: the direction that is added.
 const DIRECTION: &str = "direction";
 
-/// The tensor of a site: the direction that is taken out.
+/// The tensor of a site: the direction that is removed.
 const REMOVED: &str = "removed_direction";
 
 static EDIT: MethodOption = MethodOption {
@@ -85,7 +85,7 @@ struct SteeringConfig {
     #[serde(default, skip_serializing_if = "ActsOn::is_all")]
     tokens: ActsOn,
     base_model: BaseModel,
-    /// The directions that it starts from, `[d]` each, if they are known.
+    /// The directions that it starts from, `[d]` each, by layer; `None` to start at random.
     #[serde(skip)]
     directions: Option<BTreeMap<usize, Tensor>>,
 }
@@ -103,7 +103,7 @@ impl Clone for SteeringConfig {
     }
 }
 
-/// Where steering can stand.
+/// The components that can be steered.
 const COMPONENTS_OF_STEERING: [Component; 4] = [
     Component::BlockInput,
     Component::AttentionOutput,
@@ -195,7 +195,7 @@ impl BranchMethod for SteeringConfig {
 /// An adapter that steers along directions `[d]` at some layers of one component.
 ///
 /// # Errors
-/// [`Error::Adapter`] for a direction that is no vector of the model's hidden size, is not finite or has no length; for no direction, or a
+/// [`Error::Adapter`] for a direction that does not have the model's hidden size, is not finite or has length 0; without directions; for a
 /// layer that the model does not have.
 pub fn steering_adapter(
     directions: &BTreeMap<usize, Tensor>,
@@ -234,7 +234,8 @@ pub fn steering_adapter(
 /// Directions `[d]` by their sites, and the base model that they belong to.
 pub(crate) type KeptDirections = (BTreeMap<Site, Tensor>, BaseModel);
 
-/// The directions of the adapter in a directory, by their sites, and its base model; or why what it does is no direction added at every token.
+/// The directions of the adapter in a directory, by site, and its base model. The inner error says why it does not add directions at every
+/// token.
 pub(crate) fn kept_directions(
     dir: &Path,
 ) -> crate::Result<std::result::Result<KeptDirections, String>> {

@@ -10,18 +10,18 @@ use crate::pyreft::saved_form::{BASE, CLASSES, MODULE, RAW, SIZES};
 use crate::pyreft::torch_save::save_torch_pickle;
 use crate::{Error, Form, ReftAdapter, ReftConfig, Result, adapter_of_form};
 
-/// The families whose blocks pyvene 0.1.8 finds, and whether all of its components are the hidden states that they are here: in Gemma 2 a
-/// branch is normalised after the module that pyvene looks at.
+/// The families that pyvene 0.1.8 supports, and whether all components are the same hidden states there: pyvene reads the branches of Gemma 2
+/// before their norm.
 const FAMILIES: [(&str, bool); 4] =
     [("llama", true), ("mistral", true), ("qwen2", true), ("gemma2", false)];
 
-/// Nulls behind the first five values of a representation: what ReFT has no use for.
+/// Nulls after the first five values of a representation: ReFT does not use them.
 const UNUSED_OF_REPRESENTATION: usize = 9;
 
 /// Writes the ReFT adapter of a directory as pyreft's `ReftModel.save` would: `config.json` and a file of tensors for each intervention. A
-/// `README.md` beside them has the rest: the positions, and how the adapter is loaded and called.
+/// `README.md` beside them gives the positions, and tells how to load and call the adapter.
 ///
-/// Returns what whoever uses the files should know.
+/// Returns notes for the files' user.
 ///
 /// # Errors
 /// [`Error::NotExportable`] with the part that pyreft has no place for; a file that cannot be read or written.
@@ -44,7 +44,7 @@ pub fn export_pyreft(dir: &Path, output: &Path) -> Result<Vec<String>> {
     Ok(notes(config))
 }
 
-/// Refuses what pyreft's loader would take for something else, with the reason.
+/// Refuses a configuration that pyreft's loader would misread, with the reason.
 fn check(config: &ReftConfig) -> std::result::Result<(), String> {
     if config.method.has_affine_source() && config.act_fn != Activation::Linear {
         return Err(format!(
@@ -104,7 +104,7 @@ fn keys(config: &ReftConfig) -> Vec<String> {
     (0..sites.len()).map(key).collect()
 }
 
-/// `config.json`, with the fields and in the order of pyvene's.
+/// `config.json`, with pyvene's fields in pyvene's order.
 fn configuration(config: &ReftConfig, keys: &[String]) -> Value {
     let class = format!("<class '{MODULE}.{}'>", class_of(config.method));
     let representation = |layer: usize| {
@@ -134,8 +134,8 @@ fn class_of(method: Method) -> &'static str {
     class.expect("invariant: every edit has a class")
 }
 
-/// The tensors of an intervention under pyreft's names, in its order. Its LoReFT alone keeps the rotation itself, and its source without a
-/// prefix; the others keep the two matrices that torch makes a rotation of.
+/// The tensors of an intervention under pyreft's names, in its order. Only pyreft's LoReFT keeps the rotation itself, and its source without
+/// a prefix; other edits keep the two matrices of torch's orthogonal parametrisation.
 fn saved_tensors<'a>(config: &ReftConfig, own: &InterventionTensors) -> Vec<(&'a str, Tensor)> {
     let of = |name: &str| own.get(name).map(Tensor::shallow_clone);
     let named = |name: &'a str, tensor: Option<Tensor>| tensor.map(|tensor| (name, tensor));
@@ -162,7 +162,7 @@ fn saved_tensors<'a>(config: &ReftConfig, own: &InterventionTensors) -> Vec<(&'a
     all.into_iter().flatten().collect()
 }
 
-/// The matrices that torch's parametrisation makes `Rᵀ` `[d, r]` of: −I, at which its map is the identity, and an orthogonal matrix
+/// The matrices from which torch's parametrisation computes `Rᵀ` `[d, r]`: −I, where its map is the identity, and an orthogonal matrix
 /// `[d, d]` that begins with the columns of `Rᵀ`.
 fn parametrised(rotation: &Tensor) -> [Tensor; 2] {
     let [d, r] = rotation.size()[..] else { unreachable!("invariant: a rotation is [d, r]") };
@@ -172,11 +172,11 @@ fn parametrised(rotation: &Tensor) -> [Tensor; 2] {
     [-Tensor::eye_m(d, r, (Kind::Float, Device::Cpu)), base]
 }
 
-/// How the adapter is loaded and called, which its files cannot say.
+/// How to load and call the adapter: its files do not say it.
 fn readme(config: &ReftConfig) -> String {
     let ReftConfig { method, positions, component, layers, .. } = config;
     let BaseModel { name, .. } = &config.base_model;
-    // of a directory of this machine its own name alone
+    // an absolute path is given by its last part alone
     let own_name = |name: &str| match Path::new(name) {
         path if path.is_absolute() => Some(path.file_name()?.to_string_lossy().into_owned()),
         _ => Some(name.to_owned()).filter(|name| !name.is_empty()),

@@ -15,7 +15,7 @@ use tch::{Device, Kind, Tensor};
 use crate::pyreft::saved_form::{BASE, CLASSES, RAW, SIZES};
 use crate::{ReftAdapter, ReftConfig, load_torch_pickle};
 
-/// Facts that a directory saved by pyreft lacks; whoever imports it must give them.
+/// Facts that a directory saved by pyreft lacks.
 #[derive(Debug, Clone)]
 pub struct PyreftImport {
     /// Prompt tokens that the adapter was trained to edit.
@@ -64,8 +64,8 @@ const APPLIED_OF_REPRESENTATION: usize = 5;
 
 /// Reads a directory that pyreft's `ReftModel.save` wrote. Pickles are read as data: nothing in them is run.
 ///
-/// Positions follow [`PositionRule::Pyreft`], so the adapter computes the same as in pyreft. Untied, pyreft keeps the interventions
-/// of the first tokens, then the interventions of the last ones.
+/// Positions follow [`PositionRule::Pyreft`], so the adapter computes the same as in pyreft. pyreft lists untied interventions of the first
+/// tokens before those of the last.
 ///
 /// # Errors
 /// If a file is missing or broken, or the directory holds something else than ReFT interventions of one method at one component.
@@ -155,7 +155,8 @@ fn method_of(types: &[String]) -> std::result::Result<Method, String> {
     })
 }
 
-/// A key is part of a file's name, so it is one name and no path. `layer_1_comp_block_output_unit_pos_nunit_1#0`, the 0th of layer 1 at `block_output` → number, layer, component.
+/// Number, layer and component of a key: `layer_1_comp_block_output_unit_pos_nunit_1#0` is number 0 of layer 1 at `block_output`. `None` for
+/// a path, since a key is part of a file's name.
 fn parse_key(key: &str) -> Option<(usize, usize, String)> {
     if Path::new(key).file_name() != Some(key.as_ref()) {
         return None;
@@ -166,7 +167,7 @@ fn parse_key(key: &str) -> Option<(usize, usize, String)> {
     Some((nth.parse().ok()?, layer.parse().ok()?, component.to_owned()))
 }
 
-/// The subspace's dimension, read off a bias or constant source, whose only dimension it is.
+/// The subspace's dimension: the only dimension of a bias or constant source.
 fn rank_of(tensors: &BTreeMap<String, Tensor>) -> std::result::Result<i64, String> {
     ["bias", "learned_source.bias", "learned_source"]
         .iter()
@@ -199,10 +200,10 @@ fn rename(method: Method, mut saved: BTreeMap<String, Tensor>) -> Result<Interve
     Ok(renamed)
 }
 
-/// `Rᵀ` of torch's orthogonal parametrisation, below a square: `base · H(raw)`, times the whole part of each diagonal entry of `raw`.
+/// `Rᵀ` of torch's orthogonal parametrisation: column `j` of `base · H(raw)` times `−trunc(raw_jj)`; square matrices have another map.
 ///
-/// That diagonal is −1 at the start. Weight decay takes it to −0.99…, whose whole part is 0: the saved rotation is then 0, which
-/// [`InterventionSet::from_tensors`] refuses as what it is, not a rotation.
+/// The diagonal is −1 at the start. Weight decay takes it to −0.99…, and its `trunc` to 0: the saved rotation is then 0, and
+/// [`InterventionSet::from_tensors`] refuses it.
 fn effective_rotation(method: Method, raw: &Tensor, base: &Tensor) -> Result<Tensor> {
     let shape_error = |name: &str, expected: Vec<i64>, got: &Tensor| {
         let name = format!("{method} {name}");
@@ -215,7 +216,7 @@ fn effective_rotation(method: Method, raw: &Tensor, base: &Tensor) -> Result<Ten
         return Err(shape_error("rotate_layer base", vec![d, d], base));
     }
     if r == d {
-        // torch's map of square matrices is another one: base · exp(A), A = tril(raw) − tril(raw)ᵀ
+        // torch maps square matrices differently: base · exp(A), A = tril(raw) − tril(raw)ᵀ
         let lower = raw.to_kind(Kind::Double).tril(0);
         let rotation = base.to_kind(Kind::Double).matmul(&(&lower - lower.tr()).matrix_exp());
         return Ok(rotation.to_kind(Kind::Float));

@@ -13,7 +13,7 @@ type Parsed<T> = std::result::Result<T, String>;
 /// A value; all but plain numbers lie in the arena.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Value {
-    /// `None`, a truth value, a float, or a list: written in such files, and never needed to read a tensor.
+    /// `None`, a truth value, a float, or a list: such files contain them, but tensors do not need them.
     Unused,
     Int(i64),
     Global(Global),
@@ -43,7 +43,7 @@ pub(crate) enum Global {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Storage {
     pub(crate) kind: Kind,
-    /// The text that is its file's name.
+    /// The text with its file's name.
     pub(crate) key: Value,
     pub(crate) len: i64,
 }
@@ -70,7 +70,7 @@ pub(crate) struct Strided<'a> {
     pub(crate) stride: Vec<i64>,
 }
 
-/// Dimensions of a tensor, at most: libtorch's own limit in most of its operations.
+/// Largest number of dimensions of a tensor: libtorch's own limit in most operations.
 const MAX_DIMENSIONS: usize = 64;
 
 /// The values of a pickle.
@@ -89,7 +89,7 @@ impl<'a> Pickle<'a> {
         Machine { bytes, pickle, stack, marks, memo }.run()
     }
 
-    /// The node of a value that is not a plain one.
+    /// The node of a value in the arena.
     pub(crate) fn node(&self, value: Value) -> Option<&Node<'a>> {
         match value {
             Value::Node(index) => self.nodes.get(index),
@@ -97,7 +97,7 @@ impl<'a> Pickle<'a> {
         }
     }
 
-    /// The text that a value is.
+    /// The text of a value, if it is one.
     pub(crate) fn text(&self, value: Value) -> Option<&'a str> {
         match self.node(value)? {
             Node::Text(text) => Some(text),
@@ -105,7 +105,7 @@ impl<'a> Pickle<'a> {
         }
     }
 
-    /// The parts of a view; `None` if they are not what belongs there, or its dimensions are too many.
+    /// The parts of a view; `None` if one has the wrong type, or there are too many dimensions.
     pub(crate) fn strided(&self, view: View) -> Option<Strided<'a>> {
         let Node::Storage(Storage { kind, key, len }) = *self.node(view.storage)? else {
             return None;
@@ -114,7 +114,7 @@ impl<'a> Pickle<'a> {
         Some(Strided { kind, key: self.text(key)?, len, offset: view.offset, size, stride })
     }
 
-    /// The numbers of a tuple that is not longer than a tensor has dimensions.
+    /// The integers of a tuple that is no longer than the largest number of dimensions.
     fn integers(&self, tuple: Value) -> Option<Vec<i64>> {
         let integer = |value: &Value| if let Value::Int(n) = value { Some(*n) } else { None };
         match self.node(tuple)? {
@@ -126,7 +126,7 @@ impl<'a> Pickle<'a> {
     }
 }
 
-/// The stack machine that a pickle is a program for.
+/// The stack machine that runs a pickle's program.
 struct Machine<'a> {
     /// The bytes left to read.
     bytes: &'a [u8],
@@ -188,7 +188,7 @@ impl<'a> Machine<'a> {
                 b'Q' => self.persistent_id()?,
                 b'R' => self.reduce()?,
                 b'b' => {
-                    self.pop()?; // the state of a dictionary (torch's `_metadata`) is read over
+                    self.pop()?; // the state of a dictionary (torch's `_metadata`) is ignored
                     self.dict()?;
                 }
                 other => {
@@ -321,7 +321,7 @@ impl<'a> Machine<'a> {
         Ok(u64::from_le_bytes(bytes))
     }
 
-    /// The same in two's complement, of a length that the pickle says.
+    /// The same in two's complement, of `n_bytes` bytes.
     fn signed(&mut self, n_bytes: usize) -> Parsed<i64> {
         if n_bytes > 8 {
             return Err(format!("an integer of {n_bytes} bytes; at most 8 can be read"));

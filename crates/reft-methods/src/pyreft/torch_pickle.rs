@@ -11,11 +11,11 @@ use zip::ZipArchive;
 
 use crate::pyreft::pickle::{Node, Pickle, Strided, Value, View};
 
-/// Dictionaries inside dictionaries, at most.
+/// Largest depth of nested dictionaries.
 const MAX_DEPTH: usize = 16;
-/// Bytes of a tensor's name, at most.
+/// Largest length of a tensor's name, in bytes.
 const MAX_NAME: usize = 256;
-/// Bytes of tensors per byte of file, at most: tied tensors share a storage, and each gets memory of its own here.
+/// Largest ratio of the tensors' bytes to the file's: tied tensors share a storage, but each gets its own memory here.
 const MAX_EXPANSION: u64 = 16;
 
 /// Reads a dictionary of tensors that `torch.save` wrote (since torch 1.6). Nothing in the file is executed.
@@ -55,7 +55,7 @@ fn tensors_of(file: BufReader<File>, len: u64) -> Result<BTreeMap<String, Tensor
 struct Found<'a> {
     pickle: &'a Pickle<'a>,
     views: BTreeMap<String, View>,
-    /// Dictionaries already read: each is read once, so that one inside itself, or shared without end, is an error.
+    /// Dictionaries already read. Each is read once, so a dictionary inside itself, or shared, is an error.
     seen: HashSet<*const Node<'a>>,
 }
 
@@ -98,7 +98,7 @@ impl Found<'_> {
 /// The zip around a pickle.
 struct Archive {
     zip: ZipArchive<BufReader<File>>,
-    /// The directory in which everything lies.
+    /// The directory of all files in the zip.
     root: String,
     len: u64,
 }
@@ -127,7 +127,7 @@ impl Archive {
         Ok(archive)
     }
 
-    /// Reads one file of the zip. They are stored as they are, so none is longer than the zip.
+    /// Reads one file of the zip. Files are stored uncompressed, so none is longer than the zip.
     fn read(&mut self, name: &str) -> Result<Vec<u8>, String> {
         let name = format!("{}{name}", self.root);
         let broken = |failed: &dyn std::fmt::Display| format!("its part {name}: {failed}");
@@ -168,7 +168,7 @@ impl Archive {
     }
 }
 
-/// Whether a view lies in its storage and repeats none of its elements; `None` if its sizes are past all numbers.
+/// Whether a view lies in its storage and repeats none of its elements; `None` if its sizes overflow.
 fn fits(view: &Strided) -> Option<bool> {
     let Strided { len, offset, size, stride, .. } = view;
     let not_negative = size.iter().chain(stride).chain([offset]).all(|&n| n >= 0);

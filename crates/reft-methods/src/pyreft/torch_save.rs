@@ -12,7 +12,7 @@ use zip::{CompressionMethod, ZipWriter};
 /// The directory inside the zip; torch reads any name.
 const ROOT: &str = "archive";
 
-/// Bytes that a tensor's elements begin at a multiple of, so that torch can map the file.
+/// Alignment of a tensor's elements in the file, in bytes, so that torch can map it.
 const ALIGNMENT: u16 = 64;
 
 /// Writes a dictionary of tensors of 32-bit floats or 64-bit integers, as torch 1.6 and later read it, also with `weights_only`.
@@ -43,7 +43,7 @@ pub(crate) fn save_torch_pickle(path: &Path, tensors: &[(&str, Tensor)]) -> Resu
     write().map_err(io_error("write", path))
 }
 
-/// A tensor's elements one after the other, the lowest byte of each first.
+/// A tensor's elements one after the other, in little-endian order.
 fn bytes_of(tensor: &Tensor) -> Vec<u8> {
     let flat = tensor.detach().to_device(Device::Cpu).flatten(0, -1);
     let matches = "invariant: a flat tensor of this kind is a list of it";

@@ -19,7 +19,7 @@ use crate::{AdapterFiles, ReftConfig};
 pub struct ReftAdapter {
     config: ReftConfig,
     interventions: InterventionSet, // in the order of ReftConfig::sites
-    placement: Placement,           // of the model; the interventions are together at its home
+    placement: Placement,           // of the model; the interventions lie on its home device
     text: Option<TrainedText>,
     head: Option<TaskHead>,
 }
@@ -121,8 +121,8 @@ impl ReftAdapter {
         &self.interventions
     }
 
-    /// Hooks that apply given edits, in the order of [`ReftConfig::sites`], at the adapter's positions. Of a model in parts each edit is brought to
-    /// the device of its site.
+    /// Hooks that apply given edits, in the order of [`ReftConfig::sites`], at the adapter's positions. In a model split over devices, each
+    /// edit is moved to the device of its site.
     ///
     /// # Errors
     /// [`reft_core::Error::Subspace`] if a row names a coordinate that does not exist.
@@ -227,7 +227,7 @@ pub struct ReftHooks {
     pass: Option<EditedTokens>,
 }
 
-/// Which tokens of the present pass are edited: the same at every layer of a device, so made once.
+/// The edited tokens of the present pass: the same at every layer on a device, so computed once.
 #[derive(Debug)]
 struct EditedTokens {
     columns: std::ops::Range<usize>,
@@ -270,7 +270,7 @@ impl Hooks for ReftHooks {
                 continue;
             }
             let flat = h.reshape([b * t, d]);
-            // a change that is added hands the gradient of h on as it is; states that are put in its place would copy it at every layer
+            // index_add passes the gradient of h on unchanged; index_copy would copy it at every layer
             let change = edit.change(&flat.index_select(0, indices), subspace)?; // [m, d]
             h = flat.index_add(0, indices, &change).view([b, t, d]);
         }
@@ -291,7 +291,7 @@ impl Hooks for ReftHooks {
             let indices = tokens.iter().filter_map(|&(row, token)| span.flat_index(row, token));
             let tokens: Vec<i64> = indices.collect();
             if !tokens.iter().all(|token| seen.insert(*token)) {
-                return None; // the second of two edits sees what the first has made of a token
+                return None; // the second of two edits of a token sees the output of the first
             }
             own.push(TokenEdit { tokens, edit: edit.linear()?, scaling: 1.0 });
         }

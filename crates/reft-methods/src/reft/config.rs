@@ -81,14 +81,14 @@ impl ReftConfig {
     /// Reads `reft_config.json` of an adapter directory.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Json`] with the line, or what [`Self::check`] refuses.
+    /// [`Error::Io`], [`Error::Json`] with the line, or errors of [`Self::check`].
     pub fn read(dir: &Path) -> Result<Self> {
         let config: Self = read_json(&dir.join(Self::FILE_NAME))?;
         config.check()?;
         Ok(config)
     }
 
-    /// Checks what can be checked without a model.
+    /// Checks everything that needs no model.
     ///
     /// # Errors
     /// [`Error::Adapter`] or an error of the intervention's own.
@@ -127,7 +127,7 @@ impl ReftConfig {
         }
     }
 
-    /// Where each intervention stands: the groups of positions one after the other, the layers within.
+    /// The site and tokens of each intervention: one group of positions after the other, each by layers.
     pub fn sites(&self) -> Vec<(Site, TokenGroup)> {
         let groups = self.positions.groups(self.share_weights).into_iter();
         groups

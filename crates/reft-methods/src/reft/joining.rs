@@ -1,4 +1,4 @@
-//! ReFT adapters become one: edits of one place follow one another, and their composition is an edit again.
+//! Joins ReFT adapters: edits at one place are composed, and their composition is an edit again.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Joined, Joint, ReftAdapter, ReftConfig, Result};
 
-/// `h + Dᵀ(E h + e)`: what every edit with a linear source is. In f64.
+/// `h + Dᵀ(E h + e)`: the form of every edit with a linear source, in f64.
 struct AffineEdit {
     directions: Tensor, // D [r, d]
     weight: Tensor,     // E [r, d]
@@ -20,7 +20,7 @@ struct AffineEdit {
 }
 
 impl AffineEdit {
-    /// Of an intervention's tensors, at a strength.
+    /// The edit of an intervention's tensors, at a strength.
     fn of(method: EditMethod, tensors: &InterventionTensors, strength: f64) -> Self {
         let tensor = |name: &str| tensors.get(name).map(|tensor| tensor.to_kind(Kind::Double));
         let rotation = tensor("rotation").map(|columns| columns.tr()); // R [r, d]
@@ -55,7 +55,7 @@ impl AffineEdit {
         self.bias.size()[0]
     }
 
-    /// The tensors of an intervention of a method and a rank that does the same.
+    /// The tensors of an equivalent intervention, with a given method and rank.
     fn tensors(&self, method: EditMethod, rank: i64) -> InterventionTensors {
         let filled = |x: &Tensor| {
             let mut shape = x.size();
@@ -93,7 +93,7 @@ struct StackedEdits {
 }
 
 impl StackedEdits {
-    /// Its edit at a site of first or last tokens, or of both.
+    /// Its edit at a site, for first tokens, last tokens or both.
     fn at(&self, site: Site, group: TokenGroup) -> Option<AffineEdit> {
         let has_tokens = match group {
             TokenGroup::First => self.config.positions.first() > 0,
@@ -107,7 +107,7 @@ impl StackedEdits {
     }
 }
 
-/// Joins ReFT adapters of one component, whose sources are linear.
+/// Joins ReFT adapters of one component with linear sources.
 pub(crate) fn join(joint: &Joint, output: &Path) -> Result<Joined> {
     let refuse = |reason: String| -> Result<Joined> { Err(Error::Adapter { reason }.into()) };
     joint.takes_no_rank("ReFT")?;
@@ -152,7 +152,7 @@ pub(crate) fn join(joint: &Joint, output: &Path) -> Result<Joined> {
 
     let mut methods = configs.iter().map(|own| own.method);
     let is_same = methods.all(|method| method == first.method);
-    // the sum of two constants put into subspaces is no such constant, but LoReFT is whatever edits a subspace linearly
+    // LoReFT expresses any linear edit of a subspace; two constants put into subspaces do not sum to a third
     let method = match first.method {
         EditMethod::Consreft => EditMethod::Loreft,
         method if is_same => method,
@@ -203,7 +203,7 @@ pub(crate) fn join(joint: &Joint, output: &Path) -> Result<Joined> {
     Ok(Joined { method: method.to_string(), parameters, modules: Vec::new(), notes })
 }
 
-/// The positions of all: as many first and last tokens as the adapters edit, if they edit any there.
+/// The common positions: the number of first and of last tokens that the adapters edit. Adapters may edit none at one end.
 fn common_positions(configs: &[&ReftConfig]) -> Result<Positions> {
     type Count = fn(Positions) -> usize;
     let ends: [(Count, &str); 2] = [(Positions::first, "first"), (Positions::last, "last")];

@@ -70,7 +70,7 @@ fn a_combination_trains_all_its_parts_and_survives_its_files() -> Outcome {
         assert_eq!(again.method(), method);
         let run = |stack: &AdapterStack| logits(&decoder, stack, &examples, PaddingSide::Left);
         let trained = run(&combined)?;
-        // a rotation is folded into reflections anew: rounding
+        // the rotation is converted to reflections again: rounding
         assert!(difference(&trained, &run(&again)?) < 1e-4, "{method}");
 
         combined.load_state(&start)?;

@@ -1,4 +1,4 @@
-//! Checks of every declared method: nothing here knows one by name.
+//! Checks of every declared method, without a check for a single one by name.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -50,7 +50,7 @@ impl AtWork {
         Ok(Self { declaration, name, model, stack })
     }
 
-    /// Whether it has a strength: not if the base model cannot be told from it, or has fewer tokens.
+    /// Whether it has a strength: not if its base model is changed, or its rows have virtual tokens or a prefix.
     fn has_strength(&self) -> bool {
         self.declaration.files != AdapterFiles::Weights
             && self.stack.virtual_tokens() + self.stack.prefix_length() == 0
@@ -102,14 +102,14 @@ fn wide_model() -> Outcome<ModelDescription> {
     Ok(DecoderConfig::from_json(config, Path::new("config.json"))?.describe())
 }
 
-/// Help and documentation tell the default that really holds.
+/// Help and documentation give the actual defaults.
 #[test]
 fn defaults_are_those_that_help_tells() -> Outcome {
     let model = wide_model()?;
     for method in METHODS {
         let expected = resolve(method.name, &MethodOptions::default(), &model)?.describe();
         for option in method.options.iter().filter(|option| option.value != ValueKind::Modules) {
-            let Ok(value) = option.parse(option.default) else { continue }; // told in words
+            let Ok(value) = option.parse(option.default) else { continue }; // a default in words
             let mut options = MethodOptions::default();
             options.set(option, value)?;
             let found = resolve(method.name, &options, &model)?.describe();
@@ -140,7 +140,7 @@ fn what_is_saved_is_what_is_loaded_to_the_last_bit() -> Outcome {
         let trainable = AdapterStack::of_boxed(&trainable)?;
         let names = |stack: &AdapterStack| stack.state().into_keys().collect::<Vec<_>>();
         assert_eq!(names(&trainable), names(&method.stack), "{name}");
-        // a rotation is folded into reflections anew: rounding
+        // the rotation is converted to reflections again: rounding
         assert!(difference(&logits(&fresh, &trainable)?, &expected) < 1e-4, "{name}");
 
         let files = adapter_files(dir.path())?;
@@ -175,7 +175,7 @@ fn a_state_brings_back_every_number_in_the_leaves_that_are_there() -> Outcome {
     Ok(())
 }
 
-/// The hooks of a plain model that has as many keys and values in its cache as an adapter's.
+/// The hooks of a plain model whose cache holds as many keys and values as an adapter's prefix.
 struct AfterPrefix(usize);
 
 impl Hooks for AfterPrefix {
@@ -184,8 +184,8 @@ impl Hooks for AfterPrefix {
     }
 }
 
-/// A method acts on generated tokens if the base model, given the cache that the method left of the prompt, computes something else
-/// of the next token than the method does. Prefixes and soft prompts are seen by generated tokens in that cache, and nowhere else.
+/// A method acts on generated tokens if it predicts another next token distribution than the base model does from the same cache of the
+/// prompt. Prefixes and soft prompts act on generated tokens through that cache alone.
 #[test]
 fn methods_that_act_on_generated_tokens_say_so() -> Outcome {
     let base = tiny_llama()?;
@@ -262,7 +262,7 @@ fn strengths_go_from_the_base_model_to_the_method() -> Outcome {
     Ok(())
 }
 
-/// Hooks that go on with some of their rows equal the hooks of a batch of these rows.
+/// Hooks restricted to some of their rows equal the hooks of a batch of these rows.
 #[test]
 fn hooks_go_on_with_some_rows_of_a_batch() -> Outcome {
     for method in AtWork::all()? {
@@ -286,7 +286,7 @@ fn hooks_go_on_with_some_rows_of_a_batch() -> Outcome {
     Ok(())
 }
 
-/// Keeps what goes past a site.
+/// Records the hidden states at a site.
 struct Record<'a>(Site, &'a RefCell<Option<Tensor>>);
 
 impl Hooks for Record<'_> {
@@ -316,7 +316,7 @@ fn half_of_an_edit_is_the_mean_of_base_and_edited_states() -> Outcome {
         };
         let (base, edited) = (states(0.0)?, states(1.0)?);
         let changed = (&edited - &base).abs().amax([-1i64].as_slice(), false).gt(1e-3);
-        let expected = 3 * 3; // first two and last of three prompts
+        let expected = 3 * 3; // three prompts, with the first two tokens and the last one of each
         assert_eq!(i64::try_from(changed.sum(tch::Kind::Int64))?, expected, "{}", method.name);
         // f32, |h| up to 20
         assert_close(method.name, &states(0.5)?, &((base + edited) / 2.0), 5e-6);
@@ -380,7 +380,7 @@ fn what_a_backward_keeps_is_told_for_every_block() -> Outcome {
     Ok(())
 }
 
-/// A method is known by its directory, in any company of other files.
+/// A method is known by its directory, whatever other files are there.
 #[test]
 fn directories_are_told_by_their_files() -> Outcome {
     for method in AtWork::all()? {

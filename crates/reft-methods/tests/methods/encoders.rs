@@ -1,5 +1,5 @@
-//! Methods on the encoders of `tests/oracle/encoders`: LoRA and LoReFT against PEFT 0.21.2 and plain torch, the others by what must hold
-//! for each.
+//! Methods on the encoders of `tests/oracle/encoders`: LoRA and LoReFT against PEFT 0.21.2 and plain torch, the others by properties that
+//! hold for each.
 
 use reft_methods::{METHODS, MethodOptions};
 use reft_models::{AdapterStack, Decoder, Layout, Mode, Model, PaddingSide, Row};
@@ -61,7 +61,7 @@ fn lora_of_peft_on_the_modules_of_each_encoder_gives_its_hidden_states() -> Outc
         let dir = path("encoders").join(&case.name).join("lora");
         let stack = tch::no_grad(|| load_adapter(&dir, &case.encoder))?;
         case.assert_recorded("lora.last", &stack)?;
-        // what is saved has the names of the bare model, and is read again
+        // saved adapters have the names of the bare model, and can be read again
         let again = tempfile::tempdir()?;
         stack.entries()[0].adapter.save(again.path())?;
         let again = load_adapter(again.path(), &case.encoder)?;

@@ -1,4 +1,5 @@
-//! RED and bottleneck adapters (`tests/oracle/peft_more`) and BREP (`tests/oracle/brep`) against plain torch hooks, full fine-tuning against transformers.
+//! RED and bottleneck adapters (`tests/oracle/peft_more`) and BREP (`tests/oracle/brep`) against plain torch hooks, full fine-tuning against
+//! transformers.
 
 use reft_methods::{ACT_FN, BOTTLENECK_SIZE, COMPONENTS, LAYERS, MethodOptions, numel};
 use reft_models::{AdapterStack, Model, PaddingSide};
@@ -96,7 +97,7 @@ fn full_fine_tuning_equals_transformers() -> Outcome {
     let norms = recording["grad_l2_norms_step0"].as_object().ok_or("no norms")?;
     let parameters = full.parameters();
     assert_eq!(norms.len(), parameters.len());
-    assert!(parameters.iter().all(|p| p.tensor.is_contiguous())); // in one order with their gradients
+    assert!(parameters.iter().all(|p| p.tensor.is_contiguous())); // in the same order as their gradients
     for parameter in &parameters {
         let expected = norms[&parameter.name].as_f64().ok_or("no norm")?;
         let found = parameter.tensor.grad().norm().double_value(&[]);
@@ -105,7 +106,7 @@ fn full_fine_tuning_equals_transformers() -> Outcome {
     }
     assert_trajectory("full", &decoder, &full, &examples, &recording)?;
 
-    // the trained weights, read into a fresh model, compute what the trained model does
+    // the trained weights, read into a fresh model, compute the same as the trained model
     let dir = tempfile::tempdir()?;
     full.save(dir.path())?;
     let trained = logits(&decoder, &full, &examples, PaddingSide::Right)?;

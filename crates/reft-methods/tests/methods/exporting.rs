@@ -25,7 +25,7 @@ use crate::oracle::{
 
 const SAVED: [&str; 6] = ["consreft", "direft", "lobireft", "loreft", "nodireft", "noreft"];
 
-/// An adapter of ReFT and what it is used on.
+/// An adapter of ReFT, and its model.
 struct Case {
     name: String,
     model: &'static str,
@@ -49,7 +49,7 @@ impl Case {
         Self { name: name.to_owned(), ..self }
     }
 
-    /// Every class of pyreft tied and untied, every component, other families, and what is at the edge.
+    /// Every class of pyreft tied and untied, every component, other families, and edge cases.
     fn all() -> Vec<Self> {
         let methods = ["loreft", "direft", "direft-orth", "noreft", "consreft", "lobireft"];
         let each = methods.into_iter().flat_map(|method| {
@@ -106,7 +106,7 @@ fn saved(stack: &AdapterStack, dir: &Path) -> Outcome<ReftAdapter> {
     Ok(ReftAdapter::load_alone(dir)?)
 }
 
-/// A directory of pyreft's, with the rule of positions that its files cannot say.
+/// A directory of pyreft's, with the rule of positions, which its files do not hold.
 fn imported(dir: &Path, own: &ReftAdapter, model: &Decoder) -> Outcome<ReftAdapter> {
     let positions = own.config().positions;
     let import = PyreftImport {
@@ -124,7 +124,7 @@ fn imported(dir: &Path, own: &ReftAdapter, model: &Decoder) -> Outcome<ReftAdapt
     Ok(ReftAdapter::from_interventions(config, set)?)
 }
 
-/// The library's refusal, in its words.
+/// The library's error message.
 fn refused(exported: reft_methods::Result<impl std::fmt::Debug>) -> String {
     match exported {
         Err(error @ Error::NotExportable { .. }) => error.to_string(),
@@ -142,7 +142,7 @@ fn adapters_exported_to_pyreft_come_back() -> Outcome {
         assert_eq!(again.config().method, own.config().method, "{}", case.name);
         let (expected, found) = (logits(&model, &own)?, logits(&model, &again)?);
         let off = difference(&found, &expected);
-        assert!(off < LOGITS, "{}: {off:e}", case.name); // a rotation goes through reflections: f32 rounding
+        assert!(off < LOGITS, "{}: {off:e}", case.name); // f32 rounding: the rotation is converted to reflections
         let base = AdapterStack::EMPTY.logits(&model, rows(), PaddingSide::Right)?;
         assert!(difference(&base, &expected) > 1e-2, "{}: the test has no power", case.name);
     }
@@ -167,7 +167,7 @@ fn a_readme_names_the_base_model_without_its_path() -> Outcome {
     Ok(())
 }
 
-/// Oracle: `reft_saved` holds what pyreft 0.1.0 saved of the same adapters.
+/// Oracle: `reft_saved` holds the same adapters as saved by pyreft 0.1.0.
 #[test]
 fn exported_directories_are_those_that_pyreft_saves() -> Outcome {
     let import = PyreftImport {
@@ -201,7 +201,7 @@ fn exported_directories_are_those_that_pyreft_saves() -> Outcome {
             for (tensor, theirs) in theirs {
                 let ours = &ours[&tensor];
                 assert_eq!((ours.kind(), ours.size()), (theirs.kind(), theirs.size()), "{tensor}");
-                // behind its first columns a base is whatever completes them
+                // the remaining columns of a base may be any that complete it
                 let columns = if tensor.ends_with(".base") { 4 } else { i64::MAX };
                 let first = |x: &Tensor| match x.size()[..] {
                     [_, n] => x.narrow(1, 0, n.min(columns)),
@@ -284,8 +284,8 @@ fn exports_to_peft_are_the_files_that_peft_reads() -> Outcome {
     Ok(())
 }
 
-/// pyreft itself loads what is exported, by the code of its README.md, and what it saves is read back. Needs a Python that has it
-/// (`tools/oracle/check_pyreft.py` says which): `PYREFT_PYTHON=venv/bin/python cargo test --workspace --test methods -- --ignored pyreft_loads`.
+/// pyreft itself loads exported adapters, by the code of their README.md, and its saved adapters are read back. Needs a Python with pyreft
+/// (see `tools/oracle/check_pyreft.py`): `PYREFT_PYTHON=venv/bin/python cargo test --workspace --test methods -- --ignored pyreft_loads`.
 #[test]
 #[ignore = "needs a Python with pyreft, named by PYREFT_PYTHON"]
 fn pyreft_loads_what_is_exported_and_saves_what_is_read() -> Outcome {

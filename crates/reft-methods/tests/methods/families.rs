@@ -1,5 +1,5 @@
-//! Methods on the families of `tests/oracle/more_families`: LoRA and LoReFT against PEFT 0.21.2 and plain torch, the others by what must
-//! hold for each.
+//! Methods on the families of `tests/oracle/more_families`: LoRA and LoReFT against PEFT 0.21.2 and plain torch, the others by properties
+//! that hold for each.
 
 use std::path::PathBuf;
 

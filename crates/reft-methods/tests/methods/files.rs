@@ -139,12 +139,12 @@ fn fields_that_would_change_the_numbers_are_refused_by_name() -> Outcome {
         let refused = refusal(dir.path(), &decoder)?.to_string();
         let word = match field {
             "lora_dropout" => "dropout",
-            "target_modules" => "v_proj", // whose tensors are too many now
+            "target_modules" => "v_proj", // the file has more tensors than that
             _ => field,
         };
         assert!(refused.contains(word), "{case} {field}: {refused}");
     }
-    // what is switched off, and who wrote the file, is no reason to refuse it
+    // a switched-off feature, or the name of the writing program, is no reason to refuse a file
     let dir = copy_of("peft/lora_qv")?;
     edit_config(&dir.path().join(CONFIG), |config| {
         config["use_qalora"] = false.into();
@@ -169,7 +169,7 @@ fn fields_that_would_change_the_numbers_are_refused_by_name() -> Outcome {
 fn adapters_of_another_model_are_refused() -> Outcome {
     let tiny = tiny_llama()?;
     let other = model("families/llama_biases")?;
-    // also where every tensor would fit: another vocabulary
+    // even if every tensor fits: another vocabulary
     let mut config = json(&path("tiny_llama/config.json"))?;
     config["vocab_size"] = 100.into();
     let config = DecoderConfig::from_json(config, Path::new("config.json"))?;

@@ -25,13 +25,13 @@ use crate::oracle::{
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
 
-/// Bytes of a file of weights, of which these models need some.
+/// Size of a file of weights in bytes: these models need several.
 const SHARD: u64 = 10_000;
 
 /// The sums of other implementations in another order, in f32; logits are up to 6.
 const TOLERANCE: f64 = 2e-5;
 
-/// A case of `cases.json`, its model's and its adapter's directory edited as it says.
+/// A case of `cases.json`: its model's and its adapter's directory, with its edits.
 struct Case {
     name: String,
     dir: TempDir,
@@ -92,7 +92,7 @@ fn own_logits(model: &Decoder, adapter: &AdapterStack) -> Outcome<Vec<Tensor>> {
     Ok(found.into_iter().zip(&examples).map(own).collect())
 }
 
-/// Copies a directory; fields of one of its files are set, or removed where the edit says null.
+/// Copies a directory and sets fields in one of its files; a null in `edit` removes the field.
 fn copy_edited(from: &Path, to: &Path, file: &str, edit: &Value) -> Outcome {
     std::fs::create_dir(to)?;
     for entry in std::fs::read_dir(from)? {
@@ -241,7 +241,7 @@ fn fields_that_nobody_knows_are_refused_in_every_type_of_adapter() -> Outcome {
     Ok(())
 }
 
-/// The tables say of which fields the numbers depend: each is read, or it would not be noticed that it says something wrong.
+/// Fields that the tables call applied must be read: a wrong value is an error.
 #[test]
 fn fields_that_are_said_to_be_applied_are_read() -> Outcome {
     let adapters = ["llama-lora", "llama-ia3", "llama-road", "llama-prefix", "llama-prompt"];
@@ -329,8 +329,8 @@ fn weights_that_are_missing_are_told_by_their_pattern() -> Outcome {
     Ok(())
 }
 
-/// PEFT itself reads what is written here, and transformers what is merged. Needs a Python that has them
-/// (`tools/oracle/make_interop.py` says which): `PEFT_PYTHON=venv/bin/python cargo test --workspace --test methods -- --ignored peft_reads`.
+/// PEFT itself reads adapters written here, and transformers reads merged models. Needs a Python that has both (see
+/// `tools/oracle/make_interop.py`): `PEFT_PYTHON=venv/bin/python cargo test --workspace --test methods -- --ignored peft_reads`.
 #[test]
 #[ignore = "needs a Python with PEFT, named by PEFT_PYTHON"]
 fn peft_reads_adapters_and_merged_models_written_here_and_computes_the_same() -> Outcome {

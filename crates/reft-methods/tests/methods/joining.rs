@@ -1,4 +1,4 @@
-//! Adapters that became one compute what a stack of them does.
+//! Joined adapters compute the same as a stack of them.
 
 use std::path::{Path, PathBuf};
 
@@ -19,7 +19,7 @@ use crate::oracle::{
 /// The same sums in another order, f32 with |logits| up to 10, relative to them.
 const JOINED: f64 = 1e-5;
 
-/// Adapters of a test, and what became of them.
+/// The adapters of a test, which are joined.
 struct Joint {
     dir: tempfile::TempDir,
     model: Decoder,
@@ -54,7 +54,7 @@ impl Joint {
         logits(&self.model, stack, &tiny_examples()?, PaddingSide::Right)
     }
 
-    /// The logits of the stack of all parts, of which each counts.
+    /// The logits of the stack of all parts; each part must change them.
     fn stacked(&self) -> Outcome<Vec<Tensor>> {
         let mut entries = Vec::new();
         for JoinPart { directory, strength } in &self.parts {
@@ -359,7 +359,7 @@ fn what_cannot_become_one_is_refused_with_the_reason() -> Outcome {
     Ok(())
 }
 
-/// An adapter at a strength is an adapter by itself.
+/// Joining one adapter with a strength builds the strength into it.
 #[test]
 fn one_adapter_takes_its_strength_into_itself() -> Outcome {
     let mut joint = Joint::on(tiny_llama()?)?;

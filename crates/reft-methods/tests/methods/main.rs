@@ -1,4 +1,4 @@
-//! Every method against another implementation, its files, and what can be done with it.
+//! Every method against another implementation, its files, and operations on it.
 
 mod composition;
 mod control_vectors;

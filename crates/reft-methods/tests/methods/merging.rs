@@ -1,4 +1,4 @@
-//! Merged weights compute what base model and adapter do.
+//! Merged weights compute the same as base model and adapter.
 
 use reft_methods::{
     AdapterSummary, Error, METHODS, Merging, MethodOptions, declaration, export_model,
@@ -67,7 +67,7 @@ fn a_merged_model_is_a_model_directory() -> Outcome {
     Ok(())
 }
 
-/// Of a single method; of every method, and why: `declarations.rs`.
+/// `declarations.rs` checks which single methods can be merged.
 #[test]
 fn several_adapters_are_not_merged_at_once() -> Outcome {
     let decoder = tiny_llama()?;

@@ -26,12 +26,12 @@ fn methods_that_can_start_as_the_base_model_do() -> Outcome {
             .iter()
             .zip(&base)
             .map(|(start, base)| {
-                // behind the virtual tokens of a soft prompt
+                // after the virtual tokens of a soft prompt
                 let own = start.narrow(0, start.size()[0] - base.size()[0], base.size()[0]);
                 (own - base).abs().max().double_value(&[])
             })
             .fold(0.0, f64::max);
-        // LoReFT and DoRA start there to rounding: Rᵀ(R h − R h), and m / ‖W‖
+        // LoReFT and DoRA start at the base model up to rounding: Rᵀ(R h − R h), and m / ‖W‖
         assert_eq!(largest > 5e-5, cannot, "{method}: off by {largest:e}");
         let mut parameters = adapter.parameters();
         loss(&decoder, &adapter, &examples)?.backward();
@@ -149,7 +149,7 @@ fn a_prefix_started_from_a_text_is_that_text_in_front() -> Outcome {
     Ok(())
 }
 
-/// A method decides again in the same way whatever its description leaves open.
+/// A method sets the options that its description leaves open in the same way again.
 #[test]
 fn a_description_makes_the_same_method_again() -> Outcome {
     let decoder = tiny_llama()?;
@@ -177,7 +177,7 @@ fn a_description_makes_the_same_method_again() -> Outcome {
         assert_eq!(described, name);
         for (option, value) in options.given() {
             let found = all.given().find(|(own, _)| *own == option);
-            // all layers are left open, and a text is repeated
+            // "all layers" is left open, and a text is repeated to its length
             let is_said_anew =
                 *option == INIT_TOKENS || *option == LAYERS && *value == json!([0, 1, 2, 3]);
             assert!(

@@ -19,7 +19,7 @@ use crate::oracle::{
     new_adapter, tiny_examples, tiny_llama,
 };
 
-/// The methods that have a choice.
+/// The methods that can act on the prompt alone or on all tokens.
 fn choosing() -> Vec<&'static MethodDeclaration> {
     let methods: Vec<_> =
         METHODS.iter().copied().filter(|method| method.options.contains(&&TOKENS)).collect();
@@ -42,7 +42,7 @@ fn both(method: &str, model: &Decoder) -> Outcome<[AdapterStack<'static>; 2]> {
     stacks.try_into().map_err(|_| "two".into())
 }
 
-/// Oracle: the prompt through the adapter on all tokens, which leaves keys and values, and the reply through the plain model behind them.
+/// Oracle: the adapter on all tokens runs the prompt and leaves keys and values; the plain model runs the reply behind them.
 #[test]
 fn a_reply_is_the_plain_models_behind_a_prompt_that_was_changed() -> Outcome {
     let _guard = tch::no_grad_guard();
@@ -198,7 +198,7 @@ fn adapters_of_the_same_tokens_are_joined_and_others_are_not() -> Outcome {
     Ok(())
 }
 
-/// Of a prompt of n tokens all are the first n.
+/// `all` positions of a prompt of n tokens are its first n.
 #[test]
 fn all_positions_are_those_of_the_whole_prompt() -> Outcome {
     let model = tiny_llama()?;

@@ -1,4 +1,4 @@
-//! Recorded batches as examples, adapters of them, and how they are held to what was recorded.
+//! Recorded batches as examples, adapters of them, and comparisons with the recordings.
 
 use std::path::Path;
 
@@ -150,7 +150,7 @@ pub fn assert_trajectory(
     Ok(())
 }
 
-/// The recording of tensors under a prefix, with the names that files use.
+/// The recorded tensors under a prefix, with their names in files.
 pub fn recorded(tensors: &Tensors, prefix: &str) -> Tensors {
     let own = |(name, tensor): (&String, &Tensor)| {
         let name = name.strip_prefix(prefix)?.replace(".default", "");
@@ -163,7 +163,7 @@ pub fn recorded(tensors: &Tensors, prefix: &str) -> Tensors {
     tensors.iter().filter_map(own).collect()
 }
 
-/// [`reft_test_support::disturb`] of what a stack trains.
+/// [`reft_test_support::disturb`] of a stack's trained tensors.
 pub fn disturb(stack: &AdapterStack, seed: i64) {
     let parameters = stack.parameters().into_iter().map(|p| (p.tensor, !p.weight_decay));
     reft_test_support::disturb(parameters, seed);

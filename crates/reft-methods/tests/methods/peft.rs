@@ -17,10 +17,10 @@ use crate::oracle::{
     tiny_examples, tiny_llama,
 };
 
-/// Adapters with heads of tasks, whose outputs are no logits of tokens: the trainer's tests hold them to PEFT.
+/// Adapters with heads of tasks: their outputs are no logits, and the trainer's tests compare them with PEFT.
 const WITH_HEADS: &str = "classification";
 
-/// A directory that PEFT wrote and what PEFT computed with it.
+/// A directory that PEFT wrote, and PEFT's outputs with it.
 pub struct Case {
     pub name: String,
     recording: Value, // model, lr, trajectory
@@ -28,7 +28,7 @@ pub struct Case {
 }
 
 impl Case {
-    /// Every adapter directory in a folder of `tests/oracle`, with what `FOLDER.json` and `DIRECTORY.safetensors` say of it.
+    /// Every adapter directory in a folder of `tests/oracle`, with its entries in `FOLDER.json` and `DIRECTORY.safetensors`.
     pub fn all() -> Outcome<Vec<Self>> {
         let (mut cases, mut methods) = (Vec::new(), BTreeSet::new());
         for folder in names_in(&path(""))?.into_iter().filter(|folder| folder != WITH_HEADS) {
@@ -124,7 +124,7 @@ fn the_prefix_encoder_trains_as_pefts() -> Outcome {
     let gradient = |name: &str| gradients[name].shallow_clone();
     assert_gradients(name, &decoder, &adapter, &examples, &gradient)?;
 
-    // what it saves is what PEFT saves: the prefix itself
+    // as in PEFT, the prefix itself is saved
     let dir = tempfile::tempdir()?;
     adapter.save(dir.path())?;
     let own = load_safetensors(&dir.path().join("adapter_model.safetensors"))?;
@@ -158,7 +158,7 @@ fn directories_written_back_equal_pefts_bit_for_bit() -> Outcome {
     Ok(())
 }
 
-/// A test with power: each option that a recording has, taken away, is seen in the logits.
+/// Changing an option of a recording changes the logits.
 #[test]
 fn options_of_the_configuration_are_not_decoration() -> Outcome {
     let changes: [(&str, &str, &str); 6] = [

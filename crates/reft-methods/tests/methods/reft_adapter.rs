@@ -55,7 +55,7 @@ fn a_saved_adapter_gives_the_same_logits() -> Outcome {
             assert!(difference(&before, &plain) > 1e-2, "{method}: no edit, no test");
             let off = difference(&before, &after);
             assert!(off == 0.0, "{method}, share_weights {share_weights}: {off:e}");
-            // Training it further starts from there, to rounding.
+            // Further training starts from the same adapter, up to rounding.
             let trainable = loaded.into_trainable()?;
             assert!(!trainable.parameters().is_empty());
             let start = logits(&decoder, &trainable, PaddingSide::Right)?;
@@ -91,7 +91,7 @@ fn adapters_saved_by_pyreft_give_pyreft_logits() -> Outcome {
     Ok(())
 }
 
-/// Oracle: `reft_square/saved` is what pyreft 0.1.0 saved of a rotation of rank 64, which torch parametrises by a matrix exponential.
+/// Oracle: `reft_square/saved` is a rotation of rank 64 saved by pyreft 0.1.0; torch parametrises it by a matrix exponential.
 #[test]
 fn a_square_rotation_saved_by_pyreft_is_that_rotation() -> Outcome {
     let (decoder, d) = (tiny_llama()?, 64);
@@ -185,7 +185,7 @@ fn configurations_that_cannot_be_are_refused() -> Outcome {
             base_model: BaseModel { vocab_size: Some(9), ..base.clone() },
             ..good.clone()
         },
-        // without a base model on record the layers are checked against the model at hand
+        // without a recorded base model, the layers are checked against the given model
         ReftConfig {
             layers: vec![4],
             base_model: BaseModel { num_hidden_layers: None, ..base },
@@ -266,7 +266,7 @@ fn positions_are_those_of_the_prompt() -> Outcome {
     let stack = AdapterStack::EMPTY;
     let plain = oracle::logits(&decoder, &stack, &examples, PaddingSide::Left)?;
     for (row, (edited, plain)) in edited.iter().zip(&plain).enumerate() {
-        // At the last layer an edit shows at its own token alone.
+        // At the last layer, an edit changes only its own token.
         let changed = (edited - plain).abs().amax([-1i64].as_slice(), false);
         for token in 0..examples[row].length() {
             let changed = changed.double_value(&[token as i64]);

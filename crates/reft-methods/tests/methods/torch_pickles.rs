@@ -131,7 +131,7 @@ fn a_pickle_that_would_run_something_is_refused_by_name() {
     assert!(reason(&call).contains("os.system"), "{}", reason(&call));
     let hidden = dict_of("t", b"cbuiltins\neval\n");
     assert!(reason(&hidden).contains("builtins.eval"), "{}", reason(&hidden));
-    // Codes that make instances in other ways than by the calls above.
+    // Other codes that make instances.
     for code in [b"i", b"o", b"\x81", b"\x92", b"\x93", b"P"] {
         let pickle = [b"\x80\x02".as_slice(), code, b"os\nsystem\n."].concat();
         assert!(reason(&pickle).contains("does not belong"), "{}", reason(&pickle));
@@ -178,7 +178,7 @@ fn what_is_no_dictionary_of_tensors_is_refused() {
 fn deep_nesting_and_endless_sharing_cost_no_more_than_their_length() {
     let deep = [b"\x80\x02K\x01".as_slice(), &b"\x85".repeat(1 << 20), b"."].concat();
     assert!(reason(&deep).contains("something other"));
-    // A tuple of two of the tuple before, sixty times: 2^60 leaves if it were copied out.
+    // A tuple that holds the previous tuple twice, sixty times over: 2^60 leaves if copied.
     let doubled = [b"\x80\x02K\x01".as_slice(), &b"q\x00h\x00\x86".repeat(60), b"."].concat();
     assert!(reason(&doubled).contains("something other"));
 }
@@ -191,7 +191,7 @@ fn peak() -> Outcome<u64> {
     Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
 }
 
-/// Values that are written once and named again and again, in files of 200 kB: each would be gigabytes if it were copied out.
+/// Values written once and referred to often, in files of 200 kB: copies of each would take gigabytes.
 #[cfg(target_os = "linux")]
 #[test]
 fn memory_is_bounded_by_a_constant_times_the_file() -> Outcome {
@@ -253,7 +253,7 @@ fn memory_is_bounded_by_a_constant_times_the_file() -> Outcome {
         assert!(pickle.len() < 260_000, "{what}: {}", pickle.len());
         let before = peak()?;
         let refused = reason(&pickle);
-        // other tests of this process run beside it; a copy of each would be 1.8 to 5 GB
+        // other tests of this process run at the same time; copies would take 1.8 to 5 GB
         let grown = peak()?.saturating_sub(before) / 1_000_000; // the system's count may fall a little
         assert!(grown < 400, "{what}: {grown} MB for {} bytes: {refused}", pickle.len());
     }

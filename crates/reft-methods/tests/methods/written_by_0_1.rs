@@ -1,4 +1,4 @@
-//! Adapters that version 0.1.0 wrote (`tests/written_by_0_1`): what is written of them today is what it wrote.
+//! Adapters that version 0.1.0 wrote (`tests/written_by_0_1`) are written the same today.
 
 use std::path::Path;
 
@@ -9,8 +9,8 @@ use crate::oracle::{Outcome, load_adapter, model, names_in, path};
 
 const FOLDER: &str = "../written_by_0_1";
 
-/// Checks that a file of an adapter says what another of the same name says: configurations byte by byte, of tensors' files all that is in
-/// them (their metadata stand in any order).
+/// Checks that two files of an adapter are equal: configurations byte by byte, tensors' files in all entries (the order of their metadata may
+/// differ).
 fn assert_same(name: &str, found: &Path, expected: &Path) -> Outcome {
     let what = format!("{name}: {} is not what version 0.1.0 wrote", found.display());
     if expected.extension().is_some_and(|extension| extension == "json") {
@@ -33,7 +33,7 @@ fn adapters_are_written_as_version_0_1_0_wrote_them() -> Outcome {
         let (theirs, model) = (adapters.join(&name), model(&format!("{FOLDER}/model"))?);
         let again = tempfile::tempdir()?;
         load_adapter(&theirs, &model)?.save(again.path())?;
-        // the same method, new: another start, but all that its configuration says
+        // a new adapter of the same method: another start, but the same configuration
         let base_model = AdapterSummary::read(&theirs)?.base_model_name.unwrap_or_default();
         let new = Methods::read(&theirs)?.build(&model, &base_model)?;
         let new_dir = tempfile::tempdir()?;

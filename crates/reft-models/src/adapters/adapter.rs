@@ -6,7 +6,7 @@ use tch::Tensor;
 
 use crate::{Error, Hooks, Layout, Result, Row, Site, TaskHead, TrainedText};
 
-/// Whether a forward is part of training (dropout is on) or not.
+/// Whether a forward is part of training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// Dropout is on.
@@ -15,13 +15,13 @@ pub enum Mode {
     Eval,
 }
 
-/// The lowest point of a row's forward that a method changes, or needs a gradient at.
+/// The earliest point of a row's forward that a method changes, or needs a gradient at.
 ///
-/// Everything before it belongs to the frozen model alone and is the same in every step: the hidden states that go into stage `stage` of
+/// Everything before it depends on the frozen model only and is the same in every step: the input of stage `stage` of
 /// [`Forward`](crate::Forward), and, as no token sees a later one, the hidden states of the tokens before `token` at every layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Reach {
-    /// The first stage that is not the plain model's.
+    /// The first stage that differs from the plain model's.
     pub stage: usize,
     /// The first token of the row that is touched; the row's length if none is.
     pub token: usize,
@@ -56,21 +56,21 @@ pub trait Adapter {
     /// The hooks for one forward over a batch. Work that serves every layer (an orthonormal map) is done here, once.
     ///
     /// # Errors
-    /// Whatever of the batch the method has to refuse, for instance a subspace that does not exist.
+    /// If the method refuses the batch, for instance because a subspace does not exist.
     fn hooks<'a>(&'a self, layout: &Layout, mode: Mode) -> Result<Box<dyn Hooks + 'a>>;
 
-    /// Hooks that turn a forward away from the adapter's concept, if the method has some: the part of hidden states along its
-    /// direction is taken out. Without them an adapter is turned around, at strength −1.
+    /// Hooks that steer a forward away from the adapter's concept, if the method has them: they remove the component of hidden states
+    /// along its direction. Without them an adapter is used at strength −1 instead.
     fn away<'a>(&'a self, _layout: &Layout) -> Option<Result<Box<dyn Hooks + 'a>>> {
         None
     }
 
-    /// The directions `[d]` that it adds to hidden states at some sites, as they are trained, if it does so.
+    /// The trained directions `[d]` that it adds to hidden states, by site, if the method adds directions.
     fn directions(&self) -> Option<BTreeMap<Site, Tensor>> {
         None
     }
 
-    /// Number of virtual tokens that stand before every prompt: the layout must hold them.
+    /// Number of virtual tokens before every prompt: the layout must hold them.
     fn virtual_tokens(&self) -> usize {
         0
     }
@@ -80,36 +80,36 @@ pub trait Adapter {
         0
     }
 
-    /// Number of coordinates of the subspace that it edits in. A row may name the ones to be changed.
+    /// Number of coordinates of the subspace that it edits. A row may name the coordinates to change.
     fn subspace_size(&self) -> Option<i64> {
         None
     }
 
-    /// Whether it is the model's weights themselves: without its hooks there is no base model then, and no strength but 1.
+    /// Whether the adapter is the model's weights themselves: then no base model is left, and the only strength is 1.
     fn is_in_weights(&self) -> bool {
         false
     }
 
-    /// Whether [`Self::hooks`] change tokens behind the prompt too. Where they do not, a token that is generated costs what it costs the base
-    /// model, whatever adapters are in its batch.
+    /// Whether [`Self::hooks`] change tokens after the prompt too. If not, a generated token costs as much as with the base model, whatever
+    /// adapters are in its batch.
     fn acts_on_replies(&self) -> bool {
         true
     }
 
-    /// The lowest point of a row's forward that [`Self::hooks`] touch: everything before it need not be computed in every step.
+    /// The earliest point of a row's forward that [`Self::hooks`] touch: everything before it need not be computed in every step.
     ///
-    /// Where in doubt, claim more: [`Reach::EVERYTHING`], the default, is always right.
+    /// An earlier point is always correct; so is the default, [`Reach::EVERYTHING`].
     fn reach(&self, _row: &Row) -> Reach {
         Reach::EVERYTHING
     }
 
-    /// Everything a checkpoint needs to go on bit for bit, which may be more than [`Self::save`] keeps: by default the parameters.
+    /// The tensors that a checkpoint needs to resume training bit for bit, perhaps more than [`Self::save`] keeps. Default: the parameters.
     fn state(&self) -> BTreeMap<String, Tensor> {
         let copy = |p: Parameter| (p.name, p.tensor.detach().copy());
         self.parameters().into_iter().map(copy).collect()
     }
 
-    /// Goes back to a [`Self::state`]: the tensors are overwritten in place, so handles on them stay valid.
+    /// Restores a [`Self::state`]: the tensors are overwritten in place, so handles on them stay valid.
     ///
     /// # Errors
     /// If tensors are missing, unexpected or of another shape, by name; nothing is changed then.
@@ -117,12 +117,11 @@ pub trait Adapter {
         write_into(&self.parameters(), state)
     }
 
-    /// Keeps with the adapter how the texts are framed that it is trained on: [`Self::save`] writes it. An adapter without files keeps
-    /// nothing.
+    /// Sets the framing of the training texts, which [`Self::save`] writes. An adapter without files ignores it.
     fn keep_trained_text(&mut self, _text: TrainedText) {}
 
-    /// Keeps the head of a task that is trained with the adapter: [`Self::save`] writes it as it is then. An adapter without files keeps
-    /// nothing.
+    /// Sets the task head that is trained with the adapter; [`Self::save`] writes the head's values at that time. An adapter without files
+    /// ignores it.
     fn keep_head(&mut self, _head: &TaskHead) {}
 
     /// Writes the adapter's files into a directory that exists.

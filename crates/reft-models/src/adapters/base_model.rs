@@ -6,7 +6,7 @@ use crate::{Error, ModelDescription, Result};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BaseModel {
-    /// Directory or hub name that it was trained on; for the reader.
+    /// Directory or hub name of the base model; for information only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Family.
@@ -54,7 +54,7 @@ impl BaseModel {
         Err(Error::Adapter { reason })
     }
 
-    /// Checks that another adapter can be of the same base model.
+    /// Checks that another adapter's base model can be the same.
     ///
     /// # Errors
     /// [`Error::Adapter`] with both sides.

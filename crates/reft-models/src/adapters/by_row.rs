@@ -4,7 +4,7 @@ use crate::adapters::low_rank_rows::{LowRankRow, LowRankTable, add_low_rank};
 use crate::adapters::token_edits::add_token_edits;
 use crate::{AdapterStack, HookPoint, Hooks, Layout, Mode, Result, Span, Stacked, send};
 
-/// The hooks of a batch whose rows are used with different adapters: each sees its own rows alone.
+/// The hooks of a batch whose rows have different adapters: each stack's hooks see only its own rows.
 pub(crate) struct ByRow<'a> {
     groups: Vec<Group<'a>>,
     batch_size: usize,
@@ -13,20 +13,20 @@ pub(crate) struct ByRow<'a> {
 
 /// A row of a batch.
 pub(crate) struct Member<'r, 'a> {
-    /// A number that stays the row's when others join or leave.
+    /// A number that identifies the row while others join or leave.
     pub(crate) id: u64,
     pub(crate) stack: &'r AdapterStack<'a>,
 }
 
-/// The rows of a batch that are used with one stack of adapters.
+/// The rows of a batch that share one stack of adapters.
 struct Group<'a> {
     stack: AdapterStack<'a>,
     ids: Vec<u64>,
-    /// The rows' places in the batch.
+    /// The indices of the rows in the batch.
     rows: Vec<usize>,
-    /// The same on the device of the present point, made when it is needed; none, if they are all rows in order.
+    /// `rows` as a tensor on the device of the present hook point; made on first use.
     index: Option<Tensor>,
-    /// The rows alone, in the columns of the batch.
+    /// The layout of these rows only, with the columns of the batch.
     layout: Layout,
     hooks: Stacked<'a>,
 }
@@ -36,8 +36,8 @@ fn of_rows<'s>(layout: &'s Layout, span: &Span) -> Span<'s> {
     Span { layout, columns: span.columns.clone() }
 }
 
-/// Updates of several groups that can be computed together; those groups are taken out of `touching`. A group alone stays: it is computed as it
-/// says itself.
+/// Updates of the groups that can be computed together; these groups are removed from `touching`. A single such group stays in it: its own
+/// hooks compute it.
 fn taken<'g, 'a, T>(
     groups: &'g [Group<'a>],
     touching: &mut Vec<usize>,
@@ -58,11 +58,11 @@ fn taken<'g, 'a, T>(
 }
 
 impl<'a> ByRow<'a> {
-    /// The hooks for forwards over a batch, of which each row is used with its own stack. Those of earlier batches go on where all rows of a
-    /// stack were in one.
+    /// The hooks for forwards over a batch in which each row has its own stack. If an earlier batch had all rows of a stack, its hooks are
+    /// reused.
     ///
     /// # Errors
-    /// Whatever an adapter refuses.
+    /// Errors of the adapters.
     pub(crate) fn new(
         members: &[Member<'_, 'a>],
         layout: &Layout,
@@ -95,12 +95,12 @@ impl<'a> ByRow<'a> {
         Ok(Self { groups, batch_size, low_rank })
     }
 
-    /// The groups whose hooks have something to do at a point of a pass.
+    /// The groups whose hooks act at a point of a pass.
     fn touching(&self, point: HookPoint, span: &Span) -> Vec<usize> {
         (0..self.groups.len()).filter(|at| self.groups[*at].touches(point, span)).collect()
     }
 
-    /// The tensor at a point plus the updates of those groups among `touching` that can be computed together; they are taken out of `touching`.
+    /// The tensor at a point plus the updates that can be computed together; their groups are removed from `touching`.
     fn together(
         &mut self,
         point: HookPoint,
@@ -134,7 +134,7 @@ impl<'a> ByRow<'a> {
         }
     }
 
-    /// Takes out the hooks of a stack, for rows that are all among its own.
+    /// Takes the hooks of a stack out, cut down to the rows `ids`; `None` if one of them is missing.
     fn take(&mut self, stack: &AdapterStack, ids: &[u64]) -> Option<Stacked<'a>> {
         let at = self.groups.iter().position(|group| group.stack.is_same(stack))?;
         let place = |id: &u64| self.groups[at].ids.iter().position(|own| own == id);
@@ -150,7 +150,7 @@ impl Group<'_> {
         self.hooks.touches(point, &of_rows(&self.layout, span))
     }
 
-    /// The rows' places on the device of a tensor.
+    /// The indices of the rows on the device of a tensor.
     fn index(&mut self, beside: &Tensor) -> Tensor {
         let device = beside.device();
         let known = self.index.take().filter(|index| index.device() == device);
@@ -163,7 +163,7 @@ impl Group<'_> {
 }
 
 impl Hooks for ByRow<'_> {
-    /// Without autograd: what rows become is written into one copy.
+    /// Works without autograd only: the edited rows are written into one copy.
     fn visit(&mut self, point: HookPoint, mut h: Tensor, span: &Span) -> Result<Tensor> {
         let mut touching = self.touching(point, span);
         let all = touching.len();
@@ -185,7 +185,7 @@ impl Hooks for ByRow<'_> {
                 (HookPoint::Output(site, linear, _), Some(x)) => HookPoint::Output(site, linear, x),
                 _ => point,
             };
-            // what it was is kept until then: memory that is free again may be that of what it has become
+            // `own` lives until the comparison: otherwise the allocator could reuse its memory for `edited`
             let edited =
                 group.hooks.visit(point, own.shallow_clone(), &of_rows(&group.layout, span))?;
             if edited.data_ptr() != own.data_ptr() {
@@ -203,7 +203,7 @@ impl Hooks for ByRow<'_> {
         self.groups.iter().any(|group| group.touches(point, span))
     }
 
-    /// The same for all rows: a batch is made of such.
+    /// All rows of a batch have the same prefix length.
     fn prefix_length(&self) -> usize {
         self.groups.iter().map(|group| group.hooks.prefix_length()).max().unwrap_or(0)
     }

@@ -6,10 +6,10 @@ use crate::{
 };
 
 impl AdapterStack<'_> {
-    /// How much the adapters change each token of a row: `|edited − h| / |h|` at every point of the forward that they are shown, and of all
-    /// points the largest. 0: the token is left as it is everywhere.
+    /// How much the adapters change each token of a row: the largest `|edited − h| / |h|` over all hook points of the forward. 0: the token is
+    /// changed nowhere.
     ///
-    /// `h` is the input of a point, changes further down included. Tokens that an adapter puts before the row have no entry.
+    /// `h` is the input of a hook point, with the changes of earlier points. Tokens that an adapter puts before the row have no entry.
     ///
     /// # Errors
     /// A row that does not fit; errors of an adapter.
@@ -31,7 +31,7 @@ impl AdapterStack<'_> {
     }
 }
 
-/// Hooks with the largest change that they made to each token.
+/// Hooks that record the largest change of each token.
 struct Measured<'a> {
     hooks: Stacked<'a>,
     /// `[b, t]` in f32.
@@ -42,7 +42,7 @@ impl Hooks for Measured<'_> {
     fn visit(&mut self, point: HookPoint, h: Tensor, span: &Span) -> Result<Tensor> {
         let before = h.shallow_clone();
         let after = self.hooks.visit(point, h, span)?;
-        // virtual tokens take the places of none
+        // virtual tokens replace no token
         if matches!(point, HookPoint::Embeddings) || after.data_ptr() == before.data_ptr() {
             return Ok(after);
         }

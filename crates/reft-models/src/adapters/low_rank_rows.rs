@@ -6,14 +6,14 @@ use crate::{LowRank, Site, send};
 
 /// The low-rank updates of a batch's rows at one projection, one rank: for row `i` `y_i + s_i B_i A_i x_i`, all rows in two products.
 ///
-/// The matrices are stacked in the order of the rows. They stay from batch to batch, so only the matrices of a row that joins are copied.
+/// The matrices are stacked in the order of the rows. They are kept from batch to batch, so only the matrices of a new row are copied.
 #[derive(Debug)]
 pub(crate) struct LowRankRows {
     /// The request in each slot.
     ids: Vec<u64>,
     a: Tensor, // [slots, in, r], f32
     b: Tensor, // [slots, r, out], f32, scaled
-    /// The rows' places in the batch, and the same on the device.
+    /// The indices of the rows in the batch, here and (`index`) on the device.
     rows: Vec<usize>,
     index: Option<Tensor>,
 }
@@ -23,7 +23,7 @@ pub(crate) type LowRankTable = BTreeMap<(Site, i64), LowRankRows>;
 
 /// A row with an update.
 pub(crate) struct LowRankRow<'a> {
-    /// Its place in the batch.
+    /// Its index in the batch.
     pub(crate) row: usize,
     /// Its request.
     pub(crate) id: u64,
@@ -32,7 +32,7 @@ pub(crate) struct LowRankRow<'a> {
 }
 
 impl LowRankRows {
-    /// No rows of updates of a size.
+    /// An empty stack for updates of the sizes of `like`.
     fn new(like: &LowRank) -> Self {
         let (rank, input) = like.a.size2().expect("invariant: A is a matrix");
         let options = (Kind::Float, like.a.device());
@@ -41,7 +41,7 @@ impl LowRankRows {
         Self { ids: Vec::new(), a, b, rows: Vec::new(), index: None }
     }
 
-    /// Takes the updates of a batch's rows; an update that has a slot already stays there.
+    /// Sets the updates of a batch's rows; an update that has a slot already keeps it.
     fn set(&mut self, rows: &[LowRankRow]) {
         let slots = self.a.size()[0] as usize;
         if rows.len() > slots {
@@ -68,7 +68,7 @@ impl LowRankRows {
         }
     }
 
-    /// The rows' places in the batch.
+    /// The indices of the rows in the batch, on a device.
     fn index(&mut self, device: Device) -> Tensor {
         let index = self.index.get_or_insert_with(|| {
             let rows: Vec<i64> = self.rows.iter().map(|row| *row as i64).collect();

@@ -8,7 +8,7 @@ use crate::{Adapter, Cut, HookPoint, Hooks, Layout, LowRank, Mode, Result, Span,
 type BoxedHooks<'a> = Box<dyn Hooks + 'a>;
 
 self_cell!(
-    /// The hooks of an adapter, which keep it alive.
+    /// The hooks of a shared adapter; they keep the adapter alive.
     pub(crate) struct OwnedHooks {
         owner: Rc<dyn Adapter>,
         #[covariant]
@@ -31,7 +31,7 @@ impl OwnedHooks {
     }
 }
 
-/// Every function is the adapter's own, also where the trait has a default.
+/// Forwards every function to the adapter's hooks, including those with a default in the trait.
 impl Hooks for OwnedHooks {
     fn visit(&mut self, point: HookPoint, h: Tensor, span: &Span) -> Result<Tensor> {
         self.with(|hooks| hooks.visit(point, h, span))
@@ -84,7 +84,7 @@ mod tests {
         lines.filter_map(name).map(|(name, _)| name).collect()
     }
 
-    /// A function of the trait that is not handed on would be the default, which changes nothing, and nobody would be told.
+    /// A trait function that is not forwarded would silently be the default, which changes nothing.
     #[test]
     fn every_function_of_hooks_is_handed_on() {
         let of_trait = functions(include_str!("../model/hooks.rs"), "pub trait Hooks {");

@@ -14,9 +14,9 @@ use crate::{
     write_json,
 };
 
-/// The adapters that a model is used with, in the order that they see hidden states: none, one or several.
+/// The adapters that a model is used with, in the order in which they see hidden states: none, one or several.
 ///
-/// It is the only way to use them: training, evaluation, generation and logits all take one.
+/// Training, evaluation, generation and logits all take a stack; adapters cannot be used in another way.
 #[derive(Clone, Default)]
 pub struct AdapterStack<'a> {
     entries: Vec<StackEntry<'a>>,
@@ -29,16 +29,16 @@ pub struct StackEntry<'a> {
     pub adapter: StackAdapter<'a>,
     /// Strength `s`: `base + s · (edited − base)`. 1 is the adapter as it was trained.
     pub strength: f64,
-    /// Coordinates of the subspace that it may change, in place of the coordinates that rows name.
+    /// Coordinates of the subspace that it may change; they replace those that rows name.
     pub subspace: Option<Vec<i64>>,
 }
 
 /// How a forward uses the adapters of a stack.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Dose {
-    /// Their strengths are multiplied: 1 is the stack as it is, 0 the plain model, −1 turns edits around.
+    /// Multiplies their strengths: 1 is the stack as it is, 0 the plain model, −1 reverses the edits.
     Times(f64),
-    /// Away from their concepts: by [`Adapter::away`], or turned around where a method has none.
+    /// Steers away from their concepts: by [`Adapter::away`], or at strength −1 if a method has no such hooks.
     Away,
 }
 
@@ -46,7 +46,7 @@ impl Dose {
     /// The stack as it is.
     pub const WHOLE: Self = Self::Times(1.0);
 
-    /// Whether it is the plain model.
+    /// Whether the dose gives the plain model.
     pub fn is_none(self) -> bool {
         self == Self::Times(0.0)
     }
@@ -55,9 +55,9 @@ impl Dose {
 /// An adapter of an [`AdapterStack`].
 #[derive(Clone)]
 pub enum StackAdapter<'a> {
-    /// It is somebody else's.
+    /// Owned by the caller.
     Borrowed(&'a dyn Adapter),
-    /// It lives as long as the stacks and hooks that share it.
+    /// Owned together by the stacks and hooks that share it.
     Shared(Rc<dyn Adapter>),
 }
 
@@ -73,13 +73,13 @@ impl<'a> Deref for StackAdapter<'a> {
 }
 
 impl StackAdapter<'_> {
-    /// Whether both are one adapter, not equal ones.
+    /// Whether both are the same object, rather than equal adapters.
     pub(crate) fn is_same(&self, other: &StackAdapter) -> bool {
         std::ptr::addr_eq(&raw const **self, &raw const **other)
     }
 }
 
-/// `combined.json`: the adapters of a directory, in order, each in a directory of its own.
+/// `combined.json`: the adapters of a directory, in order, each in its own subdirectory.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Combination {
@@ -102,7 +102,7 @@ impl From<Rc<dyn Adapter>> for StackEntry<'_> {
 }
 
 impl<'a> AdapterStack<'a> {
-    /// Name of the file that makes a directory one of several adapters.
+    /// Name of the file that marks a directory of several adapters.
     pub const FILE_NAME: &'static str = "combined.json";
 
     /// The plain model.
@@ -111,7 +111,7 @@ impl<'a> AdapterStack<'a> {
     /// These adapters, as they were trained.
     ///
     /// # Errors
-    /// [`Error::NotCombinable`] if two of them bring virtual tokens, or two a prefix: their order would be anyone's guess.
+    /// [`Error::NotCombinable`] if two of them bring virtual tokens, or two a prefix: their order would be ambiguous.
     pub fn of(adapters: &[&'a dyn Adapter]) -> Result<Self> {
         Self::new(adapters.iter().map(|adapter| StackEntry::from(*adapter)).collect())
     }
@@ -127,8 +127,8 @@ impl<'a> AdapterStack<'a> {
     /// These adapters at their strengths.
     ///
     /// # Errors
-    /// As [`Self::of`]; [`Error::Adapter`] if a strength is no number, or is not 1 for an adapter that brings virtual tokens or a prefix,
-    /// or is in the weights: there is no base that they could be mixed with.
+    /// As [`Self::of`]; [`Error::Adapter`] if a strength is no number, or is not 1 for an adapter that brings virtual tokens or a prefix
+    /// or is in the weights: these have no base value to mix with.
     pub fn new(entries: Vec<StackEntry<'a>>) -> Result<Self> {
         type Length = fn(&dyn Adapter) -> usize;
         let lengths: [(Length, _); 2] = [
@@ -186,7 +186,7 @@ impl<'a> AdapterStack<'a> {
         adapters.filter(|adapter| adapter.is_in_weights()).collect()
     }
 
-    /// Whether tokens that are generated are changed too, and not the prompt's alone.
+    /// Whether generated tokens are changed too, not only the prompt's.
     pub(crate) fn acts_on_replies(&self) -> bool {
         self.entries.iter().any(|entry| entry.adapter.acts_on_replies())
     }
@@ -229,7 +229,7 @@ impl<'a> AdapterStack<'a> {
         self.hooks_at(1.0, layout, mode)
     }
 
-    /// [`Self::hooks`] with the strengths of all adapters multiplied: 0 is the plain model, −1 turns edits around.
+    /// [`Self::hooks`] with the strengths of all adapters multiplied by `factor`: 0 is the plain model, −1 reverses the edits.
     ///
     /// # Errors
     /// Errors of an adapter; [`Error::Adapter`] for virtual tokens or a prefix at a strength that is neither 0 nor 1, and for an
@@ -251,7 +251,7 @@ impl<'a> AdapterStack<'a> {
     /// [`Self::hooks_at`] a dose.
     ///
     /// # Errors
-    /// As [`Self::hooks_at`]; [`Error::Adapter`] for a shared adapter whose forwards are to turn away.
+    /// As [`Self::hooks_at`]; [`Error::Adapter`] for [`Dose::Away`] with a shared adapter.
     pub fn hooks_of(&self, dose: Dose, layout: &Layout, mode: Mode) -> Result<Stacked<'a>> {
         if let Dose::Times(factor) = dose {
             return self.hooks_at(factor, layout, mode);
@@ -333,7 +333,7 @@ impl<'a> AdapterStack<'a> {
         Ok(())
     }
 
-    /// The lowest point of a row's forward that an adapter touches; [`None`] without adapters.
+    /// The earliest point of a row's forward that an adapter touches; [`None`] without adapters.
     pub fn reach(&self, row: &Row) -> Option<Reach> {
         self.entries.iter().map(|entry| entry.adapter.reach(row)).reduce(Reach::and)
     }
@@ -346,7 +346,7 @@ impl<'a> AdapterStack<'a> {
         self.prefixed().flat_map(of_one).collect()
     }
 
-    /// Goes back to a [`Self::state`].
+    /// Restores a [`Self::state`].
     ///
     /// # Errors
     /// If tensors are missing, unexpected or of another shape, by name.
@@ -365,7 +365,7 @@ impl<'a> AdapterStack<'a> {
         })
     }
 
-    /// Writes the adapter's files into a directory that exists; of several, each into its own, and `combined.json` names them.
+    /// Writes the adapters' files into an existing directory. Several adapters get a subdirectory each, listed in `combined.json`.
     ///
     /// # Errors
     /// If a file cannot be written.
@@ -388,7 +388,7 @@ impl<'a> AdapterStack<'a> {
     /// The directories of the adapters that `combined.json` names, in order.
     ///
     /// # Errors
-    /// If it cannot be read, is of another version, or names something else than directories beside it.
+    /// If it cannot be read, is of another version, or names anything but directories beside it.
     pub fn directories(dir: &Path) -> Result<Vec<std::path::PathBuf>> {
         let combination: Combination = read_json(&dir.join(Self::FILE_NAME))?;
         let refuse = |reason: String| Err(Error::Adapter { reason });

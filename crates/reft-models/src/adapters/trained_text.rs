@@ -4,10 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ChatVars, Error, Result, json_error, load_safetensors_metadata};
 
-/// How the texts that an adapter was trained on were framed: what uses the adapter frames prompts alike unless it is told otherwise.
+/// The framing of an adapter's training texts. Prompts for the adapter are framed in the same way by default.
 ///
-/// It stands in the metadata of the adapter's tensors, beside the identity of the base model: readers that do not know it pass it over,
-/// PEFT among them, whose configuration has no place for it.
+/// It is stored in the metadata of the adapter's tensor file, beside the identity of the base model. Other readers, such as PEFT, ignore it
+/// there; PEFT's configuration has no field for it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrainedText {
     /// The template, as `--template` names it.
@@ -29,7 +29,7 @@ impl TrainedText {
         Ok((NAME.to_owned(), serde_json::to_string(self).map_err(json_error(file))?))
     }
 
-    /// Reads it from a file of tensors; `None` if the file is older than this field, or another program's.
+    /// Reads it from a file of tensors; `None` if the file has no such entry, as from an older version or another program.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Safetensors`] or [`Error::Json`] if the file is missing or broken.

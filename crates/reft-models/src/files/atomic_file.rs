@@ -1,4 +1,4 @@
-//! Files and directories that appear under their name whole, or not at all.
+//! Files and directories that appear under their name complete or not at all.
 
 use std::fs::{self, File};
 use std::io;

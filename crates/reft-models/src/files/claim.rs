@@ -1,4 +1,4 @@
-//! Pieces of work that several processes share out among themselves.
+//! Claims of work that several processes share.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
@@ -10,29 +10,29 @@ use std::time::{Duration, SystemTime};
 
 use crate::{DirectoryLock, Result, io_error};
 
-/// A directory whose work is this process's: no other that asks gets it until this one has dropped it, or has ended.
+/// This process's claim on the work of a directory: no other process gets it until this one drops the claim or ends.
 ///
-/// It is a file `.claim` (`.process-N` where several processes share out a directory's work) that is made for one process only, and whose time of change is set anew every few seconds. A claim that is not kept
-/// up, because its process was killed or its machine is gone, is another's to take. On the machine where it was made its end is seen at once:
-/// the process has the file locked.
+/// The claim is a file `.claim` (`.process-N` if several processes share the directory's work). Only one process can create it, and renews its
+/// modification time every few seconds. Another process may take a claim that is no longer renewed, because its process was killed or its
+/// machine is gone. The process also holds a lock on the file, so its end is noticed sooner on the same machine.
 #[derive(Debug)]
 pub struct Claim {
     path: PathBuf,
     owner: String,
-    /// The thread that keeps the claim up; it ends when the sender is dropped.
+    /// The thread that renews the claim; it ends when the sender is dropped.
     heart: Option<(Sender<()>, JoinHandle<()>)>,
 }
 
-/// Time between two beats.
+/// Time between two renewals.
 const BEAT: Duration = Duration::from_secs(3);
 
-/// Age of a claim that is given up.
+/// Age after the last renewal at which a claim counts as abandoned.
 const GIVEN_UP: Duration = Duration::from_secs(20);
 
 impl Claim {
     const FILE_NAME: &'static str = ".claim";
 
-    /// Claims the work of a directory, which is made if it is not there; `None` if another process is at it.
+    /// Claims the work of a directory, which is created if missing; `None` if another process has claimed it.
     ///
     /// # Errors
     /// [`crate::Error::Io`].
@@ -41,7 +41,7 @@ impl Claim {
         Self::take_file(directory, directory.join(Self::FILE_NAME))
     }
 
-    /// Joins the processes that share out the work of a directory, and is one of them until it is dropped.
+    /// Joins the processes that share the work of a directory, until the claim is dropped.
     ///
     /// # Errors
     /// [`crate::Error::Io`].
@@ -56,7 +56,7 @@ impl Claim {
         }
     }
 
-    /// Number of processes that have joined ([`Self::join`]) and are still there.
+    /// Number of processes that have joined ([`Self::join`]) and are still running.
     pub fn joined(directory: &Path) -> usize {
         let entries = fs::read_dir(directory).into_iter().flatten().flatten();
         let is_seat = |path: &PathBuf| {
@@ -72,7 +72,7 @@ impl Claim {
             if is_kept_up(&path) {
                 return Ok(None);
             }
-            // of those that find it given up, one
+            // only one of the processes that find the claim abandoned may take it
             let _lock = DirectoryLock::wait(directory)?;
             if is_kept_up(&path) {
                 return Ok(None);
@@ -84,14 +84,14 @@ impl Claim {
         let (sender, ended) = mpsc::channel();
         let heart = thread::spawn(move || {
             while ended.recv_timeout(BEAT) == Err(RecvTimeoutError::Timeout) {
-                // a beat that fails is one that is missing
+                // a failed renewal counts as a missing one
                 let _ = file.set_modified(SystemTime::now());
             }
         });
         Ok(Some(Self { path, owner, heart: Some((sender, heart)) }))
     }
 
-    /// Whether a process is at the work of a directory, or of one below it.
+    /// Whether a process has claimed the work of a directory or of one below it.
     pub fn is_any_held(directory: &Path) -> bool {
         let below = fs::read_dir(directory).into_iter().flatten().flatten();
         let is_held_below = |entry: fs::DirEntry| {
@@ -107,14 +107,14 @@ impl Drop for Claim {
             drop(sender);
             let _ = heart.join();
         }
-        // what another has taken meanwhile is its own, and what cannot be removed is given up
+        // a claim that another process has taken meanwhile stays; one that cannot be removed expires
         if fs::read_to_string(&self.path).is_ok_and(|owner| owner == self.owner) {
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// How the files begin whose claims say that a process has joined.
+/// Prefix of the claim files of processes that have joined.
 const SEAT: &str = ".process-";
 
 fn seat(directory: &Path, number: usize) -> PathBuf {
@@ -128,14 +128,14 @@ fn create(path: &Path, owner: &str) -> Result<Option<File>> {
         Err(error) => Err(io_error("create", path)(error)),
         Ok(mut file) => {
             file.write_all(owner.as_bytes()).map_err(io_error("write", path))?;
-            // where there are no locks, the beats alone say that it is held
+            // without file locks, only the renewals show that the claim is held
             let _ = file.try_lock();
             Ok(Some(file))
         }
     }
 }
 
-/// A name of the running operating system, which is another one after each start of the machine; empty where it has none.
+/// The boot id of the operating system, which changes with each start of the machine; empty if unavailable.
 fn system() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
@@ -147,18 +147,18 @@ fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// Whether the file is there, was changed not long ago, and is not of a process that is known to have ended.
+/// Whether the file exists, was renewed recently, and its process is not known to have ended.
 fn is_kept_up(path: &Path) -> bool {
     let Ok(file) = File::open(path) else { return false };
     let Ok(changed) = file.metadata().and_then(|metadata| metadata.modified()) else {
         return false;
     };
-    // a time to come is that of a clock which goes before ours
+    // a time in the future comes from a clock that is ahead of ours
     let age = changed.elapsed().unwrap_or_else(|early| early.duration());
     age <= GIVEN_UP && !(age > BEAT && is_left_behind(&file))
 }
 
-/// Whether a claim was made on this machine since it was started, by a process that has it locked no more.
+/// Whether a claim was made on this machine since its start, by a process that no longer holds its lock.
 fn is_left_behind(mut file: &File) -> bool {
     let (mut owner, system) = (String::new(), system());
     let is_of_here = file.read_to_string(&mut owner).is_ok() && owner.starts_with(&system);
@@ -173,7 +173,7 @@ mod tests {
 
     type TestResult = std::result::Result<(), Box<dyn std::error::Error>>;
 
-    /// Makes a claim look as if nobody had kept it up.
+    /// Makes a claim look abandoned.
     fn give_up(directory: &Path) -> std::io::Result<()> {
         set_time(directory, SystemTime::now() - 2 * GIVEN_UP)
     }
@@ -193,7 +193,7 @@ mod tests {
         Ok(())
     }
 
-    /// As a process does that is killed: its lock ends, its file stays.
+    /// Simulates a killed process: its lock ends, its file stays.
     #[test]
     #[cfg(target_os = "linux")]
     fn a_claim_of_a_process_that_has_ended_is_free_after_a_missing_beat() -> TestResult {
@@ -220,7 +220,7 @@ mod tests {
         let lost = Claim::take(&work)?.ok_or("it is free")?;
         give_up(&work)?;
         let taken = Claim::take(&work)?.ok_or("it is given up")?;
-        drop(lost); // takes nothing away from who has it now
+        drop(lost); // does not remove the new owner's claim
         assert!(Claim::is_any_held(&work) && Claim::take(&work)?.is_none());
         drop(taken);
         assert!(Claim::take(&work)?.is_some());
@@ -237,7 +237,7 @@ mod tests {
         assert_eq!(Claim::joined(&work), 2);
         drop(first);
         assert_eq!(Claim::joined(&work), 1);
-        let _third = Claim::join(&work)?; // in the first one's seat
+        let _third = Claim::join(&work)?; // takes the first one's number
         assert_eq!(Claim::joined(&work), 2);
         let lost = File::options().write(true).open(seat(&work, 1))?;
         lost.set_modified(SystemTime::now() - 2 * GIVEN_UP)?;

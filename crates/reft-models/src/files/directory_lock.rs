@@ -7,15 +7,15 @@ use std::process;
 
 use crate::{Error, Result, io_error};
 
-/// A directory that is this program's to write into, until it is dropped or the process ends in whatever way.
+/// A lock for writing into a directory, until it is dropped or the process ends in any way.
 ///
-/// The lock is the operating system's, on a file `.lock` in the directory, which is removed at the end. A directory that was not there is
-/// made, and removed again if nothing was written into it.
+/// It is an operating system lock on a file `.lock` in the directory, which is removed at the end. A missing directory is created, and
+/// removed again if nothing was written into it.
 #[derive(Debug)]
 pub struct DirectoryLock {
     file: File,
     path: PathBuf,
-    /// Directories that were not there before, the innermost first.
+    /// Directories that this lock has created, the innermost first.
     made: Vec<PathBuf>,
 }
 
@@ -38,7 +38,7 @@ impl DirectoryLock {
         })
     }
 
-    /// Locks a directory as soon as nobody else has it locked.
+    /// Locks a directory; waits while another process has it locked.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -57,7 +57,7 @@ impl DirectoryLock {
             let open =
                 OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
             let file = match open {
-                // the directory was removed in between, by whoever had made it
+                // the directory was removed in between by the process that had created it
                 Err(error) if error.kind() == ErrorKind::NotFound && attempt < ATTEMPTS => continue,
                 file => file.map_err(in_directory())?,
             };
@@ -67,7 +67,7 @@ impl DirectoryLock {
                     locked.sign().map_err(in_directory())?;
                     return Ok(locked);
                 }
-                Ok(true) => locked.forget(), // whoever had it has removed the file
+                Ok(true) => locked.forget(), // the previous holder has removed the file
                 Ok(false) => {
                     let process = locked.holder();
                     locked.forget();
@@ -86,7 +86,7 @@ impl DirectoryLock {
         unreachable!("invariant: the loop has no end")
     }
 
-    /// Whether the file that is locked is the one that others would find.
+    /// Whether the locked file is still the one at its path.
     fn is_there(&self) -> bool {
         #[cfg(unix)]
         {
@@ -100,7 +100,7 @@ impl DirectoryLock {
         self.path.exists()
     }
 
-    /// Writes into the file whose it is.
+    /// Writes this process's id into the file.
     fn sign(&mut self) -> std::io::Result<()> {
         self.file.set_len(0)?;
         self.file.seek(SeekFrom::Start(0))?;
@@ -114,7 +114,7 @@ impl DirectoryLock {
         text.parse().ok()
     }
 
-    /// Lets go of a file and directories that are somebody else's by now.
+    /// Drops the lock without removing the file and directories, which belong to another process by now.
     fn forget(mut self) {
         self.path.clear();
         self.made.clear();
@@ -126,7 +126,7 @@ impl Drop for DirectoryLock {
         if self.path.as_os_str().is_empty() {
             return;
         }
-        // what cannot be removed stays, and is in nobody's way
+        // a file that cannot be removed stays and does no harm
         let _ = fs::remove_file(&self.path);
         for directory in &self.made {
             let _ = fs::remove_dir(directory); // only if it is empty
@@ -163,7 +163,7 @@ mod tests {
         let left: Vec<_> = fs::read_dir(&output)?.collect::<std::io::Result<_>>()?;
         assert_eq!(left.len(), 1);
 
-        // files of a killed program lock nobody out
+        // the file of a killed program does not lock the directory
         fs::write(output.join(DirectoryLock::FILE_NAME), "123")?;
         DirectoryLock::take(&output).map(drop)?;
         let file = directory.path().join("file");

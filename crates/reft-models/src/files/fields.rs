@@ -1,5 +1,5 @@
-//! Fields of files that other programs write. None is skipped without a word: each is applied, or known to change no number, or refused
-//! by its name.
+//! Fields of files that other programs write. No field is skipped silently: each is applied, known to change no number, or refused by its
+//! name.
 
 use std::fmt::Write;
 
@@ -10,11 +10,11 @@ use serde_json::Value;
 pub struct Fields {
     /// The file, as documentation calls it.
     pub file: &'static str,
-    /// The fields in groups, which several readers may have in common.
+    /// The fields in groups, which several readers may share.
     pub groups: &'static [&'static [Field]],
 }
 
-/// Fields of a file that have one fate.
+/// Fields of a file that are treated in the same way.
 #[derive(Debug, Clone, Copy)]
 pub struct Field {
     /// Their names.
@@ -34,12 +34,12 @@ pub enum Fate {
     Neutral,
     /// It changes no number with values that pass the test; other values are refused.
     Only(fn(&Value) -> bool),
-    /// It is refused, unless it says nothing: null, false, or empty.
+    /// It is refused unless it is null, false, or empty.
     Refused,
 }
 
 impl Field {
-    /// Fields whose values are computed with.
+    /// Fields whose values take effect.
     pub const fn applied(names: &'static [&'static str]) -> Self {
         Self { names, fate: Fate::Applied, note: "" }
     }
@@ -123,7 +123,7 @@ impl Fields {
     }
 }
 
-/// Whether a field says nothing: null, false or empty.
+/// Whether a field has no content: null, false or empty.
 pub fn says_nothing(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,

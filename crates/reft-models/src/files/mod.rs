@@ -1,4 +1,4 @@
-//! Files and directories: found, read, and written whole or not at all.
+//! Files and directories: found, read, and written completely or not at all.
 
 pub(crate) mod atomic_file;
 pub(crate) mod claim;

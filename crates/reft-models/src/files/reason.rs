@@ -1,4 +1,4 @@
-//! Messages of JSON and TOML parsers in the words of a file's reader, without the names of a program's types.
+//! Messages of JSON and TOML parsers in plain words, without the names of Rust types.
 
 use std::fmt::{self, Display};
 
@@ -30,8 +30,7 @@ impl Display for JsonReason {
 
 impl std::error::Error for JsonReason {}
 
-/// A parser's message with types named as a file's reader names them: `an integer` for `i64`, `named fields` for
-/// `struct Options`.
+/// A parser's message with Rust types in plain words: `an integer` for `i64`, `named fields` for `struct Options`.
 pub fn plain_reason(error: &impl Display) -> String {
     let reason = error.to_string().replacen("unknown variant `", "unknown name `", 1);
     if let Some((before, _)) = reason.split_once("data did not match any variant of untagged enum")

@@ -75,8 +75,8 @@ impl SafetensorsFile {
         Ok(Tensor::f_from_data_size(&self.map[slot.range.clone()], &slot.shape, kind)?)
     }
 
-    /// Copies the rows `first..first + n` of a matrix with this many columns out of the map, in its own kind, to the CPU. The pages that
-    /// they lie in do not stay in this process's memory.
+    /// Copies the rows `first..first + n` of a matrix with this many columns out of the map, in its own kind, to the CPU. Their pages are
+    /// released from this process's memory.
     pub(crate) fn load_rows(
         &self,
         name: &str,
@@ -92,12 +92,12 @@ impl SafetensorsFile {
         Ok(rows)
     }
 
-    /// Lets go of pages that have been read: they are the file's, and would count as memory of ours until the system needs them.
+    /// Releases pages that have been read: they would count as this process's memory until the system reclaims them.
     fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
         {
             // SAFETY: the map is of a file, private and never written to: a page that is read again is read from the file again.
-            // That it may fail only means that pages stay.
+            // If it fails, the pages merely stay.
             #[allow(unsafe_code)]
             let _stays = unsafe {
                 self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
@@ -172,8 +172,7 @@ pub fn save_safetensors(
     })
 }
 
-/// Puts the metadata of a file in the order of their names, in the place that they have: the library writes them in the order of a hash map,
-/// which is another in every run.
+/// Sorts the metadata of a file by name, in place: the library writes them in the order of a hash map, which differs between runs.
 fn sort_metadata(path: &Path) -> io::Result<()> {
     let mut file = OpenOptions::new().read(true).write(true).open(path)?;
     let mut length = [0; size_of::<u64>()];
@@ -191,7 +190,7 @@ fn sort_metadata(path: &Path) -> io::Result<()> {
     file.write_all(&sorted)
 }
 
-/// A tensor as the safetensors writer wants to see it.
+/// A tensor in the form that the safetensors writer needs.
 struct TensorView<'a> {
     tensor: &'a Tensor,
     dtype: Dtype,

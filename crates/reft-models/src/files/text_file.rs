@@ -23,7 +23,7 @@ pub fn read_text(path: &Path) -> Result<String> {
     Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }
 
-/// A step on the way to a value of a TOML file.
+/// One element of the path to a value of a TOML file.
 #[derive(Debug, Clone, Copy)]
 pub enum Key<'a> {
     /// A field of a table.
@@ -32,7 +32,7 @@ pub enum Key<'a> {
     Index(usize),
 }
 
-/// The line that a value of a TOML file stands on, or the last of its parents that is there; 1 if none is.
+/// The line of a value in a TOML file, or of its innermost existing parent; 1 if there is none.
 pub fn line_of(text: &str, path: &[Key]) -> usize {
     let Ok(table) = DeTable::parse(text) else { return 1 };
     let mut line = 1;

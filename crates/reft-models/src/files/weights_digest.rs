@@ -1,4 +1,4 @@
-//! The identity of weights is a digest of their content: a path says where they lie, and other weights may lie there tomorrow.
+//! A digest of their content identifies weights. A path does not: its file may be replaced.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
@@ -14,12 +14,11 @@ use crate::{Result, io_error, read_json, write_json};
 
 /// SHA-256 of the weights of a model directory or of a GGUF file, in hexadecimal digits.
 ///
-/// Of several shards it is the digest of their digests. A file of the hub's cache has its own in its name, and is not read. Any other is read
-/// once: its digest is kept in the user's cache directory, and holds as long as the file has the same size, time of change and place on the
-/// disk.
+/// For several shards it is the digest of their digests. A file of the hub's cache is named by its digest and is not read. Any other file is
+/// read once: its digest is kept in the user's cache directory, and is valid while the file has the same size, modification time and inode.
 ///
 /// # Errors
-/// [`crate::Error::Io`] if a file cannot be read; [`crate::Error::Format`] or [`crate::Error::Json`] for an index that is none.
+/// [`crate::Error::Io`] if a file cannot be read; [`crate::Error::Format`] or [`crate::Error::Json`] for an invalid index.
 pub fn weights_digest(model: &Path) -> Result<String> {
     let cache = user_cache().map(|cache| cache.join("reft/weights"));
     digest_of(model, cache.as_deref())
@@ -44,7 +43,7 @@ fn digest_of(model: &Path, cache: Option<&Path>) -> Result<String> {
     })
 }
 
-/// The files of which a digest was computed.
+/// A file whose digest was computed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Known {
@@ -56,7 +55,7 @@ struct Known {
     sha256: String,
 }
 
-/// A file that was changed so short a time ago may be changed once more without another time.
+/// A file changed more recently than this may change again without a new modification time.
 const JUST_NOW: Duration = Duration::from_secs(2);
 
 fn file_digest(file: &Path, cache: Option<&Path>) -> Result<String> {
@@ -88,7 +87,7 @@ fn file_digest(file: &Path, cache: Option<&Path>) -> Result<String> {
     let is_settled = Known { sha256: sha256.clone(), ..before } == after
         && age(after.changed).is_some_and(|age| age > JUST_NOW);
     if let (Some(kept), true) = (kept, is_settled) {
-        // what cannot be kept is computed again
+        // a digest that cannot be kept is computed again next time
         let _ = kept.parent().map(fs::create_dir_all);
         let _ = write_json(&kept, &after);
     }
@@ -101,7 +100,7 @@ fn age(changed: u128) -> Option<Duration> {
     now.checked_sub(changed)
 }
 
-/// The digest of a large file in the hub's cache: it lies in `blobs` and is called by it.
+/// The digest of a large file in the hub's cache: the file lies in `blobs` and is named by its digest.
 fn of_hub(path: &Path) -> Option<String> {
     let name = path.file_name()?.to_str()?;
     let is_blob = path.parent()?.file_name()? == "blobs";
@@ -120,7 +119,7 @@ fn read_digest(path: &Path) -> io::Result<String> {
     }
 }
 
-/// Device and number of the file, where the system has them.
+/// Device and inode number of the file, if the system has them.
 fn place_on_disk(found: &Metadata) -> Option<(u64, u64)> {
     #[cfg(unix)]
     {
@@ -174,7 +173,7 @@ mod tests {
         assert_eq!(digest()?, "as it is kept");
         assert_eq!(digest_of(&file, None)?, DIGESTS[0]);
 
-        // of the same size and time, but another file: as a download that is renamed
+        // another file of the same size and time, such as a renamed download
         let other = model.join("other");
         write(&other, "Weights")?;
         fs::rename(&other, &file)?;

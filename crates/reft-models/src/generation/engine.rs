@@ -13,16 +13,16 @@ use crate::{
 
 /// Generates replies to requests that come and go, each with its own adapters and its own options, in one batch.
 ///
-/// A prompt is computed by itself or with others that wait (prefill), where the hooks of its adapters are active. From then on its row is
-/// one of the batch that computes a token a row and step, from keys and values that each row keeps for itself. Edits of hidden states are made
-/// on prompts only, so such a step costs what it costs the base model, whatever adapters the rows have. Methods that act on replies too (LoRA)
-/// are applied to their own rows. Rows join and leave at any step.
+/// A prompt is computed alone or with other waiting prompts (prefill), with the hooks of its adapters. Then its row joins the batch, which
+/// computes one token per row and step; each row has its own keys and values. Hidden states are edited in prompts only, so a step costs as
+/// much as with the base model, whatever adapters the rows have. Methods that act on replies too (LoRA) are applied to their own rows. Rows
+/// join and leave at any step.
 ///
-/// A common beginning of prompts, such as a long system prompt, is computed once for all adapters, as far as none of them has touched it
-/// ([`EngineOptions::prefix_tokens`]).
+/// A common beginning of prompts, such as a long system prompt, is computed once for all adapters, up to the first token that one of them
+/// touches ([`EngineOptions::prefix_tokens`]).
 ///
-/// Replies do not depend on other requests, nor on cached prefixes, but for rounding. The engine does nothing by itself: call [`Self::step`] while
-/// there is work.
+/// Except for rounding, replies depend neither on other requests nor on cached prefixes. The engine has no thread of its own: call
+/// [`Self::step`] while there is work.
 pub struct Engine<'a> {
     model: &'a dyn Model,
     options: EngineOptions,
@@ -35,24 +35,24 @@ pub struct Engine<'a> {
     reused_tokens: u64,
     /// The parts of the batch that are computed together, until a row joins or leaves.
     batch: Option<Vec<Together<'a>>>,
-    /// Hooks of rows in flight from before one joined or left.
+    /// Hooks of the batches before the last change of rows, for reuse.
     earlier: Vec<ByRow<'a>>,
     next_id: u64,
 }
 
-/// How much an [`Engine`] does at once.
+/// Limits of an [`Engine`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EngineOptions {
     /// Most rows in flight; later requests wait.
     pub rows: usize,
-    /// Most tokens of prompts in one pass: a longer prompt is computed in pieces, and the other rows go on between them.
+    /// Most prompt tokens in one pass: a longer prompt is computed in pieces, and the other rows get tokens in between.
     pub prefill_tokens: usize,
-    /// Most keys, of all rows together, that prompts and replies in flight may come to; `None`: as many as the rows come to.
+    /// Most keys that prompts and replies in flight may need, summed over all rows; `None`: no limit.
     pub cached_tokens: Option<usize>,
-    /// Most tokens whose keys and values are kept for prompts to come that begin with them; 0: none.
+    /// Most tokens whose keys and values are cached for later prompts with the same beginning; 0: none.
     pub prefix_tokens: usize,
-    /// Each row is computed by itself, as if it were the only one, and no prefix is shared: sums are made in one order whatever else runs, so
-    /// a reply is the same to the last bit. Many requests then take as long as one after the other.
+    /// Computes each row separately and shares no prefix: the order of sums does not depend on other requests, so a reply is reproduced bit for
+    /// bit. Many requests then take as long as one after the other.
     pub deterministic: bool,
 }
 
@@ -75,9 +75,9 @@ pub struct Request<'a> {
     pub row: Row,
     /// The adapters that it is used with.
     pub adapters: AdapterStack<'a>,
-    /// How tokens are chosen, and when to stop. Its batch size is not asked for.
+    /// How tokens are chosen, and when to stop. Its batch size is ignored.
     pub config: GenerationConfig,
-    /// Which stream of the seed's random numbers is this request's.
+    /// The number of the request's own stream of random numbers from the seed.
     pub stream: u64,
 }
 
@@ -95,7 +95,7 @@ pub enum Event {
         /// Whether it is the last one, and why.
         finish: Option<Finish>,
     },
-    /// It failed, and its tokens are given up.
+    /// The request failed, and its tokens are discarded.
     Failed {
         /// The request.
         id: u64,
@@ -104,12 +104,12 @@ pub enum Event {
     },
 }
 
-/// How likely a token was, by the model's own scores: before penalties, temperature, top-k and top-p.
+/// The log-probability of a token by the model's logits, before penalties, temperature, top-k and top-p.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenLogprobs {
     /// The natural logarithm of its probability.
     pub logprob: f32,
-    /// The likeliest tokens with theirs, the likeliest first.
+    /// The most likely tokens with their log-probabilities, the most likely first.
     pub top: Vec<(i64, f32)>,
 }
 
@@ -125,28 +125,28 @@ struct Reply<'a> {
     request: Request<'a>,
     sampler: Sampler,
     ids: Vec<i64>,
-    /// Given up while its prompt was on its way through the model.
+    /// Cancelled during its prefill.
     is_cancelled: bool,
 }
 
-/// Rows in flight that are computed together, next to each other in the pool.
+/// Rows in flight that are computed together and have adjacent slots in the pool.
 struct Together<'a> {
     rows: Vec<Row>,
     hooks: ByRow<'a>,
 }
 
-/// Prompts on their way through the model.
+/// Prompts in prefill.
 struct Prefill<'a> {
     replies: Vec<Reply<'a>>,
     layout: Layout,
     hooks: ByRow<'a>,
     cache: KvCache,
-    /// Columns that are done, with the columns that were cached.
+    /// Number of columns computed so far, cached ones included.
     done: usize,
 }
 
 impl Reply<'_> {
-    /// The tokens to be computed before the next one: the prompt, and the generated ones.
+    /// The tokens before the next one: the prompt and the generated tokens.
     fn row(&self) -> Row {
         let Row { input_ids, token_types, .. } = &self.request.row;
         let input_ids: Vec<i64> = input_ids.iter().chain(&self.ids).copied().collect();
@@ -162,14 +162,14 @@ impl Reply<'_> {
         self.request.row.input_ids.len() + self.ids.len()
     }
 
-    /// Keys that it may come to.
+    /// The most keys that it can need.
     fn most_keys(&self) -> usize {
         let adapters = &self.request.adapters;
         let before = adapters.prefix_length() + adapters.virtual_tokens();
         before + self.request.row.input_ids.len() + self.request.config.max_new_tokens
     }
 
-    /// The columns before the prompt: rows of one prefill have equal ones.
+    /// The number of columns before the prompt, (prefix, virtual tokens): equal for all rows of one prefill.
     fn columns_before(&self) -> (usize, usize) {
         let adapters = &self.request.adapters;
         (adapters.prefix_length(), adapters.virtual_tokens())
@@ -213,11 +213,11 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// Takes in a request, which waits for its turn; returns its number.
+    /// Queues a request; returns its number.
     ///
     /// # Errors
-    /// Options and token ids that mean nothing, coordinates that its adapters do not have, a prompt and a reply that do not fit into the model's
-    /// context or into [`EngineOptions::cached_tokens`]; [`Error::Adapter`] for adapters in the weights that differ from those in flight.
+    /// Invalid options or token ids; coordinates that its adapters do not have; prompt and reply too long for the model's context or for
+    /// [`EngineOptions::cached_tokens`]; [`Error::Adapter`] for adapters in the weights that differ from those in flight.
     pub fn submit(&mut self, request: Request<'a>) -> Result<u64> {
         let Request { row, adapters, config, stream } = &request;
         config.check()?;
@@ -246,13 +246,13 @@ impl<'a> Engine<'a> {
         Ok(id)
     }
 
-    /// Gives up a request: no more events come of it. A request that has ended is ignored.
+    /// Cancels a request: it causes no more events. A request that has ended is ignored.
     pub fn cancel(&mut self, id: u64) {
         self.waiting.retain(|reply| reply.id != id);
         if let Some(row) = self.rows.iter().position(|reply| reply.id == id) {
             self.leave(row);
         }
-        // a prompt on its way through the model is given up when it is through
+        // a prompt in prefill is dropped after the prefill
         let on_its_way = self.prefill.iter_mut().flat_map(|prefill| &mut prefill.replies);
         on_its_way.filter(|reply| reply.id == id).for_each(|reply| reply.is_cancelled = true);
     }
@@ -262,18 +262,18 @@ impl<'a> Engine<'a> {
         self.waiting.is_empty() && self.prefill.is_none() && self.rows.is_empty()
     }
 
-    /// The numbers of requests that wait and that are in flight.
+    /// The number of waiting requests and the number of requests in flight.
     pub fn requests(&self) -> (usize, usize) {
         let on_their_way = self.prefill.as_ref().map_or(0, |prefill| prefill.replies.len());
         (self.waiting.len(), on_their_way + self.rows.len())
     }
 
-    /// Prompt tokens so far that were taken from the cache instead of computed, and the tokens that are cached now.
+    /// The number of prompt tokens taken from the cache so far, and the number of tokens in the cache.
     pub fn prefixes(&self) -> (u64, usize) {
         (self.reused_tokens, self.prefixes.tokens())
     }
 
-    /// The beginning of a reply's tokens that no adapter touches, and that other requests may share.
+    /// The first tokens of a reply, up to the first that an adapter touches: other requests may share them.
     fn shareable<'r>(&self, reply: &Reply, ids: &'r [i64]) -> &'r [i64] {
         let Request { row, adapters, .. } = &reply.request;
         let is_alone = reply.columns_before() != (0, 0)
@@ -286,7 +286,7 @@ impl<'a> Engine<'a> {
         &ids[..untouched.min(ids.len())]
     }
 
-    /// How many of a reply's tokens are known: all but the last may be, whose hidden state is wanted.
+    /// Number of a reply's tokens in the prefix cache. The last token never counts, because its hidden state must be computed.
     fn known(&self, reply: &Reply) -> usize {
         if !self.prefixes.is_on() {
             return 0; // no ids need be copied
@@ -296,12 +296,12 @@ impl<'a> Engine<'a> {
         self.prefixes.known(&shared[..shared.len().min(ids.len() - 1)])
     }
 
-    /// Bytes of the keys and values that are reserved for rows in flight.
+    /// Bytes reserved for the keys and values of rows in flight.
     pub fn cached_bytes(&self) -> usize {
         self.pool.bytes()
     }
 
-    /// Computes a pass of prompts, if some wait and there is room, and a token of every row in flight.
+    /// Computes one prefill pass, if prompts wait and there is room, and one token of every row in flight.
     ///
     /// # Errors
     /// Errors of libtorch. An error of one request is an [`Event`].
@@ -316,12 +316,12 @@ impl<'a> Engine<'a> {
         }
         self.decode(&mut events)?;
         if self.rows.is_empty() {
-            self.earlier.clear(); // no row is left to go on with them, and they keep shared adapters alive
+            self.earlier.clear(); // no row can reuse them, and they keep shared adapters alive
         }
         Ok(events)
     }
 
-    /// Adapters in the weights change the model for everybody.
+    /// Refuses adapters in the weights that differ from those of the other requests: they change the model for all.
     fn check_weights(&self, adapters: &AdapterStack) -> Result<()> {
         let on_their_way = self.prefill.iter().flat_map(|prefill| &prefill.replies);
         let Some(other) = self.waiting.iter().chain(on_their_way).chain(&self.rows).next() else {
@@ -336,7 +336,7 @@ impl<'a> Engine<'a> {
         Err(Error::Adapter { reason })
     }
 
-    /// Takes the first waiting request, and others that can be computed with it, as far as there is room.
+    /// Takes the first waiting request and others that can be computed with it, while there is room.
     fn begin_prefill(&mut self, events: &mut Vec<Event>) {
         let mut taken: Vec<Reply> = Vec::new();
         let mut keys: usize = self.rows.iter().map(Reply::most_keys).sum();
@@ -366,7 +366,7 @@ impl<'a> Engine<'a> {
             taken.extend(self.waiting.pop_front());
         }
         let prepared = self.prefill_of(taken).or_else(|(replies, _)| {
-            // who is to blame fails; the others go on together
+            // only the faulty request fails; the others continue together
             let mut good = Vec::new();
             for reply in replies {
                 match self.prefill_of(vec![reply]) {
@@ -391,7 +391,7 @@ impl<'a> Engine<'a> {
         });
     }
 
-    /// Prepares the pass of some prompts.
+    /// Prepares the prefill of some prompts.
     fn prefill_of(
         &mut self,
         replies: Vec<Reply<'a>>,
@@ -421,10 +421,10 @@ impl<'a> Engine<'a> {
         Ok(Some(Prefill { replies, layout, hooks, cache, done }))
     }
 
-    /// Computes the next columns of prompts; when all are done their rows join the batch, each with the first token of its reply.
+    /// Computes the next columns of a prefill. After the last one the rows join the batch, each with the first token of its reply.
     fn go_on_with(&mut self, mut prefill: Prefill<'a>, events: &mut Vec<Event>) -> Result<()> {
         let Prefill { replies, layout, hooks, cache, done } = &mut prefill;
-        // several prompts are in one pass; a long one alone may take several
+        // several prompts take one pass; a single long prompt may take several
         let width = layout.width();
         let end =
             if replies.len() > 1 { width } else { width.min(*done + self.options.prefill_tokens) };
@@ -521,7 +521,7 @@ impl<'a> Engine<'a> {
         choose(&self.model.logits(&h), self.rows[part].iter_mut())
     }
 
-    /// The batch in parts that are computed together: all of it, or each row alone.
+    /// The parts of the batch that are computed together: all of it, or (if deterministic) each row alone.
     fn batch_now(&mut self) -> Result<Vec<Together<'a>>> {
         if let Some(batch) = self.batch.take() {
             return Ok(batch);
@@ -550,7 +550,7 @@ impl<'a> Engine<'a> {
         Ok(Together { rows: layout.into_rows(), hooks })
     }
 
-    /// Sends rows back to the prompts whose earlier tokens have other keys from the next one on (LongRoPE).
+    /// Sends rows back to prefill whose earlier keys change with the next token (LongRoPE).
     fn recompute_where_keys_change(&mut self) {
         let Some(longest) = self.model.description().keys_change_at else { return };
         while let Some(row) = self.pool.lengths().iter().position(|length| *length == longest) {
@@ -565,13 +565,13 @@ impl<'a> Engine<'a> {
         self.rows.swap_remove(row)
     }
 
-    /// The hooks go on in the next batch, where all rows of a stack stay.
+    /// Keeps the hooks, which the next batch reuses for a stack without new rows.
     fn batch_has_changed(&mut self) {
         self.earlier.extend(self.batch.take().into_iter().flatten().map(|part| part.hooks));
     }
 }
 
-/// Adds the event of a row's token, or of its failure; returns whether the row goes on.
+/// Adds the event of a row's token or of its failure; returns whether the row continues.
 fn told(reply: &mut Reply, chosen: Result<Choice>, events: &mut Vec<Event>) -> bool {
     let id = reply.id;
     match chosen {
@@ -616,7 +616,7 @@ fn choose<'r, 'a: 'r>(
     Ok(choices)
 }
 
-/// How likely a token is by the scores `[v]`, and which are the likeliest.
+/// The log-probability of a token by the scores `[v]`, and the `top` most likely tokens.
 fn logprobs(scores: &Tensor, token: i64, top: usize) -> Result<TokenLogprobs> {
     let all = scores.log_softmax(-1, Kind::Float);
     let (best, ids) = all.topk((top as i64).min(all.size()[0]), -1, true, true);

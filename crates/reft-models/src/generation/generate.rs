@@ -14,7 +14,7 @@ use crate::{
 pub struct Generated {
     /// The tokens generated, a stop token included.
     pub ids: Vec<i64>,
-    /// Why they end where they do.
+    /// Why the reply ends.
     pub finish: Finish,
 }
 
@@ -24,9 +24,9 @@ pub struct Generated {
 pub enum Finish {
     /// Its last token is one of [`GenerationConfig::stop_ids`].
     Stop,
-    /// It has [`GenerationConfig::max_new_tokens`].
+    /// It has reached [`GenerationConfig::max_new_tokens`].
     Length,
-    /// The caller asked for an end.
+    /// The caller stopped it.
     Cancelled,
 }
 
@@ -43,14 +43,14 @@ impl Generated {
     }
 }
 
-/// Generates replies to prompts with one stack of adapters, [`GenerationConfig::batch_size`] of them at a time: an [`Engine`] whose requests
-/// are all there at the beginning. Each new token is given to `on_token` with its row's index.
+/// Generates replies to prompts with one stack of adapters, [`GenerationConfig::batch_size`] of them at a time, with an [`Engine`].
+/// `on_token` gets each new token with its row's index.
 ///
-/// The replies are in the order of `rows`, and do not depend on the batch size but for rounding.
+/// The replies are in the order of `rows`, and do not depend on the batch size except for rounding.
 ///
 /// # Errors
-/// Rows without tokens, token ids that are not in the vocabulary, meaningless options, prompts that do not fit into the model's context with
-/// adapters and reply, logits that are NaN, and whatever an adapter refuses; all rows are checked before the first is begun.
+/// Rows without tokens, token ids that are not in the vocabulary, invalid options, prompts that do not fit into the model's context with
+/// adapters and reply, NaN logits, and errors of adapters; all rows are checked before the first is computed.
 pub fn generate(
     model: &dyn Model,
     adapters: &AdapterStack,
@@ -78,12 +78,12 @@ pub fn generate(
     context.check(names.zip(lengths))?;
     let whole = Layout::new(rows.to_vec(), PaddingSide::Right)?; // refuses rows that fit no batch
     if rows.len() > batch_size {
-        // rows that an adapter cannot edit are refused before the first batch is begun; one batch refuses its own
+        // refuses rows that an adapter cannot edit before the first batch; a single batch checks its own rows
         let _guard = tch::no_grad_guard();
         adapters.hooks(&adapters.layout(whole), Mode::Eval)?;
     }
     let mut by_length: Vec<usize> = (0..rows.len()).collect();
-    by_length.sort_by_key(|&i| Reverse(rows[i].input_ids.len())); // what needs most memory first
+    by_length.sort_by_key(|&i| Reverse(rows[i].input_ids.len())); // longest first: they need the most memory
     for &i in &by_length {
         let (row, adapters, config) = (rows[i].clone(), adapters.clone(), config.clone());
         engine.submit(Request { row, adapters, config, stream: i as u64 })?;

@@ -4,49 +4,48 @@ use tch::Tensor;
 
 use crate::KvCache;
 
-/// Blocks that memory is taken for at once. It is kept and used again: small tensors that live long, made between large ones that do not,
-/// would scatter the program's memory.
+/// Number of blocks per allocation. Allocations are kept and reused: small long-lived tensors between large short-lived ones would fragment
+/// the memory.
 const SHELF: usize = 64;
 
-/// Tokens of a block: a shared part begins with the prompt and ends with a block.
+/// Tokens per block: a shared beginning of prompts is a whole number of blocks.
 pub(crate) const BLOCK: usize = 16;
 
-/// Most blocks whose places in the tables are reserved from the beginning on.
+/// Most blocks for which the tables reserve memory at the start.
 const RESERVED: usize = 1 << 16;
 
-/// Where there is no block.
+/// Stands for no block.
 const NONE: u32 = u32::MAX;
 
-/// Keys and values of the frozen model for the beginnings of prompts, for prompts that begin alike.
+/// Keys and values of the frozen model for beginnings that several prompts share.
 ///
-/// A tree of blocks of tokens: a block's place in it is all the tokens from the prompt's first to its last, which is what its keys and values
-/// depend on. Only what no adapter has touched is put in, so that all of them share it. Of more tokens than it may hold, the blocks at the ends
-/// of the branches go first that were used longest ago.
+/// A tree of blocks of tokens: the path to a block holds all tokens of the prompt up to its last one, on which its keys and values depend. Only
+/// blocks that no adapter touches are cached, so all adapters share them. If the cache is full, the least recently used leaf is dropped.
 ///
-/// Blocks stand by their numbers in tables that are reserved from the beginning on: what is kept between requests takes no memory amid what
-/// they take and give back.
+/// Blocks are numbered entries of tables whose memory is reserved at the start: the cache does not fragment the memory that requests allocate
+/// and free.
 #[derive(Debug, Default)]
 pub(crate) struct PrefixCache {
     most_blocks: usize,
     blocks: Vec<Block>,
-    /// Of all blocks, [`BLOCK`] each.
+    /// The tokens of all blocks, [`BLOCK`] each.
     tokens: Vec<i64>,
-    /// By a hash of a block's tokens and of the block before it, the first one of those that have it; as many as a power of two.
+    /// Hash table: by the hash of a block's tokens and of its predecessor, the first block with this hash. Its size is a power of two.
     same_hash: Vec<u32>,
     hasher: RandomState,
-    /// Where keys and values stand by number, of each part of the model `[SHELF, layers, 2, n_kv, BLOCK, d_h]`, on its device.
+    /// Keys and values by block number, for each part of the model `[SHELF, layers, 2, n_kv, BLOCK, d_h]` on its device.
     shelves: Vec<Vec<Tensor>>,
-    /// Counts uses.
+    /// Counts uses of the cache: the time of [`Block::used`].
     clock: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Block {
-    /// [`NONE`] for the first block of a prompt.
+    /// The previous block; [`NONE`] for the first block of a prompt.
     before: u32,
-    /// How many blocks come directly after it.
+    /// Number of blocks directly after it.
     after: u32,
-    /// The next one of the same hash.
+    /// The next block with the same hash.
     next: u32,
     used: u64,
 }
@@ -64,17 +63,17 @@ impl PrefixCache {
         }
     }
 
-    /// Whether it can hold anything.
+    /// Whether the cache has room for any block.
     pub(crate) fn is_on(&self) -> bool {
         self.most_blocks > 0
     }
 
-    /// Tokens whose keys and values it holds.
+    /// Number of tokens in the cache.
     pub(crate) fn tokens(&self) -> usize {
         self.blocks.len() * BLOCK
     }
 
-    /// The blocks that a prompt begins with.
+    /// The cached blocks at the beginning of a prompt.
     fn path(&self, ids: &[i64]) -> Vec<u32> {
         let mut path: Vec<u32> = Vec::new();
         for tokens in ids.chunks_exact(BLOCK) {
@@ -105,12 +104,12 @@ impl PrefixCache {
         self.hasher.hash_one((before, tokens)) as usize & (self.same_hash.len() - 1)
     }
 
-    /// How many of a prompt's first tokens are cached.
+    /// Number of a prompt's first tokens that are cached.
     pub(crate) fn known(&self, ids: &[i64]) -> usize {
         self.path(ids).len() * BLOCK
     }
 
-    /// The keys and values of tokens that are known, `[layers, 2, n_kv, t, d_h]` of each part of the model; none of no tokens.
+    /// The keys and values of cached tokens, `[layers, 2, n_kv, t, d_h]` for each part of the model; `None` without tokens.
     pub(crate) fn read(&mut self, ids: &[i64]) -> Option<Vec<Tensor>> {
         let path = self.path(ids);
         self.use_now(&path);
@@ -133,7 +132,7 @@ impl PrefixCache {
         self.shelves[shelf].iter().map(move |shelf| shelf.get(place as i64))
     }
 
-    /// Keeps a prefill's keys and values of a row's first tokens, as far as they fill blocks.
+    /// Caches the keys and values of a row's first tokens from a prefill, in whole blocks.
     pub(crate) fn keep(&mut self, ids: &[i64], cache: &KvCache, row: usize) {
         let path = self.path(ids);
         let known = path.len() * BLOCK;
@@ -151,7 +150,7 @@ impl PrefixCache {
         }
     }
 
-    /// Adds a block after another one, or as a first one; its keys and values are `[layers, 2, n_kv, BLOCK, d_h]` of each part of the model.
+    /// Adds a block after `before`, or as a first one; its keys and values are `[layers, 2, n_kv, BLOCK, d_h]` for each part of the model.
     fn put(&mut self, before: u32, tokens: &[i64], keys_values: &[Tensor]) -> u32 {
         let block = if self.blocks.len() < self.most_blocks {
             self.blocks.len() as u32
@@ -182,7 +181,7 @@ impl PrefixCache {
         block
     }
 
-    /// Takes the block at the end of a branch out that was used longest ago; another one takes its number.
+    /// Drops the least recently used leaf and returns its number for reuse.
     fn drop_oldest(&mut self) -> u32 {
         let ends = self.blocks.iter().enumerate().filter(|(_, block)| block.after == 0);
         let (oldest, Block { before, next, .. }) = ends
@@ -205,7 +204,7 @@ impl PrefixCache {
         oldest
     }
 
-    /// Forgets everything: the model's weights are others.
+    /// Empties the cache, as the model's weights have changed.
     pub(crate) fn clear(&mut self) {
         self.blocks.clear();
         self.tokens.clear();
@@ -275,7 +274,7 @@ mod tests {
         assert_eq!((prefixes.tokens(), prefixes.known(&third)), (2 * BLOCK, 2 * BLOCK));
     }
 
-    /// What is kept is what a plain list of beginnings keeps, and the tables stay where they are.
+    /// The cache keeps the same blocks as a plain list of beginnings, and the tables are never reallocated.
     #[test]
     fn blocks_come_and_go_in_place() {
         let most = 6;

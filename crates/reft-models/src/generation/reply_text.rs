@@ -1,6 +1,6 @@
 use crate::{DecodeStream, Result, Tokenizer};
 
-/// Gives out the text of a reply piece by piece, up to a text that ends it.
+/// Decodes a reply piece by piece, up to a stop text.
 #[derive(Debug)]
 pub struct ReplyText<'a> {
     decoder: DecodeStream<'a>,
@@ -15,7 +15,7 @@ impl<'a> ReplyText<'a> {
         Self { decoder: tokenizer.decode_stream(true), stop_ids, stop }
     }
 
-    /// Takes a token; returns the text that has become certain.
+    /// Takes a token; returns the text that can no longer change.
     ///
     /// # Errors
     /// If the token has no text.
@@ -27,17 +27,17 @@ impl<'a> ReplyText<'a> {
         Ok(self.stop.push(&piece))
     }
 
-    /// Whether a text that ends the reply has come.
+    /// Whether a stop text has occurred.
     pub fn is_over(&self) -> bool {
         self.stop.is_over
     }
 
-    /// Whether text is held back that may be the beginning of one that ends the reply.
+    /// Whether text is held back that may be the beginning of a stop text.
     pub fn holds_back(&self) -> bool {
         !self.stop.held.is_empty()
     }
 
-    /// The text that is left when no token comes any more.
+    /// The remaining text after the last token.
     ///
     /// # Errors
     /// As [`Self::push`].
@@ -47,11 +47,11 @@ impl<'a> ReplyText<'a> {
     }
 }
 
-/// Cuts a text that comes in pieces before the first of some texts.
+/// Cuts a text that arrives in pieces before the first stop text.
 #[derive(Debug)]
 struct StopText<'a> {
     stops: &'a [String],
-    /// Text that may be the beginning of one of them.
+    /// Text that may be the beginning of a stop text.
     held: String,
     is_over: bool,
 }

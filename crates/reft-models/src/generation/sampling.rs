@@ -7,7 +7,7 @@ use reft_core::{DeclaredOptions, OptionDeclaration, declare_options};
 use crate::{Result, Tokenizer};
 
 declare_options! {
-    /// How tokens are chosen, and when to stop: greedily, 256 tokens and no stop token unless it says otherwise.
+    /// How tokens are chosen, and when to stop: greedily, 256 tokens and no stop token by default.
     ///
     /// The scores of the next token pass, in this order, through the repetition penalty, the ban on repeated n-grams, the temperature,
     /// top-k and top-p, each as in transformers; then a token is drawn, or the best one is taken if the temperature is 0.
@@ -38,18 +38,18 @@ declare_options! {
         stop_ids: Vec<i64> = Vec::new();
         /// Prompts generated for at once; `None`: all.
         batch_size: Option<usize> = None;
-        /// An [`Engine`](crate::Engine) tells how likely each token was, and how likely so many of the likeliest; `None`: nothing of it.
+        /// Number of most likely tokens whose log-probabilities an [`Engine`](crate::Engine) reports with that of each token; `None`: none.
         logprobs: Option<usize> = None;
     }
 }
 
 impl GenerationConfig {
-    /// The default, greedy, with replies that end as the model's own do: at its end tokens.
+    /// The default (greedy) with the model's end tokens as stop tokens.
     pub fn of(tokenizer: &Tokenizer) -> Self {
         Self { stop_ids: tokenizer.eos_ids().to_vec(), ..Self::default() }
     }
 
-    /// Checks that every option has a value that means something.
+    /// Checks that every option has a valid value.
     ///
     /// # Errors
     /// [`reft_core::Error::OptionValue`] names the first one that has not.
@@ -61,7 +61,7 @@ impl GenerationConfig {
         Ok(OptionDeclaration::require("stop_ids", lowest.copied(), |id: i64| id >= 0, expected)?)
     }
 
-    /// Whether the best token of the model's own scores is the answer: nothing else needs to be known of them.
+    /// Whether the next token is simply the best token by the model's logits.
     pub(crate) fn is_plain_greedy(&self) -> bool {
         self.temperature == 0.0
             && self.repetition_penalty == 1.0
@@ -78,7 +78,7 @@ pub(crate) struct Sampler {
 }
 
 impl Sampler {
-    /// For a prompt with a stream of random numbers of its own.
+    /// A sampler for a prompt, with its own stream of random numbers.
     pub(crate) fn new(config: &GenerationConfig, prompt: &[i64], stream: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
         rng.set_stream(stream);
@@ -154,7 +154,7 @@ fn probabilities(scores: &[f64], config: &GenerationConfig) -> Vec<f64> {
     normalize(&mut weights);
     if config.top_p < 1.0 {
         let left_out = 1.0 - config.top_p;
-        // Tokens that would not fill that even if all were as likely are the worst ones for sure: no need to sort them.
+        // If all tokens were as unlikely as these, they would still not fill `left_out`: they are dropped without sorting.
         let negligible = left_out / weights.len() as f64;
         let (mut order, mut tail) = (Vec::new(), 0.0);
         for (i, weight) in weights.iter_mut().enumerate() {
@@ -164,7 +164,7 @@ fn probabilities(scores: &[f64], config: &GenerationConfig) -> Vec<f64> {
                 order.push(i);
             }
         }
-        // worst first; of equal ones the later, as `best` has it
+        // worst first; among equal scores the later token counts as worse, as in `best`
         order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]).then(b.cmp(&a)));
         for &i in &order[..order.len() - 1] {
             tail += weights[i];
@@ -183,7 +183,7 @@ fn normalize(weights: &mut [f64]) {
     weights.iter_mut().for_each(|weight| *weight /= sum);
 }
 
-/// The token in whose share of `[0, 1)` the number `u` falls, shares in the order of the ids.
+/// The token whose share of `[0, 1)` contains `u`, with shares in the order of the ids.
 fn draw(probabilities: &[f64], u: f64) -> usize {
     let mut cumulated = 0.0;
     let mut last = 0;

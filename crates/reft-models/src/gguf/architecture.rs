@@ -8,7 +8,7 @@ type Modules = &'static [(&'static str, &'static str)];
 pub(crate) struct Architecture {
     /// Its name in the file, and the prefix of its metadata keys.
     pub(crate) name: &'static str,
-    /// The families that are written so.
+    /// The model families that are written in this architecture.
     families: &'static [&'static str],
     /// The norms of a block.
     norms: Modules,
@@ -118,7 +118,7 @@ const OF_MODEL: Modules = &[
 ];
 
 impl Architecture {
-    /// The one that models of a family are written in; none if they are not written.
+    /// The architecture in which models of a family are written; `None` if they cannot be written.
     pub(crate) fn of_family(model_type: &str) -> Option<Self> {
         ARCHITECTURES.into_iter().find(|own| own.families.contains(&model_type))
     }

@@ -14,8 +14,8 @@ impl Gguf {
     /// The contents of `config.json`.
     ///
     /// # Errors
-    /// [`Error::Format`](crate::Error::Format) if metadata is missing or contradicts itself, or asks for something that the decoder does
-    /// not have ([`GGUF`](crate::GGUF)).
+    /// [`Error::Format`](crate::Error::Format) if metadata is missing or inconsistent, or needs a feature that the decoder lacks
+    /// ([`GGUF`](crate::GGUF)).
     pub fn config(&self) -> Result<Json> {
         self.check_model_keys()?;
         let sliding_window =
@@ -87,7 +87,7 @@ impl Gguf {
         Ok(config.into())
     }
 
-    /// Fields that only one architecture has. llama.cpp fixes some of them, and the file does not hold those.
+    /// Fields that only one architecture has. llama.cpp hard-codes some of them; these are not in the file.
     fn set_own(
         &self,
         model_type: &str,
@@ -101,7 +101,7 @@ impl Gguf {
         let mut set = |key: &str, value: Json| config.insert(key.to_owned(), value);
         match model_type {
             "gemma2" | "gemma3_text" => {
-                // the largest of both are scaled by their hidden size
+                // the largest models of both families are scaled by hidden size / heads
                 let layers = self.size("block_count")?;
                 let is_largest = layers == if model_type == "gemma2" { 46 } else { 62 };
                 let scalar = if is_largest { hidden_size / n_heads } else { head_dim };
@@ -123,7 +123,7 @@ impl Gguf {
             "olmo3" => {
                 let (theta, scaling) =
                     (set("rope_theta", Json::Null), set("rope_scaling", Json::Null));
-                // layers with a window turn without scaling
+                // layers with a window use RoPE without scaling
                 let mut full = scaling.filter(Json::is_object);
                 let full = full.get_or_insert_with(|| json!({ "rope_type": "default" }));
                 full["rope_theta"] = theta.unwrap_or_default();
@@ -157,7 +157,7 @@ impl Gguf {
         Ok(())
     }
 
-    /// `layer_types` of OLMo 3: the file says of each layer whether it has a window, or after how many one has none; 4 if it says nothing.
+    /// `layer_types` of OLMo 3: the file lists for each layer whether it has a window, or gives the period of layers without one (default 4).
     fn layer_types(&self) -> Result<Json> {
         let key = self.key("attention.sliding_window_pattern");
         let pattern: Option<Json> = self.optional(&key, "a list or an integer")?;
@@ -173,14 +173,14 @@ impl Gguf {
         Ok(slides.iter().map(name).collect())
     }
 
-    /// How much queries grow with their position; none where they do not.
+    /// How much queries grow with their position; `None` if they do not.
     fn temperature_scale(&self) -> Result<Option<f64>> {
         let scale: Option<f32> =
             self.optional(&self.key("attention.temperature_scale"), "a number")?;
         Ok(scale.filter(|scale| *scale != 0.0).map(shortest))
     }
 
-    /// No token may see a later one, values be of another size than keys, or scores be scaled otherwise than by 1 / √(head size).
+    /// Refuses attention that is not causal, values of another size than keys, and scores not scaled by 1 / √(head size).
     fn check_attention(&self, head_dim: i64) -> Result<()> {
         let key = self.key("attention.causal");
         if self.optional(&key, "a bool")? == Some(false) {
@@ -245,7 +245,7 @@ impl Gguf {
             .ok_or_else(|| self.broken("it holds no tensor token_embd.weight".to_owned()))
     }
 
-    /// `rope_scaling` of config.json, or null. A factor without a type is one of linear scaling, as in llama.cpp.
+    /// `rope_scaling` of config.json, or null. A factor without a type means linear scaling, as in llama.cpp.
     fn rope_scaling(&self, head_dim: i64, theta: f64) -> Result<Json> {
         let mut factor = self.optional(&self.key("rope.scaling.factor"), "a number")?;
         if factor.is_none() {
@@ -281,7 +281,7 @@ impl Gguf {
         }
     }
 
-    /// YaRN. llama.cpp takes 1 for the `mscale` that the file does not hold.
+    /// YaRN. The file has no `mscale`; llama.cpp uses 1.
     fn yarn(&self, factor: f64) -> Result<Json> {
         let number = |key: &str| -> Result<Option<f64>> {
             let key = self.key(&format!("rope.scaling.{key}"));

@@ -12,7 +12,7 @@ use crate::gguf::header::Header;
 use crate::gguf::writing::file::quantised;
 use crate::{Error, Result, atomic_write, io_error};
 
-/// A control vector of llama.cpp: a direction for each of some blocks, which is added to the block's output at every token.
+/// A control vector of llama.cpp: directions by block, each added to the block's output at every token.
 ///
 /// In its file, GGUF of architecture `controlvector`, `direction.N` belongs to block `N`, counted from 0; llama.cpp steers no block 0.
 #[derive(Debug)]

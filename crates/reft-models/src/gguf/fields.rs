@@ -1,4 +1,4 @@
-//! The metadata of GGUF files: what becomes of each key.
+//! The metadata of GGUF files: how each key is treated.
 
 use serde_json::{Value as Json, json};
 
@@ -169,19 +169,19 @@ pub const GGUF: Fields = Fields {
     ],
 };
 
-/// How the keys of further chat templates begin.
+/// Prefix of the keys of further chat templates.
 pub(crate) const NAMED_TEMPLATE: &str = "tokenizer.chat_template.";
 
-/// A list that is longer is told by its length.
+/// Longer lists are shown by their length only.
 const LIST_SHOWN: usize = 8;
 
 impl Gguf {
-    /// Checks the keys that say something of the model.
+    /// Checks the keys about the model.
     pub(crate) fn check_model_keys(&self) -> Result<()> {
         self.check_keys(|name| !name.starts_with("tokenizer."))
     }
 
-    /// Checks the keys that say something of the tokenizer.
+    /// Checks the keys about the tokenizer.
     pub(crate) fn check_tokenizer_keys(&self) -> Result<()> {
         self.check_keys(|name| name.starts_with("tokenizer."))
     }

@@ -20,13 +20,13 @@ use crate::gguf::split::read_parts;
 use crate::weights::quantised::{BlockFormat, Quantised};
 use crate::{Error, Result, io_error};
 
-/// A GGUF file of a decoder, or the files that one was split into.
+/// A GGUF file of a decoder, or all parts of a split one.
 #[derive(Debug)]
 pub struct Gguf {
     parts: Vec<(PathBuf, Header)>, // the first has the metadata
     pub(crate) architecture: Architecture,
     tensors: BTreeMap<String, Stored>, // under their Hugging Face names
-    /// Factors of rope scaling, by their names in the file: part of the configuration, no tensors of the model.
+    /// Factors of rope scaling, by their names in the file: they belong to the configuration, not to the model's tensors.
     pub(crate) rope_factors: BTreeMap<String, Stored>,
 }
 
@@ -43,11 +43,11 @@ pub(crate) struct Stored {
 }
 
 impl Gguf {
-    /// Reads the header of `path`; of a model that was split into several files, `path` is the first.
+    /// Reads the header of `path`. For a model in several files, `path` is the first.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be read; [`Error::Format`] if it is not a whole GGUF file, or not of an architecture that is
-    /// read, or holds tensors that such a model does not have, or if parts are missing.
+    /// [`Error::Io`] if it cannot be read; [`Error::Format`] if it is not a whole GGUF file, has an unsupported architecture or
+    /// unknown tensors, or if parts are missing.
     pub fn open(path: &Path) -> Result<Self> {
         let parts = read_parts(path)?;
         let broken = |reason| Error::Format { path: path.to_owned(), reason };
@@ -63,7 +63,7 @@ impl Gguf {
             .with_tensors()
     }
 
-    /// Whether a file has the name of one.
+    /// Whether a path has the extension `.gguf`.
     pub(crate) fn is_named(path: &Path) -> bool {
         path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
     }
@@ -83,7 +83,7 @@ impl Gguf {
         self.tensors.iter().map(|(name, stored)| (name.as_str(), &*stored.info.shape))
     }
 
-    /// Dequantises the rows `first..first + n` of a matrix, or all of a vector as the one row that it is, to f32 on the CPU.
+    /// Dequantises the rows `first..first + n` of a matrix, or a whole vector as one row, to f32 on the CPU.
     ///
     /// Rows are in the file's order: see [`Self::row_order`].
     ///
@@ -95,7 +95,7 @@ impl Gguf {
         Ok(if stored.is_one_more { rows.f_sub_scalar(1.0)? } else { rows })
     }
 
-    /// A matrix in the blocks that the file holds it in; none if they are of a type that is not kept packed.
+    /// A matrix in the blocks of the file; `None` if their type is not kept packed.
     ///
     /// # Errors
     /// As [`Self::load_rows`].
@@ -115,7 +115,7 @@ impl Gguf {
         Quantised::gather(format, shape, options, parts).map(Some)
     }
 
-    /// The order that gives the rows of the Hugging Face checkpoint, where the file has another one.
+    /// The index that brings the file's rows into the order of the Hugging Face checkpoint; `None` if the orders are equal.
     ///
     /// llama.cpp interleaves the two rotary halves of each head in the rows of q and k.
     ///
@@ -204,7 +204,7 @@ impl Gguf {
         })
     }
 
-    /// A value of the metadata that must be there.
+    /// A required value of the metadata.
     pub(crate) fn required<'a, T: Deserialize<'a>>(
         &'a self,
         key: &str,
@@ -214,7 +214,7 @@ impl Gguf {
         self.optional(key, expected)?.ok_or_else(missing)
     }
 
-    /// A whole number under `{architecture}.{key}` that must be there and positive.
+    /// A required positive integer under `{architecture}.{key}`.
     pub(crate) fn size(&self, key: &str) -> Result<i64> {
         let key = self.key(key);
         match self.required(&key, "an integer")? {
@@ -269,7 +269,7 @@ impl Gguf {
         )))
     }
 
-    /// Key and value heads; as many as query heads where the file does not say.
+    /// Key and value heads; by default as many as query heads.
     pub(crate) fn key_value_heads(&self) -> Result<i64> {
         let own = "attention.head_count_kv";
         let is_given = self.parts[0].1.metadata.contains_key(&self.key(own));
@@ -294,7 +294,7 @@ impl Gguf {
 /// Names that an error lists.
 const UNKNOWN_SHOWN: usize = 5;
 
-/// The tensors in which llama.cpp keeps the factors of llama3's rope scaling, and LongRoPE's within the original context and past it.
+/// llama.cpp's tensors for the factors of llama3's rope scaling, and for those of LongRoPE within and past the original context.
 pub(crate) const ROPE_FREQUENCIES: &str = "rope_freqs.weight";
 pub(crate) const ROPE_SHORT: &str = "rope_factors_short.weight";
 pub(crate) const ROPE_LONG: &str = "rope_factors_long.weight";

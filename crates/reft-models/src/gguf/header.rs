@@ -1,7 +1,7 @@
-//! A reader of GGUF headers that trusts nothing in them.
+//! A reader of untrusted GGUF headers.
 //!
-//! Refused are counts and lengths past the end of the file, an alignment of zero, and dimensions whose product overflows:
-//! nothing is allocated for them.
+//! It refuses counts and lengths past the end of the file, an alignment of zero, and dimensions whose product overflows,
+//! before it allocates memory for them.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -13,7 +13,7 @@ use serde_json::Value as Json;
 
 use crate::{Error, Result, io_error};
 
-/// Far above any real header (a vocabulary has some 10⁵ entries), far below what would exhaust memory.
+/// Far above any real header (a vocabulary has some 10⁵ entries), far too small to exhaust memory.
 const MAX_ARRAY_ELEMENTS: u64 = 1 << 24;
 const MAX_ARRAY_DEPTH: u32 = 4;
 const MAX_DIMENSIONS: u32 = 4;
@@ -33,13 +33,13 @@ pub(crate) struct Header {
 #[derive(Debug)]
 pub(crate) struct TensorInfo {
     pub(crate) dtype: GgmlDType,
-    pub(crate) shape: Vec<i64>, // a product of the sizes fits
+    pub(crate) shape: Vec<i64>, // the product of the sizes does not overflow
     offset: u64,
     bytes: u64,
 }
 
 impl TensorInfo {
-    /// Bytes of a row, whose entries the file holds one after the other.
+    /// Bytes of a row; its entries are contiguous in the file.
     pub(crate) fn row_bytes(&self) -> usize {
         let columns = *self.shape.last().unwrap_or(&1) as usize;
         columns / self.dtype.block_size() * self.dtype.type_size()

@@ -8,17 +8,17 @@ use tokenizers::normalizers::Precompiled;
 use crate::gguf::vocabulary::{BYTE, NORMAL, SPACE, UNKNOWN, Vocabulary};
 use crate::{Gguf, Result};
 
-/// How a text becomes pieces.
+/// The algorithm that splits a text into pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SentencePiece {
-    /// Neighbours are merged, the pair first whose piece has the best score (`tokenizer.ggml.model` "llama").
+    /// Adjacent pieces are merged; the pair with the best score of its merged piece comes first (`tokenizer.ggml.model` "llama").
     Merged,
     /// The pieces with the best sum of scores (`tokenizer.ggml.model` "t5").
     Unigram,
 }
 
 impl SentencePiece {
-    /// Whether the tokens before and after every text are wanted where the file says nothing: bos, eos.
+    /// The default for adding (bos, eos) around every text.
     const fn wants(self) -> (bool, bool) {
         match self {
             Self::Merged => (true, false),
@@ -37,7 +37,7 @@ impl Gguf {
         })
     }
 
-    /// The id of a special token that the file does not name, as llama.cpp has it.
+    /// llama.cpp's default id of a special token that the file does not name.
     pub(crate) fn usual_token_id(&self, kind: &str) -> Result<Option<i64>> {
         Ok(match (self.sentencepiece()?, kind) {
             (Some(SentencePiece::Merged), "unknown") => Some(0),
@@ -52,9 +52,9 @@ impl Gguf {
 
     /// The contents of `tokenizer.json` for a SentencePiece vocabulary.
     ///
-    /// A text gets a space at its front, if that is wanted and it has none, and is cut at the tokens that are matched as they stand; each
-    /// part becomes pieces. Characters without a piece become bytes, if the vocabulary has them, or the unknown token. This is how
-    /// transformers reads such a file; llama.cpp puts a space behind special tokens too.
+    /// A text gets a leading space if the file asks for one and the text has none. It is cut at user-defined and control tokens, and each part
+    /// is split into pieces. Characters without a piece become bytes, if the vocabulary has them, or the unknown token. transformers reads
+    /// such a file in this way; llama.cpp also puts a space after special tokens.
     pub(crate) fn sentencepiece_json(&self, kind: SentencePiece) -> Result<Json> {
         let vocabulary = self.vocabulary()?;
         let scores: Vec<f32> = self.required("tokenizer.ggml.scores", "an array of numbers")?;
@@ -145,7 +145,7 @@ impl Gguf {
     }
 }
 
-/// Every pair of pieces that is a piece together, the best first: the pairs that SentencePiece merges. Only ordinary pieces are merged.
+/// Every pair of pieces whose concatenation is a piece, the best first: the pairs that SentencePiece merges. Only ordinary pieces are merged.
 fn merges(vocabulary: &Vocabulary, scores: &[f32]) -> Vec<Json> {
     let pieces = vocabulary.texts.iter().zip(&vocabulary.types).enumerate();
     let pieces: HashMap<&str, usize> = pieces

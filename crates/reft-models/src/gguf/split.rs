@@ -7,11 +7,11 @@ use serde_json::Value as Json;
 use crate::gguf::header::Header;
 use crate::{Error, Result};
 
-/// Reads the headers of a model's files: of the one at `path`, and where it is the first of several, of the others, which lie beside it.
+/// Reads the headers of a model's files: the file at `path` and, if it is the first of several, the other parts beside it.
 ///
 /// # Errors
-/// [`Error::Io`] or [`Error::Format`] if a file cannot be read, is missing, or is not the part that its name says; or if the parts do not
-/// hold as many tensors as the first one says.
+/// [`Error::Io`] or [`Error::Format`] if a file cannot be read, is missing, or is another part than its name says; or if the number of
+/// tensors in all parts differs from that in the first one's metadata.
 pub(crate) fn read_parts(path: &Path) -> Result<Vec<(PathBuf, Header)>> {
     let first = Header::open(path)?;
     let broken = |reason| Error::Format { path: path.to_owned(), reason };

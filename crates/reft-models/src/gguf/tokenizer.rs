@@ -29,7 +29,7 @@ pub(crate) const NO_TOKENIZER: &str = "none";
 const INSTEAD: &str = "use the model's Hugging Face directory";
 
 impl Gguf {
-    /// Whether the file has a tokenizer; some say `none`.
+    /// Whether the file has a tokenizer; in some files its kind is `none`.
     pub(crate) fn has_tokenizer(&self) -> Result<bool> {
         let kind = self.optional::<&str>("tokenizer.ggml.model", "a string")?;
         Ok(kind.is_some_and(|kind| kind != NO_TOKENIZER))
@@ -38,8 +38,8 @@ impl Gguf {
     /// The contents of `tokenizer.json`, for the byte-level BPE of GPT-2's kind and for SentencePiece.
     ///
     /// # Errors
-    /// [`Error::Format`](crate::Error::Format) if the file has no tokenizer, one of another kind, an unknown pre-tokenizer, or metadata
-    /// that says something else of it ([`GGUF`](crate::GGUF)).
+    /// [`Error::Format`](crate::Error::Format) if the file has no tokenizer, one of another kind, an unknown pre-tokenizer, or tokenizer
+    /// metadata that is refused ([`GGUF`](crate::GGUF)).
     pub fn tokenizer_json(&self) -> Result<Json> {
         self.check_tokenizer_keys()?;
         if let Some(kind) = self.sentencepiece()? {
@@ -56,7 +56,7 @@ impl Gguf {
 
     fn byte_level_json(&self) -> Result<Json> {
         let pre = self.optional::<&str>("tokenizer.ggml.pre", "a string")?;
-        // Llama 3's does not build up whole words of the vocabulary from merges, and begins prompts with the bos token by default.
+        // Llama 3's tokenizer takes whole words of the vocabulary without merges, and begins prompts with the bos token by default.
         let is_llama3 = pre == Some("llama-bpe");
         let normalizer = (pre == Some("qwen2")).then(|| json!({ "type": "NFC" }));
         let vocabulary = self.vocabulary()?;
@@ -136,7 +136,7 @@ impl Gguf {
         merges.into_iter().map(pair).collect()
     }
 
-    /// Puts the bos token before and the eos token after a prompt, where the file asks for it; `usual`: where it says nothing.
+    /// Adds the bos token before and the eos token after a prompt if the file asks for it; `usual`: the default.
     pub(crate) fn post_processor(
         &self,
         vocabulary: &Vocabulary,

@@ -12,7 +12,7 @@ pub(crate) const USER_DEFINED: i64 = 4;
 pub(crate) const UNUSED: i64 = 5;
 pub(crate) const BYTE: i64 = 6;
 
-/// The spelling of a space in a piece of SentencePiece.
+/// The character for a space in SentencePiece pieces.
 pub(crate) const SPACE: &str = "\u{2581}";
 
 /// Tokens with their types, in the order of their ids.
@@ -25,7 +25,7 @@ pub(crate) struct Vocabulary {
 impl Gguf {
     /// The tokens of the file.
     ///
-    /// A user-defined piece of SentencePiece is matched in texts as they are, so it is spelled with spaces as they are.
+    /// A user-defined piece of SentencePiece is matched in the unchanged text, so it is spelled with plain spaces.
     pub(crate) fn vocabulary(&self) -> Result<Vocabulary> {
         let mut texts: Vec<String> =
             self.required("tokenizer.ggml.tokens", "an array of strings")?;

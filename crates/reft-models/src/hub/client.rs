@@ -9,7 +9,7 @@ use ureq::{Agent, Body, RequestBuilder};
 
 use crate::{Error, Result, io_error};
 
-/// Speaks with the hub for one repository.
+/// An HTTP client of the hub for one repository.
 pub(crate) struct Client<'a> {
     agent: Agent,
     endpoint: &'a str,
@@ -20,7 +20,7 @@ pub(crate) struct Client<'a> {
 
 /// The body of a request.
 pub(crate) enum Content<'a> {
-    /// A text of a type.
+    /// A text with its content type.
     Text(&'static str, String),
     /// A file as it is.
     File(&'a Path),
@@ -59,7 +59,7 @@ impl<'a> Client<'a> {
         )
     }
 
-    /// [`Self::post`] to an address that the hub has named: with the token if it is the hub's own, and else with the headers that came with it.
+    /// [`Self::post`] to an address that the hub returned: with the token if it is on the hub, else with the headers that the hub returned with it.
     pub(crate) fn send_to(
         &self,
         doing: &str,
@@ -118,7 +118,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Something that the hub does not accept, in a line.
+    /// The error for a request that the hub refuses, in one line.
     fn refused(&self, doing: &str, status: u16, body: &str) -> Error {
         let Self { name, endpoint, .. } = self;
         let reason = match status {
@@ -138,7 +138,7 @@ impl<'a> Client<'a> {
         self.refuse(doing, &reason)
     }
 
-    /// A connection that is not there, or ends too early.
+    /// The error for a connection that fails or ends too early.
     fn broken(&self, doing: &str, error: &ureq::Error) -> Error {
         use ErrorKind::{ConnectionRefused, NotFound};
         let endpoint = self.endpoint;
@@ -165,7 +165,7 @@ impl<'a> Client<'a> {
     }
 }
 
-/// The type asked for in answer to a type.
+/// The content type to accept in the answer to a content type.
 fn accepted(content_type: &'static str) -> &'static str {
     if content_type.contains("json") && !content_type.contains("ndjson") {
         content_type

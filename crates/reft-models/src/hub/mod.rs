@@ -1,4 +1,4 @@
-//! The Hugging Face hub: models and adapters by name, from its local cache or downloaded into it, and adapters that are published there.
+//! The Hugging Face hub: models and adapters by name, from its local cache or downloaded into it, and publishing of adapters.
 
 mod client;
 pub(crate) mod names;

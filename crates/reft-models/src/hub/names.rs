@@ -12,7 +12,7 @@ use crate::hub::push::{MAIN, is_branch};
 use crate::weights::shards::{INDEX, read_shard_index};
 use crate::{Error, Gguf, Result};
 
-/// Where models come from when they are named rather than given as a directory.
+/// The source of models that are given by a hub name instead of a directory.
 #[derive(Debug, Clone)]
 pub struct Hub {
     /// The directory that models are kept in.
@@ -25,9 +25,9 @@ pub struct Hub {
 
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 const WEIGHTS: &str = "model.safetensors";
-/// Files that a model cannot do without, besides its weights.
+/// Required files of a model, besides its weights.
 const NEEDED: [&str; 2] = ["config.json", "tokenizer.json"];
-/// Files that are fetched where a model has them.
+/// Optional files of a model, fetched if they exist.
 const WELCOME: [&str; 3] =
     ["generation_config.json", "tokenizer_config.json", "chat_template.jinja"];
 
@@ -47,7 +47,7 @@ impl Hub {
     /// Reads `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` as huggingface_hub does.
     ///
     /// # Errors
-    /// [`Error::UnknownModel`] if none of them, nor a home directory, says where the cache is.
+    /// [`Error::UnknownModel`] if neither these variables nor a home directory give the location of the cache.
     pub fn from_env() -> Result<Self> {
         let path = |variable: &str| {
             env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from)
@@ -66,7 +66,7 @@ impl Hub {
     /// Finds the model `organisation/name` in the hub's cache, downloading missing files.
     ///
     /// # Errors
-    /// [`Error::UnknownModel`] if it is no such name, or the model cannot be had whole.
+    /// [`Error::UnknownModel`] if it is no such name, or files of the model are missing and cannot be downloaded.
     pub fn resolve(&self, name: &str) -> Result<PathBuf> {
         let refuse = |reason: String| Err(unknown(name, reason));
         let none = "there is no such directory";
@@ -90,13 +90,13 @@ impl Hub {
             .or_else(|failed| refuse(format!("{none}, {lacks}, and {endpoint} gives: {failed}")))
     }
 
-    /// The snapshot of a model in the cache, whole or not.
+    /// The snapshot of a model in the cache, complete or not.
     fn cached(&self, name: &str) -> Option<PathBuf> {
         let config = Cache::new(self.cache.clone()).repo(repo(name)).get("config.json")?;
         config.parent().map(Path::to_owned)
     }
 
-    /// The token of `HF_TOKEN`, else the token in the file that the hub's own program keeps beside the cache.
+    /// The token of `HF_TOKEN`, else that of the token file beside the cache.
     pub fn token(&self) -> Option<String> {
         let own = env::var("HF_TOKEN").ok().map(|token| token.trim().to_owned());
         own.filter(|token| !token.is_empty()).or_else(|| Cache::new(self.cache.clone()).token())
@@ -113,7 +113,7 @@ impl Hub {
     /// they lie in. A revision is a branch, a tag or a commit; without one it is the main branch.
     ///
     /// # Errors
-    /// [`Error::Hub`] if there is no such repository, or it has none of the files, or they cannot be had.
+    /// [`Error::Hub`] if there is no such repository, or it has none of the files, or they cannot be downloaded.
     pub fn fetch(
         &self,
         name: &str,
@@ -182,7 +182,7 @@ impl Hub {
     }
 }
 
-/// The folder for files that programs can make again: `XDG_CACHE_HOME`, or `.cache` in the home directory.
+/// The user's cache folder: `XDG_CACHE_HOME`, or `.cache` in the home directory.
 pub(crate) fn user_cache() -> Option<PathBuf> {
     let path = env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()).map(PathBuf::from);
     path.or_else(|| Some(env::home_dir()?.join(".cache")))
@@ -197,7 +197,7 @@ fn local_model(name: &str) -> Result<Option<PathBuf>> {
     Ok((path.is_dir() || path.is_file()).then(|| path.to_owned()))
 }
 
-/// Whether a text is a name of the hub: `organisation/name`, each of letters, digits, `.`, `_` and `-`, not beginning with a mark.
+/// Whether a text is a hub name: `organisation/name`, each of letters, digits, `.`, `_` and `-`, beginning with a letter or digit.
 pub fn is_hub_name(name: &str) -> bool {
     let is_part = |part: &str| {
         part.starts_with(|c: char| c.is_ascii_alphanumeric())
@@ -206,12 +206,12 @@ pub fn is_hub_name(name: &str) -> bool {
     name.split_once('/').is_some_and(|(organisation, name)| is_part(organisation) && is_part(name))
 }
 
-/// Whether a file's path stays in the directory that it is put into, in folders of plain names.
+/// Whether a relative path stays inside its directory: no empty or hidden parts, no backslashes.
 fn is_plain(path: &str) -> bool {
     path.split('/').all(|part| !part.is_empty() && !part.starts_with('.') && !part.contains('\\'))
 }
 
-/// The files that a snapshot lacks to be a whole model.
+/// The required files that a snapshot lacks.
 fn missing_files(snapshot: &Path) -> Vec<String> {
     let lacks = |file: &str| !snapshot.join(file).is_file();
     let mut missing: Vec<String> =

@@ -14,11 +14,11 @@ use crate::{Error, Hub, Result, io_error};
 /// Files that become one commit of a repository of the hub.
 #[derive(Debug, Clone)]
 pub struct Push {
-    /// The repository, `organisation/name`. It is made if it is not there.
+    /// The repository, `organisation/name`. It is created if missing.
     pub name: String,
-    /// Whether a repository that is made is for its owner alone.
+    /// Whether a new repository is private.
     pub private: bool,
-    /// The branch. It is made if it is not there.
+    /// The branch. It is created if missing.
     pub branch: String,
     /// The message of the commit.
     pub message: String,
@@ -26,7 +26,7 @@ pub struct Push {
     pub files: Vec<PushFile>,
 }
 
-/// A file, and where in the repository it comes to lie.
+/// A file and its path in the repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PushFile {
     /// Its path in the repository, with `/` between folders.
@@ -42,7 +42,7 @@ pub struct PushFile {
 pub struct Pushed {
     /// Its address, if the hub names it.
     pub url: Option<String>,
-    /// Files that the hub's own rules leave out.
+    /// Files that the hub's rules exclude.
     pub ignored: Vec<String>,
 }
 
@@ -52,14 +52,14 @@ pub(crate) const MAIN: &str = "main";
 const LFS_JSON: &str = "application/vnd.git-lfs+json";
 const NDJSON: &str = "application/x-ndjson";
 
-/// Bytes at the beginning of a file that the hub wants to see, to decide how it is kept.
+/// Number of first bytes of a file from which the hub decides how to store it.
 const SAMPLE: usize = 512;
 
 impl PushFile {
     /// A file of a directory.
     ///
     /// # Errors
-    /// [`Error::Adapter`] if its path cannot be one in a repository; [`Error::Io`] if it is not there.
+    /// [`Error::Adapter`] if its path is not valid in a repository; [`Error::Io`] if it is missing.
     pub fn of(directory: &Path, file: &Path) -> Result<Self> {
         let relative = file.strip_prefix(directory).unwrap_or(file);
         let parts: Option<Vec<&str>> = relative
@@ -92,7 +92,7 @@ impl PushFile {
         read().map_err(io_error("read", &self.file))
     }
 
-    /// SHA-256 of its bytes, by which large files are known.
+    /// SHA-256 of its bytes: the id of a large file.
     fn oid(&self) -> Result<String> {
         let mut hasher = Sha256::new();
         let hash = |hasher: &mut Sha256| {
@@ -111,7 +111,7 @@ impl PushFile {
 }
 
 impl Hub {
-    /// Makes one commit of files. Nothing is seen of it before all of it is there. `say` hears of each large file.
+    /// Makes one commit of files, which becomes visible only when it is complete. `say` gets a message for each large file.
     ///
     /// # Errors
     /// [`Error::Hub`] for a refusal of the hub, or a connection that is missing or cut; [`Error::Io`] of a file.
@@ -132,7 +132,7 @@ impl Hub {
             "type": "model", "organization": organisation, "name": own_name, "private": push.private,
         });
         let made = (JSON, repository.to_string());
-        client.post("make the repository", "api/repos/create", made, &[409])?; // 409: it is there
+        client.post("make the repository", "api/repos/create", made, &[409])?; // 409: it exists already
         let branch = branch.replace('/', "%2F");
         if branch != MAIN {
             let path = format!("api/models/{name}/branch/{branch}");
@@ -166,24 +166,24 @@ impl Hub {
     }
 }
 
-/// Whether a text is a name that a branch can have, or a tag, or a commit.
+/// Whether a text can be the name of a branch, a tag or a commit.
 pub(crate) fn is_branch(name: &str) -> bool {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
     !name.is_empty() && !name.starts_with('/') && !name.contains("..") && name.chars().all(is_plain)
 }
 
-/// How the hub keeps a file.
+/// How the hub stores a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     /// In the commit itself.
     Regular,
-    /// By itself, known by its digest.
+    /// Separately, by its digest (LFS).
     Large,
     /// Not at all.
     Ignored,
 }
 
-/// Asks the hub how it keeps each file.
+/// Asks the hub how it stores each file.
 fn upload_modes(client: &Client, push: &Push, branch: &str) -> Result<BTreeMap<String, Mode>> {
     let of_file = |file: &PushFile| -> Result<Value> {
         let sample = BASE64_STANDARD.encode(file.sample()?);
@@ -233,7 +233,7 @@ fn upload_large(
         }
         let (upload, verify) = (&own["actions"]["upload"], &own["actions"]["verify"]);
         if upload.is_null() {
-            continue; // it is there
+            continue; // the hub has it
         }
         if !upload["header"]["chunk_size"].is_null() {
             let reason = "the hub wants it in parts, which this program does not do; push it with the hub's own program";

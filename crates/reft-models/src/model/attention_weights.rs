@@ -18,8 +18,8 @@ impl Hooks for SeenWeights<'_> {
     }
 }
 
-/// The attention weights of layers in one run over whole rows, as adapters leave it: `[b, n_h, t, keys]` each, in f32 and without gradient.
-/// The keys are a prefix's, if an adapter brings one, then the columns of the layout with the adapters' virtual tokens.
+/// The attention weights of layers in one run over whole rows with adapters: `[b, n_h, t, keys]` each, in f32 and without gradient.
+/// The keys are first an adapter's prefix, if there is one, then the columns of the layout with the adapters' virtual tokens.
 ///
 /// # Errors
 /// [`Error::NoSuchLayer`]; [`Error::Adapter`] if the model shows none; errors of an adapter.

@@ -28,14 +28,14 @@ impl TokenAt {
         Ok(())
     }
 
-    /// Which of the tokens a pass computes, and their flat indices in it.
+    /// The tokens that a pass computes, by their indices in `tokens`, and their flat indices in the pass.
     pub fn in_span(tokens: &[Self], span: &Span) -> (Vec<i64>, Vec<i64>) {
         let tokens = tokens.iter().enumerate();
         tokens.filter_map(|(i, at)| Some((i as i64, span.flat_index(at.row, at.token)?))).unzip()
     }
 }
 
-/// The hooks of a source run: they keep the hidden states of chosen tokens at chosen places, and nothing else of the run.
+/// The hooks of a source run: they keep only the hidden states of chosen tokens at chosen places.
 #[derive(Debug)]
 pub struct Collect {
     wanted: Vec<Wanted>,
@@ -49,7 +49,7 @@ struct Wanted {
 }
 
 impl Collect {
-    /// Hooks that keep the tokens named at each place, any number per row.
+    /// Hooks that keep the given tokens at each place, any number per row.
     ///
     /// # Errors
     /// [`Error::NoSuchToken`] if a row does not have the token.
@@ -62,10 +62,10 @@ impl Collect {
         Ok(Self { wanted: wanted.collect() })
     }
 
-    /// The hidden states of each place, `[m, d]`, one row for each of its tokens in the order they were named in.
+    /// The hidden states of each place, `[m, d]`, one row for each of its tokens in the given order.
     ///
     /// # Errors
-    /// [`Error::NotReached`] if the run did not come to a place.
+    /// [`Error::NotReached`] if the run did not reach a place.
     pub fn finish(self) -> Result<Vec<Tensor>> {
         self.wanted.into_iter().map(Wanted::finish).collect()
     }
@@ -78,7 +78,7 @@ impl Wanted {
         if which.len() != self.tokens.len() || which.is_empty() {
             return Err(Error::NotReached(self.place));
         }
-        let order = Tensor::from_slice(&which).argsort(0, false); // where each token was found
+        let order = Tensor::from_slice(&which).argsort(0, false); // the index of each token among those found
         let found = Tensor::cat(&found, 0);
         Ok(found.index_select(0, &send(&order, found.device())))
     }
@@ -98,14 +98,14 @@ impl Hooks for Collect {
     }
 }
 
-/// A source run: hidden states of chosen tokens at chosen places, `[m, d]` each on [`Model::device`] and without gradient, as adapters leave
-/// them ([`AdapterStack::EMPTY`]: the plain model's).
+/// A source run: hidden states of chosen tokens at chosen places, `[m, d]` each on [`Model::device`] and without gradient, after the edits of
+/// the adapters ([`AdapterStack::EMPTY`]: the plain model's).
 ///
-/// The model is run no further up than the highest place, and only the wanted hidden states are kept.
+/// The model runs only up to the last place, and only the requested hidden states are kept.
 ///
 /// # Errors
-/// [`Error::NoSuchLayer`], [`Error::Coordinates`], [`Error::NoSuchToken`], or [`Error::NotReached`] if the model has no such site; what an
-/// adapter refuses.
+/// [`Error::NoSuchLayer`], [`Error::Coordinates`], [`Error::NoSuchToken`], or [`Error::NotReached`] if the model has no such site; errors
+/// of an adapter.
 pub fn collect(
     model: &dyn Model,
     adapters: &AdapterStack,

@@ -4,19 +4,19 @@ use crate::{AdapterStack, Error, ModelDescription, Result};
 
 /// The number of tokens that a model's context must hold: a row's own, the adapters' before them, and the generated ones after them.
 ///
-/// It is the one place that decides whether rows fit.
+/// All checks of row lengths use it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ContextLimit {
     /// The model's `max_position_embeddings`.
     pub limit: usize,
-    /// Virtual tokens and a prefix, which stand before every row.
+    /// Number of virtual tokens and of prefix tokens before every row.
     pub before: usize,
     /// Tokens to be generated after a row.
     pub new_tokens: usize,
 }
 
 impl ContextLimit {
-    /// The context of a model with so many virtual tokens, or tokens of a prefix, before every row.
+    /// The context of a model with `before` virtual or prefix tokens before every row.
     pub fn new(model: &ModelDescription, before: usize) -> Self {
         let limit = model.max_position_embeddings.max(0) as usize;
         Self { limit, before, new_tokens: 0 }

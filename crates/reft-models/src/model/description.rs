@@ -1,6 +1,6 @@
 use crate::{Component, Error, Place, Result, Site, TaskHeadForm};
 
-/// The description of a model: all that methods, trainer, planner and tasks know of it, without its weights.
+/// The description of a model without its weights, for methods, trainer, planner and tasks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelDescription {
     /// Family, by its `model_type`.
@@ -21,20 +21,20 @@ pub struct ModelDescription {
     pub head_dim: i64,
     /// Longest context, in tokens.
     pub max_position_embeddings: i64,
-    /// Whether no token sees a later one: then everything before a method's first token is the frozen model's alone. A model whose tokens see
-    /// later ones is an encoder: it predicts no next tokens, and has no head.
+    /// Whether no token sees a later one; then the hidden states before a method's first token are the frozen model's. Otherwise the model is an
+    /// encoder: it predicts no next tokens and has no head.
     pub is_causal: bool,
-    /// How many tokens back each layer sees, itself included, and of an encoder as many ahead; `None`: all.
+    /// How many tokens back each layer sees, the token itself included; an encoder sees as many ahead. `None`: all.
     pub windows: Vec<Option<i64>>,
-    /// A row with more tokens than this has other keys for all of them, so that a cache filled before is filled anew (LongRoPE).
+    /// In a row with more tokens than this the keys of all tokens change, so a cache must be filled anew (LongRoPE).
     pub keys_change_at: Option<usize>,
-    /// Whether the number of a row's tokens is seen by all of them (RoPE of types dynamic and longrope): then none may be left out.
+    /// Whether the keys of all tokens depend on the length of the row (RoPE of types dynamic and longrope); then no token may be left out.
     pub depends_on_length: bool,
-    /// Whether a backward needs the scores of attention, as a soft cap of them does.
+    /// Whether a backward needs the attention scores, as with a soft cap.
     pub keeps_scores: bool,
-    /// The prefix of modules' names in a model of this family with the head of a task, whose adapters fit all the same: `bert`.
+    /// The prefix of module names in a model of this family with a task head, such as `bert`. Adapters of such a model fit too.
     pub prefix: Option<&'static str>,
-    /// The head that the family has where it tells something of a text.
+    /// The family's task head, for classification of texts.
     pub task_head: TaskHeadForm,
     /// Every tensor of the model, in the order of its checkpoints.
     pub tensors: Vec<ModelTensor>,
@@ -49,8 +49,8 @@ pub struct ModelTensor {
     pub shape: Vec<i64>,
     /// Its role.
     pub role: TensorRole,
-    /// The stage of a [`Forward`](crate::Forward) that computes with it: its block's, the first for tensors before the blocks, and one
-    /// more than the blocks have for tensors behind them. Tied embeddings belong to the first stage.
+    /// The stage of a [`Forward`](crate::Forward) that uses it: that of its block, the first for tensors before the blocks, and the number of
+    /// blocks for tensors after them. Tied embeddings belong to the first stage.
     pub stage: usize,
 }
 
@@ -59,7 +59,7 @@ pub struct ModelTensor {
 pub enum TensorRole {
     /// The token embeddings `[v, d]`.
     Embeddings,
-    /// The head `[v, d]`, where it is not the embeddings.
+    /// The head `[v, d]`, if it is not tied to the embeddings.
     Head,
     /// The matrix `[out, in]` of a projection that methods can name.
     Projection(Site),
@@ -69,10 +69,10 @@ pub enum TensorRole {
     Vector,
 }
 
-/// A linear projection of a model: where it is, its name in checkpoints, and its sizes.
+/// A linear projection of a model: its site, its name in checkpoints, and its sizes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Projection {
-    /// Where it is.
+    /// Its site.
     pub site: Site,
     /// Its module in checkpoints: `model.layers.3.self_attn.q_proj`.
     pub module: String,
@@ -83,7 +83,7 @@ pub struct Projection {
 }
 
 impl ModelDescription {
-    /// Every projection that methods can name, in the order that the forward runs through them.
+    /// Every projection that methods can name, in the order of the forward.
     pub fn projections(&self) -> Vec<Projection> {
         let projection = |tensor: &ModelTensor| match (tensor.role, &tensor.shape[..]) {
             (TensorRole::Projection(site), &[out_features, in_features]) => {
@@ -95,7 +95,7 @@ impl ModelDescription {
         self.tensors.iter().filter_map(projection).collect()
     }
 
-    /// Names of the projections of a block, as methods name them: `q_proj`, `down_proj`, …, in each family its modules' own.
+    /// The names of a block's projections for methods: `q_proj`, `down_proj`, …, after the family's module names.
     pub fn projection_names(&self) -> Vec<String> {
         let mut components: Vec<Component> = Vec::new();
         for Projection { site, .. } in self.projections() {
@@ -106,8 +106,8 @@ impl ModelDescription {
         components.into_iter().filter_map(|own| self.projection_name(own)).collect()
     }
 
-    /// The name of a projection, if the model has it: as few of the last parts of its module's name as no other projection has
-    /// (`down_proj`, and in BERT `intermediate.dense`), all in its block if others end so too.
+    /// The name of a projection, if the model has it: the shortest end of its module's name that is unique (`down_proj`, in BERT
+    /// `intermediate.dense`), or its whole name within the block.
     pub fn projection_name(&self, component: Component) -> Option<String> {
         let all = self.projections();
         let in_block = |projection: &Projection| {
@@ -192,7 +192,7 @@ impl ModelTensor {
 }
 
 impl std::fmt::Display for ModelDescription {
-    /// Family and sizes: a run is resumed only with a model of the same.
+    /// Family and sizes: a run is resumed only with a model of equal ones.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { model_type, num_hidden_layers, hidden_size, vocab_size, .. } = self;
         write!(

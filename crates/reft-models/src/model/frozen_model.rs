@@ -8,7 +8,7 @@ use crate::{
 
 /// A frozen model: its description, its weights, and a forward through hooks.
 ///
-/// Methods, trainer, planner and tasks know models by this trait alone.
+/// Methods, trainer, planner and tasks use models only through this trait.
 pub trait Model {
     /// Its description.
     fn description(&self) -> &ModelDescription;
@@ -16,10 +16,10 @@ pub trait Model {
     /// The kind of the residual stream, of the weights, and of expanded quantised weights.
     fn kind(&self) -> Kind;
 
-    /// Where its stages are.
+    /// The devices of its stages.
     fn placement(&self) -> &Placement;
 
-    /// Where token ids go in, and final hidden states and logits come out: of a model on one device, where all of it is.
+    /// The device of token ids, final hidden states and logits. A model on one device is all there.
     fn device(&self) -> Device {
         self.placement().home()
     }
@@ -27,16 +27,16 @@ pub trait Model {
     /// Every weight by its checkpoint name; they share storage with the model's.
     fn weights(&self) -> Vec<(String, Weight)>;
 
-    /// A forward over a span, to be run stage by stage, with the [`Hooks::prefix_length`] of the hooks that it will be run with.
+    /// A forward over a span, to be run stage by stage. `prefix_length` is the [`Hooks::prefix_length`] of its hooks.
     fn forward<'a>(&'a self, span: &Span<'a>, prefix_length: usize) -> Box<dyn Forward<'a> + 'a>;
 
     /// The head, which turns the last hidden states into logits. A quantised head is expanded once for several products.
     ///
     /// # Panics
-    /// If the model is an encoder, which has none: [`ModelDescription::check_predicts`] tells it in time.
+    /// If the model is an encoder, which has none: check with [`ModelDescription::check_predicts`].
     fn head(&self) -> Head;
 
-    /// Whether gradients are wanted of the head's weights, which are the embeddings' if they are tied.
+    /// Whether the head's weights (with tied embeddings, these) need gradients.
     fn trains_head(&self) -> bool;
 
     /// Logits `[.., v]` in f32 of hidden states `[.., d]`.
@@ -52,8 +52,8 @@ pub trait Model {
         self.weights().iter().map(|(_, weight)| weight.bytes()).sum()
     }
 
-    /// Whether some weights are quantised: a forward with autograd then keeps the expanded weights until its backward, so a
-    /// training that wants to save memory goes block by block.
+    /// Whether some weights are quantised. A forward with autograd then keeps the expanded weights until its backward, so
+    /// training goes block by block to save memory.
     fn is_quantised(&self) -> bool {
         self.weights().iter().any(|(_, weight)| weight.tensor().is_none())
     }
@@ -130,10 +130,10 @@ pub trait Model {
 ///
 /// Stage `k` shows the hooks the hidden states between two blocks (the embeddings if `k` is 0, else the output of block `k − 1`) and runs block
 /// `k` on the hooks' output. After the stages, [`Self::finish`] shows them the last block's output and applies the final norm. So the
-/// hidden states that go into stage `k` depend on no hook at a site above, and a forward can begin there with ones computed before. They are
-/// on the device of stage `k` ([`Placement::device`]), and so are the tensors that hooks see in it.
+/// input of stage `k` depends on no hook at a later site, and a forward can begin there with hidden states computed before. The input is
+/// on the device of stage `k` ([`Placement::device`]), and so are the tensors that hooks see in this stage.
 pub trait Forward<'a> {
-    /// Wants the hidden states of the span's columns from `column` on only: the last block computes no others.
+    /// Restricts the output to the span's columns from `column` on: the last block computes no others.
     ///
     /// # Panics
     /// If the span does not have the column.
@@ -142,8 +142,8 @@ pub trait Forward<'a> {
     /// The columns whose hidden states [`Self::finish`] returns.
     fn outputs(&self) -> &Span<'a>;
 
-    /// The input of stage 0: the embeddings `[b, t, d]` of `input_ids` `[b, t]`, the tokens of the span's columns, which come in
-    /// on [`Model::device`].
+    /// The input of stage 0: the embeddings `[b, t, d]` of `input_ids` `[b, t]`, the tokens of the span's columns on
+    /// [`Model::device`].
     fn embed(&self, input_ids: &Tensor) -> Tensor;
 
     /// Runs stages on the input `[b, t, d]` of the first of them, and returns the input of the next.
@@ -179,18 +179,18 @@ impl Head {
         Self { linear: Linear { weight, bias }, divisor: 1.0, soft_cap: None }
     }
 
-    /// The same with its weight expanded, for whoever calls it many times with many rows.
+    /// The same with its weight expanded, for many calls with many rows.
     pub fn dense(self) -> Self {
         let Self { linear: Linear { weight, bias }, .. } = self;
         Self { linear: Linear { weight: Weight::Dense(weight.dense()), bias }, ..self }
     }
 
-    /// The same with logits divided, then brought into ±cap.
+    /// The same with logits divided by `divisor`, then soft-capped to ±cap.
     pub fn scaled(self, divisor: f64, soft_cap: Option<f64>) -> Self {
         Self { divisor, soft_cap, ..self }
     }
 
-    /// The head of some tokens `[a]` alone, for choices between them.
+    /// The head for some tokens `[a]` only, to choose between them.
     pub fn of_tokens(&self, tokens: &Tensor) -> Self {
         let bias = self.linear.bias.as_ref().map(|bias| bias.index_select(0, tokens));
         Self::new(Weight::Dense(self.linear.weight.rows_at(tokens)), bias)

@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Component, Error, Layout, Linear, Result, Site, Span, send};
 
-/// Where in a forward hooks are shown something.
+/// A point of a forward at which hooks see a tensor.
 #[derive(Debug, Clone, Copy)]
 pub enum HookPoint<'a> {
     /// The embeddings `[b, t, d]` of the pass's tokens (prompt tuning).
@@ -19,7 +19,7 @@ pub enum HookPoint<'a> {
 }
 
 impl HookPoint<'_> {
-    /// The site whose hidden states, as a [`Place`](crate::Place) means them, are shown here.
+    /// The site whose hidden states, in the sense of [`Place`](crate::Place), are seen here.
     pub fn place(self) -> Option<Site> {
         match self {
             Self::Residual(site) => Some(site),
@@ -30,34 +30,33 @@ impl HookPoint<'_> {
     }
 }
 
-/// How a method sees and replaces what flows through a frozen forward.
+/// Functions by which a method sees and replaces tensors of a frozen forward.
 ///
-/// Every method has a default that changes nothing. The returned tensor goes on through the model; gradients flow through it.
-/// Edits, LoRA, prefix and prompt tuning, interchange interventions and the collection of hidden states need nothing more.
+/// Every function has a default that changes nothing. The model continues with the returned tensor; gradients flow through it.
+/// Edits, LoRA, prefix and prompt tuning, interchange interventions and the collection of hidden states are all hooks.
 pub trait Hooks {
     /// Sees a forward's tensor at a point, `[b, t, ..]`, and may replace it.
     ///
     /// # Errors
-    /// Whatever the method has to refuse.
+    /// If the method refuses the tensor.
     fn visit(&mut self, _point: HookPoint, h: Tensor, _span: &Span) -> Result<Tensor> {
         Ok(h)
     }
 
     /// Whether [`Self::visit`] may replace the tensor at a point of a pass, or needs to see it. If not, the rows of these hooks need not
-    /// be gathered. Where in doubt, yes.
+    /// be gathered. `true` is always correct.
     fn touches(&self, _point: HookPoint, _span: &Span) -> bool {
         true
     }
 
-    /// The update of [`Self::visit`] at a point of a pass, if it adds a product of two small matrices and nothing else. Such rows are computed
-    /// together, whatever adapters they have. `None`: it does something else, or nothing.
+    /// The update of [`Self::visit`] at a point of a pass, if it only adds a low-rank product. Rows with such updates are computed together,
+    /// whatever their adapters. `None`: it does something else, or nothing.
     fn low_rank(&self, _point: HookPoint, _span: &Span) -> Option<LowRank<'_>> {
         None
     }
 
-    /// The edits of [`Self::visit`] at some tokens of a pass, if each is a linear function of the token's own hidden state, no token has two,
-    /// and nothing else is done. Such tokens are computed together, whatever adapters they have. `None`: it does
-    /// something else, or nothing.
+    /// The edits of [`Self::visit`] at some tokens of a pass, if it does nothing else, each edit is linear in the token's own hidden state, and
+    /// no token has two. Such tokens are computed together, whatever their adapters. `None`: it does something else, or nothing.
     fn token_edits(&self, _point: HookPoint, _span: &Span) -> Option<Vec<TokenEdit<'_>>> {
         None
     }
@@ -67,13 +66,13 @@ pub trait Hooks {
         0
     }
 
-    /// Keys and values that stand before a layer's own, `[b, n_kv, prefix_length, d_h]` each, keys as they are (no RoPE is applied).
+    /// Keys and values before a layer's own, `[b, n_kv, prefix_length, d_h]` each; no RoPE is applied to the keys.
     fn prefix(&mut self, _layer: usize, _span: &Span) -> Option<(Tensor, Tensor)> {
         None
     }
 
-    /// Whether [`Self::see_attention`] should be shown the attention weights of a layer. They are computed beside the layer's own output, which
-    /// stays the same to the last bit.
+    /// Whether [`Self::see_attention`] needs the attention weights of a layer. They are computed in addition to the layer's output, which stays
+    /// the same bit for bit.
     fn wants_attention(&self, _layer: usize) -> bool {
         false
     }
@@ -82,13 +81,13 @@ pub trait Hooks {
     /// then the batch's columns.
     fn see_attention(&mut self, _layer: usize, _weights: Tensor) {}
 
-    /// Goes on with some of the batch's rows, in the order given, when the others have left it.
+    /// Keeps only the given rows of the batch, in this order, after the others have left it.
     ///
-    /// Hooks that know nothing of rows have nothing to do.
+    /// Hooks without state per row have nothing to do.
     fn keep_rows(&mut self, _rows: &[usize]) {}
 
-    /// Cuts off what was computed from parameters before the forward (an orthonormal map): the forward may then be run and differentiated
-    /// in pieces, each of which hands its gradients to the leaves.
+    /// Cuts the graph of tensors that were computed from parameters before the forward (by an orthonormal map): the forward may then be run and
+    /// differentiated in pieces, each of which adds its gradients to the new leaves.
     ///
     /// Hooks that compute nothing before the forward have nothing to cut.
     fn cut(&mut self) -> Vec<Cut> {
@@ -118,7 +117,7 @@ pub struct TokenEdit<'a> {
     pub scaling: f64,
 }
 
-/// Hooks that stay their owner's.
+/// Hooks by reference.
 impl<T: Hooks + ?Sized> Hooks for &mut T {
     fn visit(&mut self, point: HookPoint, h: Tensor, span: &Span) -> Result<Tensor> {
         (**self).visit(point, h, span)
@@ -165,7 +164,7 @@ impl dyn Hooks + '_ {
     /// Shows the hidden states at a point of the residual stream.
     ///
     /// # Errors
-    /// [`Error::At`]: the refusal, with the site.
+    /// [`Error::At`]: the error of the hooks, with the site.
     pub fn visit_residual(
         &mut self,
         layer: usize,
@@ -179,17 +178,17 @@ impl dyn Hooks + '_ {
     }
 }
 
-/// A tensor that hooks computed from parameters, and the leaf that stands for it since it was cut off.
+/// A tensor that hooks computed from parameters, and the leaf that replaces it after a cut of the graph.
 #[derive(Debug)]
 pub struct Cut {
     /// The tensor, at the end of its graph.
     pub computed: Tensor,
-    /// The leaf, equal to it, whose gradient is to be handed on to it.
+    /// The leaf with the same value, whose gradient must be passed on to `computed`.
     pub leaf: Tensor,
 }
 
 impl Cut {
-    /// Puts a leaf in the place of a tensor that was computed from parameters; `None`, and nothing is done, if it was not.
+    /// Replaces a tensor that was computed from parameters by a leaf; does nothing and returns `None` if it was not computed.
     pub fn of(tensor: &mut Tensor) -> Option<Self> {
         if tensor.is_leaf() {
             return None;
@@ -211,12 +210,12 @@ impl Hooks for NoHooks {
 
 /// Several methods at once, each seeing the output of the one before.
 ///
-/// At most one of them may bring a [`Hooks::prefix`]: the first that does is asked.
+/// At most one of them may bring a [`Hooks::prefix`]; only the first prefix is used.
 #[derive(Default)]
 pub struct Stacked<'a>(pub Vec<Box<dyn Hooks + 'a>>);
 
 impl<'a> Stacked<'a> {
-    /// The only method that acts at a point of a pass; none if there are two, as the second sees the output of the first.
+    /// The only method that acts at a point of a pass; `None` if there are two, as the second sees the output of the first.
     fn only(&self, point: HookPoint, span: &Span) -> Option<&(dyn Hooks + 'a)> {
         let mut touching = self.0.iter().filter(|hooks| hooks.touches(point, span));
         let one = touching.next()?;
@@ -267,7 +266,7 @@ impl Hooks for Stacked<'_> {
     }
 }
 
-/// A method at a strength: `base + s · (edited − base)` of everything that it replaces. It may bring no prefix.
+/// A method at a strength: every tensor that it replaces becomes `base + s · (edited − base)`. It may bring no prefix.
 pub(crate) struct AtStrength<'a> {
     pub(crate) hooks: Box<dyn Hooks + 'a>,
     pub(crate) strength: f64,
@@ -304,22 +303,21 @@ impl Hooks for AtStrength<'_> {
     }
 }
 
-/// A method that changes the prompts' tokens alone: what it makes of others is not used, and where there are no others but these it is not
-/// even asked.
+/// Restricts a method to prompt tokens: its changes of other tokens are discarded, and in a pass without prompt tokens it is not called.
 pub struct OnPrompt<'a> {
     hooks: Box<dyn Hooks + 'a>,
     prompt_lengths: Vec<usize>,
     pass: Option<PromptTokens>,
 }
 
-/// Where the prompts' tokens are in the present pass: the same at every point of a device, so made once.
+/// The prompt tokens of the present pass: the same at every point of a device, so computed once.
 struct PromptTokens {
     columns: Range<usize>,
     device: Device,
     tokens: Part,
 }
 
-/// Which of a pass's tokens are meant.
+/// The prompt tokens among a pass's tokens.
 enum Part {
     Nothing,
     Everything,
@@ -327,13 +325,13 @@ enum Part {
 }
 
 impl<'a> OnPrompt<'a> {
-    /// Of a method that brings no prefix and no virtual tokens, on the batch of a layout.
+    /// Restricts the hooks of a method without prefix and virtual tokens, on the batch of a layout.
     pub fn new(hooks: Box<dyn Hooks + 'a>, layout: &Layout) -> Self {
         let prompt_lengths = layout.rows().iter().map(|row| row.prompt_length).collect();
         Self { hooks, prompt_lengths, pass: None }
     }
 
-    /// The columns of a pass that are in a prompt. Padding counts as nothing.
+    /// The tokens of a pass that are in a prompt. Padding is ignored.
     fn part(&self, span: &Span, device: Device) -> Part {
         let (mut inside, mut outside) = (Vec::new(), false);
         for (row, own) in span.layout.rows().iter().enumerate() {
@@ -345,7 +343,7 @@ impl<'a> OnPrompt<'a> {
                 }
             }
         }
-        // behind the layout are generated tokens
+        // columns after the layout are generated tokens
         outside |= span.columns.end > span.layout.width();
         match (inside.is_empty(), outside) {
             (true, _) => Part::Nothing,

@@ -4,10 +4,10 @@ use tch::{Kind, Tensor};
 
 use crate::{ModelDescription, Placement};
 
-/// Keys and values that a forward finds before its own columns' keys and values.
+/// Keys and values of earlier columns, for a forward.
 pub trait Past {
-    /// Takes the keys and values of a pass at a layer, `[b, n_kv, t, d_h]` each, keys turned to their positions, and returns those
-    /// that its queries see: the earlier ones, then these.
+    /// Takes the keys (with RoPE applied) and values of a pass at a layer, `[b, n_kv, t, d_h]` each, and returns all that its
+    /// queries see: the earlier ones, then these.
     fn extend(&mut self, layer: usize, key: Tensor, value: Tensor) -> (Tensor, Tensor);
 }
 
@@ -22,14 +22,14 @@ impl Past for KeyValueRecorder {
     }
 }
 
-/// Keys and values of the tokens that a model has seen, per layer, in buffers made once for the longest text to come.
+/// Keys and values of the tokens seen so far, per layer, in buffers that are allocated once for the longest row.
 ///
 /// For inference: its tensors carry no gradient. Each layer's are on the layer's device.
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<(Tensor, Tensor)>, // [b, n_kv, capacity, d_h]
     parts: Vec<Range<usize>>,      // the layers of each part of the model
-    pub(crate) len: i64,           // columns that are in it
+    pub(crate) len: i64,           // number of filled columns
 }
 
 impl KvCache {
@@ -44,7 +44,7 @@ impl KvCache {
         Self::of_size(model.num_hidden_layers, shape, options)
     }
 
-    /// An empty cache of so many layers, `(b, n_kv, capacity, d_h)` each.
+    /// An empty cache of `layers` layers, `(b, n_kv, capacity, d_h)` each.
     pub(crate) fn of_size(
         layers: usize,
         (b, n_kv, capacity, d_h): (i64, i64, i64, i64),
@@ -72,7 +72,7 @@ impl KvCache {
         }
     }
 
-    /// Keys and values of some columns of a row, of each part of the model by itself: `[layers, 2, n_kv, t, d_h]`.
+    /// Keys and values of some columns of a row, for each part of the model: `[layers, 2, n_kv, t, d_h]`.
     pub(crate) fn columns_of(&self, row: usize, columns: Range<usize>) -> Vec<Tensor> {
         let (start, length) = (columns.start as i64, columns.len() as i64);
         let part = |buffer: &Tensor| buffer.get(row as i64).narrow(1, start, length);
@@ -98,7 +98,7 @@ impl KvCache {
 }
 
 impl Past for KvCache {
-    /// Appends them after the columns that are in it.
+    /// Appends them after the filled columns.
     fn extend(&mut self, layer: usize, key: Tensor, value: Tensor) -> (Tensor, Tensor) {
         let (keys, values) = &self.layers[layer];
         let t = key.size()[2];

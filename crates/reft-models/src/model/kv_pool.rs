@@ -4,29 +4,29 @@ use tch::{Kind, Tensor};
 
 use crate::{KvCache, Model, Past, Placement, send};
 
-/// Tokens by which the buffers grow at least.
+/// Smallest growth of the buffers, in tokens.
 const GROWTH: usize = 64;
 
-/// Keys and values of rows that began at different times: each stands in a slot of its own, from the first column on without a gap, and grows
-/// by a token in every step.
+/// Keys and values of rows that began at different times. Each row has its own slot, filled from the first column without gaps, and grows by one
+/// token per step.
 ///
-/// Rows fill the first slots: one that leaves gives its slot to the last one.
+/// Rows fill the first slots: the slot of a row that leaves goes to the last row.
 #[derive(Debug)]
 pub(crate) struct KvPool {
     layers: Vec<(Tensor, Tensor)>, // [slots, n_kv, capacity, d_h], on the layer's device
     shape: (i64, i64),             // n_kv, d_h
     kind: Kind,
     placement: Placement,
-    /// Keys of each row.
+    /// Number of keys of each row.
     lengths: Vec<usize>,
     /// The rows of the present pass.
     part: Range<usize>,
-    /// The column of each of their next keys, `[b, 1, 1, 1]`, on the device of each part of the model; `None` if it is the same for all.
+    /// The column of the next key of each of these rows, `[b, 1, 1, 1]`, on the device of each part of the model; `None` if equal for all.
     columns: Option<Vec<Tensor>>,
 }
 
 impl KvPool {
-    /// A pool without slots, which are made when rows come.
+    /// A pool without slots; [`Self::reserve`] makes them.
     pub(crate) fn new(model: &dyn Model) -> Self {
         let (description, placement) = (model.description(), model.placement().clone());
         let shape = (description.num_key_value_heads, description.head_dim);
@@ -40,7 +40,7 @@ impl KvPool {
         Self { layers, shape, kind, placement, lengths: Vec::new(), part: 0..0, columns: None }
     }
 
-    /// Keys of each row, in the order of the slots.
+    /// Number of keys of each row, in the order of the slots.
     pub(crate) fn lengths(&self) -> &[usize] {
         &self.lengths
     }
@@ -51,7 +51,7 @@ impl KvPool {
         self.layers.iter().map(|(keys, values)| of(keys) + of(values)).sum()
     }
 
-    /// Makes room for so many rows of so many tokens.
+    /// Makes room for `rows` rows of `tokens` tokens.
     pub(crate) fn reserve(&mut self, rows: usize, tokens: usize) {
         let Some((first, _)) = self.layers.first() else { return };
         let (slots, capacity) = (first.size()[0] as usize, first.size()[2] as usize);
@@ -68,7 +68,7 @@ impl KvPool {
         let (n_kv, d_h) = self.shape;
         let (kept, longest) = (self.lengths.len() as i64, longest(&self.lengths));
         let grown = |old: &Tensor| {
-            // a column that a row has not reached weighs 0, and 0 times what memory happened to hold may be NaN
+            // zeros: unreached columns have weight 0, and 0 times uninitialised memory may be NaN
             let options = (self.kind, old.device());
             let new = Tensor::zeros([slots as i64, n_kv, capacity as i64, d_h], options);
             let part = |x: &Tensor| x.narrow(0, 0, kept).narrow(2, 0, longest);
@@ -81,7 +81,7 @@ impl KvPool {
         }
     }
 
-    /// Takes in a row, with the keys and values that a prefill has left for it: `length` of them.
+    /// Adds a row with its `length` keys and values from a prefill.
     pub(crate) fn push(&mut self, cache: &KvCache, row: usize, length: usize) {
         let (slot, n) = (self.lengths.len() as i64, length as i64);
         for (layer, (keys, values)) in self.layers.iter().enumerate() {
@@ -93,7 +93,7 @@ impl KvPool {
         self.lengths.push(length);
     }
 
-    /// Lets a row go; the last one takes its place.
+    /// Removes a row; the last row takes its slot.
     pub(crate) fn swap_remove(&mut self, row: usize) {
         let last = self.lengths.len() - 1;
         if row < last {
@@ -108,7 +108,7 @@ impl KvPool {
         self.lengths.swap_remove(row);
     }
 
-    /// Makes ready for a pass of one token for each of some rows.
+    /// Prepares a pass of one token for each row of `part`.
     pub(crate) fn begin_step(&mut self, part: Range<usize>) {
         let lengths = &self.lengths[part.clone()];
         self.part = part;
@@ -120,7 +120,7 @@ impl KvPool {
         });
     }
 
-    /// Counts the token that each row of the pass has now.
+    /// Counts the new token of each row of the pass.
     pub(crate) fn end_step(&mut self) {
         self.lengths[self.part.clone()].iter_mut().for_each(|length| *length += 1);
     }
@@ -131,8 +131,8 @@ fn longest(lengths: &[usize]) -> i64 {
 }
 
 impl Past for KvPool {
-    /// Appends the key and value of each row of the pass `[b, n_kv, 1, d_h]` to the row's own, and returns keys and values up to the longest row's
-    /// last column. The mask hides the columns that a shorter row does not have.
+    /// Appends the key and value of each row of the pass `[b, n_kv, 1, d_h]`, and returns keys and values up to the last column of the longest
+    /// row. The mask hides the columns past the end of shorter rows.
     fn extend(&mut self, layer: usize, key: Tensor, value: Tensor) -> (Tensor, Tensor) {
         let (first, rows) = (self.part.start as i64, self.part.len() as i64);
         let longest = longest(&self.lengths[self.part.clone()]);

@@ -4,12 +4,12 @@ use tch::{Device, Tensor};
 
 use crate::{Error, Result, send};
 
-/// On which side of the shorter rows of a batch the padding stands.
+/// The side of the padding in the shorter rows of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PaddingSide {
     /// Before the tokens: rows end together.
     Left,
-    /// After the tokens: rows begin together, and no token sees padding by itself.
+    /// After the tokens: rows begin together, and with causal attention no token sees padding.
     #[default]
     Right,
 }
@@ -19,7 +19,7 @@ pub enum PaddingSide {
 pub struct Row {
     /// Token ids: the prompt, then the response if there is one.
     pub input_ids: Vec<i64>,
-    /// How many of them are the prompt; only these are edited.
+    /// Number of prompt tokens; only these are edited.
     pub prompt_length: usize,
     /// Coordinates of the subspace that edits of this row may change; `None`: all of them.
     pub subspace: Option<Vec<i64>>,
@@ -34,22 +34,22 @@ impl Row {
     }
 }
 
-/// Where the tokens of a padded batch stand.
+/// The columns of the tokens of a padded batch.
 ///
 /// A row is `[padding] virtual tokens, prompt, response [padding]`; virtual tokens (prompt tuning) are placeholders whose embeddings
-/// a hook fills in. This is the one place that turns "token i of row j" into a column, so padding on either side is the same.
+/// a hook fills in. Only this type maps "token i of row j" to a column, so other code need not know the side of the padding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     rows: Vec<Row>,
     starts: Vec<usize>, // column of each row's first token, virtual ones included
     width: usize,
     virtual_tokens: usize,
-    /// Of rows that go on each from a cache of its own: how many keys each has there.
+    /// For rows that continue from separate caches: the number of keys of each row.
     lengths: Option<Vec<usize>>,
 }
 
 impl Layout {
-    /// The layout of rows that are padded to the longest on one side.
+    /// The layout of rows, padded on one side to the longest.
     ///
     /// # Errors
     /// [`Error::EmptyBatch`] without rows or with an empty row; [`Error::PromptLength`] if a prompt is longer than its row;
@@ -62,7 +62,7 @@ impl Layout {
         Self::aligned(rows, &aligned)
     }
 
-    /// The layout in which token `tokens[i]` of row `i` (its length: the end) stands in the same column for all rows.
+    /// The layout in which token `tokens[i]` of row `i` has the same column for all rows; the length of a row stands for its end.
     ///
     /// # Errors
     /// As [`Self::new`].
@@ -92,8 +92,8 @@ impl Layout {
         Ok(Self { rows, starts, width, virtual_tokens: 0, lengths: None })
     }
 
-    /// The layout of rows that each have so many keys in a cache, without a gap from the first column on, and go on by one token:
-    /// [`Self::next`] is their pass. Hooks know the prompts, which are before the pass.
+    /// The layout of rows that continue by one token from their caches, with `lengths[i]` keys of row `i` from the first column on without gaps.
+    /// [`Self::next`] is their pass. The rows hold the prompts, which are before the pass.
     ///
     /// # Panics
     /// If there is not one length for each row.
@@ -109,17 +109,17 @@ impl Layout {
         Span { layout: self, columns: self.width..self.width + 1 }
     }
 
-    /// The rows alone.
+    /// The rows, without the layout.
     pub(crate) fn into_rows(self) -> Vec<Row> {
         self.rows
     }
 
-    /// How many keys each row has in a cache of its own, if rows go on so.
+    /// The number of keys of each row, if the rows continue from separate caches.
     pub(crate) fn lengths(&self) -> Option<&[usize]> {
         self.lengths.as_deref()
     }
 
-    /// The layout of some of the rows, in the order given, in the same columns: for a batch that goes on without the others.
+    /// The layout of some of the rows, in the given order and in the same columns, for a batch that continues without the others.
     pub fn keep_rows(&self, rows: &[usize]) -> Self {
         let starts = rows.iter().map(|&row| self.starts[row]).collect();
         let lengths = self.lengths.as_ref();
@@ -233,7 +233,7 @@ impl Span<'_> {
         self.columns.len()
     }
 
-    /// Tokens that a row has when the pass ends: its own, virtual ones included, and the ones generated since.
+    /// Number of tokens of a row at the end of the pass: its own, virtual ones included, and those generated since.
     pub(crate) fn row_length(&self, row: usize) -> usize {
         let generated = self.columns.end.saturating_sub(self.layout.width());
         let before = self.layout.lengths.as_ref().map(|lengths| lengths[row]);

@@ -1,4 +1,4 @@
-//! A model as others see it: its description, a forward through hooks, tokens in columns.
+//! The interface of a model: its description, a forward through hooks, and the layout of tokens in columns.
 
 pub(crate) mod attention_weights;
 pub(crate) mod collect;

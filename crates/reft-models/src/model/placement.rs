@@ -5,13 +5,13 @@ use tch::{Device, Tensor};
 
 use crate::{Error, Result, Site};
 
-/// Where a model stands: on one device, or in parts of consecutive blocks, each on a device of its own.
+/// The devices of a model: one device, or parts of consecutive blocks with a device each.
 ///
-/// Everything of a stage of a [`Forward`](crate::Forward) is on the device of its part: the hidden states that go into it, the block's
-/// weights, its keys and values, and the tensors trained at its sites. Embeddings belong to the first stage; the final norm is the stage behind
-/// the last block. Token ids go in and logits come out at one place, [`Self::home`]: where the head is.
+/// All tensors of a stage of a [`Forward`](crate::Forward) are on the device of its part: its input, the block's weights, its keys and values,
+/// and the tensors trained at its sites. Embeddings belong to the first stage; the final norm is the stage after the last block. Token ids and
+/// logits are on the device of the head, [`Self::home`].
 ///
-/// Hidden states are copied from part to part, also if both are on one device. So a model in parts runs the same code wherever they are. A
+/// Hidden states are copied from part to part, even if both are on the same device. So a model in parts runs the same code on any devices. A
 /// model in one part copies nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
@@ -25,16 +25,16 @@ struct Part {
     first_stage: usize,
 }
 
-/// A device that is to hold a part of a model.
+/// A device for a part of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceRoom {
     /// The device.
     pub device: Device,
-    /// Its free memory in bytes, where that is known.
+    /// Its free memory in bytes, if known.
     pub free: Option<u64>,
 }
 
-/// How full GPUs are to be before blocks go to a CPU that is named beside them: the rest is for activations.
+/// Share of the GPUs' free memory to fill with weights before blocks go to a CPU; the rest is for activations.
 const FILLED: f64 = 0.8;
 
 impl From<Device> for Placement {
@@ -44,7 +44,7 @@ impl From<Device> for Placement {
 }
 
 impl Placement {
-    /// So many consecutive blocks on each device, in this order; the head with the last.
+    /// A given number of consecutive blocks on each device, in this order; the head with the last.
     ///
     /// # Errors
     /// [`Error::Placement`] if there is no device, or one without blocks.
@@ -63,11 +63,11 @@ impl Placement {
     }
 
     /// Spreads a model over devices in proportion to their free memory, by the bytes of each stage: the blocks in order, then the final norm
-    /// with the head. A CPU beside GPUs takes the blocks that the GPUs have no room
-    /// for, one at least. A device that is named twice shares its memory.
+    /// with the head. A CPU beside GPUs takes the blocks that do not fit on the GPUs, at least one. A device that is named twice divides its
+    /// memory between its parts.
     ///
     /// # Errors
-    /// [`Error::Placement`] if there are fewer blocks than devices, or one would hold more than it has free.
+    /// [`Error::Placement`] if there are fewer blocks than devices, or a device would hold more than its free memory.
     pub fn by_memory(rooms: &[DeviceRoom], stages: &[u64]) -> Result<Self> {
         let blocks = stages.len().saturating_sub(1);
         if rooms.len() > blocks {
@@ -83,7 +83,7 @@ impl Placement {
         Self::of_blocks(&parts)
     }
 
-    /// The same with the head beside the embeddings, as tied ones are.
+    /// The same with the head beside the embeddings, for tied weights.
     pub(crate) fn with_head_first(self) -> Self {
         Self { home: 0, ..self }
     }
@@ -113,12 +113,12 @@ impl Placement {
         site.map_or(self.home(), |site| self.device(site.stage()))
     }
 
-    /// Where token ids go in, and final hidden states and logits come out.
+    /// The device of token ids, final hidden states and logits.
     pub fn home(&self) -> Device {
         self.parts[self.home].device
     }
 
-    /// Checks that every part has some of so many blocks.
+    /// Checks that every part has at least one of `blocks` blocks.
     pub(crate) fn check(&self, blocks: usize) -> Result<()> {
         match self.parts.last().map_or(0, |part| part.first_stage) {
             first if first < blocks || first == 0 => Ok(()),
@@ -139,22 +139,22 @@ impl Placement {
         firsts.zip(ends).map(within).filter(|run| !run.is_empty()).collect()
     }
 
-    /// Hidden states that a stage has left, where the next one wants them.
+    /// Moves the output of a stage to the part of the next stage.
     pub(crate) fn after(&self, stage: usize, h: Tensor) -> Tensor {
         self.moved(h, self.part(stage), self.part(stage + 1))
     }
 
-    /// Token ids that have come in, where the embeddings are.
+    /// Moves token ids from home to the part of the embeddings.
     pub(crate) fn to_embeddings(&self, ids: &Tensor) -> Tensor {
         self.moved(ids.shallow_clone(), self.home, 0)
     }
 
-    /// Final hidden states, where the head is.
+    /// Moves final hidden states to the part of the head.
     pub(crate) fn to_head(&self, h: Tensor) -> Tensor {
         self.moved(h, self.parts.len() - 1, self.home)
     }
 
-    /// Brings a tensor from home to a site, where it belongs to another part: a copy, through which gradients flow.
+    /// Moves a tensor from home to the part of a site, by a copy through which gradients flow.
     pub fn bring(&self, x: &mut Tensor, site: Site) {
         let to = self.part(site.stage());
         if to != self.home {
@@ -162,7 +162,7 @@ impl Placement {
         }
     }
 
-    /// A tensor of a part as one of another: a copy, through which gradients flow.
+    /// Moves a tensor from part to part, by a copy through which gradients flow.
     fn moved(&self, x: Tensor, from: usize, to: usize) -> Tensor {
         if from == to {
             return x;
@@ -178,17 +178,17 @@ impl Placement {
 
 #[cfg(test)]
 thread_local! {
-    /// How often a tensor was moved from part to part by this thread.
+    /// Number of moves from part to part by this thread.
     pub(crate) static MOVES: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
-/// A tensor on the device of another; itself, if it is there.
+/// A tensor, copied to the device of another if it is not there.
 pub fn beside(x: &Tensor, other: &Tensor) -> Tensor {
     let device = other.device();
     if x.device() == device { x.shallow_clone() } else { x.to_device(device) }
 }
 
-/// A device as it is named on command lines: `cpu`, `cuda:0`.
+/// The name of a device on command lines: `cpu`, `cuda:0`.
 pub fn device_name(device: Device) -> String {
     match device {
         Device::Cuda(index) => format!("cuda:{index}"),
@@ -196,7 +196,7 @@ pub fn device_name(device: Device) -> String {
     }
 }
 
-/// The room that each device needs, compared with the others.
+/// The weight of each device in the distribution of the blocks.
 fn shared_out(rooms: &[DeviceRoom], stages: &[u64]) -> Vec<f64> {
     let free = |room: &DeviceRoom| room.free.map(|free| own_share(rooms, room.device, free));
     let Some(free) = rooms.iter().map(free).collect::<Option<Vec<f64>>>() else {
@@ -217,12 +217,12 @@ fn shared_out(rooms: &[DeviceRoom], stages: &[u64]) -> Vec<f64> {
     rooms.iter().zip(&free).map(of_room).collect()
 }
 
-/// The free memory of a device, for one of the parts that it is named for.
+/// The free memory of a device for one of its parts.
 fn own_share(rooms: &[DeviceRoom], device: Device, free: u64) -> f64 {
     free as f64 / rooms.iter().filter(|room| room.device == device).count() as f64
 }
 
-/// The blocks of each device, where `Σ bytes² / room` is least: loads are then in the ratio of the rooms, as far as whole blocks allow.
+/// The blocks of each device that minimise `Σ bytes² / room`: the bytes are then in proportion to the rooms, as far as whole blocks allow.
 fn spread(rooms: &[f64], stages: &[u64]) -> Vec<Range<usize>> {
     let blocks = stages.len() - 1;
     let cost = |device: usize, own: Range<usize>| {
@@ -230,7 +230,7 @@ fn spread(rooms: &[f64], stages: &[u64]) -> Vec<Range<usize>> {
         let bytes = (stages[own].iter().sum::<u64>() + last) as f64;
         bytes * bytes / rooms[device]
     };
-    // best[end]: the least cost of the first blocks on the devices so far, and where each of these ends
+    // best[end]: the least cost of the blocks before `end` on the devices so far, and the end of each device's blocks
     let mut best: Vec<Option<(f64, Vec<usize>)>> = vec![None; blocks + 1];
     best[0] = Some((0.0, Vec::new()));
     for device in 0..rooms.len() {
@@ -249,7 +249,7 @@ fn spread(rooms: &[f64], stages: &[u64]) -> Vec<Range<usize>> {
     starts.zip(ends.iter().copied()).map(|(start, end)| start..end).collect()
 }
 
-/// Checks that no device is to hold more than it has free.
+/// Checks that no device would hold more than its free memory.
 fn check_room(rooms: &[DeviceRoom], spread: &[Range<usize>], stages: &[u64]) -> Result<()> {
     let gb = |bytes: f64| bytes / 1e9;
     let all: u64 = stages.iter().sum();
@@ -309,7 +309,7 @@ mod tests {
         let even = [&[GB; 12][..], &[0]].concat();
         assert_eq!(blocks(&[room(first, 20), room(second, 20)], &even)?, [6, 6]);
         assert_eq!(blocks(&[room(first, 30), room(second, 10)], &even)?, [9, 3]);
-        // embeddings and head count where they are
+        // embeddings and head count for their own device
         let ends = [&[3 * GB][..], &[GB; 11], &[4 * GB]].concat();
         assert_eq!(blocks(&[room(first, 20), room(second, 20)], &ends)?, [7, 5]);
         // a CPU takes the blocks left over, and one at least

@@ -1,15 +1,15 @@
-/// The head that a family has in transformers' `…ForSequenceClassification`.
+/// The form of a family's head in transformers' `…ForSequenceClassification`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TaskHeadForm {
     /// `S h` of the last token: `score`, of decoders.
     Score,
-    /// `C tanh(P h + p) + c` of the first token: BERT's `classifier` on its pooler, which is the base model's and stays frozen.
+    /// `C tanh(P h + p) + c` of the first token: BERT's `classifier` on its pooler, which belongs to the base model and stays frozen.
     Pooled,
     /// `O tanh(D h + d) + o` of the first token: RoBERTa's `classifier.dense` and `classifier.out_proj`.
     Dense,
     /// `C relu(P h + p) + c` of the first token: DistilBERT's `pre_classifier` and `classifier`.
     PreClassifier,
-    /// Another one, which is not computed.
+    /// Another form, which is not supported.
     Other,
 }
 

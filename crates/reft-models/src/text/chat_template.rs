@@ -34,13 +34,13 @@ struct Source {
 
 /// The template for conversations.
 pub(crate) const DEFAULT: &str = "default";
-/// The one for conversations with tools, where a model has two.
+/// The template for conversations with tools, if a model has two.
 const TOOL_USE: &str = "tool_use";
-/// Names that templates are given in any case.
+/// Variables that every template gets.
 const OWN: [&str; 3] = ["messages", "tools", "add_generation_prompt"];
-/// Marks around a `{% generation %}` block where replies are marked: no characters of any text.
+/// Marks around the text of `{% generation %}` blocks: Unicode noncharacters, which occur in no text.
 const MARKS: [char; 2] = ['\u{fdd0}', '\u{fdd1}'];
-/// The variable that says whether they are.
+/// The variable that says whether replies are marked.
 const IS_MARKED: &str = "python_is_marked";
 
 impl ChatTemplate {
@@ -97,10 +97,10 @@ impl ChatTemplate {
         Ok(Self { environment, sources, variables: Map::new() })
     }
 
-    /// The template with values for variables that it asks for. They come before special tokens of the same name.
+    /// The template with values for its variables. They override special tokens of the same name.
     ///
     /// # Errors
-    /// [`Error::ChatTemplate`] for a name that the template is given in any case.
+    /// [`Error::ChatTemplate`] for a variable that every template gets.
     pub fn with_variables(mut self, variables: &ChatVars) -> Result<Self> {
         if let Some(own) = OWN.iter().find(|own| variables.0.contains_key(**own)) {
             let reason = format!(
@@ -140,11 +140,11 @@ impl ChatTemplate {
         self.run(messages, tools, add_generation_prompt, false)
     }
 
-    /// The conversation as text, and where the template marks the assistant's words with `{% generation %}`, as ranges of its bytes; `None`
-    /// if it does not.
+    /// The conversation as text, and the byte ranges that the template marks with `{% generation %}` as the assistant's words; `None` if it
+    /// marks none.
     ///
     /// # Errors
-    /// As [`Self::render`]; if a message has a character that marks are made with (U+FDD0, U+FDD1).
+    /// As [`Self::render`]; if a message has one of the marks' characters (U+FDD0, U+FDD1).
     pub fn render_marked(
         &self,
         messages: &[Message],
@@ -171,7 +171,7 @@ impl ChatTemplate {
         Ok((text, Some(marks)))
     }
 
-    /// Whether the template for conversations with tools mentions them: one that does not leaves them out.
+    /// Whether the template for conversations with tools mentions tools; otherwise it omits them.
     pub fn prints_tools(&self) -> bool {
         self.source(Some(&[])).1.text.contains("tools")
     }
@@ -211,7 +211,7 @@ impl ChatTemplate {
                 }
                 Ok(text)
             }
-            // a template may know messages with a text only
+            // a template may support only messages whose content is a text
             Err(_) if !messages.iter().all(has_text) => {
                 let in_text: Vec<Message> = messages.iter().map(Message::in_one_text).collect();
                 let again = self.run_on(name, &in_text, tools, add_generation_prompt, is_marked);
@@ -249,7 +249,7 @@ impl ChatTemplate {
     }
 }
 
-/// The templates of a model by name, as they stand in its files.
+/// The sources of a model's templates by name.
 pub(crate) fn sources_in(path: &Path, config: &TokenizerConfig) -> Result<Vec<(String, String)>> {
     let templates = files(path)?;
     if !templates.is_empty() {
@@ -264,7 +264,7 @@ pub(crate) fn sources_in(path: &Path, config: &TokenizerConfig) -> Result<Vec<(S
     })
 }
 
-/// The templates that stand in files of their own, by name.
+/// The templates in separate files, by name.
 fn files(directory: &Path) -> Result<Vec<(String, String)>> {
     let read = |name: String, path: &Path| {
         fs::read_to_string(path).map(|source| (name, source)).map_err(io_error("read", path))
@@ -287,7 +287,7 @@ fn files(directory: &Path) -> Result<Vec<(String, String)>> {
     Ok(templates)
 }
 
-/// The body of a `{% generation %}` block: the assistant's words.
+/// The body of a `{% generation %}` block (the assistant's words), between marks if replies are marked.
 fn marked(state: &State, body: String) -> String {
     let is_marked = state.lookup(IS_MARKED).is_some_and(|is_marked| is_marked.is_true());
     if is_marked { format!("{}{body}{}", MARKS[0], MARKS[1]) } else { body }

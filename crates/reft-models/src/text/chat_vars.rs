@@ -2,7 +2,7 @@ use reft_core::declare_options;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// Values of variables that a chat template asks for, such as `enable_thinking`, by name.
+/// Values of a chat template's variables, such as `enable_thinking`, by name.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ChatVars(pub Map<String, Value>);
@@ -17,12 +17,12 @@ declare_options! {
 }
 
 impl ChatVars {
-    /// Whether there is none.
+    /// Whether there are no variables.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// These, with others over them.
+    /// These variables, overridden by those of `above`.
     pub fn overlaid(&self, above: &Self) -> Self {
         let mut variables = self.0.clone();
         variables.extend(above.0.clone());

@@ -3,13 +3,13 @@ use serde_json::{Map, Value};
 
 /// One turn of a conversation: its fields, in order, as a chat template sees them.
 ///
-/// A field that is null is none. `content` is a text, or a list of parts of type `text`, or missing: a reply may be tool
-/// calls alone.
+/// A null field counts as missing. `content` is a text, or a list of parts of type `text`, or missing: a reply may consist of tool
+/// calls only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Map<String, Value>", into = "Map<String, Value>")]
 pub struct Message(Map<String, Value>);
 
-/// The names of a reply's reasoning, the first that is given counts.
+/// The names for a reply's reasoning; the first that is present counts.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 impl Message {
@@ -41,7 +41,7 @@ impl Message {
         &self.0
     }
 
-    /// The first of its fields that a template with this source cannot print, as it does not mention it.
+    /// The first of its fields that a template does not mention in its source, and so cannot print.
     pub(crate) fn unmentioned(&self, source: &str) -> Option<&str> {
         let is_mentioned = |field: &str| match field {
             "role" | "content" | "weight" => true,
@@ -58,14 +58,14 @@ impl Message {
         self.0.get("content").is_some_and(Value::is_array)
     }
 
-    /// The message with its content as one text, which is empty if there is none.
+    /// The message with its content as one text, empty if there is no content.
     pub(crate) fn in_one_text(&self) -> Self {
         let mut fields = self.0.clone();
         fields.insert("content".to_owned(), self.text().into());
         Self(fields)
     }
 
-    /// Its fields with the reasoning under the names that templates ask for.
+    /// Its fields, with the reasoning under the names that templates use.
     pub(crate) fn with_reasoning(&self) -> Map<String, Value> {
         let Some(reasoning) = REASONING.iter().find_map(|name| self.0.get(*name)) else {
             return self.0.clone();

@@ -23,12 +23,12 @@ pub struct Tokenizer {
     pad_id: Option<i64>,
     /// The texts of special tokens.
     special: Vec<String>,
-    /// Whether blanks before punctuation are taken out of decoded text.
+    /// Whether spaces before punctuation are removed from decoded text.
     cleans_up: bool,
 }
 
 impl Tokenizer {
-    /// Whether a model has one: `tokenizer.json` in its directory, or one in its GGUF file.
+    /// Whether a model has a tokenizer: `tokenizer.json` in its directory, or one in its GGUF file.
     ///
     /// # Errors
     /// Errors of [`Gguf::open`].
@@ -42,12 +42,12 @@ impl Tokenizer {
     /// Opens the tokenizer of a model: a Hugging Face directory (`tokenizer.json`; class and special tokens from `tokenizer_config.json`,
     /// `generation_config.json` and `config.json` where they are), or the metadata of a GGUF file.
     ///
-    /// Tokens that only `tokenizer_config.json` names are added as transformers adds them. A model may have no row for them, and refuses
-    /// texts that hold them.
+    /// Tokens that only `tokenizer_config.json` names are added as transformers adds them. The model may have no embeddings for them; then it
+    /// refuses texts that contain them.
     ///
     /// # Errors
-    /// [`Error::Io`] if `tokenizer.json` is missing, [`Error::Json`] or [`Error::Tokenizer`] if a file is broken or has a field that is not
-    /// known; errors of [`Gguf::open`]; [`Error::Format`] if the file holds none that can be read.
+    /// [`Error::Io`] if `tokenizer.json` is missing, [`Error::Json`] or [`Error::Tokenizer`] if a file is broken or has an unknown field;
+    /// errors of [`Gguf::open`]; [`Error::Format`] if the GGUF file has no readable tokenizer.
     pub fn open(path: &Path) -> Result<Self> {
         if path.is_file() {
             let gguf = Gguf::open(path)?;
@@ -63,7 +63,7 @@ impl Tokenizer {
         Self::from_parts(path, &json, &TokenizerConfig::open(path)?, &[generation, model])
     }
 
-    /// `ids`: the most telling source first.
+    /// `ids`: the source with the highest priority first.
     fn from_parts(
         path: &Path,
         json: &[u8],
@@ -82,7 +82,7 @@ impl Tokenizer {
             }
         };
         let mut inner = inner.map_err(|failed| broken(&failed))?;
-        // Both may be baked into the file; length and padding are the caller's business here.
+        // The file may set both, but callers decide about length and padding.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|failed| broken(&failed))?;
         inner.add_tokens(config.tokens_to_add(&own)).map_err(|failed| broken(&failed))?;
@@ -110,15 +110,15 @@ impl Tokenizer {
         Ok(Self { inner, bos_id, eos_ids, pad_id, special, cleans_up })
     }
 
-    /// Keeps no words from now on, for a program whose memory is to stay what it is. Without this call every thread that encodes keeps the
-    /// tokens of up to 10,000 words as long as it lives; they are whole texts of up to 255 bytes where the tokenizer's file does not cut texts into words.
+    /// Turns the word cache off, so that memory does not grow. By default every thread that encodes caches the tokens of up to 10,000 words for
+    /// its lifetime. If the tokenizer does not split texts into words, a cached word is a whole text of up to 255 bytes.
     pub fn keep_no_words(&mut self) {
         let mut model = self.inner.get_model().clone();
         model.resize_cache(0);
         self.inner.with_model(model);
     }
 
-    /// The ids of `text`, with the tokens that the model wants around every text (such as bos) if `add_special_tokens`.
+    /// The ids of `text`, with the special tokens around every text (such as bos) if `add_special_tokens`.
     ///
     /// Text that spells a special token becomes that token.
     ///
@@ -129,8 +129,8 @@ impl Tokenizer {
         Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
     }
 
-    /// A text, or two, as an encoder takes them: with the tokens around each that the tokenizer's file says, and the types that it gives
-    /// them. Longer rows are cut to `max_length` tokens at their end, of two texts the longer one first, as transformers does.
+    /// One or two texts as the row of an encoder, with the special tokens and token types of the tokenizer's file. Rows are truncated at the
+    /// end to `max_length` tokens; with two texts the longer one is cut first, as in transformers.
     ///
     /// # Errors
     /// As [`Self::encode`].
@@ -153,7 +153,7 @@ impl Tokenizer {
         Ok(Row { token_types, ..Row::prompt(numbers(encoding.get_ids())) })
     }
 
-    /// The ids of `text`, without tokens around it, each with the bytes of the text that it stands for.
+    /// The ids of `text` without special tokens around it, each with its byte range in the text.
     ///
     /// # Errors
     /// As [`Self::encode`].
@@ -179,10 +179,10 @@ impl Tokenizer {
         Ok(if self.cleans_up { cleaned_up(text) } else { text })
     }
 
-    /// The contents of `tokenizer.json` for the tokenizer as it is, with the tokens and the splitting that other files ask for.
+    /// The contents of `tokenizer.json` for the present tokenizer, including the changes by other files.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] if a part of it has no such form.
+    /// [`Error::Tokenizer`] if a part of it cannot be written as JSON.
     pub(crate) fn json(&self) -> Result<Value> {
         let text = self.inner.to_string(false).map_err(tokenizer_error)?;
         serde_json::from_str(&text).map_err(tokenizer_error)
@@ -218,7 +218,7 @@ impl Tokenizer {
         self.eos_ids.first().copied()
     }
 
-    /// The token that fills up short rows, if the model has one. It may be the end token: mask by length, not by id.
+    /// The padding token, if the model has one. It may be the end token: mask by length, not by id.
     pub fn pad_id(&self) -> Option<i64> {
         self.pad_id
     }
@@ -241,7 +241,7 @@ fn own_tokens(json: &[u8]) -> serde_json::Result<Vec<(i64, AddedToken)>> {
     Ok(file.added_tokens.into_iter().map(|Token { id, token }| (id, token)).collect())
 }
 
-/// Blanks that WordPiece's decoder leaves, taken out.
+/// Removes spaces that WordPiece's decoder leaves.
 fn cleaned_up(text: String) -> String {
     const ENGLISH: [(&str, &str); 10] = [
         (" .", "."),

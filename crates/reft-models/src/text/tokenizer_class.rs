@@ -1,7 +1,7 @@
 use serde_json::{Map, Value, json};
 
-/// The tokenizer classes of transformers 5.24 that take the vocabulary and merges of `tokenizer.json` and split text in their own way; the
-/// others use the file as it is written.
+/// The tokenizer classes of transformers 5.24 that take only vocabulary and merges from `tokenizer.json` and split text in their own way. The
+/// other classes use the file unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum TokenizerClass {
     #[default]
@@ -17,7 +17,7 @@ pub(crate) enum TokenizerClass {
 
 use TokenizerClass::{AsWritten, Bert, Gemma, Gpt2, Llama, Qwen2, Qwen35, Roberta};
 
-/// The class that goes with a model type, where one does.
+/// Model types and their class.
 const OF_MODELS: [(&[&str], TokenizerClass); 7] = [
     (&["bert", "distilbert"], Bert),
     (&["roberta"], Roberta),
@@ -65,7 +65,7 @@ const OF_MODELS: [(&[&str], TokenizerClass); 7] = [
     ),
 ];
 
-/// Model types whose class counts whatever `tokenizer_class` says.
+/// Model types whose class overrides `tokenizer_class`.
 const DISTRUSTED: [&str; 14] = [
     "ernie4_5",
     "internlm2",
@@ -123,7 +123,7 @@ impl TokenizerClass {
         }
     }
 
-    /// The special tokens that it has where the files do not say.
+    /// Its default special tokens.
     pub(crate) fn default_tokens(self) -> &'static [(&'static str, &'static str)] {
         const END: &str = "<|endoftext|>";
         match self {
@@ -157,7 +157,7 @@ impl TokenizerClass {
         }
     }
 
-    /// `tokenizer.json` as the class has it: its own way to split and join, without the added tokens, which come later.
+    /// `tokenizer.json` with the class's own way to split and join text, and without the added tokens, which are added later.
     pub(crate) fn rebuilt(
         self,
         mut file: Map<String, Value>,

@@ -12,8 +12,8 @@ use tokenizers::AddedToken;
 use crate::text::tokenizer_class::TokenizerClass;
 use crate::{Error, Field, Fields, Gguf, Result, json_error, read_json};
 
-/// The fields of `tokenizer_config.json` and `special_tokens_map.json`, as transformers 5.24 has them. Fields that end in `_token` and hold a
-/// text name a special token whatever they are called.
+/// The fields of `tokenizer_config.json` and `special_tokens_map.json`, as transformers 5.24 has them. Any other field with a text
+/// whose name ends in `_token` names a special token, too.
 pub const TOKENIZER_CONFIG: Fields = Fields {
     file: "`tokenizer_config.json` of a model",
     groups: &[&[
@@ -211,7 +211,7 @@ const NAMED: [&str; 7] =
 #[derive(Debug, Default)]
 pub(crate) struct TokenizerConfig {
     fields: Map<String, Value>,
-    /// Added tokens with their ids, where a file lists them.
+    /// Added tokens with their ids, if a file has such a list.
     listed: Option<Vec<(i64, AddedToken)>>,
     /// Tokens of `added_tokens.json`, which older tokenizers have, with their ids.
     older: Vec<(i64, String)>,
@@ -219,10 +219,10 @@ pub(crate) struct TokenizerConfig {
 }
 
 impl TokenizerConfig {
-    /// The one of a directory.
+    /// Reads the settings of a directory.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Json`] if a file cannot be read, [`Error::Tokenizer`] for a field that is not known or cannot be.
+    /// [`Error::Io`] or [`Error::Json`] if a file cannot be read, [`Error::Tokenizer`] for an unknown field or an invalid value.
     pub(crate) fn open(directory: &Path) -> Result<Self> {
         let path = directory.join("tokenizer_config.json");
         let broken = |reason: String| Error::Tokenizer(format!("{}: {reason}", path.display()));
@@ -257,7 +257,7 @@ impl TokenizerConfig {
         Ok(Self { fields, listed, older, class })
     }
 
-    /// The one in a GGUF file's metadata.
+    /// Reads the settings from a GGUF file's metadata.
     pub(crate) fn of_gguf(gguf: &Gguf) -> Result<Self> {
         let fields = serde_json::from_value(gguf.tokenizer_config()?);
         let fields = fields.map_err(json_error(gguf.path()))?;
@@ -291,8 +291,8 @@ impl TokenizerConfig {
         })
     }
 
-    /// The tokens to add to a tokenizer, in this order. `own` are the tokens that its file lists, with their ids; it has them already unless its
-    /// class builds it anew.
+    /// The tokens to add to a tokenizer, in this order. `own` are the tokens in its file, with their ids; the tokenizer has them already unless
+    /// its class rebuilds it.
     pub(crate) fn tokens_to_add(&self, own: &[(i64, AddedToken)]) -> Vec<AddedToken> {
         let named: Vec<String> = self.named().map(|(_, text)| text).collect();
         let mut listed = self.listed.clone().unwrap_or_else(|| {
@@ -332,7 +332,7 @@ impl TokenizerConfig {
         tokens
     }
 
-    /// All special tokens as Qwen2's tokenizer adds them once more.
+    /// All special tokens, which Qwen2's tokenizer adds a second time.
     pub(crate) fn all_special(&self) -> Vec<AddedToken> {
         let named = self.named().map(|(_, text)| text);
         let extra = self.extra().filter_map(content).map(str::to_owned);
@@ -347,7 +347,7 @@ impl TokenizerConfig {
         extra.into_iter().flatten()
     }
 
-    /// Special tokens with names of the model's own.
+    /// Special tokens with model-specific names.
     fn model_specific(&self) -> impl Iterator<Item = (String, &Value)> {
         let own = self.fields.iter().filter(|(name, token)| is_model_specific(name, token));
         let listed = ["extra_special_tokens", "model_specific_special_tokens"];
@@ -356,7 +356,7 @@ impl TokenizerConfig {
     }
 }
 
-/// Refuses fields that are not known.
+/// Refuses unknown fields.
 fn check(fields: &Map<String, Value>) -> Result<(), String> {
     let known = |(name, value): &(&String, &Value)| !is_model_specific(name, value);
     TOKENIZER_CONFIG.check(fields.iter().filter(known))?;
@@ -374,7 +374,7 @@ fn is_model_specific(name: &str, token: &Value) -> bool {
     name.ends_with("_token") && !NAMED.contains(&name) && content(token).is_some()
 }
 
-/// A token's text: it stands alone, or in an object.
+/// A token's text: the value itself, or the field `content` of an object.
 fn content(token: &Value) -> Option<&str> {
     token.as_str().or_else(|| token.get("content")?.as_str())
 }
@@ -435,7 +435,7 @@ enum OneOrMany {
     Many(Vec<i64>),
 }
 
-/// Some published configs write −1 where they mean that there is no such token.
+/// Whether an id is present: some published configs write −1 for a missing token.
 pub(crate) fn present(id: &i64) -> bool {
     *id >= 0
 }

@@ -11,7 +11,7 @@ pub(crate) struct Attention {
     pub(crate) input: AttentionInput,
     pub(crate) output: Linear,
     pub(crate) qk_norm: Option<(QkNorm, Norm, Norm)>,
-    /// Which of the pass's angles queries and keys are turned by.
+    /// Index of the layer's angles among those of the pass; `None`: no RoPE.
     pub(crate) rope: Option<usize>,
     pub(crate) scale: Option<f64>, // none: 1 / √d_h
     pub(crate) soft_cap: Option<f64>,
@@ -20,7 +20,7 @@ pub(crate) struct Attention {
     pub(crate) d_h: i64,
 }
 
-/// Where queries, keys and values come from.
+/// The projections to queries, keys and values.
 #[derive(Debug)]
 pub(crate) enum AttentionInput {
     /// Three projections.
@@ -30,7 +30,7 @@ pub(crate) enum AttentionInput {
 }
 
 impl Attention {
-    /// `x` `[b, t, d]` to `[b, q, d]`: the `q` computed columns ask, all are seen. The keys in the past come first.
+    /// `x` `[b, t, d]` to `[b, q, d]`: the queries are the `q` computed columns, the keys all columns after those of the past.
     pub(crate) fn forward(
         &self,
         layer: usize,
@@ -89,7 +89,7 @@ impl Attention {
         queries.project(layer, Output, &self.output, &mixed, hooks)
     }
 
-    /// Queries and keys after their norms, if those stand here.
+    /// Queries and keys after their norms, if the norms are at this place.
     fn normed(&self, place: QkNorm, q: Tensor, k: Tensor) -> (Tensor, Tensor) {
         match &self.qk_norm {
             Some((own, q_norm, k_norm)) if *own == place => {
@@ -103,25 +103,25 @@ impl Attention {
         self.n_h / self.n_kv
     }
 
-    /// Attention of `q` `[b, n_h, t, d_h]` to `k` and `v` `[b, n_kv, n + t, d_h]`, each query to the `n` of a prefix and to the keys up
-    /// to its own.
+    /// Causal attention of `q` `[b, n_h, t, d_h]` to `k` and `v` `[b, n_kv, n + t, d_h]`: each query sees the prefix of `n` keys and the
+    /// keys up to its own.
     fn causal_attention(&self, q: &Tensor, k: Tensor, v: Tensor) -> Tensor {
         let (groups, queries) = (self.groups(), q.size()[2]);
         let prefix = k.size()[2] - queries;
-        // libtorch counts queries and keys from the first on: as many queries that nobody reads stand before the others
+        // libtorch aligns the first query with the first key, so `prefix` unused queries are padded in front
         let padded = (prefix > 0).then(|| q.constant_pad_nd([0, 0, prefix, 0]));
         let q = padded.as_ref().unwrap_or(q);
         let mixed = if groups == 1 || q.device() == Device::Cpu {
             self.dot_product_attention(q, &k, &v, None, true)
         } else {
-            // a GPU's kernel for f32 wants a key head for every query head
+            // the GPU kernel for f32 needs a key head for every query head
             let repeated = |x: Tensor| x.repeat_interleave_self_int(groups, 1, None);
             self.dot_product_attention(q, &repeated(k), &repeated(v), None, true)
         };
         mixed.narrow(2, prefix, queries)
     }
 
-    /// Attention of `q` `[b, n_h, q, d_h]`, the query heads of a group behind each other as queries of one head: keys and values
+    /// Attention of `q` `[b, n_h, q, d_h]`, with the query heads of a group concatenated as queries of one head: keys and values
     /// `[b, n_kv, t, d_h]` are not copied. `mask` `[b, 1, groups · q, t]`.
     fn grouped_attention(
         &self,
@@ -152,8 +152,8 @@ impl Attention {
         Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, is_causal, self.scale, is_grouped)
     }
 
-    /// Attention with scores brought into ±cap, which libtorch has no kernel for: `softmax(cap · tanh(scale · q kᵀ / cap)) v`, as
-    /// [`Self::grouped_attention`].
+    /// [`Self::grouped_attention`] with scores soft-capped to ±cap, for which libtorch has no kernel:
+    /// `softmax(cap · tanh(scale · q kᵀ / cap)) v`.
     fn capped_attention(
         &self,
         q: &Tensor,
@@ -166,15 +166,15 @@ impl Attention {
         weights.to_kind(v.kind()).matmul(v).reshape([b, n_h, t, d_h])
     }
 
-    /// The attention weights `[b, n_h, q, keys]` of `q` `[b, n_h, q, d_h]` and `k` `[b, n_kv, keys, d_h]`, in f32, for whoever wants to see
-    /// them: no kernel tells them.
+    /// The attention weights `[b, n_h, q, keys]` of `q` `[b, n_h, q, d_h]` and `k` `[b, n_kv, keys, d_h]`, in f32, for hooks: the attention
+    /// kernels do not return them.
     fn weights(&self, q: &Tensor, k: &Tensor, mask: &AttentionMask) -> Tensor {
         let (b, n_h, t, _) = q.size4().expect("invariant: [b, n_h, q, d_h]");
         let scores = self.scores(q, k, (mask, self.soft_cap));
         scores.softmax(-1, Kind::Float).reshape([b, n_h, t, -1])
     }
 
-    /// Scores, brought into ±cap and masked, `[b, n_kv, groups · q, keys]`: the query heads of a group behind each other.
+    /// Scores, soft-capped to ±cap and masked, `[b, n_kv, groups · q, keys]`: the query heads of a group are concatenated.
     fn scores(&self, q: &Tensor, k: &Tensor, (mask, cap): (&AttentionMask, Option<f64>)) -> Tensor {
         let groups = self.groups();
         let (b, _, t, d_h) = q.size4().expect("invariant: [b, n_h, q, d_h]");

@@ -2,14 +2,14 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Span, send};
 
-/// Which keys each query of a pass sees.
+/// The keys that each query of a pass sees.
 #[derive(Debug)]
 pub(crate) enum AttentionMask {
-    /// Query and key columns are the same, behind a prefix or not, and each query sees the prefix and the keys up to its own.
+    /// Query and key columns are the same, with or without a prefix before them; each query sees the prefix and the keys up to its own.
     Causal,
-    /// Every query sees every key: one new token after tokens without padding, or tokens without padding that see later ones.
+    /// Every query sees every key: one new token after tokens without padding, or an encoder's tokens without padding.
     Full,
-    /// 0 where a query sees a key and −∞ elsewhere, to be added to the scores, once for every query head of a group:
+    /// A mask to add to the scores, 0 where a query sees a key and −∞ elsewhere, repeated for every query head of a group:
     /// `[b, 1, groups · queries, keys]`.
     Explicit(Tensor),
 }
@@ -17,8 +17,8 @@ pub(crate) enum AttentionMask {
 impl AttentionMask {
     /// The mask of a pass whose keys are `prefix` extra ones, then all columns of the batch up to the last of the pass.
     ///
-    /// A query sees the prefix and the tokens of its row that are not after it, the last `window` of all these at most. If the model is not
-    /// causal, it sees as many behind it. Padding sees itself alone, so that no softmax is empty; nobody reads its output.
+    /// A query sees the prefix and the tokens of its row up to itself, at most the last `window` of all these. If the model is not causal, it
+    /// also sees as many later tokens. Padding sees only itself, so that no softmax is empty; its output is unused.
     pub(crate) fn new(
         span: &Span,
         prefix: usize,
@@ -35,7 +35,7 @@ impl AttentionMask {
             return Self::Full;
         }
         if is_causal && span.layout.is_left_aligned() && prefix + keys <= reach {
-            // Padding stands after every token of its row, so causal attention does not see it.
+            // Padding comes after all tokens of its row, so causal attention does not see it.
             if span.columns.start == 0 && keys <= span.layout.width() {
                 return Self::Causal;
             }
@@ -58,7 +58,7 @@ impl AttentionMask {
                     seen[prefix + query] = 1;
                     continue;
                 }
-                // A window counts tokens and the prefix before them: right padding between prompt and generated tokens is none.
+                // A window counts the prefix and tokens, but not right padding between prompt and generated tokens.
                 let mut left = reach;
                 for key in (0..=query).rev().filter(|&key| is_token(key)).take(reach) {
                     seen[prefix + key] = 1;
@@ -77,7 +77,7 @@ impl AttentionMask {
         Self::Explicit(mask.repeat([1, 1, groups, 1]))
     }
 
-    /// The mask of one token a row, behind so many keys of each row: it is made on the device.
+    /// The mask of one new token per row after `lengths[i]` keys of row `i`, computed on the device.
     fn going_on(
         lengths: &[usize],
         window: Option<i64>,
@@ -122,7 +122,7 @@ mod tests {
             assert!(matches!(right, AttentionMask::Causal), "{right:?}");
             let left = mask(PaddingSide::Left, 0..4, prefix)?;
             assert!(matches!(left, AttentionMask::Explicit(_)), "{left:?}");
-            // behind the prompts stands a gap in the shorter row
+            // the shorter row has padding after its prompt
             let generated = mask(PaddingSide::Right, 4..5, prefix)?;
             assert!(matches!(generated, AttentionMask::Explicit(_)), "{generated:?}");
         }

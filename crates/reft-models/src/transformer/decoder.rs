@@ -21,15 +21,15 @@ use crate::{
 
 /// A frozen decoder, or encoder, with hooks at every site.
 ///
-/// Llama, Mistral, Qwen, Gemma, SmolLM3, Granite, OLMo and Phi-3 are this decoder with other options ([`DecoderConfig`]), and so are BERT,
-/// RoBERTa, DistilBERT and ModernBERT, whose tokens see later ones and which have no head. One forward, [`Model::hidden_states`], serves
-/// training, evaluation, prefill and decoding.
+/// Llama, Mistral, Qwen, Gemma, SmolLM3, Granite, OLMo and Phi-3 are this decoder with different options ([`DecoderConfig`]). So are the
+/// encoders BERT, RoBERTa, DistilBERT and ModernBERT, with attention in both directions and without a head. One forward,
+/// [`Model::hidden_states`], serves training, evaluation, prefill and decoding.
 #[derive(Debug)]
 pub struct Decoder {
     config: DecoderConfig,
     pub(crate) embeddings: Embeddings,
     pub(crate) blocks: Vec<DecoderBlock>,
-    pub(crate) norm: Option<Norm>,    // of what the last block gives
+    pub(crate) norm: Option<Norm>,    // of the last block's output
     head: Option<Weight>,             // [v, d]; the embeddings if they are tied; none of an encoder
     pub(crate) ropes: Vec<Vec<Rope>>, // of each part one for each kind of layer
     kind: Kind,
@@ -39,17 +39,17 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Reads a model from a Hugging Face directory or a GGUF file, in the kind asked for and on a device, or on several ([`Placement`]).
+    /// Reads a model from a Hugging Face directory or a GGUF file, in the given kind, on one device or several ([`Placement`]).
     ///
     /// # Errors
-    /// [`Error::Placement`](crate::Error::Placement) if it has fewer blocks than the devices are to have; if `config.json` is wrong, or tensors are missing, unexpected or of another shape: all of them by name.
+    /// [`Error::Placement`](crate::Error::Placement) if a part of the placement gets no block; if `config.json` is wrong; if tensors are missing,
+    /// unexpected or of another shape: all of them by name.
     pub fn open(path: &Path, kind: Kind, placement: impl Into<Placement>) -> Result<Self> {
         Self::from_weights(DecoderConfig::open(path)?, &Weights::open(path)?, kind, placement)
     }
 
-    /// Checks that the model which `config` describes can be made of the tensors of a checkpoint, without reading them. Returns the
-    /// configuration in force: where embeddings and head are to be one and the checkpoint holds two that differ, they are two, as in
-    /// transformers.
+    /// Checks that a checkpoint has the tensors of the model of `config`, without reading them. Returns the configuration to use: if `config`
+    /// ties the head to the embeddings and the checkpoint holds a different head, they are not tied, as in transformers.
     ///
     /// # Errors
     /// If tensors are missing, unexpected or of another shape: all of them by name.
@@ -57,7 +57,7 @@ impl Decoder {
         Ok(Stored::new(config, weights)?.config)
     }
 
-    /// The model that `config` describes with the tensors of a checkpoint, its matrices held as [`Weights::held_as`] says.
+    /// The model of `config` with the tensors of a checkpoint, its matrices stored according to [`Weights::held_as`].
     ///
     /// # Errors
     /// As [`Self::check`]; if a file cannot be read.
@@ -157,7 +157,7 @@ impl Decoder {
                 },
             }
         };
-        // as a number of the model's kind, which transformers rounds it to
+        // rounded to the model's kind, as in transformers
         let token_scale = Tensor::from(config.multipliers.embedding).to_kind(kind);
         let added = config.embeddings;
         let embeddings = Embeddings {

@@ -31,13 +31,13 @@ impl Branch {
         self.norm_before.as_ref().map_or_else(|| x.shallow_clone(), |norm| norm.forward(x))
     }
 
-    /// The sum that goes on in the residual stream.
+    /// The output of the branch, to be added to the residual stream.
     fn output(&self, y: Tensor) -> Tensor {
         let y = self.norm_after.as_ref().map_or_else(|| y.shallow_clone(), |norm| norm.forward(&y));
         if self.multiplier == 1.0 { y } else { y * self.multiplier }
     }
 
-    /// The residual stream behind the branch.
+    /// The residual stream after the branch.
     fn stream(&self, sum: Tensor) -> Tensor {
         match &self.norm_of_stream {
             Some(norm) => norm.forward(&sum),

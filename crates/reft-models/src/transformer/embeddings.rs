@@ -7,9 +7,9 @@ use crate::{ContextLimit, Error, Layout, LearnedPositions, Result, Span, Weight,
 #[derive(Debug)]
 pub(crate) struct Embeddings {
     pub(crate) tokens: Weight, // [v, d]
-    /// Of looked up embeddings.
+    /// Factor of looked up embeddings.
     pub(crate) token_scale: f64,
-    /// Of all embeddings, virtual tokens' included.
+    /// Factor of all embeddings, those of virtual tokens included.
     pub(crate) scale: f64,
     pub(crate) positions: Option<(LearnedPositions, Tensor)>, // [rows, d]
     pub(crate) token_types: Option<Tensor>,                   // [types, d]
@@ -23,7 +23,7 @@ impl Embeddings {
         if self.token_scale == 1.0 { embeddings } else { embeddings * self.token_scale }
     }
 
-    /// The input of the first block, from the embeddings `[b, t, d]` that hooks have seen, of a span behind a prefix.
+    /// The input of the first block, from the embeddings `[b, t, d]` after the hooks, of a span after a prefix.
     pub(crate) fn block_input(&self, h: Tensor, span: &Span, prefix: usize) -> Result<Tensor> {
         let scaled = if self.scale == 1.0 { h } else { h * self.scale };
         let typed = match &self.token_types {
@@ -67,14 +67,14 @@ fn types_of(span: &Span, table: &Tensor) -> Result<Tensor> {
     Ok(Tensor::embedding(table, &send(&ids, table.device()), -1, false, false))
 }
 
-/// Which of a row's own tokens stands in a column.
+/// The index of the row's own token in a column, if there is one.
 fn token_at(layout: &Layout, row: usize, column: usize) -> Option<usize> {
     let token = column.checked_sub(layout.column(row, 0))?;
     Some(token).filter(|token| *token < layout.rows()[row].input_ids.len())
 }
 
 impl LearnedPositions {
-    /// How many positions a text can have.
+    /// Number of positions of a text.
     pub(crate) fn context(self) -> i64 {
         self.rows - self.first
     }
@@ -87,7 +87,7 @@ impl LearnedPositions {
         limit.check(rows.map(|(i, row)| (format!("row {i}"), row.input_ids.len())))
     }
 
-    /// The rows of the table `[b, t]` for the tokens of a span behind a prefix. Nobody reads the rows of padding.
+    /// The rows of the table `[b, t]` for the tokens of a span after a prefix. The rows of padding are unused.
     fn of_span(self, span: &Span, prefix: usize, device: Device) -> Tensor {
         let layout = span.layout;
         let mut ids = Vec::with_capacity(layout.batch_size() * span.width());

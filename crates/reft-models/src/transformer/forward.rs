@@ -10,7 +10,7 @@ use crate::{BlockColumns, Decoder, Forward, HookPoint, Hooks, Model, Pass, Past,
 pub(crate) struct DecoderForward<'a> {
     decoder: &'a Decoder,
     pass: Pass<'a>,
-    /// The last columns of the span, if only theirs are wanted of the last block.
+    /// The last columns of the span, if the last block computes only these.
     wanted: Option<Pass<'a>>,
 }
 
@@ -108,7 +108,7 @@ mod tests {
         // the ids to the embeddings, and hidden states once for every cut
         assert_eq!(of(&cut("tiny_llama", &[3, 1])?)?, 2);
         assert_eq!(of(&cut("tiny_llama", &[1, 1, 1, 1])?)?, 4);
-        // tied: the ids come in where the embeddings are, and the last states go back there
+        // tied: the ids are on the device of the embeddings already, and the last states are moved back to it
         let tied = cut("families/llama_tied", &[1, 1])?;
         assert_eq!((of(&tied)?, tied.placement().part(1)), (2, 1));
         Ok(())

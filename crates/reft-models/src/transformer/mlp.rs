@@ -11,7 +11,7 @@ pub(crate) struct Mlp {
     pub(crate) activation: MlpActivation,
 }
 
-/// The projections before the last one of an MLP.
+/// The input projections of an MLP.
 #[derive(Debug)]
 pub(crate) enum MlpInput {
     /// Two projections, one the gate of the other (Shazeer 2020): `activation(gate x) ⊙ up x`.

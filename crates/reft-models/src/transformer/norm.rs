@@ -19,7 +19,7 @@ impl Norm {
             NormKind::Rms => normed(x, &self.weight, self.eps)
                 .unwrap_or_else(|| x.rms_norm(self.weight.size(), Some(&self.weight), self.eps)),
             NormKind::RmsPlusOne => {
-                // in f32 to the end: 1 + w would lose the last digits of a w in half precision
+                // in f32, since 1 + w would lose the last digits of w in half precision
                 let weight = self.weight.to_kind(Kind::Float) + 1.0;
                 let x32 = x.to_kind(Kind::Float);
                 x32.rms_norm(weight.size(), Some(&weight), self.eps).to_kind(x.kind())

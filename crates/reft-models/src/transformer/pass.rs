@@ -15,7 +15,7 @@ pub(crate) struct Pass<'a> {
     pub(crate) span: Span<'a>,
     pub(crate) prefix: usize,
     decoder: &'a Decoder,
-    /// Made for a part of the model when its first block asks.
+    /// Created for a part of the model on the first use by one of its blocks.
     parts: Vec<OnceCell<PartPass>>,
 }
 
@@ -29,7 +29,7 @@ pub(crate) struct PartPass {
     device: Device,
 }
 
-/// The columns that a block sees, and the last of them, whose hidden states it computes.
+/// The columns that a block sees, and the last columns among them, whose hidden states it computes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BlockColumns<'a> {
     pub(crate) seen: &'a Pass<'a>,
@@ -64,12 +64,12 @@ impl<'a> Pass<'a> {
         PartPass { angles, query_scale, masks, device }
     }
 
-    /// Whether a prefix is put before the keys: in the first pass, from which on it stands in the cache.
+    /// Whether the prefix must be put before the keys: only in the first pass, as the cache holds it afterwards.
     pub(crate) fn begins_with_prefix(&self) -> bool {
         self.prefix > 0 && self.span.columns.start == 0
     }
 
-    /// The mask of a layer; layers that see equally far share one.
+    /// The mask of a layer; layers with the same window share it.
     pub(crate) fn mask(&self, layer: usize) -> &AttentionMask {
         let (config, kind) = (self.decoder.config(), self.decoder.kind());
         let (own, window) = (self.of(layer), config.windows[layer]);

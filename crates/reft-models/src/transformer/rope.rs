@@ -7,8 +7,8 @@ use crate::{RopeOptions, RopeScaling};
 
 /// Rotary position embedding (Su et al. 2021, arXiv:2104.09864), halves rotated as Hugging Face does.
 ///
-/// Of the `n` coordinates that are turned, `i < n/2` and `i + n/2` turn together by the angle `position · f_i`, with `f_i = θ^(−2i/n)`,
-/// stretched by [`RopeScaling`].
+/// Of the `n` rotated coordinates, the pair `i < n/2` and `i + n/2` is rotated by the angle `position · f_i`, with `f_i = θ^(−2i/n)`,
+/// scaled by [`RopeScaling`].
 #[derive(Debug)]
 pub(crate) struct Rope {
     options: RopeOptions,
@@ -34,7 +34,7 @@ impl Rope {
         Self { options, attention_factor, frequencies }
     }
 
-    /// Angles of `position_ids` `[b, t]`, in the kind of the model. `lengths` are the tokens that the rows have by now.
+    /// Angles of `position_ids` `[b, t]`, in the kind of the model. `lengths` are the present numbers of tokens of the rows.
     pub(crate) fn angles(
         &self,
         position_ids: &Tensor,
@@ -79,7 +79,7 @@ impl Angles {
 }
 
 impl RopeOptions {
-    /// The frequencies in a row of so many tokens. In f32 as the reference computes them: exponents and powers are rounded.
+    /// The frequencies in a row of `length` tokens. Exponents and powers are rounded to f32, as in the reference.
     fn frequencies(&self, length: usize) -> Vec<f32> {
         let n = self.rotated;
         let exponent = |i: i64| (2 * i) as f32 / n as f32;
@@ -119,7 +119,7 @@ impl RopeOptions {
         }
     }
 
-    /// How much of each frequency YaRN keeps, from 1 (all of it) to 0 (it is divided by the factor).
+    /// The share of each frequency that YaRN keeps, from 1 (unchanged) to 0 (divided by the factor).
     fn kept_by_yarn(&self) -> Vec<f32> {
         let RopeScaling::Yarn {
             beta_fast,
@@ -132,7 +132,7 @@ impl RopeOptions {
             return Vec::new();
         };
         let n = self.rotated as f64;
-        // the coordinate whose wave turns so many times in the original context
+        // the coordinate that makes this number of turns in the original context
         let of_turns = |turns: f64| n * (original / (turns * TAU)).ln() / (2.0 * self.theta.ln());
         let (low, high) = (of_turns(beta_fast), of_turns(beta_slow));
         let (low, high) = if truncate { (low.floor(), high.ceil()) } else { (low, high) };

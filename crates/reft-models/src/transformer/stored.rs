@@ -1,4 +1,4 @@
-//! A model as a checkpoint holds it.
+//! The tensors of a model in a checkpoint.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -8,7 +8,7 @@ use crate::{DecoderConfig, ModelDescription, ModelTensor, Result, TensorRole, We
 
 /// The layout of a model's tensors in a checkpoint.
 pub(crate) struct Stored {
-    /// The configuration in force.
+    /// The configuration to use.
     pub(crate) config: DecoderConfig,
     pub(crate) description: ModelDescription,
     /// The name in the checkpoint of each tensor of the description.
@@ -31,7 +31,7 @@ impl Stored {
         }
         let description = config.describe();
         let is_tied = config.tie_word_embeddings;
-        // embeddings and head are one, which is stored under the head's name
+        // tied embeddings that are stored only under the head's name
         let stored_as = head.as_ref().filter(|_| is_tied && has_head && !has(&embeddings));
         let prefix = names.prefix.map(|prefix| format!("{prefix}."));
         let prefix = prefix.filter(|prefix| weights.names().any(|name| name.starts_with(prefix)));
@@ -51,7 +51,7 @@ impl Stored {
         };
         let stored = names.iter().map(String::as_str);
         let shapes = description.tensors.iter().map(|tensor| tensor.shape.as_slice());
-        // constants that some checkpoints carry, a copy of a tied head, and a head on an encoder
+        // ignored: constants that some checkpoints carry, a copy of a tied head, and a head on an encoder
         weights.check(stored.zip(shapes), &|name| {
             is_constant(weights, name)
                 || (is_tied && head.as_deref() == Some(name))
@@ -70,7 +70,7 @@ fn older_name(name: &str) -> Option<String> {
     old("LayerNorm.weight", "LayerNorm.gamma").or_else(|| old("LayerNorm.bias", "LayerNorm.beta"))
 }
 
-/// The tensors that stand on an encoder, whose own ones begin with `prefix`: a pooler, and heads of tasks.
+/// The tensors of a pooler and of task heads on an encoder, whose own tensors begin with `prefix`.
 fn heads_in<'w>(
     weights: &'w Weights,
     description: &ModelDescription,
@@ -82,7 +82,7 @@ fn heads_in<'w>(
     weights.names().filter(is_head).collect()
 }
 
-/// A sentence about the tensors beside an encoder: BERT's head of a task reads the pooler, and nothing reads the others.
+/// A message about the tensors beside an encoder: BERT's task head reads the pooler; the others are ignored.
 fn beside_the_encoder(heads: &HashSet<&str>) -> String {
     let mut modules: BTreeSet<&str> = heads.iter().map(|name| module_of(name)).collect();
     let pooler =

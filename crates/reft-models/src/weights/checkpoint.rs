@@ -1,4 +1,4 @@
-//! The tensors of a checkpoint, by name, read when they are asked for.
+//! The tensors of a checkpoint, by name, read on demand.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -11,11 +11,11 @@ use crate::weights::quantised::{BlockFormat, Quantised, row_chunks};
 use crate::weights::shards::{INDEX, WHOLE, read_shard_index};
 use crate::{Error, Gguf, ModelTensor, Result, Weight, WeightStorage, io_error};
 
-/// Named tensors of a checkpoint: a safetensors file, a sharded set of them, a GGUF file, or none at all ([`Weights::random`],
+/// Named tensors of a checkpoint: a safetensors file, a sharded set of them, a GGUF file, or no file ([`Weights::random`],
 /// [`Weights::shapes_only`]).
 ///
-/// Opening reads headers only. [`Weights::load`] brings one tensor to the device, a few rows at a time, out of the memory map (GGUF:
-/// dequantises it; random: draws it). So no second copy of a model is ever held, of the files' own pages neither.
+/// Opening reads headers only. [`Weights::load`] copies one tensor from the memory map to the device, a few rows at a time (GGUF:
+/// dequantises it; random: draws it). So memory never holds a second copy of the model, not even as pages of the files.
 #[derive(Debug)]
 pub struct Weights {
     path: PathBuf,
@@ -32,7 +32,7 @@ enum Source {
     ShapesOnly,
 }
 
-/// Standard deviation of random matrices: what Hugging Face models start from.
+/// Standard deviation of random matrices, as at the initialisation of Hugging Face models.
 const RANDOM_DEVIATION: f64 = 0.02;
 
 #[derive(Debug)]
@@ -65,7 +65,7 @@ impl Weights {
         }
     }
 
-    /// Opens one file: GGUF if its name ends so, safetensors otherwise.
+    /// Opens one file: GGUF if its extension is `gguf`, safetensors otherwise.
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be read, [`Error::Safetensors`] or [`Error::Format`] if its contents do not fit its name.
@@ -80,16 +80,15 @@ impl Weights {
         Ok(Self::of(path, Source::Safetensors(vec![file]), tensors))
     }
 
-    /// Weights that no file holds, for a model that is timed and not asked anything: matrices normal with standard deviation 0.02,
-    /// biases 0, norms 1.
+    /// Random weights without a file, for timing a model: matrices normal with standard deviation 0.02, biases 0, norms 1.
     ///
-    /// Each is made when it is loaded, in the kind and on the device asked for, so there is never a second copy. Numbers come from
-    /// libtorch's generator of that device ([`tch::manual_seed`]).
+    /// Each tensor is drawn on loading, in the requested kind and on the requested device, so there is never a second copy. Numbers come
+    /// from libtorch's generator of that device ([`tch::manual_seed`]).
     pub fn random(tensors: &[ModelTensor]) -> Self {
         Self::without_file("random weights", Source::Random, tensors)
     }
 
-    /// Weights that take no memory, for a model that is looked at and never run: each tensor is one zero, seen in its whole shape.
+    /// Weights that take no memory, for a model that is inspected but not run: each tensor is a single zero, expanded to its shape.
     pub fn shapes_only(tensors: &[ModelTensor]) -> Self {
         Self::without_file("shapes", Source::ShapesOnly, tensors)
     }
@@ -130,7 +129,7 @@ impl Weights {
         Ok(Self::of(directory, Source::Safetensors(files), of_decoder(tensors)))
     }
 
-    /// Where the tensors come from.
+    /// The source of the tensors.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -207,7 +206,7 @@ impl Weights {
         Ok(true)
     }
 
-    /// Says how [`Decoder::from_weights`](crate::Decoder::from_weights) is to hold the matrices of these weights.
+    /// Sets the storage that [`Decoder::from_weights`](crate::Decoder::from_weights) uses for the matrices of these weights.
     pub fn held_as(self, storage: WeightStorage) -> Self {
         Self { storage, ..self }
     }
@@ -222,7 +221,7 @@ impl Weights {
         self.load_into(whole, name)
     }
 
-    /// Reads one tensor into one of its shape, whatever strides that has.
+    /// Reads one tensor into `whole`, which has its shape and any strides.
     fn load_into(&self, whole: Tensor, name: &str) -> Result<Tensor> {
         let entry = self.entry(name)?;
         let options = (whole.kind(), whole.device());
@@ -243,8 +242,8 @@ impl Weights {
         }
     }
 
-    /// Reads one weight as it is to be held, to be computed with in `kind` on `device`. A matrix with a row for each token, embeddings or
-    /// head, is made into eight bits where others are made into four.
+    /// Reads one weight in its storage, for computing in the given kind and on the given device. Embeddings and head (`is_of_tokens`) get
+    /// eight bits if other matrices get four.
     pub(crate) fn load_weight(
         &self,
         name: &str,
@@ -266,7 +265,7 @@ impl Weights {
         }))
     }
 
-    /// A matrix in blocks, its rows in the file's order; none if it is to be held as a tensor.
+    /// A matrix in blocks, its rows in the file's order; `None` if it is stored as a tensor.
     fn load_blocks(
         &self,
         name: &str,
@@ -293,7 +292,7 @@ impl Weights {
         Quantised::gather(format, shape, options, parts).map(Some)
     }
 
-    /// Rows of a matrix as the source has them: in its order, of any kind, on any device. Anything else is a matrix of one row.
+    /// Rows of a matrix in the source's order, of any kind, on any device. A tensor of other dimensions counts as a matrix of one row.
     fn load_rows(
         &self,
         name: &str,
@@ -330,7 +329,7 @@ fn as_matrix(shape: &[i64]) -> (i64, i64) {
     }
 }
 
-/// Numbers that no file holds.
+/// Fills a tensor of random weights.
 fn fill_randomly(mut tensor: Tensor, name: &str) -> Result<Tensor> {
     Ok(match tensor.dim() {
         1 if name.ends_with(".bias") => tensor.f_zero_()?,
@@ -339,7 +338,7 @@ fn fill_randomly(mut tensor: Tensor, name: &str) -> Result<Tensor> {
     })
 }
 
-/// One zero, seen in a whole shape.
+/// A single zero, expanded to a shape.
 fn shape_only(shape: &[i64], options: (Kind, Device)) -> Result<Tensor> {
     Ok(Tensor::f_zeros([1], options)?.f_expand(shape, false)?)
 }
@@ -348,8 +347,8 @@ fn entry(file: usize, name: &str, shape: &[i64]) -> (String, Entry) {
     (name.to_owned(), Entry { file, stored: name.to_owned(), shape: shape.to_vec() })
 }
 
-/// The decoder's names for tensors that a file holds under others: `model.layers.0.…` for `layers.0.…` of a file of the body alone, and for
-/// `language_model.model.layers.0.…` or `model.language_model.layers.0.…` of a model that sees images too, whose other parts are left out.
+/// Renames tensors to the decoder's names: `layers.0.…` of a checkpoint without head, and `language_model.model.layers.0.…` or
+/// `model.language_model.layers.0.…` of a multimodal model, become `model.layers.0.…`. Image parts are dropped.
 fn of_decoder(tensors: BTreeMap<String, Entry>) -> BTreeMap<String, Entry> {
     const HEAD: &str = "lm_head.";
     const IMAGES: [&str; 2] = ["vision_tower.", "multi_modal_projector."];

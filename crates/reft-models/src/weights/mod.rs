@@ -1,4 +1,4 @@
-//! Weights: how a checkpoint is read, and how its matrices are held.
+//! Weights: reading a checkpoint, and the storage of its matrices.
 
 pub(crate) mod checkpoint;
 pub(crate) mod quantised;

@@ -19,14 +19,14 @@ pub(crate) enum BlockFormat {
     Q5_0,
     /// 32 numbers `d·q + m`, `q` in 0..=31, the fifth bits apart: 6 bits each.
     Q5_1,
-    /// 8 times 32 numbers `d·s·q − e·m` with 6-bit `s` and `m`, `q` in 0..=15: 4.5 bits each in the file, 4.625 here, where `s` and `m` have a byte each.
+    /// 8 times 32 numbers `d·s·q − e·m`, 6-bit `s` and `m`, `q` in 0..=15: 4.5 bits each in the file, 4.625 here (`s` and `m` take a byte each).
     Q4K,
-    /// 16 times 16 numbers `d·s·q` with an 8-bit `s`, `q` in −32..=31: 6.56 bits each in the file, 8.56 here, where `q` has a byte.
+    /// 16 times 16 numbers `d·s·q` with an 8-bit `s`, `q` in −32..=31: 6.56 bits each in the file, 8.56 here (`q` takes a byte).
     Q6K,
 }
 
 impl BlockFormat {
-    /// The format of a GGUF type; none if it is not kept packed.
+    /// The format of a GGUF type; `None` if it is not kept packed.
     pub(crate) fn of(dtype: GgmlDType) -> Option<Self> {
         match dtype {
             GgmlDType::Q8_0 => Some(Self::Q8_0),
@@ -40,7 +40,7 @@ impl BlockFormat {
         }
     }
 
-    /// Numbers of a block.
+    /// Numbers per block.
     pub(crate) fn block(self) -> i64 {
         match self {
             Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 => 32,
@@ -48,7 +48,7 @@ impl BlockFormat {
         }
     }
 
-    /// Parts of blocks from the bytes that a GGUF file holds, `[n, blocks, bytes]`, for `n` rows.
+    /// The parts of blocks from the bytes of a GGUF file, `[n, blocks, bytes]`, for `n` rows.
     pub(crate) fn unpack(self, bytes: &Tensor) -> Vec<Tensor> {
         let part = |start: i64, len: i64| bytes.narrow(2, start, len).contiguous();
         let half = |start: i64| part(start, 2).view_dtype(Kind::Half).squeeze_dim(2);
@@ -107,7 +107,7 @@ impl BlockFormat {
     pub(crate) fn quantise(self, values: &Tensor) -> Vec<Tensor> {
         let blocks = values.unflatten(1, [-1, self.block()]); // [n, blocks, 32]
         let quotients = |scale: &Tensor| {
-            let scale = scale.to_kind(Kind::Float).unsqueeze(-1); // as it is kept, so that its rounding is made up for
+            let scale = scale.to_kind(Kind::Float).unsqueeze(-1); // the rounded scale, so that the quotients compensate its rounding
             (&blocks / &scale).nan_to_num(0.0, 0.0, 0.0) // a block of zeros has scale 0
         };
         match self {
@@ -132,13 +132,13 @@ impl BlockFormat {
     }
 }
 
-/// The low halves of bytes, then the high ones, along a dimension.
+/// The low four bits of bytes, then the high four bits, along a dimension.
 fn nibbles(bytes: &Tensor, dim: i64) -> Tensor {
     Tensor::cat(&[bytes.bitwise_and(15), shifted_right(bytes, 4)], dim)
 }
 
-/// The numbers 0 to 31: their fifth bits are the bits of the bytes `high` `[.., 4]`, from the lowest bit of the first on, and their other
-/// bits are the halves of the bytes `low` `[.., 16]`.
+/// Numbers from 0 to 31. Their fifth bits are the bits of the bytes `high` `[.., 4]`, from the lowest bit of the first byte on; their lower
+/// four bits are the halves of the bytes `low` `[.., 16]`.
 fn five_bits(high: &Tensor, low: &Tensor) -> Tensor {
     let each: Vec<Tensor> = (0..8).map(|bit| shifted_right(high, bit)).collect();
     let fifth = Tensor::stack(&each, -1).flatten(-2, -1).bitwise_and(1) * 16; // [.., 32]
@@ -151,20 +151,20 @@ fn shifted_right(bytes: &Tensor, bits: i64) -> Tensor {
 
 /// A matrix `[rows, columns]` in blocks along its rows, on the device that computes with it.
 ///
-/// It is expanded when it is needed, by tensor operations on that device, a few rows at a time, and carries no gradient.
+/// It is expanded on use, by tensor operations on that device, a few rows at a time, and has no gradient.
 #[derive(Debug)]
 pub struct Quantised {
     format: BlockFormat,
     columns: i64,
-    /// The kind that it is expanded to.
+    /// The kind of the expanded matrix.
     kind: Kind,
     /// The parts of its blocks; the first dimension of each is the matrix's rows.
     parts: Vec<Tensor>,
 }
 
 impl Quantised {
-    /// Puts a matrix together from its rows, some at a time: `parts_of` gives the parts of the rows `first..first + n`, as
-    /// [`BlockFormat::unpack`] or [`BlockFormat::quantise`] makes them.
+    /// Assembles a matrix from chunks of its rows: `parts_of` gives the parts of the rows `first..first + n`, from
+    /// [`BlockFormat::unpack`] or [`BlockFormat::quantise`].
     pub(crate) fn gather(
         format: BlockFormat,
         (rows, columns): (i64, i64),
@@ -193,7 +193,7 @@ impl Quantised {
         vec![self.rows(), self.columns]
     }
 
-    /// The matrix in the kind that is computed with.
+    /// The expanded matrix.
     pub fn expanded(&self) -> Tensor {
         let rows = self.rows();
         let device = self.parts[0].device();
@@ -302,15 +302,15 @@ mod tests {
         .expect("invariant: a CPU matrix can be quantised")
     }
 
-    /// The error of rounding to the nearest of evenly spaced values is at most half their distance: of 255 values over twice the largest
-    /// number of a block, of 16 over twice of it.
+    /// Rounding to the nearest of evenly spaced values is off by at most half their distance. In both formats the values (255, or 16) span twice
+    /// the largest number of a block.
     #[test]
     fn making_blocks_rounds_to_the_nearest_value() {
-        let values = matrix(300, 4096); // more rows than are made at once
+        let values = matrix(300, 4096); // more rows than one chunk
         let largest = values.unflatten(1, [-1, 32]).abs().amax(-1, true);
         for (format, share, bytes) in [
             (BlockFormat::Q8_0, 0.5 / 127.0, 34), // and the scale's own rounding to f16, 2^-11 of it
-            (BlockFormat::Q4_0, 1.0 / 8.0, 18), // of the last value on the other side there is none: a whole distance
+            (BlockFormat::Q4_0, 1.0 / 8.0, 18), // one side lacks the outermost value: a whole distance
         ] {
             let packed = quantised(format, &values);
             assert_eq!(packed.bytes(), 300 * 4096 / 32 * bytes);
@@ -332,7 +332,7 @@ mod tests {
         }
     }
 
-    /// The kernels and the expanded matrix: equal but for the order of sums in f32.
+    /// The kernels and the expanded matrix give equal products, except for the order of sums in f32.
     #[test]
     fn kernels_multiply_with_the_numbers_that_blocks_are_expanded_to() {
         let columns = 512i64;
@@ -351,7 +351,7 @@ mod tests {
         ] {
             let (rows, blocks) = (37, columns / format.block());
             let stored = byte(rows * blocks * bytes, bytes).view([rows, blocks, bytes]);
-            // scales and offsets are numbers of moderate size: their high bytes are as in numbers around 1
+            // keep scales and offsets moderate: their high bytes are those of numbers around 1
             let at: &[i64] = match format {
                 BlockFormat::Q8_0 | BlockFormat::Q4_0 | BlockFormat::Q5_0 => &[1],
                 BlockFormat::Q6K => &[209],

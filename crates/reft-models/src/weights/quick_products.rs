@@ -1,16 +1,16 @@
-//! Products that libtorch is slow at on a CPU: with few rows, as decoding has them, packed or not; in bf16 where there are no units for it.
+//! Products for which libtorch is slow on a CPU: with few rows, as in decoding, packed or not; and in bf16 on CPUs without bf16 units.
 
 use reft_kernels::{Rows, product};
 use tch::{Device, Kind, Tensor};
 
 use crate::Weight;
 
-/// Up to so many rows the kernels are quicker than libtorch's products with a matrix in f32: measured, see docs/performance.md.
+/// Most rows for which the kernels are faster than libtorch's product with an f32 matrix: measured, see docs/performance.md.
 const MOST_ROWS_F32: i64 = 32;
-/// The same of one in fewer bits.
+/// The same for a matrix with fewer bits.
 const MOST_ROWS: i64 = 64;
 
-/// `x Wᵀ + b` for one token of each of a few rows on a CPU, `[b, 1, in]` or `[b, in]`, where no gradient is wanted. `None`: libtorch is to compute it.
+/// `x Wᵀ + b` for one token of each of a few rows on a CPU, `[b, 1, in]` or `[b, in]`, without autograd. `None`: libtorch must compute it.
 ///
 /// Packed numbers are expanded in registers, and sums are made in f32 whatever kind the model has.
 pub(crate) fn of_few_rows(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Option<Tensor> {
@@ -23,7 +23,7 @@ pub(crate) fn of_few_rows(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) ->
     let wants_gradient = wants_gradient(x, weight, bias);
     let most = match weight.tensor().map(Tensor::kind) {
         Some(Kind::Float) => MOST_ROWS_F32,
-        // libtorch reads a matrix in bf16 at the speed of memory for one vector, and a CPU with units for it for many
+        // libtorch multiplies a bf16 matrix at the speed of memory: with one vector always, with more on a CPU with bf16 units
         Some(Kind::BFloat16) if n == 1 || has_bf16() => return None,
         _ => MOST_ROWS,
     };
@@ -50,8 +50,8 @@ pub(crate) fn of_few_rows(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) ->
     Some(if x.kind() == Kind::Float { y } else { y.to_kind(x.kind()) })
 }
 
-/// `x Wᵀ + b` in bf16 through f32, on a CPU without units for bf16 and where no gradient is wanted: libtorch's product in bf16 takes three times
-/// as long there. `None`: libtorch is to compute it. Sums are made in f32 either way, and rounded once.
+/// `x Wᵀ + b` in bf16 through f32, on a CPU without bf16 units and without autograd: libtorch's product in bf16 takes three times as long
+/// there. `None`: libtorch must compute it. Sums are made in f32 either way, and rounded once.
 pub(crate) fn through_f32(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Option<Tensor> {
     let tensor = weight.tensor()?;
     let is_so = x.kind() == Kind::BFloat16 && tensor.kind() == x.kind();
@@ -69,17 +69,17 @@ pub(crate) fn through_f32(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) ->
     Some(y.to_kind(Kind::BFloat16))
 }
 
-/// Whether autograd notes a product.
+/// Whether autograd records a product.
 fn wants_gradient(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> bool {
     [Some(x), weight.tensor(), bias].into_iter().flatten().any(has_its_products_recorded)
 }
 
-/// Whether autograd records operations on a tensor: it wants a gradient, and gradients are wanted here.
+/// Whether autograd records operations on a tensor: it requires a gradient, and gradients are enabled.
 pub(crate) fn has_its_products_recorded(tensor: &Tensor) -> bool {
     tensor.requires_grad() && tensor.alias().requires_grad()
 }
 
-/// Whether the CPU multiplies numbers in bf16 itself.
+/// Whether the CPU has instructions for products in bf16.
 fn has_bf16() -> bool {
     #[cfg(target_arch = "x86_64")]
     return std::arch::is_x86_feature_detected!("avx512bf16");
@@ -87,7 +87,7 @@ fn has_bf16() -> bool {
     return false;
 }
 
-/// A matrix of numbers, if the kernels know its kind.
+/// A dense matrix for the kernels, if they support its kind.
 fn dense(tensor: &Tensor) -> Option<Rows<'_>> {
     match tensor.kind() {
         Kind::Float => Some(Rows::F32(memory(tensor)?)),
@@ -97,9 +97,9 @@ fn dense(tensor: &Tensor) -> Option<Rows<'_>> {
     }
 }
 
-/// Types that tensors' memory may be read as: every pattern of bits means a number.
+/// Types as which a tensor's memory may be read: every bit pattern is a valid value.
 pub(crate) trait Plain: Copy {
-    /// The kinds of such a size and meaning; the bits of f16 and bf16 are whole numbers here.
+    /// The tensor kinds that may be read as this type; f16 and bf16 are read as their bits.
     const KINDS: &'static [Kind];
 }
 
@@ -125,9 +125,9 @@ pub(crate) fn memory<T: Plain>(tensor: &Tensor) -> Option<&[T]> {
     if !is_here || !T::KINDS.contains(&tensor.kind()) || tensor.numel() == 0 {
         return None;
     }
-    // SAFETY: a contiguous tensor on the CPU has `numel` numbers of its kind behind each other from `data_ptr` on, aligned for it, and its kind
-    // is as long as `T`, for which every pattern of bits is a value. The tensor keeps them alive as long as it is borrowed. This is asked of
-    // frozen weights and of what a forward has just computed on this thread: nobody writes to either meanwhile.
+    // SAFETY: a contiguous tensor on the CPU has `numel` numbers of its kind in a row from `data_ptr` on, aligned for it. Its kind has the size
+    // of `T`, for which every bit pattern is valid. The borrowed tensor keeps them alive. Only frozen weights and tensors that a forward has
+    // just computed on this thread are read: nothing writes to either meanwhile.
     #[allow(unsafe_code)]
     let numbers = unsafe {
         std::slice::from_raw_parts(tensor.data_ptr().cast::<T>().cast_const(), tensor.numel())
@@ -138,7 +138,7 @@ pub(crate) fn memory<T: Plain>(tensor: &Tensor) -> Option<&[T]> {
 /// A tensor in f32 on the CPU whose numbers, 0 at first, are written by `fill`.
 pub(crate) fn filled(size: &[i64], fill: impl FnOnce(&mut [f32])) -> Tensor {
     let tensor = Tensor::zeros(size, (Kind::Float, Device::Cpu));
-    // SAFETY: a new tensor on the CPU is contiguous and holds `numel` numbers in f32, which are written: they are 0. Nobody else has it yet.
+    // SAFETY: a new tensor on the CPU is contiguous and holds `numel` f32 numbers, initialised to 0. Nothing else refers to it yet.
     #[allow(unsafe_code)]
     let numbers =
         unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), tensor.numel()) };
@@ -155,7 +155,7 @@ mod tests {
         ((&x * 0.7).sin() * (&x * 0.013).cos()).view([rows, columns]).to_kind(kind)
     }
 
-    /// Both are sums of the same products in f32; they are rounded to the kind once at the end, so they differ by at most two of its steps.
+    /// Both are f32 sums of the same products, rounded once to the kind at the end, so they differ by at most two of its rounding steps.
     #[test]
     fn products_of_few_rows_are_libtorchs() {
         for (kind, step) in
@@ -182,7 +182,7 @@ mod tests {
         }
     }
 
-    /// Both round a sum in f32 to bf16: they differ by one of its steps at most.
+    /// Both round an f32 sum to bf16, so they differ by at most one rounding step of bf16.
     #[test]
     fn many_rows_of_bf16_are_multiplied_in_f32() {
         let weight = Weight::Dense(numbers(70, 96, Kind::BFloat16));

@@ -1,15 +1,14 @@
-//! What a block computes beside its products, for the few rows that decoding has: each of libtorch's operations takes longer to begin than to
-//! compute there.
+//! A block's norms and rotations for the few rows of decoding: there, each libtorch operation takes longer to launch than to compute.
 
 use reft_kernels::{rms_norm, rotate_halves};
 use tch::Tensor;
 
 use crate::weights::quick_products::{filled, has_its_products_recorded, memory};
 
-/// Numbers up to which it is worth it.
+/// Most numbers of a tensor for which these functions are faster.
 const MOST: usize = 1 << 15;
 
-/// A tensor's numbers, where it is small, in f32 on a CPU, in order, and no gradient is wanted.
+/// The numbers of a small, contiguous f32 tensor on a CPU without autograd.
 fn few(x: &Tensor) -> Option<&[f32]> {
     if x.numel() > MOST || has_its_products_recorded(x) {
         return None;
@@ -17,7 +16,7 @@ fn few(x: &Tensor) -> Option<&[f32]> {
     memory(x)
 }
 
-/// [`Tensor::rms_norm`] of the last dimension, for one token of each row, `[.., 1, d]`; `None`: libtorch is to compute it.
+/// [`Tensor::rms_norm`] of the last dimension, for one token of each row, `[.., 1, d]`; `None`: libtorch must compute it.
 pub(crate) fn normed(x: &Tensor, weight: &Tensor, eps: f64) -> Option<Tensor> {
     let size = x.size();
     if !matches!(size[..], [.., 1, d] if weight.size() == [d]) {
@@ -27,7 +26,7 @@ pub(crate) fn normed(x: &Tensor, weight: &Tensor, eps: f64) -> Option<Tensor> {
     Some(filled(&size, |y| rms_norm(numbers, weight, eps, y)))
 }
 
-/// `x ⊙ cos + (x with its halves exchanged) ⊙ sin` of `x` `[b, n, 1, d]` with `cos` and `sin` `[1 or b, 1, 1, d]`; `None`: libtorch is to
+/// `x ⊙ cos + (x with its halves exchanged) ⊙ sin` of `x` `[b, n, 1, d]` with `cos` and `sin` `[1 or b, 1, 1, d]`; `None`: libtorch must
 /// compute it.
 pub(crate) fn rotated(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Option<Tensor> {
     let (x_size, size) = (x.size(), cos.size());
@@ -57,7 +56,7 @@ mod tests {
         ((&x * 0.7 + seed).sin() * 3.0).view(size)
     }
 
-    /// Both are made of the same products in f32; sums have another order.
+    /// Both sum the same f32 products in another order.
     fn assert_close(found: &Tensor, expected: &Tensor) {
         assert_eq!((found.size(), found.kind()), (expected.size(), expected.kind()));
         let error = (found - expected).abs().max().double_value(&[]);

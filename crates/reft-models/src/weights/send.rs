@@ -2,13 +2,13 @@ use tch::{Device, Tensor};
 
 /// Sends a tensor from the host to a device; on a CPU it is the tensor itself.
 ///
-/// To a GPU it goes from pinned memory and in the order of the GPU's work, and the host does not wait for it. libtorch
-/// keeps the pinned block until the copy has been made. Where no memory can be pinned, the host waits.
+/// The copy to a GPU uses pinned memory and is queued in the GPU's stream; the host does not wait for it. libtorch
+/// keeps the pinned block until the copy is done. If no memory can be pinned, the host waits.
 pub fn send(host: &Tensor, device: Device) -> Tensor {
     if !device.is_cuda() || host.device() != Device::Cpu {
         return host.to_device(device);
     }
-    // not `pin_memory`, whose argument libtorch 2.11 warns of, and which tch cannot leave out
+    // not `pin_memory`: libtorch 2.11 warns about its argument, which tch cannot omit
     match host.f_internal_pin_memory(device) {
         Ok(pinned) => pinned.to_device_(device, pinned.kind(), true, false),
         Err(_) => host.to_device(device),

@@ -9,10 +9,10 @@ use tch::Tensor;
 
 use crate::{Error, Result, read_json, save_safetensors, write_json_in_order};
 
-/// The file, where there is one.
+/// The name of a single weights file.
 pub(crate) const WHOLE: &str = "model.safetensors";
 
-/// The index, where there are several.
+/// The name of the index of several weights files.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 #[derive(Deserialize)]
@@ -35,8 +35,8 @@ pub(crate) fn read_shard_index(path: &Path) -> Result<BTreeMap<String, String>> 
     Ok(weight_map)
 }
 
-/// Writes the weights of a model into its directory: `model.safetensors`, or, where they are more than `largest` bytes, shards of at most
-/// that (a tensor is never cut) and `model.safetensors.index.json`. `facts` are kept in the metadata, for [`weights_facts`].
+/// Writes the weights of a model into its directory: `model.safetensors`, or, if they exceed `largest` bytes, shards of at most that size
+/// (a tensor is never split) and `model.safetensors.index.json`. `facts` are stored in the metadata, for [`weights_facts`].
 ///
 /// # Errors
 /// Errors of [`save_safetensors`].

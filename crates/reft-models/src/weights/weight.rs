@@ -3,7 +3,7 @@ use tch::{Kind, Tensor};
 use crate::weights::quick_products::{of_few_rows, through_f32};
 use crate::{ModelDescription, ModelTensor, Quantised, TensorRole};
 
-/// A weight of a model: a tensor, or a frozen matrix that is kept small and expanded when it is computed with.
+/// A weight of a model: a tensor, or a frozen quantised matrix that is expanded on use.
 #[derive(Debug)]
 pub enum Weight {
     /// The tensor itself.
@@ -58,7 +58,7 @@ impl Weight {
         }
     }
 
-    /// Whether a gradient of it is wanted.
+    /// Whether it requires a gradient.
     pub fn requires_grad(&self) -> bool {
         self.tensor().is_some_and(Tensor::requires_grad)
     }
@@ -72,16 +72,15 @@ impl Weight {
     }
 }
 
-/// How the matrices of a frozen model are held on the device: as tensors, or in blocks of small integers that are expanded when they are
-/// computed with.
+/// Storage of a frozen model's matrices on the device: as tensors, or in blocks of small integers that are expanded on use.
 ///
-/// Norms and biases are tensors always, and so is a matrix whose rows are no whole number of blocks.
+/// Norms and biases are always tensors, and so is a matrix whose rows are not a whole number of blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WeightStorage {
-    /// Tensors of the kind that is computed with.
+    /// Tensors of the kind used for computing.
     #[default]
     Dense,
-    /// As the file holds them: the blocks Q8_0, Q5_0, Q5_1, Q4_0, Q4_1, Q4_K and Q6_K of a GGUF file stay packed, anything else becomes tensors.
+    /// As in the file: the blocks Q8_0, Q5_0, Q5_1, Q4_0, Q4_1, Q4_K and Q6_K of a GGUF file stay packed, anything else becomes tensors.
     AsStored,
     /// Blocks of 32 eight-bit integers, 8.5 bits a number (GGUF's Q8_0), made when weights are read.
     Int8,
@@ -97,7 +96,7 @@ reft_core::names!(WeightStorage, "way to hold weights", crate::Error, {
 });
 
 impl WeightStorage {
-    /// Bytes that a tensor of a model takes where tensors are of a kind. Blocks of a file are of several sizes: the smallest is assumed.
+    /// Bytes of a tensor of a model; `kind` is that of dense tensors. [`Self::AsStored`] assumes the smallest of the file's block types.
     pub fn bytes_of(self, tensor: &ModelTensor, kind: Kind) -> f64 {
         let is_of_tokens = matches!(tensor.role, TensorRole::Embeddings | TensorRole::Head);
         let bits = match (self, &tensor.shape[..]) {
@@ -130,8 +129,8 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Applies it. A quantised weight is expanded for it, and kept so as long as a backward is to come; for a few rows on a CPU it is read as
-    /// it is.
+    /// Applies the projection. A quantised weight is expanded, and kept expanded until the backward under autograd; for a few rows on a CPU the
+    /// kernels read its blocks directly.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let bias = self.bias.as_ref();
         let quick =

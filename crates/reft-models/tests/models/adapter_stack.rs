@@ -1,4 +1,4 @@
-//! Several adapters at once, at strengths and in subspaces, through small adapters that do one thing each.
+//! Several adapters at once, at strengths and in subspaces, tested with small adapters that do one thing each.
 
 use crate::oracle::{base_logits, rows, tiny_llama};
 use reft_test_support::{Outcome, largest_difference, tensors};
@@ -14,7 +14,7 @@ use reft_models::{
 };
 use tch::{Device, Kind, Tensor};
 
-/// Where [`Scale`] acts: a hook, and the site that it is called at.
+/// The hook and the site at which [`Scale`] acts.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Point {
     Embeddings,
@@ -23,7 +23,7 @@ enum Point {
     Output(Site),
 }
 
-/// Every hook that replaces something.
+/// One point of every hook that replaces a tensor.
 const POINTS: [Point; 4] = [
     Point::Embeddings,
     Point::Visit(Site { layer: 1, component: Component::BlockOutput }),
@@ -31,17 +31,17 @@ const POINTS: [Point; 4] = [
     Point::Output(Site { layer: 0, component: Component::Query }),
 ];
 
-/// Multiplies what flows past a point, generated tokens too, by a factor, adds to it, and counts what it is asked for.
+/// Multiplies the tensor at a point (for generated tokens too) by a factor, adds a shift, and counts calls.
 struct Scale {
     point: Point,
     factor: Tensor,        // a leaf, one number
-    shift: f64,            // what is added
+    shift: f64,            // added after the factor
     is_by_row: bool,       // the factor grows with the row's first token
     prefix: usize,         // keys and values of ones before every layer's own
-    virtual_tokens: usize, // which keep the embedding that they have
+    virtual_tokens: usize, // with unchanged embeddings
     hooks_made: Cell<usize>,
     prefixes_asked: Cell<usize>,
-    subspaces: RefCell<Vec<Option<Vec<i64>>>>, // of the rows that it was last asked for
+    subspaces: RefCell<Vec<Option<Vec<i64>>>>, // of the rows of the last hooks made
 }
 
 impl Scale {
@@ -159,7 +159,7 @@ fn at_strength(adapter: &dyn Adapter, strength: f64) -> Result<AdapterStack<'_>>
     AdapterStack::new(vec![StackEntry { strength, ..adapter.into() }])
 }
 
-/// `base + s (2 base − base)` is `(1 + s) base`, to the last bit at these strengths.
+/// `base + s (2 base − base)` is `(1 + s) base`, bit for bit at these strengths.
 #[test]
 fn a_strength_goes_from_the_base_to_the_edited_state_and_beyond_at_every_hook() -> Outcome {
     let model = tiny_llama()?;
@@ -217,7 +217,7 @@ fn adapters_see_what_the_one_before_them_left() -> Outcome {
         let expected = logits(&model, &AdapterStack::one(&at_once))?;
         assert_eq!(largest_difference(&found, &expected), 0.0, "2 h + {shift}");
     }
-    // 2 h, and then half of the way from there to 2 h + 1
+    // 2 h, then half of the way from 2 h to 2 h + 1
     let half = StackEntry { strength: 0.5, ..(&shift as &dyn Adapter).into() };
     let found = logits(&model, &AdapterStack::new(vec![(&double as &dyn Adapter).into(), half])?)?;
     let at_once = Scale { shift: 0.5, ..Scale::at(POINTS[1], 2.0) };
@@ -238,7 +238,7 @@ fn the_subspace_of_an_entry_stands_in_place_of_those_that_rows_name() -> Outcome
     assert_eq!(*own.subspaces.borrow(), vec![Some(vec![3]); 3]);
     assert_eq!(*of_rows.subspaces.borrow(), [None, Some(vec![0, 2]), None]);
 
-    // coordinates that the entry's adapter does not have, and an adapter without any
+    // coordinates that the entry's adapter does not have, and an adapter without a subspace
     let without = Scale { virtual_tokens: 1, ..Scale::at(POINTS[1], 2.0) };
     let refused = |adapter: &Scale, coordinate| {
         let entry =
@@ -401,7 +401,7 @@ fn replies(
     Ok(replies.into_iter().map(|reply| reply.ids).collect())
 }
 
-/// An adapter's knowledge of a row goes on with the row; its hooks are made once and serve the whole reply.
+/// An adapter's state per row is kept while rows leave; its hooks are made once and serve the whole reply.
 #[test]
 fn hooks_go_on_with_the_rows_that_stay() -> Outcome {
     let model = tiny_llama()?;
@@ -430,7 +430,7 @@ fn hooks_go_on_with_the_rows_that_stay() -> Outcome {
     Ok(())
 }
 
-/// A batch that an adapter refuses is refused before a token of any batch is out.
+/// A batch that an adapter refuses is an error before a token of any batch is generated.
 #[test]
 fn rows_of_later_batches_are_refused_before_the_first_is_begun() -> Outcome {
     struct Picky;
@@ -494,10 +494,10 @@ fn sizes_of_edits_are_relative_to_what_is_edited() -> Outcome {
     }
     let weaker = StackEntry { strength: -0.5, ..StackEntry::from(&input as &dyn Adapter) };
     is(sizes(&AdapterStack::new(vec![weaker.clone()])?)?, 0.125);
-    // of several points the largest
+    // the largest change of several points counts
     let both = AdapterStack::new(vec![weaker, StackEntry::from(&output as &dyn Adapter)])?;
     is(sizes(&both)?, 0.25);
-    // virtual tokens are nobody's
+    // virtual tokens belong to no row
     let mut behind = Scale::at(POINTS[1], 0.5);
     behind.virtual_tokens = 3;
     is(sizes(&AdapterStack::one(&behind))?, 0.5);

@@ -20,7 +20,7 @@ fn weights_equal_those_of_transformers() -> Outcome {
     for (case, name, adapter) in [
         ("llama", "tiny_llama", None),
         ("llama_lora", "tiny_llama", Some("peft/lora_all")),
-        ("gemma2", "more_families/gemma2", None), // windows, and scores brought into a range
+        ("gemma2", "more_families/gemma2", None), // windows and soft-capped scores
         ("modernbert", "encoders/modernbert", None), // windows to both sides
     ] {
         let model = model(name)?;
@@ -32,7 +32,7 @@ fn weights_equal_those_of_transformers() -> Outcome {
         let stack = AdapterStack::of_boxed(&adapters)?;
         let layers: Vec<usize> = (0..n).rev().collect();
         for padding in [PaddingSide::Right, PaddingSide::Left] {
-            // beside a shorter row: padding changes nothing
+            // beside a shorter row, as padding must change nothing
             let rows = vec![Row::prompt(ids.clone()), Row::prompt(ids[..9].to_vec())];
             let layout = Layout::new(rows, padding)?;
             let found = attention_weights(&model, &stack, &layout, &layers)?;
@@ -53,7 +53,7 @@ fn weights_equal_those_of_transformers() -> Outcome {
     Ok(())
 }
 
-/// Hooks that look at every layer's weights, and at nothing else.
+/// Hooks that only see every layer's attention weights.
 #[derive(Default)]
 struct Looking(usize);
 
@@ -98,7 +98,7 @@ fn a_prefix_is_among_the_keys() -> Outcome {
         assert_eq!(weights.size()[2..], [7, n + 7]);
         let of_prefix = weights.narrow(3, 0, n).sum(Kind::Double).double_value(&[]);
         assert!(of_prefix > 1e-2, "nobody looks at the prefix");
-        // the first token sees the prefix and itself alone
+        // the first token sees only the prefix and itself
         let later = weights.select(2, 0).narrow(2, n + 1, 6).abs().max();
         assert_eq!(later.double_value(&[]), 0.0);
     }

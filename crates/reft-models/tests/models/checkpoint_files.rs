@@ -1,4 +1,4 @@
-//! Checkpoints on disk: written whole or not at all, read by name, refused where they are damaged.
+//! Checkpoints on disk: written completely or not at all, read by name, refused if they are damaged.
 
 use std::collections::HashMap;
 use std::fs;
@@ -28,12 +28,12 @@ const KINDS: [Kind; 10] = [
     Kind::Bool,
 ];
 
-/// A matrix that is neither square nor contiguous, with a zero, a one and values that no two kinds round alike.
+/// A matrix that is neither square nor contiguous, with a zero and values that every kind rounds differently.
 fn sample(kind: Kind) -> Tensor {
     (Tensor::arange(6, (Kind::Double, Device::Cpu)) * 1.37).reshape([2, 3]).tr().to_kind(kind)
 }
 
-/// A tensor that a model wants.
+/// A tensor that a model needs.
 fn wanted<'a>(name: &'a str, shape: &'a [i64]) -> (&'a str, &'a [i64]) {
     (name, shape)
 }
@@ -49,7 +49,7 @@ fn entries(directory: &Path) -> Vec<String> {
     names
 }
 
-/// Metadata come from a hash map, whose order is another each time.
+/// Metadata come from a hash map, whose order differs each time.
 #[test]
 fn one_content_is_one_file_byte_for_byte() -> Outcome {
     let dir = tempfile::tempdir()?;
@@ -180,7 +180,7 @@ fn a_full_disk_is_an_error_and_leaves_nothing() -> Outcome {
         return Ok(());
     }
     let directory = tempfile::tempdir()?;
-    // Through a pipe: the limit would hold for a file that the test's own output goes to.
+    // The output goes through a pipe: the limit would apply to an output file as well.
     let child = Command::new("sh")
         .args(["-c", "trap '' XFSZ; ulimit -f 8; exec \"$0\" --exact checkpoint_files::a_full_disk_is_an_error_and_leaves_nothing"])
         .arg(std::env::current_exe()?)
@@ -293,7 +293,7 @@ fn a_tensor_outside_the_index_is_unexpected() -> Outcome {
     Ok(())
 }
 
-/// Reads everything that can be read, and expects no more than that it comes back.
+/// Reads everything that can be read, and expects only that it returns.
 fn read_all(path: &Path) {
     if let Ok(weights) = Weights::open_file(path) {
         for name in weights.names().map(str::to_owned).collect::<Vec<_>>() {

@@ -1,4 +1,4 @@
-//! Whatever stands in a configuration file, it is read or refused: never a panic, never an allocation beyond reason.
+//! Any configuration file is read or refused, without a panic or an excessive allocation.
 
 use std::path::Path;
 
@@ -29,7 +29,7 @@ fn reft_config() -> Result<Value, Box<dyn std::error::Error>> {
     Ok(serde_json::to_value(config)?)
 }
 
-/// Values that tend to hurt, and some that are right.
+/// Values that often cause faults, and some valid ones.
 fn any_value() -> impl Strategy<Value = Value> {
     prop_oneof![
         Just(Value::Null),
@@ -48,7 +48,7 @@ fn any_value() -> impl Strategy<Value = Value> {
     ]
 }
 
-/// Puts a value in the place of the `at`-th field, or under a new name.
+/// Replaces the `at`-th field by a value, or adds the value under a new name.
 fn put(config: &mut Value, at: prop::sample::Index, is_new: bool, value: Value) {
     let Some(fields) = config.as_object_mut() else { return };
     let names: Vec<String> = fields.keys().cloned().collect();

@@ -126,7 +126,7 @@ fn every_family_equals_transformers() -> Outcome {
     Ok(())
 }
 
-/// Each option is seen by the comparison: with another value the logits are far from the recorded ones.
+/// The comparison detects each option: with another value the logits are far from the recorded ones.
 #[test]
 fn every_option_of_the_families_matters() -> Outcome {
     type Change = (&'static str, &'static str, fn(&mut DecoderConfig));

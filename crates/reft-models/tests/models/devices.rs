@@ -1,4 +1,4 @@
-//! A model in parts computes what it computes in one piece, bit for bit, wherever it is cut.
+//! A model in parts gives the same results as in one piece, bit for bit, wherever it is cut.
 
 use std::path::{Path, PathBuf};
 
@@ -21,7 +21,7 @@ fn open(path: &Path, placement: impl Into<Placement>) -> Outcome<Decoder> {
     Ok(Decoder::open(path, Kind::Float, placement)?)
 }
 
-/// Every tiny model: tied and untied embeddings, encoders, positions that are learned, windows, prefixes of names.
+/// Every tiny model: tied and untied embeddings, encoders, learned positions, windows, prefixes of names.
 fn families() -> Outcome<Vec<PathBuf>> {
     let mut found = vec![oracle("tiny_llama")];
     for folder in ["families", "more_families", "encoders"] {
@@ -38,7 +38,7 @@ fn rows() -> Vec<Row> {
     vec![row(9, 1), row(5, 2), row(12, 3)]
 }
 
-/// Embeddings, the output of each block, and final hidden states; then the same of tokens behind a cache.
+/// Embeddings, the output of each block, and final hidden states; then the same for tokens after a cache.
 fn seen(model: &Decoder) -> Outcome<Vec<Tensor>> {
     let mut all = Vec::new();
     for padding in [PaddingSide::Left, PaddingSide::Right] {

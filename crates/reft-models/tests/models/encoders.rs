@@ -38,7 +38,7 @@ fn recorded(name: &str) -> Outcome<(Tensors, Vec<Row>)> {
     Ok((io, rows))
 }
 
-/// Keeps what goes into the first block, and the output of every block.
+/// Keeps the input of the first block and the output of every block.
 #[derive(Default)]
 struct Stream(Vec<Tensor>);
 
@@ -139,7 +139,7 @@ fn tokens_have_the_types_that_they_are_given() -> Outcome {
     Ok(())
 }
 
-/// Each option is seen by the comparison: with another value the hidden states are far from the recorded ones.
+/// The comparison detects each option: with another value the hidden states are far from the recorded ones.
 #[test]
 fn every_option_of_the_encoders_matters() -> Outcome {
     type Change = (&'static str, &'static str, fn(&mut DecoderConfig));
@@ -171,14 +171,14 @@ fn every_option_of_the_encoders_matters() -> Outcome {
         let (io, rows) = recorded(name)?;
         let found = last(&model, &rows, PaddingSide::Right)?;
         let off = (&found[0] - of_row(&io["last"], 0, &rows)).abs().max().double_value(&[]);
-        // GELU and GELU by way of tanh are near each other
+        // GELU and its tanh approximation are close
         let least = if name == "bert_mlm" { 1e-4 } else { 1e-3 };
         assert!(off > least, "{name} without its {option}: off by {off:e}");
     }
     Ok(())
 }
 
-/// A copy of a model with other names of tensors, or others beside them.
+/// A copy of a model with renamed or additional tensors.
 fn renamed(
     name: &str,
     rename: impl Fn(&str) -> String,
@@ -213,7 +213,7 @@ fn files_of_the_bare_encoder_and_of_its_heads_hold_the_same_model() -> Outcome {
             assert!(model.weights().iter().all(|(own, _)| !own.starts_with(prefix)), "{name}");
         }
     }
-    // what belongs to no head is not left out
+    // surplus tensors that belong to no head are reported
     let surplus = ["bert.embeddings.other.weight", "bert.encoder.layer.9.output.dense.weight"];
     let dir = renamed("bert", |own| format!("bert.{own}"), &surplus)?;
     match Decoder::open(dir.path(), Kind::Float, Device::Cpu) {
@@ -225,7 +225,7 @@ fn files_of_the_bare_encoder_and_of_its_heads_hold_the_same_model() -> Outcome {
     Ok(())
 }
 
-/// The names that norms had in 2018, which files on the hub still have.
+/// The names of norms in 2018, which files on the hub still use.
 #[test]
 fn norms_with_gamma_and_beta_are_read() -> Outcome {
     let old = |name: &str| {
@@ -267,7 +267,7 @@ fn texts_longer_than_the_table_of_positions_are_refused() -> Outcome {
     Ok(())
 }
 
-/// Packed weights, and half precision: near the numbers of f32.
+/// With packed weights and in half precision, results are close to those in f32.
 #[test]
 fn every_encoder_can_be_held_small() -> Outcome {
     for name in encoders()? {
@@ -328,7 +328,7 @@ struct Text {
     types: Vec<i64>,
 }
 
-/// WordPiece and byte pairs, with the tokens around a text, or around two.
+/// WordPiece and byte-pair encoding, with the special tokens around one text or two.
 #[test]
 fn texts_become_the_rows_that_they_are_in_transformers() -> Outcome {
     for name in ["bert", "roberta"] {
@@ -349,7 +349,7 @@ fn texts_become_the_rows_that_they_are_in_transformers() -> Outcome {
     Ok(())
 }
 
-/// Oracle: tools/oracle/make_labels.py. One text or two, at lengths where none, one or both are cut.
+/// Oracle: tools/oracle/make_labels.py. One text or two, at lengths at which none, one or both are truncated.
 #[test]
 fn long_texts_are_cut_as_transformers_cuts_them() -> Outcome {
     #[derive(serde::Deserialize)]

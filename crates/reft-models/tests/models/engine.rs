@@ -1,4 +1,4 @@
-//! Requests that come and go, each with its own adapters, against the definition: one row, no cache, everything computed again.
+//! Requests that come and go, each with its own adapters, against the definition: one row, no cache, everything recomputed.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -18,21 +18,21 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::oracle::tiny_llama;
 
-/// An adapter whose numbers are far from its start.
+/// An adapter whose parameters are far from their start.
 fn adapter(model: &Decoder, method: &str, options: MethodOptions) -> Outcome<Box<dyn Adapter>> {
     let built = resolve(method, &options, model.description())?.build(model, "tiny")?;
     let adapter = built.into_iter().next().ok_or("no adapter")?;
     for parameter in adapter.parameters() {
         let mut noise = Tensor::randn(parameter.tensor.size(), (Kind::Float, Device::Cpu)) * 0.2;
         if parameter.name.contains("magnitude") {
-            noise *= &parameter.tensor; // a length changes by a part of itself: rounding grows with the factor that it makes
+            noise *= &parameter.tensor; // relative noise: rounding errors grow with the ratio of magnitudes
         }
         let _ = no_grad(|| parameter.tensor.shallow_clone().g_add_(&noise));
     }
     Ok(adapter)
 }
 
-/// One of each kind: edits at several places, what acts on replies, what stands before prompts.
+/// Adapters of every kind: edits at several places, methods that act on replies, methods with tokens before prompts.
 fn adapters(model: &Decoder) -> Outcome<Vec<Box<dyn Adapter>>> {
     tch::manual_seed(11);
     let options = MethodOptions::default;
@@ -52,7 +52,7 @@ fn adapters(model: &Decoder) -> Outcome<Vec<Box<dyn Adapter>>> {
     ])
 }
 
-/// Which adapters, by their places, and how strongly: the plain model, each alone, and two together.
+/// Stacks as (index of the adapter, strength): the plain model, each adapter alone, and two together.
 const STACKS: [&[(usize, f64)]; 13] = [
     &[],
     &[(0, 1.0)],
@@ -85,7 +85,7 @@ fn next_logits(model: &dyn Model, stack: &AdapterStack, row: &Row) -> Outcome<Te
     Ok(logits[0].select(0, -1))
 }
 
-/// An arrival: when, a prompt, which adapters, how long a reply, and whether it is given up after so many tokens.
+/// A request: its step of arrival, prompt, stack and reply length, and the number of tokens after which it is cancelled, if it is.
 #[derive(Debug, Clone)]
 struct Arrival {
     step: usize,
@@ -96,7 +96,7 @@ struct Arrival {
 }
 
 fn arrival() -> impl Strategy<Value = Arrival> {
-    // some begin with the same tokens, more than a block of them
+    // some prompts share a beginning of more than a block of tokens
     let own = prop::collection::vec(3i64..120, 1..14);
     let prompt = (0usize..3, own).prop_map(|(blocks, own)| {
         let common = (0..20 * blocks as i64).map(|i| 3 + i * 7 % 110);
@@ -114,17 +114,17 @@ fn arrival() -> impl Strategy<Value = Arrival> {
     )
 }
 
-/// How many replies were compared, and how many left the definition where two tokens are as likely.
+/// The number of replies compared, and of replies that differ from the reference at two equally likely tokens.
 #[derive(Default)]
 struct Compared {
     replies: usize,
     ties: usize,
-    /// The widest of their gaps, as a part of what is allowed.
+    /// The widest gap between such tokens, as a share of the tolerance.
     widest: f64,
 }
 
-/// How far apart the logits of two tokens may be of which sums in another order choose the other: a ten-thousandth of the largest logit in
-/// f32, two units of its last place in bf16.
+/// Tolerance for the gap between the logits of two tokens that sums in another order may exchange: a ten-thousandth of the largest logit in
+/// f32, two units in its last place in bf16.
 fn closeness(kind: Kind, logits: &Tensor) -> f64 {
     let largest = logits.abs().max().double_value(&[]);
     match kind {
@@ -133,10 +133,10 @@ fn closeness(kind: Kind, logits: &Tensor) -> f64 {
     }
 }
 
-/// A reply's tokens, each with the likeliest at its place.
+/// A reply's tokens, each with the most likely tokens at its position.
 type Scored = Vec<(i64, TokenLogprobs)>;
 
-/// Runs the engine until nothing is left; what each arrival was answered, if it was answered in full.
+/// Runs the engine until it is idle; returns the reply to each arrival, or `None` if it was not completed.
 fn answered(
     model: &Decoder,
     adapters: &[Box<dyn Adapter>],
@@ -167,7 +167,7 @@ fn answered(
             let i = of_id[&id];
             let (ids, ended) = &mut replies[i];
             if *ended == Some(Finish::Cancelled) {
-                continue; // of the step in which it was given up
+                continue; // an event of the step of its cancellation
             }
             assert!(ended.is_none(), "it goes on after its end");
             ids.push((token, logprobs));
@@ -186,7 +186,7 @@ fn answered(
     Ok(replies.into_iter().map(whole).collect())
 }
 
-/// Each reply is what the request is answered alone, but for tokens that are as likely; in f32 also what the definition says.
+/// Each reply equals the reply to the request alone, except for equally likely tokens; in f32 it also follows the definition.
 fn compare(
     model: &Decoder,
     adapters: &[Box<dyn Adapter>],
@@ -219,13 +219,7 @@ fn compare(
         let logits = next_logits(model, &stack, &row_with(arrival, &alone[..at]))?;
         let parts = gap / closeness(model.kind(), &logits);
         compared.widest = compared.widest.max(parts);
-        eprintln!(
-            "GAP stack {} step {} prompt {} at {at} {parts} alone {own} {other}",
-            arrival.stack,
-            arrival.step,
-            arrival.prompt.len()
-        );
-        // logarithms of probabilities are in f32: their difference is the logits' to a thousandth of a unit
+        // log-probabilities are in f32: their difference is that of the logits up to a thousandth of a unit
         assert!(parts <= 1.001, "{arrival:?}: {other} for {own}, {parts} of what is allowed");
         compared.ties += 1;
     }
@@ -239,7 +233,7 @@ fn row_with(arrival: &Arrival, reply: &[(i64, TokenLogprobs)]) -> Row {
     row
 }
 
-/// Each token is the likeliest by the definition, up to the first that is as likely as another.
+/// Each token is the most likely by the definition, up to the first with an equally likely alternative.
 fn follows_the_definition(
     model: &Decoder,
     stack: &AdapterStack,
@@ -258,7 +252,7 @@ fn follows_the_definition(
     Ok(())
 }
 
-/// Row by row, each reply is the bits that it is alone.
+/// In deterministic mode each reply equals the reply to the request alone, bit for bit.
 fn compare_bits(
     model: &Decoder,
     adapters: &[Box<dyn Adapter>],
@@ -276,9 +270,9 @@ fn compare_bits(
     Ok(())
 }
 
-/// Requests that come, go and are given up at random, over engines of many sizes.
+/// Requests that arrive and are cancelled at random, with engines of many sizes.
 fn arrivals_at_random(kind: Kind) -> Outcome {
-    tch::set_num_threads(1); // what is small is slower with more, where tests run beside each other
+    tch::set_num_threads(1); // a tiny model is slower with more threads while tests run in parallel
     let model = Decoder::open(&oracle("tiny_llama"), kind, Device::Cpu)?;
     let adapters = adapters(&model)?;
     let cached = prop::option::of(70usize..160);
@@ -286,7 +280,7 @@ fn arrivals_at_random(kind: Kind) -> Outcome {
     let cases = (prop::collection::vec(arrival(), 1..14), 1usize..9, 1usize..40, cached, prefixes);
     let config = Config { cases: 40, failure_persistence: None, ..Config::default() };
     let mut runner = match kind {
-        // rounding in bf16 has no bound that holds for all prompts: these were looked at
+        // rounding in bf16 has no bound for all prompts, so the same, checked cases are used in every run
         Kind::BFloat16 => {
             let rng = TestRng::deterministic_rng(config.rng_algorithm);
             TestRunner::new_with_rng(config, rng)
@@ -405,7 +399,7 @@ fn what_can_never_be_done_is_refused_when_it_comes() -> Outcome {
     Ok(())
 }
 
-/// A long beginning is computed for the first adapter and known to the second, as far as neither touches it.
+/// A long beginning is computed for the first adapter and cached for the second, up to the first token that either touches.
 #[test]
 fn what_prompts_begin_with_is_computed_once_for_all_adapters() -> Outcome {
     let model = tiny_llama()?;
@@ -431,7 +425,7 @@ fn what_prompts_begin_with_is_computed_once_for_all_adapters() -> Outcome {
     Ok(())
 }
 
-/// Runs an engine until nothing is left, showing its events; the reply to each request.
+/// Runs an engine until it is idle and passes on its events; returns the reply to each request.
 fn replies_of(
     engine: &mut Engine,
     events: &mut dyn FnMut(&Event),
@@ -457,7 +451,7 @@ fn shared_adapters_reply_as_borrowed_ones_and_go_with_their_last_request() -> Ou
     let alive: Vec<_> = shared.iter().map(Rc::downgrade).collect();
     let mut borrowing = Engine::new(&model, EngineOptions::default())?;
     let mut sharing = Engine::new(&model, EngineOptions::default())?;
-    // the plain model comes last, with the adapters that act on replies
+    // stacks in reverse order, so that the plain model comes last
     for which in (0..STACKS.len()).rev() {
         let request = |adapters| Request {
             row: Row::prompt((0..5 + which as i64).map(|t| 7 + t * 11 % 90).collect()),
@@ -526,10 +520,10 @@ fn tokens_are_as_likely_as_the_model_says() -> Outcome {
     Ok(())
 }
 
-/// The tokens of a request's reply with the likeliest alternatives, to the last bit.
+/// The tokens of a reply with the bits of their log-probabilities, and those of the most likely alternatives.
 type Bits = Vec<(i64, u32, Vec<(i64, u32)>)>;
 
-/// Computed row by row, a reply is the same bits whatever else is in flight: the scores too, not the tokens alone.
+/// In deterministic mode a reply is the same bit for bit whatever else is in flight, its log-probabilities included.
 #[test]
 fn a_deterministic_reply_is_the_same_bits_whatever_else_runs() -> Outcome {
     let model = tiny_llama()?;
@@ -542,7 +536,7 @@ fn a_deterministic_reply_is_the_same_bits_whatever_else_runs() -> Outcome {
         ..EngineOptions::default()
     };
     let request = |which: usize| -> Outcome<Request> {
-        // of many lengths, all with the same beginning
+        // prompts of many lengths with the same beginning
         let prompt = (0..20 + 3 * which as i64).map(|t| 7 + t * 11 % 90).collect();
         let config = GenerationConfig {
             max_new_tokens: 6 + which,
@@ -577,7 +571,7 @@ fn a_deterministic_reply_is_the_same_bits_whatever_else_runs() -> Outcome {
         assert_eq!(found[id], run(&mut alone)?[&own], "stack {which}");
     }
     assert_eq!(together.prefixes(), (0, 0), "a prefix was computed in another batch");
-    // beside it: what a batch does to the last bits, without which this shows nothing
+    // for contrast: in a batch the last bits change, otherwise this test shows nothing
     let mut batch = Engine::new(&model, EngineOptions { deterministic: false, ..options })?;
     for which in 0..STACKS.len() {
         batch.submit(request(which)?)?;
@@ -587,8 +581,8 @@ fn a_deterministic_reply_is_the_same_bits_whatever_else_runs() -> Outcome {
     Ok(())
 }
 
-/// Rows with different adapters of low rank are one product, and what it adds is what each adds alone; rows that come, go and change places
-/// keep their own.
+/// The low-rank updates of rows with different adapters are computed together and equal those computed alone, also while rows join, leave and
+/// change slots.
 #[test]
 fn rows_of_low_rank_are_computed_together_as_each_alone() -> Outcome {
     let model = tiny_llama()?;
@@ -616,7 +610,7 @@ fn rows_of_low_rank_are_computed_together_as_each_alone() -> Outcome {
         })?;
         Ok(told)
     };
-    // more than rows: they end at different steps, and others take their places
+    // more requests than rows: they end at different steps, and others take their slots
     let wanted: Vec<(usize, usize)> =
         (0..18).map(|i| (i * 5 % adapters.len(), 3 + i * 7 % 9)).collect();
     let mut together = Engine::new(&model, EngineOptions { rows: 5, ..EngineOptions::default() })?;
@@ -637,8 +631,8 @@ fn rows_of_low_rank_are_computed_together_as_each_alone() -> Outcome {
     Ok(())
 }
 
-/// Rows with different edits of prompts are two products, and their hidden states are what each has alone: edits that overlap in a short
-/// prompt, that are bounded, or of some coordinates only, among them.
+/// Different prompt edits of rows are computed together, with the same hidden states as alone. Some edits overlap in a short prompt, have a
+/// bound, or change only some coordinates.
 #[test]
 fn edits_of_rows_are_computed_together_as_each_alone() -> Outcome {
     let model = tiny_llama()?;
@@ -696,12 +690,12 @@ fn edits_of_rows_are_computed_together_as_each_alone() -> Outcome {
     Ok(())
 }
 
-/// Rows with different adapters, prompts that begin alike, rows that join and leave: the replies of a model in parts are those of one in one piece
-/// to the last bit of each token's score.
+/// A model in parts gives the same replies as in one piece, bit for bit in the log-probabilities: with different adapters, prompts with a common
+/// beginning, and rows that join and leave.
 #[test]
 fn a_model_in_parts_answers_with_the_same_bits() -> Outcome {
     let arrival = |i: usize| {
-        // each stack begins so once: the plain model finds what it has computed before
+        // each stack has one prompt with the common beginning, which is then in the prefix cache
         let begins_so = i.is_multiple_of(2) == (i < STACKS.len());
         let common = (0..20i64).map(|t| 3 + t * 7 % 110).filter(|_| begins_so);
         let prompt = common.chain((0..4 + i as i64 % 5).map(|t| 3 + (t * 11 + i as i64) % 100));
@@ -722,7 +716,7 @@ fn a_model_in_parts_answers_with_the_same_bits() -> Outcome {
         let parts: Vec<(Device, usize)> = blocks.iter().map(|n| (Device::Cpu, *n)).collect();
         let model = open(Placement::of_blocks(&parts)?)?;
         let own = adapters(&model)?;
-        // random numbers are shared with tests that run beside this one
+        // parallel tests share the random generator, so the parameters are copied
         own.iter().zip(&trained).try_for_each(|(own, of)| own.load_state(&of.state()))?;
         assert_eq!(answered(&model, &own, &arrivals, options)?, expected, "{blocks:?}");
     }

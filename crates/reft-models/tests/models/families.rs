@@ -129,7 +129,7 @@ fn greedy_tokens_equal_transformers() -> Outcome {
     Ok(())
 }
 
-/// Each option is seen by the comparison: with another value the logits are far from the recorded ones.
+/// The comparison detects each option: with another value the logits are far from the recorded ones.
 #[test]
 fn every_option_of_the_families_matters() -> Outcome {
     type Change = (&'static str, &'static str, fn(&mut DecoderConfig));
@@ -204,7 +204,7 @@ fn places_of_norms_are_told_by_their_tensors() -> Outcome {
     Ok(())
 }
 
-/// Packed weights, and half precision: near the numbers of f32.
+/// With packed weights and in half precision, results are close to those in f32.
 #[test]
 fn every_family_can_be_held_small() -> Outcome {
     for family in FAMILIES {
@@ -220,7 +220,7 @@ fn every_family_can_be_held_small() -> Outcome {
         let expected = io["logits"].select(0, 0);
         let spread = expected.std(false).double_value(&[]);
         let open = || Weights::open(&folder(family));
-        // blocks of 32 fill rows of 32 and 96 numbers: what is held in eight bits is off by a few hundredths of a standard deviation
+        // rows of 32 and 96 numbers are whole blocks of 32: eight-bit weights are off by a few hundredths of a standard deviation
         for (found, allowed) in [
             (of(open()?.held_as(WeightStorage::Int8), Kind::Float)?, 0.2),
             (of(open()?, Kind::BFloat16)?, 0.4),

@@ -39,7 +39,7 @@ fn tiny_prompts() -> Outcome<Vec<Row>> {
     rows(&io["input_ids"], &io["attention_mask"])
 }
 
-/// Greedy decoding as it is defined: one row, no cache, everything computed again for every token.
+/// Greedy decoding by its definition: one row, no cache, everything recomputed for every token.
 fn recomputed(
     model: &dyn Model,
     adapters: &AdapterStack,
@@ -69,8 +69,8 @@ fn reft(decoder: &Decoder, positions: &str) -> Result<ReftAdapter> {
     ReftAdapter::new(config, decoder)
 }
 
-/// Trained input embeddings before the prompt, or trained keys and values before every layer's own: what a method outside of
-/// this crate builds on the hooks.
+/// Trained input embeddings before the prompt, or trained keys and values before every layer's own: an example of a method outside
+/// of this crate.
 struct VirtualTokens {
     embeddings: Tensor,                             // [n, d]
     prefix: Option<(usize, Vec<(Tensor, Tensor)>)>, // n, per layer [n_kv, n, d_h]
@@ -175,7 +175,7 @@ fn smollm2_continues_as_in_transformers_alone_and_batched() -> Outcome {
 fn cached_and_batched_equals_recomputed_row_by_row() -> Outcome {
     let prompts = tiny_prompts()?;
     let tiny = tiny_llama()?;
-    // windows and normalised keys, with the model's own batch of 23, 17 and 9 tokens of 64
+    // windows and normalised keys, with the model's recorded batch of 23, 17 and 9 tokens (context 64)
     let family = |name: &str| -> Outcome<(Decoder, Vec<Row>)> {
         let decoder = Decoder::open(&oracle("families").join(name), Kind::Float, Device::Cpu)?;
         let io = tensors(&format!("families/{name}/io.safetensors"))?;
@@ -244,7 +244,7 @@ fn two_adapters_with_virtual_tokens_or_prefixes_are_refused() -> Outcome {
     Ok(())
 }
 
-/// The decoded tokens cost what they cost the base model: after the prefill nothing of the adapter is left but the cache.
+/// Decoding costs as much as with the base model: after the prefill only the cache depends on the adapter.
 #[test]
 fn decode_steps_are_bit_equal_to_the_base_model_given_the_same_cache() -> Outcome {
     let decoder = tiny_llama()?;

@@ -20,7 +20,7 @@ struct Case {
     architecture: &'static str,
     /// Metadata beside the sizes.
     keys: Vec<(&'static str, Value)>,
-    /// Facts that the file cannot hold, as fields of `config.json`; null: the field is not there.
+    /// Fields of `config.json` that the file cannot hold; null: the field is missing.
     fixed: Json,
 }
 
@@ -137,7 +137,7 @@ fn module(architecture: &str, name: &str) -> &'static str {
     }
 }
 
-/// The file that llama.cpp's converter would write of a family.
+/// The file that llama.cpp's converter would write for a family.
 fn draft(case: &Case) -> Outcome<Draft> {
     let Case { family, architecture, keys, .. } = case;
     let config = parsed(&format!("more_families/{family}/config.json"))?;
@@ -199,7 +199,7 @@ fn draft(case: &Case) -> Outcome<Draft> {
     Ok(Draft { metadata, tensors: own })
 }
 
-/// The fields of `config.json`, with the facts that the file cannot hold.
+/// The configuration of `config.json`, adjusted for the fields that the file cannot hold.
 fn expected(case: &Case) -> Outcome<DecoderConfig> {
     let mut config = parsed(&format!("more_families/{}/config.json", case.family))?;
     let fields = config.as_object_mut().ok_or("an object")?;
@@ -212,7 +212,7 @@ fn expected(case: &Case) -> Outcome<DecoderConfig> {
     Ok(DecoderConfig::from_json(config, "config.json".as_ref())?)
 }
 
-/// Files that llama.cpp's own converter made (`tools/oracle/make_gguf_families.py`), and what they cannot say of their models.
+/// Files by llama.cpp's converter (`tools/oracle/make_gguf_families.py`), each with the fields of `config.json` that it cannot hold.
 fn converted() -> Vec<(String, Json)> {
     let fixed = |family: &str| {
         let case = cases().into_iter().find(|case| case.family == family);

@@ -188,7 +188,7 @@ fn tensors_have_hugging_face_names_and_row_order() -> Outcome {
     Ok(())
 }
 
-/// The largest error is half a step of the type's grid over a block of values in [−1, 1] (K-quants also round their scales).
+/// The largest error is half a step of the type's grid for a block of values in [−1, 1] (K-quants also round their scales).
 #[test]
 fn every_type_is_dequantised_to_within_its_grid() -> Outcome {
     let types = [
@@ -213,7 +213,7 @@ fn every_type_is_dequantised_to_within_its_grid() -> Outcome {
             let found = weights.load(name, Kind::Float, Device::Cpu)?.flatten(0, -1);
             let error = f64::try_from((&found - &expected).abs().max())?;
             assert!(error <= tolerance, "{dtype:?} {name}: off by {error}, allowed {tolerance}");
-            // The mean error of a right reading is far below the values' spread of 0.58; a wrong order of blocks is not.
+            // The mean error of a correct reading is far below the values' standard deviation of 0.58; with a wrong order of blocks it is not.
             let mean = f64::try_from((&found - &expected).abs().mean(Kind::Float))?;
             assert!(mean <= tolerance / 2.0, "{dtype:?} {name}: off by {mean} in the mean");
         }
@@ -221,15 +221,15 @@ fn every_type_is_dequantised_to_within_its_grid() -> Outcome {
     Ok(())
 }
 
-/// Two readings of the same bytes, one by candle and one by ours: they differ by the rounding of f32 at most.
+/// candle and this crate read the same bytes: the results differ at most by f32 rounding.
 #[test]
 fn blocks_that_stay_as_stored_stand_for_the_numbers_that_dequantising_gives() -> Outcome {
     let kept = [
         (GgmlDType::Q8_0, Some(34.0 / 32.0)),
         (GgmlDType::Q4_0, Some(18.0 / 32.0)),
         (GgmlDType::Q4_1, Some(20.0 / 32.0)),
-        (GgmlDType::Q4K, Some(148.0 / 256.0)), // 6-bit scales in bytes of their own
-        (GgmlDType::Q6K, Some(274.0 / 256.0)), // 6-bit numbers in bytes of their own
+        (GgmlDType::Q4K, Some(148.0 / 256.0)), // 6-bit scales take a byte each
+        (GgmlDType::Q6K, Some(274.0 / 256.0)), // 6-bit numbers take a byte each
         (GgmlDType::Q5_0, Some(22.0 / 32.0)),
         (GgmlDType::Q5_1, Some(24.0 / 32.0)),
         (GgmlDType::Q5K, None),
@@ -414,7 +414,7 @@ fn sizes_by_layer_have_to_be_equal() -> Outcome {
     Ok(())
 }
 
-/// Keys that the reader does not know, or knows and does not compute, are refused by name.
+/// Unknown keys, and keys of unsupported features, are refused by name.
 #[test]
 fn no_metadata_is_skipped() -> Outcome {
     let directory = tempfile::tempdir()?;
@@ -478,7 +478,7 @@ fn part_name(part: usize, count: usize) -> String {
     format!("model-{:05}-of-{count:05}.gguf", part + 1)
 }
 
-/// Writes a model as llama.cpp splits it: metadata in the first part, tensors dealt out.
+/// Writes a model as llama.cpp splits it: metadata in the first part, tensors distributed over all parts.
 fn write_split(directory: &Path, count: usize) -> Outcome {
     let Draft { metadata, tensors } = draft("llama", GgmlDType::Q4_1)?;
     let total = tensors.len();
@@ -669,7 +669,7 @@ fn hostile_headers_are_refused_before_anything_is_allocated() -> Outcome {
     Ok(())
 }
 
-/// Reads everything that can be read, and expects no more than that it comes back.
+/// Reads everything that can be read, and expects only that it returns.
 fn read_all(path: &Path) {
     if let Ok(gguf) = Gguf::open(path) {
         let _ = (gguf.config(), gguf.generation_config());

@@ -52,7 +52,7 @@ fn bos_and_eos_stand_where_the_file_wants_them() -> Outcome {
     assert_eq!(around("merged")?, (vec![1], vec![]));
     assert_eq!(around("gemma")?, (vec![2], vec![]));
     assert_eq!(around("unknown")?, (vec![], vec![2]));
-    assert_eq!(around("unigram")?, (vec![], vec![1])); // what llama.cpp does of such a file by itself
+    assert_eq!(around("unigram")?, (vec![], vec![1])); // llama.cpp's default for such a file
     assert_eq!(around("unigram_bytes")?, (vec![], vec![]));
     Ok(())
 }

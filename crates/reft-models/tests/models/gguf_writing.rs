@@ -1,4 +1,4 @@
-//! GGUF files that are written here: read back, they are the model that they were made of.
+//! GGUF files written by this crate: reading them back gives the original model.
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -16,9 +16,9 @@ use tch::{Device, Kind, Tensor};
 
 use crate::oracle::base_logits;
 
-/// Every family that is written, llama.cpp's name for it, and what its model has to be for llama.cpp to compute it.
+/// Every family that can be written, llama.cpp's name for it, and changes of the configuration that llama.cpp needs.
 fn written() -> Vec<(&'static str, &'static str, Json)> {
-    // the size of a head, and none of the biases that llama.cpp lacks
+    // the head size as scale, and no biases, which llama.cpp lacks
     let gemma = || json!({ "query_pre_attn_scalar": 24, "attention_bias": false });
     let olmo =
         |rope: Json| json!({ "attention_bias": false, "head_dim": 8, "rope_parameters": rope });
@@ -28,7 +28,7 @@ fn written() -> Vec<(&'static str, &'static str, Json)> {
         "no_rope_layers": null, "no_rope_layer_interval": 4, "attention_bias": false, "mlp_bias": false,
         "use_sliding_window": false, "layer_types": null,
     });
-    // llama.cpp takes the long factors in every context that is larger than the original one
+    // llama.cpp uses the long factors in every context larger than the original one
     let longrope = json!({
         "max_position_embeddings": 1024, "original_max_position_embeddings": 256,
         "rope_parameters": {
@@ -63,7 +63,7 @@ fn opened(path: &Path) -> Outcome<Decoder> {
     Ok(Decoder::open(path, Kind::Float, Device::Cpu)?)
 }
 
-/// A model of the oracle whose configuration has other fields; null: the field is not there.
+/// A model of the oracle with changed fields of the configuration; null: the field is removed.
 fn with_changes(name: &str, changes: &Json) -> Outcome<Decoder> {
     let file = oracle(name).join("config.json");
     let mut config: Json = serde_json::from_str(&fs::read_to_string(&file)?)?;
@@ -83,7 +83,7 @@ fn with_changes(name: &str, changes: &Json) -> Outcome<Decoder> {
     let load = |tensor: &ModelTensor| {
         let own = match weights.shape(&tensor.name) == Some(&tensor.shape) {
             true => weights.load(&tensor.name, Kind::Float, Device::Cpu)?,
-            false => Tensor::randn(&tensor.shape, (Kind::Float, Device::Cpu)) * 0.3, // of other heads
+            false => Tensor::randn(&tensor.shape, (Kind::Float, Device::Cpu)) * 0.3, // shapes changed by the configuration
         };
         Ok((tensor.name.clone(), own))
     };
@@ -103,7 +103,7 @@ fn logits(model: &Decoder) -> Outcome<Vec<Tensor>> {
     Ok(base_logits(model, &[row(19), row(7)], PaddingSide::Right)?)
 }
 
-/// A model of random weights in a directory of its own, and the configuration of `tiny_llama` with changes.
+/// A model with random weights in `dir`, with the configuration of `tiny_llama` and changes.
 fn random(dir: &Path, changes: &Json) -> Outcome<Decoder> {
     let mut config: Json =
         serde_json::from_str(&fs::read_to_string(oracle("tiny_llama/config.json"))?)?;
@@ -134,7 +134,7 @@ fn a_written_file_is_the_model_to_the_last_bit() -> Outcome {
         let notes = export_gguf(&model, &oracle(name), &file, GgufKind::F32)
             .map_err(|error| format!("{name}: {error}"))?;
         let again = opened(&file).map_err(|error| format!("{name}: {error}"))?;
-        // llama.cpp's Llama has no windows: the file's context ends where they would begin to hide tokens
+        // llama.cpp's Llama has no windows: the file's context is cut before a window would hide tokens
         let is_cut =
             again.config().max_position_embeddings != model.config().max_position_embeddings;
         assert_eq!(notes.iter().any(|note| note.contains("no windows")), is_cut, "{name}");
@@ -202,7 +202,7 @@ fn matrices_are_held_in_the_kind_asked_for_and_vectors_in_f32() -> Outcome {
         let off = largest_difference(&logits(&opened(&file)?)?, &logits(&model)?);
         assert!(off > 0.0 && off < tolerance, "{kind}: {off:e}");
     }
-    // rows of 48 numbers are no blocks of 32
+    // rows of 48 numbers are not whole blocks of 32
     let dir = tempfile::tempdir()?;
     exported("families/qwen2", GgufKind::Q8, dir.path())?;
     let dtypes = Weights::open(&dir.path().join("model.gguf"))?.dtypes();
@@ -224,7 +224,7 @@ fn tokenizers_and_templates_are_written_too() -> Outcome {
         let file = dir.path().join("model.gguf");
         export_gguf(&model, dir.path(), &file, GgufKind::F32)?;
         let (own, found) = (Tokenizer::open(dir.path())?, Tokenizer::open(&file)?);
-        // behind a special token llama.cpp and this tokenizer put a space, and the reader of the file does not
+        // llama.cpp and this tokenizer add a space after a special token, but the reader of the file does not
         let special = if is_sentencepiece { "x" } else { "<s>x</s>" };
         for text in ["The quick brown fox, 42 times…", "naïve  größe\n\tx", special, ""] {
             let expected = own.encode(text, true)?;
@@ -290,7 +290,7 @@ fn replies(model: &Decoder, rows: Vec<(Option<&str>, Vec<i64>)>) -> Outcome<Json
     Ok(rows.into_iter().zip(&replies).map(row).collect())
 }
 
-/// A byte-level tokenizer of 64 tokens: without one node-llama-cpp ends.
+/// A byte-level tokenizer of 64 tokens: node-llama-cpp stops without a tokenizer.
 fn small_tokenizer(dir: &Path) -> Outcome {
     let letters = ('a'..='z').chain('A'..='Z').chain(['Ċ', 'Ġ', '.', ',']).map(String::from);
     let tokens = ["<s>".to_owned(), "</s>".to_owned()].into_iter().chain(letters);
@@ -314,7 +314,7 @@ fn small_tokenizer(dir: &Path) -> Outcome {
 }
 
 /// Runs llama.cpp on the cases. Needs node and node-llama-cpp in the directory that NODE_LLAMA_CPP names; `tools/oracle/check_gguf.mjs` says
-/// how it comes there.
+/// how to install it.
 fn by_llama_cpp(cases: Vec<Json>, dir: &Path) -> Outcome {
     let directory = std::env::var("NODE_LLAMA_CPP")?;
     let list = dir.join("cases.json");
@@ -386,7 +386,7 @@ fn llama_cpp_replies_as_the_demo_model_does() -> Outcome {
         let row = |text| Ok((Some(text), tokenizer.encode(text, true)?));
         let rows: Outcome<Vec<_>> = texts.into_iter().map(row).collect();
         let rows = replies(&opened(&file)?, rows?)?;
-        // llama.cpp rounds what it multiplies with halves and blocks to the same
+        // llama.cpp rounds the activations to the kind of the f16 or packed weights
         cases.push(json!({ "file": file, "rows": rows, "exact": kind == GgufKind::F32 }));
     }
     by_llama_cpp(cases, dir.path())

@@ -1,4 +1,4 @@
-//! Model names: directories as they are, names through the hub's cache, downloads where the network allows.
+//! Model names: directories, names in the hub's cache, and downloads if allowed.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -26,7 +26,7 @@ fn cache_model(cache: &Path, name: &str, files: &[(&str, &str)]) -> std::io::Res
     Ok(snapshot)
 }
 
-/// An address where nobody listens.
+/// An address without a server.
 const NOBODY: &str = "http://127.0.0.1:1";
 
 fn hub(cache: &Path, endpoint: &str, offline: bool) -> Hub {
@@ -114,7 +114,7 @@ fn what_is_no_hub_name_is_never_looked_up() {
     }
 }
 
-/// The files of one model on a server that speaks as much of the hub's language as a download needs.
+/// The files of one model on a test server with the part of the hub's protocol that a download needs.
 const SERVED: [(&str, &str); 6] = [
     ("config.json", r#"{"model_type": "llama"}"#),
     ("tokenizer.json", "{}"),
@@ -124,7 +124,7 @@ const SERVED: [(&str, &str); 6] = [
     ("../outside.txt", "leads out of the directory"),
 ];
 
-/// Answers one request; says which path was asked for.
+/// Answers one request; returns the requested path.
 fn answer(stream: TcpStream) -> std::io::Result<String> {
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     let request = lines.next().transpose()?.unwrap_or_default();
@@ -165,7 +165,7 @@ fn answer(stream: TcpStream) -> std::io::Result<String> {
     Ok(path)
 }
 
-/// A server of [`SERVED`], and the paths that it is asked for.
+/// A server of [`SERVED`], and the requested paths.
 fn server() -> std::io::Result<(String, Receiver<String>)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let endpoint = format!("http://{}", listener.local_addr()?);

@@ -1,4 +1,4 @@
-//! The models, their files and their text against what transformers, llama.cpp and the tokenizers of Python record; adapters in use; generation.
+//! Models, their files and their text against recorded results of transformers, llama.cpp and Python's tokenizers; adapters in use; generation.
 
 mod adapter_stack;
 mod attention_weights;

@@ -1,4 +1,4 @@
-//! Helpers that the tests of this folder share beside `reft-test-support`: models, rows and the hidden states that hooks see.
+//! Helpers of the tests of this folder, in addition to `reft-test-support`: models, rows and the hidden states that hooks see.
 
 use reft_models::{
     AdapterStack, Component, Decoder, HookPoint, Hooks, Model, PaddingSide, Result, Row, Span,

@@ -1,4 +1,4 @@
-//! Text in and out: the demo model's tokenizer and chat template against transformers, and what templates may do.
+//! Text in and out: the demo model's tokenizer and chat template against transformers, and the limits of templates.
 
 use reft_test_support::{Outcome, demo_model, oracle_text};
 use std::fs;
@@ -67,7 +67,7 @@ fn the_demo_models_special_tokens_are_known() -> Outcome {
     Ok(())
 }
 
-/// The pieces that a stream gives out.
+/// The pieces that a stream returns.
 fn streamed(tokenizer: &Tokenizer, ids: &[i64], skip: bool) -> Result<Vec<String>, Error> {
     let mut stream = tokenizer.decode_stream(skip);
     let mut pieces = Vec::new();
@@ -90,7 +90,7 @@ fn a_stream_gives_out_whole_characters_as_soon_as_they_are_whole() -> Outcome {
     let crab = tokenizer.encode("🦀", false)?;
     assert!(crab.len() > 1, "the test has no power: one token is the whole character");
     let cut = streamed(&tokenizer, &crab[..crab.len() - 1], true)?.concat();
-    assert_eq!(cut, tokenizer.decode(&crab[..crab.len() - 1], true)?); // given out at the end at the latest
+    assert_eq!(cut, tokenizer.decode(&crab[..crab.len() - 1], true)?); // `finish` returns the rest
     Ok(())
 }
 
@@ -240,7 +240,7 @@ fn render(source: &str) -> Result<String, Error> {
 
 #[test]
 fn templates_run_as_transformers_runs_them() -> Outcome {
-    // (template, what jinja2 3.1 gives with transformers' settings: trimmed blocks, loop controls, tojson without escapes)
+    // (template, result of jinja2 3.1 with transformers' settings: trimmed blocks, loop controls, tojson without escapes)
     let cases = [
         (
             "{% for m in messages %}\n  {% if m.role == 'user' %}\n{{ m['content'] }}\n  {% endif %}\n{% endfor %}\nend\n",

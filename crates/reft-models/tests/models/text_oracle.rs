@@ -47,7 +47,7 @@ fn every_template_prints_what_it_prints_in_transformers() -> Outcome {
             .and_then(|template| {
                 template.render_with_tools(&case.messages, case.tools.as_deref(), case.opened)
             });
-        // a template that knows messages with a text only is given such messages here, where transformers refuses
+        // for a template that supports only text contents, messages are converted to texts here; transformers refuses them
         let is_spared = case.text.is_none()
             && case
                 .messages
@@ -81,7 +81,7 @@ fn replies_are_marked_where_transformers_marks_them() -> Outcome {
     Ok(())
 }
 
-/// text, ids, ids without tokens around it, text of the ids, and without special tokens
+/// text, ids, ids without special tokens around it, decoded text, and decoded text without special tokens
 type TextCase = (String, Vec<i64>, Vec<i64>, String, String);
 
 #[derive(Deserialize)]

@@ -19,17 +19,17 @@ pub(crate) struct Catalogue {
 
 #[derive(Clone)]
 enum Entry {
-    /// It is there.
+    /// An adapter has the name.
     Is(Arc<Generation>),
-    /// It was taken out, whatever the directory of adapters holds.
+    /// The name was unloaded, even if the directory of adapters has an adapter of this name.
     Unloaded,
 }
 
 impl Catalogue {
-    /// A catalogue of some adapters, and of those in a directory.
+    /// A catalogue of named adapters and of the adapters in a directory.
     ///
     /// # Errors
-    /// [`Error::AdapterName`], [`Error::Directory`] and what reading an adapter's files refuses.
+    /// [`Error::AdapterName`], [`Error::Directory`] and errors of reading an adapter's files.
     pub(crate) fn new(
         base: &str,
         adapters: &[(String, PathBuf)],
@@ -77,7 +77,7 @@ impl Catalogue {
 
     /// The names of all adapters, sorted.
     pub(crate) fn names(&self) -> Vec<String> {
-        let named = self.named().clone(); // the directory is read without holding others up
+        let named = self.named().clone(); // a copy, so that the directory is read without the lock
         let is =
             |(name, entry): (&String, &Entry)| matches!(entry, Entry::Is(_)).then(|| name.clone());
         let mut names: Vec<String> = named.iter().filter_map(is).collect();
@@ -90,10 +90,10 @@ impl Catalogue {
         names
     }
 
-    /// The adapter of a name, as it is now.
+    /// The current adapter of a name.
     ///
     /// # Errors
-    /// If there is none, or its files cannot be read.
+    /// If no adapter has the name, or its files cannot be read.
     pub(crate) fn find(&self, name: &str) -> Result<Arc<Generation>, ApiError> {
         match self.named().get(name) {
             Some(Entry::Is(generation)) => return Ok(Arc::clone(generation)),
@@ -103,17 +103,17 @@ impl Catalogue {
         let directory = self.in_root(name).ok_or_else(|| ApiError::no_model(name))?;
         let found = Arc::new(generation(name, directory)?);
         let mut named = self.named();
-        let entry = named.entry(name.to_owned()).or_insert(Entry::Is(found)); // of two that ask at once the first
+        let entry = named.entry(name.to_owned()).or_insert(Entry::Is(found)); // the first of two simultaneous requests wins
         match entry {
             Entry::Is(generation) => Ok(Arc::clone(generation)),
             Entry::Unloaded => Err(ApiError::no_model(name)),
         }
     }
 
-    /// Files that are to be an adapter of this name, below the directory of adapters.
+    /// The adapter at a path below the directory of adapters, to be loaded under this name.
     ///
     /// # Errors
-    /// If the name or the path cannot be one.
+    /// If the name is invalid, or the path has no adapter below that directory.
     pub(crate) fn candidate(&self, name: &str, path: &str) -> Result<Generation, ApiError> {
         if !is_name(name) {
             let message = format!("the adapter name {name:?} {NAME_RULE}");
@@ -128,7 +128,7 @@ impl Catalogue {
                 "adapters are loaded from the directory of --adapters-dir only, and this server has none",
             ));
         };
-        // what is not there and what is elsewhere are told alike: nobody learns what the machine holds
+        // missing paths and paths outside give the same error, so that clients learn nothing of the machine's files
         let whole = root.join(path).canonicalize().ok();
         let below = whole.filter(|whole| whole.starts_with(root) && whole != root);
         let Some(directory) = below.filter(|directory| adapters_in(directory).is_ok()) else {
@@ -149,7 +149,7 @@ impl Catalogue {
         }
     }
 
-    /// Gives a name to an adapter that has been read; what had the name before, if it was in use.
+    /// Gives a loaded adapter its name. Returns the adapter that had the name before, if it was used.
     pub(crate) fn put(&self, generation: &Arc<Generation>) -> Option<Arc<Generation>> {
         let entry = Entry::Is(Arc::clone(generation));
         match self.named().insert(generation.name.clone(), entry) {
@@ -158,10 +158,10 @@ impl Catalogue {
         }
     }
 
-    /// Takes a name out; what had it, if it was in use.
+    /// Removes a name. Returns the adapter that had it, if it was used.
     ///
     /// # Errors
-    /// If nothing has it.
+    /// If no adapter has the name.
     pub(crate) fn take(&self, name: &str) -> Result<Option<Arc<Generation>>, ApiError> {
         if !self.has(name) {
             return Err(ApiError::no_model(name).of_field("lora_name"));
@@ -172,7 +172,7 @@ impl Catalogue {
         }
     }
 
-    /// The directory of adapters' own directory of this name, if it is one of an adapter and no link leads out of it.
+    /// The directory of this name in the directory of adapters, if it holds an adapter and no link leads outside.
     fn in_root(&self, name: &str) -> Option<PathBuf> {
         let root = self.root.as_ref().filter(|_| is_name(name) && name != self.base)?;
         let whole = root.join(name).canonicalize().ok()?;
@@ -193,7 +193,7 @@ fn generation(name: &str, directory: PathBuf) -> Result<Generation, ApiError> {
     Ok(generation)
 }
 
-/// Says of an adapter that was trained on prompts in another form than that of chats.
+/// Warns of an adapter that was trained on prompts without the chat template.
 fn warn_of_template(generation: &Generation) {
     let name = &generation.name;
     let Some(TrainedText { template, .. }) = &generation.trained else { return };
@@ -207,7 +207,7 @@ fn warn_of_template(generation: &Generation) {
 const NAME_RULE: &str =
     "is no name; use letters, digits, '.', '_', '-' and ':', beginning with a letter or a digit";
 
-/// Whether a text can be an adapter's name: it is part of a path, of an address and of what is logged.
+/// Whether a text can be an adapter's name, which is part of paths, addresses and log lines.
 fn is_name(name: &str) -> bool {
     let is_letter = |c: char| c.is_ascii_alphanumeric() || "._-:".contains(c);
     name.len() <= 200

@@ -16,7 +16,7 @@ pub(crate) struct ApiError {
     code: Option<&'static str>,
 }
 
-/// After so many seconds it is worth asking a full server again.
+/// Seconds after which a client may ask a full server again.
 const RETRY_AFTER: &str = "1";
 
 impl ApiError {
@@ -24,17 +24,17 @@ impl ApiError {
         Self { status, message: message.into(), kind, param: None, code: None }
     }
 
-    /// A request that means nothing here.
+    /// An invalid request.
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message)
     }
 
-    /// A name that nothing has.
+    /// An unknown name.
     pub(crate) fn not_found(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message)
     }
 
-    /// A model or an adapter that is not there.
+    /// An unknown model or adapter.
     pub(crate) fn no_model(name: &str) -> Self {
         let message = format!(
             "there is no model or adapter called {name:?}; /v1/models lists those that there are"
@@ -47,14 +47,14 @@ impl ApiError {
         Self::new(StatusCode::CONFLICT, "invalid_request_error", message)
     }
 
-    /// Somebody who may not.
+    /// A missing or wrong API key.
     pub(crate) fn no_key() -> Self {
         let message = "the API key is missing or wrong; send it as `Authorization: Bearer KEY`";
         let error = Self::new(StatusCode::UNAUTHORIZED, "authentication_error", message);
         Self { code: Some("invalid_api_key"), ..error }
     }
 
-    /// Something that nobody may.
+    /// A request that no client may make.
     pub(crate) fn forbidden(message: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, "permission_error", message)
     }
@@ -79,7 +79,7 @@ impl ApiError {
         Self { code: Some("queue_full"), ..error }
     }
 
-    /// A server that is not there yet, or any more.
+    /// A server that is loading or shutting down.
     pub(crate) fn unavailable(code: &'static str, message: impl Into<String>) -> Self {
         let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable", message);
         Self { code: Some(code), ..error }
@@ -109,7 +109,7 @@ impl ApiError {
         Self::unavailable("timeout", message)
     }
 
-    /// A computation that failed: the log says why, as its words may name files of the machine.
+    /// A computation that failed. Only the log has the message, since it may name files of the machine.
     pub(crate) fn failed() -> Self {
         let message = "the reply could not be generated; the server's log says why";
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
@@ -142,7 +142,7 @@ impl ApiError {
         Self::invalid(format!("adapter {name} cannot be used: {reason}")).of_field("model")
     }
 
-    /// The same, for a field.
+    /// The same error about a field.
     pub(crate) fn of_field(self, field: impl Into<String>) -> Self {
         Self { param: Some(field.into()), ..self }
     }

@@ -1,4 +1,4 @@
-//! Every field that a request may have, and what becomes of it.
+//! Every field that a request may have, and how it is handled.
 
 use reft_models::{Field, Fields, says_nothing};
 use serde_json::{Map, Value};
@@ -91,10 +91,10 @@ fn is_text_only(value: &Value) -> bool {
     *value == serde_json::json!(["text"])
 }
 
-/// Checks that no field of a request is skipped that would change the reply.
+/// Refuses a request with an unsupported field that would change the reply.
 ///
 /// # Errors
-/// The first one that would, by its name.
+/// The first such field, by its name.
 pub(crate) fn check(fields: &Fields, body: &Map<String, Value>) -> Result<(), ApiError> {
     for (name, value) in body {
         let refused = |reason| ApiError::invalid(reason).of_field(name.as_str());
@@ -106,5 +106,5 @@ pub(crate) fn check(fields: &Fields, body: &Map<String, Value>) -> Result<(), Ap
     Ok(())
 }
 
-/// Fields that are true where they are not given, and cannot be anything else here.
+/// Fields that default to true and cannot be false here.
 const FALSE_IS_NOT_NOTHING: [&str; 1] = ["skip_special_tokens"];

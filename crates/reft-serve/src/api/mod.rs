@@ -1,4 +1,4 @@
-//! OpenAI's language: what requests say, and how replies are told.
+//! OpenAI's API: reading requests and writing replies.
 
 pub(crate) mod catalogue;
 pub(crate) mod error;

@@ -13,7 +13,7 @@ pub struct ServedText {
     pub tokenizer: Tokenizer,
     /// Its chat template, if it has one.
     pub chat_template: Option<ChatTemplate>,
-    /// Variables of the chat template, over those that an adapter was trained with.
+    /// Variables of the chat template. They override the variables that an adapter was trained with.
     pub chat_vars: ChatVars,
 }
 
@@ -21,7 +21,7 @@ impl ServedText {
     /// The tokens of a request's prompts.
     ///
     /// # Errors
-    /// Whatever the chat template or the tokenizer refuses.
+    /// Errors of the chat template and the tokenizer.
     pub(crate) fn tokens(&self, wanted: &Wanted) -> Result<Vec<Vec<i64>>, ApiError> {
         wanted.prompts.iter().map(|prompt| self.of_one(prompt, &wanted.adapters)).collect()
     }
@@ -56,7 +56,7 @@ impl ServedText {
     }
 }
 
-/// The variables of the chat template that adapters were trained with; none, if they disagree.
+/// The variables of the chat template that adapters were trained with; empty if they disagree.
 fn trained_variables(adapters: &[Used]) -> ChatVars {
     let mut texts = adapters.iter().filter_map(|used| used.generation.trained.as_ref());
     let first = texts.next();

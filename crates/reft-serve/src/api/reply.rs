@@ -1,4 +1,4 @@
-//! A reply as it grows: tokens become text, up to what ends it.
+//! A reply while it is generated: tokens become text, up to the stop text.
 
 use reft_models::{Finish, ReplyText, TokenLogprobs, Tokenizer};
 use tokio::sync::mpsc;
@@ -11,9 +11,9 @@ use crate::worker::job::{NewToken, Over, Piece};
 pub(crate) struct Delta {
     pub(crate) choice: usize,
     pub(crate) text: String,
-    /// Of the tokens that the text is made of, if they are asked for.
+    /// The text's tokens with their log-probabilities, if asked for.
     pub(crate) tokens: Vec<ToldToken>,
-    /// Why it ends here.
+    /// Why the reply ends here, if it does.
     pub(crate) finish: Option<&'static str>,
 }
 
@@ -33,15 +33,15 @@ pub(crate) struct Replies<'a> {
 }
 
 struct Choice<'a> {
-    /// None, when it is over.
+    /// `None` when the reply is over.
     text: Option<ReplyText<'a>>,
     is_over: Over,
-    /// Tokens whose text is held back: it may be the beginning of one that ends the reply.
+    /// Tokens whose text is held back because it may begin a stop text.
     held: Vec<ToldToken>,
 }
 
 impl<'a> Replies<'a> {
-    /// Before the first token of each.
+    /// The replies before their first tokens.
     pub(crate) fn new(
         tokenizer: &'a Tokenizer,
         stop_ids: &'a [i64],
@@ -57,10 +57,10 @@ impl<'a> Replies<'a> {
         Self { pieces, choices: over.into_iter().map(choice).collect(), generated: 0 }
     }
 
-    /// The next part; none, if all replies are at their ends.
+    /// The next part; `None` if all replies have ended.
     ///
     /// # Errors
-    /// Why one of them cannot go on.
+    /// The reason why one of the replies failed.
     pub(crate) async fn next(&mut self) -> Result<Option<Delta>, ApiError> {
         while self.choices.iter().any(|choice| choice.text.is_some()) {
             let Some(Piece { choice, what }) = self.pieces.recv().await else {
@@ -68,7 +68,7 @@ impl<'a> Replies<'a> {
             };
             let token = what?;
             let Some(own) = self.choices.get_mut(choice).filter(|own| own.text.is_some()) else {
-                continue; // of the step in which it had enough
+                continue; // the token was computed after the reply's end
             };
             self.generated += 1;
             let (text, tokens, finish) = own.push(token)?;
@@ -81,7 +81,7 @@ impl<'a> Replies<'a> {
 }
 
 impl Choice<'_> {
-    /// Takes a token; what has become certain.
+    /// Takes a token. Returns the text and tokens that are final now, and the reason of the reply's end.
     fn push(
         &mut self,
         token: NewToken,
@@ -95,7 +95,7 @@ impl Choice<'_> {
         if reply.is_over() {
             self.is_over.set();
             self.text = None;
-            return Ok((text, Vec::new(), Some("stop"))); // tokens of the text that ends it are not told
+            return Ok((text, Vec::new(), Some("stop"))); // tokens of the stop text are not reported
         }
         let is_end = token.finish == Some(Finish::Stop);
         if let Some(logprobs) = token.logprobs.filter(|_| !is_end) {

@@ -16,7 +16,7 @@ pub(crate) enum Endpoint {
 }
 
 impl Endpoint {
-    /// The one that a body is written for: a chat has messages.
+    /// The endpoint of a body: a chat has messages.
     ///
     /// # Errors
     /// If it is no object.
@@ -26,7 +26,7 @@ impl Endpoint {
     }
 }
 
-/// A request that means something.
+/// A valid request.
 #[derive(Debug)]
 pub(crate) struct Wanted {
     pub(crate) endpoint: Endpoint,
@@ -35,7 +35,7 @@ pub(crate) struct Wanted {
     pub(crate) prompts: Vec<Prompt>,
     pub(crate) adapters: Vec<Used>,
     pub(crate) config: GenerationConfig,
-    /// Whether the length was not asked for, and may be less where the context ends.
+    /// Whether the request gives no length, so that the context's end may shorten the reply.
     pub(crate) is_length_free: bool,
     pub(crate) stop: Vec<String>,
     /// Replies to each prompt.
@@ -56,7 +56,7 @@ pub(crate) enum Prompt {
     },
     Text {
         text: String,
-        /// Whether the tokenizer's own tokens stand before it.
+        /// Whether the tokenizer adds its special tokens.
         is_framed: bool,
     },
     Tokens(Vec<i64>),
@@ -79,7 +79,7 @@ impl Wanted {
     /// Reads a request.
     ///
     /// # Errors
-    /// The first field that means nothing or is not supported, by its name.
+    /// The first field that is invalid or not supported, by its name.
     pub(crate) fn read(
         endpoint: Endpoint,
         body: &[u8],
@@ -133,7 +133,7 @@ impl Wanted {
                 false => defaults.stop_ids.clone(),
             },
             logprobs,
-            // the server's choice, not a request's: deterministic
+            // not a field of requests: the server chooses `deterministic`
             ..GenerationConfig::default()
         };
         config.check().map_err(|refused| ApiError::refused(&refused))?;
@@ -168,7 +168,7 @@ impl Wanted {
 /// A body that is an object.
 ///
 /// # Errors
-/// If it is none.
+/// If the body is not an object.
 pub(crate) fn object(body: &[u8]) -> Result<Map<String, Value>, ApiError> {
     match serde_json::from_slice(body) {
         Ok(Value::Object(body)) => Ok(body),
@@ -177,7 +177,7 @@ pub(crate) fn object(body: &[u8]) -> Result<Map<String, Value>, ApiError> {
     }
 }
 
-/// The fields of a request. One that is null is not there.
+/// The fields of a request. A null field counts as missing.
 pub(crate) struct Body(pub(crate) Map<String, Value>);
 
 impl Body {
@@ -206,7 +206,7 @@ impl Body {
         value.as_bool().ok_or_else(|| self.wrong(name, "true or false"))
     }
 
-    /// A flag that is true where it is not given.
+    /// A flag that defaults to true.
     fn unless_false(&self, name: &str) -> Result<bool, ApiError> {
         self.get(name).map_or(Ok(true), |_| self.flag(name))
     }
@@ -222,7 +222,7 @@ impl Body {
         count.map(Some).ok_or_else(|| self.wrong(name, "a whole number"))
     }
 
-    /// Others call it 0 or −1 where all tokens are meant.
+    /// 0 and −1 mean all tokens, as in other servers.
     fn top_k(&self) -> Result<Option<usize>, ApiError> {
         match self.get("top_k").and_then(Value::as_i64) {
             Some(-1 | 0) => Ok(None),
@@ -327,7 +327,7 @@ impl Body {
         }
     }
 
-    /// The adapters: the one that `model` names or those of `reft`, then the directions of `reft`.
+    /// The adapters that `model` or `reft` names, then the directions of `reft`.
     fn adapters(&self, model: &str, catalogue: &Catalogue) -> Result<Vec<Used>, ApiError> {
         let form = "{\"adapters\": [{\"name\": \"…\", \"strength\": 1, \"subspace\": [0, 1]}], \"steer\": [{\"direction\": \"…\", \"strength\": 1}]}";
         let wrong = || self.wrong("reft", form);

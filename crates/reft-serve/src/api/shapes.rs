@@ -13,13 +13,13 @@ pub(crate) struct Shape<'a> {
     pub(crate) created: i64,
     pub(crate) model: &'a str,
     pub(crate) tokenizer: &'a Tokenizer,
-    /// Whether tokens are told.
+    /// Whether parts have the tokens and their log-probabilities.
     pub(crate) has_logprobs: bool,
-    /// Whether the last part of a stream tells of usage.
+    /// Whether the last part of a stream has the usage.
     pub(crate) has_usage: bool,
 }
 
-/// A reply that is told as a whole.
+/// A reply that is sent as a whole.
 #[derive(Default)]
 pub(crate) struct Whole {
     text: String,
@@ -35,7 +35,7 @@ impl Whole {
     }
 }
 
-/// The numbers of a reply.
+/// The numbers of tokens of a reply.
 pub(crate) fn usage(prompt: usize, generated: usize) -> Value {
     json!({"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated})
 }
@@ -94,7 +94,7 @@ impl Shape<'_> {
         })
     }
 
-    /// The last part of a stream that is to tell of usage.
+    /// The last part of a stream, with the usage.
     pub(crate) fn closing(&self, usage: Value) -> Value {
         let mut part = self.envelope(self.part_name());
         part["choices"] = json!([]);

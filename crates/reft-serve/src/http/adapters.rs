@@ -1,4 +1,4 @@
-//! Adapters that come and go.
+//! Loading and unloading of adapters.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::http::generate::json as answer;
 use crate::http::shared::Shared;
 use crate::worker::job::Command;
 
-/// Reads an adapter and gives it its name. The name stays with what had it until all has been read.
+/// Reads an adapter and gives it its name. Until then the name stays with the adapter that had it.
 ///
 /// # Errors
 /// If loading is off, the name is taken and `load_inplace` is not asked for, or the adapter cannot be used.
@@ -57,7 +57,7 @@ pub(crate) async fn unload(shared: Arc<Shared>, name: &str) -> Result<Response, 
 /// The name in a body that asks for an adapter to be unloaded.
 ///
 /// # Errors
-/// If there is none.
+/// If the body has no name.
 pub(crate) fn name_in(body: &[u8]) -> Result<String, ApiError> {
     required(&fields(body, &["lora_name", "lora_int_id"])?, "lora_name")
 }

@@ -15,14 +15,14 @@ impl std::fmt::Debug for ApiKeys {
     }
 }
 
-/// Shorter ones are guessed.
+/// Fewest characters of a key; shorter keys can be guessed.
 const SHORTEST: usize = 16;
 
 impl ApiKeys {
     /// Keys of a text, one a line.
     ///
     /// # Errors
-    /// [`Error::ShortKey`] if there is none, or one has fewer than 16 characters.
+    /// [`Error::ShortKey`] if there is no key, or a key has fewer than 16 characters.
     pub fn new(text: &str) -> Result<Self> {
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
         let keys: Vec<String> = lines.map(str::to_owned).collect();
@@ -41,7 +41,7 @@ impl ApiKeys {
         Self::new(&read_text(path)?)
     }
 
-    /// Whether a text is one of the keys; all are compared, whatever the first ones were.
+    /// Whether a text is one of the keys. It is compared with all keys, so that the time does not depend on which one matches.
     pub(crate) fn have(&self, shown: &str) -> bool {
         let is = |key: &String| key.as_bytes().ct_eq(shown.as_bytes());
         self.0.iter().map(is).fold(Choice::from(0), |any, is| any | is).into()

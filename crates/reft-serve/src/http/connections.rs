@@ -1,4 +1,4 @@
-//! Connections, and how long one may do nothing.
+//! Connections and their time limits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tokio_io_timeout::TimeoutStream;
 use crate::http::routes::routes;
 use crate::http::shared::{Phase, Shared};
 
-/// How long nobody is let in where the machine has no room for one more connection.
+/// The pause after a connection could not be accepted.
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// Answers everybody who connects until no new requests are taken, then waits for those in flight.
@@ -39,7 +39,7 @@ pub(crate) async fn answer_all(listener: TcpListener, shared: &Arc<Shared>) {
                 continue;
             }
         };
-        // small parts of a stream go at once
+        // small parts of a stream are sent at once
         if let Err(error) = stream.set_nodelay(true) {
             log::warn!("a connection may be slow: {error}");
         }
@@ -48,7 +48,7 @@ pub(crate) async fn answer_all(listener: TcpListener, shared: &Arc<Shared>) {
         let service = TowerToHyperService::new(routes.clone());
         let connection = protocol.serve_connection(TokioIo::new(Box::pin(stream)), service);
         let connection = open.watch(connection);
-        // a client that breaks its connection, or the protocol, harms itself alone
+        // a broken connection or a protocol error affects only its own client
         tokio::spawn(
             async move { connection.await.unwrap_or_else(|error| log::debug!("{error}")) },
         );

@@ -16,11 +16,11 @@ use crate::http::shared::{Phase, Shared};
 use crate::worker::generation::Used;
 use crate::worker::job::{Command, Measurement};
 
-/// Answers a request for a reply with what its adapters would change in the prompt: for each token, the largest change of its hidden state
-/// relative to it.
+/// Answers a request for a reply with the changes that its adapters would make in the prompt: for each token, the largest relative change
+/// of its hidden state.
 ///
 /// # Errors
-/// As for a reply; a prompt that is no single one, or too long for one pass.
+/// As for a reply; if there are several prompts, or the prompt is too long for one pass.
 pub(crate) async fn edits(
     shared: Arc<Shared>,
     trace: Trace,

@@ -1,4 +1,4 @@
-//! Replies over the wire, whole or as they grow.
+//! Replies over HTTP, whole or streamed.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::http::log_entry::{IsLogged, LoggedReply, Trace};
 use crate::http::shared::{Phase, Ready, Shared};
 use crate::worker::job::{Command, Job, Over, Piece};
 
-/// Parts of a stream that wait for a client to take them.
+/// Most parts of a stream that wait for the client.
 const BUFFER: usize = 16;
 
 /// A request whose replies are being generated.
@@ -184,8 +184,8 @@ impl Begun {
         Ok(self.shape(ready).whole(choices, usage(self.prompt_tokens, replies.generated)))
     }
 
-    /// Sends the replies as they grow. An error before their beginning is the answer; a later one ends them, as OpenAI's clients expect it,
-    /// by an event of its own.
+    /// Streams the replies. An error before the first part becomes the answer. A later error becomes the last event, as OpenAI's clients
+    /// expect.
     async fn send(
         self,
         pieces: mpsc::Receiver<Piece>,
@@ -201,7 +201,7 @@ impl Begun {
         loop {
             let next = tokio::select! {
                 biased;
-                () = events.closed() => return, // the client has gone, and so go the replies
+                () = events.closed() => return, // the client has gone: the replies are dropped
                 next = self.next(&mut replies) => next,
             };
             logged.generated = replies.generated;
@@ -210,7 +210,7 @@ impl Begun {
                 if let Err(error) = &begun {
                     logged.end_with(error);
                 }
-                // whoever has gone is told nothing
+                // the client may have gone
                 if begins.send(begun).is_err() || next.is_err() {
                     return;
                 }
@@ -229,11 +229,11 @@ impl Begun {
                 Ok(None) => break,
                 Err(error) => {
                     logged.end_with(&error);
-                    let _ = events.send(event(&error.json())).await; // there may be nobody left to be told
+                    let _ = events.send(event(&error.json())).await; // the client may have gone
                     return;
                 }
             };
-            // a client that takes nothing holds up nobody but itself, and not for ever
+            // a client that does not read delays only its own replies, and only until the deadline
             match timeout_at(self.deadline(), events.send(event(&part))).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) | Err(_) => return,
@@ -252,7 +252,7 @@ fn event(value: &Value) -> Event {
     Event::default().data(value.to_string())
 }
 
-/// A stream, when it begins; the answer to a request that cannot begin.
+/// The stream once it has begun, or the error's answer if it cannot begin.
 ///
 /// # Errors
 /// If the server ends meanwhile.
@@ -275,7 +275,7 @@ fn stream_of(events: mpsc::Receiver<Event>) -> impl Stream<Item = Result<Event, 
     })
 }
 
-/// Writes the line of a reply when it ends, however it ends: a client that goes ends the function that serves it.
+/// Writes the log line of a reply when it is dropped: the function that serves a client is dropped when the client goes.
 struct LogAtEnd<'a> {
     begun: &'a Begun,
     generated: usize,

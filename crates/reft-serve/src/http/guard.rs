@@ -1,4 +1,4 @@
-//! Who may ask for what, and what every answer has.
+//! Access checks of all requests; headers, counts and log lines of all answers.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,14 +12,14 @@ use crate::api::error::ApiError;
 use crate::http::log_entry::{IsLogged, Trace};
 use crate::http::shared::Shared;
 
-/// The name of a request, the client's or ours.
+/// The header with a request's id, the client's or ours.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const LONGEST_ID: usize = 128;
 
-/// Paths that need no key: what a page and a probe are shown says nothing of the model.
+/// Paths that need no key: the page and the health probe reveal nothing of the model.
 const OPEN: [&str; 2] = ["/", "/health"];
 
-/// Gives each request a name, checks who asks, counts and logs.
+/// Gives each request an id, checks its access, and counts and logs its answer.
 pub(crate) async fn guard(
     State(shared): State<Arc<Shared>>,
     mut request: Request,
@@ -52,7 +52,7 @@ pub(crate) async fn guard(
     response
 }
 
-/// The client's name for its request if it can stand in a log, else a new one.
+/// The client's id for its request if it is fit for the log, else a new id.
 fn request_id(headers: &HeaderMap) -> String {
     let own = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
     let is_plain = |id: &&str| {
@@ -77,7 +77,7 @@ fn check(
             "the server is for this machine: the Host header has to be localhost, 127.0.0.1 or [::1]",
         ));
     }
-    // a browser says which page asks; pages of other sites may not
+    // a browser sends the origin of the page that asks; pages of other sites are refused
     if let Some(origin) = text(header::ORIGIN) {
         let of_origin = origin.split_once("://").map(|(_, host)| host);
         if of_origin.is_none() || of_origin != host {
@@ -107,7 +107,7 @@ fn is_local_host(host: &str) -> bool {
     ["localhost", "127.0.0.1", "[::1]"].iter().any(|own| name.eq_ignore_ascii_case(own))
 }
 
-/// A path as a label of what is counted: one of ours, so that nobody makes new ones.
+/// A path as a label of the metrics: only known paths, so that clients cannot create labels.
 fn label(path: &str) -> &'static str {
     const PATHS: [&str; 10] = [
         "/",

@@ -5,7 +5,7 @@ use serde::Serialize;
 /// A line of the server's log: an answer.
 #[derive(Debug, Clone, Serialize)]
 pub struct LogEntry {
-    /// When it was done.
+    /// When it was finished.
     pub time: String,
     /// `x-request-id`: the client's, or one that was made for it.
     pub request: String,
@@ -17,7 +17,7 @@ pub struct LogEntry {
     pub status: u16,
     /// How long it took.
     pub milliseconds: u64,
-    /// Of a reply.
+    /// The facts about a reply; `None` for other answers.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub reply: Option<LoggedReply>,
 }
@@ -54,7 +54,7 @@ impl std::fmt::Display for LogEntry {
     }
 }
 
-/// A request that is on its way.
+/// The facts of a request for its log line.
 #[derive(Debug, Clone)]
 pub(crate) struct Trace {
     pub(crate) request: String,
@@ -64,7 +64,7 @@ pub(crate) struct Trace {
 }
 
 impl Trace {
-    /// Its line.
+    /// Its log line.
     pub(crate) fn entry(&self, status: u16, reply: Option<LoggedReply>) -> LogEntry {
         let Self { request, method, path, since } = self.clone();
         let time = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string();
@@ -73,6 +73,6 @@ impl Trace {
     }
 }
 
-/// Marks an answer that says itself what the log is to have.
+/// Marks an answer that writes its own log line.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct IsLogged;

@@ -134,9 +134,9 @@ async fn delete_adapter(State(shared): App, Path(name): Path<String>) -> Answer 
 /// The body of a request.
 ///
 /// # Errors
-/// If it is too long, or does not come.
+/// If it is too long, or does not arrive.
 async fn read(shared: &Shared, request: Request) -> Result<Bytes, ApiError> {
-    // who says that a body is too long need not send it
+    // a body whose declared length is too long is refused before it is read
     if request.body().size_hint().lower() > shared.options.body_bytes as u64 {
         return Err(ApiError::too_large(shared.options.body_bytes));
     }

@@ -30,25 +30,25 @@ pub struct Server {
 #[derive(Clone)]
 pub struct Stopper(Arc<Shared>);
 
-/// Threads that speak HTTP; tokens are made elsewhere.
+/// Threads that handle HTTP; other threads tokenize prompts and generate.
 const HTTP_THREADS: usize = 2;
-/// Most threads that make tokens of prompts; no more than the machine has cores. They stay: one that comes and goes leaves memory behind,
-/// which the next one does not find at once.
+/// Most threads that tokenize prompts; no more than the machine has cores. They stay: a thread that ends leaves freed memory behind, which
+/// the next thread does not reuse at once.
 const READING_THREADS: usize = 4;
 /// How long a thread stays without work.
 const STAY: Duration = Duration::from_secs(86_400);
-/// Commands beside those that fill the queue: adapters that are loaded and unloaded.
+/// Most commands in addition to the queue's requests: loading and unloading of adapters.
 const OTHER_COMMANDS: usize = 64;
-/// How long those who are told of the end have to hear it.
+/// How long clients may take to receive the error at the server's end.
 const LAST_WORDS: Duration = Duration::from_secs(2);
-/// How often measurements are sorted.
+/// How often measured values are sorted into the histograms.
 const TIDYING: Duration = Duration::from_secs(5);
 
 impl Server {
     /// Listens.
     ///
     /// # Errors
-    /// [`Error::NoKey`] for an address that other machines reach without a key; names of adapters, directories and ports that cannot be had.
+    /// [`Error::NoKey`] for an address that other machines reach without a key; unusable names of adapters, directories and ports.
     pub fn bind(options: ServeOptions) -> Result<Self> {
         if !options.host.is_loopback() && options.keys.is_none() {
             return Err(Error::NoKey(options.host));
@@ -121,7 +121,7 @@ impl Server {
 }
 
 impl Stopper {
-    /// Takes no new requests; those in flight finish in the time of grace, or are told.
+    /// Takes no new requests. Requests in flight finish within [`ServeOptions::grace`], or get an error.
     pub fn stop(&self) {
         self.0.enter(Phase::Stopping);
     }

@@ -23,7 +23,7 @@ pub(crate) enum Phase {
     Ready,
     /// No new requests; those in flight go on.
     Stopping,
-    /// Those in flight are told that they end.
+    /// Requests in flight get an error.
     Ended,
 }
 
@@ -82,7 +82,7 @@ impl Shared {
         }
     }
 
-    /// Does what takes a while on a thread that speaks with nobody.
+    /// Does slow work on a separate thread, so that the threads for HTTP stay free.
     ///
     /// # Errors
     /// If it panics.
@@ -115,7 +115,7 @@ impl Shared {
     /// Waits for a phase.
     pub(crate) async fn reach(&self, phase: Phase) {
         let mut phases = self.phase.subscribe();
-        // the sender is this value's own: it is there as long as somebody waits
+        // cannot fail: `self` owns the sender
         let _ = phases.wait_for(|now| *now >= phase).await;
     }
 
@@ -133,10 +133,10 @@ impl Shared {
         }
     }
 
-    /// Room for so many replies.
+    /// Reserves room for `replies` replies.
     ///
     /// # Errors
-    /// If there is none.
+    /// If there is no room.
     pub(crate) fn admit(&self, replies: usize) -> Result<OwnedSemaphorePermit, ApiError> {
         let room = self.options.room();
         if replies > room {
@@ -151,7 +151,7 @@ impl Shared {
     /// Hands a command to the worker.
     ///
     /// # Errors
-    /// If it has too many, or is there no more.
+    /// If its queue is full, or it has ended.
     pub(crate) fn send(&self, command: Command) -> Result<(), ApiError> {
         let commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
         let sender = commands.as_ref().ok_or_else(ApiError::shutting_down)?;

@@ -3,7 +3,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, Prometheu
 
 use crate::error::{Error, Result};
 
-/// The numbers of a server, which Prometheus asks for.
+/// A server's metrics for Prometheus.
 pub(crate) struct Counts {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
@@ -109,7 +109,7 @@ impl Counts {
         self.handle.render()
     }
 
-    /// Sorts what was measured into the histograms, which would grow otherwise until somebody asks.
+    /// Sorts measured values into the histograms; otherwise they accumulate until the metrics are read.
     pub(crate) fn tidy_up(&self) {
         self.handle.run_upkeep();
     }

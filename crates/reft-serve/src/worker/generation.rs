@@ -4,23 +4,23 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use reft_methods::{only_steers, trained_text};
 use reft_models::TrainedText;
 
-/// An adapter as it was found under a name at one time. It never changes: what replaces it is another one.
+/// An adapter as it was found under a name at one time. It never changes: a replacement is a new generation.
 #[derive(Debug)]
 pub(crate) struct Generation {
-    /// No two have the same.
+    /// Unique in the process.
     pub(crate) id: u64,
     pub(crate) name: String,
     pub(crate) directory: PathBuf,
-    /// How the texts were framed that it was trained on.
+    /// How its training texts were framed.
     pub(crate) trained: Option<TrainedText>,
     /// Whether it only adds directions, or takes them out.
     pub(crate) only_steers: bool,
-    /// Whether it has lost its name: only requests that came before still use it.
+    /// Whether it has lost its name: then only earlier requests still use it.
     is_nameless: AtomicBool,
 }
 
 impl Generation {
-    /// An adapter of which nothing has been read.
+    /// An adapter whose files have not been read.
     pub(crate) fn unread(name: &str, directory: PathBuf) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -34,7 +34,7 @@ impl Generation {
         }
     }
 
-    /// The adapter in a directory; its numbers are read when they are asked for.
+    /// The adapter in a directory; its tensors are read when a request needs them.
     ///
     /// # Errors
     /// If the directory holds no adapter, or a file is missing or broken.
@@ -48,7 +48,7 @@ impl Generation {
         self.is_nameless.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it is still asked for.
+    /// Whether new requests can still use it.
     pub(crate) fn has_a_name(&self) -> bool {
         !self.is_nameless.load(Ordering::Relaxed)
     }

@@ -12,7 +12,7 @@ use crate::worker::generation::{Generation, Used};
 pub(crate) enum Command {
     /// The choices of a request, which begin together.
     Generate(Vec<Job>),
-    /// Measures what adapters change in a prompt.
+    /// Measures the changes that adapters make in a prompt.
     Measure(Measurement),
     /// Reads an adapter before it is given a name; the answer says whether it can be used.
     Load(Arc<Generation>, oneshot::Sender<Result<(), ApiError>>),
@@ -20,12 +20,12 @@ pub(crate) enum Command {
     Forget(Arc<Generation>),
 }
 
-/// A prompt whose changes are wanted.
+/// A prompt in which the adapters' changes are measured.
 pub(crate) struct Measurement {
     pub(crate) prompt: Vec<i64>,
     pub(crate) adapters: Vec<Used>,
     pub(crate) answer: oneshot::Sender<Result<Edits, ApiError>>,
-    /// Its place among the replies, of which it takes the time of one's prompt.
+    /// Its place among the replies: it takes about as long as the prompt of a reply.
     pub(crate) _place: OwnedSemaphorePermit,
 }
 
@@ -38,7 +38,7 @@ pub(crate) struct Edits {
     pub(crate) subspaces: Vec<Option<i64>>,
 }
 
-/// A reply that is wanted: one of the choices of a request.
+/// A reply to generate: one of the choices of a request.
 pub(crate) struct Job {
     pub(crate) prompt: Vec<i64>,
     pub(crate) adapters: Vec<Used>,
@@ -48,14 +48,14 @@ pub(crate) struct Job {
     /// Which of the request's choices it is; it draws other random numbers than the others.
     pub(crate) choice: usize,
     pub(crate) reply: mpsc::Sender<Piece>,
-    /// Whether the reply has had enough.
+    /// Set when the reply needs no more tokens.
     pub(crate) is_over: Over,
     pub(crate) came: Instant,
-    /// Its place among those that wait and those in flight.
+    /// Its place among the waiting replies and the replies in flight.
     pub(crate) _place: OwnedSemaphorePermit,
 }
 
-/// A flag that says that no more tokens are wanted.
+/// A flag: no more tokens are needed.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Over(Arc<AtomicBool>);
 
@@ -81,6 +81,6 @@ pub(crate) struct Piece {
 pub(crate) struct NewToken {
     pub(crate) id: i64,
     pub(crate) logprobs: Option<TokenLogprobs>,
-    /// Whether it is the last one, and why.
+    /// Why it is the last token, if it is.
     pub(crate) finish: Option<Finish>,
 }

@@ -12,14 +12,14 @@ pub(crate) struct LoadedAdapters {
     /// Most bytes of adapters that no request in flight uses.
     most_bytes: usize,
     loaded: HashMap<u64, Loaded>,
-    /// Counts uses, so that the least recent one is known.
+    /// Counts uses, to find the least recently used adapter.
     clock: u64,
 }
 
 struct Loaded {
     /// Several, if the directory holds several.
     adapters: Vec<Rc<dyn Adapter>>,
-    /// Of its files, which hold little else than its tensors.
+    /// Bytes of its files, which hold little else than its tensors.
     bytes: usize,
     last_used: u64,
 }
@@ -34,10 +34,10 @@ impl LoadedAdapters {
         (self.loaded.len(), self.loaded.values().map(|loaded| loaded.bytes).sum())
     }
 
-    /// The stack of a request's adapters, which are read if they are not there.
+    /// The stack of a request's adapters, which are read if they are not in memory.
     ///
     /// # Errors
-    /// If one cannot be read, or they cannot be used together.
+    /// If an adapter cannot be read, or the adapters cannot be used together.
     pub(crate) fn stack(
         &mut self,
         model: &dyn Model,
@@ -62,7 +62,7 @@ impl LoadedAdapters {
         Ok(stack)
     }
 
-    /// How many coordinates the subspaces have that adapters edit in, by adapter.
+    /// For each adapter the number of coordinates of the subspace that it edits; `None` without a subspace.
     ///
     /// # Errors
     /// As [`Self::stack`].
@@ -78,7 +78,7 @@ impl LoadedAdapters {
         used.iter().map(size).collect()
     }
 
-    /// An adapter, which is read if it is not there.
+    /// An adapter, which is read if it is not in memory.
     ///
     /// # Errors
     /// If it cannot be read, belongs to another model, or is the model's weights.
@@ -96,7 +96,7 @@ impl LoadedAdapters {
         let directory = &generation.directory;
         let failed = |refused: reft_methods::Error| ApiError::adapter(generation, &refused);
         let methods = adapters_in(directory).map_err(failed)?;
-        // before it is read, which would change the weights
+        // checked before the adapter is read, since reading it would change the model's weights
         if let Some((_, method)) = methods.iter().find(|(_, method)| is_in_weights(method)) {
             let method = method.name;
             return Err(ApiError::invalid(format!(
@@ -114,7 +114,7 @@ impl LoadedAdapters {
         let (read, bytes) = read.map_err(failed)?;
         let adapters: Vec<Rc<dyn Adapter>> = read.into_iter().map(Rc::from).collect();
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-        // a request that came before its adapter was replaced, and is the last to want it
+        // an adapter that has lost its name is not kept: only earlier requests use it
         if generation.has_a_name() {
             let loaded = Loaded { adapters: adapters.clone(), bytes, last_used: self.clock };
             self.loaded.insert(generation.id, loaded);
@@ -128,7 +128,7 @@ impl LoadedAdapters {
         self.loaded.remove(&generation.id);
     }
 
-    /// Drops the least recently used ones that no request has, until there is room.
+    /// Drops the least recently used adapters that no request uses, until the others fit.
     pub(crate) fn make_room(&mut self) {
         let is_idle =
             |loaded: &Loaded| loaded.adapters.iter().all(|adapter| Rc::strong_count(adapter) == 1);

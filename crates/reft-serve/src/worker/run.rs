@@ -24,11 +24,11 @@ pub(crate) struct WorkerOptions {
     pub(crate) at_rest: fn(),
 }
 
-/// After so long without anything to do the worker rests.
+/// Idle time after which the worker calls [`WorkerOptions::at_rest`].
 const REST: Duration = Duration::from_secs(1);
 
-/// Does what commands say on this thread, which owns all tensors, until nobody can send any more. It is ready when it has read the first
-/// adapters.
+/// Executes commands on this thread, which owns all tensors, until all senders are gone. Calls `is_ready` when the first adapters are
+/// loaded.
 ///
 /// # Errors
 /// If the model cannot generate, or one of the first adapters cannot be used.
@@ -53,7 +53,7 @@ pub(crate) fn work(
         if worker.engine.is_idle() {
             worker.tell_counts();
             let next = commands.recv_timeout(REST).or_else(|_| {
-                (options.at_rest)(); // at its end too, which does no harm
+                (options.at_rest)(); // also called at the server's end, which does no harm
                 commands.recv()
             });
             match next {
@@ -79,12 +79,12 @@ struct Worker<'a> {
     options: WorkerOptions,
     engine: Engine<'a>,
     adapters: LoadedAdapters,
-    /// By the engine's numbers.
+    /// The jobs by the engine's ids.
     jobs: HashMap<u64, Running>,
     counts: &'a Counts,
 }
 
-/// A job that the engine has.
+/// A job in the engine.
 struct Running {
     job: Job,
     /// When it came, or had its last token.
@@ -100,7 +100,7 @@ impl Worker<'_> {
             Command::Load(generation, answer) => {
                 let loaded = self.adapters.get(self.model, &generation).map(drop);
                 self.adapters.make_room();
-                // who asked may have gone
+                // the client may have gone
                 let _ = answer.send(loaded);
             }
             Command::Forget(generation) => self.adapters.forget(&generation),
@@ -132,7 +132,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Measures a prompt's edits between two steps, for which the replies in flight wait.
+    /// Measures a prompt's edits between two steps. The replies in flight wait meanwhile.
     fn measure(&mut self, Measurement { prompt, adapters: used, answer, .. }: Measurement) {
         if answer.is_closed() {
             return;
@@ -148,11 +148,11 @@ impl Worker<'_> {
             Ok(Edits { sizes, subspaces })
         });
         self.adapters.make_room();
-        // who asked may have gone
+        // the client may have gone
         let _ = answer.send(edits);
     }
 
-    /// Cancels replies that have had enough, and those that nobody reads.
+    /// Cancels replies that need no more tokens, and replies whose client has gone.
     fn give_up_what_nobody_wants(&mut self) {
         let engine = &mut self.engine;
         self.jobs.retain(|id, Running { job, .. }| {
@@ -210,14 +210,14 @@ impl Worker<'_> {
         let is_last = what.as_ref().map_or(true, |token| token.finish.is_some());
         let (choice, reply) = (job.choice, job.reply.clone());
         if is_last {
-            self.jobs.remove(&id); // its place is free before anybody hears of its end
+            self.jobs.remove(&id); // its place is free before the client learns of the end
             self.adapters.make_room();
         }
         let sent = reply.try_send(Piece { choice, what });
         if let Err(TrySendError::Closed(_) | TrySendError::Full(_)) = &sent
             && self.jobs.remove(&id).is_some()
         {
-            self.engine.cancel(id); // there is room for the whole reply: only who has gone does not take it
+            self.engine.cancel(id); // the channel has room for a whole reply, so the client has gone
             self.adapters.make_room();
         }
     }
@@ -244,7 +244,7 @@ fn unless_it_panics<T>(act: impl FnOnce() -> T) -> std::result::Result<T, String
     })
 }
 
-/// Tells a job that it has failed, if anybody listens.
+/// Sends a job's client the error, if it is still connected.
 fn fail(job: &Job, error: ApiError) {
     let _ = job.reply.try_send(Piece { choice: job.choice, what: Err(error) });
 }
@@ -263,7 +263,7 @@ mod tests {
 
     static RESTS: AtomicUsize = AtomicUsize::new(0);
 
-    /// It rests once after each time that something was done, and not while there is something to do.
+    /// The worker rests once after each piece of work, and never while there is work.
     #[test]
     fn a_worker_rests_once_when_nothing_is_left() -> Outcome {
         let model = Decoder::open(&oracle("tiny_llama"), Kind::Float, Device::Cpu)?;
@@ -278,7 +278,7 @@ mod tests {
                 std::thread::sleep(pause);
                 rests.push(RESTS.load(Ordering::Relaxed));
                 let nobody = Generation::unread("nobody", PathBuf::new());
-                // if it has ended, the numbers say so
+                // if the worker has ended, the counts show it
                 let _ = sender.send(Command::Forget(Arc::new(nobody)));
             }
             rests

@@ -7,17 +7,17 @@ use crate::{Example, IGNORE_INDEX, Needed, Result, Sequence};
 /// The purpose of the examples of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Part {
-    /// To be learned, or measured on.
+    /// Examples to train on, or to evaluate on.
     #[default]
     Task,
-    /// To be answered as before.
+    /// Replayed examples, to be answered as before the training.
     Replay,
 }
 
 /// Examples that are computed together: one forward and backward.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
-    /// Where the tokens of all sequences stand. Tokens that no wanted hidden state depends on are left out.
+    /// The layout of all sequences. Tokens that no needed hidden state depends on are left out.
     pub layout: Layout,
     /// The labels of each sequence, one per token; [`IGNORE_INDEX`] where there is none.
     pub labels: Vec<Vec<i64>>,
@@ -29,12 +29,12 @@ pub struct Batch {
     pub rows: Vec<Range<usize>>,
     /// Their purpose.
     pub part: Part,
-    /// The first token of each sequence whose final hidden state is read; its length if there is none.
+    /// Per sequence, the first token whose final hidden state is read; the sequence's length if there is none.
     pub(crate) first_wanted: Vec<usize>,
 }
 
 impl Batch {
-    /// Pads sequences to the longest, on the right, behind `virtual_tokens` placeholders; `needed` has the needed tokens of each.
+    /// Pads sequences on the right to the longest, after `virtual_tokens` placeholders. `needed` selects each sequence's needed tokens.
     ///
     /// # Errors
     /// [`reft_models::Error::EmptyBatch`] or [`reft_models::Error::PromptLength`].
@@ -64,7 +64,7 @@ impl Batch {
     /// The targets: for every label, the place in the span's `[b·t]` of the token before it, and the label. The span is of
     /// the batch's layout, or of one with the same rows in other columns.
     ///
-    /// The first token of a row has a token before it only behind virtual tokens.
+    /// The first token of a row has a preceding token only with virtual tokens.
     ///
     /// # Panics
     /// If the span does not hold the token before a label.
@@ -76,7 +76,7 @@ impl Batch {
         self.target_columns(span.layout).map(place).unzip()
     }
 
-    /// The first column of a layout of the batch's rows whose final hidden states are read.
+    /// The first column whose final hidden states are read, in a layout of the batch's rows.
     pub(crate) fn first_wanted_column(&self, layout: &Layout) -> usize {
         let targets = self.target_columns(layout).map(|(_, column, _)| column);
         let rows = layout.rows().iter().zip(&self.first_wanted).enumerate();
@@ -95,19 +95,19 @@ impl Batch {
         })
     }
 
-    /// The tokens of a sequence that have a token before them and a label, and the labels: what any run predicts of it, with virtual
-    /// tokens before it or without.
+    /// Indices and labels of a sequence's labelled tokens, without the first token: the labels that every run predicts, with or without
+    /// virtual tokens.
     pub(crate) fn labelled(labels: &[i64]) -> impl Iterator<Item = (usize, i64)> {
         let behind_another = labels.iter().copied().enumerate().skip(1);
         behind_another.filter(|(_, label)| *label != IGNORE_INDEX)
     }
 
-    /// Number of labels of each sequence that any run predicts.
+    /// Per sequence, the number of [labels](Self::labelled) that every run predicts.
     pub(crate) fn n_labelled(&self) -> Vec<i64> {
         self.labels.iter().map(|labels| Self::labelled(labels).count() as i64).collect()
     }
 
-    /// Which of the [targets](Self::targets) any run predicts: `None` for all of them.
+    /// Indices of the [targets](Self::targets) that every run predicts; `None` for all of them.
     pub(crate) fn targets_behind_another(&self) -> Option<Vec<i64>> {
         if self.layout.virtual_tokens() == 0 {
             return None;

@@ -24,8 +24,8 @@ impl Dataset {
         Self::weighted(vec![(examples, 1.0)], validation, seed)
     }
 
-    /// As [`Self::split`] of all examples of several sources. The weight of a source says how many times its examples are taken, apart from held out
-    /// ones. A fraction takes that share of them, rounded and drawn by the seed. Examples held out are held out once, and trained on never.
+    /// [`Self::split`] over several sources. Training examples of a source are repeated by its weight; a fraction takes that share of them,
+    /// rounded and drawn by the seed. Held-out examples are held out once and never trained on.
     ///
     /// # Errors
     /// As [`Self::split`].
@@ -66,7 +66,7 @@ impl Dataset {
         for part in [&self.train, &self.validation] {
             number(part.len() as i64);
             for Example { sequences, value, .. } in part {
-                // the missing parts of an example of one sequence are marked by numbers that no prompt length is
+                // optional parts get markers below 0, which no prompt length equals
                 if sequences.len() != 1 {
                     number(-1 - sequences.len() as i64);
                 }

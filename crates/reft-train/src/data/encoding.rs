@@ -17,28 +17,28 @@ pub struct Encoding<'a> {
     pub max_length: usize,
 }
 
-/// Why a text is no row.
+/// The error for a row of text without a tokenizer.
 const NO_TOKENIZER: &str = "the row holds text and the model has no tokenizer; give input_ids";
 
 impl Encoding<'_> {
-    /// Examples, in parallel: one for each row, or for each of the assistant's turns in it, if the encoder says so; of one sequence, or of two if
-    /// the row is a preference.
+    /// Makes examples of rows, in parallel: one per row, or one per assistant turn with [`Turns::All`]. The example of a preference has two
+    /// sequences.
     ///
     /// # Errors
-    /// The first of the rows that fails, with its id: as [`Self::sequence`], [`Error::NoLabel`] if it has no label, or
-    /// [`Error::NoTarget`] if none is left after the cut.
+    /// The error of the first row that fails, with its id: as [`Self::sequence`]; [`Error::NoLabel`] without a label; [`Error::NoTarget`] if
+    /// no label is left after the cut.
     pub fn examples(&self, records: &[Record]) -> Result<Vec<Example>> {
         self.each(records).into_iter().collect() // the first error in the file's order, whatever thread found one first
     }
 
-    /// Every example, or why it is none.
+    /// Every example, or its row's error.
     pub(crate) fn each(&self, records: &[Record]) -> Vec<Result<Example>> {
         let examples: Vec<Vec<_>> = records.par_iter().map(|record| self.of(record)).collect();
         examples.into_iter().flatten().collect()
     }
 
-    /// A labelled text, or labelled tokens, as a sequence in which nothing is to be predicted: methods see all of it as the prompt. A text is
-    /// cut before the tokens that stand behind it, tokens are cut at their end.
+    /// A labelled text, or labelled tokens, as a sequence without targets: all of it is the prompt. Texts keep their closing special tokens
+    /// when cut; tokens are cut at their end.
     ///
     /// # Errors
     /// [`Error::Refused`] or [`Error::Example`].
@@ -102,7 +102,7 @@ impl Encoding<'_> {
         let example = |(i, (Sequence { row, labels }, length)): (usize, (Sequence, usize))| {
             let id = &record.id;
             let id = if is_one { id.clone() } else { format!("{id}, turn {}", i + 1) };
-            // The first token has none before it that it could be predicted from.
+            // no token precedes the first one, so it cannot be predicted
             if labels.iter().skip(1).all(|&label| label == IGNORE_INDEX) {
                 return Err(Error::without_label(&id, length, self.max_length));
             }
@@ -111,7 +111,7 @@ impl Encoding<'_> {
         sequences.into_iter().enumerate().map(example).collect()
     }
 
-    /// The tokens and labels of a row: of a conversation, up to its last turn, which is learned.
+    /// The tokens and labels of a row. Of a conversation, the last turn is learned.
     ///
     /// # Errors
     /// [`Error::Refused`] or [`Error::Example`].

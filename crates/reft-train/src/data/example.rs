@@ -26,9 +26,9 @@ pub struct Example {
 }
 
 impl Sequence {
-    /// The tokens that labels are predicted from, from the first to the last; empty if there are none.
+    /// The range of tokens that labels are predicted from; empty if there are none.
     ///
-    /// A label of the first token is not among them: only virtual tokens stand before it.
+    /// The first token's label does not count: only virtual tokens can precede it.
     pub fn predicting(&self) -> Range<usize> {
         let is_label = |label: &i64| *label != IGNORE_INDEX;
         let labels = self.labels.get(1..).unwrap_or_default();
@@ -51,7 +51,7 @@ impl Example {
         }
     }
 
-    /// Leaves the first `n` labels of each sequence, and cuts it behind the last of them.
+    /// Keeps the first `n` labels of each sequence, and cuts the sequence after the last of them.
     pub fn keep_labels(&mut self, n: usize) {
         for Sequence { row, labels } in &mut self.sequences {
             let labelled = labels.iter().enumerate().filter(|(_, label)| **label != IGNORE_INDEX);

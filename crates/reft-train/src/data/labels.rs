@@ -6,11 +6,11 @@ use crate::{Content, Encoding, Error, Example, IGNORE_INDEX, Record, Result};
 /// The kind of a head's output for a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Told {
-    /// Which of its outputs the text is of.
+    /// A class: the head has one output for each.
     Class,
     /// A number.
     Number,
-    /// How good a reply is, from pairs of which the first is the better one.
+    /// How good a reply is, learned from pairs with the better reply first.
     Reward,
 }
 
@@ -57,7 +57,7 @@ impl Labels {
         Ok(Self { told, classes })
     }
 
-    /// The labels that a trained head tells. One whose classes have no names has whole numbers for them, from 0.
+    /// The labels of a trained head. Classes without names are numbered from 0.
     pub fn of_head(told: Told, head: &TaskHead) -> Self {
         let classes = match (told, head.names()) {
             (Told::Class, []) => (0..head.n_outputs()).map(|class| class.to_string()).collect(),
@@ -67,12 +67,12 @@ impl Labels {
         Self { told, classes }
     }
 
-    /// The names of the classes, in the order of the head's outputs; none of numbers and rewards.
+    /// The names of the classes, in the order of the head's outputs; empty for numbers and rewards.
     pub fn classes(&self) -> &[String] {
         &self.classes
     }
 
-    /// How many outputs a head needs to tell them.
+    /// Number of outputs that a head needs for these labels.
     pub fn n_outputs(&self) -> i64 {
         self.classes.len().max(1) as i64
     }
@@ -80,13 +80,13 @@ impl Labels {
     /// The examples of rows: each a text with its [`value`](Example::value), or a pair of replies.
     ///
     /// # Errors
-    /// The first of the rows that cannot be used: [`Error::Refused`] for a label that is none of the classes, or no number; as
+    /// The error of the first row that cannot be used: [`Error::Refused`] for an unknown class, or a label that is no number; others as
     /// [`Encoding::examples`].
     pub fn examples(&self, records: &[Record], encoding: &Encoding) -> Result<Vec<Example>> {
         self.each(records, encoding).into_iter().collect() // the first error in the file's order
     }
 
-    /// Every example, or why it is none.
+    /// Every example, or its row's error.
     pub(crate) fn each(&self, records: &[Record], encoding: &Encoding) -> Vec<Result<Example>> {
         records.par_iter().map(|record| self.example(record, encoding)).collect()
     }
@@ -101,7 +101,7 @@ impl Labels {
             Content::Preference { chosen, rejected } => {
                 let mut pair = encoding.pair(record, [chosen, rejected])?;
                 for sequence in &mut pair.sequences {
-                    sequence.row.prompt_length = sequence.row.input_ids.len(); // nothing is said
+                    sequence.row.prompt_length = sequence.row.input_ids.len(); // the whole sequence is the prompt
                     sequence.labels.fill(IGNORE_INDEX);
                 }
                 Ok(pair)
@@ -143,7 +143,7 @@ impl Labels {
     }
 }
 
-/// The class that a row names. A whole number is one however it is written, as tables write 1 as 1.0.
+/// The class that a row names. Spellings of a whole number are one class: tables write 1 as 1.0.
 fn class(record: &Record) -> Result<String> {
     let Content::Labelled { label, .. } = &record.content else {
         return Err(record.refused("the row has no label for the head to learn; give one"));

@@ -17,7 +17,7 @@ pub(crate) struct Needed<'d> {
 impl<'d> Needed<'d> {
     /// The needed tokens if the final hidden states of `wanted` tokens are read, and the ones that labels are predicted from.
     ///
-    /// If a token sees the tokens behind it, every token is needed: in a model that is not causal, or depends on the length of a row.
+    /// Without `is_cut` every token is needed: the model is not causal, or depends on the length of a row.
     pub(crate) fn new(sequence: &'d Sequence, wanted: Range<usize>, is_cut: bool) -> Self {
         let n = sequence.row.input_ids.len();
         let read = [wanted, sequence.predicting()].into_iter().filter(|range| !range.is_empty());
@@ -34,7 +34,7 @@ impl<'d> Needed<'d> {
         &self.sequence.row.input_ids[..self.length]
     }
 
-    /// The sequence without the others.
+    /// The sequence's row, cut to the needed tokens.
     pub(crate) fn row(&self) -> Row {
         let mut row = self.sequence.row.clone();
         row.input_ids.truncate(self.length);

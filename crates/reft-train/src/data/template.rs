@@ -47,8 +47,8 @@ declare_options! {
 
 /// Turns rows into tokens, in training as in inference.
 ///
-/// A prompt has the same tokens whatever follows it. Texts are tokenised apart and joined. Of a conversation the whole is tokenised if its
-/// tokens begin with the prompt's tokens, and else both parts.
+/// A prompt has the same tokens whatever follows it. Plain prompts and completions are tokenised apart and joined. A conversation is
+/// tokenised as a whole if its tokens begin with the prompt's, otherwise in two parts.
 #[derive(Debug, Clone, Copy)]
 pub struct TextEncoder<'a> {
     /// The model's tokenizer.
@@ -68,7 +68,7 @@ pub struct Turn {
     pub prompt: Vec<i64>,
     /// The text of the turn, with its end.
     pub completion: Vec<i64>,
-    /// Of each token of the completion, whether it is learned.
+    /// For each token of the completion, whether it is learned.
     pub is_learned: Vec<bool>,
 }
 
@@ -85,12 +85,12 @@ struct Conversation<'a> {
     tools: Option<&'a [serde_json::Value]>,
 }
 
-/// Why a labelled text is no text to be said.
+/// The error for a labelled text where a prompt and a completion are expected.
 const LABELLED: &str =
     "the row is a labelled text, which an objective with a head learns; give prompt and completion";
 
 impl Content {
-    /// Itself, or of a preference the row that is preferred.
+    /// The content itself; of a preference, the preferred row's.
     pub fn first(&self) -> &Self {
         match self {
             Self::Preference { chosen, .. } => chosen,
@@ -114,7 +114,7 @@ impl Content {
 }
 
 impl TextEncoder<'_> {
-    /// Tokens of a row's prompt, and of its completion with its end: of a conversation, the last turn's.
+    /// Tokens of a row's prompt, and of its completion with its end token. The completion of a conversation is its last turn.
     ///
     /// # Errors
     /// [`crate::Error::Refused`] if the template has no place for such a row, or the tokenizer no end token; [`crate::Error::Example`] if
@@ -147,7 +147,7 @@ impl TextEncoder<'_> {
         }
     }
 
-    /// The turns of a row that are learned, in tokens: one, unless all turns of a conversation are.
+    /// The learned turns of a row, in tokens: one, or several with [`Turns::All`].
     ///
     /// # Errors
     /// As [`Self::encode`].
@@ -188,7 +188,7 @@ impl TextEncoder<'_> {
         }
     }
 
-    /// The template that frames rows: of `auto` the one that their forms suggest, if it is the same for all. `None` if they hold tokens alone.
+    /// The template that frames rows. `auto` becomes the template of their forms if all have the same. `None` if no row is framed.
     pub fn in_force<'r>(&self, rows: impl IntoIterator<Item = &'r Record>) -> Option<Template> {
         let of_row = |record: &Record| match record.content.first() {
             Content::Tokens { .. } | Content::Preference { .. } | Content::Labelled { .. } => None,
@@ -280,10 +280,10 @@ impl TextEncoder<'_> {
         Ok(Texts::Conversation(Conversation { template, messages, tools }))
     }
 
-    /// A turn of a conversation: what the template prints for it beyond the prompt that it is generated behind.
+    /// A turn of a conversation in tokens: its prompt, and the text that the template prints after that prompt.
     fn turn(&self, record: &Record, conversation: &Conversation, at: usize) -> Result<Turn> {
         let (mut text, start, marks) = conversation.turn(record, at)?;
-        // Nobody generates the text after the token that ends the turn; where there is none, the tokenizer's own ends it.
+        // Text after the turn's end token is never generated. A turn without an end token gets the tokenizer's.
         let end = text.trim_end().len().max(start);
         let is_ended = self.tokenizer.ends_with_special(&text[start..end]);
         let said = conversation.messages[at].text();
@@ -325,7 +325,7 @@ impl TextEncoder<'_> {
 const ASSISTANT: &str = "assistant";
 
 impl Conversation<'_> {
-    /// The place of the turn that the conversation ends with.
+    /// The index of the last message, an assistant's.
     fn last_turn(&self, record: &Record) -> Result<usize> {
         let last = self.messages.len().saturating_sub(1);
         let is_reply = self.messages.last().is_some_and(|last| last.role() == ASSISTANT);
@@ -336,14 +336,14 @@ impl Conversation<'_> {
             .refused("the last of the messages must be the assistant's, after at least one other"))
     }
 
-    /// The text before a turn, with the opening of the turn if that is wanted.
+    /// The text before a turn; `with_opening` adds the opening of the turn.
     fn prompt(&self, record: &Record, at: usize, with_opening: bool) -> Result<String> {
         let prompt =
             self.template.render_with_tools(&self.messages[..at], self.tools, with_opening);
         prompt.map_err(|error| record.failed(error))
     }
 
-    /// The conversation up to the end of a turn, where the turn begins in it, and the words that the template marks as the assistant's.
+    /// The conversation up to the end of a turn, the byte where the turn begins, and the bytes that the template marks as the assistant's.
     fn turn(&self, record: &Record, at: usize) -> Result<(String, usize, Option<Marks>)> {
         let whole = self.template.render_marked(&self.messages[..=at], self.tools);
         let (whole, marks) = whole.map_err(|error| record.failed(error))?;
@@ -361,7 +361,7 @@ impl Conversation<'_> {
             );
             return Ok((whole, start, marks));
         }
-        // the earlier turns are printed otherwise once the reply is there: the prompt stays as it is in generation
+        // the template prints earlier turns differently once the reply follows: keep the prompt as in generation
         let said = self.messages[at].text();
         let ends: Vec<usize> = prompt.char_indices().rev().map(|(at, _)| at).take(TAIL).collect();
         let behind = |end: &usize| {
@@ -389,14 +389,14 @@ impl Conversation<'_> {
     }
 }
 
-/// Characters of a prompt's end that a reply is found behind: at most so many, and more than so many.
+/// The reply is found after the longest matching end of the prompt, of at most `TAIL` and more than `LEAST` characters.
 const TAIL: usize = 64;
 const LEAST: usize = 4;
 
 /// Ranges of bytes.
 type Marks = Vec<Range<usize>>;
 
-/// A row of tokens as prompt and completion.
+/// Splits a row of tokens into prompt and completion.
 fn split<'a>(
     record: &Record,
     input_ids: &'a [i64],

@@ -68,12 +68,12 @@ impl TextTemplate {
     }
 }
 
-/// A row's text, and the bytes of it behind which each column's own text ends.
+/// A row's text, and the byte of it at which each column's text ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rendered<'a> {
     /// The text.
     pub text: String,
-    /// Each column, and the byte behind its text.
+    /// Each column, and the byte after its text.
     pub ends: Vec<(&'a str, usize)>,
 }
 

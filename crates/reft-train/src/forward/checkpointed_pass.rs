@@ -6,9 +6,8 @@ use crate::{Outputs, Result, seed_of};
 
 /// A forward with activation checkpointing (Chen et al. 2016, arXiv:1604.06174), one segment per block.
 ///
-/// The forward keeps the input of each block and nothing else; in the backward each block is run again, with its hooks, and
-/// differentiated by itself. So memory holds the inputs of all blocks and the activations of one. Dropout falls alike in both runs of a
-/// block.
+/// The forward keeps only the input of each block; the backward runs each block again, with its hooks, and differentiates it alone. So memory
+/// holds the inputs of all blocks and the activations of one. Both runs of a block draw the same dropout.
 pub(crate) struct CheckpointedPass<'p> {
     pass: Pass<'p>,
     seed: u64,
@@ -76,7 +75,7 @@ fn run_block(pass: &mut Pass, seed: u64, block: usize, h: Tensor) -> Result<Tens
     pass.run(block..block + 1, h)
 }
 
-/// Continues a backward that has come to `tensor` with a gradient.
+/// Continues a backward from `tensor`, given its gradient.
 fn hand_on(tensor: &Tensor, gradient: &Tensor) {
     (tensor * gradient).sum(Kind::Float).backward();
 }

@@ -6,8 +6,8 @@ use tch::{Kind, Tensor};
 use crate::forward::logits_in_chunks::rows_at_once;
 use crate::of_logits;
 
-/// The `k` likeliest tokens after each of the hidden states `[m, d]`, `[m, k]`, and their `log p` with that of all others together behind
-/// them, `[m, k + 1]`.
+/// For each of the hidden states `[m, d]`: the `k` likeliest next tokens `[m, k]`, and their `log p` with that of all other tokens together
+/// at the end, `[m, k + 1]`.
 pub(crate) fn likeliest(model: &dyn Model, h: &Tensor, k: usize) -> [Tensor; 2] {
     let head = model.head().dense();
     let of_chunk = |h: Tensor| {
@@ -21,7 +21,7 @@ pub(crate) fn likeliest(model: &dyn Model, h: &Tensor, k: usize) -> [Tensor; 2] 
     [Tensor::cat(&tokens, 0), Tensor::cat(&log_p, 0)]
 }
 
-/// `KL(p ‖ q)` `[m]` of the distributions that [`likeliest`] has kept, all other tokens as one, and those after hidden states `[m, d]`.
+/// `KL(p ‖ q)` `[m]` of `p` from [`likeliest`] and `q` after hidden states `[m, d]`; all other tokens count as one.
 pub(crate) fn divergence_of_likeliest(
     model: &dyn Model,
     h: &Tensor,
@@ -41,8 +41,8 @@ pub fn divergence_of_hidden_states(model: &dyn Model, h: &Tensor, reference: &Te
     })
 }
 
-/// `log p` of some tokens `[m, k]`, and of all others together: `[m, k + 1]`. The sum over the others is taken of their own logits: one
-/// minus the rest would be nothing but rounding where the tokens are nearly certain.
+/// `log p` of some tokens `[m, k]`, and of all others together: `[m, k + 1]`. The others are summed from their own logits: `1 − Σ p` would be
+/// rounding noise where the tokens are nearly certain.
 fn with_the_rest(logits: &Tensor, tokens: &Tensor) -> Tensor {
     let log_sum = |logits: &Tensor| logits.logsumexp([-1i64].as_slice(), true); // [m, 1]
     let others = logits.scatter_value(-1, tokens, f64::NEG_INFINITY);
@@ -50,7 +50,7 @@ fn with_the_rest(logits: &Tensor, tokens: &Tensor) -> Tensor {
     Tensor::cat(&[own, log_sum(&others)], -1) - log_sum(logits)
 }
 
-/// `KL(p ‖ q)` `[m]` of `log p` and `log q`, `[m, n]`; what `p` never has counts nothing.
+/// `KL(p ‖ q)` `[m]` of `log p` and `log q`, `[m, n]`; entries with `p = 0` add nothing.
 fn divergence(log_p: &Tensor, log_q: &Tensor) -> Tensor {
     let is_never = log_p.isneginf();
     let ratio = (log_p - log_q).masked_fill(&is_never, 0.0);
@@ -72,7 +72,7 @@ mod tests {
         ((&waves * 0.7).sin() * 3.0, (waves * 1.3).cos() * 3.0)
     }
 
-    /// With every token kept it is the whole divergence; with fewer it is smaller; between equals it is nothing.
+    /// With every token kept, the divergence is exact; with fewer it is smaller; between equal distributions it is 0.
     #[test]
     fn what_is_kept_gives_the_divergence_of_the_whole() -> Result<()> {
         let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/oracle/tiny_llama");
@@ -118,7 +118,7 @@ mod tests {
         Ok(())
     }
 
-    /// Where the kept tokens have all but 1e-7 of the probability, the rest is still told.
+    /// Where the kept tokens have all but 1e-7 of the probability, the rest is still exact.
     #[test]
     fn a_rest_below_rounding_is_no_infinity() -> Result<()> {
         let logits = Tensor::from_slice(&[30f32, 0.0, 1.0, -2.0]).unsqueeze(0);

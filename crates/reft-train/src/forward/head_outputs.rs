@@ -3,7 +3,7 @@ use tch::Tensor;
 
 use crate::Result;
 
-/// Outputs `[n, k]` of a head in f32, of rows as adapters leave them, without a graph.
+/// Outputs `[n, k]` of a head in f32, for rows run through the adapters, without autograd.
 ///
 /// # Errors
 /// As [`AdapterStack::hidden_states`].

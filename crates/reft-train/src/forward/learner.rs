@@ -32,7 +32,7 @@ pub struct LossReport {
     pub perplexity: f64,
     /// Number of target tokens.
     pub target_tokens: i64,
-    /// The mean of each term of the loss, before its weight, of further measures, and the objective's metrics, by name.
+    /// By name: the mean of each term before its weight, of further measures too, and the objective's metrics.
     #[serde(skip)]
     pub measured: BTreeMap<String, f64>,
 }
@@ -56,8 +56,8 @@ impl<'a> Learner<'a> {
         Batch::collate(examples, needed, self.stack.virtual_tokens())
     }
 
-    /// Each term's sum over a batch: scalars, differentiable in the [parameters](Self::parameters). With `frozen`, what lies before the
-    /// adapters' [`Reach`] is taken from there, and only the rest is computed; the numbers are the same to rounding.
+    /// Each term's sum over a batch: scalars, differentiable in the [parameters](Self::parameters). With `frozen`, activations before the
+    /// adapters' [`Reach`] come from the store, and only the rest is computed; the numbers are the same to rounding.
     ///
     /// # Errors
     /// Errors of the model, of an adapter or of the objective.
@@ -70,8 +70,7 @@ impl<'a> Learner<'a> {
         Ok(self.sums_of(batch, &self.ready(batch, frozen)?, mode, None)?.0)
     }
 
-    /// The loss of examples that are computed together, a scalar that is differentiable in the [parameters](Self::parameters): for a loop of
-    /// one's own.
+    /// The loss of examples computed together: a scalar, differentiable in the [parameters](Self::parameters), for custom training loops.
     ///
     /// # Errors
     /// As [`Self::batch`] and [`Self::sums`].
@@ -88,12 +87,12 @@ impl<'a> Learner<'a> {
         Ok(Tensor::stack(&terms, 0).sum(None))
     }
 
-    /// The loss on examples; longest first, so that memory runs out at once if it does. With `frozen`, what the frozen model alone
-    /// decides is taken from there.
+    /// The loss on examples. The longest come first, so that memory runs out at once if at all. With `frozen`, the frozen model's part comes
+    /// from the store.
     ///
     /// # Errors
-    /// [`reft_models::Error::ContextFull`] before the first is computed; [`Error::EvaluationNotFinite`]; those of [`Self::check`]; what the
-    /// model, an adapter or the objective refuses.
+    /// [`reft_models::Error::ContextFull`] before the first is computed; [`Error::EvaluationNotFinite`]; those of [`Self::check`]; errors of
+    /// the model, an adapter or the objective.
     pub fn evaluate(
         &self,
         examples: &[Example],
@@ -201,7 +200,7 @@ impl<'a> Learner<'a> {
     /// Checks that the model has logits if the objective reads them, and that the adapters have the coordinates that examples name.
     ///
     /// # Errors
-    /// [`reft_models::Error::Encoder`]; [`Error::Example`] with the first whose coordinates are none.
+    /// [`reft_models::Error::Encoder`]; [`Error::Example`] with the first example of unknown coordinates.
     pub fn check(&self, examples: &[Example]) -> Result<()> {
         if self.objective.reads_logits() {
             let what = format!("the objective {}", self.objective.name());
@@ -215,7 +214,7 @@ impl<'a> Learner<'a> {
         })
     }
 
-    /// The trained tensors: the parameters of the adapters, and the objective's, whose names begin with the objective's: `last-token/…`.
+    /// The trained tensors: the adapters' parameters, and the objective's, prefixed with its name: `last-token/…`.
     pub fn parameters(&self) -> Vec<Parameter> {
         let mut parameters = self.stack.parameters();
         let own = self.objective.parameters().into_iter();
@@ -231,7 +230,7 @@ impl<'a> Learner<'a> {
         state
     }
 
-    /// Goes back to a [`Self::state`].
+    /// Restores a [`Self::state`].
     ///
     /// # Errors
     /// If tensors are missing, unexpected or of another shape, by name.
@@ -255,8 +254,7 @@ impl<'a> Learner<'a> {
         format!("{}/{name}", self.objective.name())
     }
 
-    /// The divisor of each term's sum for its mean: its count. A term without counted items is left out, unless there is
-    /// no other.
+    /// The divisor of each term's sum for its mean: its count. A term with count 0 gets ∞ and adds nothing, unless all counts are 0.
     pub(crate) fn divisors(&self, counts: &[f64]) -> Vec<f64> {
         let is_empty = counts.iter().all(|n| *n == 0.0);
         let divisor = |n: &f64| if *n > 0.0 || is_empty { *n } else { f64::INFINITY };
@@ -299,7 +297,7 @@ impl<'a> Learner<'a> {
 
     /// Adds the gradient of `Σ factor · sum` over the terms to the parameters' gradients; returns the sums, without gradient.
     ///
-    /// With `by_block`, activations are computed again where they are needed, for less memory.
+    /// `by_block` computes activations again in the backward, block by block, to save memory.
     ///
     /// # Errors
     /// Errors of the model, of an adapter or of the objective.
@@ -336,7 +334,7 @@ impl<'a> Learner<'a> {
         Ok((self.objective.sums(&forwards)?, passes))
     }
 
-    /// The forwards of a batch, and the ones among them that are still to be differentiated.
+    /// The forwards of a batch, and those still to be differentiated block by block.
     fn forwards<'p>(
         &'p self,
         batch: &'p Batch,

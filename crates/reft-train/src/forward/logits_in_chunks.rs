@@ -1,10 +1,10 @@
 use reft_models::Model;
 use tch::{Kind, Tensor};
 
-/// Logits that are held at once: more are computed a chunk of tokens at a time.
+/// Largest number of logits held at once: more are computed in chunks of tokens.
 const LOGITS_AT_ONCE: i64 = 1 << 24;
 
-/// A number for each hidden state, from its logits and its own of some tensors `[m, …]`.
+/// Computes a number per hidden state, from its logits and its rows of further tensors `[m, …]`.
 pub(crate) type OfLogits<'f> = &'f dyn Fn(&Tensor, &[Tensor]) -> Tensor;
 
 /// Numbers `[m]` computed from the logits of hidden states `[m, d]`, and from further tensors `[m, …]`.
@@ -22,10 +22,10 @@ pub(crate) fn rows_at_once(model: &dyn Model) -> i64 {
     (LOGITS_AT_ONCE / model.description().vocab_size).max(1)
 }
 
-/// [`of_logits`] with the logits of `rows` of them at a time.
+/// [`of_logits`] with the logits of `rows` hidden states at a time.
 ///
-/// With a frozen head, the gradient of a chunk is taken as soon as its numbers are known, so that its logits can go: what is returned has
-/// the values of the numbers, and the gradients by way of `Σ h · ∂number/∂h`, a sum for each of them.
+/// With a frozen head, each chunk's gradient is computed at once, so that its logits can be freed. The result holds the numbers, and passes
+/// gradients on by `Σ h · ∂number/∂h`, one sum per number.
 pub(crate) fn in_chunks(
     model: &dyn Model,
     h: &Tensor,

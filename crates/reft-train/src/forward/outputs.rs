@@ -20,7 +20,7 @@ pub struct Forwards<'p> {
 /// The hidden states that a forward ended with, from the first wanted column on.
 pub struct Outputs<'p> {
     pub(crate) model: &'p dyn Model,
-    /// The columns that they are of.
+    /// Their columns.
     pub(crate) span: Span<'p>,
     pub(crate) targets: &'p Targets,
     /// After the final norm: `[b, q, d]`.
@@ -35,18 +35,18 @@ pub(crate) struct Targets {
 }
 
 impl Outputs<'_> {
-    /// `−log p(label)` of every labelled token, `[m]` in f32: row by row, as they stand in [`Batch::labels`]. The label of a first token
-    /// counts only behind virtual tokens.
+    /// `−log p(label)` of every labelled token, `[m]` in f32, in the order of [`Batch::labels`]. The label of a first token counts only
+    /// behind virtual tokens.
     ///
-    /// Logits are computed only where a label is predicted, and no more of them at once than fit into some memory.
+    /// Logits are computed only where a label is predicted, in chunks of bounded size.
     pub fn target_losses(&self) -> Tensor {
         let Targets { places, labels } = self.targets;
         let h = self.hidden_states.flatten(0, 1).index_select(0, places);
         cross_entropy(self.model, &h, labels)
     }
 
-    /// The hidden states that labels are predicted from, `[m, d]`, and the labels, `[m]`: of the tokens that have a token before them, row
-    /// by row, whatever virtual tokens there are.
+    /// The hidden states that labels are predicted from, `[m, d]`, and the labels, `[m]`, row by row. Labels of first tokens are left out,
+    /// with or without virtual tokens.
     pub(crate) fn labelled(&self, batch: &Batch) -> (Tensor, Tensor) {
         let Targets { places, labels } = self.targets;
         let h = self.hidden_states.flatten(0, 1);

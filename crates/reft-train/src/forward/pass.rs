@@ -36,7 +36,7 @@ impl<'p> Pass<'p> {
         self.ready.stage..self.model.description().num_hidden_layers
     }
 
-    /// The input of the first of them.
+    /// The input of the first stage.
     pub(crate) fn input(&self) -> Tensor {
         match self.ready.past {
             None => self.forward.embed(&self.ready.input),

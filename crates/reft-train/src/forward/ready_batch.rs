@@ -7,7 +7,7 @@ use crate::forward::outputs::Targets;
 use crate::reuse::frozen_row::{FrozenPast, FrozenRow};
 use crate::{Batch, FrozenStore, Learner, Result};
 
-/// A batch on its way to the device, for all that an objective wants of it.
+/// A batch on its way to the device: the inputs of all of an objective's forwards and references.
 #[derive(Debug)]
 pub(crate) struct Ready {
     /// A forward for each of its doses.
@@ -18,12 +18,12 @@ pub(crate) struct Ready {
 
 /// A batch on its way to the device: the inputs of one forward that do not depend on trained parameters.
 ///
-/// It is made ahead, while the device is at work on the batch before, or when it is wanted; it is the same either way.
+/// It is made ahead, while the device computes the batch before, or on demand; it is the same either way.
 #[derive(Debug)]
 pub(crate) struct ReadyBatch {
     /// How the adapters are to be used.
     pub(crate) dose: Dose,
-    /// Behind frozen columns, rows are aligned at their first touched token.
+    /// With cached activations, rows are aligned at their first touched token.
     pub(crate) layout: Layout,
     /// The first column that is computed.
     pub(crate) first_column: usize,
@@ -31,9 +31,9 @@ pub(crate) struct ReadyBatch {
     pub(crate) first_wanted: usize,
     /// The first stage that is run.
     pub(crate) stage: usize,
-    /// Token ids `[b, t]`, or behind a past what the frozen model has made of them: what goes into the stage, `[b, t, d]`.
+    /// Token ids `[b, t]`; with a past, the frozen hidden states `[b, t, d]` that enter the stage.
     pub(crate) input: Tensor,
-    /// The frozen model's keys and values of the columns before.
+    /// The frozen model's keys and values of the columns before `first_column`.
     pub(crate) past: Option<FrozenPast>,
     pub(crate) targets: Targets,
 }
@@ -92,10 +92,10 @@ impl ReadyBatch {
     }
 }
 
-/// Where each row is reached, all at the lowest stage of any; `None` if nothing is left to the frozen model.
+/// Each row's reach, all at the lowest stage of any; `None` if no work is the frozen model's alone.
 fn reaches(learner: &Learner, dose: Dose, batch: &Batch) -> Option<Vec<Reach>> {
     if !dose.is_none() && batch.layout.virtual_tokens() > 0 {
-        return None; // the tensors before every token are not frozen
+        return None; // virtual tokens and their activations are trained, not frozen
     }
     let rows = batch.layout.rows().iter().zip(&batch.first_wanted);
     let mut reaches: Vec<Reach> =

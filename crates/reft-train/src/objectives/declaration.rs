@@ -10,8 +10,8 @@ use crate::{
     Record, Result, Told, read_labelled, read_preferences, read_records,
 };
 
-/// The declaration of an objective. From it follow the rows that a run reads, the examples made of them, the options that it takes, and how
-/// it is built of the run's adapters, head and reference.
+/// The declaration of an objective. It says which rows a run reads, how they become examples, which options apply, and how the objective is
+/// built of the run's adapters, head and reference.
 pub struct ObjectiveDeclaration {
     /// Its name in files and on the command line.
     pub name: &'static str,
@@ -25,15 +25,15 @@ pub struct ObjectiveDeclaration {
     pub options: &'static [&'static str],
     /// The metrics of held-out examples beside the loss, the usual one first.
     pub metrics: &'static [Metric],
-    /// Every example of some rows, or why it is none. The labels are its head's.
+    /// Makes every example of some rows, or a row's error. The labels are its head's.
     pub each: EachExample,
-    /// Checks whether all examples together can be learned, which no single one shows.
+    /// Checks all examples together, for faults that no single example shows.
     pub check: fn(&[Example]) -> Result<()>,
     /// Makes the objective; the error names a missing part.
     pub build: BuildObjective,
 }
 
-/// Every example of some rows, or why it is none.
+/// Makes every example of some rows, or a row's error.
 pub type EachExample = fn(&[Record], &Encoding, Option<&Labels>) -> Vec<Result<Example>>;
 
 /// Makes an objective of a run's parts.
@@ -109,7 +109,7 @@ impl ObjectiveDeclaration {
     /// The examples of rows. With a head, `labels` are the head's.
     ///
     /// # Errors
-    /// The first of the rows that cannot be used, with its id.
+    /// The error of the first row that cannot be used, with its id.
     pub fn examples(
         &self,
         records: &[Record],
@@ -119,7 +119,7 @@ impl ObjectiveDeclaration {
         (self.each)(records, encoding, labels).into_iter().collect()
     }
 
-    /// As [`Self::examples`] without the examples that have no label left when they are cut, and how many these are.
+    /// [`Self::examples`] without examples whose labels are all cut off, and the number of these.
     ///
     /// # Errors
     /// As [`Self::examples`].
@@ -140,7 +140,7 @@ impl ObjectiveDeclaration {
         Ok((examples, left_out))
     }
 
-    /// Whether it makes one of two replies the likelier one.
+    /// Whether it trains one of two replies to be likelier.
     pub fn prefers(&self) -> bool {
         self.rows == RowKind::Pairs && self.told.is_none()
     }

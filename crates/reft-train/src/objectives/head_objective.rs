@@ -67,10 +67,9 @@ impl Told {
     }
 }
 
-/// A head on a model, trained beside the model's adapters: what transformers' `…ForSequenceClassification` learns, and TRL's reward
-/// trainer.
+/// A head trained together with the model's adapters, as by transformers' `…ForSequenceClassification` and TRL's reward trainer.
 ///
-/// With `z` the head's outputs `[k]` of a text, the mean over examples of
+/// With `z` the head's outputs `[k]` of a text, the loss is the mean over examples of
 ///
 /// - a class `c`: `−log softmax(z)_c`; measured beside it: the share of texts whose largest output is their class
 /// - a number `y`: `(z − y)²`
@@ -90,10 +89,10 @@ const TERMS_OF_REWARD: [Term; 3] =
     [Term { name: REWARD.name, weight: 1.0 }, Term::measured("margin"), Term::measured("accuracy")];
 
 impl HeadObjective {
-    /// The kind of the head's output.
+    /// The objective of a head that tells this kind of output.
     ///
     /// # Errors
-    /// [`reft_models::Error::Adapter`] if the head has a number of outputs that cannot tell it: classes need two, others one.
+    /// [`reft_models::Error::Adapter`] if the head's number of outputs does not fit: classes need two or more, others one.
     pub fn new(told: Told, head: TaskHead) -> Result<Self> {
         let (found, is_class) = (head.n_outputs(), told == Told::Class);
         if (found < 2) == is_class || found < 1 {
@@ -112,7 +111,7 @@ impl HeadObjective {
         &self.head
     }
 
-    /// The rows of a batch whose outputs are told: of pairs both, one behind the other.
+    /// The batch rows that the head reads: one per example, of pairs both replies, one after the other.
     fn rows(&self, batch: &Batch) -> Vec<usize> {
         match self.told {
             Told::Reward => {

@@ -5,7 +5,7 @@ use crate::{Batch, Forwards, Objective, ObjectiveDeclaration, Result, RowKind, T
 /// The next token of each row.
 pub static NEXT_TOKEN: ObjectiveDeclaration = NEXT_TOKENS;
 
-/// The same to be built upon: rows become examples as the encoding makes them, and nothing is needed beside them.
+/// The base of other declarations: the encoding makes the examples, and nothing else is needed.
 pub(crate) const NEXT_TOKENS: ObjectiveDeclaration = ObjectiveDeclaration {
     name: "next-token",
     rows: RowKind::Replies,

@@ -97,7 +97,7 @@ impl ObjectiveOptions {
     }
 }
 
-/// The options that not every objective has, and which have them: "objective dpo or ipo".
+/// The options of some objectives only, and the names of these: "objective dpo or ipo".
 static HAVING: LazyLock<BTreeMap<&'static str, String>> = LazyLock::new(|| {
     let mut having: BTreeMap<&str, String> = BTreeMap::new();
     for objective in OBJECTIVES {

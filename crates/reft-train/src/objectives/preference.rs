@@ -9,7 +9,7 @@ use crate::{
     Result, RowKind, Term, cross_entropy,
 };
 
-/// The common part of all preferences' declarations; name, options and how it is built are each one's own.
+/// The common part of all preferences' declarations; each sets its own name, options and `build`.
 pub(crate) const OF_PAIRS: ObjectiveDeclaration =
     ObjectiveDeclaration { rows: RowKind::Pairs, metrics: &[Metric::Accuracy], ..NEXT_TOKENS };
 
@@ -18,9 +18,9 @@ pub(crate) const OF_PAIRS: ObjectiveDeclaration =
 /// With `log π` the log-probability of a reply's tokens, `r = log π − log π_ref` its ratio to a reference run, `c` the chosen and `x` the
 /// rejected reply, and `|·|` their tokens, the loss is the mean over pairs of a [`PairLoss`]: DPO, IPO, SimPO, ORPO or RePS.
 ///
-/// Measured beside it: the margin between the replies' rewards (`β r`, of SimPO and ORPO `β l`), the share of pairs in which it is above
-/// 0, and with a reference `−r` per token of both replies: an estimate of the divergence from it, in nats, so far as the replies are such
-/// as it gives.
+/// Also measured: the margin between the replies' rewards (`β r`; `β l` for SimPO and ORPO), the share of pairs with a margin above 0, and
+/// with a reference `−r` per token of both replies. This estimates the divergence from the reference in nats, if the replies are typical of
+/// it.
 pub(crate) struct Preference<'a> {
     declaration: &'static ObjectiveDeclaration,
     loss: Box<dyn PairLoss>,
@@ -39,9 +39,9 @@ enum Measure {
     Chosen,
     /// The chosen replies' rewards less the rejected ones'.
     Margin,
-    /// Whether that is above 0.
+    /// Whether the margin is above 0.
     Accuracy,
-    /// Whether the rejected replies' have more where the model is steered away.
+    /// Whether the rejected reply has the higher reward when the model is steered away.
     AccuracyAway,
     /// How far the replies' log-probabilities are below the reference run's.
     KlEstimate,
@@ -77,7 +77,7 @@ impl Measure {
         summed.sum(Kind::Float)
     }
 
-    /// How much of a batch its mean is over.
+    /// The count that its mean is divided by.
     fn count(self, batch: &Batch) -> f64 {
         let of_rows = batch.n_labelled();
         match self {
@@ -89,7 +89,7 @@ impl Measure {
 }
 
 impl<'a> Preference<'a> {
-    /// The objective of a loss. The reference is the run whose log-probabilities the loss wants, if it wants one's.
+    /// The objective of a loss. `reference` is the run to compare with, if the loss needs one.
     pub(crate) fn new(
         declaration: &'static ObjectiveDeclaration,
         loss: impl PairLoss + 'static,
@@ -135,7 +135,7 @@ pub(crate) trait PairLoss {
         Vec::new()
     }
 
-    /// The forwards that it wants of the trainer; none if it runs its own.
+    /// The forwards that the trainer runs for it; none if it runs its own.
     fn doses(&self) -> &[Dose] {
         &[Dose::WHOLE]
     }

@@ -27,17 +27,17 @@ pub static REFT_R1: ObjectiveDeclaration = ObjectiveDeclaration {
 
 /// ReFT-r1: one direction `v` is trained to detect a concept and to steer towards it (Wu et al. 2025, arXiv:2501.17148, AxBench).
 ///
-/// With the latents `a_t = relu(vᵀ h_t)` of a text's tokens at a site, of which the `k` largest have the mean `a`, the sum of
+/// The latents of a text's tokens at a site are `a_t = relu(vᵀ h_t)`; `a` is the mean of the `k` largest. The loss is the sum of
 ///
 /// - the next-token loss of the texts with the concept, whose hidden states at the site are `h + a v` (at every token), and
-/// - `λ` times the part of the run that is done times the mean over texts of: for a text with the concept, the mean over tokens of those
-///   latents that are not among the largest; for one without it, of all latents.
+/// - `λ` times the share of the run that is done, times the mean over texts of a penalty: for a text with the concept, the mean over tokens
+///   of the latents that are not among the largest; for a text without it, of all latents.
 ///
-/// AxBench sums the second part over a batch, so its weight is `λ` divided by the batch size. `v` has length 1 when a step is taken, and
-/// its gradient no part along it. Several sites have a direction each; each reads the output of the ones below.
+/// AxBench sums the second part over a batch, so its weight is `λ` divided by the batch size. Before each step `v` is scaled to length 1, and
+/// its gradient made orthogonal to it. Each site has its own direction; it reads hidden states already steered at the sites below.
 ///
-/// A start on whose side no token lies has no latent above 0 and so no gradient, and AxBench's formula leaves it where it is. Here it is
-/// turned round after the first step.
+/// If no token has a latent above 0 at the start, the gradient is 0, and AxBench's formula never moves `v`. Here `v` is negated then, in the
+/// first step.
 ///
 /// The forward is the objective's own: every step computes all of it, and activations are kept until the backward.
 #[derive(Debug)]
@@ -125,7 +125,7 @@ impl Objective for ReftR1 {
         self.is_start.set(self.is_start.get() || share == 0.0);
     }
 
-    /// The gradient is summed over all processes, so that all of them turn a direction round or none does.
+    /// Gradients are summed over all processes, so all of them negate a direction or none does.
     fn before_step(&self) {
         let _guard = tch::no_grad_guard();
         let mut is_start = false;
@@ -211,9 +211,9 @@ struct DetectingHooks<'a> {
     mask: Tensor,  // [b, t]
     shown: Tensor, // [b]
     top_k: i64,
-    /// Of each site the latents that are to be 0, `[b]`.
+    /// For each site, the mean of the latents to be driven to 0, `[b]`.
     latents: Vec<Tensor>,
-    /// Of each site the mean of the largest ones, `[b]`.
+    /// For each site, the mean of the largest latents, `[b]`.
     largest: Vec<Tensor>,
 }
 

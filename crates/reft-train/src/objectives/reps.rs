@@ -26,7 +26,7 @@ fn build<'a>(run: &'a Ingredients<'a>) -> Result<Box<dyn Objective + 'a>> {
     };
     let drawn = run.options.steering_factors.as_ref().map(drawn).transpose()?;
     let loss = Reps { beta: run.options.beta.unwrap_or(1.0), drawn };
-    // the plain model's run: of no gradient, but a factor
+    // the plain model's run has no gradient: it only weights the loss
     Ok(Box::new(Preference::new(&REPS, loss, Some(AdapterStack::EMPTY))))
 }
 
@@ -42,8 +42,8 @@ struct Reps {
 
 /// Steering by factors that are drawn: each sequence by `h + (f + b) v`, and away by `h − relu(vᵀ h + b)/‖v‖² v`.
 ///
-/// `f` is one of some factors, drawn for each sequence by itself, the chosen reply and the rejected one, as stanfordnlp/axbench does it; what is
-/// held out is measured at their mean. The bias `b` starts at 0, is trained, and is no part of the adapter.
+/// `f` is drawn from a list for each sequence, separately for the replies of a pair, as in stanfordnlp/axbench; held-out examples are
+/// measured at the mean. The bias `b` starts at 0, is trained, and is no part of the adapter.
 #[derive(Debug)]
 struct Drawn {
     factors: Vec<f64>,
@@ -83,7 +83,7 @@ impl Drawn {
     }
 }
 
-/// Steers towards, with factors `f + b` `[b, 1, 1]`; away without.
+/// Steers towards the direction, with factors `f + b` `[b, 1, 1]`; without factors, away from it.
 struct DrawnHooks<'a> {
     drawn: &'a Drawn,
     factors: Option<Tensor>,

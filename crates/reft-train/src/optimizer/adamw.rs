@@ -15,8 +15,8 @@ use crate::{Error, Result};
 /// θ ← θ − lr/(1 − β₁ᵏ) · m / (√v/√(1 − β₂ᵏ) + ε)
 /// ```
 ///
-/// Everything is f32. For a parameter in half precision (full fine-tuning) it holds an f32 copy that takes the steps. The
-/// parameter is that copy rounded: a step is mostly smaller than the distance of two neighbours in half precision, and would be lost there.
+/// Everything is f32. A parameter in half precision (full fine-tuning) is the rounded form of an f32 copy that takes the steps: most steps
+/// are smaller than the spacing of half-precision numbers and would be lost.
 ///
 /// Parameters made with [`Parameter::without_weight_decay`] skip the first line: decay has no meaning for the coordinates of a
 /// rotation.
@@ -78,9 +78,9 @@ impl AdamW {
         }
     }
 
-    /// The gradients, as they are: work on them in place changes what [`Self::step`] sees. Leaves without one are left out.
+    /// The gradients themselves: [`Self::step`] sees changes made in place. Leaves without a gradient are left out.
     ///
-    /// Those in f16 are given as f32: divided by the loss scale they would not be there any more.
+    /// Gradients in f16 are given as f32 copies: divided by the loss scale, they would underflow in f16.
     pub fn grads(&mut self) -> Vec<Tensor> {
         self.slots.iter_mut().filter_map(Slot::grad).collect()
     }
@@ -121,7 +121,7 @@ impl AdamW {
                 drop(g);
                 square *= 1.0 - BETA2;
                 *v += &square;
-                // in the buffer of `square`, which is of no use any more: a trained embedding is large
+                // in the buffer of `square`, to save memory: a trained embedding is large
                 let mut update = v.sqrt_out(&square);
                 update /= correction2.sqrt();
                 update += EPS;
@@ -142,11 +142,11 @@ impl AdamW {
         copies.chain([(STEPS.to_owned(), Tensor::from(self.steps))]).collect()
     }
 
-    /// Goes back to a [`Self::state`].
+    /// Restores a [`Self::state`].
     ///
     /// # Errors
-    /// [`Error::OptimizerState`] if a tensor is missing, unexpected or of another shape, by name; nothing is changed then. A run of full
-    /// fine-tuning in half precision that has no f32 copies was begun by a version that lost its steps, and is refused.
+    /// [`Error::OptimizerState`] if a tensor is missing, unexpected or of another shape, by name; nothing is changed then. A half-precision
+    /// state without f32 copies is refused: the version that wrote it lost steps.
     pub fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
         let own = self.state();
         let wrong =
@@ -176,7 +176,7 @@ impl AdamW {
 }
 
 impl Slot {
-    /// Everything that a state holds of it.
+    /// Its tensors in a state, by name.
     fn tensors(&self) -> impl Iterator<Item = (String, &Tensor)> {
         let named = [(".m", Some(&self.m)), (".v", Some(&self.v)), (MASTER, self.master.as_ref())];
         let name =

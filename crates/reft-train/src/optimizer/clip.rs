@@ -4,8 +4,8 @@ use tch::{Kind, Tensor};
 /// Scales gradients, in place, so that the 2-norm of all of them together is at most `max_norm`; returns the norm before, a
 /// scalar.
 ///
-/// As `torch.nn.utils.clip_grad_norm_`: the factor is `min(1, max_norm / (norm + 1e-6))`. `max_norm = 0` only measures. Of several
-/// `groups`, which are the entries of the first dimension of every gradient, each is scaled by its own norm.
+/// As `torch.nn.utils.clip_grad_norm_`: the factor is `min(1, max_norm / (norm + 1e-6))`. `max_norm = 0` only measures. With several `groups`
+/// (the first dimension of every gradient), each group is scaled by its own norm.
 pub(crate) fn clip_grad_norm(grads: &[Tensor], max_norm: f64, groups: i64) -> Tensor {
     let of_groups = |grad: &Tensor| {
         let grad = grad.to_kind(Kind::Float).reshape([groups, -1]);

@@ -18,7 +18,7 @@ pub(crate) struct FrozenRow {
 }
 
 impl FrozenRow {
-    /// Computes rows in one forward, without autograd, to the host's memory. The reaches are of one stage.
+    /// Computes rows in one forward without autograd, into the host's memory. All reaches have the same stage.
     pub(crate) fn compute(model: &dyn Model, rows: &[(Row, Reach)]) -> Result<Vec<Self>> {
         let _guard = tch::no_grad_guard();
         let blocks = model.description().num_hidden_layers;
@@ -33,7 +33,7 @@ impl FrozenRow {
         if tokens > 0 && stage < blocks {
             let before = Span { layout: &layout, columns: 0..tokens };
             let mut forward = model.forward(&before, 0);
-            forward.want_from(tokens - 1); // of the last block, keys and values are enough
+            forward.want_from(tokens - 1); // the last block needs only keys and values
             let before = h.narrow(1, 0, tokens as i64);
             let _ = forward.run(stage..blocks, before, Some(&mut recorder), &mut NoHooks)?;
         }
@@ -45,7 +45,7 @@ impl FrozenRow {
                 let of_blocks: Vec<Tensor> = recorder.0.iter().map(of_block).collect();
                 Tensor::stack(&of_blocks, 0).to_device(Device::Cpu)
             });
-            // a copy, so that the rest of h is let go
+            // a copy, so that the rest of h is freed
             let hidden_states = h.select(0, i).narrow(0, token, t - token).copy();
             let hidden_states = hidden_states.to_device(Device::Cpu);
             Self::from_tensors([hidden_states].into_iter().chain(keys_and_values))
@@ -63,7 +63,7 @@ impl FrozenRow {
         numbers * model.kind().elt_size_in_bytes()
     }
 
-    /// A row of these tensors, as [`Self::tensors`] gave them.
+    /// A row made of these tensors, in the order of [`Self::tensors`].
     pub(crate) fn from_tensors(tensors: impl IntoIterator<Item = Tensor>) -> Self {
         Self { tensors: tensors.into_iter().collect() }
     }
@@ -102,15 +102,15 @@ impl FrozenRow {
     }
 }
 
-/// Keys and values of frozen columns; gradients flow through the later ones.
+/// Keys and values of frozen columns; only the later columns have gradients.
 #[derive(Debug)]
 pub(crate) struct FrozenPast {
-    /// Of each part of the model: its first layer, and `[layers, 2, b, n_kv, columns, d_h]` on its device.
+    /// For each part of the model: its first layer, and `[layers, 2, b, n_kv, columns, d_h]` on its device.
     keys_and_values: Vec<(usize, Tensor)>,
 }
 
 impl FrozenPast {
-    /// Of the rows of a batch, which all begin at `stage`, with `columns` before their first touched tokens.
+    /// The past of a batch's rows: all begin at `stage`, with `columns` columns before their first touched tokens.
     pub(crate) fn of_rows(
         rows: &[Rc<FrozenRow>],
         stage: usize,

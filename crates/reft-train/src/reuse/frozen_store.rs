@@ -24,23 +24,23 @@ pub struct ReuseConfig {
 
 /// The frozen model's part of rows, cached from epoch to epoch.
 ///
-/// Rows are known by their tokens, so it does not matter in which batch or data set they come, and equal rows are cached once. The rows cached
-/// first stay: rows come round once an epoch, and room for newcomers would be taken from rows that come sooner.
-/// When the machine runs short of memory, half of the rows are let go and no more are cached there. The cache changes nothing but time.
+/// Rows are keyed by their tokens, whatever batch or data set they come from, and equal rows are cached once. The rows cached first stay:
+/// each row is used once an epoch, so an evicted row would be needed before the new one. When the machine runs short of memory, half of the
+/// cached bytes are freed and no more rows are cached there. The cache changes nothing but time.
 ///
-/// A trainer's store computes the training rows of a micro-batch of the first epoch in one forward, if there is room for all rows, and
-/// each by itself otherwise. The two are rounded differently, so a checkpoint says which it was. Rows that are lost on the way, with a warning,
+/// If there is room for all rows, a trainer's store computes the training rows of each micro-batch of the first epoch in one forward;
+/// otherwise it computes each row alone. The two round differently, so a checkpoint records the choice. Rows that are lost, with a warning,
 /// are computed again one by one.
 #[derive(Debug)]
 pub struct FrozenStore<'d> {
     groups: Groups<'d>,
-    /// Whether rows are computed in groups; `None` while none was asked for. A store that goes on as an earlier one did is given its.
+    /// Whether rows are computed in groups; `None` before the first request. A resumed run sets it from its checkpoint.
     pub(crate) in_groups: Option<bool>,
-    /// Bytes that the rows of each group will take, 0 once one of them was asked for; empty if rows are computed alone. `None` while none was
-    /// asked for.
+    /// Bytes reserved for the rows of each group, 0 once one of them was asked for; empty if rows are computed alone; `None` before the first
+    /// request.
     reserved: Option<Vec<u64>>,
     rows: HashMap<Key, Cached>,
-    /// Its memory is set by the first look at the machine's; without a directory no more is put into a file.
+    /// The first memory check sets its `memory`; a failure of the file clears its `directory`.
     config: ReuseConfig,
     bytes: u64,
     file: Option<SpillFile>,
@@ -51,7 +51,7 @@ pub struct FrozenStore<'d> {
 /// The key of a cached row.
 #[derive(Debug, PartialEq, Eq, Hash)]
 enum Key {
-    /// A row's tokens and their types, and where it is reached.
+    /// A row's tokens, their types, and its reach.
     Row(Vec<i64>, Option<Vec<i64>>, Reach),
     /// A sequence, the outputs cached of it, and whether the plain model ran it.
     Reference(Sequence, Kept, bool),
@@ -110,8 +110,8 @@ impl<'d> FrozenStore<'d> {
         Self { groups: Groups::new(batches), ..self }
     }
 
-    /// The frozen part of a row: from the store, or computed and cached. `token_of` says where a row is reached, given the first of its
-    /// tokens whose final hidden state is read.
+    /// The frozen part of a row: from the store, or computed and cached. `token_of` gives a row's [`Reach::token`], from the row and its
+    /// first token whose final hidden state is read.
     pub(crate) fn row(
         &mut self,
         model: &dyn Model,
@@ -139,7 +139,7 @@ impl<'d> FrozenStore<'d> {
         Ok(asked.expect("invariant: the row is among those computed"))
     }
 
-    /// The rows to be computed with one, if that is how they are computed.
+    /// The rows to compute together with this one; `None` if it is computed alone.
     fn group(
         &mut self,
         model: &dyn Model,
@@ -163,7 +163,7 @@ impl<'d> FrozenStore<'d> {
             self.reserved = Some(if in_groups { reserved } else { Vec::new() });
         }
         let (number, group) = self.groups.of(row)?;
-        // its rows take their place now
+        // the group's rows are cached now: release their reservation
         if let Some(reserved) = self.reserved.iter_mut().flatten().nth(number) {
             *reserved = 0;
         }
@@ -247,7 +247,7 @@ impl<'d> FrozenStore<'d> {
         row
     }
 
-    /// Sets the budget at first, and lets rows go when the machine runs short.
+    /// Sets the budget at first, and frees rows when the machine runs short of memory.
     fn look_at_memory(&mut self) {
         let (available, total) = available_memory();
         let processes = self.config.processes.max(1) as u64;
@@ -308,7 +308,7 @@ fn key(row: &Row, reach: Reach) -> Key {
 fn available_memory() -> (u64, u64) {
     let mut system = System::new();
     system.refresh_memory();
-    // a container's cached files make way for a program
+    // a container's file cache can be evicted, so it does not count
     let in_container = system
         .cgroup_limits()
         .map(|limits| (limits.total_memory.saturating_sub(limits.rss), limits.total_memory));
@@ -393,7 +393,7 @@ mod tests {
         assert!(store.len() == 2 && store.take_warnings().is_empty());
 
         store.file = Some(SpillFile::create(directory.path())?); // an empty one
-        assert!(store.cached_row(&rows[0], reach).is_none()); // as it is read ahead of its turn
+        assert!(store.cached_row(&rows[0], reach).is_none()); // as in prefetching
         assert_eq!(tensors(&mut store)?, computed);
         let warnings = store.take_warnings();
         assert_eq!(warnings.len(), 1, "{warnings:?}");

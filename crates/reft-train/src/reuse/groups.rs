@@ -5,17 +5,17 @@ use reft_models::Row;
 
 use crate::Needed;
 
-/// Sequences whose frozen part is computed in one forward: one of eight rows takes less time than eight of one.
+/// Sequences whose frozen part is computed in one forward: one forward of eight rows is faster than eight of one row.
 ///
-/// How a row is rounded depends on the rows it is computed with, so a row is always computed with the same ones, whichever batch asks for
-/// it first. Rows of equal tokens are one row, of the first group that has them.
+/// The rounding of a row depends on the other rows of its forward, so a row is always computed with the same group, whichever batch asks for
+/// it first. Rows of equal tokens are one row, in the first group that has them.
 #[derive(Debug, Default)]
 pub(crate) struct Groups<'d> {
     groups: Vec<Vec<Needed<'d>>>,
     group_of: HashMap<u64, usize>, // by the hash of a row's tokens
 }
 
-/// A row is computed with longer ones only if it is at least this share of their length: padding is computed too.
+/// Smallest length in a group, as a share of its longest row's: padding costs time too.
 const LEAST_SHARE: f64 = 0.8;
 
 impl<'d> Groups<'d> {
@@ -51,7 +51,7 @@ impl<'d> Groups<'d> {
         }
     }
 
-    /// The group that a row is computed in with its number, if it is of one; a group without it if two hashes are equal by chance.
+    /// The number and the sequences of a row's group, if it has one; on a hash collision, a group without the row.
     pub(crate) fn of(&self, row: &Row) -> Option<(usize, &[Needed<'d>])> {
         let number = *self.group_of.get(&hash(row))?;
         Some((number, &self.groups[number]))

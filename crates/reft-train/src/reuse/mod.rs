@@ -1,4 +1,4 @@
-//! Work of the frozen model that is done once: what lies before the lowest point a method touches is computed once and cached.
+//! Caches the frozen model's work: activations before the first point that a method changes are computed once.
 
 pub(crate) mod frozen_row;
 pub(crate) mod frozen_store;

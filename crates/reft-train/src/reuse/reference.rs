@@ -20,7 +20,7 @@ pub struct Reference<'a> {
 pub enum Kept {
     /// `log p` of the label, `[m]`.
     LogProbabilities,
-    /// The likeliest tokens where the label stands, `[m, k]`, and their `log p`, with all others' as one at the end, `[m, k + 1]`.
+    /// The likeliest tokens at the label's position, `[m, k]`, and their `log p` with that of all others together at the end, `[m, k + 1]`.
     Likeliest(usize),
     /// The hidden states that the label is predicted from, `[m, d]`: the whole distribution.
     HiddenStates,
@@ -76,7 +76,7 @@ impl Reference<'_> {
     }
 }
 
-/// The sequences of a batch, as far as they are computed.
+/// The sequences of a batch, cut to the computed tokens.
 fn sequences(batch: &Batch) -> impl Iterator<Item = Sequence> {
     let rows = batch.layout.rows().iter().zip(&batch.labels);
     rows.map(|(row, labels)| Sequence { row: row.clone(), labels: labels.clone() })

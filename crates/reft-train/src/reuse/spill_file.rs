@@ -5,10 +5,10 @@ use std::path::Path;
 
 use tch::{Kind, Tensor};
 
-/// A file that tensors are put away in, one behind the other, and read back by extent.
+/// A file that tensors are appended to, and read back from by extent.
 ///
-/// It has no name in its directory (the system removes it when the program ends, however it ends), and is read by position: a file that
-/// was cut or a disk that fails is an error here, where a memory map of it would end the program.
+/// It has no name in its directory, so the system removes it however the program ends. It is read by position: a truncated file or a failing
+/// disk is an error here, but would crash a program that maps the file.
 #[derive(Debug)]
 pub(crate) struct SpillFile {
     file: File,

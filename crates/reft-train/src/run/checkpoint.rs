@@ -9,7 +9,7 @@ use tch::Tensor;
 
 use crate::{Error, LossScaler, Metric, Result, TrainConfig};
 
-/// Everything that a run needs to go on bit for bit.
+/// Everything that a run needs to resume bit for bit.
 ///
 /// A checkpoint is a directory `checkpoint/step-00000100` of the run's directory. It is written under another name and renamed,
 /// and older ones are removed only then: whenever the program ends, the newest one there is whole.
@@ -30,18 +30,18 @@ pub(crate) struct RunState {
     /// Optimizer steps taken.
     pub(crate) step: usize,
     pub(crate) scaler: LossScaler,
-    /// Loss of the last step; absent in files of before.
+    /// Loss of the last step; absent in files of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) loss: Option<f64>,
     /// Whether cached activations are computed in groups; absent if none were.
     #[serde(default)]
     pub(crate) rows_side_by_side: Option<bool>,
     pub(crate) best: Option<Best>,
-    /// Options, data and model: a run goes on only with the same.
+    /// Options, data and model: a run resumes only with the same.
     pub(crate) identity: Map<String, Value>,
 }
 
-/// The step whose adapter is the best on the examples held out: has the lowest loss, or the best of another metric.
+/// The step with the best adapter on held-out examples, by loss or by another metric.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Best {
@@ -68,7 +68,7 @@ impl Best {
 }
 
 impl std::fmt::Display for Best {
-    /// As in `accuracy 0.9120 after step 40`; of the loss the number alone.
+    /// `accuracy 0.9120 after step 40`; the loss stands without a name.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.metric() {
             (Metric::Loss, loss) => write!(f, "{loss:.4}")?,
@@ -80,7 +80,7 @@ impl std::fmt::Display for Best {
 
 pub(crate) const FORMAT_VERSION: u32 = 1;
 
-/// The fact of a run that says which weights its model has: their digest.
+/// The name of a run's fact that holds the digest of its model's weights.
 pub const WEIGHTS_DIGEST: &str = "weights_digest";
 
 /// Directory of the checkpoints inside a run's directory.
@@ -166,8 +166,8 @@ impl RunState {
         (epochs, max_steps)
     }
 
-    /// Checks that a run is the one that was saved. An option that the checkpoint does not name had its default's effect when it was written.
-    /// A run that does not say which weights it was begun with is taken to have had today's, with a warning.
+    /// Checks that a run is the saved one. An option missing in the checkpoint counts as its default. A checkpoint without a digest of
+    /// weights is taken to have today's weights, with a warning.
     ///
     /// # Errors
     /// [`Error::ResumeMismatch`] with the first thing that differs.
@@ -320,7 +320,7 @@ mod tests {
         assert_eq!(refused("b"), None);
         assert_eq!(refused("a"), mismatch(WEIGHTS_DIGEST, "\"a\"", "\"b\""));
         assert_eq!(differs(later(2.0)), mismatch("rotation_lr_factor", "1.0", "2.0"));
-        // how long a run is may change, which the trainer checks
+        // the length of a run may change: the trainer checks it
         assert_eq!(differs(json!({"lr": 0.005, "seed": 1, "epochs": 2})), None);
     }
 

@@ -1,7 +1,7 @@
 use crate::run::order::epoch_batches;
 use crate::{Batch, Example, FrozenStore, Learner, Part, Result, Share, TrainConfig};
 
-/// The examples as a run is fed with them: which micro-batches each step takes. A function of the examples, the options and the share.
+/// Which micro-batches each step takes: a function of the examples, the options and the share.
 #[derive(Debug)]
 pub(crate) struct Feed<'a> {
     examples: &'a [Example],
@@ -17,7 +17,7 @@ pub(crate) struct Feed<'a> {
 const DEFAULT_EPOCHS: usize = 3;
 
 impl<'a> Feed<'a> {
-    /// All of the examples.
+    /// The feed of all examples to one process.
     pub(crate) fn new(examples: &'a [Example], config: &TrainConfig) -> Self {
         let order = (0, epoch_batches(examples, config, 0));
         let (part, share) = (Part::Task, Share::WHOLE);
@@ -30,7 +30,7 @@ impl<'a> Feed<'a> {
         Self { part: Part::Replay, ..Self::new(examples, &config) }
     }
 
-    /// One process's share of them.
+    /// The feed of one process's share.
     pub(crate) fn sharing(self, share: Share) -> Self {
         Self { share, ..self }
     }

@@ -1,16 +1,16 @@
 use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-/// Whether what libtorch says is that memory ran out, of the GPU or of the host.
+/// Whether libtorch's message says that memory ran out, of the GPU or of the host.
 pub fn is_out_of_memory(message: &str) -> bool {
     let words = ["out of memory", "can't allocate memory", "ALLOC_FAILED", "not enough memory"];
     words.iter().any(|words| message.contains(words))
 }
 
-/// Does something in which memory may run out, and returns libtorch's words if it does.
+/// Runs `act`, and returns libtorch's message if memory runs out.
 ///
-/// In the middle of a formula tch panics where libtorch refuses an operation. Only that panic is caught, and what was being computed is
-/// given up: what `act` changes must be worthless or whole after it was left half-way.
+/// Within a formula, tch panics if libtorch refuses an operation. Only out-of-memory panics are caught. `act` may stop half-way: its
+/// side effects must be valid then, or be discarded.
 ///
 /// # Errors
 /// libtorch's messages.

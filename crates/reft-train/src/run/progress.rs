@@ -24,7 +24,7 @@ pub struct Plan {
     pub of_objective: usize,
     /// Number of parameters of the base model.
     pub total: usize,
-    /// Which kind computes what, in words.
+    /// The kinds that the parts of the computation use, in words.
     pub kinds: String,
     /// Learning rate of the next step.
     pub lr: f64,
@@ -37,7 +37,7 @@ impl Plan {
     }
 }
 
-/// Hears what happens in a run; every method has a default that does nothing.
+/// Receives the events of a run; every method has a default that does nothing.
 pub trait Progress {
     /// The run begins, or goes on.
     fn started(&mut self, _plan: &Plan) {}
@@ -48,7 +48,7 @@ pub trait Progress {
     /// The gradients of a step overflowed f16; it is tried again at this loss scale.
     fn overflowed(&mut self, _step: usize, _loss_scale: f64) {}
 
-    /// Something that costs time but changes no number.
+    /// A warning about time: no number changes.
     fn warned(&mut self, _warning: &str) {}
 
     /// The examples held out were evaluated.
@@ -150,7 +150,7 @@ pub struct StepStats {
     pub target_tokens: i64,
     /// Wall time of the step.
     pub seconds: f64,
-    /// Bytes of the machine's memory that the process holds after it, where the system tells it.
+    /// Resident memory of the process after the step, in bytes, if the system reports it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,
 }
@@ -162,8 +162,8 @@ pub struct ValidationStats {
     pub step: usize,
     /// The objective's loss on the examples held out.
     pub validation_loss: f64,
-    /// On these the mean of each term of the loss, before its weight, what is measured beside it, and the objective's metrics, by name, if
-    /// there are several.
+    /// On these, by name: the mean of each term before its weight, of further measures, and the objective's metrics. Empty if the loss is the
+    /// only one.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub measured: BTreeMap<String, f64>,
     /// Whether the adapter is the best so far, and kept.

@@ -1,4 +1,4 @@
-/// Bytes of the machine's memory that this process holds now, where the system tells it.
+/// Resident memory of this process in bytes, if the system reports it.
 pub fn resident_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

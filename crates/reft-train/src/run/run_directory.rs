@@ -24,7 +24,7 @@ pub(crate) struct RunDirectory {
 const METRICS: &str = "metrics.jsonl";
 
 impl RunDirectory {
-    /// Checks that no run has left something in a directory.
+    /// Checks that a directory holds no files of a run.
     ///
     /// # Errors
     /// [`Error::RunExists`].
@@ -35,8 +35,8 @@ impl RunDirectory {
         }
     }
 
-    /// The directory, made if it is not there, of a run that goes on after its newest checkpoint, of step `saved`, or begins anew. Metrics
-    /// of later steps, and a last row cut short, are dropped.
+    /// Opens or creates the directory of a run that resumes after its checkpoint of step `saved`, or starts. Metrics of later steps, and a
+    /// last row cut short, are dropped.
     pub(crate) fn open(
         path: &Path,
         saved: Option<usize>,
@@ -65,14 +65,14 @@ impl RunDirectory {
         Ok(written.map_err(io_error("write", &self.path.join(METRICS)))?)
     }
 
-    /// Whether the directory is still there. Otherwise writes to open files would be lost, and a checkpoint would belong to a run without options.
+    /// Fails if the directory is gone: writes to open files would be lost, and a checkpoint would belong to a run without options.
     fn metrics_are_there(&self) -> Result<()> {
         let file = self.path.join(METRICS);
         std::fs::metadata(&file).map_err(io_error("write", &file))?;
         Ok(())
     }
 
-    /// Writes a checkpoint, when every row is on the disk; returns its directory.
+    /// Writes a checkpoint after all rows are synced to the disk; returns its directory.
     pub(crate) fn save(&mut self, checkpoint: &Checkpoint) -> Result<PathBuf> {
         self.metrics_are_there()?;
         self.metrics.sync_data().map_err(io_error("write", &self.path.join(METRICS)))?;

@@ -4,10 +4,11 @@ use crate::{Error, Result};
 
 /// Which part of a run is this process's: the `rank`-th of `world`, as `torch.distributed` counts them.
 ///
-/// All processes hold all examples and draw one order of them from the seed. A step takes `world` times as many micro-batches of it, and
-/// of those the process has every `world`-th, beginning with the `rank`-th. At the end of an epoch some processes may have fewer than
-/// others, or none: no example is taken twice and none is left out, other than by torch's `DistributedSampler`. The random numbers of a
-/// micro-batch follow from the seed, the step and its place among the micro-batches of all processes, so a run of `world` processes draws what one
+/// All processes hold all examples and draw one order of them from the seed. A step takes `world` times as many micro-batches of it; this
+/// process has every `world`-th of those, from the `rank`-th on. At the end of an epoch some processes may have fewer than others, or none:
+/// unlike torch's `DistributedSampler`, no example is repeated or left out. The random numbers of a micro-batch follow from the seed, the
+/// step and its index among the micro-batches of all processes. So `world` processes draw the same numbers as one process with `world` times
+/// as many micro-batches a step.
 /// process with `world` times as many micro-batches a step does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Share {
@@ -16,7 +17,7 @@ pub struct Share {
 }
 
 impl Share {
-    /// All of a run.
+    /// The whole run, by one process.
     pub const WHOLE: Self = Self { rank: 0, world: 1 };
 
     /// The part of one process among `world`.
@@ -47,7 +48,7 @@ impl Share {
         self.rank == 0
     }
 
-    /// Steps that `micro_batches` of an epoch take, `each` of them to a process.
+    /// Steps of an epoch of `micro_batches`, if each process takes `each` of them a step.
     pub(crate) fn steps(self, micro_batches: usize, each: usize) -> usize {
         micro_batches.div_ceil(each * self.world)
     }
@@ -72,7 +73,7 @@ impl Share {
 
 /// Sums over the processes of a run.
 ///
-/// Every process calls it equally often, with as many tensors of the same shapes and kinds: counts and losses in f64 on the host, and
+/// Every process calls it equally often, with equally many tensors of the same shapes and kinds: counts and losses in f64 on the host, and
 /// gradients in f32 on the model's device.
 pub trait Reduce {
     /// Replaces each tensor, in place, by its sum over all processes.
@@ -92,7 +93,7 @@ impl Reduce for Alone {
     }
 }
 
-/// This process among all of its run.
+/// This process's share of a run, and its sums with the others.
 #[derive(Clone, Copy)]
 pub(crate) struct Processes<'a> {
     pub(crate) share: Share,
@@ -100,14 +101,14 @@ pub(crate) struct Processes<'a> {
 }
 
 impl Processes<'_> {
-    /// All of a run.
+    /// The whole run, by one process.
     pub(crate) const ALONE: Processes<'static> =
         Processes { share: Share::WHOLE, reduction: &Alone };
 
-    /// The sums over all processes of `n` numbers that each has computed, or the failure of one: all learn of it, and none waits for it.
+    /// Sums the `n` numbers of each process over all processes. A failure of one process is an error of all, so none waits for it.
     ///
     /// # Errors
-    /// The process's own; [`Error::OutOfMemory`] and [`Error::Elsewhere`] if it is another one's.
+    /// The process's own; [`Error::OutOfMemory`] or [`Error::Elsewhere`] for another process's failure.
     pub(crate) fn sums_of(&self, own: Result<Vec<f64>>, n: usize, step: usize) -> Result<Vec<f64>> {
         let is_memory = matches!(own, Err(Error::OutOfMemory { .. }));
         let failed = [is_memory, own.is_err() && !is_memory].map(f64::from);
@@ -122,7 +123,7 @@ impl Processes<'_> {
         if failed[1] > 0.0 { Err(Error::Elsewhere) } else { Ok(sums) }
     }
 
-    /// The sums over all processes of numbers that each has.
+    /// Sums the numbers of each process over all processes.
     pub(crate) fn sums(&self, own: &[f64]) -> Result<Vec<f64>> {
         let mut sums = [Tensor::from_slice(own)];
         self.reduction.sum(&mut sums)?;
@@ -130,7 +131,7 @@ impl Processes<'_> {
         Ok(sums.try_into()?)
     }
 
-    /// Which of several flags is set in any of the processes: if one decides, all follow.
+    /// For each flag, whether any process sets it: all processes decide alike.
     pub(crate) fn any<const N: usize>(&self, own: [bool; N]) -> Result<[bool; N]> {
         let sums = self.sums(&own.map(f64::from))?;
         Ok(std::array::from_fn(|i| sums[i] > 0.0))
@@ -160,7 +161,7 @@ mod tests {
     }
 
     proptest! {
-        /// Strided within a step; all processes' parts of a step together are one process's step of `world` times the size.
+        /// The processes' parts of a step make up one process's step of `world` times the size, interleaved.
         #[test]
         fn processes_share_out_a_step(world in 1usize..6, each in 1usize..4, n in 1usize..40) {
             let whole_steps = Share::WHOLE.steps(n, each * world);

@@ -79,7 +79,7 @@ impl Trainer<'_> {
         }
     }
 
-    /// Adds the gradients of all micro-batches, each term divided by its number; returns each micro-batch's part of each term's mean.
+    /// Adds the gradients of all micro-batches, each term divided by its count; returns each micro-batch's part of each term's mean.
     fn backwards(&mut self, micro_batches: &[Batch], counts: &[f64]) -> Result<Vec<f64>> {
         let divisors = self.learner.divisors(counts);
         let factors = self.learner.factors(counts).into_iter();
@@ -115,8 +115,8 @@ impl Trainer<'_> {
         self.learner.backward(batch, &ready, factors, seed, self.by_block)
     }
 
-    /// Makes the next batch ready, of this step or the first of the step to come, while the device is at work. Errors are ignored here: the
-    /// real request reports them.
+    /// Makes the next batch ready, of this step or the next one, while the device computes. Errors are ignored here: the real request reports
+    /// them.
     fn look_ahead(&mut self, next: Option<&Batch>) {
         let is_last = self.step + 1 >= self.total_steps();
         let batch = match next {
@@ -132,7 +132,7 @@ impl Trainer<'_> {
         self.ready = ready.ok().map(|ready| (batch, ready));
     }
 
-    /// The means of a step's terms, from its micro-batches' terms, and the gradients: summed over all processes, and not yet used.
+    /// The means of a step's terms and the gradients: summed over all processes, and not yet used.
     fn reduced(
         &mut self,
         terms: Result<Vec<f64>>,
@@ -157,7 +157,7 @@ impl Trainer<'_> {
             return Err(Error::NotFinite { what: "loss", value, step: self.step + 1, ids });
         }
         for leaf in (0..with_grad.len()).filter(|leaf| with_grad[*leaf] > 0.0) {
-            self.optimizer.give_grad(leaf); // where another process has one
+            self.optimizer.give_grad(leaf); // another process has a gradient for it
         }
         let mut grads = self.optimizer.grads();
         self.processes.reduction.sum(&mut grads)?;
@@ -228,7 +228,7 @@ mod tests {
         Dataset { train: (0..8).map(example).collect(), validation: Vec::new() }
     }
 
-    /// Does something with a trainer of LoReFT with dropout.
+    /// Runs `act` with a trainer of LoReFT with dropout; returns its result and the trained tensors.
     fn with_trainer<T>(
         dataset: &Dataset,
         config: TrainConfig,
@@ -261,7 +261,7 @@ mod tests {
         Ok((numbers, ahead))
     }
 
-    /// A batch with a value that equals nothing is never found to be the one that was made ready.
+    /// A batch with the value NaN equals no other, so the one made ready ahead is not used.
     #[test]
     fn looking_ahead_changes_no_bit_of_a_run() -> TestResult {
         let directory = tempfile::tempdir()?;
@@ -272,10 +272,10 @@ mod tests {
         let nothing = TrainConfig { reuse: false, ..config() };
         let by_block = TrainConfig { grad_accum: 2, checkpoint_activations: true, ..config() };
         for (what, reuse, config, expected) in [
-            // the first epoch has 3 steps: its last makes one of the second ready
+            // an epoch has 3 steps: the last one makes a batch of the next epoch ready
             ("in memory", &in_memory, config(), Some(8)),
             ("in a file", &in_file, config(), Some(8)),
-            ("in part", &in_part, config(), None), // as many as happen to be made of rows that are cached
+            ("in part", &in_part, config(), None), // depends on which rows are cached
             ("nothing", &in_memory, nothing, Some(10)), // every step but the first
             ("micro-batches, by block", &in_memory, by_block, Some(9)), // two steps an epoch
         ] {

@@ -71,7 +71,7 @@ declare_options! {
 }
 
 impl TrainConfig {
-    /// Refuses values that cannot be.
+    /// Refuses invalid values.
     ///
     /// # Errors
     /// [`CoreError::OptionValue`] with the field's name.
@@ -160,7 +160,7 @@ mod tests {
         Ok(())
     }
 
-    /// Identities of comparisons are these fields in this order.
+    /// Comparisons are identified by these fields in this order.
     #[test]
     fn the_options_of_recipes_are_marked_in_the_order_of_files() {
         let recipe = TrainConfig::DECLARED.iter().filter(|option| option.is_in_recipes);

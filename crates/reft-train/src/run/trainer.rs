@@ -34,8 +34,8 @@ pub struct Trainer<'a> {
     directory: Option<RunDirectory>,
     /// The frozen model's part of the examples, if it is cached.
     pub(super) frozen: Option<FrozenStore<'a>>,
-    /// Whether activations are computed again in the backward; blocks that are expanded for one forward of all layers would be held until
-    /// then.
+    /// Whether the backward computes activations again, block by block. Quantised weights need it: otherwise the expanded blocks of all
+    /// layers would be held until then.
     pub(super) by_block: bool,
     /// Facts of the caller that the run depends on, beside options, data and model.
     facts: Map<String, Value>,
@@ -43,7 +43,7 @@ pub struct Trainer<'a> {
     pub(super) feed: Feed<'a>,
     /// Examples that are replayed beside the others.
     replay: Option<Feed<'a>>,
-    /// The batch that comes next, on its way to the device.
+    /// The next batch, made ready ahead.
     pub(super) ready: Option<(Batch, Ready)>,
 }
 
@@ -51,10 +51,10 @@ impl<'a> Trainer<'a> {
     /// A trainer before its first step, which writes no files.
     ///
     /// # Errors
-    /// [`reft_core::Error::OptionValue`] for an option that cannot be; [`Error::TooFewExamples`] without examples; [`Error::NothingToTrain`];
-    /// [`Error::NotFrozen`] if a weight of the model wants a gradient and is no parameter of an adapter; [`Error::NoPlainModel`];
-    /// [`reft_models::Error::ContextFull`] if examples do not fit into the model's context.
-    /// [`Error::Example`] for a subspace that the adapters do not have.
+    /// [`reft_core::Error::OptionValue`] for an invalid option; [`Error::TooFewExamples`] without examples; [`Error::NothingToTrain`];
+    /// [`Error::NotFrozen`] if a weight of the model requires a gradient and is no parameter of an adapter; [`Error::NoPlainModel`];
+    /// [`reft_models::Error::ContextFull`] if examples do not fit into the model's context. [`Error::Example`] for a subspace that the
+    /// adapters do not have.
     pub fn new(learner: &Learner<'a>, dataset: &'a Dataset, config: TrainConfig) -> Result<Self> {
         config.check()?;
         if dataset.train.is_empty() {
@@ -137,11 +137,11 @@ impl<'a> Trainer<'a> {
         self
     }
 
-    /// Has each step of a process replay `batch_size` of these examples, a micro-batch of their own: its part is [`Part::Replay`], which
-    /// the objective is to know ([`KeepingClose`](crate::KeepingClose)). To be called before [`Self::starting_in`] or [`Self::resuming_in`].
+    /// Adds to each step of a process a micro-batch of `batch_size` of these examples. Its part is [`Part::Replay`], which the objective must
+    /// know ([`KeepingClose`](crate::KeepingClose)). To be called before [`Self::starting_in`] or [`Self::resuming_in`].
     ///
     /// # Errors
-    /// As [`Self::new`] of examples that cannot be; [`Error::TooFewExamples`] without one.
+    /// As [`Self::new`] for invalid examples; [`Error::TooFewExamples`] if there are none, or `batch_size` is 0.
     pub fn replaying(mut self, examples: &'a [Example], batch_size: usize) -> Result<Self> {
         if examples.is_empty() || batch_size == 0 {
             return Err(Error::TooFewExamples { train: 0, validation: 0 });
@@ -168,14 +168,14 @@ impl<'a> Trainer<'a> {
         Ok(self)
     }
 
-    /// Goes on after the newest checkpoint of a directory, bit for bit as if nothing had been; without one it begins anew.
+    /// Resumes after the newest checkpoint of a directory, bit for bit as if never interrupted; without one it starts anew.
     ///
     /// A run may be given more epochs or steps than it was begun with. The schedule of the learning rate then follows the longer run, from
     /// the checkpoint on.
     ///
     /// # Errors
-    /// [`Error::ResumeMismatch`] if options, data or model differ from that run's, or if it is to be shorter; [`Error::Checkpoint`];
-    /// errors of the file system.
+    /// [`Error::ResumeMismatch`] if options, data or model differ from that run's, or if it would be shorter; [`Error::Checkpoint`]; errors
+    /// of the file system.
     pub fn resuming_in(mut self, directory: &Path) -> Result<Self> {
         let identity = self.identity();
         let mut saved = None;
@@ -243,8 +243,8 @@ impl<'a> Trainer<'a> {
         )
     }
 
-    /// Trains to the end, or until `stop` is set: then the step that is under way is finished and a checkpoint written. Of several processes
-    /// all stop when one is to.
+    /// Trains to the end, or until `stop` is set: then the current step is finished and a checkpoint written. If one of several processes is
+    /// stopped, all stop.
     ///
     /// # Errors
     /// [`Error::NotFinite`] if loss or gradient is no number, [`Error::Overflow`], [`Error::OutOfMemory`] and [`Error::Reduction`] (with a
@@ -338,8 +338,7 @@ impl<'a> Trainer<'a> {
         is_low || patience.is_some_and(|patience| in_vain >= patience)
     }
 
-    /// Whether something is to happen after the present step: every `every` steps, or if that is 0 every `default` steps; and
-    /// after the last step.
+    /// Whether an action is due after the present step: every `every` steps, or every `default` steps if that is 0; and after the last step.
     fn is_due(&self, every: usize, default: usize) -> bool {
         self.step.is_multiple_of(if every > 0 { every } else { default })
             || self.step == self.total_steps()
@@ -384,7 +383,7 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Writes a checkpoint if an error leaves the run as it was after its last step, and gives the error back.
+    /// Writes a checkpoint if the state of the last step survives an error; returns the error.
     fn kept_after(&mut self, error: Error, progress: &mut dyn Progress) -> Result<Error> {
         let has_left_it =
             matches!(error, Error::OutOfMemory { .. } | Error::Reduction { .. } | Error::Elsewhere);
@@ -435,7 +434,7 @@ impl<'a> Trainer<'a> {
         identity.insert("model".into(), json!(model.description().to_string()));
         identity.insert("kind".into(), json!(format!("{:?}", model.kind())));
         if model.is_quantised() {
-            // eight bits a number or four, some of the matrices or all
+            // the size tells eight bits a number from four, and some matrices from all
             let bytes = model.weight_bytes();
             identity.insert("weights".into(), json!(format!("quantised, {bytes} bytes")));
         }
@@ -453,7 +452,7 @@ impl<'a> Trainer<'a> {
         identity
     }
 
-    /// Checks that a run is not to be shorter than it was begun.
+    /// Checks that a run is not made shorter than it was begun.
     fn check_length(&self, state: &RunState) -> Result<()> {
         let (epochs, max_steps) = state.length();
         let begun = self.feed.steps_of(epochs, max_steps);
@@ -483,7 +482,7 @@ fn numel(parameters: &[Parameter]) -> usize {
     parameters.iter().map(|parameter| parameter.tensor.numel()).sum()
 }
 
-/// Checks that there are parameters, and that nothing else wants gradients.
+/// Checks that there are parameters, and that no other weight requires a gradient.
 fn check_trainable(learner: &Learner) -> Result<()> {
     let parameters = learner.parameters();
     let method = learner.stack.method();

@@ -19,7 +19,7 @@ use crate::tiny_llama::{TestResult, adapter, alone, decoder, examples};
 
 const N: usize = 7;
 
-/// Predicts the next token; beside it tells of each example what a function says of its id and of how many were told before.
+/// Predicts next tokens. Its prediction and label for an example come from a function of the id and of the number of calls before.
 struct Telling<F> {
     told: F,
     before: Cell<usize>,
@@ -56,7 +56,7 @@ impl<F: Fn(&str, usize) -> [f64; 2]> Objective for Telling<F> {
     }
 }
 
-/// How many of the examples are told rightly: at the start, and after 4, 8, 12, 16 and 20 steps.
+/// Number of examples predicted correctly: at the start, and after 4, 8, 12, 16 and 20 steps.
 const RIGHT: [usize; 6] = [7, 2, 5, 3, 5, 6];
 
 fn config(best: Metric) -> TrainConfig {
@@ -84,7 +84,7 @@ impl Progress for Listening<'_> {
     }
 }
 
-/// A run in a directory that `validations` have been heard of before, and its validations.
+/// A run in a directory where `validations` were made before, and the run's own validations.
 fn run(
     config: TrainConfig,
     output: &Path,
@@ -117,7 +117,7 @@ fn the_adapter_with_the_best_metric_is_kept_and_known_when_a_run_goes_on() -> Te
     let best = summary.best.ok_or("no best")?;
     assert_eq!((best.step, best.chosen_by), (20, Some((Metric::Accuracy, 6.0 / 7.0))));
     let marked = heard.iter().filter(|own| own.is_best).map(|own| own.step);
-    assert_eq!(marked.collect::<Vec<_>>(), [4, 8, 20]); // not the start, nor what is as good
+    assert_eq!(marked.collect::<Vec<_>>(), [4, 8, 20]); // neither the start, nor validations that only equal the best
     let found = heard.iter().map(|own| (own.measured["accuracy"] * N as f64).round() as usize);
     assert_eq!(found.collect::<Vec<_>>(), RIGHT);
 
@@ -134,7 +134,7 @@ fn the_adapter_with_the_best_metric_is_kept_and_known_when_a_run_goes_on() -> Te
     assert_eq!(kept("patient")?, kept("eight")?);
     assert_ne!(kept("patient")?, kept("whole")?);
 
-    // stopped after the validation of step 12, which is not the best: that of step 8 is known
+    // stopped after the validation of step 12; the best one, of step 8, is remembered
     let patient = || TrainConfig { patience: Some(2), ..config(Metric::Accuracy) };
     let (stopped, _) = run(patient(), &path("stopped"), 0, Some(13))?;
     assert_eq!((stopped.steps, stopped.best.map(|best| best.step)), (13, Some(8)));
@@ -144,7 +144,7 @@ fn the_adapter_with_the_best_metric_is_kept_and_known_when_a_run_goes_on() -> Te
     Ok(())
 }
 
-/// Seven examples in batches of two: what each process tells of its own comes to one metric of all.
+/// Seven examples in batches of two: the predictions of all processes make up one metric.
 #[test]
 fn a_metric_of_several_processes_is_that_of_one() -> TestResult {
     let _alone = alone();

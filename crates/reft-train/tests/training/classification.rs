@@ -25,7 +25,7 @@ use crate::tiny_llama::{TestResult, alone, oracle_path, relative_difference};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// A case of the oracle, and what it is made of here.
+/// A case of the oracle, and its parts here.
 struct Case {
     name: String,
     told: Told,
@@ -130,7 +130,7 @@ impl Case {
         let own = [of_layer(0), of_layer(1)];
         let set = InterventionSet::from_tensors(config.intervention(), d, &own, Device::Cpu)?;
         let set = set.into_trainable()?;
-        // what torch's parametrization has put beside the rotation's columns
+        // the columns that torch's parametrization puts beside the rotation's
         let map = Householder::on_base(&Tensor::stack(&[start("0.base"), start("1.base")], 0), 2);
         let mut state = set.state();
         let constants = map.constants().into_iter().chain([("raw", map.raw().detach())]);
@@ -226,7 +226,7 @@ fn heads_are_saved_as_peft_saves_them_and_read_again() -> TestResult {
     for case in cases()? {
         let (mut adapters, head) = case.start()?;
         adapters[0].keep_head(&head);
-        // what is kept is the head as it is when it is saved
+        // the head is kept as it is when saved
         tch::no_grad(|| {
             for (_, tensor) in head.tensors() {
                 let _moved = tensor.shallow_clone().g_add_scalar_(0.25);
@@ -261,7 +261,7 @@ fn heads_are_saved_as_peft_saves_them_and_read_again() -> TestResult {
     Ok(())
 }
 
-/// A head that is new stands in files that say nothing of one before, with the names of its classes.
+/// A new head is saved, with its class names, to files that had none before.
 #[test]
 fn a_new_head_keeps_the_names_of_its_classes() -> TestResult {
     let _alone = alone();

@@ -124,7 +124,7 @@ impl Progress for Steps {
     }
 }
 
-/// A run with replay, of which a first part ends after so many steps.
+/// A run with replay, interrupted after some steps.
 #[test]
 fn a_run_with_replay_goes_on_bit_for_bit_and_only_with_the_same() -> TestResult {
     struct StopAt<'a>(usize, &'a AtomicBool, Steps);
@@ -215,8 +215,8 @@ fn full_fine_tuning_is_refused() -> TestResult {
     Ok(())
 }
 
-/// Virtual tokens and prefixes stand before rows of the adapted model alone: a first token, which only they predict, has no part in it, and
-/// a row's divergence does not depend on the others of its batch.
+/// Virtual tokens and prefixes stand before rows of the adapted model alone. So the divergence leaves out the first token, which only they
+/// predict, and a row's divergence does not depend on the rest of its batch.
 #[test]
 fn what_only_virtual_tokens_predict_has_no_part_in_it() -> TestResult {
     let _alone = alone();

@@ -66,7 +66,7 @@ fn part(name: &str, tensor: &Tensor, group: &std::ops::Range<i64>) -> Tensor {
     tensor.narrow(dimension, group.start, group.end - group.start).copy()
 }
 
-/// Where nothing ties the rows together they are bit for bit what they were; `R` alone moves as a whole, for its rows stay orthonormal.
+/// Tensors of the other group stay bit for bit the same, except `R`: its rows stay orthonormal, so it moves as a whole.
 #[test]
 fn training_one_group_leaves_the_other_as_it_was() -> TestResult {
     let _alone = alone();
@@ -107,7 +107,7 @@ impl Hooks for Seen<'_> {
     }
 }
 
-/// The hidden states after the edit: of the base model (`None`), or with a group (all coordinates without one).
+/// The hidden states after the edit: of the base model (`None`), or with one group's edit (`None`: all coordinates).
 fn hidden(
     decoder: &Decoder,
     adapter: Option<&ReftAdapter>,
@@ -132,7 +132,7 @@ fn hidden(
     h.ok_or_else(|| "the site was not visited".into())
 }
 
-/// `Φ(h) − h = Σ_g Dᵀ_g (source_g − target_g)`: what the groups add is the sum of what each adds alone.
+/// `Φ(h) − h = Σ_g Dᵀ_g (source_g − target_g)`: the edit of all groups is the sum of each group's edit.
 #[test]
 fn both_groups_together_are_the_sum_of_their_edits() -> TestResult {
     let _alone = alone();
@@ -149,7 +149,7 @@ fn both_groups_together_are_the_sum_of_their_edits() -> TestResult {
             let size = alone.abs().max().double_value(&[]);
             assert!(size > 1e-3, "{method}: a group edits by {size}, the test has no power");
         }
-        // f32: the edits are differences of rounded hidden states that are larger than they are
+        // f32: the edits are differences of rounded hidden states larger than themselves
         let difference = relative_difference(&(first + second), &both);
         assert!(difference < 1e-4, "{method}: off by {difference:e}");
     }

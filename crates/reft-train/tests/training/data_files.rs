@@ -62,7 +62,7 @@ fn rows_of_every_file_are_the_same_records() -> TestResult {
     Ok(())
 }
 
-/// A file of each shape with something wrong in it: what is said.
+/// A broken file of each shape, and its error message.
 #[test]
 fn what_is_wrong_is_said_with_its_place_and_what_to_do() -> TestResult {
     let directory = tempfile::tempdir()?;

@@ -23,7 +23,7 @@ fn config(by_block: bool) -> TrainConfig {
         batch_size: 3,
         lr: 1e-2,
         weight_decay: 0.01,
-        max_grad_norm: 0.1, // less than what gradients have
+        max_grad_norm: 0.1, // below the gradients' norm
         checkpoint_activations: by_block,
         checkpoint_every: 2,
         seed: 7,

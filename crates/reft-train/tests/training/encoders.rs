@@ -73,7 +73,7 @@ fn frozen_work_is_whole_rows_below_the_first_edit() -> TestResult {
                 assert!(off < 2e-5, "{what}: gradients differ by {off:e}"); // f32
             }
         }
-        // what goes into stage 2 of every token, nothing cut off, and no keys and values
+        // the input of stage 2 for every token, without a cut, and no keys and values
         let tokens: usize = examples().iter().map(Example::length).sum();
         assert_eq!(store.bytes(), (tokens * 32 * 4) as u64, "{}", folder.display());
     }

@@ -25,7 +25,7 @@ fn config(steps: usize) -> TrainConfig {
     }
 }
 
-/// Does something with a trainer of all weights of a model, and returns these.
+/// Runs `act` with a trainer of all weights of a model; returns its result and the weights.
 fn train<T>(
     decoder: &Decoder,
     config: TrainConfig,
@@ -40,7 +40,7 @@ fn train<T>(
     Ok((done, weights))
 }
 
-/// Share of the numbers that are not what they were.
+/// Share of the numbers that changed.
 fn changed(before: &[Tensor], after: &[Tensor]) -> f64 {
     let differ = |(a, b): (&Tensor, &Tensor)| a.ne_tensor(b).sum(Kind::Int64).int64_value(&[]);
     let changed: i64 = before.iter().zip(after).map(differ).sum();

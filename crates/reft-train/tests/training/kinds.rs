@@ -1,4 +1,4 @@
-//! Half precision: the frozen model is in bf16 or f16, what is trained is in f32.
+//! Half precision: the frozen model is in bf16 or f16, trained tensors are in f32.
 
 use std::sync::atomic::AtomicBool;
 

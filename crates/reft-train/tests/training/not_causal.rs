@@ -1,4 +1,4 @@
-//! Models whose tokens see later ones: of a row only whole stages are the frozen model's alone.
+//! Models whose tokens see later ones: only whole stages can be the frozen model's alone.
 
 use reft_core::{MapKind, Method};
 use reft_methods::{ReftAdapter, ReftConfig};
@@ -73,7 +73,7 @@ fn rows_are_whole_and_only_stages_are_cached() -> TestResult {
     };
     let tokens: usize = examples.iter().map(|example| example.row().input_ids.len()).sum();
     let size = 4 * model.description.hidden_size as u64; // a hidden state in f32
-    assert_eq!(bytes(false)?, tokens as u64 * size); // what goes into stage 2, of every token
+    assert_eq!(bytes(false)?, tokens as u64 * size); // the input of stage 2, for every token
     assert_ne!(bytes(true)?, (tokens - examples.len()) as u64 * size); // keys and values too
     Ok(())
 }

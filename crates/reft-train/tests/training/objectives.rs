@@ -76,9 +76,9 @@ impl Objective for LastToken {
     }
 }
 
-/// Two completions of which the first is to be likelier than the second, as seen from another strength of the adapters (Rafailov et al.
-/// 2023, arXiv:2305.18290), `−log σ(β (Δ − Δ_reference))` with `Δ` the difference of their log-probabilities: the mean over pairs. And the
-/// loss of the first completion: the mean over its target tokens.
+/// Preference of the first of two completions, relative to another strength of the adapters (Rafailov et al. 2023, arXiv:2305.18290): the
+/// mean over pairs of `−log σ(β (Δ − Δ_reference))`, with `Δ` the difference of their log-probabilities. Added is the loss of the first
+/// completion, the mean over its target tokens.
 struct Pair {
     doses: [Dose; 2],
 }
@@ -356,7 +356,7 @@ fn gradients_are_those_of_the_formula() -> TestResult {
     let decoder = decoder(Kind::Float)?;
     let mut adapters: Vec<Box<dyn Adapter>> = vec![Box::new(trained(&decoder)?)];
     for method in ["prompt", "prefix"] {
-        // virtual tokens and prefixes, which the reference does without
+        // the reference has no virtual tokens and no prefixes
         tch::manual_seed(3);
         let method = resolve(method, &MethodOptions::default(), decoder.description())?;
         adapters.extend(method.build(&decoder, "tiny")?);

@@ -184,7 +184,7 @@ fn check(name: &str, method: Method) -> TestResult {
     for parameter in adapter.parameters() {
         let grad = parameter.tensor.grad();
         let theirs = match parameter.name.as_str() {
-            // Only what is below the diagonal is a coordinate; pyreft's diagonal is cut to a constant.
+            // Only entries below the diagonal are coordinates; pyreft's diagonal is cut to a constant.
             "rotation.raw" => stacked(&tensors, "grad", n, "rotate_layer.raw").tril(-1),
             "learned_source.bias" if !method.has_affine_source() => {
                 stacked(&tensors, "grad", n, "learned_source")
@@ -212,7 +212,7 @@ fn check(name: &str, method: Method) -> TestResult {
         assert!(error < 1e-5, "{name}: R is off by {error:e}"); // f32 rounding, see reft-core
     }
     if is_trap {
-        // pyreft's R becomes 0 with the first decay and its loss the base model's, 5.57; ours goes on learning.
+        // pyreft's R becomes 0 with the first decay, and its loss the base model's, 5.57; ours continues to learn.
         assert!(losses[20] < 3.5, "{losses:?}");
         return Ok(());
     }

@@ -74,7 +74,7 @@ fn qr_stays_orthonormal_for_a_thousand_steps_on_a_bf16_model() -> TestResult {
     check(MapKind::Qr, Kind::BFloat16, 1000)
 }
 
-/// How far the first step of AdamW takes R, `‖ΔR‖ / (η √(dr))`, for a given gradient of R: 1 if each entry moved by η.
+/// How far the first step of AdamW moves R for a given gradient of R, `‖ΔR‖ / (η √(dr))`: 1 if each entry moves by η.
 fn first_step(map: MapKind, gradient: &Tensor, start: &Tensor) -> Result<f64, reft_core::Error> {
     const LR: f64 = 1e-4;
     let map = map.starting_at(start)?;
@@ -85,7 +85,7 @@ fn first_step(map: MapKind, gradient: &Tensor, start: &Tensor) -> Result<f64, re
     Ok(moved / LR / (start.numel() as f64).sqrt())
 }
 
-/// A reflection turns a vector by twice the angle that its own normal is turned by.
+/// A reflection turns a vector by twice the angle by which the reflection's normal turns.
 #[test]
 fn a_step_takes_a_householder_rotation_twice_as_far_as_a_qr_one() -> TestResult {
     let _alone = alone();
@@ -95,7 +95,7 @@ fn a_step_takes_a_householder_rotation_twice_as_far_as_a_qr_one() -> TestResult 
         let gradient = Tensor::randn([1, d, r], (Kind::Float, Device::Cpu));
         let householder = first_step(MapKind::Householder, &gradient, &start)?;
         let qr = first_step(MapKind::Qr, &gradient, &start)?;
-        // Exactly 2 and 1 but for the r(r + 1)/2 directions in which an orthonormal matrix cannot move, and what is second order.
+        // Exactly 2 and 1, except for the r(r + 1)/2 directions in which an orthonormal matrix cannot move, and second-order terms.
         assert!((householder - 2.0).abs() < 0.03, "d {d}, r {r}: {householder}");
         assert!((qr - 1.0).abs() < 0.03, "d {d}, r {r}: {qr}");
     }

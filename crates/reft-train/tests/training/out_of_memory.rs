@@ -1,4 +1,4 @@
-//! Memory that runs out in the middle of a run: one clear error, and a checkpoint to go on from.
+//! Memory that runs out in the middle of a run: one clear error, and a checkpoint to resume from.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::tiny_llama::{TestResult, adapter, alone, decoder, examples, learner};
 
-/// An adapter that wants 2⁵⁰ numbers in one of its forwards.
+/// An adapter that allocates 2⁵⁰ numbers in one of its forwards.
 struct Greedy {
     inner: ReftAdapter,
     forwards_before: Cell<i64>,
@@ -77,7 +77,7 @@ fn a_run_that_runs_out_of_memory_goes_on_from_the_step_before() -> TestResult {
     );
     drop(trainer);
 
-    // what helps: less is kept for the backward, which changes no number but by rounding
+    // the advice: keep less for the backward, which changes numbers only by rounding
     let options = TrainConfig { checkpoint_activations: true, reuse: false, ..options };
     let resumed = fresh()?;
     let mut trainer =

@@ -29,7 +29,7 @@ pub fn pairs(oracle: &Value) -> Outcome<Vec<Example>> {
     Ok(ENCODING.examples(&records.collect::<Outcome<Vec<_>>>()?)?)
 }
 
-/// The options of a case that are the objective's.
+/// The objective's options in a case.
 pub fn options(case: &Value) -> Outcome<ObjectiveOptions> {
     let names = ObjectiveOptions::DECLARED.iter().map(|option| option.name);
     let own = names.filter_map(|name| Some((name.to_owned(), case.get(name)?.clone())));

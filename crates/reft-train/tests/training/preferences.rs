@@ -94,7 +94,7 @@ fn losses_gradients_and_steps_are_trls() -> TestResult {
     Ok(())
 }
 
-/// The reference is a run of its own: what is trained has no part in it, and it is computed once.
+/// The reference is a separate run: training does not change it, and it is computed once.
 #[test]
 fn the_reference_run_is_computed_once_and_stays() -> TestResult {
     let _alone = alone();
@@ -124,7 +124,7 @@ fn the_reference_run_is_computed_once_and_stays() -> TestResult {
     Ok(())
 }
 
-/// Several processes, each with a part of the pairs, do what one does.
+/// Several processes, each with a part of the pairs, compute the same as one.
 #[test]
 fn processes_share_pairs_and_reference() -> TestResult {
     let _alone = alone();
@@ -217,7 +217,7 @@ fn options_that_an_objective_has_no_use_for_are_refused_by_name() -> TestResult 
     Ok(())
 }
 
-/// A reply that is cut away leaves nothing to prefer.
+/// A reply that is cut off entirely cannot be preferred.
 #[test]
 fn a_pair_without_a_reply_left_is_refused_by_id() {
     let of = |n: i64| Content::Tokens {

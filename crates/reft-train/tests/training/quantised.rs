@@ -1,4 +1,4 @@
-//! A quantised base model: what is trained on it is what would be trained on the numbers that its blocks stand for.
+//! A quantised base model: training on it equals training on its dequantised weights.
 
 use std::sync::atomic::AtomicBool;
 
@@ -19,7 +19,7 @@ fn quantised(storage: WeightStorage, kind: Kind) -> reft_models::Result<Decoder>
     Decoder::from_weights(DecoderConfig::open(&path)?, &weights, kind, Device::Cpu)
 }
 
-/// The model whose weights are what the blocks of another are expanded to.
+/// The model with another's dequantised weights.
 fn dequantised(decoder: &Decoder) -> Result<Decoder, Box<dyn std::error::Error>> {
     let dir = tempfile::tempdir()?;
     let tensors = decoder.weights().into_iter().map(|(name, weight)| (name, weight.dense()));

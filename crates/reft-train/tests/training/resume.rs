@@ -37,7 +37,7 @@ fn dataset() -> reft_train::Result<Dataset> {
     Dataset::split(examples(20), options().validation, options().seed)
 }
 
-/// Copies a run's directory after some steps: what a kill at that moment leaves behind.
+/// Copies a run's directory after some steps, as a kill at that moment would leave it.
 struct Kills {
     run: PathBuf,
     copies: PathBuf,
@@ -68,7 +68,7 @@ fn copy_tree(from: &Path, to: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Rows of `metrics.jsonl` as far as they are reproducible: everything but wall times and the memory that the process happens to hold.
+/// The reproducible part of `metrics.jsonl`: everything but wall times and the process's memory.
 fn metrics(run: &Path) -> Result<Vec<serde_json::Value>, Box<dyn std::error::Error>> {
     let text = std::fs::read_to_string(run.join("metrics.jsonl"))?;
     let mut rows = Vec::new();
@@ -177,7 +177,7 @@ fn an_interrupted_run_saves_a_checkpoint_and_goes_on_bit_for_bit() -> TestResult
     let outcome = trainer.run(&mut &kills, &kills.stop)?;
     assert!(matches!(outcome, Outcome::Interrupted(summary) if summary.steps == 8), "{outcome:?}");
     assert!(run.join("checkpoint/step-00000008").is_dir());
-    assert!(!run.join(ReftAdapter::FILE_NAME).exists()); // what is not finished is no adapter yet
+    assert!(!run.join(ReftAdapter::FILE_NAME).exists()); // an unfinished run leaves no adapter yet
     resume(&decoder, MapKind::Householder, &run)?;
     assert_same_run(&run, &whole)
 }

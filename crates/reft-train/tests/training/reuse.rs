@@ -1,4 +1,4 @@
-//! Frozen work that is done once gives the numbers of the plain path.
+//! Frozen work that is done once gives the same numbers as without a cache.
 
 use std::sync::atomic::AtomicBool;
 
@@ -160,7 +160,7 @@ fn kept_in_memory_or_in_a_file_the_numbers_are_the_same_bits() -> TestResult {
     let directory = tempfile::tempdir()?;
     let (losses, tensors) = trajectory(&decoder, config(true), ReuseConfig::default())?;
     for memory in [0, 3000] {
-        // 3000 bytes: of the rows, some have room and some have not
+        // 3000 bytes: some of the rows fit
         let reuse = ReuseConfig {
             memory: Some(memory),
             directory: Some(directory.path().to_owned()),
@@ -173,7 +173,7 @@ fn kept_in_memory_or_in_a_file_the_numbers_are_the_same_bits() -> TestResult {
     Ok(())
 }
 
-/// Without room for all rows each is computed by itself, whichever of them are kept; that is another order of sums.
+/// Without room for all rows, each row is computed alone, whichever of them are cached; sums are in another order.
 #[test]
 fn without_room_the_numbers_are_the_same_to_rounding_however_little_there_is() -> TestResult {
     let _alone = alone();

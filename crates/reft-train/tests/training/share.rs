@@ -18,7 +18,7 @@ use crate::tiny_llama::{
     TestResult, adapter, alone, decoder, examples, learner, relative_difference,
 };
 
-/// Processes that are threads and take turns, from one sum to the next: libtorch has one random number generator for all of them.
+/// Processes that are threads and take turns from one sum to the next: libtorch has one random number generator for all threads.
 struct Turns {
     world: usize,
     state: Mutex<State>,
@@ -39,7 +39,7 @@ struct State {
     results: Vec<Vec<Tensor>>,
 }
 
-/// One of them.
+/// One of the processes.
 struct Process<'a> {
     rank: usize,
     turns: &'a Turns,
@@ -60,7 +60,7 @@ impl<'a> Process<'a> {
         drop(self.wait_for_turn(self.turns.lock()));
     }
 
-    /// Does something to what all share, lets the others have their turns and waits for the next one.
+    /// Changes the shared state, passes the turn on and, if it `waits`, waits for its own next turn.
     fn pass_on(&self, waits: bool, act: impl FnOnce(&mut State)) -> Vec<Tensor> {
         let mut state = self.turns.lock();
         act(&mut state);
@@ -239,7 +239,7 @@ fn config(batch_size: usize, grad_accum: usize, shuffle: Shuffle) -> TrainConfig
     }
 }
 
-/// 13 rows in micro-batches of 3 are 5: the last step of an epoch has nothing for the second process.
+/// 13 rows make 5 micro-batches of 3: the last step of an epoch has none for the second process.
 #[test]
 fn two_processes_train_as_one_with_the_whole_batch() -> TestResult {
     let _alone = alone();
@@ -253,7 +253,7 @@ fn two_processes_train_as_one_with_the_whole_batch() -> TestResult {
     Ok(())
 }
 
-/// A penalty is of the parameters, which all processes share: it counts once, not once for each.
+/// A penalty depends on the parameters, which all processes share: it counts once, not once per process.
 #[test]
 fn a_penalty_counts_once() -> TestResult {
     let _alone = alone();
@@ -263,13 +263,13 @@ fn a_penalty_counts_once() -> TestResult {
         assert_same(&half, &whole);
     }
     let without = train(&config(6, 1, Shuffle::Plain), Share::WHOLE, &Alone, Setting::default())?;
-    assert_eq!(whole.0[0].loss, without.0[0].loss); // it is not part of what is reported
+    assert_eq!(whole.0[0].loss, without.0[0].loss); // the reported loss leaves it out
     let (with, without) = (whole.0[0].grad_norm, without.0[0].grad_norm);
     assert!((with - without).abs() > 0.05 * without, "the penalty does nothing: {with} {without}");
     Ok(())
 }
 
-/// One batch holds all rows: the second process has no batch and no gradient of its own, and yet the same parameters.
+/// One batch holds all rows: the second process has no batch and no gradient of its own, but keeps the same parameters.
 #[test]
 fn a_process_that_is_never_fed_takes_the_steps_of_the_others() -> TestResult {
     let _alone = alone();
@@ -340,7 +340,7 @@ fn the_first_process_writes_and_all_go_on_from_what_it_wrote() -> TestResult {
     Ok(())
 }
 
-/// The loss of another process is no number.
+/// The loss of another process is NaN.
 struct Elsewhere;
 
 impl Reduce for Elsewhere {
@@ -363,7 +363,7 @@ fn a_loss_that_is_no_number_stops_every_process() -> TestResult {
     Ok(())
 }
 
-/// Losses of examples held out, and how many target tokens they are of.
+/// Losses of held-out examples, and their numbers of target tokens.
 #[derive(Default)]
 struct Validations(Vec<(f64, i64)>);
 
@@ -373,7 +373,7 @@ impl Progress for Validations {
     }
 }
 
-/// Batches of the examples held out, as often as they are computed.
+/// Counts the batches that are computed.
 struct Counted(Cell<usize>);
 
 impl Objective for Counted {
@@ -395,7 +395,7 @@ impl Objective for Counted {
     }
 }
 
-/// Seven rows in batches of two are four: two for each of two processes, and of three processes the first has two.
+/// Seven rows in batches of two make four batches: two for each of two processes; of three processes, the first has two.
 #[test]
 fn examples_held_out_are_shared_out_and_each_process_knows_the_loss_of_all() -> TestResult {
     let _alone = alone();
@@ -413,7 +413,7 @@ fn examples_held_out_are_shared_out_and_each_process_knows_the_loss_of_all() -> 
         Ok((validations.0, objective.0.get()))
     };
     for (world, shares) in [(2, vec![2, 2]), (3, vec![2, 1, 1])] {
-        // one process whose step has the batches of all
+        // one process with the batches of all processes in a step
         let (whole, batches) = validated(world, Share::WHOLE, &Alone)?;
         assert_eq!((whole.len(), batches), (2, 2 * 4 + 2));
         let processes = in_turns(world, |share, reduction| validated(1, share, reduction))?;
@@ -454,7 +454,7 @@ impl Objective for Failing {
     }
 }
 
-/// Nobody waits for a process whose step fails, and each says what it knows.
+/// No process waits for one whose step fails, and each reports what it knows.
 #[test]
 fn the_failure_of_a_process_in_its_step_is_that_of_all() -> TestResult {
     let _alone = alone();
@@ -485,7 +485,7 @@ fn the_failure_of_a_process_in_its_step_is_that_of_all() -> TestResult {
     Ok(())
 }
 
-/// Stops the run after a step, on the process that has it.
+/// Stops the run after a step, on its own process only.
 struct StopAfter<'a>(usize, &'a AtomicBool);
 
 impl Progress for StopAfter<'_> {
@@ -525,7 +525,7 @@ impl Reduce for LostAfter {
     }
 }
 
-/// A sum for the validation before the first step, four a step (what is decided together, counts, loss, gradients), one at the epoch's end.
+/// One sum for the validation before the first step, four per step (stop flags, counts, loss, gradients), one at the epoch's end.
 #[test]
 fn a_process_that_is_lost_leaves_a_checkpoint_of_the_last_whole_step() -> TestResult {
     let _alone = alone();

@@ -122,8 +122,7 @@ fn losses_gradients_and_steps_are_the_authors() -> TestResult {
     Ok(())
 }
 
-/// Each reply draws a factor for itself in training; what is held out is measured at the mean of all.
-/// ReFT-r1 from the other side of the relu, where no token has a latent above 0.
+/// ReFT-r1 with a start on the wrong side of the relu, where no token has a latent above 0.
 #[test]
 fn a_direction_that_detects_nothing_is_turned_round() -> TestResult {
     let _alone = alone();
@@ -143,7 +142,7 @@ fn a_direction_that_detects_nothing_is_turned_round() -> TestResult {
     let wanted = vec![(place, tokens.collect())];
     let layout = Layout::new(rows, PaddingSide::Right)?;
     let hidden = collect(&decoder, &AdapterStack::EMPTY, &layout, wanted)?.remove(0); // [m, d]
-    // of which all have the product -1
+    // every token's product with it is -1
     let away = -hidden.pinverse(1e-6).sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
     assert!(hidden.matmul(&away).max().double_value(&[]) < 0.0, "some token lies on its side");
     let start = format!("init.layers.{layer}.block_output.direction");
@@ -214,7 +213,7 @@ fn every_reply_draws_a_factor() -> TestResult {
     Ok(())
 }
 
-/// Away from the direction nothing of it is left in the hidden states that had some, and adapters without a direction are turned around.
+/// Steering away removes all of the direction from hidden states that had some; adapters without a direction are negated.
 #[test]
 fn away_takes_the_direction_out() -> TestResult {
     let _alone = alone();

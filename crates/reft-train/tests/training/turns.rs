@@ -43,8 +43,8 @@ fn record(messages: &[Message], tools: Option<Vec<Value>>) -> Record {
     Record::new("it", content)
 }
 
-/// Oracle: transformers' renderings and marks. The tokens of a turn that are learned say what the template prints for it beyond the
-/// prompt, up to the token that ends it.
+/// Oracle: transformers' renderings and marks. The learned tokens of a turn are the text that the template prints after the prompt, up to the
+/// token that ends the turn.
 #[test]
 fn what_is_learned_of_a_turn_is_what_the_template_prints_for_it() -> TestResult {
     let (_directory, tokenizer) = tokenizer()?;
@@ -79,7 +79,7 @@ fn what_is_learned_of_a_turn_is_what_the_template_prints_for_it() -> TestResult 
             };
             let said = match ends.iter().any(|end| said.trim_end().ends_with(end)) {
                 true => said.trim_end().to_owned(),
-                // what the reply itself ends with is kept
+                // whitespace at the reply's own end is kept
                 false if said.starts_with(&reply.text()) => format!("{}</s>", reply.text()),
                 false => format!("{}</s>", said.trim_end()),
             };

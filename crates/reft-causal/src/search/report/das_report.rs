@@ -18,7 +18,7 @@ pub struct DasReport {
     pub variable: String,
     /// The model.
     pub model: String,
-    /// Digest of the model's weights; none of a network that the search trains, or in a file of a version that did not look at them.
+    /// Digest of the model's weights; `None` for a network that the search trains, and in files of versions that did not record it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
     /// The command that began it.
@@ -33,16 +33,16 @@ pub struct DasReport {
     pub base_accuracy: Option<MeasuredShare>,
     /// Held-out counterfactuals that are answered as expected although nothing is swapped.
     pub no_intervention: Option<MeasuredShare>,
-    /// Held-out counterfactuals that are also among those trained on, word for word; none of a task without texts.
+    /// Held-out counterfactuals that are also training counterfactuals, word for word; `None` for a task without texts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repeated: Option<usize>,
-    /// The templates, with the model's answers without any swap; none of a task without templates.
+    /// The templates, with the model's answers without any swap; empty for a task without templates.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub templates: Vec<TemplateShares>,
-    /// Bases that the model does not answer right by itself: the first of them.
+    /// The first bases that the model answers wrong without a swap.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub wrong_bases: Vec<WrongAnswer>,
-    /// Held-out counterfactuals that fail at the best place of each rank: the first of them.
+    /// The first held-out counterfactuals that fail at the best place of each rank.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failures: Vec<PlaceFailures>,
     /// Wall time of the runs that all cells share.
@@ -69,12 +69,12 @@ pub struct TemplateShares {
 pub struct WrongAnswer {
     /// The base.
     pub base: String,
-    /// The source; none where nothing was swapped.
+    /// The source; `None` without a swap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
     /// The answer that the causal model gives.
     pub expected: String,
-    /// The answer that came.
+    /// The model's answer.
     pub given: String,
 }
 
@@ -119,7 +119,7 @@ pub struct DasRow {
     pub neurons: Option<MeasuredShare>,
     /// The same search in a model that was never trained.
     pub untrained_model: Option<MeasuredShare>,
-    /// The trained subspace on the held-out counterfactuals of each template; none in results of earlier versions.
+    /// The trained subspace on the held-out counterfactuals of each template; empty in results of earlier versions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub by_template: Vec<MeasuredShare>,
     /// Counterfactuals that fail, with the model's answers.
@@ -127,22 +127,21 @@ pub struct DasRow {
     pub(crate) failed: Option<Vec<(usize, i64)>>,
     /// Loss of the last step.
     pub loss: Option<f64>,
-    /// Its share of the wall time of training and measuring all that were searched with it.
+    /// Its share of the wall time of all cells that were trained and measured together.
     pub seconds: f64,
 }
 
 impl DasReport {
     /// Version of the file of a new search.
     ///
-    /// In version 2 cells know their model by its name: what its weights are is noted, and a search whose weights have changed since is not
-    /// gone on with.
+    /// In version 2 a cell's digest holds the model's name but not its weights. The report holds the digest of the weights, and a search whose
+    /// weights have changed is refused.
     pub const FORMAT_VERSION: u32 = 3;
 
     /// Name of the file.
     pub const FILE_NAME: &str = "das.json";
 
-    /// The report of a search that has found nothing yet: of the task its name, what it asks and the variable; of the search the model's
-    /// name and the command.
+    /// The report of a search without results, from the task's name, question and variable, and the search's model and command.
     pub(crate) fn empty(
         options: DasOptions,
         [name, description, variable]: [&str; 3],
@@ -160,13 +159,13 @@ impl DasReport {
         }
     }
 
-    /// The report of a search that goes on in a directory: as the one that is there was begun.
+    /// The report of a search that continues in a directory, with the format version in which it was begun.
     ///
     /// # Errors
-    /// [`Error::File`] if that one knows its model by name, and the weights are others now.
+    /// [`Error::File`] if it was begun in version 2 and the model's weights have changed.
     pub(crate) fn going_on_in(self, output: &Path) -> Result<Self> {
         let path = output.join(Self::FILE_NAME);
-        // what cannot be read is written anew
+        // an unreadable report is overwritten
         let known: Option<Self> = read_json(&path).ok();
         let Some(known) = known.filter(|known| known.format_version == 2) else { return Ok(self) };
         if known.weights.is_some() && known.weights != self.weights && known.model == self.model {
@@ -191,7 +190,7 @@ impl DasReport {
         self.rows.iter().find(|row| row.key() == (component, layer, position, rank))
     }
 
-    /// The row of the highest IIA at a rank; of equal ones the first.
+    /// The row with the highest IIA at a rank; the first of equal rows.
     pub fn best(&self, rank: i64) -> Option<&DasRow> {
         let rows = self.rows.iter().filter(|row| row.rank == rank);
         rows.reduce(|best, row| if row.found.hits > best.found.hits { row } else { best })
@@ -228,7 +227,7 @@ impl DasReport {
 }
 
 impl DasRow {
-    /// The parts that tell it from other rows.
+    /// The fields that identify the row.
     fn key(&self) -> (&str, usize, &str, i64) {
         (&self.component, self.layer, &self.position, self.rank)
     }

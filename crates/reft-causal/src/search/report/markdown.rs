@@ -35,7 +35,7 @@ impl DasReport {
         write_rows(out, &self.rows.iter().collect::<Vec<_>>())
     }
 
-    /// Tables beside the places: shares of each template, and prompts that fail; heading, heads and rows of texts.
+    /// Further tables: shares of each template, and prompts that fail. Each is a heading, column heads and rows.
     pub(crate) fn details(&self) -> Vec<(String, Vec<String>, Vec<Vec<String>>)> {
         let heads = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
         let mut tables = Vec::new();

@@ -37,7 +37,7 @@ const LEGEND: &str = "IIA is the share of held-out counterfactuals that are answ
     Colours begin at the share that is right without a swap: a place without colour does no more than no swap at all.";
 
 impl DasReport {
-    /// The report as one page that needs nothing else: heat maps of layers and tokens, one set for each rank.
+    /// The report as one self-contained page: heat maps of layers and tokens, one set for each rank.
     pub fn html(&self) -> String {
         page(&self.name, self.facts(), LEGEND, |out| {
             slider(out, &self.options.ranks)?;
@@ -58,12 +58,12 @@ impl DasReport {
         })
     }
 
-    /// The share that is right without a swap, where the colours of maps begin; 0 if it is not known, or all is right.
+    /// The share of the palest colour: the share answered as expected without a swap; 0 if that is unknown or 1.
     pub(crate) fn palest(&self) -> f64 {
         self.no_intervention.map(|share| share.iia).filter(|iia| *iia < 1.0).unwrap_or(0.0)
     }
 
-    /// A map of a component at a rank whose colours go from `palest` to 1; none if there is nothing to show.
+    /// A map of a component at a rank, with colours from `palest` to 1; `None` without values.
     pub(crate) fn map(
         &self,
         name: &str,

@@ -26,7 +26,7 @@ use crate::{CausalModel, SearchDefaults, Variable};
 /// [variables]
 /// number = { class = "subject" }
 ///
-/// [answers]                    # the text, one token, of each value of `answer`, which is `variable` unless it is named
+/// [answers]                    # the text, one token, of each value of `answer` (by default `variable`)
 /// singular = " is"
 /// plural = " are"
 /// ```
@@ -38,7 +38,7 @@ pub struct DasTask {
     /// Its question, in a sentence.
     #[serde(default)]
     pub description: String,
-    /// Texts with slots in braces; each base has one at random, and its source has the same.
+    /// Texts with slots in braces; each base has a random one, and its source the same.
     pub templates: Vec<String>,
     /// Words that several slots share.
     #[serde(default)]
@@ -49,12 +49,12 @@ pub struct DasTask {
     pub variables: BTreeMap<String, Mechanism>,
     /// The variable that is looked for.
     pub variable: String,
-    /// The variable that the answer follows from; `None`: the one that is looked for.
+    /// The variable that determines the answer; `None`: `variable`.
     pub answer: Option<String>,
-    /// Texts of the answer's values; a value that is not named is its own text behind a space.
+    /// Texts of the answer's values; the default text of a value is a space and the value.
     #[serde(default)]
     pub answers: BTreeMap<String, String>,
-    /// Where it is looked for unless the command says otherwise.
+    /// The default positions of the search.
     #[serde(default)]
     pub positions: Vec<String>,
     /// The defaults of its search.
@@ -98,7 +98,7 @@ pub struct Numbers {
     pub from: f64,
     /// The last, if steps lead to it.
     pub to: f64,
-    /// From one to the next.
+    /// The difference between neighbours.
     pub step: f64,
     /// Digits behind the point.
     #[serde(default)]
@@ -136,7 +136,7 @@ const YES: &str = "yes";
 const NO: &str = "no";
 
 impl DasTask {
-    /// Its fault, in words.
+    /// Checks the task. The error is its fault in words.
     pub(crate) fn check(&self) -> Result<(), String> {
         if self.templates.is_empty() {
             return Err("there is no template; give at least one under templates".to_owned());
@@ -149,7 +149,7 @@ impl DasTask {
             }
         }
         for (name, slot) in &self.slots {
-            // it is part of the names of directories
+            // slot names are part of directory names
             let is_plain = |c: char| c.is_alphanumeric() || "_- ".contains(c);
             if name.is_empty() || !name.chars().all(is_plain) {
                 return Err(format!(
@@ -165,7 +165,7 @@ impl DasTask {
     /// The templates.
     ///
     /// # Errors
-    /// The one that cannot be read, in words.
+    /// The first template that cannot be read, in words.
     pub(crate) fn parsed_templates(&self) -> Result<Vec<TextTemplate>, String> {
         let parse = |source: &String| {
             TextTemplate::parse(source).map_err(|reason| format!("template {source:?}: {reason}"))
@@ -185,7 +185,7 @@ impl DasTask {
     /// The causal model. Its inputs: word and class of every slot, in the order of their names.
     ///
     /// # Errors
-    /// The variable that follows from something that is not there, in words.
+    /// The fault in words, for instance a variable that depends on an unknown slot or variable, or on itself.
     pub(crate) fn model(&self) -> Result<TaskModel, String> {
         let mut model = CausalModel::new();
         let mut known: BTreeMap<&str, Variable> = BTreeMap::new();
@@ -236,7 +236,7 @@ impl DasTask {
         Ok(TaskModel { model, searched, answer })
     }
 
-    /// Draws words and classes of all slots, as the causal model takes them.
+    /// Draws words and classes of all slots, in the order of the causal model's inputs.
     pub(crate) fn draw(&self, rng: &mut StdRng) -> Vec<String> {
         let mut drawn: Vec<(Option<&str>, String)> = Vec::new(); // the list, and the word
         let mut inputs = Vec::with_capacity(2 * self.slots.len());
@@ -268,13 +268,13 @@ impl DasTask {
     }
 }
 
-/// Whether a slot is of the list of another.
+/// Whether two slots use the same list.
 fn is_of_list(slot: &Slot, other: &Slot) -> bool {
     matches!((slot, other), (Slot::List(one), Slot::List(other)) if one == other)
 }
 
 impl Words {
-    /// The fault in the words of one slot, or of several that never have the same word.
+    /// Checks the words of a list that `slots` slots use without ever having the same word. The error is the fault in words.
     fn check(&self, slots: usize) -> Result<(), String> {
         match self {
             Self::Plain(words) if words.len() < 2 => Err("give at least two words".to_owned()),
@@ -303,7 +303,7 @@ impl Words {
         }
     }
 
-    /// A word that is free, and its class; any word if none is.
+    /// Draws a free word, or any word if none is free, with its class.
     fn draw(&self, rng: &mut StdRng, is_free: &dyn Fn(&str) -> bool) -> (String, String) {
         let of = |words: &[String], rng: &mut StdRng| {
             let free = words.iter().filter(|word| is_free(word)).choose(rng);
@@ -336,7 +336,7 @@ impl Mechanism {
     }
 
     fn value(&self, parents: &[String]) -> String {
-        // a word that is no number is at least and at most nothing
+        // a word that is not a number is NaN, which compares false
         let number = |i: usize| parents[i].parse().unwrap_or(f64::NAN);
         let holds = match self {
             Self::Word(_) | Self::Class(_) => return parents[0].clone(),

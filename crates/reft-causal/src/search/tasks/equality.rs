@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Hierarchical equality, `(w = x) = (y = z)` on random vectors, and the plain network that is trained on it and searched: a task with a
-/// known answer. A TOML file says all of it, as `recipes/das/hierarchical-equality.toml` does.
+/// known answer. A TOML file describes all of it, for instance `recipes/das/hierarchical-equality.toml`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EqualityTask {
@@ -58,7 +58,7 @@ pub struct NetworkConfig {
     pub batch_size: usize,
     /// Learning rate of the first step; it falls to 0 on a line.
     pub lr: f64,
-    /// Seed of objects, start and order: the network is the same whatever the search's seed is.
+    /// Seed of objects, start and order: the network does not depend on the search's seed.
     pub seed: u64,
 }
 
@@ -70,11 +70,11 @@ pub struct EqualityNetwork<'a> {
 }
 
 impl EqualityTask {
-    /// Trains the network, a function of its seed, and draws counterfactuals for a search, of the options'.
+    /// Trains the network from its own seed, and draws the counterfactuals of a search from the seed of the options.
     ///
     /// # Errors
     /// Errors of the training; [`Error::Interrupted`](crate::Error::Interrupted) if `stop` is set;
-    /// [`Error::OptionValue`](crate::Error::OptionValue) for positions of which an input, one token, has none.
+    /// [`Error::OptionValue`](crate::Error::OptionValue) for positions that an input of one token does not have.
     pub fn train(&self, options: &DasOptions, stop: &AtomicBool) -> Result<EqualityNetwork<'_>> {
         let config = &self.network;
         for (option, number) in [
@@ -173,7 +173,7 @@ impl<'a> DasSearch<'a> {
     /// A search of the network of a task.
     ///
     /// # Errors
-    /// [`Error::OptionValue`](crate::Error::OptionValue) for an option that cannot be.
+    /// [`Error::OptionValue`](crate::Error::OptionValue) for an option with an invalid value.
     pub fn of_network(
         options: DasOptions,
         network: &'a EqualityNetwork,
@@ -214,7 +214,7 @@ impl Searched for EqualityNetwork<'_> {
     }
 
     fn untrained(&self, seed: u64) -> Result<Box<dyn Searched + '_>> {
-        tch::manual_seed(self.task.network.seed.wrapping_add(1).wrapping_add(seed) as i64); // not where the network began
+        tch::manual_seed(self.task.network.seed.wrapping_add(1).wrapping_add(seed) as i64); // not the start of the trained network
         let network = self.task.random(self.network.inputs());
         Ok(Box::new(EqualityNetwork { task: self.task, network, pairs: self.pairs.clone() }))
     }

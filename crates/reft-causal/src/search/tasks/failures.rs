@@ -6,7 +6,7 @@ use crate::{
     Accuracy, DasReport, MeasuredShare, Pairs, PlaceFailures, TemplateShares, WrongAnswer,
 };
 
-/// How many prompts that fail a report shows of each place.
+/// Most failing prompts that a report shows for each place.
 const SHOWN: usize = 12;
 
 impl Pairs {
@@ -32,7 +32,7 @@ impl Pairs {
         self.templates.iter().enumerate().map(of_template).collect()
     }
 
-    /// The share of the pairs of a template from `first` on of which something holds.
+    /// The share of a template's pairs, from pair `first` on, for which `holds` is true.
     fn share(
         &self,
         template: usize,

@@ -25,7 +25,7 @@ pub(crate) struct Pairs {
     pub(crate) answers: Vec<i64>,
     /// The first pair in words.
     pub(crate) example: String,
-    /// Texts of base and source of each pair, and the number of their template; none of a task without texts.
+    /// Texts of base and source of each pair, and the number of their template; empty for a task without texts.
     pub(crate) texts: Vec<PairTexts>,
     /// The templates.
     pub(crate) templates: Vec<String>,
@@ -48,7 +48,7 @@ struct Prompt {
     slot_ends: Vec<(String, usize)>,
 }
 
-/// Draws pairs, a function of the seed; the first of them are the same whatever their number.
+/// Draws `n` pairs, determined by the seed. A larger `n` only adds pairs at the end.
 ///
 /// # Errors
 /// If an answer is not one token, a slot does not end where a token does, or a prompt does not have a position.
@@ -126,7 +126,7 @@ fn prompt(
     let mut slot_ends = Vec::with_capacity(ends.len());
     for (slot, end) in ends {
         let before = tokenizer.encode(&text[..end], true)?;
-        // an end token that the tokenizer adds stands behind either text
+        // the tokenizer may add an end token to both texts, so only their common prefix counts
         let shared = before.iter().zip(&input_ids).take_while(|(a, b)| a == b).count();
         let length = tokenizer.encode(&text[..end], false)?.len();
         if shared < length || shared == 0 {

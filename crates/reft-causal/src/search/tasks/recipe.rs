@@ -17,7 +17,7 @@ impl DasRecipe {
     /// Reads and checks a task.
     ///
     /// # Errors
-    /// If it cannot be read, or is none, with its line or field.
+    /// If the file cannot be read or is not a valid task; the error names the line or the field.
     pub fn open(path: &Path) -> Result<Self> {
         let text = read_text(path)?;
         let refuse = |error| toml_error(&text, path, &error);

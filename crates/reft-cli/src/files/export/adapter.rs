@@ -1,4 +1,4 @@
-//! Adapters alone.
+//! Export of adapters without their model.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ pub(super) fn to_pyreft(args: &ExportArgs) -> Result<()> {
     write(args, "pyreft", export_pyreft)
 }
 
-/// Writes a method that PEFT has for PEFT.
+/// Writes an adapter for PEFT, if PEFT has its method.
 pub(super) fn to_peft(args: &ExportArgs) -> Result<()> {
     write(args, "peft", |adapter, directory| export_peft(adapter, directory).map(|()| Vec::new()))
 }
@@ -43,7 +43,7 @@ fn write(
     say(args, &named, &adapter, form, &notes)
 }
 
-/// The adapter that is named, and its directory; flags that belong to a model are refused.
+/// The adapter as the command line names it, and its directory. Refuses flags that belong to a model.
 fn adapter_of(args: &ExportArgs) -> Result<(PathBuf, PathBuf)> {
     let given = [
         ("--merge", args.merge),
@@ -59,7 +59,7 @@ fn adapter_of(args: &ExportArgs) -> Result<(PathBuf, PathBuf)> {
     Ok((named.clone(), adapter_directory(named)?))
 }
 
-/// Prints the files written.
+/// Prints the notes and the output directory.
 fn say(
     args: &ExportArgs,
     named: &Path,

@@ -1,4 +1,4 @@
-//! Models, with an adapter in their weights or as they are.
+//! Export of models, with or without an adapter merged into the weights.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ use crate::machine::{DeviceChoice, KindChoice, MachineOptions};
 use crate::model::{adapter_directory, open_config, open_decoder};
 use crate::terminal::{grouped, note, output};
 
-/// Size of a file of weights, at most, unless another is asked for.
+/// Default for the largest size of a weights file.
 const SHARD_SIZE: ByteSize = ByteSize::gb(5);
 
 /// Writes a Hugging Face directory of model and adapter.
@@ -64,7 +64,7 @@ pub(super) fn to_gguf(args: &ExportArgs) -> Result<()> {
     if !is_named {
         bail!("--output is {}, expected a name that ends in .gguf", args.output.display());
     }
-    // weights rounded to blocks are summed in f32; without a kind it is the model's
+    // precision of the merge: the model's own without --kind, f32 for packed kinds such as q8_0
     let precision = |own: Precision| match args.kind {
         None => own,
         Some(kind) => kind.name().parse().unwrap_or_default(),
@@ -88,7 +88,7 @@ pub(super) fn to_gguf(args: &ExportArgs) -> Result<()> {
     })
 }
 
-/// A model with the adapter in its weights, if there is one.
+/// A model with the adapter, if any, merged into its weights.
 struct Opened {
     model: String,
     path: PathBuf,
@@ -98,7 +98,7 @@ struct Opened {
 }
 
 impl Opened {
-    /// Opens the model in the kind that is made of its own, and merges.
+    /// Opens the model in the precision that `kind` chooses, given the model's own, and merges the adapter.
     fn of(args: &ExportArgs, kind: impl FnOnce(Precision) -> Precision) -> Result<Self> {
         let Some(model) = &args.model else { bail!("--model is missing: the model to write") };
         let (path, config) = open_config(model)?;
@@ -133,7 +133,7 @@ impl Opened {
     }
 }
 
-/// The kind that most of the model's tensors have; f32 if it is none of ours.
+/// The kind of most of the model's tensors; f32 if that kind is not a [`Precision`].
 fn own_kind(model: &Path) -> Result<Precision> {
     let dtypes = Weights::open(model)?.dtypes();
     let most = dtypes.into_iter().max_by_key(|(_, n)| *n);

@@ -1,4 +1,4 @@
-//! Files to look at while a run goes on: sample replies, the page, event files.
+//! Files to watch during a run: sample replies, the page, event files.
 
 pub mod options;
 pub mod page;

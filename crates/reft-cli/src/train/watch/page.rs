@@ -8,22 +8,22 @@ use reft_train::{Plan, Progress, StepStats, ValidationStats};
 
 use crate::terminal::note;
 
-/// Draws the run's page while it goes on. A page that cannot be written ends no run.
+/// Draws the run's page during the run. An error of the page does not end the run.
 #[derive(Debug)]
 pub struct RunPage {
     directory: PathBuf,
     drawn: Instant,
-    /// Time from one drawing to the next, a multiple of the time of a drawing.
+    /// Least time between two drawings, a multiple of the last drawing's time.
     pause: Duration,
     has_failed: bool,
 }
 
-/// The page is drawn no more often, and takes no larger share of the time.
+/// Least time between two drawings, and its least ratio to the time of a drawing.
 const PAUSE: Duration = Duration::from_secs(5);
 const SHARE: u32 = 200;
 
 impl RunPage {
-    /// Of the run in a directory.
+    /// The page of the run in a directory.
     pub fn new(directory: &Path) -> Self {
         let directory = directory.to_owned();
         Self { directory, drawn: Instant::now(), pause: PAUSE, has_failed: false }

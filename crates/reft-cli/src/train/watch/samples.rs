@@ -12,7 +12,7 @@ use crate::generation::prompts::prompt_record;
 use crate::terminal::note;
 use crate::train::watch::options::WatchOptions;
 
-/// Writes replies to sample prompts while a run goes on: greedy ones, so that they draw nothing from the run's random numbers.
+/// Writes replies to sample prompts during a run. They are greedy, so they use none of the run's random numbers.
 pub struct Samples<'a> {
     model: &'a dyn Model,
     stack: AdapterStack<'a>,
@@ -21,14 +21,14 @@ pub struct Samples<'a> {
     prompts: Vec<(String, Row)>,
     every: usize,
     file: PathBuf,
-    /// Steps of the run, and after how many there were replies.
+    /// Number of steps of the run, and the step of the last replies.
     steps: usize,
     done: Option<usize>,
     has_failed: bool,
 }
 
 impl<'a> Samples<'a> {
-    /// Of the prompts that are asked for, framed as the rows are that are trained on; `None` without prompts.
+    /// Frames the sample prompts like the training rows. `None` without prompts.
     ///
     /// # Errors
     /// If a prompt cannot be framed, or does not fit into the model's context.
@@ -69,7 +69,7 @@ impl<'a> Samples<'a> {
         }))
     }
 
-    /// Writes the replies of the model as it is after a step, or of the base model.
+    /// Writes the replies after a step, or of the base model if `step` is `None`.
     fn write(&mut self, step: Option<usize>) -> Result<()> {
         let stack = if step.is_some() { &self.stack } else { &AdapterStack::EMPTY };
         let rows: Vec<Row> = self.prompts.iter().map(|(_, row)| row.clone()).collect();
@@ -89,7 +89,7 @@ impl<'a> Samples<'a> {
         written.with_context(|| format!("cannot write {}", self.file.display()))
     }
 
-    /// Replies that cannot be made end no run.
+    /// Writes the replies. An error prints a warning and does not end the run.
     fn try_to_write(&mut self, step: Option<usize>) {
         if self.has_failed {
             return;

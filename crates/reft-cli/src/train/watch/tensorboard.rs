@@ -1,5 +1,5 @@
-//! Metrics as TensorBoard's event files have them: records of a length, the masked CRC-32C of its bytes, an `Event` message of protocol
-//! buffers (tensorflow/core/util/event.proto), and the masked CRC-32C of that.
+//! Metrics in TensorBoard's event files. A record has a length, the masked CRC-32C of the length's bytes, an `Event` message of protocol
+//! buffers (tensorflow/core/util/event.proto), and the masked CRC-32C of the message.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -11,7 +11,7 @@ use reft_train::{Progress, StepStats, ValidationStats};
 
 use crate::terminal::note;
 
-/// How names of event files begin; the time of their start follows.
+/// Prefix of the names of event files; the time of their start follows.
 pub const EVENTS: &str = "events.out.tfevents.";
 
 /// Writes every step and validation into an event file.
@@ -21,7 +21,7 @@ pub struct EventFile {
 }
 
 impl EventFile {
-    /// A new file in a run's directory. A run that goes on writes another one: TensorBoard takes later steps from later files.
+    /// Creates a file in a run's directory. A resumed run creates another file: TensorBoard takes later steps from later files.
     ///
     /// # Errors
     /// If it cannot be written.

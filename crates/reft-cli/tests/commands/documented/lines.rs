@@ -71,13 +71,13 @@ fn shell_lines(path: &Path) -> Result<Vec<(usize, String)>> {
     Ok(lines)
 }
 
-/// The words that a shell line gives the program, if it calls it: alone, or by a launcher.
+/// The arguments of the program in a shell line, if the line calls it directly or by a launcher.
 fn words(line: &str) -> Option<Vec<String>> {
     let words = shlex::split(line)?;
     let launchers = ["torchrun", "srun", "mpirun"];
     let at = words.iter().position(|word| word == "reft")?;
     let begins = at == 0 || launchers.contains(&words[0].as_str()) || words[at - 1].contains('=');
-    // three dots stand for arguments that are given elsewhere
+    // a line with … is incomplete
     (begins && !line.contains(" …")).then(|| {
         let ends = ["|", ">", "2>", "&&", ";"];
         let own = words[at + 1..].iter().take_while(|word| !ends.contains(&word.as_str()));
@@ -85,7 +85,7 @@ fn words(line: &str) -> Option<Vec<String>> {
     })
 }
 
-/// All of them, each once.
+/// All command lines, each once.
 pub fn all() -> Result<Vec<Line>> {
     let mut lines: Vec<Line> = Vec::new();
     for path in documents()? {

@@ -1,5 +1,5 @@
-//! README, docs and recipes against the program: every command line that they print is run, on tiny models and small files of the names that
-//! the lines have.
+//! README, docs and recipes against the program: every command line in them is run, on tiny models and small files under the names in the
+//! lines.
 
 mod lines;
 mod small_files;

@@ -1,4 +1,4 @@
-//! Small files under the names that documents use: what they say of a file's form holds for these.
+//! Small files under the names in the documents, in the forms that the documents describe.
 
 use std::fs;
 use std::path::Path;

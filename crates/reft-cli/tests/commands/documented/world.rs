@@ -1,4 +1,4 @@
-//! A folder in which the documents' command lines find all that they name.
+//! A folder with all files that the documents' command lines name.
 
 use std::collections::HashMap;
 use std::fs;
@@ -18,22 +18,22 @@ use crate::hub_server::HubServer;
 use crate::runs::{Run, command, oracle};
 use crate::serve_client::Served;
 
-/// The demo model's name, and what stands for other models that only predict.
+/// The name of the demo model, and names of other decoders, which are links to it.
 const MODEL: &str = "models/SmolLM2-135M-Instruct";
 const ALSO_MODELS: [&str; 4] =
     ["DIR", "MODEL", "meta-llama/Meta-Llama-3-8B-Instruct", "meta-llama/Llama-3.2-3B"];
 
-/// Encoders, and which of the oracle's stand for them.
+/// Encoders, and the oracle's encoders that replace them.
 const ENCODERS: [(&str, &str); 2] =
     [("all-MiniLM-L6-v2", "bert"), ("models/all-MiniLM-L6-v2", "bert")];
 
-/// What the documents' first lines take for made.
+/// Lines that make the adapters which the documents' first lines use.
 const FIRST: [&str; 2] = [
     "train --model DIR --data mine.csv --output runs/style --method lora --rank 4",
     "train --model DIR --data concepts/tale/judge.jsonl --output runs/judge --method lora --rank 4 --objective classification",
 ];
 
-/// What documents take for made, and what an earlier line has made of the same kind.
+/// Files that documents use without making them, and files of the same kind from earlier lines.
 const MADE: [(&str, &str); 4] = [
     ("runs/facts", "runs/style"),
     ("runs/loreft", "runs/pirate"),
@@ -41,7 +41,7 @@ const MADE: [(&str, &str); 4] = [
     ("gemma-3-270m-q4_k_m.gguf", "exported/lora.gguf"),
 ];
 
-/// Sizes of a run that are no business of the line: a flag, its value here, and whether it is given where the line does not have it.
+/// Flags that make a line's run small: the flag, its value, and whether it is added to lines without it.
 type Sizes = &'static [(&'static str, &'static str, bool)];
 
 fn sizes(words: &[String]) -> Sizes {
@@ -168,7 +168,7 @@ fn smaller(words: &[String]) -> Vec<String> {
     if words[0] == "train"
         && let Some(at) = words.iter().position(|word| word == "--epochs")
     {
-        drop(words.drain(at..at + 2)); // --max-steps takes its place
+        drop(words.drain(at..at + 2)); // replaced by --max-steps
     }
     for (flag, value, is_added) in sizes(&words) {
         match words.iter().position(|word| word == flag) {
@@ -270,7 +270,7 @@ fn recipes(from: &Path, to: &Path) -> Result {
     Ok(())
 }
 
-/// Numbers of a recipe: the table, the key, and the largest here.
+/// Bounds on the numbers of a recipe: the table, the key, and the largest value.
 const LARGEST: [(&str, &str, i64); 11] = [
     ("data", "train_size", 2),
     ("data", "validation_size", 2),
@@ -285,7 +285,7 @@ const LARGEST: [(&str, &str, i64); 11] = [
     ("search", "batch_size", 8),
 ];
 
-/// Comparisons are of two methods, one rate, one seed and few rows, tasks generate four tokens, searches take a step.
+/// Comparisons have two methods, one rate, one seed and few rows. Tasks generate four tokens, and searches take one step.
 fn small_recipe(text: &str) -> Result<String> {
     let mut recipe: toml::Table = text.parse()?;
     for (table, key, largest) in LARGEST {

@@ -12,8 +12,8 @@ use crate::{AdapterFiles, Joining, Merging, Method, MethodDeclaration, MethodOpt
 
 /// BitFit: every bias of the model is trained, and nothing else.
 ///
-/// Ben Zaken et al. 2022 (arXiv:2106.10199). The biases are the model's own tensors, biases of norms included; the pooler that BERT's
-/// head stands on is no part of the model and stays as it is. It is not among [`METHODS`](crate::METHODS): many decoders have no bias.
+/// Ben Zaken et al. 2022 (arXiv:2106.10199). The biases are the model's own tensors, biases of norms included. The pooler of BERT's head is
+/// no part of the model and stays as it is. BitFit is not among [`METHODS`](crate::METHODS): many decoders have no bias.
 pub(crate) const BITFIT: MethodDeclaration = MethodDeclaration {
     name: "bitfit",
     title: "BitFit",

@@ -14,7 +14,7 @@ use crate::merge::dense;
 
 /// Weights of a model that are trained themselves: all of them, or some.
 ///
-/// The model is no base model any more then: other methods must open it anew. One-dimensional weights (norms and biases) are exempt from
+/// Training changes the model, so other methods must open the base model anew. One-dimensional weights (norms and biases) are exempt from
 /// weight decay, as is usual.
 #[derive(Debug)]
 pub(crate) struct InWeights {
@@ -42,7 +42,7 @@ impl InWeights {
         let own = model.weights().into_iter().filter(|(name, _)| is_trained(name));
         let trainable = |(name, weight): (String, Weight)| {
             let (name, mut tensor) = dense((name, weight))?;
-            // row by row, as its gradient is: AdamW then reads both in one order
+            // row-major like its gradient: AdamW then reads both in the same order
             if tensor.dim() == 2 && tensor.tr().is_contiguous() {
                 tensor.set_data(&tensor.detach().contiguous());
             }

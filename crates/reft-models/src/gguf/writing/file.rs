@@ -20,7 +20,7 @@ use crate::{
 /// Metadata in the order that it is written in.
 pub(crate) type Keys = Vec<(String, Value)>;
 
-/// Texts that a tokenizer has to give the same tokens for before and after.
+/// Texts for which the original and the exported tokenizer must give the same tokens.
 const PROBES: [&str; 8] = [
     "Hello, world! It's 2024, isn't it?",
     "two  spaces, a tab\tand\nlines\n\n  of text  ",
@@ -32,10 +32,10 @@ const PROBES: [&str; 8] = [
     "a",
 ];
 
-/// Writes a model as one GGUF file: its weights as they are, and the tokenizer and the chat template of the directory that it was opened
-/// from. Then reads it back: a file that says something else of the model, or splits text otherwise, is not kept.
+/// Writes a model as one GGUF file: its present weights, and the tokenizer and the chat template of the directory that it was opened from.
+/// Then reads it back: a file with another configuration, or with a tokenizer that splits text differently, is not kept.
 ///
-/// Returns what whoever uses the file should know.
+/// Returns notes for users of the file.
 ///
 /// # Errors
 /// [`Error::NoGgufForm`] with the part that the format or llama.cpp has no place for; [`Error::OutputExists`]; files that cannot be read or written.
@@ -113,12 +113,12 @@ pub fn export_gguf(
     Ok(notes)
 }
 
-/// Why there is no such file.
+/// The error for a model that cannot be written.
 pub(crate) fn refuse(reason: &str) -> Error {
     Error::NoGgufForm { reason: reason.to_owned() }
 }
 
-/// A tensor with the numbers that llama.cpp wants: rotary halves interleaved, norms of `1 + w` as what they multiply with.
+/// A tensor in llama.cpp's convention: rotary halves interleaved, and `1 + w` stored for norms that multiply with it.
 fn in_file(
     name: &str,
     tensor: &Tensor,
@@ -150,9 +150,9 @@ pub(crate) fn quantised(tensor: &Tensor, dtype: GgmlDType) -> Result<QTensor> {
         .map_err(|failed| refuse(&format!("a tensor cannot be held as {dtype:?}: {failed}")))
 }
 
-/// Whether the file is read as the model that it was made of.
+/// Checks that the file is read as the same model.
 fn check_model(meant: &DecoderConfig, found: &DecoderConfig) -> Result<()> {
-    // families of one architecture, and fields that follow from the rest
+    // ignore the family among those of one architecture, and fields that follow from others
     let bare = |config: &DecoderConfig| {
         let mut config = config.clone();
         config.model =
@@ -178,7 +178,7 @@ fn check_model(meant: &DecoderConfig, found: &DecoderConfig) -> Result<()> {
     Err(refuse(&format!("the file would say something else of its {}", others.join(" and its "))))
 }
 
-/// Rounds a file's f32 tensors.
+/// Rounds the numbers of a configuration as the file's f32 metadata do.
 fn round_numbers(config: &mut DecoderConfig) {
     let DecoderConfig { norm, attention, multipliers, .. } = config;
     let mut numbers = vec![
@@ -209,7 +209,7 @@ fn round_numbers(config: &mut DecoderConfig) {
     }
 }
 
-/// Whether the file's tokenizer splits text as the directory's does.
+/// Checks that the file's tokenizer splits text as the directory's does.
 fn check_tokenizer(directory: &Path, file: &Path) -> Result<()> {
     if !directory.join("tokenizer.json").is_file() {
         return Ok(());

@@ -11,7 +11,7 @@ pub enum GgufKind {
     Bf16,
     /// 16 bits.
     F16,
-    /// Blocks of 32 integers of 8 bits with a factor each; a matrix whose rows are no such blocks is f16.
+    /// Blocks of 32 integers of 8 bits with a factor each; f16 for a matrix whose rows are not a whole number of blocks.
     Q8,
 }
 
@@ -35,7 +35,7 @@ impl GgufKind {
         }
     }
 
-    /// The number that `general.file_type` has for it.
+    /// Its number in `general.file_type`.
     pub(crate) fn file_type(self) -> u32 {
         match self {
             Self::F32 => 0,

@@ -8,17 +8,17 @@ use crate::gguf::gguf_file::{ROPE_FREQUENCIES, ROPE_LONG, ROPE_SHORT};
 use crate::gguf::writing::file::{Keys, refuse};
 use crate::{DecoderConfig, Result, RopeOptions, RopeScaling};
 
-/// After how many layers one has no window in Gemma 3, unless the file says another number.
+/// Default period of the layers without a window in Gemma 3.
 const PERIOD_OF_GEMMA3: usize = 6;
 
-/// The keys and the tensors that a configuration becomes.
+/// The keys and tensors that represent a configuration.
 #[derive(Debug)]
 pub(crate) struct ModelKeys {
     pub(crate) keys: Keys,
     /// Factors of RoPE, which llama.cpp keeps as tensors.
     pub(crate) factors: Vec<(&'static str, Tensor)>,
-    /// The configuration that the file has to be read as: without the windows that llama.cpp does not compute, and a context in which they
-    /// change nothing.
+    /// The configuration that reading the file must give: without the windows that llama.cpp does not compute, and with a context so short that
+    /// they change nothing.
     pub(crate) meant: DecoderConfig,
 }
 
@@ -97,7 +97,7 @@ impl ModelKeys {
         Ok(made)
     }
 
-    /// Windows of the architectures in which llama.cpp has them; elsewhere the context ends where they would begin to hide tokens.
+    /// Windows, if llama.cpp has them for the architecture; otherwise the context is cut before a window would hide tokens.
     fn windows(&mut self, config: &DecoderConfig, name: &'static str) {
         let windows: Vec<bool> = config.windows.iter().map(Option::is_some).collect();
         let smallest = config.windows.iter().flatten().min().copied();
@@ -162,7 +162,7 @@ impl ModelKeys {
                 original_max_position_embeddings: original,
                 ..
             } => {
-                let usual = 0.1 * factor.ln() + 1.0; // what llama.cpp takes
+                let usual = 0.1 * factor.ln() + 1.0; // llama.cpp's default
                 if (attention_factor - usual).abs() > 1e-6 {
                     return Err(refuse(&format!(
                         "YaRN's attention factor is {attention_factor}, and llama.cpp takes {usual}"

@@ -14,10 +14,10 @@ use crate::text::chat_template::{DEFAULT, sources_in};
 use crate::text::tokenizer_config::TokenizerConfig;
 use crate::{Result, Tokenizer};
 
-/// The score of a piece that no merge makes: the lowest.
+/// The lowest score: that of a piece which no merge makes.
 const NOT_MERGED: f32 = -1e6;
 
-/// The keys of the tokenizer and the chat template of a model directory. A model without `tokenizer.json` has none, and its file says so.
+/// The keys of the tokenizer and the chat template of a model directory. Without `tokenizer.json` they say that there is no tokenizer.
 ///
 /// # Errors
 /// [`crate::Error::NoGgufForm`] with the part that has none; broken files.
@@ -81,7 +81,7 @@ pub(crate) fn tokenizer_keys(directory: &Path, vocab_size: i64) -> Result<Keys> 
     Ok(keys)
 }
 
-/// The pairs that are merged, the first first.
+/// The merged pairs, in the order of merging.
 fn merges(model: &Json) -> Result<Vec<[String; 2]>> {
     let pair = |merge: &Json| -> Option<[String; 2]> {
         match merge {
@@ -141,7 +141,7 @@ fn is_byte(piece: &str) -> bool {
     digits.is_some_and(|digits| digits.len() == 2 && u8::from_str_radix(digits, 16).is_ok())
 }
 
-/// A score for each piece, so that neighbours are merged in the order of the list: a piece's is the place of the first merge that makes it.
+/// A score for each piece, so that pieces are merged in the order of the list: it follows the index of the first merge that makes the piece.
 fn scores(texts: &[String], merges: &[[String; 2]]) -> Vec<f32> {
     let mut places: HashMap<String, usize> = HashMap::new();
     for (place, [left, right]) in merges.iter().enumerate() {
@@ -151,7 +151,7 @@ fn scores(texts: &[String], merges: &[[String; 2]]) -> Vec<f32> {
     texts.iter().map(score).collect()
 }
 
-/// Whether a text gets a space at its front.
+/// Whether a text gets a leading space.
 fn puts_a_space_first(json: &Json) -> bool {
     let steps = |part: &str, list: &str| -> Vec<Json> {
         let own = &json[part];
@@ -177,7 +177,7 @@ fn pre_steps(json: &Json) -> Vec<Json> {
 fn pre_tokenizer(json: &Json) -> Result<&'static str> {
     let bare = |mut step: Json| {
         if let Some(step) = step.as_object_mut() {
-            step.remove("trim_offsets"); // of places, not of tokens
+            step.remove("trim_offsets"); // changes offsets, not tokens
         }
         step
     };

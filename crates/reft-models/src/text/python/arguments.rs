@@ -1,13 +1,13 @@
 use minijinja::value::{Kwargs, Value};
 use minijinja::{Error, ErrorKind};
 
-/// Why something cannot be done, as a template's error.
+/// A template error with a reason.
 pub(crate) fn refused(reason: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, reason.into())
 }
 
-/// The arguments of a call by the names of its parameters, whether they were given by place or by name. Arguments that are not given, or are
-/// none, are `None`.
+/// The arguments of a call in the order of its parameters, whether passed by position or by name. An argument that is missing or Python's
+/// `None` is `None`.
 pub(crate) struct Arguments<const N: usize> {
     names: [&'static str; N],
     values: [Option<Value>; N],
@@ -68,7 +68,7 @@ impl<const N: usize> Arguments<N> {
         self.values[place].as_ref().map(integer).transpose()
     }
 
-    /// Whether an argument is given and true as Python has it.
+    /// Whether an argument is given and true by Python's rules.
     pub(crate) fn is_true(&self, place: usize) -> bool {
         self.values[place].as_ref().is_some_and(Value::is_true)
     }

@@ -10,7 +10,7 @@ use crate::text::python::printed::printed;
 use crate::text::python::tuple::Tuple;
 use crate::text::python::widths::{bounded, check_format};
 
-/// Makes them known.
+/// Adds the filters and tests to the environment.
 pub(crate) fn add_filters(environment: &mut Environment<'static>) {
     environment.add_filter("tojson", to_json);
     environment.add_filter("string", |value: &Value| printed(value));
@@ -50,7 +50,7 @@ pub(crate) fn add_filters(environment: &mut Environment<'static>) {
         let is_word = |c: char| c.is_alphanumeric() || c == '_';
         printed(value).split(|c| !is_word(c)).filter(|word| !word.is_empty()).count()
     });
-    // texts, lists, tuples and maps have a length and places; what is undefined passes for an empty list
+    // texts, lists, tuples and maps have a length and can be indexed; an undefined value counts as an empty list
     environment.add_test("sequence", |value: &Value| {
         use ValueKind::{Iterable, Map, Seq, String, Undefined};
         matches!(value.kind(), String | Seq | Iterable | Map | Undefined)

@@ -6,7 +6,7 @@ use minijinja::value::{Rest, Value, ValueKind};
 use crate::text::python::arguments::{Arguments, refused};
 use crate::text::python::printed::float;
 
-/// transformers' `tojson`: Python's `json.dumps`, which escapes nothing for HTML and, unless asked, no letters either.
+/// transformers' `tojson`: Python's `json.dumps` without HTML escapes and, unless `ensure_ascii` is set, without escapes of letters.
 pub(crate) fn to_json(value: &Value, args: Rest<Value>) -> Result<Value, Error> {
     let args = Arguments::of(&args.0, ["ensure_ascii", "indent", "separators", "sort_keys"])?;
     let indent = match args.value(1) {
@@ -133,7 +133,7 @@ impl Style<'_> {
     }
 }
 
-/// A value without parts that is no text.
+/// The JSON of a scalar that is not a text.
 fn plain(value: &Value) -> Result<String, Error> {
     Ok(match value.kind() {
         ValueKind::None => "null".to_owned(),

@@ -7,7 +7,7 @@ use crate::text::python::operators::as_printed;
 use crate::text::python::tuple::Tuple;
 use crate::text::python::widths::{bounded, check_format};
 
-/// A method of a text, list or map, as Python has it. Methods that a template must not call, such as changing a list, are unknown.
+/// Python's methods of texts, lists and maps. Methods that a template must not call, such as changes of a list, are unknown.
 pub(crate) fn call_method(
     state: &State,
     value: &Value,
@@ -185,12 +185,12 @@ fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Er
     }))
 }
 
-/// How many characters a text lacks of a width.
+/// Number of characters that a text lacks to reach a width.
 fn missing(text: &str, width: Option<i64>) -> Result<usize, Error> {
     Ok(bounded(width.unwrap_or(0))?.saturating_sub(text.chars().count()))
 }
 
-/// The part of a text from the character at one argument to that at the next, and the number of characters before it.
+/// The part of a text between the character indices in two arguments, and the number of characters before it.
 fn within<'a, const N: usize>(
     text: &'a str,
     args: &Arguments<N>,
@@ -236,7 +236,7 @@ fn split(text: &str, from_end: bool, args: &[Value]) -> Result<Value, Error> {
     Ok(if from_end { in_order(parts.into_iter().rev().collect()) } else { in_order(parts) })
 }
 
-/// At most so many parts between blanks, from one end; the last is all that is left, with the blanks at its far end.
+/// Splits a text at whitespace from one end, at most `most` times; the last part is the rest, with the whitespace at its far end.
 fn words(text: &str, most: usize, from_end: bool) -> Vec<&str> {
     let (mut words, mut rest) = (Vec::new(), text);
     loop {

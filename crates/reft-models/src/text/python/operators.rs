@@ -1,4 +1,4 @@
-//! Operators that Python's texts, lists and tuples have, and templates' source is rewritten to (`source.rs`).
+//! Operators of Python's texts, lists and tuples, as filters and a function; `source.rs` rewrites templates to use them.
 
 use minijinja::value::{Rest, Value, ValueKind};
 use minijinja::{Environment, Error, FormatStyle, format_filter};
@@ -13,7 +13,7 @@ pub(crate) const REMAINDER: &str = "python_remainder";
 pub(crate) const SLICE: &str = "python_slice";
 pub(crate) const TUPLE: &str = "python_tuple";
 
-/// Makes the operators known under their names.
+/// Adds the operators to the environment.
 pub(crate) fn add_operators(environment: &mut Environment<'static>) {
     environment.add_filter(PRINTED, |value: &Value| printed(value));
     environment.add_filter(REMAINDER, remainder);
@@ -21,7 +21,7 @@ pub(crate) fn add_operators(environment: &mut Environment<'static>) {
     environment.add_function(TUPLE, |items: Rest<Value>| Tuple::of(items.0));
 }
 
-/// A value that formatting prints as Python does: one with parts is its text.
+/// A value in a form that formatting prints as Python does: lists, tuples and maps become their text.
 pub(crate) fn as_printed(value: &Value) -> Value {
     match value.kind() {
         _ if value.is_kwargs() => value.clone(),
@@ -30,14 +30,14 @@ pub(crate) fn as_printed(value: &Value) -> Value {
     }
 }
 
-/// `value % other`: of a text, the text with values put in.
+/// `value % other`: for a text, formats it with the values.
 fn remainder(value: &Value, others: Rest<Value>) -> Result<Value, Error> {
     if let Some(format) = value.as_str() {
         let values = match &others.0[..] {
             [tuple] if tuple.downcast_object_ref::<Tuple>().is_some() => {
                 tuple.try_iter()?.map(|value| as_printed(&value)).collect()
             }
-            // a map's entries are put in by name
+            // a map's entries are inserted by name
             [map] if map.kind() == ValueKind::Map && format.contains("%(") => vec![map.clone()],
             values => values.iter().map(as_printed).collect::<Vec<_>>(),
         };

@@ -40,7 +40,7 @@ pub(crate) fn repr(value: &Value) -> String {
     }
 }
 
-/// A float as Python prints it: the shortest digits that mean it, with an exponent below 1e-4 and from 1e16 on.
+/// A float as Python prints it: the shortest digits that round-trip, with an exponent below 1e-4 and from 1e16 on.
 pub(crate) fn float(x: f64) -> String {
     if !x.is_finite() {
         return x.to_string().to_lowercase();
@@ -77,7 +77,7 @@ fn quoted(text: &str) -> String {
     quoted
 }
 
-/// Rust and Python call the same characters printable; behind another character Rust spares combining ones, too.
+/// Whether Python prints a character unescaped. Rust's rule is the same, but escapes combining characters unless they follow another character.
 fn is_printable(c: char) -> bool {
     c >= ' ' && !format!("a{c}").escape_debug().skip(1).take(2).eq("\\u".chars())
 }

@@ -1,12 +1,12 @@
-//! Templates' source, rewritten where minijinja's language is not Jinja2's: line ends, transformers' `generation` tags, and the operators
-//! that Python's values have otherwise (`~`, `%`, slices, tuples), which become filters and a function.
+//! Rewrites template sources where minijinja differs from Jinja2: line ends, transformers' `generation` tags, and operators with other
+//! results on Python's values (`~`, `%`, slices, tuples), which become filters and a function.
 
 use crate::text::python::operators::{PRINTED, REMAINDER, SLICE, TUPLE};
 
-/// The filter that the body of a `{% generation %}` block goes through.
+/// The filter for the body of a `{% generation %}` block.
 pub(crate) const GENERATION: &str = "python_generation";
 
-/// A template as minijinja takes it, and whether it has `{% generation %}` blocks.
+/// A template rewritten for minijinja, and whether it has `{% generation %}` blocks.
 pub(crate) fn rewritten(source: &str) -> (String, bool) {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let (mut text, mut rest) = (String::with_capacity(source.len()), source.as_str());
@@ -27,7 +27,7 @@ pub(crate) fn rewritten(source: &str) -> (String, bool) {
                 rest = &rest[tag.length..];
                 continue;
             }
-            // no tag that can be read: minijinja reports its fault
+            // an unreadable tag: minijinja reports the error
             (_, None) => &rest[..2],
         };
         text.push_str(tag);
@@ -45,7 +45,7 @@ struct Tag<'a> {
     length: usize,
 }
 
-/// A part of an expression with the blanks before it.
+/// A part of an expression with the whitespace before it.
 struct Node<'a> {
     blanks: &'a str,
     kind: Kind<'a>,
@@ -57,18 +57,18 @@ enum Kind<'a> {
     /// A number or a text.
     Literal(&'a str),
     Operator(&'a str),
-    /// Nodes in brackets, with the opening and the closing one and the blanks before the latter.
+    /// The opening bracket, the nodes inside, and the closing bracket with the whitespace before it.
     Group(&'a str, Vec<Node<'a>>, &'a str),
 }
 
-/// The longest come first.
+/// The operators, the longest first.
 const OPERATORS: [&str; 22] = [
     "**", "//", "==", "!=", "<=", ">=", "+", "-", "*", "/", "%", "~", "<", ">", "=", ",", ":", ".",
     "|", ";", "&", "!",
 ];
 
 impl<'a> Tag<'a> {
-    /// The tag that a text begins with.
+    /// The tag at the beginning of a text.
     fn parse(text: &'a str) -> Option<Self> {
         let signs = text[2..].chars().take_while(|c| matches!(c, '-' | '+')).take(1).count();
         let end = if text.starts_with("{{") { "}}" } else { "%}" };
@@ -101,7 +101,7 @@ impl<'a> Tag<'a> {
             word => word.to_owned(),
         });
         let nodes = &self.nodes[1..];
-        // names that are given a value, which may stand in parentheses, and the arguments of `caller` are no expressions
+        // assigned names, perhaps in parentheses, and the arguments of `caller` are not expressions
         let is_end = |node: &Node| match node.kind {
             Kind::Word("in") => word == "for",
             Kind::Operator("=") => word == "set",
@@ -126,7 +126,7 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// Parts up to a closing bracket, or to the end of the tag, which is not read; `None` if that does not come.
+    /// Nodes up to a closing bracket, or up to (not including) the end of the tag; `None` if it is missing.
     fn nodes(&mut self, end: Option<&str>) -> Option<Vec<Node<'a>>> {
         let mut nodes: Vec<Node> = Vec::new();
         loop {
@@ -199,7 +199,7 @@ fn number_length(rest: &str, is_place: bool) -> usize {
     }
 }
 
-/// Separators of expressions, for finding operators.
+/// Whether a node separates the operands of a tag's expressions.
 fn is_boundary(nodes: &[Node], at: usize) -> bool {
     const WORDS: [&str; 7] = ["and", "or", "not", "in", "is", "if", "else"];
     const SIGNS: [&str; 9] = [",", ":", "=", "==", "!=", "<", "<=", ">", ">="];
@@ -235,7 +235,7 @@ fn parts<'a, 'b>(
     let (mut parts, mut begin, mut before) = (Vec::new(), 0, None);
     for at in 1..=nodes.len() {
         let operator = nodes.get(at).filter(|node| match node.kind {
-            // behind another operator it is a sign
+            // after another operator it is a sign
             Kind::Operator(sign) => {
                 is_operator(sign) && !matches!(nodes[at - 1].kind, Kind::Operator(_))
             }
@@ -249,7 +249,7 @@ fn parts<'a, 'b>(
     parts
 }
 
-/// `a ~ b`: what Python prints of both.
+/// `a ~ b`: concatenates both as Python prints them.
 fn concatenation(nodes: &[Node]) -> String {
     match &parts(nodes, |sign| sign == "~")[..] {
         [] => String::new(),
@@ -288,7 +288,7 @@ fn product(nodes: &[Node]) -> String {
     text
 }
 
-/// Names, literals and groups with their attributes, arguments, places and filters.
+/// Names, literals and groups with their attributes, arguments, indices and filters.
 fn operand(nodes: &[Node]) -> String {
     let mut text = String::new();
     let (mut begin, mut is_value) = (0, false);

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use minijinja::value::{Enumerator, Object, ObjectRepr, Value};
 
-/// A sequence that is printed in parentheses, and is several values to `%`.
+/// A sequence that is printed in parentheses; `%` takes its items as several values.
 #[derive(Debug)]
 pub(crate) struct Tuple(pub(crate) Vec<Value>);
 

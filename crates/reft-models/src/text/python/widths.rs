@@ -1,10 +1,10 @@
-//! Bounds on what templates ask for by a number: a text as wide as they please would fill the memory, or end the program.
+//! Bounds on widths and counts in templates: an arbitrarily wide text could exhaust the memory or crash the program.
 
 use minijinja::{Error, FormatStyle};
 
 use crate::text::python::arguments::refused;
 
-/// No width, precision or count is larger: more than any prompt has use for.
+/// Largest width, precision or count: more than any prompt needs.
 const WIDEST: i64 = 65_535;
 
 /// A width or a count that is not below 0.

@@ -1,4 +1,4 @@
-//! `config.json` as Hugging Face writes it. Every field is applied, or known to change no number, or refused by its name.
+//! Hugging Face's `config.json`. Every field is applied, known to change no number, or refused by its name.
 
 use serde::Deserialize;
 
@@ -184,7 +184,7 @@ pub(crate) fn activation(field: &str, name: Option<&str>) -> Resolved<MlpActivat
     })
 }
 
-/// A number that multiplies or divides, or bounds: it is there and positive.
+/// A factor, divisor or bound, with its default; it must be positive.
 pub(crate) fn positive(field: &str, number: Option<f64>, usual: f64) -> Resolved<f64> {
     match number.unwrap_or(usual) {
         number if number.is_finite() && number > 0.0 => Ok(number),

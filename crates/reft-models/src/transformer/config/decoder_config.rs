@@ -10,7 +10,7 @@ use crate::{
 
 /// The options of a decoder or an encoder: the fields of a `config.json`, with every default filled in.
 ///
-/// It is used like the [`ModelDescription`] in it, whose tensors are listed by [`Self::describe`].
+/// It dereferences to its [`ModelDescription`]; only [`Self::describe`] fills in the list of tensors.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderConfig {
     /// Family, sizes and windows.

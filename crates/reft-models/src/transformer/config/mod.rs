@@ -1,4 +1,4 @@
-//! The fields of `config.json`, and what they mean for the blocks of a model.
+//! The fields of `config.json`, and the options of a model's blocks that follow from them.
 
 pub(crate) mod config_file;
 pub(crate) mod decoder_config;

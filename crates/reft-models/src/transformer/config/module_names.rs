@@ -1,9 +1,9 @@
 use crate::{Component, NormPlaces, TaskHeadForm};
 
-/// A family's names of its modules in checkpoints: transformers' own.
+/// A family's module names in checkpoints, as in transformers.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ModuleNames {
-    /// The prefix of all these names in a file of the model with a head, if it is not the bare model's: `bert`.
+    /// The prefix of all these names in a checkpoint of the model with a task head, such as `bert`; `None` if there is no prefix.
     pub prefix: Option<&'static str>,
     /// The token embeddings.
     pub embeddings: &'static str,
@@ -17,13 +17,13 @@ pub struct ModuleNames {
     pub layers: &'static str,
     /// The projections of a block.
     pub projections: &'static [(Component, &'static str)],
-    /// The norms of attention and of the MLP; `None`: what decoders call them, by where they stand.
+    /// The norms of attention and of the MLP; `None`: the decoders' names, which depend on the position of the norms.
     pub norms: Option<[&'static str; 2]>,
-    /// The norm behind the blocks, if it has one.
+    /// The norm after the blocks, if it has one.
     pub final_norm: Option<&'static str>,
     /// The head, if it has one.
     pub head: Option<&'static str>,
-    /// The family's head of a task in place of a language model's.
+    /// The family's task head, which replaces the language model's head.
     pub task_head: TaskHeadForm,
 }
 
@@ -59,7 +59,7 @@ pub(crate) struct BranchNorms {
     pub(crate) before: Option<&'static str>,
     /// Of its output, which is added to the residual stream.
     pub(crate) after: Option<&'static str>,
-    /// Of the residual stream behind it.
+    /// Of the residual stream after it.
     pub(crate) stream: Option<&'static str>,
 }
 

@@ -1,4 +1,4 @@
-/// A norm's use of its weight.
+/// The kind of a norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NormKind {
     /// RMSNorm (Zhang and Sennrich 2019): `x / √(mean(x²) + ε) ⊙ w`.
@@ -9,7 +9,7 @@ pub enum NormKind {
     Layer,
 }
 
-/// Where the two branches of a block are normalised.
+/// The position of the norms of a block's two branches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NormPlaces {
     /// The input of a branch (Llama).
@@ -31,7 +31,7 @@ pub enum QkNorm {
     FullWidth,
 }
 
-/// How an MLP takes its input.
+/// The input projections of an MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MlpKind {
     /// Two projections, one the gate of the other: `down(f(gate x) ⊙ up x)` (Shazeer 2020).
@@ -70,7 +70,7 @@ impl MlpActivation {
 pub struct RopeOptions {
     /// Base θ.
     pub theta: f64,
-    /// How many of a head's coordinates are turned: the first ones, an even number.
+    /// Number of rotated coordinates of a head, an even number: the first ones.
     pub rotated: i64,
     /// How the frequencies are stretched for longer contexts.
     pub scaling: RopeScaling,
@@ -86,7 +86,7 @@ pub enum RopeScaling {
         /// The factor.
         factor: f64,
     },
-    /// Llama 3.1: long wavelengths divided by a factor, short ones kept, a smooth passage between.
+    /// Llama 3.1: long wavelengths stretched by a factor, short ones kept, with a smooth transition between.
     Llama3 {
         /// The factor.
         factor: f64,
@@ -97,7 +97,7 @@ pub enum RopeScaling {
         /// Context that the frequencies were made for.
         original_max_position_embeddings: f64,
     },
-    /// A base θ that grows with a row that is longer than the original context ("dynamic NTK").
+    /// A base θ that grows with the length of a row past the original context ("dynamic NTK").
     Dynamic {
         /// The factor.
         factor: f64,
@@ -120,7 +120,7 @@ pub enum RopeScaling {
         /// Context that the frequencies were made for.
         original_max_position_embeddings: f64,
     },
-    /// LongRoPE (Ding et al. 2024, arXiv:2402.13753): a factor for each frequency, others in rows that are longer than the original context.
+    /// LongRoPE (Ding et al. 2024, arXiv:2402.13753): a factor for each frequency, with other factors in rows past the original context.
     LongRope {
         /// Factors within the original context.
         short_factor: Vec<f64>,
@@ -166,7 +166,7 @@ pub struct QueryScaling {
 pub struct AttentionOptions {
     /// Factor of scores; `None`: 1 / √(head size).
     pub scale: Option<f64>,
-    /// Scores are brought into ±cap: `cap · tanh(score / cap)`.
+    /// Bound of a soft cap on scores: `cap · tanh(score / cap)`.
     pub soft_cap: Option<f64>,
     /// The norms of queries and keys.
     pub qk_norm: Option<QkNorm>,
@@ -180,7 +180,7 @@ pub struct AttentionOptions {
     pub query_scaling: Option<QueryScaling>,
     /// The rotary position embeddings of the model's kinds of layers.
     pub ropes: Vec<RopeOptions>,
-    /// Which of [`Self::ropes`] each layer has; `None`: it knows no positions.
+    /// Index of each layer's RoPE in [`Self::ropes`]; `None`: the layer has no positions.
     pub rope_of_layer: Vec<Option<usize>>,
 }
 
@@ -200,7 +200,7 @@ pub struct MlpOptions {
 pub struct NormOptions {
     /// How they use their weights.
     pub kind: NormKind,
-    /// Where they stand in a block.
+    /// Their position in a block.
     pub places: NormPlaces,
     /// ε.
     pub eps: f64,
@@ -215,7 +215,7 @@ pub struct NormOptions {
 pub struct EmbeddingOptions {
     /// A trained vector for every position.
     pub positions: Option<LearnedPositions>,
-    /// How many types of tokens have a trained vector; 0: tokens have no type.
+    /// Number of token types, each with a trained vector; 0: tokens have no type.
     pub token_types: i64,
     /// Whether the sum is normalised.
     pub is_normed: bool,
@@ -228,11 +228,11 @@ pub struct LearnedPositions {
     pub rows: i64,
     /// The row of a text's first token.
     pub first: i64,
-    /// The token that takes no position: wherever it stands, it has the row before the first (RoBERTa).
+    /// The token that takes no position: it always has the row before the first (RoBERTa).
     pub uncounted: Option<i64>,
 }
 
-/// Numbers that a family multiplies or bounds the stream with; 1 and none in Llama.
+/// A family's factors and bounds of embeddings, branches and logits; 1 and `None` in Llama.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Multipliers {
     /// Of looked up embeddings, rounded to the kind of the model (Gemma).
@@ -243,7 +243,7 @@ pub struct Multipliers {
     pub residual: f64,
     /// Divisor of logits (Granite).
     pub logit_divisor: f64,
-    /// Logits are brought into ±cap: `cap · tanh(logit / cap)` (Gemma 2).
+    /// Bound of a soft cap on logits: `cap · tanh(logit / cap)` (Gemma 2).
     pub logit_soft_cap: Option<f64>,
 }
 

@@ -1,4 +1,4 @@
-//! RoPE as `config.json` says it.
+//! RoPE in `config.json`.
 
 use std::collections::BTreeMap;
 
@@ -14,15 +14,15 @@ pub(crate) type RopeFields = BTreeMap<String, Value>;
 /// A family's rules of RoPE.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RopeRules {
-    /// Base θ where the file says none.
+    /// Default of the base θ.
     pub(crate) theta: f64,
     /// Fields that a family has beside the fields of the type.
     pub(crate) own: &'static [&'static str],
-    /// Whether a share of each head can be turned.
+    /// Whether only a share of each head may be rotated.
     pub(crate) is_partial: bool,
-    /// Another name that a type had.
+    /// Older names of types, each with its present name.
     pub(crate) renamed: &'static [(&'static str, &'static str)],
-    /// The original context where the file says none; `None`: `max_position_embeddings`.
+    /// Default of the original context; `None`: `max_position_embeddings`.
     pub(crate) original: Option<f64>,
 }
 
@@ -30,7 +30,7 @@ pub(crate) struct RopeRules {
 pub(crate) const USUAL_ROPE: RopeRules =
     RopeRules { theta: 10_000.0, own: &[], is_partial: false, renamed: &[], original: None };
 
-/// The fields of `rope_scaling`, or else of `rope_parameters`. They come before fields of the same names outside.
+/// The fields of `rope_scaling`, or else of `rope_parameters`. They override fields of the same names outside.
 pub(crate) fn rope_fields(file: &ConfigFile) -> RopeFields {
     let given = file.rope_scaling.as_ref().filter(|rope| !rope.is_empty());
     given.or(file.rope_parameters.as_ref()).cloned().unwrap_or_default()
@@ -47,7 +47,7 @@ pub(crate) fn one_rope(
     Ok(vec![RopeReader { file, fields: &fields, head_dim, rules, theta }.read()?])
 }
 
-/// The RoPEs of layers with full attention and with a sliding window, of files that hold one for each; `thetas`: where they say none.
+/// The RoPEs of layers with full attention and with a sliding window, for files with one for each; `thetas`: the default base of each.
 pub(crate) fn rope_by_layer_type(
     file: &ConfigFile,
     head_dim: i64,
@@ -83,7 +83,7 @@ struct RopeReader<'a> {
     fields: &'a RopeFields,
     head_dim: i64,
     rules: &'a RopeRules,
-    theta: f64, // where the fields say none
+    theta: f64, // default
 }
 
 impl RopeReader<'_> {
@@ -115,7 +115,7 @@ impl RopeReader<'_> {
         }
     }
 
-    /// The context that frequencies were made for. A field beside the parameters comes first.
+    /// The context that frequencies were made for. A field beside the parameters overrides them.
     fn original(&self) -> Resolved<f64> {
         let name = "original_max_position_embeddings";
         let beside = self.file.original_max_position_embeddings.or(self.rules.original);
@@ -237,7 +237,7 @@ impl RopeReader<'_> {
         if theta == 1.0 {
             return Err("rope_theta is 1, and rope of type yarn needs another".to_owned());
         }
-        // how much a context that is `factor` times as long raises the scores
+        // the factor of the scores in a context that is `factor` times as long
         let raise = |by: f64| if factor <= 1.0 { 1.0 } else { 0.1 * by * factor.ln() + 1.0 };
         let usual = match (self.number("mscale")?, self.number("mscale_all_dim")?) {
             (Some(mscale), Some(all)) => raise(mscale) / raise(all),

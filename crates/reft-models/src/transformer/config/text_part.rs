@@ -1,4 +1,4 @@
-//! Models that see images and hold a decoder: the decoder is read, by its `text_config`.
+//! Multimodal models that contain a decoder: only the decoder is read, from `text_config`.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::transformer::config::config_file::Resolved;
 use crate::{Error, Field, Fields, Result, TRANSFORMERS_FIELDS, read_json};
 
-/// The `model_type`s of such models, and the one of their decoder where `text_config` does not say it.
+/// The `model_type`s of such models, each with the default `model_type` of its decoder.
 const WITH_DECODER: [(&str, &str); 2] = [("gemma3", "gemma3_text"), ("mistral3", "mistral")];
 
 /// The fields beside `text_config`.
@@ -41,7 +41,7 @@ pub(crate) const MULTIMODAL: Fields = Fields {
     ],
 };
 
-/// The `config.json` of its decoder, if the one at `path` is of a model that sees images.
+/// The `config.json` of the decoder, if the `config.json` at `path` is of a multimodal model.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Json`], or [`Error::Config`] if a field beside the decoder's is refused.

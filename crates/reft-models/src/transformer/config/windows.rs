@@ -1,13 +1,13 @@
 use crate::transformer::config::config_file::{ConfigFile, Resolved};
 
-/// Where a family has sliding windows.
+/// The layers of a family with sliding windows.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Window {
-    /// Nowhere, whatever the file says.
+    /// No layer, even if the file gives a size.
     Never,
     /// At every layer, if the file gives a size.
     Everywhere,
-    /// At the layers that `layer_types` names sliding; without it at those for which the function says so.
+    /// The layers that `layer_types` calls sliding; without `layer_types`, the layers for which the function is true.
     ByLayer(fn(&ConfigFile, usize) -> bool),
     /// The same, only if `use_sliding_window` is set.
     ByLayerIfUsed(fn(&ConfigFile, usize) -> bool),
@@ -19,7 +19,7 @@ pub(crate) enum Window {
 pub(crate) const LAYER_TYPES: [&str; 2] = ["full_attention", "sliding_attention"];
 
 impl ConfigFile {
-    /// Whether a layer is one that slides, if its family has such layers.
+    /// Whether a layer has a sliding window, if its family has such layers; `usual`: without `layer_types`.
     pub(crate) fn slides(&self, layer: usize, usual: fn(&Self, usize) -> bool) -> bool {
         match &self.layer_types {
             Some(types) => types[layer] == LAYER_TYPES[1],
@@ -74,7 +74,7 @@ impl ConfigFile {
         }
         let of_layer = |layer| window.filter(|_| slides(layer));
         let windows: Vec<Option<i64>> = (0..layers).map(of_layer).collect();
-        // the file's layers and transformers' reading of them should be the same
+        // the windows must agree with the file's `layer_types`
         for (layer, name) in self.layer_types.iter().flatten().enumerate() {
             if (name == LAYER_TYPES[1]) != windows[layer].is_some() {
                 return Err(format!(

@@ -49,7 +49,7 @@ pub(super) const GEMMA2: Family = Family {
     },
 };
 
-/// Gemma 3 (2025, arXiv:2503.19786), its decoder: five layers with a window to one without, θ of their own, queries and keys normalised.
+/// The decoder of Gemma 3 (2025, arXiv:2503.19786): a window in five of six layers, with their own θ; queries and keys normalised.
 pub(super) const GEMMA3: Family = Family {
     model_type: "gemma3_text",
     fields: Fields {
@@ -95,7 +95,7 @@ pub(super) const GEMMA3: Family = Family {
     ..GEMMA2
 };
 
-/// Whether a layer of Gemma 3 has a window, where `layer_types` does not say it.
+/// Whether a layer of Gemma 3 has a window, if there is no `layer_types`.
 fn slides(file: &ConfigFile, layer: usize) -> bool {
     !(layer + 1).is_multiple_of(file.sliding_window_pattern.unwrap_or(6).max(1))
 }

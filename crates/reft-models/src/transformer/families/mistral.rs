@@ -58,7 +58,7 @@ pub(super) const MINISTRAL3: Family = Family {
     ..MISTRAL
 };
 
-/// How queries grow: by the parameters of RoPE.
+/// The growth of queries with their position, from the parameters of RoPE.
 fn query_scaling(rope: &RopeFields, config: &DecoderConfig) -> Resolved<QueryScaling> {
     let number = |name: &str| {
         let value = rope.get(name).and_then(serde_json::Value::as_f64);

@@ -1,4 +1,4 @@
-//! The families of decoders and encoders, each a row of options over the parts that all share. A new one is a file here, or
+//! The families of decoders and encoders, each a set of options of the shared parts. A new family is a file here, or
 //! in `encoders`, and an entry of [`FAMILIES`].
 
 use crate::transformer::config::config_file::{ConfigFile, Resolved};
@@ -40,7 +40,7 @@ pub(crate) const FAMILIES: &[&Family] = &[
     &encoders::distilbert::DISTILBERT,
 ];
 
-/// Families that people ask for, each with the part that is not computed.
+/// Common families that are not supported, each with the missing part.
 pub(crate) const NOT_COMPUTED: [(&[&str], &str); 5] = [
     (
         &[
@@ -114,11 +114,11 @@ pub(crate) const NOT_COMPUTED: [(&[&str], &str); 5] = [
 /// A family without fields of its own.
 const NO_FIELDS: Fields = Fields { file: "", groups: &[] };
 
-/// The options of a family that has none of its own.
+/// The options of a family without options of its own.
 fn as_llama(_: &ConfigFile, _: &mut DecoderConfig) -> Resolved<()> {
     Ok(())
 }
 
-/// A field that says that tokens see later ones.
+/// The field for attention in both directions.
 const BOTH_WAYS: Field =
     Field::refused(&["use_bidirectional_attention"], "only decoders are computed");

@@ -6,7 +6,7 @@ use crate::transformer::config::rope_file::{USUAL_ROPE, one_rope, rope_by_layer_
 use crate::transformer::config::windows::Window;
 use crate::{DecoderConfig, Field, Fields, NormPlaces, QkNorm};
 
-/// OLMo 2 (2024, arXiv:2501.00656): norms behind the branches, queries and keys normalised as a whole.
+/// OLMo 2 (2024, arXiv:2501.00656): norms after the branches; queries and keys normalised over all heads.
 pub(super) const OLMO2: Family = Family {
     model_type: "olmo2",
     fields: NO_FIELDS,
@@ -21,7 +21,7 @@ pub(super) const OLMO2: Family = Family {
     },
 };
 
-/// OLMo 3 (2025): OLMo 2 with three layers with a window to one without.
+/// OLMo 3 (2025): OLMo 2 with a window in three of four layers.
 pub(super) const OLMO3: Family = Family {
     model_type: "olmo3",
     fields: Fields {
@@ -46,7 +46,7 @@ pub(super) const OLMO3: Family = Family {
     ..OLMO2
 };
 
-/// Whether a layer of OLMo 3 has a window, where `layer_types` does not say it.
+/// Whether a layer of OLMo 3 has a window, if there is no `layer_types`.
 fn slides(_: &ConfigFile, layer: usize) -> bool {
     !(layer + 1).is_multiple_of(4)
 }

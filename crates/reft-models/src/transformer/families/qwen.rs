@@ -5,7 +5,7 @@ use crate::QkNorm;
 use crate::transformer::config::rope_file::{USUAL_ROPE, one_rope};
 use crate::transformer::config::windows::Window;
 
-/// Qwen 2 and 2.5 (2024, arXiv:2407.10671): Llama with biases of q, k and v, and windows in the upper layers if they are wanted.
+/// Qwen 2 and 2.5 (2024, arXiv:2407.10671): Llama with biases of q, k and v, and optional windows in the upper layers.
 pub(super) const QWEN2: Family = Family {
     model_type: "qwen2",
     fields: NO_FIELDS,
@@ -27,7 +27,7 @@ pub(super) const QWEN2: Family = Family {
     },
 };
 
-/// Qwen 3 (2025, arXiv:2505.09388): queries and keys normalised per head in the place of biases.
+/// Qwen 3 (2025, arXiv:2505.09388): queries and keys normalised per head, without biases.
 pub(super) const QWEN3: Family = Family {
     model_type: "qwen3",
     defaults: || {

@@ -27,10 +27,10 @@ impl DecoderConfig {
         Self::from_json(read_json(&file)?, &file)
     }
 
-    /// The configuration in a `config.json` object that came from `path`. Of a model that sees images too it is the decoder's.
+    /// The configuration in a `config.json` object that came from `path`. For a multimodal model it is the decoder's.
     ///
     /// # Errors
-    /// [`Error::Json`] if a field is missing or of another type, [`Error::Config`] if a value cannot be.
+    /// [`Error::Json`] if a field is missing or of another type, [`Error::Config`] for an invalid value.
     pub fn from_json(json: Value, path: &Path) -> Result<Self> {
         let json = text_part(json).map_err(Error::Config)?;
         let (family, json) = known_family(json).map_err(Error::Config)?;
@@ -39,8 +39,7 @@ impl DecoderConfig {
     }
 }
 
-/// The family that a configuration names, and the configuration with transformers' defaults. Every field that is
-/// there was checked.
+/// The family of a configuration, and the configuration with transformers' defaults. All its fields have been checked.
 fn known_family(mut json: Value) -> Resolved<(&'static Family, Value)> {
     let Some(fields) = json.as_object_mut() else { return Ok((FAMILIES[0], json)) };
     let Some(model_type) = fields.get("model_type").and_then(Value::as_str) else {
@@ -70,7 +69,7 @@ impl ConfigFile {
     fn resolve(self, family: &Family) -> Resolved<DecoderConfig> {
         let heads = self.num_attention_heads;
         let kv_heads = self.num_key_value_heads.unwrap_or(heads);
-        // Far above any model, and low enough that products of them are numbers and lists of layers fit in memory.
+        // Far above any model, and low enough that their products do not overflow and lists of layers fit in memory.
         let sizes = [
             ("vocab_size", self.vocab_size, 1 << 24),
             ("hidden_size", self.hidden_size, 1 << 20),
@@ -154,7 +153,7 @@ impl ConfigFile {
                 RopeScaling::LongRope { original_max_position_embeddings: original, .. } => {
                     config.model.keys_change_at = Some(original as usize);
                 }
-                // it stretches what is past this context, by no more than its factor
+                // the context grows at most by this factor
                 RopeScaling::Dynamic { factor, original_max_position_embeddings: original } => {
                     config.model.max_position_embeddings = (original * factor) as i64;
                 }

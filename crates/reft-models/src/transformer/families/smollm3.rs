@@ -6,7 +6,7 @@ use crate::transformer::config::rope_file::{RopeRules, USUAL_ROPE, one_rope};
 use crate::transformer::config::windows::Window;
 use crate::{Field, Fields};
 
-/// SmolLM3 (2025): Llama with layers that know no positions.
+/// SmolLM3 (2025): Llama with some layers without positions.
 pub(super) const SMOLLM3: Family = Family {
     model_type: "smollm3",
     fields: Fields {

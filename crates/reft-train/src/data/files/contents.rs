@@ -41,7 +41,7 @@ impl Contents {
 
 /// The first bytes of a Parquet file.
 const PARQUET: &[u8] = b"PAR1";
-/// As many bytes as the longest beginning that is looked for.
+/// Bytes read first: as many as the longest known beginning needs.
 const FIRST_BYTES: u64 = 16;
 
 /// Beginnings of files that hold no text, with the format's name and advice.
@@ -67,7 +67,7 @@ const FOREIGN: [(&[u8], &str); 13] = [
     (b"\x80\x05", "a Python pickle; write it as Parquet or JSON Lines"),
 ];
 
-/// The bytes of a file as they were before they were packed.
+/// The bytes of a file, unpacked if they are gzip or zstd.
 fn unpacked(bytes: Vec<u8>) -> Result<Vec<u8>, String> {
     let (name, unpacked) = if bytes.starts_with(b"\x1f\x8b") {
         let mut unpacked = Vec::new();
@@ -103,7 +103,7 @@ fn text(mut bytes: Vec<u8>) -> Result<String, String> {
     })
 }
 
-/// The encoding of a text whose characters have two or four bytes each, by its mark or by the zeros in its first characters.
+/// Detects UTF-16 and UTF-32, by the byte order mark or by zero bytes in the first characters.
 fn wide_encoding(bytes: &[u8]) -> Option<&'static str> {
     match bytes {
         [0xff, 0xfe, 0, 0, ..] => Some("UTF-32LE"),

@@ -30,7 +30,7 @@ pub(crate) fn files_of(path: &Path) -> Result<Vec<PathBuf>> {
 }
 
 impl<'a> SplitName<'a> {
-    /// `None` if a text is of another form; what ends like a file's name is one.
+    /// `None` if a text has another form. A last part with a dot is a file name.
     fn read(text: &'a str) -> Option<Self> {
         let mut parts = text.split('/');
         let (organisation, name, split) = (parts.next()?, parts.next()?, parts.next()?);
@@ -89,7 +89,7 @@ impl<'a> SplitName<'a> {
         Ok(Some(of_split.into_iter().map(|file| snapshot.join(file)).collect()))
     }
 
-    /// Whether the split's name, or another name of it, stands as a word in a file's name, or is a folder's.
+    /// Whether the split's name, or a synonym, is a word in a file's name or the name of a folder above it.
     fn is_of_split(&self, file: &Path) -> bool {
         const VALIDATION: [&str; 4] = ["validation", "valid", "val", "dev"];
         let names: &[&str] = if self.split == VALIDATION[0] { &VALIDATION } else { &[self.split] };
@@ -102,7 +102,7 @@ impl<'a> SplitName<'a> {
     }
 }
 
-/// The folder that a file is in, which the hub takes for its configuration; `data` is of none.
+/// A file's configuration: the first folder of its path, or `default` without one or in `data`.
 fn config_of(file: &Path) -> String {
     let first = file.parent().and_then(|parent| parent.iter().next());
     let first = first.map_or("default".into(), |folder| folder.to_string_lossy());

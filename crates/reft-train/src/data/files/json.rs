@@ -47,7 +47,7 @@ struct JsonReader<'a> {
 }
 
 impl<'a> JsonReader<'a> {
-    /// The values that stand one after another, each with its line: one a line if the first line is one.
+    /// Values written one after another, each with its line. If the first line is a value, each line is one.
     fn values(&self) -> Result<Vec<(&'a RawValue, usize)>> {
         let lines = || self.text.split('\n').zip(1..).filter(|(line, _)| !line.trim().is_empty());
         let first = lines().next().map_or("", |(line, _)| line);
@@ -64,7 +64,7 @@ impl<'a> JsonReader<'a> {
 
     /// Values of the text, in order, each with its line.
     fn with_lines(&self, values: &[&'a RawValue]) -> Vec<(&'a RawValue, usize)> {
-        let (mut line, mut counted) = (1, 0); // the lines before `counted`
+        let (mut line, mut counted) = (1, 0); // the line number of byte `counted`
         let with_line = |value: &&'a RawValue| {
             let at = value.get().as_ptr().addr() - self.text.as_ptr().addr();
             line += self.text[counted..at].matches('\n').count();
@@ -97,7 +97,7 @@ impl<'a> JsonReader<'a> {
     fn broken(&self, first_line: usize) -> impl Fn(serde_json::Error) -> Error {
         move |error| {
             let text = plain_reason(&error);
-            // the parser's words without its own line and column, which are relative to the text parsed
+            // the parser's message without line and column: they count from the parsed text
             let reason = text.rsplit_once(" at line ").map_or(&*text, |(reason, _)| reason);
             let (path, reason) = (self.path.to_owned(), reason.to_owned());
             let line = first_line + error.line().saturating_sub(1);

@@ -12,7 +12,7 @@ use crate::{Error, Result};
 /// The rows of a Parquet file, with lists and groups as JSON has them.
 ///
 /// # Errors
-/// [`Error::DataFile`] if the file is broken, or packed in a way that is not read.
+/// [`Error::DataFile`] if the file is broken, or compressed in an unsupported way.
 pub(crate) fn rows_of_parquet(file: File, path: &Path) -> Result<Vec<TableRow>> {
     let broken = |error: ParquetError| {
         let reason = format!("the Parquet file cannot be read: {error}; write it anew");
@@ -46,7 +46,7 @@ fn value(field: &Field) -> Value {
         Field::Float(x) => json!(x),
         Field::Double(x) => json!(x),
         Field::Str(text) => json!(text),
-        // an image, say: no text, and of no use here
+        // binary data such as an image: only its size is kept
         Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
             Ok(text) => json!(text),
             Err(_) => json!({ "bytes": bytes.len() }),

@@ -12,9 +12,9 @@ use crate::{Error, Result};
 /// A row of a data file by column name.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TableRow {
-    /// Where it stands.
+    /// Its place in the file.
     pub place: RowPlace,
-    /// Its values. In CSV and TSV all are texts, and an empty text is no value.
+    /// Its values. In CSV and TSV all are texts, and an empty text is a missing value.
     pub fields: Map<String, Value>,
 }
 
@@ -46,8 +46,8 @@ impl Display for RowPlace {
     }
 }
 
-/// The rows of a data file: CSV, TSV, Parquet, or JSON in lines, in a list, below `data`, or by columns. Of what is packed with gzip or
-/// zstd, the rows within. `header` names the columns of a CSV or TSV file whose first line does not.
+/// The rows of a data file: CSV, TSV, Parquet, or JSON in lines, in a list, below `data`, or by columns. gzip and zstd are unpacked. `header`
+/// names the columns of a CSV or TSV file without a header line.
 ///
 /// # Errors
 /// If the file cannot be read; [`Error::DataFile`] for one of another kind; [`Error::Json`] and [`Error::Row`] with the place;
@@ -90,7 +90,7 @@ fn delimiter_named(path: &Path) -> Option<Delimiter> {
     }
 }
 
-/// Whether an empty field of a file is nothing: in CSV and TSV there is no other way to say so.
+/// Whether an empty field counts as missing: CSV and TSV have no other way to say so.
 pub(crate) fn empty_is_nothing(path: &Path) -> bool {
     delimiter_named(path).is_some()
 }

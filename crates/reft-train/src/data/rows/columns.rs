@@ -35,10 +35,10 @@ impl ColumnNames {
         fields.extend(named.into_iter().map(|(name, value)| (name.to_owned(), value)));
     }
 
-    /// Checks that each of the columns is in some row.
+    /// Checks that some row has each of the columns.
     ///
     /// # Errors
-    /// The first that is in none, and the columns that there are.
+    /// The first column that no row has, and the columns that the rows have.
     pub fn check(&self, rows: &[TableRow]) -> Result<(), String> {
         let is_missing = |column: &&str| !rows.iter().any(|row| row.fields.contains_key(*column));
         let Some(missing) = self.iter().map(|(_, column)| column).find(is_missing) else {

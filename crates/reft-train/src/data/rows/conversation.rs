@@ -1,8 +1,8 @@
-//! Conversations in the shapes that people have them in, as messages with `role` and `content`.
+//! Reads conversations in common formats as messages with `role` and `content`.
 
 use serde_json::{Map, Value, json};
 
-/// The speakers of ShareGPT's conversations, and who they are.
+/// Roles, and ShareGPT's names for them.
 const SPEAKERS: [(&str, &[&str]); 4] = [
     ("user", &["human", "user", "prompter"]),
     ("assistant", &["gpt", "assistant", "model", "bot", "chatgpt", "bing", "bard"]),
@@ -10,10 +10,10 @@ const SPEAKERS: [(&str, &[&str]); 4] = [
     ("tool", &["tool", "observation"]),
 ];
 
-/// Messages of a list of turns, each with `role` and `content` or with ShareGPT's `from` and `value`; of a text that holds such a list.
+/// Messages of a list of turns (`role` and `content`, or ShareGPT's `from` and `value`), or of a JSON text of such a list.
 ///
 /// # Errors
-/// Which turn it is that cannot be read, and why.
+/// The first turn that cannot be read, and the reason.
 pub(crate) fn messages(value: Value) -> Result<Vec<Value>, String> {
     let value = match value {
         Value::String(text) => serde_json::from_str(&text).map_err(|_| {

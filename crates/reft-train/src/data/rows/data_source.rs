@@ -13,7 +13,7 @@ use crate::{ColumnNames, Record, Result};
 pub struct DataSource {
     /// The file.
     pub path: PathBuf,
-    /// How many times its rows are taken: the whole part of it for each row, and for the rest a share of the rows, drawn by the seed.
+    /// How many times its rows are taken: the whole part for each row, the fraction for a share of the rows, drawn by the seed.
     pub weight: f64,
 }
 
@@ -25,7 +25,7 @@ pub struct DataSources(pub Vec<DataSource>);
 pub type ReadRows = fn(&Path, Option<&ColumnNames>) -> Result<Vec<Record>>;
 
 impl DataSources {
-    /// The rows of each file, as `read_rows` reads them. Where there are several files, ids of rows say which file they are of.
+    /// The rows of each file, as `read_rows` reads them. With several files, row ids name the file.
     ///
     /// # Errors
     /// Errors of `read_rows`.
@@ -69,7 +69,7 @@ impl FromStr for DataSource {
     }
 }
 
-/// No file's rows are taken more often: keeps a slip of the finger from filling the memory.
+/// Largest weight: a typing error must not fill the memory.
 const LARGEST: f64 = 1000.0;
 
 impl Display for DataSource {

@@ -14,7 +14,7 @@ pub struct RowForm {
     pub(crate) content: &'static str,
     /// Its columns.
     pub columns: &'static [RowColumn],
-    /// Columns that it has beside these: some change nothing and are passed over without a word, others are refused.
+    /// Its other known columns: some are ignored without a message, others are refused.
     pub others: Fields,
 }
 
@@ -23,7 +23,7 @@ pub struct RowForm {
 pub struct RowColumn {
     /// The field of [`Content`](crate::Content) that it becomes, or `system`.
     pub(crate) field: &'static str,
-    /// Its names; of several that a row has, the first counts.
+    /// Its names; the first name that a row has counts.
     pub names: &'static [&'static str],
     /// Whether rows of the form have it.
     pub need: Need,
@@ -34,7 +34,7 @@ pub struct RowColumn {
 pub enum Need {
     /// All have it.
     Given,
-    /// All have it that are learned from or measured on; prompts alone do not.
+    /// Rows to train or evaluate on have it; prompts alone do not.
     Learned,
     /// Some have it.
     Optional,
@@ -56,7 +56,7 @@ const fn optional(field: &'static str, names: &'static [&'static str]) -> RowCol
 pub(crate) const SYSTEM: &str = "system";
 const SYSTEM_COLUMN: RowColumn = optional(SYSTEM, &[SYSTEM, "system_prompt"]);
 
-/// The forms of rows. A row is of the first of them whose columns it has.
+/// The forms of rows. A row takes the first form whose columns it has.
 pub static ROW_FORMS: [RowForm; 6] = [
     RowForm {
         name: "tokens",
@@ -231,13 +231,13 @@ const COMMON: &[Field] = &[Field::neutral(
 /// The purpose of reading rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// To be learned from, or measured on.
+    /// For training or evaluation.
     Learn,
-    /// As prompts: what would be learned may be missing.
+    /// As prompts: the completion may be missing.
     Prompt,
-    /// To prefer one reply to another one.
+    /// As preferences between two replies.
     Prefer,
-    /// To be told their label.
+    /// As labelled texts.
     Label,
 }
 
@@ -252,7 +252,7 @@ impl Purpose {
     }
 }
 
-/// A row's form, and under which names the row has the columns of it.
+/// A row's form, and the row's own names of its columns.
 pub(crate) struct FoundForm {
     pub(crate) form: &'static RowForm,
     /// Each column of the form that the row has, and its name there.
@@ -280,7 +280,7 @@ impl RowForm {
 }
 
 impl FoundForm {
-    /// The form of a row; of several, one with the columns that `columns` names.
+    /// The form of a row. Forms with more of the columns that `columns` names come first.
     ///
     /// # Errors
     /// The columns that the row has, and the missing ones.
@@ -298,7 +298,7 @@ impl FoundForm {
         found.ok_or_else(|| lacking(row, &forms))
     }
 
-    /// The meaning of the row's columns, where their names alone do not say it.
+    /// How the row's columns are understood; `None` if their names say it.
     pub(crate) fn said(&self) -> Option<String> {
         let is_plain = |(column, name): &(&RowColumn, &str)| column.field == *name;
         if self.columns.iter().all(is_plain) {
@@ -330,7 +330,7 @@ impl FoundForm {
     }
 }
 
-/// The message about a row of no form: its columns, the missing ones, and how to name them.
+/// The message about a row without a form: its columns, the missing ones, and how to name them.
 fn lacking(row: &Map<String, Value>, forms: &[&'static RowForm]) -> String {
     let found: Vec<&str> = row.keys().map(String::as_str).collect();
     let found = match &found[..] {
@@ -372,7 +372,7 @@ fn lacking(row: &Map<String, Value>, forms: &[&'static RowForm]) -> String {
     )
 }
 
-/// Why a row is not learned as a text: it has a label.
+/// Refuses a row of text and label: only a head learns it.
 pub(crate) fn labelled(found: &FoundForm, row: &Map<String, Value>) -> Result<(), String> {
     let is_text = found.columns.iter().any(|(_, name)| *name == "text");
     if !is_text || !row.contains_key(LABEL[0]) {
@@ -381,7 +381,7 @@ pub(crate) fn labelled(found: &FoundForm, row: &Map<String, Value>) -> Result<()
     Err("the row has text and label; that is a labelled text, which --objective classification or regression learns; leave label out to learn the text itself".to_owned())
 }
 
-/// The first name of `columns` that is none of these forms'.
+/// The first name of `columns` that none of these forms has.
 pub(crate) fn unknown_name<'c>(columns: &'c ColumnNames, forms: &[&RowForm]) -> Option<&'c str> {
     let is_known =
         |name: &str| [ID, SUBSPACE].contains(&name) || forms.iter().any(|form| form.has(name));

@@ -1,4 +1,4 @@
-//! Rows of preferences in the shapes that TRL takes: texts or messages, the prompt apart or as what both replies begin with.
+//! Rows of preferences in TRL's formats: texts or messages, with the prompt apart or as the common beginning of both replies.
 
 use serde_json::{Map, Value, json};
 
@@ -67,7 +67,7 @@ fn conversations(
         Value::String(text) if is_reply_alone => {
             (vec![json!({ "role": "user", "content": text })], [chosen, rejected])
         }
-        // a text beside whole conversations repeats a part of them
+        // `prompt` beside whole conversations only repeats a part of them
         _ => {
             let pairs = chosen.iter().zip(&rejected);
             let alike = pairs.take_while(|(one, other)| one == other).count();
@@ -122,7 +122,7 @@ fn texts(
     }
 }
 
-/// Bytes that both texts begin with; a space before what differs belongs to the replies.
+/// Length in bytes of the common beginning; a space at its end belongs to the replies.
 fn common_beginning([one, other]: [&str; 2]) -> usize {
     let pairs = one.char_indices().zip(other.chars());
     let n = pairs.take_while(|((_, a), b)| a == b).last().map_or(0, |((i, c), _)| i + c.len_utf8());

@@ -35,7 +35,7 @@ pub enum Content {
         input_ids: Vec<i64>,
         /// How many of them are the prompt.
         prompt_length: usize,
-        /// One per token, −100 where nothing is to be learned; without them everything after the prompt is.
+        /// One per token, −100 for a token that does not count in the loss; without them every token after the prompt counts.
         labels: Option<Vec<i64>>,
     },
     /// `{"messages": […]}`: a conversation, with optional `"tools"` that the assistant may call.
@@ -69,12 +69,12 @@ pub enum Content {
         /// The completion to be learned.
         completion: String,
     },
-    /// `{"prompt", "chosen", "rejected"}`: two rows with one prompt, of which the first's reply is to be the likelier one.
+    /// `{"prompt", "chosen", "rejected"}`: two rows with one prompt; the chosen reply should become the likelier one.
     #[serde(skip)]
     Preference {
-        /// The row with the reply that is preferred.
+        /// The row with the preferred reply.
         chosen: Box<Content>,
-        /// The row with the other one.
+        /// The row with the rejected reply.
         rejected: Box<Content>,
     },
     /// `{"text", "label"}`: a text, or tokens, with the label that a head learns.
@@ -94,14 +94,14 @@ pub enum LabelledText {
     Text {
         /// The text.
         text: String,
-        /// The one behind it.
+        /// The text after it, of a pair.
         text_pair: Option<String>,
     },
     /// Tokens that are used as they are.
     Tokens {
         /// The tokens.
         input_ids: Vec<i64>,
-        /// Their types, of an encoder that has some.
+        /// Token types, for encoders that have them.
         token_types: Option<Vec<i64>>,
     },
 }
@@ -117,18 +117,18 @@ impl Record {
         Self { content, ..self.clone() }
     }
 
-    /// Why no example can be made of it.
+    /// [`Error::Refused`] for this row, with the reason.
     pub(crate) fn refused(&self, reason: impl Into<String>) -> Error {
         Error::Refused { id: self.id.clone(), reason: reason.into() }
     }
 
-    /// An error of the tokenizer or the chat template about it.
+    /// [`Error::Example`] for this row: tokenizer or chat template failed.
     pub(crate) fn failed(&self, source: reft_models::Error) -> Error {
         Error::Example { id: self.id.clone(), source: Box::new(source) }
     }
 }
 
-/// A list, or a text that holds one as JSON, which files without nested columns have.
+/// Reads a list, or a JSON text of one, as in files without nested columns.
 fn list_or_its_text<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Vec<Value>>, D::Error> {
@@ -154,7 +154,7 @@ fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<S
 }
 
 /// Reads a data file: CSV, TSV, Parquet or JSON with a row of any of the [`ROW_FORMS`](crate::ROW_FORMS), packed or not. Rows of several
-/// forms may be mixed. Messages name unused columns, and the meaning of columns whose names leave it open.
+/// forms may be mixed. The log names unused columns, and the meaning of ambiguous ones.
 ///
 /// # Errors
 /// If the file cannot be read; [`Error::Json`] with line and column; [`Error::Row`] for a row that has none of the forms;
@@ -163,7 +163,7 @@ pub fn read_records(path: &Path, columns: Option<&ColumnNames>) -> Result<Vec<Re
     RowReader::of(columns, Purpose::Learn).read(path)
 }
 
-/// Reads a file of prompts: rows as [`read_records`] takes them, in which what would be learned may be missing.
+/// Reads a file of prompts: rows as for [`read_records`], whose completion may be missing.
 ///
 /// # Errors
 /// As [`read_records`].
@@ -187,7 +187,7 @@ pub fn read_labelled(path: &Path, columns: Option<&ColumnNames>) -> Result<Vec<R
     read_labelled_rows(path, None, columns)
 }
 
-/// [`read_labelled`] of a file whose columns `header` names, if it is CSV or TSV.
+/// [`read_labelled`], with the column names of a CSV or TSV file in `header`.
 ///
 /// # Errors
 /// As [`read_records`].
@@ -204,7 +204,7 @@ pub fn read_labelled_rows(
 struct RowReader<'a> {
     columns: Option<&'a ColumnNames>,
     purpose: Purpose,
-    /// The names of the columns of a table that has none.
+    /// Column names of a CSV or TSV file without a header line.
     header: Option<&'a [String]>,
 }
 
@@ -244,7 +244,7 @@ impl<'a> RowReader<'a> {
         Ok(records)
     }
 
-    /// Checks that the columns that are named are there.
+    /// Checks that the named columns exist.
     fn check_columns(&self, rows: &[TableRow]) -> Result<(), String> {
         let Some(columns) = self.columns else { return Ok(()) };
         let forms = self.purpose.forms();
@@ -267,7 +267,7 @@ impl<'a> RowReader<'a> {
         default_id: String,
         remarks: &mut Remarks,
     ) -> Result<Record, String> {
-        fields.retain(|_, value| !value.is_null()); // as if it were not there
+        fields.retain(|_, value| !value.is_null()); // null is a missing value
         if let Some(columns) = self.columns {
             columns.rename(&mut fields);
         }
@@ -309,7 +309,7 @@ impl<'a> RowReader<'a> {
         if self.purpose == Purpose::Prompt {
             add_empty_response(found.form.content, &mut own);
         } else if found.form.content == "prompt" {
-            own.entry("prompt").or_insert_with(|| json!("")); // a text is learned whole
+            own.entry("prompt").or_insert_with(|| json!("")); // without a prompt, the whole text is learned
         }
         let mut form = found.form.content;
         if let Some(messages) = messages_of_lists(&mut own)? {
@@ -368,7 +368,7 @@ fn labelled_content(mut own: Map<String, Value>) -> Result<Content, String> {
     Ok(Content::Labelled { text, label })
 }
 
-/// The value of a column as its field has it: lists may be texts that hold them, as in files without nested columns.
+/// A column's value in the type of its field: files without nested columns hold lists as texts.
 fn value_of(field: &str, name: &str, value: Value) -> Result<Value, String> {
     match field {
         "messages" => Ok(Value::Array(messages(value)?)),
@@ -382,7 +382,7 @@ fn value_of(field: &str, name: &str, value: Value) -> Result<Value, String> {
     }
 }
 
-/// A text that holds JSON as that, and anything else as it is.
+/// Parses a text of JSON; any other value stays as it is.
 fn in_json(value: Value) -> Value {
     match value {
         Value::String(text) => serde_json::from_str(&text).unwrap_or(Value::String(text)),
@@ -390,7 +390,7 @@ fn in_json(value: Value) -> Value {
     }
 }
 
-/// The conversation of a row whose prompt is a list of messages, and whose completion is one too, or the text of the reply.
+/// The conversation of a row with a list of messages as prompt, and messages or a text as completion; `None` for other prompts.
 fn messages_of_lists(fields: &mut Map<String, Value>) -> Result<Option<Value>, String> {
     if !fields.get("prompt").is_some_and(Value::is_array) {
         return Ok(None);
@@ -404,7 +404,7 @@ fn messages_of_lists(fields: &mut Map<String, Value>) -> Result<Option<Value>, S
     Ok(Some(Value::Array(all)))
 }
 
-/// The same with a system message before it.
+/// Puts a system message before a content that has none.
 pub(crate) fn with_system(content: Content, system: Value) -> Result<Content, String> {
     let Value::String(system) = system else {
         return Err(format!("system is {system}, expected a text"));
@@ -422,7 +422,7 @@ pub(crate) fn with_system(content: Content, system: Value) -> Result<Content, St
     Ok(Content::Chat { messages, tools })
 }
 
-/// Gives a row that is a prompt alone the empty response that makes it a training row.
+/// Gives a row without a response an empty one.
 fn add_empty_response(form: &str, fields: &mut Map<String, Value>) {
     let nothing = || Value::String(String::new());
     match form {

@@ -1,4 +1,4 @@
-//! How well classes and numbers are told: as scikit-learn and SciPy measure it.
+//! Measures of predicted classes and numbers, as in scikit-learn and SciPy.
 
 /// Share of classes that are the right ones; `[n]` each.
 pub(crate) fn accuracy(found: &[usize], right: &[usize]) -> f64 {
@@ -6,8 +6,8 @@ pub(crate) fn accuracy(found: &[usize], right: &[usize]) -> f64 {
     same as f64 / right.len() as f64
 }
 
-/// F1, `2 p r / (p + r)` of precision `p` and recall `r`: with two classes the second one's, with more the mean over classes. A class
-/// that neither is found nor right has 0.
+/// F1, `2 p r / (p + r)` of precision `p` and recall `r`: of two classes the second's, of more the mean over classes. A class that is neither
+/// predicted nor a label has 0.
 pub(crate) fn f1(found: &[usize], right: &[usize], classes: usize) -> f64 {
     let of_class = |class: usize| {
         let pairs = || found.iter().zip(right);
@@ -23,7 +23,7 @@ pub(crate) fn f1(found: &[usize], right: &[usize], classes: usize) -> f64 {
 }
 
 /// Matthews' correlation (Gorodkin 2004 for more than two classes), with `c` right of `n`, and `p` and `t` the counts of found and right
-/// classes: `(c n − p·t) / √((n² − p·p)(n² − t·t))`; 0 where only one class is found, or right.
+/// classes: `(c n − p·t) / √((n² − p·p)(n² − t·t))`; 0 if all found or all right classes are the same.
 pub(crate) fn matthews(found: &[usize], right: &[usize], classes: usize) -> f64 {
     let counts = |of: &[usize]| -> Vec<f64> {
         (0..classes).map(|class| of.iter().filter(|own| **own == class).count() as f64).collect()

@@ -68,7 +68,7 @@ impl Metric {
         })
     }
 
-    /// Checks that an objective with these metrics has the one that the best adapter is to be chosen by.
+    /// Checks that an objective with these metrics has the metric that chooses the best adapter.
     ///
     /// # Errors
     /// [`reft_core::Error::OptionValue`] if it has not.

@@ -31,7 +31,7 @@ pub(crate) const BERT: Family = Family {
     },
 };
 
-/// Positions from the first row of their table on, or from the one behind the row of an uncounted token; types of tokens.
+/// Adds position embeddings, from the first row of their table or from the row after that of an uncounted token, and token types.
 pub(super) fn add_positions_and_types(
     file: &ConfigFile,
     config: &mut DecoderConfig,

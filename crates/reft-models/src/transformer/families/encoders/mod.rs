@@ -65,16 +65,16 @@ const OF_ENCODERS: &[Field] = &[
     ),
 ];
 
-/// Fields of those whose tokens have types.
+/// Fields of encoders with token types.
 const WITH_TYPES: &[Field] = &[Field::applied(&["layer_norm_eps", "type_vocab_size"])];
 
-/// Of encoders whose layers are alike and all have biases.
+/// Fields that are refused for encoders with equal layers and biases in all of them.
 const NOT_BY_LAYER: &[Field] = &[Field::refused(
     &["attention_bias", "layer_types", "mlp_bias", "rope_parameters"],
     "this family has none; remove the field",
 )];
 
-/// The differences of encoders from decoders: tokens see later ones, LayerNorm behind each branch, biases, an MLP without a gate.
+/// The differences of encoders from decoders: attention in both directions, LayerNorm after each branch, biases, an MLP without a gate.
 fn as_encoder(
     file: &ConfigFile,
     config: &mut DecoderConfig,

@@ -7,7 +7,7 @@ use crate::transformer::config::windows::Window;
 use crate::transformer::families::family::Family;
 use crate::{Component, Field, Fields, MlpKind, ModuleNames, NormPlaces, TaskHeadForm};
 
-/// ModernBERT (Warner et al. 2024, arXiv:2412.13663): norms before the branches, RoPE, a window on both sides in two layers of three.
+/// ModernBERT (Warner et al. 2024, arXiv:2412.13663): norms before the branches, RoPE, a window on both sides in two of three layers.
 pub(crate) const MODERNBERT: Family = Family {
     model_type: "modernbert",
     fields: Fields {
@@ -78,7 +78,7 @@ pub(crate) const MODERNBERT: Family = Family {
     },
 };
 
-/// Whether a layer has a window, where `layer_types` does not say it.
+/// Whether a layer has a window, if there is no `layer_types`.
 fn slides(file: &ConfigFile, layer: usize) -> bool {
     !layer.is_multiple_of(file.global_attn_every_n_layers.unwrap_or(3).max(1))
 }
