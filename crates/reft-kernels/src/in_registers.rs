@@ -5,7 +5,7 @@
 use pulp::x86::V3;
 use pulp::{Arch, NullaryFnOnce, Simd, cast, f32x8, u16x8};
 
-use crate::product::{Chunk, LANES, Parts, TILE, VECTORS, tiles};
+use crate::product::{Chunk, LANES, LINE, Parts, TILE, VECTORS, tiles};
 use crate::rows::{BLOCK, Offsets, Rows, SUPER_BLOCK, halves_into};
 
 /// Returns AVX2 if this module expands the chunk's kind of numbers, vectors are few, and the CPU has it.
@@ -138,6 +138,7 @@ struct Bf16<'a>(&'a [[u16; LANES]]);
 
 impl Parts<V3> for Bf16<'_> {
     type Part = [f32x8; 2];
+    const LINES: usize = TILE * LANES * size_of::<u16>() / LINE;
 
     #[inline(always)]
     fn part(self, simd: V3, i: usize) -> Self::Part {
@@ -160,6 +161,7 @@ struct Eights<'a> {
 
 impl Parts<V3> for Eights<'_> {
     type Part = [f32x8; 4];
+    const LINES: usize = TILE * BLOCK / LINE;
 
     #[inline(always)]
     fn part(self, simd: V3, i: usize) -> Self::Part {
@@ -178,6 +180,7 @@ struct Sixes<'a> {
 
 impl Parts<V3> for Sixes<'_> {
     type Part = [f32x8; 2];
+    const LINES: usize = TILE * LANES / LINE;
 
     #[inline(always)]
     fn part(self, simd: V3, i: usize) -> Self::Part {
@@ -205,6 +208,7 @@ struct Fours<'a> {
 
 impl Parts<V3> for Fours<'_> {
     type Part = [f32x8; 4];
+    const LINES: usize = TILE * BLOCK / 2 / LINE;
 
     #[inline(always)]
     fn part(self, simd: V3, i: usize) -> Self::Part {
@@ -242,6 +246,7 @@ struct FoursOfTwo<'a> {
 
 impl Parts<V3> for FoursOfTwo<'_> {
     type Part = [f32x8; 8];
+    const LINES: usize = TILE * BLOCK / LINE;
 
     #[inline(always)]
     fn part(self, simd: V3, i: usize) -> Self::Part {

@@ -15,13 +15,18 @@
 //! assert_eq!(y, [1.0, 3.0, 3.0, 7.0]);
 //! ```
 
+mod attention;
 mod elementwise;
+mod exponential;
 #[cfg(target_arch = "x86_64")]
 mod in_registers;
+#[cfg(test)]
+mod noise;
 mod product;
 mod rows;
 mod threads;
 
-pub use elementwise::{rms_norm, rotate_halves};
+pub use attention::{KeysAndValues, attention};
+pub use elementwise::{rms_norm, rotate_halves, round_to_bf16, silu_gate};
 pub use product::product;
 pub use rows::{Offsets, Rows};

@@ -1,10 +1,10 @@
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use pulp::{Arch, Simd, WithSimd};
 
 use crate::in_registers::{InRegisters, in_registers};
 use crate::rows::{Rows, Scratch};
-use crate::threads::in_parallel;
+use crate::threads::share_out;
 
 /// Rows of the matrix that are computed together: each number of `x` is read once for all of them.
 pub(crate) const TILE: usize = 4;
@@ -42,18 +42,18 @@ pub fn product(matrix: Rows, columns: usize, x: &[f32], y: &mut [f32], threads: 
 fn by_chunks(matrix: Rows, x: &Tiles, y: &mut [f32], threads: usize) {
     let work = y.chunks_mut(CHUNK * x.n).enumerate();
     let chunks = work.len();
-    let work = Mutex::new(work);
-    in_parallel(threads.min(chunks), &|| {
-        let mut scratch: [Scratch; TILE] = Default::default();
-        let next = || work.lock().unwrap_or_else(PoisonError::into_inner).next();
-        while let Some((chunk, y)) = next() {
-            let chunk = Chunk { matrix, first: chunk * CHUNK, x, y, scratch: &mut scratch };
+    share_out(
+        threads.min(chunks),
+        &Mutex::new(work),
+        <[Scratch; TILE]>::default,
+        |scratch, (chunk, y)| {
+            let chunk = Chunk { matrix, first: chunk * CHUNK, x, y, scratch };
             match in_registers(&chunk) {
                 Some(simd) => simd.vectorize(InRegisters { simd, chunk }),
                 None => Arch::new().dispatch(chunk),
             }
-        }
-    });
+        },
+    );
 }
 
 /// The vectors, interleaved in tiles of up to [`VECTORS`].
@@ -123,6 +123,8 @@ impl Chunk<'_> {
 pub(crate) struct Tile<'a> {
     x: &'a Tiles,
     y: &'a mut [f32],
+    /// Memory of the next tile's rows.
+    next: &'a [u8],
 }
 
 /// The tiles of a chunk, each with its row numbers, counted from the chunk's first row. If a tile has fewer than four rows, the last is repeated.
@@ -138,29 +140,30 @@ pub(crate) fn tiles<'a>(
     let (memory, each) = matrix.memory(x.columns);
     y.chunks_mut(TILE * x.n).enumerate().map(move |(tile, y)| {
         let next = (first + (tile + 1) * TILE) * each;
-        fetch(memory.get(next..).map_or(&[], |ahead| &ahead[..ahead.len().min(TILE * each)]));
+        let next =
+            memory.get(next..).map_or(&[][..], |ahead| &ahead[..ahead.len().min(TILE * each)]);
         let there = y.len() / x.n;
-        ([0, 1, 2, 3].map(|i: usize| tile * TILE + i.min(there - 1)), Tile { x, y })
+        ([0, 1, 2, 3].map(|i: usize| tile * TILE + i.min(there - 1)), Tile { x, y, next })
     })
 }
 
 /// Bytes of a cache line.
-const LINE: usize = 64;
+pub(crate) const LINE: usize = 64;
 
-/// Prefetches bytes that are read soon.
+/// Prefetches the cache line of an address.
 #[inline(always)]
-fn fetch(bytes: &[u8]) {
+fn fetch(line: *const u8) {
     #[cfg(target_arch = "x86_64")]
-    for line in bytes.chunks(LINE) {
+    {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a hint, which every CPU of this kind has, and which reads nothing.
+        // SAFETY: a hint, which every CPU of this kind has: it reads nothing, and an address that is not there is ignored.
         #[allow(unsafe_code)]
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
+            _mm_prefetch::<_MM_HINT_T0>(line.cast());
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = bytes;
+    let _ = line;
 }
 
 impl WithSimd for Chunk<'_> {
@@ -190,6 +193,8 @@ impl WithSimd for Chunk<'_> {
 pub(crate) trait Parts<S: Simd>: Copy {
     /// A whole number of times [`LANES`] numbers.
     type Part: AsRef<[S::f32s]>;
+    /// Cache lines that a part takes in memory, in each of [`TILE`] rows together.
+    const LINES: usize;
 
     fn part(self, simd: S, i: usize) -> Self::Part;
 }
@@ -199,6 +204,7 @@ struct InCache<'a, S: Simd>(&'a [S::f32s]);
 
 impl<'a, S: Simd> Parts<S> for InCache<'a, S> {
     type Part = &'a [S::f32s];
+    const LINES: usize = TILE * LANES * size_of::<f32>() / LINE;
 
     #[inline(always)]
     fn part(self, _: S, i: usize) -> Self::Part {
@@ -216,34 +222,50 @@ impl Tile<'_> {
         w: [P; TILE],
         ends: [&[f32]; TILE],
     ) {
-        let Self { x, y } = self;
+        let Self { x, y, next } = self;
+        let passes = widths(x.n).count();
+        let lines = next.len().div_ceil(LINE);
         let padded = x.columns.next_multiple_of(LANES);
         let there = y.len() / x.n;
         let mut begin = 0;
-        for m in widths(x.n) {
+        for (pass, m) in widths(x.n).enumerate() {
             let own = &x.x[begin * padded..(begin + m) * padded];
             let put = |i, sums: &[f32]| {
                 if i < there {
                     y[i * x.n + begin..][..sums.len()].copy_from_slice(sums);
                 }
             };
-            match m {
-                1 => sums::<S, 1, K, P>(simd, w, ends, own, put),
-                2 => sums::<S, 2, K, P>(simd, w, ends, own, put),
-                _ => sums::<S, 3, K, P>(simd, w, ends, own, put),
+            if passes == 1 {
+                match m {
+                    1 => sums::<S, 1, K, true, P>(simd, w, ends, own, next, put),
+                    2 => sums::<S, 2, K, true, P>(simd, w, ends, own, next, put),
+                    _ => sums::<S, 3, K, true, P>(simd, w, ends, own, next, put),
+                }
+            } else {
+                // no more at once than a CPU has under way
+                for line in pass * lines / passes..(pass + 1) * lines / passes {
+                    fetch(next.as_ptr().wrapping_add(line * LINE));
+                }
+                match m {
+                    1 => sums::<S, 1, K, false, P>(simd, w, ends, own, next, put),
+                    2 => sums::<S, 2, K, false, P>(simd, w, ends, own, next, put),
+                    _ => sums::<S, 3, K, false, P>(simd, w, ends, own, next, put),
+                }
             }
             begin += m;
         }
     }
 }
 
-/// Four rows times `M` vectors: `put` gets the number of a row and its sums.
+/// Four rows times `M` vectors: `put` gets the number of a row and its sums. If it `FETCHES`, it asks for the rows that come `next` as it goes:
+/// a CPU that is asked for all at once stands still until most of them are there.
 #[inline(always)]
-fn sums<S: Simd, const M: usize, const K: usize, P: Parts<S>>(
+fn sums<S: Simd, const M: usize, const K: usize, const FETCHES: bool, P: Parts<S>>(
     simd: S,
     w: [P; TILE],
     ends: [&[f32]; TILE],
     x: &[f32],
+    next: &[u8],
     mut put: impl FnMut(usize, &[f32]),
 ) {
     let per_part = LANES / S::F32_LANES;
@@ -253,6 +275,11 @@ fn sums<S: Simd, const M: usize, const K: usize, P: Parts<S>>(
     let has_end = usize::from(!ends[0].is_empty());
     let whole = x.len() / (M * per_part) - has_end;
     for (i, x) in x[..whole * M * per_part].chunks_exact(K * M * per_part).enumerate() {
+        if FETCHES && !next.is_empty() {
+            for line in 0..P::LINES {
+                fetch(next.as_ptr().wrapping_add((i * P::LINES + line) * LINE));
+            }
+        }
         let parts =
             [w[0].part(simd, i), w[1].part(simd, i), w[2].part(simd, i), w[3].part(simd, i)];
         let [a, b, c, d] = &parts;
@@ -291,15 +318,7 @@ fn sums<S: Simd, const M: usize, const K: usize, P: Parts<S>>(
 mod tests {
     use super::*;
     use crate::Offsets;
-
-    /// Numbers from −1 to 1, the same in every run.
-    fn noise(seed: u32) -> impl Iterator<Item = f32> {
-        let mut state = seed.wrapping_mul(2_654_435_761) | 1;
-        std::iter::repeat_with(move || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / 8_388_608.0 - 1.0
-        })
-    }
+    use crate::noise::noise;
 
     fn bytes(seed: u32, n: usize) -> Vec<u8> {
         noise(seed).take(n).map(|x| ((x + 1.0) * 127.9) as u8).collect()

@@ -2,7 +2,7 @@
 //! cores.
 
 use std::ffi::c_void;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 type Region = unsafe extern "C" fn(extern "C" fn(*mut c_void), *mut c_void, u32, u32);
 
@@ -18,8 +18,25 @@ fn region() -> Option<Region> {
     })
 }
 
+/// Does each piece of work once, on several threads, each of which takes the next one when it is done with the one before and keeps a scratch of
+/// its own.
+pub(crate) fn share_out<W: Iterator + Send, S>(
+    threads: usize,
+    work: &Mutex<W>,
+    scratch: impl Fn() -> S + Sync,
+    act: impl Fn(&mut S, W::Item) + Sync,
+) {
+    in_parallel(threads, &|| {
+        let mut scratch = scratch();
+        let next = || work.lock().unwrap_or_else(PoisonError::into_inner).next();
+        while let Some(piece) = next() {
+            act(&mut scratch, piece);
+        }
+    });
+}
+
 /// Runs `work` on several threads at once and waits for all of them.
-pub(crate) fn in_parallel<F: Fn() + Sync>(threads: usize, work: &F) {
+fn in_parallel<F: Fn() + Sync>(threads: usize, work: &F) {
     extern "C" fn call<F: Fn() + Sync>(work: *mut c_void) {
         // SAFETY: it is the reference that `in_parallel` passes, which outlives the region.
         #[allow(unsafe_code)]

@@ -3,6 +3,8 @@ use tch::{Device, Kind, Tensor};
 use crate::site::Component::{Key, Output, Query, QueryKeyValue, Value};
 use crate::transformer::attention_mask::AttentionMask;
 use crate::transformer::norm::Norm;
+use crate::weights::quick_products::is_slow_in_bf16;
+use crate::weights::quick_rows::attended;
 use crate::{BlockColumns, Hooks, Linear, Pass, Past, QkNorm, Result, beside};
 
 /// Self-attention with grouped queries (Ainslie et al. 2023): `n_h` query heads share `n_kv` key and value heads.
@@ -82,8 +84,11 @@ impl Attention {
         let mixed = match (queries.mask(layer), self.soft_cap) {
             (mask, Some(cap)) => self.capped_attention(&q, &k, &v, (mask, cap)),
             (AttentionMask::Causal, None) => self.causal_attention(&q, k, v),
-            (AttentionMask::Full, None) => self.grouped_attention(&q, &k, &v, None),
-            (AttentionMask::Explicit(mask), None) => self.grouped_attention(&q, &k, &v, Some(mask)),
+            (AttentionMask::OneToken(rows), None) => {
+                attended(&q, (&k, &v), &rows.seen, self.scale_of_scores())
+                    .unwrap_or_else(|| self.grouped_attention(&q, &k, &v, rows.tensor()))
+            }
+            (mask, None) => self.grouped_attention(&q, &k, &v, mask.tensor()),
         };
         let mixed = mixed.transpose(1, 2).flatten(2, 3); // [b, q, n_h·d_h]
         queries.project(layer, Output, &self.output, &mixed, hooks)
@@ -101,6 +106,11 @@ impl Attention {
 
     fn groups(&self) -> i64 {
         self.n_h / self.n_kv
+    }
+
+    /// The factor of `q kᵀ`.
+    fn scale_of_scores(&self) -> f64 {
+        self.scale.unwrap_or_else(|| (self.d_h as f64).powf(-0.5))
     }
 
     /// Causal attention of `q` `[b, n_h, t, d_h]` to `k` and `v` `[b, n_kv, n + t, d_h]`: each query sees the prefix of `n` keys and the
@@ -148,6 +158,12 @@ impl Attention {
         mask: Option<&Tensor>,
         is_causal: bool,
     ) -> Tensor {
+        let to_f32 = |x: &Tensor| x.to_kind(Kind::Float);
+        if is_slow_in_bf16([q, k, v].into_iter().chain(mask)) {
+            let (q, k, v, mask) = (to_f32(q), to_f32(k), to_f32(v), mask.map(to_f32));
+            let mixed = self.dot_product_attention(&q, &k, &v, mask.as_ref(), is_causal);
+            return mixed.to_kind(Kind::BFloat16);
+        }
         let is_grouped = q.size()[1] != k.size()[1];
         Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, is_causal, self.scale, is_grouped)
     }
@@ -180,20 +196,21 @@ impl Attention {
         let (b, _, t, d_h) = q.size4().expect("invariant: [b, n_h, q, d_h]");
         let keys = k.size()[2];
         let q = q.reshape([b, self.n_kv, groups * t, d_h]);
-        let scale = self.scale.unwrap_or_else(|| (d_h as f64).powf(-0.5));
-        let scores = q.matmul(&k.transpose(2, 3)) * scale;
+        let scores = q.matmul(&k.transpose(2, 3)) * self.scale_of_scores();
         let scores = match cap {
             Some(cap) => (scores / cap).tanh() * cap,
             None => scores,
         };
         match mask {
-            AttentionMask::Full => scores,
-            AttentionMask::Explicit(mask) => scores + mask,
             AttentionMask::Causal => {
                 let options = (scores.kind(), scores.device());
                 let later = Tensor::full([t, keys], f64::NEG_INFINITY, options);
                 scores + later.triu(keys - t + 1).repeat([groups, 1])
             }
+            mask => match mask.tensor() {
+                Some(mask) => scores + mask,
+                None => scores,
+            },
         }
     }
 }

@@ -1,3 +1,6 @@
+use std::cell::OnceCell;
+use std::ops::Range;
+
 use tch::{Device, Kind, Tensor};
 
 use crate::{Span, send};
@@ -12,6 +15,20 @@ pub(crate) enum AttentionMask {
     /// A mask to add to the scores, 0 where a query sees a key and −∞ elsewhere, repeated for every query head of a group:
     /// `[b, 1, groups · queries, keys]`.
     Explicit(Tensor),
+    /// One token of each row, behind the keys of its row.
+    OneToken(OneToken),
+}
+
+/// The keys that the newest token of each row sees.
+#[derive(Debug)]
+pub(crate) struct OneToken {
+    /// Columns of each row.
+    pub(crate) seen: Vec<Range<usize>>,
+    /// The columns of the longest row.
+    keys: usize,
+    groups: i64,
+    options: (Kind, Device),
+    tensor: OnceCell<Tensor>,
 }
 
 impl AttentionMask {
@@ -77,25 +94,52 @@ impl AttentionMask {
         Self::Explicit(mask.repeat([1, 1, groups, 1]))
     }
 
-    /// The mask of one new token per row after `lengths[i]` keys of row `i`, computed on the device.
+    /// The mask of one new token per row after `lengths[i]` keys of row `i`.
     fn going_on(
         lengths: &[usize],
         window: Option<i64>,
         groups: i64,
-        (kind, device): (Kind, Device),
+        options: (Kind, Device),
     ) -> Self {
-        let own: Vec<i64> = lengths.iter().map(|length| *length as i64 + 1).collect();
-        let keys = own.iter().copied().max().unwrap_or(0);
-        let reach = window.unwrap_or(keys);
-        if keys <= reach && own.iter().all(|n| *n == keys) {
-            return Self::Full;
+        let keys = lengths.iter().map(|length| length + 1).max().unwrap_or(0);
+        let reach = window.map_or(usize::MAX, |window| window as usize);
+        let seen = |length: &usize| (length + 1).saturating_sub(reach)..length + 1;
+        let seen = lengths.iter().map(seen).collect();
+        Self::OneToken(OneToken { seen, keys, groups, options, tensor: OnceCell::new() })
+    }
+
+    /// What is added to the scores, as in [`Self::Explicit`]; `None` if that is 0.
+    ///
+    /// # Panics
+    /// For [`Self::Causal`], which libtorch knows by itself.
+    pub(crate) fn tensor(&self) -> Option<&Tensor> {
+        match self {
+            Self::Full => None,
+            Self::Explicit(mask) => Some(mask),
+            Self::OneToken(rows) => rows.tensor(),
+            Self::Causal => unreachable!("invariant: a causal mask is not asked for its tensor"),
         }
-        let own = send(&Tensor::from_slice(&own).view([-1, 1, 1, 1]), device);
-        let columns = Tensor::arange(keys, (Kind::Int64, device)).view([1, 1, 1, -1]);
-        let is_hidden = columns.ge_tensor(&own).logical_or(&columns.lt_tensor(&(&own - reach)));
-        let mask = Tensor::zeros(is_hidden.size(), (kind, device))
-            .masked_fill_(&is_hidden, f64::NEG_INFINITY);
-        Self::Explicit(mask.repeat([1, 1, groups, 1]))
+    }
+}
+
+impl OneToken {
+    /// It is made on the device, when it is first asked for.
+    pub(crate) fn tensor(&self) -> Option<&Tensor> {
+        if self.seen.iter().all(|seen| *seen == (0..self.keys)) {
+            return None;
+        }
+        Some(self.tensor.get_or_init(|| {
+            let (kind, device) = self.options;
+            let bounds = |of: fn(&Range<usize>) -> usize| {
+                let bounds: Vec<i64> = self.seen.iter().map(|seen| of(seen) as i64).collect();
+                send(&Tensor::from_slice(&bounds).view([-1, 1, 1, 1]), device)
+            };
+            let columns = Tensor::arange(self.keys as i64, (Kind::Int64, device));
+            let is_later = columns.ge_tensor(&bounds(|seen| seen.end));
+            let is_hidden = is_later.logical_or(&columns.lt_tensor(&bounds(|seen| seen.start)));
+            let mask = Tensor::zeros(is_hidden.size(), (kind, device));
+            mask.masked_fill(&is_hidden, f64::NEG_INFINITY).repeat([1, 1, self.groups, 1])
+        }))
     }
 }
 

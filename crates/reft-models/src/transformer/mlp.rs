@@ -1,6 +1,7 @@
 use tch::Tensor;
 
 use crate::site::Component::{Down, Gate, GateUp, Up};
+use crate::weights::quick_rows::silu_gated;
 use crate::{Hooks, Linear, MlpActivation, Pass, Result};
 
 /// The MLP of a block, of any [`crate::MlpKind`].
@@ -35,12 +36,12 @@ impl Mlp {
             MlpInput::Separate { gate, up } => {
                 let gate = pass.project(layer, Gate, gate, x, hooks)?;
                 let up = pass.project(layer, Up, up, x, hooks)?;
-                self.activation.apply(&gate) * up
+                self.activation.gated(&gate, &up)
             }
             MlpInput::Fused(both) => {
                 let both = pass.project(layer, GateUp, both, x, hooks)?; // [b, t, 2 f]
                 let half = both.size()[2] / 2;
-                self.activation.apply(&both.narrow(2, 0, half)) * both.narrow(2, half, half)
+                self.activation.gated(&both.narrow(2, 0, half), &both.narrow(2, half, half))
             }
             MlpInput::Plain(up) => self.activation.apply(&pass.project(layer, Up, up, x, hooks)?),
         };
@@ -49,6 +50,12 @@ impl Mlp {
 }
 
 impl MlpActivation {
+    /// `activation(gate) ⊙ up`.
+    fn gated(self, gate: &Tensor, up: &Tensor) -> Tensor {
+        let quick = if self == Self::Silu { silu_gated(gate, up) } else { None };
+        quick.unwrap_or_else(|| self.apply(gate) * up)
+    }
+
     fn apply(self, x: &Tensor) -> Tensor {
         match self {
             Self::Silu => x.silu(),

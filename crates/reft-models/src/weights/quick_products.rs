@@ -1,6 +1,9 @@
 //! Products for which libtorch is slow on a CPU: with few rows, as in decoding, packed or not; and in bf16 on CPUs without bf16 units.
 
-use reft_kernels::{Rows, product};
+use std::borrow::Cow;
+
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use reft_kernels::{Rows, product, round_to_bf16};
 use tch::{Device, Kind, Tensor};
 
 use crate::Weight;
@@ -23,8 +26,8 @@ pub(crate) fn of_few_rows(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) ->
     let wants_gradient = wants_gradient(x, weight, bias);
     let most = match weight.tensor().map(Tensor::kind) {
         Some(Kind::Float) => MOST_ROWS_F32,
-        // libtorch multiplies a bf16 matrix at the speed of memory: with one vector always, with more on a CPU with bf16 units
-        Some(Kind::BFloat16) if n == 1 || has_bf16() => return None,
+        // a CPU with bf16 units is faster with libtorch's product
+        Some(Kind::BFloat16) if has_bf16() => return None,
         _ => MOST_ROWS,
     };
     if !(1..=most).contains(&n) || columns == 0 || x.device() != Device::Cpu || wants_gradient {
@@ -36,37 +39,46 @@ pub(crate) fn of_few_rows(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) ->
         Weight::Quantised(blocks) => blocks.as_rows()?,
     };
     let out = weight.size()[0];
-    let widened = (x.kind() != Kind::Float || !x.is_contiguous())
-        .then(|| x.to_kind(Kind::Float).contiguous());
-    let own = memory(widened.as_ref().unwrap_or(x))?;
-    let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
+    let x = x.contiguous();
+    let own = read(&x)?;
+    let bias = match bias {
+        Some(bias) => Some(read(bias)?),
+        None => None,
+    };
     let columns = usize::try_from(columns).ok()?;
     let mut size = size;
     *size.last_mut()? = out;
-    let mut y = filled(&size, |y| product(matrix, columns, own, y, threads));
-    if let Some(bias) = bias {
-        y += bias.to_kind(Kind::Float);
-    }
-    Some(if x.kind() == Kind::Float { y } else { y.to_kind(x.kind()) })
+    Some(written(&size, x.kind(), |y| {
+        product(matrix, columns, &own, y, threads());
+        if let Some(bias) = bias {
+            y.chunks_exact_mut(bias.len()).for_each(|y| {
+                y.iter_mut().zip(&*bias).for_each(|(y, b)| *y += b);
+            });
+        }
+    }))
 }
 
 /// `x Wᵀ + b` in bf16 through f32, on a CPU without bf16 units and without autograd: libtorch's product in bf16 takes three times as long
 /// there. `None`: libtorch must compute it. Sums are made in f32 either way, and rounded once.
 pub(crate) fn through_f32(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Option<Tensor> {
     let tensor = weight.tensor()?;
-    let is_so = x.kind() == Kind::BFloat16 && tensor.kind() == x.kind();
     let is_one_row = Some(&(x.numel() as i64)) == x.size().last();
-    if !is_so
-        || is_one_row
-        || x.device() != Device::Cpu
-        || has_bf16()
-        || wants_gradient(x, weight, bias)
-    {
+    let all = [Some(x), Some(tensor), bias];
+    if is_one_row || tensor.kind() != x.kind() || !is_slow_in_bf16(all.into_iter().flatten()) {
         return None;
     }
     let f32 = |tensor: &Tensor| tensor.to_kind(Kind::Float);
     let y = f32(x).linear(&f32(tensor), bias.map(f32).as_ref());
     Some(y.to_kind(Kind::BFloat16))
+}
+
+/// Whether tensors are in bf16 on a CPU without bf16 units, and no gradient is recorded: libtorch is slower there than in f32, and rounds more often.
+pub(crate) fn is_slow_in_bf16<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> bool {
+    !has_bf16()
+        && tensors.into_iter().all(|x| {
+            let is_bf16 = x.kind() == Kind::BFloat16 && x.device() == Device::Cpu;
+            is_bf16 && !has_its_products_recorded(x)
+        })
 }
 
 /// Whether autograd records a product.
@@ -75,8 +87,11 @@ fn wants_gradient(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> bool {
 }
 
 /// Whether autograd records operations on a tensor: it requires a gradient, and gradients are enabled.
+///
+/// Whether they are enabled shows in the result of an operation that makes a new tensor. A view would not do: a view of a tensor that requires
+/// a gradient claims to require one even where gradients are disabled.
 pub(crate) fn has_its_products_recorded(tensor: &Tensor) -> bool {
-    tensor.requires_grad() && tensor.alias().requires_grad()
+    tensor.requires_grad() && (tensor.as_strided([0], [1], None) + 0.0).requires_grad()
 }
 
 /// Whether the CPU has instructions for products in bf16.
@@ -95,6 +110,33 @@ fn dense(tensor: &Tensor) -> Option<Rows<'_>> {
         Kind::Half => Some(Rows::F16(memory(tensor)?)),
         _ => None,
     }
+}
+
+/// The first columns `[b, n, t, d]` of buffers `[.., n, capacity, d]` as one matrix of rows of `d`, without a copy, if the kernels know their
+/// kind: column `j` of head `i` of row `r` is row `(r·n + i)·capacity + j`. Returns the capacity, too.
+pub(crate) fn buffers(tensor: &Tensor) -> Option<(Rows<'_>, usize)> {
+    let (&[b, n, t, d], &[of_row, of_head, of_column, 1]) =
+        (&tensor.size()[..], &tensor.stride()[..])
+    else {
+        return None;
+    };
+    let is_so = of_column == d && of_head % d == 0 && of_head >= t * d && of_row == n * of_head;
+    if !is_so || tensor.device() != Device::Cpu || tensor.numel() == 0 {
+        return None;
+    }
+    let length = ((b * n - 1) * of_head + t * d) as usize;
+    let rows = match tensor.kind() {
+        Kind::Float => Rows::F32(numbers(tensor, length)),
+        Kind::BFloat16 => Rows::Bf16(numbers(tensor, length)),
+        Kind::Half => Rows::F16(numbers(tensor, length)),
+        _ => return None,
+    };
+    Some((rows, (of_head / d) as usize))
+}
+
+/// The threads that kernels may compute with.
+pub(crate) fn threads() -> usize {
+    usize::try_from(tch::get_num_threads()).unwrap_or(1)
 }
 
 /// Types as which a tensor's memory may be read: every bit pattern is a valid value.
@@ -125,24 +167,61 @@ pub(crate) fn memory<T: Plain>(tensor: &Tensor) -> Option<&[T]> {
     if !is_here || !T::KINDS.contains(&tensor.kind()) || tensor.numel() == 0 {
         return None;
     }
-    // SAFETY: a contiguous tensor on the CPU has `numel` numbers of its kind in a row from `data_ptr` on, aligned for it. Its kind has the size
-    // of `T`, for which every bit pattern is valid. The borrowed tensor keeps them alive. Only frozen weights and tensors that a forward has
-    // just computed on this thread are read: nothing writes to either meanwhile.
-    #[allow(unsafe_code)]
-    let numbers = unsafe {
-        std::slice::from_raw_parts(tensor.data_ptr().cast::<T>().cast_const(), tensor.numel())
-    };
-    Some(numbers)
+    Some(numbers(tensor, tensor.numel()))
 }
 
-/// A tensor in f32 on the CPU whose numbers, 0 at first, are written by `fill`.
-pub(crate) fn filled(size: &[i64], fill: impl FnOnce(&mut [f32])) -> Tensor {
-    let tensor = Tensor::zeros(size, (Kind::Float, Device::Cpu));
-    // SAFETY: a new tensor on the CPU is contiguous and holds `numel` f32 numbers, initialised to 0. Nothing else refers to it yet.
+/// The first `length` numbers of a tensor's memory, up to its last number at most.
+fn numbers<T: Plain>(tensor: &Tensor, length: usize) -> &[T] {
+    let size = tensor.size().into_iter().zip(tensor.stride());
+    let last: i64 = size.map(|(n, stride)| (n - 1) * stride).sum();
+    let is_here = tensor.device() == Device::Cpu && T::KINDS.contains(&tensor.kind());
+    assert!(is_here && tensor.numel() > 0 && length as i64 <= last + 1, "no such numbers");
+    // SAFETY: a tensor on the CPU has its first number at `data_ptr`, aligned for its kind, and its last number `last` numbers later (strides
+    // are not negative); both are in one allocation. Its kind has the size of `T`, for which every bit pattern is valid. The borrowed tensor
+    // keeps the allocation alive. Only frozen weights, caches and tensors that a forward has just computed on this thread are read: nothing
+    // writes to any of them meanwhile.
     #[allow(unsafe_code)]
-    let numbers =
-        unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), tensor.numel()) };
-    fill(numbers);
+    unsafe {
+        std::slice::from_raw_parts(tensor.data_ptr().cast::<T>().cast_const(), length)
+    }
+}
+
+/// The numbers of a contiguous tensor on the CPU in f32: its memory, or a copy of f16 or bf16.
+pub(crate) fn read(tensor: &Tensor) -> Option<Cow<'_, [f32]>> {
+    let widened = |bits: &u16| f32::from_bits(u32::from(*bits) << 16);
+    Some(match tensor.kind() {
+        Kind::Float => Cow::Borrowed(memory(tensor)?),
+        Kind::BFloat16 => Cow::Owned(memory::<u16>(tensor)?.iter().map(widened).collect()),
+        Kind::Half => {
+            Cow::Owned(memory::<u16>(tensor)?.reinterpret_cast::<half::f16>().to_f32_vec())
+        }
+        _ => return None,
+    })
+}
+
+/// A tensor on the CPU in f32, bf16 or f16. `fill` computes its numbers in f32, where they are 0 at first; they are rounded once.
+pub(crate) fn written(size: &[i64], kind: Kind, fill: impl FnOnce(&mut [f32])) -> Tensor {
+    if kind == Kind::Float {
+        return filled(size, kind, fill);
+    }
+    let mut numbers = vec![0.0; size.iter().product::<i64>() as usize];
+    fill(&mut numbers);
+    filled(size, kind, |y: &mut [u16]| match kind {
+        Kind::BFloat16 => round_to_bf16(&numbers, y),
+        _ => y.reinterpret_cast_mut::<half::f16>().convert_from_f32_slice(&numbers),
+    })
+}
+
+/// A tensor on the CPU whose memory, 0 at first, is written by `fill`.
+fn filled<T: Plain>(size: &[i64], kind: Kind, fill: impl FnOnce(&mut [T])) -> Tensor {
+    assert!(T::KINDS.contains(&kind), "memory of another kind");
+    let tensor = Tensor::zeros(size, (kind, Device::Cpu));
+    // SAFETY: a new tensor on the CPU is contiguous and holds `numel` numbers of its kind, which has the size of `T`; they are initialised with
+    // 0, and every bit pattern is valid. Nothing else refers to the tensor yet.
+    #[allow(unsafe_code)]
+    let memory =
+        unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<T>(), tensor.numel()) };
+    fill(memory);
     tensor
 }
 
@@ -166,7 +245,7 @@ mod tests {
             for (n, bias) in [(1, None), (3, Some(&bias)), (8, None)] {
                 let x = numbers(n, 96, kind).unsqueeze(1);
                 let Some(found) = of_few_rows(&x, &weight, bias) else {
-                    let is_libtorchs = kind == Kind::BFloat16 && (n == 1 || has_bf16());
+                    let is_libtorchs = kind == Kind::BFloat16 && has_bf16();
                     assert!(is_libtorchs, "{kind:?} × {n} has no kernel");
                     continue;
                 };
