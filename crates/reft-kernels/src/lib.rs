@@ -1,6 +1,6 @@
 //! Products of a matrix with few vectors on a CPU, at the speed of memory: a language model spends most of its time on them as it generates.
 //!
-//! [`rms_norm`] and [`rotate_halves`] compute the steps between the products, for a few rows.
+//! [`attention`], [`rms_norm`], [`rotate_halves`] and [`silu_gate`] compute the steps between the products, for a few rows.
 //!
 //! The matrix is read once, as it is stored ([`Rows`]): f32, bf16, f16, or blocks of small integers. The numbers are expanded in registers if
 //! the CPU has AVX2 and the vectors are few, else in the cache. Sums are made in f32. The instructions are chosen at run time: AVX-512, AVX2,

@@ -43,7 +43,7 @@ pub(crate) use adapters::by_row::ByRow;
 pub use adapters::stack::{AdapterStack, Dose, StackAdapter, StackEntry};
 pub use adapters::trained_text::TrainedText;
 pub use error::{Error, Result};
-pub use files::atomic_file::{atomic_directory, atomic_write, io_error};
+pub use files::atomic_file::{atomic_directory, atomic_write, io_error, is_partial};
 pub use files::claim::Claim;
 pub use files::directory_lock::DirectoryLock;
 pub use files::fields::{Fate, Field, Fields, says_nothing};

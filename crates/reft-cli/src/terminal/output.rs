@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use reft_models::DirectoryLock;
+use reft_models::{Claim, DirectoryLock, is_partial};
 pub use reft_report::{counted, grouped};
 use serde::Serialize;
 
@@ -63,11 +63,10 @@ pub fn holds(directory: &Path, what: &str, (file, beginning): (&str, &str)) -> R
         return Ok(true);
     }
     for entry in entries {
-        let other = entry.with_context(|| format!("cannot read {name}"))?.file_name();
+        let path = entry.with_context(|| format!("cannot read {name}"))?.path();
+        let other = path.file_name().unwrap_or_default();
         // a file that is being written, and the claim of a process that began the same work a moment ago
-        let is_trace = [".partial-", ".process-"]
-            .iter()
-            .any(|beginning| other.to_string_lossy().starts_with(beginning));
+        let is_trace = is_partial(&path) || Claim::is_of_one_of_several(&path);
         if !is_trace && other != DirectoryLock::FILE_NAME {
             let other = other.display();
             bail!(

@@ -59,6 +59,14 @@ pub fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> 
     move |source| Error::Io { action, path, source }
 }
 
+/// Prefix of the name of a file or directory that is being written.
+const PARTIAL: &str = ".partial-";
+
+/// Whether a path is of a file or directory that is being written, or was left behind by a killed program.
+pub fn is_partial(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PARTIAL))
+}
+
 /// The directory that holds `path`.
 fn parent(path: &Path) -> PathBuf {
     match path.parent() {
@@ -71,7 +79,7 @@ fn parent(path: &Path) -> PathBuf {
 #[cfg_attr(not(unix), allow(unused_variables))]
 fn builder(mode: u32) -> tempfile::Builder<'static, 'static> {
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".partial-");
+    builder.prefix(PARTIAL);
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;

@@ -59,10 +59,14 @@ impl Claim {
     /// Number of processes that have joined ([`Self::join`]) and are still running.
     pub fn joined(directory: &Path) -> usize {
         let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-        let is_seat = |path: &PathBuf| {
-            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(SEAT))
-        };
-        entries.map(|entry| entry.path()).filter(is_seat).filter(|path| is_kept_up(path)).count()
+        let seats =
+            entries.map(|entry| entry.path()).filter(|path| Self::is_of_one_of_several(path));
+        seats.filter(|path| is_kept_up(path)).count()
+    }
+
+    /// Whether a path is the claim file of a process that has joined ([`Self::join`]), running or not.
+    pub fn is_of_one_of_several(path: &Path) -> bool {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(SEAT))
     }
 
     fn take_file(directory: &Path, path: PathBuf) -> Result<Option<Self>> {

@@ -13,42 +13,45 @@ use reft_models::{
     Adapter, AdapterStack, Decoder, Engine, EngineOptions, Error, Event, Finish, GenerationConfig,
     Layout, Mode, Model, PaddingSide, Placement, Request, Row, StackEntry, TokenLogprobs,
 };
-use reft_test_support::{Outcome, oracle};
+use reft_test_support::{Outcome, disturb, oracle};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::oracle::tiny_llama;
 
-/// An adapter whose parameters are far from their start.
-fn adapter(model: &Decoder, method: &str, options: MethodOptions) -> Outcome<Box<dyn Adapter>> {
+/// An adapter whose parameters are far from their start: scales, and the model's own weights, keep it under the noise; the noise of `seed`
+/// replaces all others. So only the rotations that edits begin from are drawn, from a generator that other tests draw from meanwhile.
+fn adapter(
+    model: &Decoder,
+    method: &str,
+    options: MethodOptions,
+    seed: i64,
+) -> Outcome<Box<dyn Adapter>> {
     let built = resolve(method, &options, model.description())?.build(model, "tiny")?;
     let adapter = built.into_iter().next().ok_or("no adapter")?;
-    for parameter in adapter.parameters() {
-        let mut noise = Tensor::randn(parameter.tensor.size(), (Kind::Float, Device::Cpu)) * 0.2;
-        if parameter.name.contains("magnitude") {
-            noise *= &parameter.tensor; // relative noise: rounding errors grow with the ratio of magnitudes
-        }
-        let _ = no_grad(|| parameter.tensor.shallow_clone().g_add_(&noise));
-    }
+    let parameters = adapter.parameters().into_iter().map(|p| {
+        let is_scale = !p.weight_decay && !p.is_rotation;
+        (p.tensor, is_scale || method == "full")
+    });
+    disturb(parameters, seed);
     Ok(adapter)
 }
 
 /// Adapters of every kind: edits at several places, methods that act on replies, methods with tokens before prompts.
 fn adapters(model: &Decoder) -> Outcome<Vec<Box<dyn Adapter>>> {
-    tch::manual_seed(11);
     let options = MethodOptions::default;
     let edits = |layers: [i64; 2], positions: &str| {
         options().with(&RANK, 3).with(&LAYERS, layers).with(&POSITIONS, positions)
     };
     Ok(vec![
-        adapter(model, "loreft", edits([0, 1], "f2+l2"))?,
-        adapter(model, "loreft", edits([1, 3], "l1"))?,
-        adapter(model, "lora", options().with(&RANK, 2))?,
-        adapter(model, "dora", options().with(&RANK, 2))?,
-        adapter(model, "ia3", options())?,
-        adapter(model, "prefix", options().with(&N_VIRTUAL_TOKENS, 3))?,
-        adapter(model, "prompt", options().with(&N_VIRTUAL_TOKENS, 2))?,
-        adapter(model, "lora", options().with(&RANK, 2).with(&TOKENS, "prompt"))?,
-        adapter(model, "direft", edits([0, 2], "all"))?,
+        adapter(model, "loreft", edits([0, 1], "f2+l2"), 1)?,
+        adapter(model, "loreft", edits([1, 3], "l1"), 2)?,
+        adapter(model, "lora", options().with(&RANK, 2), 3)?,
+        adapter(model, "dora", options().with(&RANK, 2), 4)?,
+        adapter(model, "ia3", options(), 5)?,
+        adapter(model, "prefix", options().with(&N_VIRTUAL_TOKENS, 3), 6)?,
+        adapter(model, "prompt", options().with(&N_VIRTUAL_TOKENS, 2), 7)?,
+        adapter(model, "lora", options().with(&RANK, 2).with(&TOKENS, "prompt"), 8)?,
+        adapter(model, "direft", edits([0, 2], "all"), 9)?,
     ])
 }
 
@@ -337,7 +340,7 @@ fn replies_in_bf16_do_not_depend_on_what_else_is_in_flight() -> Outcome {
 #[test]
 fn a_request_that_fails_leaves_the_others_alone() -> Outcome {
     let model = tiny_llama()?;
-    let broken = adapter(&model, "loreft", MethodOptions::default().with(&RANK, 2))?;
+    let broken = adapter(&model, "loreft", MethodOptions::default().with(&RANK, 2), 1)?;
     for parameter in broken.parameters() {
         let _ = no_grad(|| parameter.tensor.shallow_clone().fill_(f64::NAN));
     }
@@ -373,7 +376,7 @@ fn a_request_that_fails_leaves_the_others_alone() -> Outcome {
 #[test]
 fn what_can_never_be_done_is_refused_when_it_comes() -> Outcome {
     let model = tiny_llama()?;
-    let full = adapter(&model, "full", MethodOptions::default())?;
+    let full = adapter(&model, "full", MethodOptions::default(), 1)?;
     let options = EngineOptions { cached_tokens: Some(20), ..EngineOptions::default() };
     let mut engine = Engine::new(&model, options)?;
     let request = |n: i64, new_tokens: usize| Request {
@@ -446,31 +449,39 @@ fn replies_of(
 #[test]
 fn shared_adapters_reply_as_borrowed_ones_and_go_with_their_last_request() -> Outcome {
     let model = tiny_llama()?;
-    let adapters = adapters(&model)?;
-    let shared: Vec<Rc<dyn Adapter>> = self::adapters(&model)?.into_iter().map(Rc::from).collect();
+    let shared: Vec<Rc<dyn Adapter>> = adapters(&model)?.into_iter().map(Rc::from).collect();
     let alive: Vec<_> = shared.iter().map(Rc::downgrade).collect();
-    let mut borrowing = Engine::new(&model, EngineOptions::default())?;
-    let mut sharing = Engine::new(&model, EngineOptions::default())?;
     // stacks in reverse order, so that the plain model comes last
-    for which in (0..STACKS.len()).rev() {
-        let request = |adapters| Request {
-            row: Row::prompt((0..5 + which as i64).map(|t| 7 + t * 11 % 90).collect()),
-            adapters,
-            config: GenerationConfig { max_new_tokens: 6, ..GenerationConfig::default() },
-            stream: 0,
-        };
-        borrowing.submit(request(stack(&adapters, which)?))?;
-        let entry = |(adapter, strength): &(usize, f64)| StackEntry {
+    let stacks = || (0..STACKS.len()).rev();
+    let row = |which: usize| Row::prompt((0..5 + which as i64).map(|t| 7 + t * 11 % 90).collect());
+    let config = GenerationConfig { max_new_tokens: 6, ..GenerationConfig::default() };
+    let expected = {
+        let mut borrowing = Engine::new(&model, EngineOptions::default())?;
+        for which in stacks() {
+            let entries = STACKS[which].iter().map(|(adapter, strength)| StackEntry {
+                strength: *strength,
+                ..StackEntry::from(&*shared[*adapter])
+            });
+            let adapters = AdapterStack::new(entries.collect())?;
+            let config = config.clone();
+            borrowing.submit(Request { row: row(which), adapters, config, stream: 0 })?;
+        }
+        replies_of(&mut borrowing, &mut |_| {})?
+    };
+    let mut sharing = Engine::new(&model, EngineOptions::default())?;
+    for which in stacks() {
+        let entries = STACKS[which].iter().map(|(adapter, strength)| StackEntry {
             strength: *strength,
             ..StackEntry::from(Rc::clone(&shared[*adapter]))
-        };
-        let stack = AdapterStack::new(STACKS[which].iter().map(entry).collect())?;
-        sharing.submit(request(stack))?;
+        });
+        let adapters = AdapterStack::new(entries.collect())?;
+        let config = config.clone();
+        sharing.submit(Request { row: row(which), adapters, config, stream: 0 })?;
     }
     drop(shared);
     assert!(alive.iter().all(|adapter| adapter.strong_count() > 0), "gone before their requests");
     let found = replies_of(&mut sharing, &mut |_| {})?;
-    assert_eq!(found, replies_of(&mut borrowing, &mut |_| {})?);
+    assert_eq!(found, expected);
     let of_base = &found[&(STACKS.len() as u64 - 1)];
     assert!(found.values().any(|reply| reply != of_base), "the test has no power");
     let kept: Vec<usize> = alive.iter().map(std::rc::Weak::strong_count).collect();
@@ -586,10 +597,11 @@ fn a_deterministic_reply_is_the_same_bits_whatever_else_runs() -> Outcome {
 #[test]
 fn rows_of_low_rank_are_computed_together_as_each_alone() -> Outcome {
     let model = tiny_llama()?;
-    tch::manual_seed(17);
-    let of_rank = |rank: i64| adapter(&model, "lora", MethodOptions::default().with(&RANK, rank));
+    let of_rank = |(rank, seed): (i64, i64)| {
+        adapter(&model, "lora", MethodOptions::default().with(&RANK, rank), seed)
+    };
     let adapters: Vec<Box<dyn Adapter>> =
-        [2, 2, 3, 2, 3, 2].into_iter().map(of_rank).collect::<Outcome<_>>()?;
+        [2, 2, 3, 2, 3, 2].into_iter().zip(1..).map(of_rank).collect::<Outcome<_>>()?;
     let request = |which: usize, new_tokens: usize| -> Outcome<Request> {
         let strength = if which == 3 { 0.5 } else { 1.0 };
         let entry = StackEntry { strength, ..StackEntry::from(&*adapters[which]) };
@@ -636,19 +648,18 @@ fn rows_of_low_rank_are_computed_together_as_each_alone() -> Outcome {
 #[test]
 fn edits_of_rows_are_computed_together_as_each_alone() -> Outcome {
     let model = tiny_llama()?;
-    tch::manual_seed(23);
-    let edits = |method: &str, rank: i64, positions: &str| {
+    let edits = |method: &str, rank: i64, positions: &str, seed: i64| {
         let options = MethodOptions::default().with(&RANK, rank).with(&POSITIONS, positions);
-        adapter(&model, method, options)
+        adapter(&model, method, options, seed)
     };
     let bounded = MethodOptions::default().with(&RANK, 2).with(&MAX_EDIT_NORM, 0.3);
     let adapters = [
-        edits("loreft", 2, "f2+l2")?,
-        edits("loreft", 2, "f3+l2")?,
-        edits("loreft", 3, "l1")?,
-        edits("direft", 2, "f2+l2")?,
-        edits("noreft", 2, "all")?,
-        adapter(&model, "loreft", bounded)?,
+        edits("loreft", 2, "f2+l2", 1)?,
+        edits("loreft", 2, "f3+l2", 2)?,
+        edits("loreft", 3, "l1", 3)?,
+        edits("direft", 2, "f2+l2", 4)?,
+        edits("noreft", 2, "all", 5)?,
+        adapter(&model, "loreft", bounded, 6)?,
     ];
     let rows: Vec<(usize, f64, Row)> = (0..16usize)
         .map(|i| {

@@ -2,7 +2,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use reft_models::{atomic_directory, io_error, load_safetensors, plain_reason, save_safetensors};
+use reft_models::{
+    atomic_directory, io_error, is_partial, load_safetensors, plain_reason, save_safetensors,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tch::Tensor;
@@ -109,7 +111,7 @@ impl Checkpoint {
             Ok(())
         })?;
         for entry in entries(&checkpoints)? {
-            let is_ours = is_temporary(&entry) || step_of(&entry).is_some();
+            let is_ours = is_partial(&entry) || step_of(&entry).is_some();
             if is_ours && entry != path {
                 std::fs::remove_dir_all(&entry).map_err(io_error("remove", &entry))?;
             }
@@ -212,11 +214,6 @@ fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
 
 fn step_of(path: &Path) -> Option<usize> {
     path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()
-}
-
-/// Files that a killed program has left behind.
-fn is_temporary(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".partial-"))
 }
 
 #[cfg(test)]
