@@ -3,7 +3,7 @@
 /// `eˣ = 2ⁿ eʳ` with `n` the whole number next to `x / ln 2`, and `eʳ` by a polynomial of degree 6 for `|r| ≤ ln 2 / 2` (Cephes, `expf`).
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
-    const ROUNDS: f32 = 12_582_912.0; // 1.5 · 2²³: what is added to it has no digits behind the point
+    const ROUNDS: f32 = 12_582_912.0; // 1.5 · 2²³: a sum with it is a whole number
     const LN_2: (f32, f32) = (0.693_359_4, -2.121_944_4e-4); // the first part has 9 bits, so n times it is exact
     let x = if x < -87.0 { -87.0 } else { x };
     let shifted = x * std::f32::consts::LOG2_E + ROUNDS;

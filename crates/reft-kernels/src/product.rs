@@ -242,7 +242,7 @@ impl Tile<'_> {
                     _ => sums::<S, 3, K, true, P>(simd, w, ends, own, next, put),
                 }
             } else {
-                // no more at once than a CPU has under way
+                // a share of the lines, because a CPU has few reads under way at once
                 for line in pass * lines / passes..(pass + 1) * lines / passes {
                     fetch(next.as_ptr().wrapping_add(line * LINE));
                 }
@@ -257,8 +257,8 @@ impl Tile<'_> {
     }
 }
 
-/// Four rows times `M` vectors: `put` gets the number of a row and its sums. If it `FETCHES`, it asks for the rows that come `next` as it goes:
-/// a CPU that is asked for all at once stands still until most of them are there.
+/// Four rows times `M` vectors: `put` gets the number of a row and its sums. If it `FETCHES`, it prefetches the `next` rows step by
+/// step: a CPU has few reads under way at once, and would stall.
 #[inline(always)]
 fn sums<S: Simd, const M: usize, const K: usize, const FETCHES: bool, P: Parts<S>>(
     simd: S,

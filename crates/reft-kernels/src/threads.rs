@@ -18,8 +18,7 @@ fn region() -> Option<Region> {
     })
 }
 
-/// Does each piece of work once, on several threads, each of which takes the next one when it is done with the one before and keeps a scratch of
-/// its own.
+/// Does each piece of work once, on several threads. A thread takes the next piece when it has finished one, and has its own scratch.
 pub(crate) fn share_out<W: Iterator + Send, S>(
     threads: usize,
     work: &Mutex<W>,

@@ -108,7 +108,7 @@ impl AttentionMask {
         Self::OneToken(OneToken { seen, keys, groups, options, tensor: OnceCell::new() })
     }
 
-    /// What is added to the scores, as in [`Self::Explicit`]; `None` if that is 0.
+    /// The mask to add to the scores, as in [`Self::Explicit`]; `None` if all of it is 0.
     ///
     /// # Panics
     /// For [`Self::Causal`], which libtorch knows by itself.

@@ -48,7 +48,7 @@ pub(crate) fn rotated(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Option<Tensor> 
     }))
 }
 
-/// `silu(gate) ⊙ up` of one token of each row, `[b, 1, d]`; `None`: libtorch is to compute it.
+/// `silu(gate) ⊙ up` of one token of each row, `[b, 1, d]`; `None`: libtorch must compute it.
 pub(crate) fn silu_gated(gate: &Tensor, up: &Tensor) -> Option<Tensor> {
     let size = gate.size();
     if !matches!(size[..], [_, 1, _]) || up.size() != size {
@@ -60,7 +60,7 @@ pub(crate) fn silu_gated(gate: &Tensor, up: &Tensor) -> Option<Tensor> {
 }
 
 /// `softmax(scale · q kᵀ) v` of one token of each row, `q` `[b, n_h, 1, d_h]`, which sees some columns of its row's keys and values
-/// `[b, n_kv, t, d_h]`; these are read where the cache holds them. `None`: libtorch is to compute it.
+/// `[b, n_kv, t, d_h]`. Keys and values are read in place. `None`: libtorch must compute it.
 pub(crate) fn attended(
     q: &Tensor,
     (k, v): (&Tensor, &Tensor),
