@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use reft_train::Share;
 use serde_json::{Value, json};
 
-use crate::{Place, Store, StoreHost};
+use crate::{ProcessPlace, Store, StoreHost};
 
 /// How often a process increments its counter in the store.
 const BEAT: Duration = Duration::from_millis(50);
@@ -30,7 +30,7 @@ pub(crate) struct Loss {
 
 impl Loss {
     /// The loss if the store does not answer: the process that serves it; `None` if this process serves it.
-    pub(crate) fn of_store(place: &Place) -> Option<Self> {
+    pub(crate) fn of_store(place: &ProcessPlace) -> Option<Self> {
         let ranks = match place.store {
             StoreHost::First => vec![0],
             StoreHost::Launcher => Vec::new(),
@@ -49,7 +49,7 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    pub(crate) fn start(store: Store, place: &Place) -> Self {
+    pub(crate) fn start(store: Store, place: &ProcessPlace) -> Self {
         let (stop, stopped) = mpsc::channel();
         let (end, ended) = mpsc::channel();
         let loss = Arc::new(Mutex::new(None));
@@ -80,7 +80,7 @@ impl Drop for Keeper {
 
 fn keep(
     store: &Store,
-    place: &Place,
+    place: &ProcessPlace,
     stopped: &Receiver<()>,
     found: &Mutex<Option<Loss>>,
 ) -> Result<(), String> {

@@ -10,7 +10,7 @@ use serde_json::Value;
 use sysinfo::{Pid, ProcessStatus, ProcessesToUpdate, Signal, System};
 use tempfile::TempDir;
 
-use crate::place::time_limit;
+use crate::process_place::time_limit;
 use crate::{ERROR_FILE, Error, Result, Store};
 
 /// Where the processes of one machine meet.

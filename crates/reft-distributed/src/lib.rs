@@ -2,15 +2,15 @@
 //! for sums on GPUs.
 //!
 //! A launcher (`torchrun`, `srun`, `mpirun`) starts the processes and tells each its place by variables of the environment, which
-//! [`Place::from_environment`] reads. [`ProcessGroup::join`] waits for all of them, compares their options, and connects them;
+//! [`ProcessPlace::from_environment`] reads. [`ProcessGroup::join`] waits for all of them, compares their options, and connects them;
 //! the group is the trainer's [`reft_train::Reduce`]. [`Launch`] is a launcher for one machine.
 //!
 //! ```no_run
-//! use reft_distributed::{Place, ProcessGroup};
+//! use reft_distributed::{ProcessPlace, ProcessGroup};
 //! use tch::Tensor;
 //!
 //! fn main() -> reft_distributed::Result<()> {
-//!     if let Some(place) = Place::from_environment()? {
+//!     if let Some(place) = ProcessPlace::from_environment()? {
 //!         let group = ProcessGroup::join(&place, &[("data", "sha256 of the examples".to_owned())])?;
 //!         let mut counts = [Tensor::from_slice(&[1.0, 2.0])];
 //!         group.sum(&mut counts)?; // the same on every process
@@ -28,14 +28,14 @@ mod error;
 mod keeper;
 mod launch;
 mod launcher;
-mod place;
 mod process_group;
+mod process_place;
 mod reduction;
 
 pub use error::{Error, Result};
 pub use launch::{Ended, Launch};
-pub use place::{ERROR_FILE, Place, StoreHost};
 pub use process_group::ProcessGroup;
+pub use process_place::{ERROR_FILE, ProcessPlace, StoreHost};
 pub use reduction::Reduction;
 
 pub(crate) use engine::{Group, Store, libtorch_version};

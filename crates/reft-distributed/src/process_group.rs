@@ -14,7 +14,7 @@ use crate::engine::Communicator;
 use crate::keeper::{look, wait_for_all};
 use crate::reduction::GpuGroup;
 use crate::{
-    Error, Group, Keeper, Loss, Place, Reduction, Result, Store, StoreHost, libtorch_version,
+    Error, Group, Keeper, Loss, ProcessPlace, Reduction, Result, Store, StoreHost, libtorch_version,
 };
 
 /// How long to wait for the store's answer about lost processes.
@@ -38,7 +38,7 @@ const KINDS: [(Kind, &str, Kind); 5] = [
 /// and is an error on all processes. A lost process is an error on all others. After an error nothing can be shared any more.
 #[derive(Debug)]
 pub struct ProcessGroup {
-    place: Place,
+    place: ProcessPlace,
     /// `None` after an error.
     group: RefCell<Option<Group>>,
     gpus: GpuGroup,
@@ -59,11 +59,11 @@ impl ProcessGroup {
     /// # Errors
     /// [`Error::Lost`] if a process does not come within the place's time limit, [`Error::Disagreement`] if a fact differs,
     /// [`Error::Unsupported`] on a platform without process groups.
-    pub fn join(place: &Place, facts: &[(&str, String)]) -> Result<Self> {
+    pub fn join(place: &ProcessPlace, facts: &[(&str, String)]) -> Result<Self> {
         if cfg!(not(process_groups)) {
             return Err(Error::Unsupported);
         }
-        let Place { share, time_limit, .. } = *place;
+        let ProcessPlace { share, time_limit, .. } = *place;
         let unreached = |reason: String| match place.store {
             StoreHost::First if !share.is_first() => {
                 let limit = time_limit.as_secs_f64();
@@ -73,7 +73,7 @@ impl ProcessGroup {
             }
             _ => Error::Engine { reason },
         };
-        let Place { address, port, prefix, .. } = place;
+        let ProcessPlace { address, port, prefix, .. } = place;
         if !place.serves() {
             reachable(address, *port, time_limit).map_err(unreached)?;
         }
@@ -214,7 +214,7 @@ impl ProcessGroup {
     ) -> Result<()> {
         let own: Map<String, Value> =
             facts.into_iter().map(|(name, value)| (name, value.into())).collect();
-        let Place { share, time_limit, .. } = self.place;
+        let ProcessPlace { share, time_limit, .. } = self.place;
         let key = |rank: usize| format!("facts/{occasion}/{rank}");
         self.said(self.store.set(&key(share.rank()), &Value::Object(own.clone()).to_string()))?;
         let mut others = Vec::new();

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tch::Device;
 
 use crate::engine::{Communicator, Nccl};
-use crate::{Keeper, Place, Result, Store};
+use crate::{Keeper, ProcessPlace, Result, Store};
 
 /// Library that sums and broadcasts tensors on a GPU. Tensors on a CPU always go by Gloo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -91,11 +91,11 @@ impl GpuGroup {
     /// NCCL is required but not available.
     pub(crate) fn connect(
         &self,
-        (place, store, keeper): (&Place, &Store, &Keeper),
+        (place, store, keeper): (&ProcessPlace, &Store, &Keeper),
         wanted: Reduction,
         device: Device,
     ) -> Result<Result<String, String>, String> {
-        let Place { share, time_limit, .. } = *place;
+        let ProcessPlace { share, time_limit, .. } = *place;
         let nccl = match (wanted, device) {
             (Reduction::Gloo, _) => Err("it is not wanted".to_owned()),
             (_, Device::Cuda(_)) => Nccl::open().map(Arc::new),

@@ -91,7 +91,7 @@ pub use optimizer::adamw::AdamW;
 pub use optimizer::loss_scaler::{Grads, LossScaler};
 pub use optimizer::schedule::ScheduleKind;
 pub use reuse::frozen_store::{FrozenStore, ReuseConfig};
-pub use reuse::reference::{Kept, Reference};
+pub use reuse::reference::{Reference, ReferenceOutputs};
 pub use run::checkpoint::{Best, WEIGHTS_DIGEST};
 pub use run::order::Shuffle;
 pub use run::out_of_memory::is_out_of_memory;

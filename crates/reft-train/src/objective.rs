@@ -52,7 +52,7 @@ pub trait Objective {
     /// be tangent to it.
     fn before_step(&self) {}
 
-    /// The runs that batches of a part are compared with. Their [`Kept`](crate::Kept) outputs are computed once per sequence;
+    /// The runs that batches of a part are compared with. Their [`ReferenceOutputs`](crate::ReferenceOutputs) outputs are computed once per sequence;
     /// [`Forwards::references`] holds them in this order.
     fn references(&self, _part: Part) -> Vec<Reference<'_>> {
         Vec::new()

@@ -94,9 +94,9 @@ pub fn place_flags(device: Device, threads: usize) -> [String; 4] {
 
 /// The device and the threads of [`MachineOptions`], without the kinds of numbers.
 #[derive(Debug, Clone, Deserialize)]
-pub struct Place(pub MachineOptions);
+pub struct DeviceAndThreads(pub MachineOptions);
 
-impl Place {
+impl DeviceAndThreads {
     /// The device, and the number of threads in force.
     ///
     /// # Errors
@@ -106,7 +106,7 @@ impl Place {
     }
 }
 
-impl FlagGroup for Place {
+impl FlagGroup for DeviceAndThreads {
     fn declared() -> Vec<Declared> {
         let is_place = |option: &Declared| ["device", "threads"].contains(&option.name);
         MachineOptions::declared().into_iter().filter(is_place).collect()

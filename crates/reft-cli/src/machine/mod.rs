@@ -13,4 +13,4 @@ mod machine_options;
 pub use cuda_driver::memory_in_use;
 pub use device_choice::{DeviceChoice, Devices};
 pub use kind_choice::KindChoice;
-pub use machine_options::{MachineOptions, Place, place_flags};
+pub use machine_options::{DeviceAndThreads, MachineOptions, place_flags};

@@ -12,7 +12,7 @@ use reft_bench::{
     SweepPlan, SweepReport, TaskConfig, run_cell, run_comparison, run_sweep,
 };
 
-use crate::machine::{Place, place_flags};
+use crate::machine::{DeviceAndThreads, place_flags};
 use crate::model::open_config;
 use crate::options::Flags;
 use crate::terminal::{
@@ -60,7 +60,7 @@ pub struct CompareArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    place: Flags<Place>,
+    place: Flags<DeviceAndThreads>,
 }
 
 /// The form of the runs' files, beside the report.
@@ -102,7 +102,7 @@ pub struct CellArgs {
     #[arg(long)]
     cell: String,
     #[command(flatten)]
-    place: Flags<Place>,
+    place: Flags<DeviceAndThreads>,
 }
 
 /// Runs the command.

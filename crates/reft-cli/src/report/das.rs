@@ -9,7 +9,7 @@ use reft_methods::LAYERS;
 use reft_models::{ChatOptions, Model, weights_digest};
 use serde_json::Value;
 
-use crate::machine::{KindChoice, MachineOptions, Place};
+use crate::machine::{DeviceAndThreads, KindChoice, MachineOptions};
 use crate::model::{ModelText, open_config, open_decoder};
 use crate::options::{Flags, List};
 use crate::terminal::{command, holds, note, show, stop_flag};
@@ -70,7 +70,7 @@ pub struct DasArgs {
     #[arg(long, value_name = "KIND", default_value = "f32")]
     kind: Precision,
     #[command(flatten)]
-    place: Flags<Place>,
+    place: Flags<DeviceAndThreads>,
 }
 
 #[derive(Debug, Args)]

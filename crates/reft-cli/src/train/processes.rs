@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, bail};
-use reft_distributed::{Ended, Launch, Place, ProcessGroup, Reduction};
+use reft_distributed::{Ended, Launch, ProcessGroup, ProcessPlace, Reduction};
 use reft_models::AdapterStack;
 use reft_train::{Objective, Silent, Trainer};
 use tch::Device;
@@ -29,7 +29,7 @@ const OWN: [&str; 10] = [
 ];
 
 /// The processes of a run, if a launcher has started several: `torchrun`, `srun` or `mpirun`.
-pub struct Processes(Option<Place>);
+pub struct Processes(Option<ProcessPlace>);
 
 impl Processes {
     /// Reads the launcher's variables. Of several processes only the first prints anything but errors.
@@ -37,7 +37,7 @@ impl Processes {
     /// # Errors
     /// If the variables are incomplete or contradict each other.
     pub fn find() -> Result<Self> {
-        let found = Self(Place::from_environment()?);
+        let found = Self(ProcessPlace::from_environment()?);
         if !found.is_first() {
             say_nothing();
         }
@@ -49,7 +49,7 @@ impl Processes {
     /// # Errors
     /// If the time limit in the environment is no number.
     pub fn alone() -> Result<Self> {
-        Ok(Self(Some(Place::alone()?)))
+        Ok(Self(Some(ProcessPlace::alone()?)))
     }
 
     /// Whether a launcher has started this process as one of several.

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use reft_distributed::{Error, Place, ProcessGroup, Reduction};
+use reft_distributed::{Error, ProcessGroup, ProcessPlace, Reduction};
 use reft_test_support::Outcome;
 use reft_train::Reduce;
 use tch::{Device, Kind, Tensor};
@@ -200,7 +200,7 @@ fn what_differs_is_refused_before_anything_is_sent() -> Outcome {
 
 #[test]
 fn a_process_alone_shares_with_itself_and_says_what_sums() -> Outcome {
-    let group = ProcessGroup::join(&Place::alone()?, &[])?;
+    let group = ProcessGroup::join(&ProcessPlace::alone()?, &[])?;
     share(&group)?;
     assert_eq!(group.connect_gpus(Reduction::Gloo, Device::Cpu)?, "Gloo");
     let told = group.connect_gpus(Reduction::Auto, Device::Cpu)?;

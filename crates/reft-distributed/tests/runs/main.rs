@@ -4,7 +4,7 @@ mod groups;
 mod process;
 mod training;
 
-use reft_distributed::{Place, ProcessGroup};
+use reft_distributed::{ProcessGroup, ProcessPlace};
 use reft_test_support::Outcome;
 
 use crate::process::{ACT, say};
@@ -13,7 +13,7 @@ use crate::process::{ACT, say};
 #[test]
 fn a_process_of_a_run() -> Outcome {
     let Ok(act) = std::env::var(ACT) else { return Ok(()) };
-    let place = Place::from_environment()?.ok_or("no place")?;
+    let place = ProcessPlace::from_environment()?.ok_or("no place")?;
     let data = if act == "other data" && place.share.rank() == 1 { "b" } else { "a" };
     let group = match ProcessGroup::join(&place, &[("the data", data.to_owned())]) {
         Ok(group) => group,

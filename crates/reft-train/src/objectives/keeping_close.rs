@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
 use crate::{
-    Batch, Forwards, Kept, Metric, Objective, Part, Reference, Result, Sequence, Term,
+    Batch, Forwards, Metric, Objective, Part, Reference, ReferenceOutputs, Result, Sequence, Term,
     divergence_of_hidden_states, divergence_of_likeliest,
 };
 
@@ -18,7 +18,7 @@ use crate::{
 pub struct KeepingClose<'a> {
     task: &'a dyn Objective,
     weight: f64,
-    kept: Kept,
+    outputs: ReferenceOutputs,
     part: Part,
     terms: Vec<Term>,
 }
@@ -29,8 +29,12 @@ impl<'a> KeepingClose<'a> {
     pub fn new(task: &'a dyn Objective, weight: f64, top_k: usize, part: Part) -> Self {
         let own = Term { name: "kl", weight };
         let terms = task.terms().iter().copied().chain([own]).collect();
-        let kept = if top_k == 0 { Kept::HiddenStates } else { Kept::Likeliest(top_k) };
-        Self { task, weight, kept, part, terms }
+        let outputs = if top_k == 0 {
+            ReferenceOutputs::HiddenStates
+        } else {
+            ReferenceOutputs::Likeliest(top_k)
+        };
+        Self { task, weight, outputs, part, terms }
     }
 }
 
@@ -42,7 +46,7 @@ impl Objective for KeepingClose<'_> {
     fn options(&self) -> Map<String, Value> {
         let mut options = self.task.options();
         options.insert("kl_weight".into(), json!(self.weight));
-        let top_k = if let Kept::Likeliest(k) = self.kept { k } else { 0 };
+        let top_k = if let ReferenceOutputs::Likeliest(k) = self.outputs { k } else { 0 };
         options.insert("kl_top_k".into(), json!(top_k));
         options
     }
@@ -79,7 +83,7 @@ impl Objective for KeepingClose<'_> {
             Part::Replay => Vec::new(),
         };
         if part == self.part {
-            references.push(Reference { stack: AdapterStack::EMPTY, kept: self.kept });
+            references.push(Reference { stack: AdapterStack::EMPTY, outputs: self.outputs });
         }
         references
     }

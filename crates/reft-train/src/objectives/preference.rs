@@ -5,8 +5,8 @@ use tch::{Kind, Tensor};
 
 use crate::objectives::next_token::NEXT_TOKENS;
 use crate::{
-    Batch, Forwards, Kept, Metric, Objective, ObjectiveDeclaration, Outputs, Part, Reference,
-    Result, RowKind, Term, cross_entropy,
+    Batch, Forwards, Metric, Objective, ObjectiveDeclaration, Outputs, Part, Reference,
+    ReferenceOutputs, Result, RowKind, Term, cross_entropy,
 };
 
 /// The common part of all preferences' declarations; each sets its own name, options and `build`.
@@ -209,7 +209,10 @@ impl Objective for Preference<'_> {
     fn references(&self, part: Part) -> Vec<Reference<'_>> {
         match &self.reference {
             Some(stack) if part == Part::Task => {
-                vec![Reference { stack: stack.clone(), kept: Kept::LogProbabilities }]
+                vec![Reference {
+                    stack: stack.clone(),
+                    outputs: ReferenceOutputs::LogProbabilities,
+                }]
             }
             _ => Vec::new(),
         }

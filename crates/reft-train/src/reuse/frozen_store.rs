@@ -9,7 +9,7 @@ use tch::Tensor;
 use crate::reuse::frozen_row::FrozenRow;
 use crate::reuse::groups::Groups;
 use crate::reuse::spill_file::{Extent, SpillFile};
-use crate::{Kept, Needed, Result, Sequence};
+use crate::{Needed, ReferenceOutputs, Result, Sequence};
 
 /// How much of the frozen model's work is cached for the next epoch, and where.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -54,7 +54,7 @@ enum Key {
     /// A row's tokens, their types, and its reach.
     Row(Vec<i64>, Option<Vec<i64>>, Reach),
     /// A sequence, the outputs cached of it, and whether the plain model ran it.
-    Reference(Sequence, Kept, bool),
+    Reference(Sequence, ReferenceOutputs, bool),
 }
 
 #[derive(Debug)]
@@ -178,10 +178,10 @@ impl<'d> FrozenStore<'d> {
     /// The reference's cached part of a sequence: from the store, or computed and cached.
     pub(crate) fn reference(
         &mut self,
-        (sequence, kept, is_plain): (Sequence, Kept, bool),
+        (sequence, outputs, is_plain): (Sequence, ReferenceOutputs, bool),
         compute: &dyn Fn(&Sequence) -> Result<FrozenRow>,
     ) -> Result<Rc<FrozenRow>> {
-        let key = Key::Reference(sequence, kept, is_plain);
+        let key = Key::Reference(sequence, outputs, is_plain);
         if let Some(cached) = self.cached(&key) {
             return Ok(cached);
         }
@@ -191,8 +191,11 @@ impl<'d> FrozenStore<'d> {
     }
 
     /// Whether the store has a sequence's reference.
-    pub(crate) fn has_reference(&self, (sequence, kept, is_plain): (Sequence, Kept, bool)) -> bool {
-        self.rows.contains_key(&Key::Reference(sequence, kept, is_plain))
+    pub(crate) fn has_reference(
+        &self,
+        (sequence, outputs, is_plain): (Sequence, ReferenceOutputs, bool),
+    ) -> bool {
+        self.rows.contains_key(&Key::Reference(sequence, outputs, is_plain))
     }
 
     /// Whether the store has a row.

@@ -12,12 +12,12 @@ pub struct Reference<'a> {
     /// The adapters of the run: none for the plain model. They are not the adapters that are trained.
     pub stack: AdapterStack<'a>,
     /// The outputs to cache.
-    pub kept: Kept,
+    pub outputs: ReferenceOutputs,
 }
 
 /// The outputs of a sequence's reference to cache, for each label that has a token before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kept {
+pub enum ReferenceOutputs {
     /// `log p` of the label, `[m]`.
     LogProbabilities,
     /// The likeliest tokens at the label's position, `[m, k]`, and their `log p` with that of all others together at the end, `[m, k + 1]`.
@@ -54,8 +54,8 @@ impl Reference<'_> {
     }
 
     /// The key of a sequence in the store. An objective has one reference that is not the plain model.
-    fn key(&self, sequence: Sequence) -> (Sequence, Kept, bool) {
-        (sequence, self.kept, self.stack.entries().is_empty())
+    fn key(&self, sequence: Sequence) -> (Sequence, ReferenceOutputs, bool) {
+        (sequence, self.outputs, self.stack.entries().is_empty())
     }
 
     /// Runs a sequence by itself, so that its numbers do not depend on the batch that asks for it.
@@ -67,12 +67,16 @@ impl Reference<'_> {
             Batch::labelled(labels).map(|(t, label)| ((before + t - 1) as i64, label)).unzip();
         let on_device = |numbers: &[i64]| Tensor::from_slice(numbers).to_device(h.device());
         let h = h.index_select(0, &on_device(&places)); // [m, d]
-        let kept = match self.kept {
-            Kept::LogProbabilities => vec![-cross_entropy(model, &h, &on_device(&labels))],
-            Kept::Likeliest(k) => likeliest(model, &h, k).into(),
-            Kept::HiddenStates => vec![h],
+        let computed = match self.outputs {
+            ReferenceOutputs::LogProbabilities => {
+                vec![-cross_entropy(model, &h, &on_device(&labels))]
+            }
+            ReferenceOutputs::Likeliest(k) => likeliest(model, &h, k).into(),
+            ReferenceOutputs::HiddenStates => vec![h],
         };
-        Ok(FrozenRow::from_tensors(kept.into_iter().map(|tensor| tensor.to_device(Device::Cpu))))
+        Ok(FrozenRow::from_tensors(
+            computed.into_iter().map(|tensor| tensor.to_device(Device::Cpu)),
+        ))
     }
 }
 

@@ -20,7 +20,7 @@ const DEFAULT_PORT: u16 = 29500;
 
 /// The process's place in a run: its number, and where the processes meet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct ProcessPlace {
     /// Its part of the run.
     pub share: Share,
     /// The process's number among the run's processes on its machine, if the launcher says it.
@@ -48,7 +48,7 @@ pub enum StoreHost {
     Launcher,
 }
 
-impl Place {
+impl ProcessPlace {
     /// Reads the variables of `torchrun`, `srun` or `mpirun` (Open MPI, MPICH) for this process. `None` for a process that none of them
     /// started, or one alone.
     ///
@@ -168,8 +168,8 @@ fn first_machine(list: &str) -> String {
 mod tests {
     use super::*;
 
-    fn place(variables: &[(&str, &str)]) -> Result<Option<Place>> {
-        Place::of(&|name| {
+    fn place(variables: &[(&str, &str)]) -> Result<Option<ProcessPlace>> {
+        ProcessPlace::of(&|name| {
             variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
         })
     }
