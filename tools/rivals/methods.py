@@ -4,9 +4,11 @@ pyreft 0.1.0's trainer does not run with transformers 4.49; what it does in a st
 Each package is imported by the methods that need it: what is imported counts in the peak memory.
 """
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 KINDS = {"f32": torch.float32, "bf16": torch.bfloat16}
+DTYPE = "torch_dtype" if transformers.__version__.startswith("4.") else "dtype"
 LORA_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -15,7 +17,7 @@ class Rival:
 
     def __init__(self, case, model_path):
         self.case = case
-        options = {"torch_dtype": KINDS[case["kind"]], "attn_implementation": "sdpa"}
+        options = {DTYPE: KINDS[case["kind"]], "attn_implementation": "sdpa"}
         if model_path.endswith(".json"):
             with torch.device(case["device"]):
                 self.model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_path), **options)

@@ -68,6 +68,9 @@ const TRL: [&str; 11] = [
     "narwhals==2.29.0",
 ];
 
+/// PEFT, transformers and torch of today, in an environment of their own: torch cannot be there twice.
+const NEWEST: [&str; 4] = ["torch==2.15.0", "transformers==5.24.0", "peft==0.21.2", "numpy==2.3.5"];
+
 /// The Pythons that a script can ask for.
 pub const NAMES: [&str; 4] = ["reference", "newer", "today", "trl"];
 
@@ -104,36 +107,60 @@ impl Environment {
 /// The environment in `cache`, which is made if it is missing.
 pub fn ready(cache: &Path) -> Result<Environment> {
     let environment = cache.join("oracle-python");
-    let interpreter: PathBuf = environment.join("bin/python");
-    let stamp = environment.join("installed.txt");
     let folders = ["newer", "today", "trl"].map(|name| environment.join(name));
-    let wanted = [&REQUIREMENTS[..], &WITHOUT_DEPENDENCIES, &NEWER, &TODAY, &TRL];
-    let wanted = wanted.concat().join("\n");
+    let wanted = [&REQUIREMENTS[..], &WITHOUT_DEPENDENCIES, &NEWER, &TODAY, &TRL].concat();
+    let interpreter = made(cache, &environment, &wanted, |interpreter| {
+        pip(interpreter, &[], &REQUIREMENTS)?;
+        pip(interpreter, &["--no-deps"], &WITHOUT_DEPENDENCIES)?;
+        for (folder, requirements) in folders.iter().zip([&NEWER[..], &TODAY, &TRL]) {
+            let target = folder.to_str().context("the path of the cache folder is not UTF-8")?;
+            pip(interpreter, &["--no-deps", "--target", target], requirements)?;
+        }
+        Ok(())
+    })?;
+    Ok(Environment { interpreter, folders })
+}
+
+/// A Python with PEFT, transformers and torch of today, made in `cache` if it is missing.
+pub fn newest(cache: &Path) -> Result<Command> {
+    let environment = cache.join("newest-python");
+    let interpreter =
+        made(cache, &environment, &NEWEST, |interpreter| pip(interpreter, &[], &NEWEST))?;
+    let mut python = Command::new(interpreter);
+    python.env("PYTHONDONTWRITEBYTECODE", "1").env_remove("PYTHONPATH");
+    Ok(python)
+}
+
+/// The interpreter of a virtual environment. It is made, and `install` fills it, unless it already has what is wanted.
+fn made(
+    cache: &Path,
+    environment: &Path,
+    wanted: &[&str],
+    install: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
+    let interpreter = environment.join("bin/python");
+    let (stamp, wanted) = (environment.join("installed.txt"), wanted.join("\n"));
     let _lock = workspace::exclusive(cache)?;
     if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
-        return Ok(Environment { interpreter, folders });
+        return Ok(interpreter);
     }
     eprintln!("installing the reference systems in {} (several GB)", environment.display());
     let mut venv = command::python()?;
-    command::run_as_progress(venv.args(["-m", "venv", "--clear"]).arg(&environment))
+    command::run_as_progress(venv.args(["-m", "venv", "--clear"]).arg(environment))
         .context("cannot make a Python environment (Debian: apt install python3-venv)")?;
-    let pip = |options: &[&str], requirements: &[&str]| {
-        let mut pip = Command::new(&interpreter);
-        pip.env_remove("PYTHONPATH").args([
-            "-m",
-            "pip",
-            "install",
-            "--no-input",
-            "--disable-pip-version-check",
-        ]);
-        command::run_as_progress(pip.args(options).args(requirements))
-    };
-    pip(&[], &REQUIREMENTS)?;
-    pip(&["--no-deps"], &WITHOUT_DEPENDENCIES)?;
-    for (folder, requirements) in folders.iter().zip([&NEWER[..], &TODAY, &TRL]) {
-        let target = folder.to_str().context("the path of the cache folder is not UTF-8")?;
-        pip(&["--no-deps", "--target", target], requirements)?;
-    }
+    install(&interpreter)?;
     fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;
-    Ok(Environment { interpreter, folders })
+    Ok(interpreter)
+}
+
+fn pip(interpreter: &Path, options: &[&str], requirements: &[&str]) -> Result<()> {
+    let mut pip = Command::new(interpreter);
+    pip.env_remove("PYTHONPATH").args([
+        "-m",
+        "pip",
+        "install",
+        "--no-input",
+        "--disable-pip-version-check",
+    ]);
+    command::run_as_progress(pip.args(options).args(requirements))
 }

@@ -115,6 +115,11 @@ pub const CONFIGURATIONS: [Configuration; 14] = [
 ];
 
 impl Configuration {
+    /// Whether the rival is pyreft, which works with older packages only.
+    pub fn needs_pyreft(&self) -> bool {
+        self.method == "loreft"
+    }
+
     /// The flags of `reft bench` for one turn.
     pub fn flags(&self, steps: usize, threads: usize) -> Vec<String> {
         let (first, last) = self.positions;

@@ -34,8 +34,11 @@ pub struct RivalsArgs {
     /// CPU threads of both sides
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     threads: u32,
+    /// PEFT and transformers of today with torch 2.15, instead of the versions that pyreft works with; LoReFT's configurations are left out
+    #[arg(long)]
+    newest: bool,
     /// Time generation beside llama.cpp instead, with f32, bf16, Q8_0 and Q4_K, one thread and two; npm and git are needed
-    #[arg(long, conflicts_with_all = ["only", "steps", "threads"])]
+    #[arg(long, conflicts_with_all = ["only", "steps", "threads", "newest"])]
     llama_cpp: bool,
 }
 
@@ -51,17 +54,22 @@ pub fn run(workspace: &Workspace, arguments: &RivalsArgs) -> Result<()> {
     if arguments.llama_cpp {
         return beside_llama_cpp(workspace, arguments.rounds);
     }
-    let python = python_environment::ready(&workspace::cache_dir()?)?;
+    let cache = workspace::cache_dir()?;
+    let python = || match arguments.newest {
+        true => python_environment::newest(&cache),
+        false => python_environment::ready(&cache)?.python("reference"),
+    };
     let mut out = io::stdout().lock();
     write!(out, "{}", Line::HEAD)?;
     let asked = |one: &&Configuration| {
-        arguments.only.is_empty() || arguments.only.iter().any(|name| name == one.name)
+        let is_named = arguments.only.iter().any(|name| name == one.name);
+        (arguments.only.is_empty() || is_named) && !(arguments.newest && one.needs_pyreft())
     };
     for configuration in CONFIGURATIONS.iter().filter(asked) {
         let mut turns = Turns::default();
         for round in 1..=arguments.rounds {
             eprintln!("{}: round {round} of {}", configuration.name, arguments.rounds);
-            turns.rival.push(rival(workspace, &python, configuration, arguments)?);
+            turns.rival.push(rival(workspace, python()?, configuration, arguments)?);
             turns.ours.push(ours(workspace, configuration, arguments)?);
         }
         for line in turns.lines(configuration).with_context(|| configuration.name)? {
@@ -85,11 +93,10 @@ fn beside_llama_cpp(workspace: &Workspace, rounds: u32) -> Result<()> {
 /// One turn of the reference system.
 fn rival(
     workspace: &Workspace,
-    python: &python_environment::Environment,
+    mut python: Command,
     configuration: &Configuration,
     arguments: &RivalsArgs,
 ) -> Result<Value> {
-    let mut python = python.python("reference")?;
     python.current_dir(workspace.root()).env("OMP_NUM_THREADS", arguments.threads.to_string());
     python.arg(SCRIPT).arg(configuration.case(arguments.steps as usize).to_string());
     python.arg(workspace.model()).arg(arguments.threads.to_string());
