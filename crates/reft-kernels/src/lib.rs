@@ -2,6 +2,9 @@
 //!
 //! [`attention`], [`rms_norm`], [`rotate_halves`] and [`silu_gate`] compute the steps between the products, for a few rows.
 //!
+//! [`largest_products`] are a head's likeliest tokens, and [`token_weights`] are what tokens are drawn by. [`expand`] writes the
+//! numbers of a matrix, for products with many rows.
+//!
 //! The matrix is read once, as it is stored ([`Rows`]): f32, bf16, f16, or blocks of small integers. The numbers are expanded in registers if
 //! the CPU has AVX2 and the vectors are few, else in the cache. Sums are made in f32. The instructions are chosen at run time: AVX-512, AVX2,
 //! or the compiler's default for the same code.
@@ -17,6 +20,7 @@
 
 mod attention;
 mod elementwise;
+mod expand;
 mod exponential;
 #[cfg(target_arch = "x86_64")]
 mod in_registers;
@@ -25,8 +29,11 @@ mod noise;
 mod product;
 mod rows;
 mod threads;
+mod token_weights;
 
 pub use attention::{KeysAndValues, attention};
 pub use elementwise::{rms_norm, rotate_halves, round_to_bf16, silu_gate};
-pub use product::product;
+pub use expand::expand;
+pub use product::{Largest, largest_products, product};
 pub use rows::{Offsets, Rows};
+pub use token_weights::{Drawing, drawn, token_weights};

@@ -46,14 +46,72 @@ fn by_chunks(matrix: Rows, x: &Tiles, y: &mut [f32], threads: usize) {
         threads.min(chunks),
         &Mutex::new(work),
         <[Scratch; TILE]>::default,
-        |scratch, (chunk, y)| {
-            let chunk = Chunk { matrix, first: chunk * CHUNK, x, y, scratch };
-            match in_registers(&chunk) {
-                Some(simd) => simd.vectorize(InRegisters { simd, chunk }),
-                None => Arch::new().dispatch(chunk),
+        |scratch, (chunk, y)| Chunk { matrix, first: chunk * CHUNK, x, y, scratch }.compute(),
+    );
+}
+
+/// The largest of a vector's products with the rows of a matrix.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Largest {
+    /// The product; NaN if one of the products is.
+    pub value: f32,
+    /// Its row, the first of equal ones.
+    pub row: usize,
+}
+
+impl Largest {
+    const NONE: Self = Self { value: f32::NEG_INFINITY, row: 0 };
+
+    /// Replaces it by one of a later row, if that is larger or NaN.
+    #[inline(always)]
+    fn meet(&mut self, later: Self) {
+        if later.value > self.value || (later.value.is_nan() && !self.value.is_nan()) {
+            *self = later;
+        }
+    }
+}
+
+/// `max W x` and its row, for each of `n` vectors `[n, columns]`: the products are those of [`product`], but are not written to memory.
+///
+/// `round` rounds products to the numbers that are compared.
+///
+/// # Panics
+/// If the lengths do not fit together.
+pub fn largest_products(
+    matrix: Rows,
+    (rows, columns): (usize, usize),
+    x: &[f32],
+    round: impl Fn(&mut [f32]) + Sync,
+    threads: usize,
+) -> Vec<Largest> {
+    assert!(columns > 0 && x.len().is_multiple_of(columns), "x is no whole number of vectors");
+    assert!(matrix.holds(rows, columns), "the matrix is not of this size");
+    let tiles = Tiles::of(x, columns);
+    let n = tiles.n;
+    assert!(n > 0, "there is no vector");
+    let chunks = rows.div_ceil(CHUNK);
+    let mut of_chunks = vec![Largest::NONE; chunks * n];
+    share_out(
+        threads.min(chunks),
+        &Mutex::new(of_chunks.chunks_exact_mut(n).enumerate()),
+        <(Vec<f32>, [Scratch; TILE])>::default,
+        |(y, scratch), (chunk, largest)| {
+            let first = chunk * CHUNK;
+            y.resize(CHUNK.min(rows - first) * n, 0.0);
+            Chunk { matrix, first, x: &tiles, y, scratch }.compute();
+            round(y);
+            for (row, y) in y.chunks_exact(n).enumerate() {
+                for (largest, value) in largest.iter_mut().zip(y) {
+                    largest.meet(Largest { value: *value, row: first + row });
+                }
             }
         },
     );
+    let mut all = vec![Largest::NONE; n];
+    for of_chunk in of_chunks.chunks_exact(n) {
+        all.iter_mut().zip(of_chunk).for_each(|(largest, later)| largest.meet(*later));
+    }
+    all
 }
 
 /// The vectors, interleaved in tiles of up to [`VECTORS`].
@@ -116,6 +174,14 @@ impl Chunk<'_> {
     /// Number of rows.
     pub(crate) fn rows(&self) -> usize {
         self.y.len() / self.x.n
+    }
+
+    /// Computes the products, with the best instructions of this CPU.
+    fn compute(self) {
+        match in_registers(&self) {
+            Some(simd) => simd.vectorize(InRegisters { simd, chunk: self }),
+            None => Arch::new().dispatch(self),
+        }
     }
 }
 
@@ -317,8 +383,8 @@ fn sums<S: Simd, const M: usize, const K: usize, const FETCHES: bool, P: Parts<S
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Offsets;
     use crate::noise::noise;
+    use crate::{Offsets, expand};
 
     fn bytes(seed: u32, n: usize) -> Vec<u8> {
         noise(seed).take(n).map(|x| ((x + 1.0) * 127.9) as u8).collect()
@@ -397,6 +463,11 @@ mod tests {
         for (rows, columns) in [(1, 32), (3, 256), (4, 96), (37, 288), (70, 512), (5, 7), (33, 50)]
         {
             each_kind(rows, columns, |name, matrix, values| {
+                for threads in [1, 2] {
+                    let mut all = vec![f32::NAN; rows * columns];
+                    expand(matrix, columns, &mut all, |row, y| y.copy_from_slice(row), threads);
+                    assert_eq!(all, values, "{name}");
+                }
                 let mut alone = Vec::new();
                 for n in 1..=17 {
                     let x: Vec<f32> = noise(20).take(n * columns).collect();
@@ -409,6 +480,13 @@ mod tests {
                         alone.clone_from(&found);
                     }
                     assert_eq!(found[..rows], alone, "{name}: other vectors change the result");
+                    for threads in [1, 2] {
+                        let largest =
+                            largest_products(matrix, (rows, columns), &x, |_| (), threads);
+                        let expected: Vec<Largest> =
+                            found.chunks(rows).map(first_largest).collect();
+                        assert_eq!(largest, expected, "{name}");
+                    }
                     for (i, y) in found.iter().enumerate() {
                         let (at, row) = (i / rows * columns, i % rows * columns);
                         let pairs = x_and_w(&x[at..at + columns], &values[row..row + columns]);
@@ -424,6 +502,38 @@ mod tests {
                     }
                 }
             });
+        }
+    }
+
+    fn first_largest(products: &[f32]) -> Largest {
+        let mut largest = Largest { value: products[0], row: 0 };
+        for (row, value) in products.iter().copied().enumerate() {
+            if value > largest.value {
+                largest = Largest { value, row };
+            }
+        }
+        largest
+    }
+
+    /// Rows 1 to 79 are equal, 80 is a little larger: rounded, it is not.
+    #[test]
+    fn the_first_of_equal_products_is_the_largest_and_nan_is_told() {
+        let mut matrix = vec![1.0; 100];
+        matrix[0] = 0.5;
+        matrix[80] = 1.001;
+        let x = [2.0, -2.0, f32::NEG_INFINITY];
+        for threads in [1, 2] {
+            let of = |matrix: &[f32], round: fn(&mut [f32])| {
+                largest_products(Rows::F32(matrix), (100, 1), &x, round, threads)
+            };
+            let at = |value, row| Largest { value, row };
+            let none = f32::NEG_INFINITY;
+            assert_eq!(of(&matrix, |_| ()), [at(2.002, 80), at(-1.0, 0), at(none, 0)]);
+            let rounded = of(&matrix, |y| y.iter_mut().for_each(|y| *y = y.round()));
+            assert_eq!(rounded, [at(2.0, 1), at(-1.0, 0), at(none, 0)]);
+            let mut broken = matrix.clone();
+            broken[40] = f32::NAN;
+            assert!(of(&broken, |_| ()).iter().all(|one| one.value.is_nan() && one.row == 40));
         }
     }
 

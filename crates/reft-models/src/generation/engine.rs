@@ -6,9 +6,10 @@ use tch::{Device, Kind, Tensor};
 use crate::adapters::by_row::Member;
 use crate::generation::prefix_cache::{BLOCK, PrefixCache};
 use crate::generation::sampling::{GenerationConfig, Sampler};
+use crate::weights::quick_products::read;
 use crate::{
-    AdapterStack, ByRow, ContextLimit, Error, Finish, Hooks, KvCache, KvPool, Layout, Mode, Model,
-    PaddingSide, Result, Row, Span, StackAdapter, send,
+    AdapterStack, ByRow, ContextLimit, Error, Finish, Head, Hooks, KvCache, KvPool, Layout, Mode,
+    Model, PaddingSide, Result, Row, Span, StackAdapter, send,
 };
 
 /// Generates replies to requests that come and go, each with its own adapters and its own options, in one batch.
@@ -444,13 +445,12 @@ impl<'a> Engine<'a> {
         };
         let indices: Vec<i64> = (0..replies.len()).map(last).collect();
         let h = h.flatten(0, 1).index_select(0, &send(&Tensor::from_slice(&indices), h.device()));
-        let logits = self.model.logits(&h);
         let prefix = hooks.prefix_length();
         let lengths: Vec<usize> =
             (0..replies.len()).map(|row| prefix + layout.columns(row).len()).collect();
         let Prefill { replies, cache, hooks, .. } = prefill;
         let mut rows: Vec<Reply<'a>> = replies;
-        let chosen = choose(&logits, rows.iter_mut())?;
+        let chosen = choose(&self.model.head(), &h, &mut rows)?;
         let room = self.waiting.iter().chain(&self.rows).chain(&rows).map(Reply::most_keys).max();
         let most = (self.waiting.len() + self.rows.len() + rows.len()).min(self.options.rows);
         self.pool.reserve(most.max(self.rows.len() + rows.len()), room.unwrap_or(0));
@@ -518,7 +518,7 @@ impl<'a> Engine<'a> {
         drop(forward);
         self.pool.end_step();
         *rows = layout.into_rows();
-        choose(&self.model.logits(&h), self.rows[part].iter_mut())
+        choose(&self.model.head(), &h, &mut self.rows[part])
     }
 
     /// The parts of the batch that are computed together: all of it, or (if deterministic) each row alone.
@@ -587,16 +587,22 @@ fn told(reply: &mut Reply, chosen: Result<Choice>, events: &mut Vec<Event>) -> b
     }
 }
 
-/// The next token of each row of `logits` `[b, v]`.
-fn choose<'r, 'a: 'r>(
-    logits: &Tensor,
-    rows: impl Iterator<Item = &'r mut Reply<'a>>,
-) -> Result<Vec<Result<Choice>>> {
-    let (best, ids) = logits.max_dim(-1, false); // NaN if one is among them
-    let best: Vec<f32> = best.try_into()?;
-    let ids: Vec<i64> = ids.try_into()?;
-    let mut choices = Vec::new();
-    for (row, (reply, best)) in rows.zip(best).enumerate() {
+/// The next token of each row, by the hidden states `[b, d]` of the last tokens. Logits are kept only if a row needs more than the likeliest token.
+fn choose(head: &Head, h: &Tensor, rows: &mut [Reply]) -> Result<Vec<Result<Choice>>> {
+    let wants_likeliest = |reply: &Reply| {
+        let config = &reply.request.config;
+        config.is_plain_greedy() && config.logprobs.is_none()
+    };
+    let logits = if rows.iter().all(wants_likeliest) { None } else { Some(head.logits(h)) };
+    let (best, ids) = match &logits {
+        None => head.likeliest(h)?,
+        Some(logits) => {
+            let (best, ids) = logits.max_dim(-1, false); // NaN if one is among them
+            (best.try_into()?, ids.try_into()?)
+        }
+    };
+    let (mut choices, mut weights) = (Vec::new(), Vec::new());
+    for (row, (reply, (best, id))) in rows.iter_mut().zip(best.into_iter().zip(ids)).enumerate() {
         let generated = reply.ids.len();
         if best.is_nan() {
             let index = reply.request.stream as usize;
@@ -604,13 +610,19 @@ fn choose<'r, 'a: 'r>(
             continue;
         }
         let config = &reply.request.config;
-        let scores = || logits.get(row as i64);
-        let token = if config.is_plain_greedy() {
-            ids[row]
-        } else {
-            reply.sampler.choose(&Vec::<f32>::try_from(scores().to_device(Device::Cpu))?)
+        let scores = logits.as_ref().map(|logits| logits.get(row as i64));
+        let token = match &scores {
+            Some(scores) if !config.is_plain_greedy() => {
+                let scores = scores.to_device(Device::Cpu);
+                let numbers = read(&scores).expect("invariant: a row of logits is in order");
+                reply.sampler.choose(&numbers, &mut weights)
+            }
+            _ => id,
         };
-        let logprobs = config.logprobs.map(|top| logprobs(&scores(), token, top)).transpose()?;
+        let logprobs = match (&scores, config.logprobs) {
+            (Some(scores), Some(top)) => Some(logprobs(scores, token, top)?),
+            _ => None,
+        };
         choices.push(Ok(Choice { token, logprobs }));
     }
     Ok(choices)

@@ -1,8 +1,10 @@
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use reft_core::{DeclaredOptions, OptionDeclaration, declare_options};
+use reft_kernels::{Drawing, drawn, token_weights};
 
 use crate::{Result, Tokenizer};
 
@@ -85,28 +87,32 @@ impl Sampler {
         Self { config: config.clone(), history: prompt.to_vec(), rng }
     }
 
-    /// Chooses the next token by its scores `[v]` and takes it into the history.
-    pub(crate) fn choose(&mut self, logits: &[f32]) -> i64 {
-        let mut scores: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
-        penalize_repetition(&mut scores, &self.history, self.config.repetition_penalty);
-        if let Some(n) = self.config.no_repeat_ngram_size {
-            ban_repeated_ngrams(&mut scores, &self.history, n);
+    /// Chooses the next token by its logits `[v]` and takes it into the history. `weights` is memory for all rows of a batch, one after the
+    /// other.
+    pub(crate) fn choose(&mut self, logits: &[f32], weights: &mut Vec<f32>) -> i64 {
+        let Self { config, history, rng } = self;
+        let mut scores = Cow::Borrowed(logits);
+        if config.repetition_penalty != 1.0 {
+            penalize_repetition(scores.to_mut(), history, config.repetition_penalty as f32);
         }
-        let id = if self.config.temperature == 0.0 {
+        if let Some(n) = config.no_repeat_ngram_size {
+            ban_repeated_ngrams(&mut scores, history, n);
+        }
+        let id = if config.temperature == 0.0 {
             best(&scores)
         } else {
-            draw(&probabilities(&scores, &self.config), self.rng.random())
+            let GenerationConfig { temperature, top_k, top_p, .. } = *config;
+            weights.resize(scores.len(), 0.0);
+            let sum = token_weights(&scores, Drawing { temperature, top_k, top_p }, weights);
+            drawn(weights, rng.random::<f64>() * sum)
         };
-        self.history.push(id as i64);
+        history.push(id as i64);
         id as i64
     }
 }
 
 /// Divides the scores of tokens of the history by `penalty` if they are positive, multiplies them if they are negative.
-fn penalize_repetition(scores: &mut [f64], history: &[i64], penalty: f64) {
-    if penalty == 1.0 {
-        return;
-    }
+fn penalize_repetition(scores: &mut [f32], history: &[i64], penalty: f32) {
     for &id in history.iter().collect::<HashSet<_>>() {
         let score = &mut scores[id as usize];
         *score = if *score < 0.0 { *score * penalty } else { *score / penalty };
@@ -114,87 +120,25 @@ fn penalize_repetition(scores: &mut [f64], history: &[i64], penalty: f64) {
 }
 
 /// Bans (−∞) each token that would repeat `n` tokens in a row; if that is every token, none is banned.
-fn ban_repeated_ngrams(scores: &mut [f64], history: &[i64], n: usize) {
+fn ban_repeated_ngrams(scores: &mut Cow<[f32]>, history: &[i64], n: usize) {
     if history.len() < n {
         return;
     }
     let beginning = &history[history.len() + 1 - n..];
     let repeats = history.windows(n).filter(|ngram| ngram.starts_with(beginning));
-    let mut banned = scores.to_vec();
-    for ngram in repeats {
-        banned[ngram[n - 1] as usize] = f64::NEG_INFINITY;
+    let banned: HashSet<usize> = repeats.map(|ngram| ngram[n - 1] as usize).collect();
+    let is_left = |i: usize| scores[i] > f32::NEG_INFINITY && !banned.contains(&i);
+    if banned.is_empty() || !(0..scores.len()).any(is_left) {
+        return;
     }
-    if banned.iter().any(|&score| score > f64::NEG_INFINITY) {
-        scores.copy_from_slice(&banned);
-    }
+    let scores = scores.to_mut();
+    banned.into_iter().for_each(|i| scores[i] = f32::NEG_INFINITY);
 }
 
 /// Index of the largest score, the first of equal ones.
-fn best(scores: &[f64]) -> usize {
+fn best(scores: &[f32]) -> usize {
     let is_better = |i: usize, best: usize| scores[i].total_cmp(&scores[best]).is_gt();
     (1..scores.len()).fold(0, |best, i| if is_better(i, best) { i } else { best })
-}
-
-/// Probabilities of the tokens after temperature, top-k and top-p: 0 for tokens that are left out.
-fn probabilities(scores: &[f64], config: &GenerationConfig) -> Vec<f64> {
-    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    // Against the best score: a temperature near 0 cannot overflow.
-    let weight = |score: f64| ((score - max) / config.temperature).exp();
-    let mut weights: Vec<f64> =
-        scores.iter().map(|&score| if score == max { 1.0 } else { weight(score) }).collect();
-    if let Some(k) = config.top_k.filter(|&k| k < weights.len()) {
-        let (_, &mut least, _) =
-            scores.to_vec().select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
-        for (weight, &score) in weights.iter_mut().zip(scores) {
-            if score < least {
-                *weight = 0.0; // ties with the k-th best stay
-            }
-        }
-    }
-    normalize(&mut weights);
-    if config.top_p < 1.0 {
-        let left_out = 1.0 - config.top_p;
-        // If all tokens were as unlikely as these, they would still not fill `left_out`: they are dropped without sorting.
-        let negligible = left_out / weights.len() as f64;
-        let (mut order, mut tail) = (Vec::new(), 0.0);
-        for (i, weight) in weights.iter_mut().enumerate() {
-            if *weight < negligible {
-                tail += std::mem::take(weight);
-            } else {
-                order.push(i);
-            }
-        }
-        // worst first; among equal scores the later token counts as worse, as in `best`
-        order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]).then(b.cmp(&a)));
-        for &i in &order[..order.len() - 1] {
-            tail += weights[i];
-            if tail > left_out {
-                break;
-            }
-            weights[i] = 0.0;
-        }
-        normalize(&mut weights);
-    }
-    weights
-}
-
-fn normalize(weights: &mut [f64]) {
-    let sum: f64 = weights.iter().sum();
-    weights.iter_mut().for_each(|weight| *weight /= sum);
-}
-
-/// The token whose share of `[0, 1)` contains `u`, with shares in the order of the ids.
-fn draw(probabilities: &[f64], u: f64) -> usize {
-    let mut cumulated = 0.0;
-    let mut last = 0;
-    for (i, &p) in probabilities.iter().enumerate().filter(|(_, p)| **p > 0.0) {
-        cumulated += p;
-        last = i;
-        if u < cumulated {
-            break;
-        }
-    }
-    last // the last possible one if the sum is rounded below u
 }
 
 #[cfg(test)]
@@ -212,11 +156,18 @@ mod tests {
         GenerationConfig { temperature, ..greedy() }
     }
 
-    /// Equal to the rounding of sums of a few f64.
+    fn probabilities(scores: &[f32], config: &GenerationConfig) -> Vec<f64> {
+        let GenerationConfig { temperature, top_k, top_p, .. } = *config;
+        let mut weights = vec![0.0; scores.len()];
+        let sum = token_weights(scores, Drawing { temperature, top_k, top_p }, &mut weights);
+        weights.into_iter().map(|weight| f64::from(weight) / sum).collect()
+    }
+
+    /// Equal to a few roundings of f32.
     fn assert_close(found: &[f64], expected: &[f64]) {
         assert_eq!(found.len(), expected.len());
         for (f, e) in found.iter().zip(expected) {
-            assert!((f - e).abs() < 1e-14, "{found:?}, expected {expected:?}");
+            assert!((f - e).abs() < 1e-6, "{found:?}, expected {expected:?}");
         }
     }
 
@@ -229,9 +180,9 @@ mod tests {
 
     #[test]
     fn repeated_ngrams_are_banned() {
-        const BAN: f64 = f64::NEG_INFINITY;
+        const BAN: f32 = f32::NEG_INFINITY;
         let banned = |history: &[i64], n| {
-            let mut scores = [1.0, 2.0, 3.0, 4.0];
+            let mut scores = Cow::Borrowed(&[1.0, 2.0, 3.0, 4.0][..]);
             ban_repeated_ngrams(&mut scores, history, n);
             (0..4).filter(|&i| scores[i] == BAN).collect::<Vec<_>>()
         };
@@ -246,7 +197,7 @@ mod tests {
 
     #[test]
     fn temperature_divides_the_scores() {
-        let scores = [2f64.ln(), 6f64.ln(), 1f64.ln()];
+        let scores = [2f32.ln(), 6f32.ln(), 1f32.ln()];
         assert_close(&probabilities(&scores, &sampled(1.0)), &[2.0 / 9.0, 6.0 / 9.0, 1.0 / 9.0]);
         assert_close(
             &probabilities(&scores, &sampled(0.5)), // squares
@@ -257,7 +208,7 @@ mod tests {
 
     #[test]
     fn top_k_keeps_the_best_and_what_ties_with_the_last_of_them() {
-        let scores = [1f64.ln(), 4f64.ln(), 3f64.ln(), 1f64.ln()];
+        let scores = [1f32.ln(), 4f32.ln(), 3f32.ln(), 1f32.ln()];
         let top_k =
             |k| probabilities(&scores, &GenerationConfig { top_k: Some(k), ..sampled(1.0) });
         assert_close(&top_k(1), &[0.0, 1.0, 0.0, 0.0]);
@@ -268,7 +219,7 @@ mod tests {
 
     #[test]
     fn top_p_keeps_the_fewest_best_that_reach_it() {
-        let scores = [0.15f64.ln(), 0.5f64.ln(), 0.05f64.ln(), 0.3f64.ln()];
+        let scores = [0.15f32.ln(), 0.5f32.ln(), 0.05f32.ln(), 0.3f32.ln()];
         let top_p = |p| probabilities(&scores, &GenerationConfig { top_p: p, ..sampled(1.0) });
         assert_close(&top_p(0.01), &[0.0, 1.0, 0.0, 0.0]); // one is always left
         assert_close(&top_p(0.49), &[0.0, 1.0, 0.0, 0.0]);
@@ -279,17 +230,10 @@ mod tests {
 
     #[test]
     fn top_p_counts_only_what_top_k_left() {
-        let scores = [0.4f64.ln(), 0.35f64.ln(), 0.25f64.ln()];
+        let scores = [0.4f32.ln(), 0.35f32.ln(), 0.25f32.ln()];
         let config = GenerationConfig { top_k: Some(2), top_p: 0.5, ..sampled(1.0) };
         // after top-k 0.4 is 0.533 of the rest, which is 0.5 and more: alone it reaches top_p; of all it is 0.4, which does not
         assert_close(&probabilities(&scores, &config), &[1.0, 0.0, 0.0]);
-    }
-
-    #[test]
-    fn draws_fall_into_the_shares_of_the_tokens() {
-        let p = [0.25, 0.0, 0.5, 0.25];
-        assert_eq!([0.0, 0.24, 0.25, 0.74, 0.75, 0.999].map(|u| draw(&p, u)), [0, 0, 2, 2, 3, 3]);
-        assert_eq!(draw(&[0.5, 0.499, 0.0], 0.9999), 1); // a sum below 1 by rounding
     }
 
     #[test]
@@ -299,7 +243,7 @@ mod tests {
         let logits = [0.1f32, 0.6, 0.3].map(f32::ln);
         let mut counts = [0; 3];
         for _ in 0..10_000 {
-            counts[sampler.choose(&logits) as usize] += 1;
+            counts[sampler.choose(&logits, &mut Vec::new()) as usize] += 1;
         }
         for (count, p) in counts.into_iter().zip([0.1, 0.6, 0.3]) {
             // five standard deviations of a binomial count of 10,000, at most 50 each
@@ -312,7 +256,7 @@ mod tests {
         let text = |seed, row| {
             let config = GenerationConfig { seed, ..sampled(1.0) };
             let mut sampler = Sampler::new(&config, &[0], row);
-            (0..20).map(|_| sampler.choose(&[0.0; 50])).collect::<Vec<_>>()
+            (0..20).map(|_| sampler.choose(&[0.0; 50], &mut Vec::new())).collect::<Vec<_>>()
         };
         assert_eq!(text(1, 2), text(1, 2));
         assert_ne!(text(1, 2), text(1, 3));
@@ -325,9 +269,9 @@ mod tests {
             GenerationConfig { repetition_penalty: 2.0, no_repeat_ngram_size: Some(2), ..greedy() };
         let mut sampler = Sampler::new(&config, &[1, 2, 1], 0);
         // 2 after 1 would repeat; 1 is halved to 2.5; 3 is best
-        assert_eq!(sampler.choose(&[0.0, 5.0, 9.0, 3.0]), 3);
+        assert_eq!(sampler.choose(&[0.0, 5.0, 9.0, 3.0], &mut Vec::new()), 3);
         // now 3 is in the history too: 9 / 2 for 2, 3 / 2 for 3, 5 / 2 for 1
-        assert_eq!(sampler.choose(&[0.0, 5.0, 9.0, 3.0]), 2);
+        assert_eq!(sampler.choose(&[0.0, 5.0, 9.0, 3.0], &mut Vec::new()), 2);
     }
 
     #[test]
@@ -374,13 +318,13 @@ mod tests {
             temperature in prop_oneof![Just(f64::MIN_POSITIVE), Just(1e300), 1e-3f64..10.0],
             top_k in prop::option::of(1usize..50),
             top_p in prop_oneof![Just(f64::MIN_POSITIVE), Just(1.0), 0.001f64..1.0],
-            repetition_penalty in 0.1f64..10.0,
+            repetition_penalty in 0.1f32..10.0,
             no_repeat_ngram_size in prop::option::of(1usize..5),
         ) {
             let v = logits.len();
             let history: Vec<i64> = history.into_iter().map(|id| (id % v) as i64).collect();
-            let mut scores: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
-            penalize_repetition(&mut scores, &history, repetition_penalty);
+            let mut scores = Cow::Borrowed(&logits[..]);
+            penalize_repetition(scores.to_mut(), &history, repetition_penalty);
             if let Some(n) = no_repeat_ngram_size {
                 ban_repeated_ngrams(&mut scores, &history, n);
             }

@@ -2,6 +2,7 @@ use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
+use crate::weights::quick_products::largest_of_few_rows;
 use crate::{
     Error, Hooks, KvCache, Layout, Linear, ModelDescription, Past, Placement, Result, Span, Weight,
 };
@@ -205,5 +206,19 @@ impl Head {
             Some(cap) => (logits / cap).tanh() * cap,
             None => logits,
         }
+    }
+
+    /// The largest logit of each row of hidden states `[b, d]` and its token; NaN if one of the logits is.
+    pub(crate) fn likeliest(&self, h: &Tensor) -> Result<(Vec<f32>, Vec<i64>)> {
+        let Linear { weight, bias } = &self.linear;
+        if self.divisor == 1.0
+            && self.soft_cap.is_none()
+            && bias.is_none()
+            && let Some(largest) = largest_of_few_rows(h, weight)
+        {
+            return Ok(largest.into_iter().map(|one| (one.value, one.row as i64)).unzip());
+        }
+        let (best, ids) = self.logits(h).max_dim(-1, false);
+        Ok((best.try_into()?, ids.try_into()?))
     }
 }

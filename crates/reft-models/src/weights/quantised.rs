@@ -4,7 +4,7 @@ use candle_core::quantized::GgmlDType;
 use reft_kernels::{Offsets, Rows};
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::weights::quick_products::memory;
+use crate::weights::quick_products::{expanded, memory};
 
 /// How the numbers of a row are packed. All of these are GGUF's; weights packed at load have the same layouts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,7 +151,7 @@ fn shifted_right(bytes: &Tensor, bits: i64) -> Tensor {
 
 /// A matrix `[rows, columns]` in blocks along its rows, on the device that computes with it.
 ///
-/// It is expanded on use, by tensor operations on that device, a few rows at a time, and has no gradient.
+/// It is expanded on use, by kernels on a CPU and by tensor operations, a few rows at a time, on a GPU. It has no gradient.
 #[derive(Debug)]
 pub struct Quantised {
     format: BlockFormat,
@@ -195,6 +195,9 @@ impl Quantised {
 
     /// The expanded matrix.
     pub fn expanded(&self) -> Tensor {
+        if let Some(matrix) = self.as_rows() {
+            return expanded(matrix, &self.size(), self.kind);
+        }
         let rows = self.rows();
         let device = self.parts[0].device();
         let _guard = tch::no_grad_guard();
@@ -224,7 +227,7 @@ impl Quantised {
         Ok(Self { parts: parts.collect::<Result<_, _>>()?, ..*self })
     }
 
-    /// The blocks for the kernels that multiply with few rows; `None` on a GPU.
+    /// The blocks for the kernels; `None` on a GPU.
     pub(crate) fn as_rows<'a>(&'a self) -> Option<Rows<'a>> {
         let parts = &self.parts;
         let scales = memory(&parts[0])?;
@@ -365,6 +368,11 @@ mod tests {
                 Ok(format.unpack(&stored.narrow(0, first, n)))
             });
             let packed = packed.expect("invariant: a CPU matrix can be unpacked");
+            for kind in [Kind::Float, Kind::BFloat16, Kind::Half] {
+                let packed = Quantised { kind, ..packed.shallow_clone() };
+                let expected = format.expand(&packed.parts).to_kind(kind);
+                assert_eq!(packed.expanded(), expected, "{format:?} as {kind:?}");
+            }
             for n in [1, 5, 16] {
                 let x = matrix(n, columns);
                 let expected = x.matmul(&packed.expanded().tr());

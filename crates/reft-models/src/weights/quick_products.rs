@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
-use reft_kernels::{Rows, product, round_to_bf16};
+use reft_kernels::{Largest, Rows, expand, largest_products, product, round_to_bf16};
 use tch::{Device, Kind, Tensor};
 
 use crate::Weight;
@@ -17,37 +17,16 @@ const MOST_ROWS: i64 = 64;
 ///
 /// Packed numbers are expanded in registers, and sums are made in f32 whatever kind the model has.
 pub(crate) fn of_few_rows(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Option<Tensor> {
-    let size = x.size();
-    let n = match size[..] {
-        [n, 1, _] | [n, _] => n,
-        _ => return None,
-    };
-    let columns = *size.last()?;
-    let wants_gradient = wants_gradient(x, weight, bias);
-    let most = match weight.tensor().map(Tensor::kind) {
-        Some(Kind::Float) => MOST_ROWS_F32,
-        // a CPU with bf16 units is faster with libtorch's product
-        Some(Kind::BFloat16) if has_bf16() => return None,
-        _ => MOST_ROWS,
-    };
-    if !(1..=most).contains(&n) || columns == 0 || x.device() != Device::Cpu || wants_gradient {
-        return None;
-    }
-    let matrix = match weight {
-        Weight::Dense(tensor) if tensor.kind() == x.kind() => dense(tensor)?,
-        Weight::Dense(_) => return None,
-        Weight::Quantised(blocks) => blocks.as_rows()?,
-    };
-    let out = weight.size()[0];
+    let matrix = for_few_rows(x, weight, bias)?;
+    let mut size = x.size();
+    let columns = usize::try_from(*size.last()?).ok()?;
     let x = x.contiguous();
     let own = read(&x)?;
     let bias = match bias {
         Some(bias) => Some(read(bias)?),
         None => None,
     };
-    let columns = usize::try_from(columns).ok()?;
-    let mut size = size;
-    *size.last_mut()? = out;
+    *size.last_mut()? = weight.size()[0];
     Some(written(&size, x.kind(), |y| {
         product(matrix, columns, &own, y, threads());
         if let Some(bias) = bias {
@@ -56,6 +35,61 @@ pub(crate) fn of_few_rows(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) ->
             });
         }
     }))
+}
+
+/// The largest number of each row of `x Wᵀ`, and its column, as [`of_few_rows`] computes them; the numbers are not kept.
+pub(crate) fn largest_of_few_rows(x: &Tensor, weight: &Weight) -> Option<Vec<Largest>> {
+    let matrix = for_few_rows(x, weight, None)?;
+    let (rows, columns) = (weight.size()[0] as usize, *x.size().last()? as usize);
+    let (x, kind) = (x.contiguous(), x.kind());
+    let own = read(&x)?;
+    let round = |y: &mut [f32]| match kind {
+        Kind::BFloat16 => y.iter_mut().for_each(|y| *y = half::bf16::from_f32(*y).to_f32()),
+        Kind::Half => y.iter_mut().for_each(|y| *y = half::f16::from_f32(*y).to_f32()),
+        _ => (),
+    };
+    Some(largest_products(matrix, (rows, columns), &own, round, threads()))
+}
+
+/// The numbers of a matrix as a tensor of this size and kind: f32, bf16 or f16.
+pub(crate) fn expanded(matrix: Rows, size: &[i64], kind: Kind) -> Tensor {
+    let columns = size[1] as usize;
+    match kind {
+        Kind::Float => filled(size, kind, |y| {
+            expand(matrix, columns, y, |row, y| y.copy_from_slice(row), threads());
+        }),
+        Kind::BFloat16 => {
+            filled(size, kind, |y| expand(matrix, columns, y, round_to_bf16, threads()))
+        }
+        _ => filled(size, kind, |y| expand(matrix, columns, y, round_to_f16, threads())),
+    }
+}
+
+fn round_to_f16(numbers: &[f32], y: &mut [u16]) {
+    y.reinterpret_cast_mut::<half::f16>().convert_from_f32_slice(numbers);
+}
+
+/// The matrix for the kernels, if they compute `x Wᵀ + b` and are faster: few rows on a CPU, and no gradient is recorded.
+fn for_few_rows<'w>(x: &Tensor, weight: &'w Weight, bias: Option<&Tensor>) -> Option<Rows<'w>> {
+    let (n, columns) = match x.size()[..] {
+        [n, 1, columns] | [n, columns] => (n, columns),
+        _ => return None,
+    };
+    let most = match weight.tensor().map(Tensor::kind) {
+        Some(Kind::Float) => MOST_ROWS_F32,
+        // a CPU with bf16 units is faster with libtorch's product
+        Some(Kind::BFloat16) if has_bf16() => return None,
+        _ => MOST_ROWS,
+    };
+    let is_few = (1..=most).contains(&n) && columns > 0;
+    if !is_few || x.device() != Device::Cpu || wants_gradient(x, weight, bias) {
+        return None;
+    }
+    match weight {
+        Weight::Dense(tensor) if tensor.kind() == x.kind() => dense(tensor),
+        Weight::Dense(_) => None,
+        Weight::Quantised(blocks) => blocks.as_rows(),
+    }
 }
 
 /// `x Wᵀ + b` in bf16 through f32, on a CPU without bf16 units and without autograd: libtorch's product in bf16 takes three times as long
@@ -208,7 +242,7 @@ pub(crate) fn written(size: &[i64], kind: Kind, fill: impl FnOnce(&mut [f32])) -
     fill(&mut numbers);
     filled(size, kind, |y: &mut [u16]| match kind {
         Kind::BFloat16 => round_to_bf16(&numbers, y),
-        _ => y.reinterpret_cast_mut::<half::f16>().convert_from_f32_slice(&numbers),
+        _ => round_to_f16(&numbers, y),
     })
 }
 
@@ -257,6 +291,28 @@ mod tests {
                     error <= 2.0 * step * largest && largest > 1.0,
                     "{kind:?} × {n}: {error} of {largest}"
                 );
+            }
+        }
+    }
+
+    /// The numbers are the same; bf16 and f16 have equal ones among them.
+    #[test]
+    fn the_largest_products_are_those_of_all_products() {
+        for kind in [Kind::Float, Kind::BFloat16, Kind::Half] {
+            let weight = Weight::Dense(numbers(700, 96, kind));
+            for n in [1, 5, 20] {
+                let x = numbers(n, 96, kind);
+                let largest = largest_of_few_rows(&x, &weight);
+                assert_eq!(largest.is_none(), kind == Kind::BFloat16 && has_bf16());
+                let (Some(largest), Some(all)) = (largest, of_few_rows(&x, &weight, None)) else {
+                    continue;
+                };
+                for (row, largest) in largest.into_iter().enumerate() {
+                    let all = Vec::<f32>::try_from(all.get(row as i64).to_kind(Kind::Float));
+                    let all = all.expect("numbers of one row");
+                    assert_eq!(all.iter().position(|y| *y == largest.value), Some(largest.row));
+                    assert!(all.iter().all(|y| *y <= largest.value), "{kind:?}");
+                }
             }
         }
     }
