@@ -1,12 +1,13 @@
 //! Expands numbers in AVX2 registers right before the product, without writing them to memory.
 //!
-//! Numbers and order of the sums are the same as with expansion in the cache, so the results are, too.
+//! Numbers and order of the sums are the same as with expansion in the cache, so the results are, too; but for numbers in four bits (`nibbles`).
 
 use pulp::x86::V3;
 use pulp::{Arch, NullaryFnOnce, Simd, cast, f32x8, u16x8};
 
+use crate::nibbles::Nibbles;
 use crate::product::{Chunk, LANES, LINE, Parts, TILE, VECTORS, tiles};
-use crate::rows::{BLOCK, Offsets, Rows, SUPER_BLOCK, halves_into};
+use crate::rows::{BLOCK, Offsets, Rows, SUPER_BLOCK, Scratch, halves_into};
 
 /// Returns AVX2 if this module expands the chunk's kind of numbers, vectors are few, and the CPU has it.
 pub(crate) fn in_registers(chunk: &Chunk) -> Option<V3> {
@@ -40,7 +41,7 @@ impl NullaryFnOnce for InRegisters<'_> {
         let own = |numbers: usize, of: usize| {
             first * columns / numbers * of..(first + n) * columns / numbers * of
         };
-        let (scales, offsets) = (&mut scratch.scales, &mut scratch.offsets);
+        let Scratch { numbers: floats, scales, offsets } = scratch;
         let none: [&[f32]; TILE] = [&[]; TILE];
         match matrix {
             Rows::Bf16(bits) => {
@@ -63,45 +64,52 @@ impl NullaryFnOnce for InRegisters<'_> {
             }
             Rows::Nibbles { scales: d, offsets: m, quants, .. } => {
                 halves_into(&d[own(BLOCK, 1)], scales);
-                let zero = match m {
+                match m {
                     Offsets::Zero(zero) => {
                         offsets.clear();
-                        offsets.resize(scales.len(), 0.0);
-                        f32::from(zero)
+                        offsets.extend(scales.iter().map(|d| -f32::from(zero) * d));
                     }
-                    Offsets::Each(m) => {
-                        halves_into(&m[own(BLOCK, 1)], offsets);
-                        0.0
-                    }
-                };
-                let (quants, blocks) = (quants[own(2, 1)].as_chunks().0, columns / BLOCK);
+                    Offsets::Each(m) => halves_into(&m[own(BLOCK, 1)], offsets),
+                }
+                let (d, m) = (scales.as_chunks::<1>().0, offsets.as_chunks().0);
+                let (quants, blocks) = (quants[own(2, 1)].as_chunks::<16>().0, columns / BLOCK);
                 for (rows, tile) in tiles(&matrix, first, x, y) {
-                    let rows = rows.map(|row| Fours {
+                    let rows = rows.map(|row| Nibbles {
                         quants: of_row(quants, row, blocks),
-                        scales: of_row(scales, row, blocks),
-                        offsets: of_row(offsets, row, blocks),
-                        zero,
+                        scales: of_row(d, row, blocks),
+                        offsets: of_row(m, row, blocks),
                     });
-                    tile.compute::<V3, 2, _>(simd, rows, none);
+                    tile.compute_nibbles(simd, rows);
                 }
             }
             Rows::Q4K { scales: d, offsets: m, inner_scales, inner_offsets, quants } => {
                 let inner = own(SUPER_BLOCK, 8);
-                inner_into(&d[own(SUPER_BLOCK, 1)], &inner_scales[inner.clone()], scales);
-                inner_into(&m[own(SUPER_BLOCK, 1)], &inner_offsets[inner], offsets);
-                let (s, e) = (scales.as_chunks().0, offsets.as_chunks().0);
-                let (quants, blocks) = (quants[own(2, 1)].as_chunks().0, columns / 64);
+                inner_into::<_, 8>(
+                    &d[own(SUPER_BLOCK, 1)],
+                    &inner_scales[inner.clone()],
+                    floats,
+                    scales,
+                );
+                inner_into::<_, 8>(&m[own(SUPER_BLOCK, 1)], &inner_offsets[inner], floats, offsets);
+                offsets.iter_mut().for_each(|e| *e = -*e);
+                let (s, e) = (scales.as_chunks::<2>().0, offsets.as_chunks().0);
+                let (quants, blocks) = (quants[own(2, 1)].as_chunks::<32>().0, columns / 64);
                 for (rows, tile) in tiles(&matrix, first, x, y) {
-                    let rows = rows.map(|row| FoursOfTwo {
+                    let rows = rows.map(|row| Nibbles {
                         quants: of_row(quants, row, blocks),
                         scales: of_row(s, row, blocks),
                         offsets: of_row(e, row, blocks),
                     });
-                    tile.compute::<V3, 4, _>(simd, rows, none);
+                    tile.compute_nibbles(simd, rows);
                 }
             }
             Rows::Q6K { scales: d, inner_scales, quants } => {
-                inner_into(&d[own(SUPER_BLOCK, 1)], &inner_scales[own(SUPER_BLOCK, 16)], scales);
+                inner_into::<_, 16>(
+                    &d[own(SUPER_BLOCK, 1)],
+                    &inner_scales[own(SUPER_BLOCK, 16)],
+                    floats,
+                    scales,
+                );
                 let (quants, parts) = (quants[own(1, 1)].as_chunks().0, columns / LANES);
                 for (rows, tile) in tiles(&matrix, first, x, y) {
                     let rows = rows.map(|row| Sixes {
@@ -122,14 +130,24 @@ fn of_row<T>(all: &[T], row: usize, each: usize) -> &[T] {
     &all[row * each..][..each]
 }
 
-/// `d·s` for each inner scale `s`; every `d` has equally many.
-fn inner_into<T: Copy>(d: &[u16], inner: &[T], out: &mut Vec<f32>)
-where
+/// `d·s` for each of `N` inner scales `s` of each `d`; `floats` is memory for `d` in f32.
+#[inline(always)]
+fn inner_into<T: Copy, const N: usize>(
+    d: &[u16],
+    inner: &[T],
+    floats: &mut Vec<f32>,
+    out: &mut Vec<f32>,
+) where
     f32: From<T>,
 {
-    halves_into(d, out);
-    let each = inner.len() / d.len().max(1);
-    *out = inner.iter().enumerate().map(|(i, s)| f32::from(*s) * out[i / each]).collect();
+    out.resize(inner.len(), 0.0);
+    let outs = out.as_chunks_mut::<N>().0.iter_mut().zip(inner.as_chunks::<N>().0);
+    halves_into(d, floats);
+    for ((out, inner), d) in outs.zip(floats) {
+        for (out, s) in out.iter_mut().zip(inner) {
+            *out = f32::from(*s) * *d;
+        }
+    }
 }
 
 /// bf16: the upper 16 bits of f32 numbers.
@@ -195,108 +213,4 @@ impl Parts<V3> for Sixes<'_> {
 fn signed(simd: V3, q: [i8; 8], s: f32x8) -> f32x8 {
     let q = simd.convert_i8x16_to_i32x8(cast([q, [0; 8]]));
     simd.mul_f32s(simd.convert_i32x8_to_f32x8(q), s)
-}
-
-/// [`Rows::Nibbles`] without fifth bits.
-#[derive(Clone, Copy)]
-struct Fours<'a> {
-    quants: &'a [[u8; 16]],
-    scales: &'a [f32],
-    offsets: &'a [f32],
-    zero: f32,
-}
-
-impl Parts<V3> for Fours<'_> {
-    type Part = [f32x8; 4];
-    const LINES: usize = TILE * BLOCK / 2 / LINE;
-
-    #[inline(always)]
-    fn part(self, simd: V3, i: usize) -> Self::Part {
-        let (low, high) = halves(simd, self.quants[i]);
-        let zero = simd.splat_f32s(self.zero);
-        let (d, m) = (simd.splat_f32s(self.scales[i]), simd.splat_f32s(self.offsets[i]));
-        let value = Scaled { simd, zero, d, m };
-        [value.of(low.0), value.of(low.1), value.of(high.0), value.of(high.1)]
-    }
-}
-
-struct Scaled {
-    simd: V3,
-    zero: f32x8,
-    d: f32x8,
-    m: f32x8,
-}
-
-impl Scaled {
-    /// `(q − zero)·d + m`.
-    #[inline(always)]
-    fn of(&self, q: [u8; 8]) -> f32x8 {
-        let Self { simd, zero, d, m } = *self;
-        simd.add_f32s(simd.mul_f32s(simd.sub_f32s(unsigned(simd, q), zero), d), m)
-    }
-}
-
-/// [`Rows::Q4K`], with the products `d·s` and `e·m` as scales and offsets, two per 64 numbers.
-#[derive(Clone, Copy)]
-struct FoursOfTwo<'a> {
-    quants: &'a [[u8; 32]],
-    scales: &'a [[f32; 2]],
-    offsets: &'a [[f32; 2]],
-}
-
-impl Parts<V3> for FoursOfTwo<'_> {
-    type Part = [f32x8; 8];
-    const LINES: usize = TILE * BLOCK / LINE;
-
-    #[inline(always)]
-    fn part(self, simd: V3, i: usize) -> Self::Part {
-        let [front, back]: [[u8; 16]; 2] = cast(self.quants[i]);
-        let ((a, c), (b, d)) = (halves(simd, front), halves(simd, back));
-        let ([s, other_s], [e, other_e]) = (self.scales[i], self.offsets[i]);
-        let low = Less { simd, s: simd.splat_f32s(s), e: simd.splat_f32s(e) };
-        let high = Less { simd, s: simd.splat_f32s(other_s), e: simd.splat_f32s(other_e) };
-        [
-            low.of(a.0),
-            low.of(a.1),
-            low.of(b.0),
-            low.of(b.1),
-            high.of(c.0),
-            high.of(c.1),
-            high.of(d.0),
-            high.of(d.1),
-        ]
-    }
-}
-
-struct Less {
-    simd: V3,
-    s: f32x8,
-    e: f32x8,
-}
-
-impl Less {
-    /// `q·s − e`.
-    #[inline(always)]
-    fn of(&self, q: [u8; 8]) -> f32x8 {
-        self.simd.sub_f32s(self.simd.mul_f32s(unsigned(self.simd, q), self.s), self.e)
-    }
-}
-
-/// Integers without a sign.
-#[inline(always)]
-fn unsigned(simd: V3, q: [u8; 8]) -> f32x8 {
-    simd.convert_i32x8_to_f32x8(simd.convert_u8x16_to_i32x8(cast([q, [0; 8]])))
-}
-
-/// Eight integers and eight more.
-type Pair = ([u8; 8], [u8; 8]);
-
-/// The low four bits of 16 bytes, and the high four bits.
-#[inline(always)]
-fn halves(simd: V3, q: [u8; 16]) -> (Pair, Pair) {
-    let fours = simd.splat_u8x16(15);
-    let low: [[u8; 8]; 2] = cast(simd.and_u8x16(cast(q), fours));
-    let high = cast(simd.shr_const_u16x8::<4>(cast(q)));
-    let high: [[u8; 8]; 2] = cast(simd.and_u8x16(high, fours));
-    ((low[0], low[1]), (high[0], high[1]))
 }

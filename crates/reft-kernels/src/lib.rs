@@ -24,6 +24,8 @@ mod expand;
 mod exponential;
 #[cfg(target_arch = "x86_64")]
 mod in_registers;
+#[cfg(target_arch = "x86_64")]
+mod nibbles;
 #[cfg(test)]
 mod noise;
 mod product;
@@ -33,7 +35,7 @@ mod token_weights;
 
 pub use attention::{KeysAndValues, attention};
 pub use elementwise::{rms_norm, rotate_halves, round_to_bf16, silu_gate};
-pub use expand::expand;
-pub use product::{Largest, largest_products, product};
+pub use expand::{NumbersMut, expand, round_to_f16};
+pub use product::{Largest, Precision, largest_products, product};
 pub use rows::{Offsets, Rows};
 pub use token_weights::{Drawing, drawn, token_weights};

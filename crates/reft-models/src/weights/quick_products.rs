@@ -3,7 +3,10 @@
 use std::borrow::Cow;
 
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
-use reft_kernels::{Largest, Rows, expand, largest_products, product, round_to_bf16};
+use reft_kernels::{
+    Largest, NumbersMut, Precision, Rows, expand, largest_products, product, round_to_bf16,
+    round_to_f16,
+};
 use tch::{Device, Kind, Tensor};
 
 use crate::Weight;
@@ -43,30 +46,23 @@ pub(crate) fn largest_of_few_rows(x: &Tensor, weight: &Weight) -> Option<Vec<Lar
     let (rows, columns) = (weight.size()[0] as usize, *x.size().last()? as usize);
     let (x, kind) = (x.contiguous(), x.kind());
     let own = read(&x)?;
-    let round = |y: &mut [f32]| match kind {
-        Kind::BFloat16 => y.iter_mut().for_each(|y| *y = half::bf16::from_f32(*y).to_f32()),
-        Kind::Half => y.iter_mut().for_each(|y| *y = half::f16::from_f32(*y).to_f32()),
-        _ => (),
+    let precision = match kind {
+        Kind::BFloat16 => Precision::Bf16,
+        Kind::Half => Precision::F16,
+        _ => Precision::F32,
     };
-    Some(largest_products(matrix, (rows, columns), &own, round, threads()))
+    Some(largest_products(matrix, (rows, columns), &own, precision, threads()))
 }
 
 /// The numbers of a matrix as a tensor of this size and kind: f32, bf16 or f16.
 pub(crate) fn expanded(matrix: Rows, size: &[i64], kind: Kind) -> Tensor {
     let columns = size[1] as usize;
+    let to = |y: NumbersMut| expand(matrix, columns, y, threads());
     match kind {
-        Kind::Float => filled(size, kind, |y| {
-            expand(matrix, columns, y, |row, y| y.copy_from_slice(row), threads());
-        }),
-        Kind::BFloat16 => {
-            filled(size, kind, |y| expand(matrix, columns, y, round_to_bf16, threads()))
-        }
-        _ => filled(size, kind, |y| expand(matrix, columns, y, round_to_f16, threads())),
+        Kind::Float => filled(size, kind, |y| to(NumbersMut::F32(y))),
+        Kind::BFloat16 => filled(size, kind, |y| to(NumbersMut::Bf16(y))),
+        _ => filled(size, kind, |y| to(NumbersMut::F16(y))),
     }
-}
-
-fn round_to_f16(numbers: &[f32], y: &mut [u16]) {
-    y.reinterpret_cast_mut::<half::f16>().convert_from_f32_slice(numbers);
 }
 
 /// The matrix for the kernels, if they compute `x Wᵀ + b` and are faster: few rows on a CPU, and no gradient is recorded.

@@ -1,0 +1,106 @@
+//! Products with numbers in four bits, one to three vectors, in AVX2's registers.
+//!
+//! A row's blocks hold numbers `d·q + m` with one `d` and one `m` for 32 of them. So `Σ (d·q + m)·x` is `d·Σ q·x + m·Σ x`: integers are
+//! multiplied as they are, and `Σ x` is the same for every row.
+
+use pulp::x86::V3;
+use pulp::{Simd, cast, f32x8, u8x16, u32x8};
+
+use crate::product::{LINE, TILE, Tile, fetch};
+
+/// A row in groups of `BYTES` bytes: the low four bits of all of them, then the high four, have `SCALES` scales and offsets in order.
+#[derive(Clone, Copy)]
+pub(crate) struct Nibbles<'a, const BYTES: usize, const SCALES: usize> {
+    /// `q`, two in a byte.
+    pub(crate) quants: &'a [[u8; BYTES]],
+    /// `d`.
+    pub(crate) scales: &'a [[f32; SCALES]],
+    /// `m`.
+    pub(crate) offsets: &'a [[f32; SCALES]],
+}
+
+impl Tile<'_> {
+    /// Multiplies four rows of nibbles with up to three vectors.
+    #[inline(always)]
+    pub(crate) fn compute_nibbles<const BYTES: usize, const SCALES: usize>(
+        self,
+        simd: V3,
+        rows: [Nibbles<BYTES, SCALES>; TILE],
+    ) {
+        match self.x.n {
+            1 => self.of_vectors::<1, BYTES, SCALES>(simd, rows),
+            2 => self.of_vectors::<2, BYTES, SCALES>(simd, rows),
+            _ => self.of_vectors::<3, BYTES, SCALES>(simd, rows),
+        }
+    }
+
+    #[inline(always)]
+    fn of_vectors<const M: usize, const BYTES: usize, const SCALES: usize>(
+        self,
+        simd: V3,
+        rows: [Nibbles<BYTES, SCALES>; TILE],
+    ) {
+        const EIGHT: usize = 8;
+        let Self { x, y, next } = self;
+        let (numbers, _) = V3::as_simd_f32s(&x.x);
+        let zero = simd.splat_f32x8(0.0);
+        let mut acc = [[zero; M]; TILE];
+        let per_group = 2 * BYTES / EIGHT * M;
+        for (group, own) in numbers.chunks_exact(per_group).enumerate() {
+            for line in 0..TILE * BYTES / LINE {
+                fetch(next.as_ptr().wrapping_add((group * TILE * BYTES / LINE + line) * LINE));
+            }
+            for (acc, row) in acc.iter_mut().zip(&rows) {
+                let bytes = &row.quants[group];
+                let mut sums = [[zero; M]; SCALES];
+                for eight in 0..BYTES / EIGHT {
+                    let (low, high) = integers(simd, &bytes[eight * EIGHT..][..EIGHT]);
+                    // vectors are interleaved by 16 numbers
+                    let at = |eight: usize, m: usize| (eight / 2 * M + m) * 2 + eight % 2;
+                    for m in 0..M {
+                        let x = own[at(eight, m)];
+                        sums[0][m] = simd.mul_add_f32x8(low, x, sums[0][m]);
+                        let x = own[at(BYTES / EIGHT + eight, m)];
+                        sums[SCALES - 1][m] = simd.mul_add_f32x8(high, x, sums[SCALES - 1][m]);
+                    }
+                }
+                for (sums, scale) in sums.iter().zip(&row.scales[group]) {
+                    let scale = simd.splat_f32x8(*scale);
+                    for m in 0..M {
+                        acc[m] = simd.mul_add_f32x8(sums[m], scale, acc[m]);
+                    }
+                }
+            }
+        }
+        let there = y.len() / M;
+        for ((y, acc), row) in y.chunks_exact_mut(M).zip(acc).zip(rows).take(there) {
+            let offsets = row.offsets.as_flattened();
+            for (m, y) in y.iter_mut().enumerate() {
+                let sums = &x.sums[m * offsets.len()..][..offsets.len()];
+                *y = simd.reduce_sum_f32s(acc[m]) + dot(simd, offsets, sums);
+            }
+        }
+    }
+}
+
+/// The low four bits of eight bytes, and the high four.
+#[inline(always)]
+fn integers(simd: V3, bytes: &[u8]) -> (f32x8, f32x8) {
+    let mut sixteen = [0u8; 16];
+    sixteen[..8].copy_from_slice(bytes);
+    let bytes: u8x16 = cast(sixteen);
+    let wide: u32x8 = simd.convert_u8x16_to_u32x8(bytes);
+    let low = simd.and_u32x8(wide, simd.splat_u32x8(15));
+    let high = simd.shr_const_u32x8::<4>(wide);
+    (simd.convert_i32x8_to_f32x8(cast(low)), simd.convert_i32x8_to_f32x8(cast(high)))
+}
+
+#[inline(always)]
+fn dot(simd: V3, a: &[f32], b: &[f32]) -> f32 {
+    let ((a, a_end), (b, b_end)) = (V3::as_simd_f32s(a), V3::as_simd_f32s(b));
+    let mut sum = simd.splat_f32x8(0.0);
+    for (a, b) in a.iter().zip(b) {
+        sum = simd.mul_add_f32x8(*a, *b, sum);
+    }
+    simd.reduce_sum_f32s(sum) + a_end.iter().zip(b_end).map(|(a, b)| a * b).sum::<f32>()
+}
