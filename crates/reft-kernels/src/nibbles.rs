@@ -8,6 +8,9 @@ use pulp::{Simd, cast, f32x8, u8x16, u32x8};
 
 use crate::product::{LINE, TILE, Tile, fetch};
 
+/// Bytes that are expanded at once.
+const EIGHT: usize = 8;
+
 /// A row in groups of `BYTES` bytes: the low four bits of all of them, then the high four, have `SCALES` scales and offsets in order.
 #[derive(Clone, Copy)]
 pub(crate) struct Nibbles<'a, const BYTES: usize, const SCALES: usize> {
@@ -40,37 +43,28 @@ impl Tile<'_> {
         simd: V3,
         rows: [Nibbles<BYTES, SCALES>; TILE],
     ) {
-        const EIGHT: usize = 8;
         let Self { x, y, next } = self;
         let (numbers, _) = V3::as_simd_f32s(&x.x);
         let zero = simd.splat_f32x8(0.0);
         let mut acc = [[zero; M]; TILE];
         let per_group = 2 * BYTES / EIGHT * M;
+        let groups = numbers.len() / per_group;
+        let rows = rows.map(|row| Nibbles {
+            quants: &row.quants[..groups],
+            scales: &row.scales[..groups],
+            offsets: row.offsets,
+        });
         for (group, own) in numbers.chunks_exact(per_group).enumerate() {
             for line in 0..TILE * BYTES / LINE {
                 fetch(next.as_ptr().wrapping_add((group * TILE * BYTES / LINE + line) * LINE));
             }
-            for (acc, row) in acc.iter_mut().zip(&rows) {
-                let bytes = &row.quants[group];
-                let mut sums = [[zero; M]; SCALES];
-                for eight in 0..BYTES / EIGHT {
-                    let (low, high) = integers(simd, &bytes[eight * EIGHT..][..EIGHT]);
-                    // vectors are interleaved by 16 numbers
-                    let at = |eight: usize, m: usize| (eight / 2 * M + m) * 2 + eight % 2;
-                    for m in 0..M {
-                        let x = own[at(eight, m)];
-                        sums[0][m] = simd.mul_add_f32x8(low, x, sums[0][m]);
-                        let x = own[at(BYTES / EIGHT + eight, m)];
-                        sums[SCALES - 1][m] = simd.mul_add_f32x8(high, x, sums[SCALES - 1][m]);
-                    }
-                }
-                for (sums, scale) in sums.iter().zip(&row.scales[group]) {
-                    let scale = simd.splat_f32x8(*scale);
-                    for m in 0..M {
-                        acc[m] = simd.mul_add_f32x8(sums[m], scale, acc[m]);
-                    }
-                }
-            }
+            let [a, b, c, d] = acc;
+            acc = [
+                rows[0].add_group(simd, group, own, a),
+                rows[1].add_group(simd, group, own, b),
+                rows[2].add_group(simd, group, own, c),
+                rows[3].add_group(simd, group, own, d),
+            ];
         }
         let there = y.len() / M;
         for ((y, acc), row) in y.chunks_exact_mut(M).zip(acc).zip(rows).take(there) {
@@ -80,6 +74,37 @@ impl Tile<'_> {
                 *y = simd.reduce_sum_f32s(acc[m]) + dot(simd, offsets, sums);
             }
         }
+    }
+}
+
+impl<const BYTES: usize, const SCALES: usize> Nibbles<'_, BYTES, SCALES> {
+    /// Adds `d·Σ q·x` of a group and each of `M` vectors, whose numbers are interleaved by 16.
+    #[inline(always)]
+    fn add_group<const M: usize>(
+        &self,
+        simd: V3,
+        group: usize,
+        x: &[f32x8],
+        mut acc: [f32x8; M],
+    ) -> [f32x8; M] {
+        let bytes = &self.quants[group];
+        let mut sums = [[simd.splat_f32x8(0.0); M]; SCALES];
+        for eight in 0..BYTES / EIGHT {
+            let (low, high) = integers(simd, &bytes[eight * EIGHT..][..EIGHT]);
+            let at = |eight: usize, m: usize| (eight / 2 * M + m) * 2 + eight % 2;
+            for m in 0..M {
+                sums[0][m] = simd.mul_add_f32x8(low, x[at(eight, m)], sums[0][m]);
+                let x = x[at(BYTES / EIGHT + eight, m)];
+                sums[SCALES - 1][m] = simd.mul_add_f32x8(high, x, sums[SCALES - 1][m]);
+            }
+        }
+        for (sums, scale) in sums.iter().zip(&self.scales[group]) {
+            let scale = simd.splat_f32x8(*scale);
+            for m in 0..M {
+                acc[m] = simd.mul_add_f32x8(sums[m], scale, acc[m]);
+            }
+        }
+        acc
     }
 }
 
