@@ -92,7 +92,9 @@ impl WithSimd for OfHead<'_, '_> {
                 match *keys {
                     [a, b, c, e] => {
                         let dots = dots(simd, q, [a, b, c, e]);
-                        scores[at..at + BESIDE].copy_from_slice(&dots.map(|dot| dot * scale));
+                        for (score, dot) in scores[at..at + BESIDE].iter_mut().zip(dots) {
+                            *score = dot * scale;
+                        }
                     }
                     _ => {
                         for (score, key) in scores[at..].iter_mut().zip(keys) {
@@ -152,15 +154,15 @@ fn each_few(
 fn dots<S: Simd, const N: usize>(simd: S, q: &[f32], keys: [&[f32]; N]) -> [f32; N] {
     let (q, q_end) = S::as_simd_f32s(q);
     let mut sums = [simd.splat_f32s(0.0); N];
-    let keys = keys.map(|key| S::as_simd_f32s(key));
+    let (parts, ends) = split::<S, N>(keys);
     for (i, q) in q.iter().enumerate() {
-        for (sum, (key, _)) in sums.iter_mut().zip(&keys) {
+        for (sum, key) in sums.iter_mut().zip(&parts) {
             *sum = simd.mul_add_e_f32s(*q, key[i], *sum);
         }
     }
-    let mut dots = sums.map(|sum| simd.reduce_sum_f32s(sum));
-    for (dot, (_, key_end)) in dots.iter_mut().zip(&keys) {
-        *dot += q_end.iter().zip(*key_end).map(|(q, k)| q * k).sum::<f32>();
+    let mut dots = [0.0; N];
+    for ((dot, sum), end) in dots.iter_mut().zip(sums).zip(ends) {
+        *dot = simd.reduce_sum_f32s(sum) + q_end.iter().zip(end).map(|(q, k)| q * k).sum::<f32>();
     }
     dots
 }
@@ -174,18 +176,31 @@ fn add_weighted<S: Simd, const N: usize>(
     y: &mut [f32],
 ) {
     let (y, y_end) = S::as_mut_simd_f32s(y);
-    let values = values.map(|value| S::as_simd_f32s(value));
-    let broad = weights.map(|weight| simd.splat_f32s(weight));
+    let (parts, ends) = split::<S, N>(values);
+    let mut broad = [simd.splat_f32s(0.0); N];
+    for (broad, weight) in broad.iter_mut().zip(weights) {
+        *broad = simd.splat_f32s(weight);
+    }
     for (i, y) in y.iter_mut().enumerate() {
-        for (weight, (value, _)) in broad.iter().zip(&values) {
+        for (weight, value) in broad.iter().zip(&parts) {
             *y = simd.mul_add_e_f32s(*weight, value[i], *y);
         }
     }
     for (i, y) in y_end.iter_mut().enumerate() {
-        for (weight, (_, value_end)) in weights.iter().zip(&values) {
-            *y += weight * value_end[i];
+        for (weight, end) in weights.iter().zip(&ends) {
+            *y += weight * end[i];
         }
     }
+}
+
+/// Vectors in whole registers, and what is left of each. `array::map` would be called, and its results copied, for every few vectors.
+#[inline(always)]
+fn split<S: Simd, const N: usize>(vectors: [&[f32]; N]) -> ([&[S::f32s]; N], [&[f32]; N]) {
+    let (mut parts, mut ends): ([&[S::f32s]; N], [&[f32]; N]) = ([&[]; N], [&[]; N]);
+    for ((part, end), vector) in parts.iter_mut().zip(&mut ends).zip(vectors) {
+        (*part, *end) = S::as_simd_f32s(vector);
+    }
+    (parts, ends)
 }
 
 /// Scores become weights: `exp(s − max s) / Σ exp(s − max s)`.

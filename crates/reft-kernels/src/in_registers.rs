@@ -6,7 +6,7 @@ use pulp::x86::V3;
 use pulp::{Arch, NullaryFnOnce, Simd, cast, f32x8, u16x8};
 
 use crate::nibbles::Nibbles;
-use crate::product::{Chunk, LANES, LINE, Parts, TILE, VECTORS, tiles};
+use crate::product::{Chunk, LANES, LINE, Parts, TILE, VECTORS, each, tiles};
 use crate::rows::{BLOCK, Offsets, Rows, SUPER_BLOCK, Scratch, halves_into};
 
 /// Returns AVX2 if this module expands the chunk's kind of numbers, vectors are few, and the CPU has it.
@@ -47,7 +47,7 @@ impl NullaryFnOnce for InRegisters<'_> {
             Rows::Bf16(bits) => {
                 let (bits, parts) = (bits[own(1, 1)].as_chunks().0, columns / LANES);
                 for (rows, tile) in tiles(&matrix, first, x, y) {
-                    let rows = rows.map(|row| Bf16(of_row(bits, row, parts)));
+                    let rows = each(rows, |row| Bf16(of_row(bits, row, parts)));
                     tile.compute::<V3, 1, _>(simd, rows, none);
                 }
             }
@@ -55,7 +55,7 @@ impl NullaryFnOnce for InRegisters<'_> {
                 halves_into(&d[own(BLOCK, 1)], scales);
                 let (quants, blocks) = (quants[own(1, 1)].as_chunks().0, columns / BLOCK);
                 for (rows, tile) in tiles(&matrix, first, x, y) {
-                    let rows = rows.map(|row| Eights {
+                    let rows = each(rows, |row| Eights {
                         quants: of_row(quants, row, blocks),
                         scales: of_row(scales, row, blocks),
                     });
@@ -74,7 +74,7 @@ impl NullaryFnOnce for InRegisters<'_> {
                 let (d, m) = (scales.as_chunks::<1>().0, offsets.as_chunks().0);
                 let (quants, blocks) = (quants[own(2, 1)].as_chunks::<16>().0, columns / BLOCK);
                 for (rows, tile) in tiles(&matrix, first, x, y) {
-                    let rows = rows.map(|row| Nibbles {
+                    let rows = each(rows, |row| Nibbles {
                         quants: of_row(quants, row, blocks),
                         scales: of_row(d, row, blocks),
                         offsets: of_row(m, row, blocks),
@@ -84,18 +84,16 @@ impl NullaryFnOnce for InRegisters<'_> {
             }
             Rows::Q4K { scales: d, offsets: m, inner_scales, inner_offsets, quants } => {
                 let inner = own(SUPER_BLOCK, 8);
-                inner_into::<_, 8>(
-                    &d[own(SUPER_BLOCK, 1)],
-                    &inner_scales[inner.clone()],
-                    floats,
-                    scales,
-                );
-                inner_into::<_, 8>(&m[own(SUPER_BLOCK, 1)], &inner_offsets[inner], floats, offsets);
+                let wide = |s| unsigned(simd, s);
+                let own_scales = (&d[own(SUPER_BLOCK, 1)], &inner_scales[inner.clone()]);
+                inner_into(simd, own_scales, wide, floats, scales);
+                let own_offsets = (&m[own(SUPER_BLOCK, 1)], &inner_offsets[inner]);
+                inner_into(simd, own_offsets, wide, floats, offsets);
                 offsets.iter_mut().for_each(|e| *e = -*e);
                 let (s, e) = (scales.as_chunks::<2>().0, offsets.as_chunks().0);
                 let (quants, blocks) = (quants[own(2, 1)].as_chunks::<32>().0, columns / 64);
                 for (rows, tile) in tiles(&matrix, first, x, y) {
-                    let rows = rows.map(|row| Nibbles {
+                    let rows = each(rows, |row| Nibbles {
                         quants: of_row(quants, row, blocks),
                         scales: of_row(s, row, blocks),
                         offsets: of_row(e, row, blocks),
@@ -104,15 +102,11 @@ impl NullaryFnOnce for InRegisters<'_> {
                 }
             }
             Rows::Q6K { scales: d, inner_scales, quants } => {
-                inner_into::<_, 16>(
-                    &d[own(SUPER_BLOCK, 1)],
-                    &inner_scales[own(SUPER_BLOCK, 16)],
-                    floats,
-                    scales,
-                );
+                let own_scales = (&d[own(SUPER_BLOCK, 1)], &inner_scales[own(SUPER_BLOCK, 16)]);
+                inner_into(simd, own_scales, |s| signed(simd, s), floats, scales);
                 let (quants, parts) = (quants[own(1, 1)].as_chunks().0, columns / LANES);
                 for (rows, tile) in tiles(&matrix, first, x, y) {
-                    let rows = rows.map(|row| Sixes {
+                    let rows = each(rows, |row| Sixes {
                         quants: of_row(quants, row, parts),
                         scales: of_row(scales, row, parts),
                     });
@@ -130,22 +124,25 @@ fn of_row<T>(all: &[T], row: usize, each: usize) -> &[T] {
     &all[row * each..][..each]
 }
 
-/// `d·s` for each of `N` inner scales `s` of each `d`; `floats` is memory for `d` in f32.
+/// `d·s` for eight inner scales `s` of each `d`, which `widened` expands; `floats` is memory for `d` in f32.
 #[inline(always)]
-fn inner_into<T: Copy, const N: usize>(
-    d: &[u16],
-    inner: &[T],
+fn inner_into<T: Copy>(
+    simd: V3,
+    (d, inner): (&[u16], &[T]),
+    widened: impl Fn([T; 8]) -> f32x8,
     floats: &mut Vec<f32>,
     out: &mut Vec<f32>,
-) where
-    f32: From<T>,
-{
-    out.resize(inner.len(), 0.0);
-    let outs = out.as_chunks_mut::<N>().0.iter_mut().zip(inner.as_chunks::<N>().0);
+) {
     halves_into(d, floats);
-    for ((out, inner), d) in outs.zip(floats) {
-        for (out, s) in out.iter_mut().zip(inner) {
-            *out = f32::from(*s) * *d;
+    out.resize(inner.len(), 0.0);
+    let (outs, eights) = (out.as_chunks_mut::<8>().0, inner.as_chunks::<8>().0);
+    let per_scale = eights.len() / d.len().max(1);
+    let mut at = 0;
+    for d in floats {
+        let d = simd.splat_f32x8(*d);
+        for _ in 0..per_scale {
+            outs[at] = cast(simd.mul_f32x8(widened(eights[at]), d));
+            at += 1;
         }
     }
 }
@@ -185,7 +182,8 @@ impl Parts<V3> for Eights<'_> {
     fn part(self, simd: V3, i: usize) -> Self::Part {
         let [a, b, c, d]: [[i8; 8]; 4] = cast(self.quants[i]);
         let s = simd.splat_f32s(self.scales[i]);
-        [signed(simd, a, s), signed(simd, b, s), signed(simd, c, s), signed(simd, d, s)]
+        let scaled = |q| simd.mul_f32x8(signed(simd, q), s);
+        [scaled(a), scaled(b), scaled(c), scaled(d)]
     }
 }
 
@@ -204,13 +202,18 @@ impl Parts<V3> for Sixes<'_> {
     fn part(self, simd: V3, i: usize) -> Self::Part {
         let [a, b]: [[i8; 8]; 2] = cast(self.quants[i]);
         let s = simd.splat_f32s(self.scales[i]);
-        [signed(simd, a, s), signed(simd, b, s)]
+        [simd.mul_f32x8(signed(simd, a), s), simd.mul_f32x8(signed(simd, b), s)]
     }
 }
 
-/// `q·s` of integers with a sign.
+/// Integers with a sign.
 #[inline(always)]
-fn signed(simd: V3, q: [i8; 8], s: f32x8) -> f32x8 {
-    let q = simd.convert_i8x16_to_i32x8(cast([q, [0; 8]]));
-    simd.mul_f32s(simd.convert_i32x8_to_f32x8(q), s)
+fn signed(simd: V3, q: [i8; 8]) -> f32x8 {
+    simd.convert_i32x8_to_f32x8(simd.convert_i8x16_to_i32x8(cast([q, [0; 8]])))
+}
+
+/// Integers without a sign.
+#[inline(always)]
+fn unsigned(simd: V3, q: [u8; 8]) -> f32x8 {
+    simd.convert_i32x8_to_f32x8(simd.convert_u8x16_to_i32x8(cast([q, [0; 8]])))
 }

@@ -48,12 +48,6 @@ impl Tile<'_> {
         let zero = simd.splat_f32x8(0.0);
         let mut acc = [[zero; M]; TILE];
         let per_group = 2 * BYTES / EIGHT * M;
-        let groups = numbers.len() / per_group;
-        let rows = rows.map(|row| Nibbles {
-            quants: &row.quants[..groups],
-            scales: &row.scales[..groups],
-            offsets: row.offsets,
-        });
         for (group, own) in numbers.chunks_exact(per_group).enumerate() {
             for line in 0..TILE * BYTES / LINE {
                 fetch(next.as_ptr().wrapping_add((group * TILE * BYTES / LINE + line) * LINE));
@@ -67,7 +61,8 @@ impl Tile<'_> {
             ];
         }
         let there = y.len() / M;
-        for ((y, acc), row) in y.chunks_exact_mut(M).zip(acc).zip(rows).take(there) {
+        for i in 0..there {
+            let (y, acc, row) = (&mut y[i * M..][..M], acc[i], &rows[i]);
             let offsets = row.offsets.as_flattened();
             for (m, y) in y.iter_mut().enumerate() {
                 let sums = &x.sums[m * offsets.len()..][..offsets.len()];

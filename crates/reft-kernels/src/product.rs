@@ -245,8 +245,16 @@ pub(crate) fn tiles<'a>(
         let next =
             memory.get(next..).map_or(&[][..], |ahead| &ahead[..ahead.len().min(TILE * each)]);
         let there = y.len() / x.n;
-        ([0, 1, 2, 3].map(|i: usize| tile * TILE + i.min(there - 1)), Tile { x, y, next })
+        let (first, last) = (tile * TILE, tile * TILE + there - 1);
+        let row = |i: usize| (first + i).min(last);
+        ([row(0), row(1), row(2), row(3)], Tile { x, y, next })
     })
+}
+
+/// `f` of each of four. `array::map` would be called, and its results copied, for every tile.
+#[inline(always)]
+pub(crate) fn each<A, T>([a, b, c, d]: [A; TILE], f: impl Fn(A) -> T) -> [T; TILE] {
+    [f(a), f(b), f(c), f(d)]
 }
 
 /// Bytes of a cache line.
@@ -277,15 +285,15 @@ impl WithSimd for Chunk<'_> {
         let whole = x.columns / LANES * LANES;
         for (rows, tile) in tiles(&matrix, first, x, y) {
             let [a, b, c, d] = &mut *scratch;
-            let [i, j, k, l] = rows.map(|row| first + row);
+            let [i, j, k, l] = each(rows, |row| first + row);
             let w = [
                 matrix.row(i, x.columns, a),
                 matrix.row(j, x.columns, b),
                 matrix.row(k, x.columns, c),
                 matrix.row(l, x.columns, d),
             ];
-            let parts = w.map(|w| InCache::<S>(S::as_simd_f32s(&w[..whole]).0));
-            tile.compute::<S, 1, _>(simd, parts, w.map(|w| &w[whole..]));
+            let parts = each(w, |w| InCache::<S>(S::as_simd_f32s(&w[..whole]).0));
+            tile.compute::<S, 1, _>(simd, parts, each(w, |w| &w[whole..]));
         }
     }
 }
@@ -404,7 +412,10 @@ fn sums<S: Simd, const M: usize, const K: usize, const FETCHES: bool, P: Parts<S
     }
     let rest = whole * M * per_part;
     for (i, (acc, end)) in acc.iter().zip(ends).enumerate() {
-        let mut sums = acc.map(|acc| simd.reduce_sum_f32s(acc));
+        let mut sums = [0.0; M];
+        for m in 0..M {
+            sums[m] = simd.reduce_sum_f32s(acc[m]);
+        }
         for (k, w) in end.iter().enumerate() {
             for (m, sum) in sums.iter_mut().enumerate() {
                 let lanes: &[f32] =
