@@ -23,7 +23,7 @@ const TURNS: usize = 2;
 fn main() -> Outcome {
     let given: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     let Some(path) = given.first() else {
-        return Err("name a model: … --bench load -- models/SmolLM2-135M-Instruct".into());
+        return Err("name a model: … --bench load -- $PWD/models/SmolLM2-135M-Instruct".into());
     };
     let number = |at: usize, usual: usize| given.get(at).map_or(Ok(usual), |text| text.parse());
     let kind = match given.get(1).map(String::as_str) {
