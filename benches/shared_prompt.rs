@@ -49,7 +49,9 @@ fn waits(
 fn main() -> Outcome {
     let given: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     let Some(path) = given.first() else {
-        return Err("name a model: … --bench shared_prompt -- $PWD/models/SmolLM2-135M-Instruct".into());
+        return Err(
+            "name a model: … --bench shared_prompt -- $PWD/models/SmolLM2-135M-Instruct".into()
+        );
     };
     let number = |at: usize, usual: usize| given.get(at).map_or(Ok(usual), |text| text.parse());
     let (n, tokens) = (number(1, 50)?, number(2, 1000)?);
