@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Error, Result, bail};
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
-use reft_models::{ChatOptions, EngineOptions};
+use reft_models::{ChatOptions, EngineOptions, release_threads};
 use reft_serve::{ApiKeys, LogEntry, ServeOptions, ServedText, Server};
 
 use crate::machine::MachineOptions;
@@ -153,6 +153,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
         allocator::use_small_pages();
         note(ready);
     };
+    release_threads(); // the worker shares its work with threads of its own
     // The worker has its own thread, and so its own heap. The main thread's heap has gaps between weights and tables: requests' temporary
     // memory would fill these gaps, and could not be returned to the system.
     let worker = std::thread::Builder::new().name("reft-worker".to_owned()).stack_size(STACK);

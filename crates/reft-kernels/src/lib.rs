@@ -38,4 +38,5 @@ pub use elementwise::{rms_norm, rotate_halves, round_to_bf16, silu_gate};
 pub use expand::{NumbersMut, expand, round_to_f16};
 pub use product::{Largest, Precision, largest_products, product};
 pub use rows::{Offsets, Rows};
+pub use threads::release_threads;
 pub use token_weights::{Drawing, drawn, token_weights};

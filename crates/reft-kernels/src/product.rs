@@ -512,8 +512,11 @@ mod tests {
             each_kind(rows, columns, |name, matrix, values| {
                 for threads in [1, 2] {
                     let mut all = vec![f32::NAN; rows * columns];
-                    expand(matrix, columns, NumbersMut::F32(&mut all), threads);
+                    expand(matrix, (rows, columns), 0, NumbersMut::F32(&mut all), threads);
                     assert_eq!(all, values, "{name}");
+                    let last = &mut all[..columns];
+                    expand(matrix, (rows, columns), rows - 1, NumbersMut::F32(last), threads);
+                    assert_eq!(last, &values[(rows - 1) * columns..], "{name}");
                 }
                 let mut alone = Vec::new();
                 for n in 1..=17 {

@@ -18,6 +18,23 @@ fn region() -> Option<Region> {
     })
 }
 
+/// Ends the idle threads that shared this thread's work, libtorch's too. The next work starts them again.
+///
+/// GNU OpenMP counts the threads of every thread that shares its work. Where they are more than the cores, a thread sleeps as soon as it waits,
+/// and waking it takes longer than a small product. So a thread that hands a model on to another one ends its own.
+pub fn release_threads() {
+    type Pause = unsafe extern "C" fn(u32) -> i32;
+    const SOFT: u32 = 1;
+    let program = libloading::os::unix::Library::this();
+    // SAFETY: this is the function's signature in OpenMP 5.0. It is called outside of parallel regions, and ends threads that wait.
+    #[allow(unsafe_code)]
+    unsafe {
+        if let Ok(pause) = program.get::<Pause>(b"omp_pause_resource_all\0") {
+            pause(SOFT);
+        }
+    }
+}
+
 /// Does each piece of work once, on several threads. A thread takes the next piece when it has finished one, and has its own scratch.
 pub(crate) fn share_out<W: Iterator + Send, S>(
     threads: usize,

@@ -79,6 +79,7 @@ pub use model::placement::{DeviceRoom, Placement, beside, device_name};
 pub use model::task_head_form::TaskHeadForm;
 pub use model_files::model_files;
 pub use place::Place;
+pub use reft_kernels::release_threads;
 pub use site::{Component, Site};
 pub use task_head::TaskHead;
 pub use text::chat_template::ChatTemplate;

@@ -103,6 +103,8 @@ fn malformed_body(path: &str, random: &mut StdRng) -> Vec<u8> {
         "ignore_eos",
         "echo",
         "repetition_penalty",
+        "frequency_penalty",
+        "presence_penalty",
         "no_repeat_ngram_size",
         "something",
     ];

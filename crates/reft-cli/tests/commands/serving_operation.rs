@@ -19,6 +19,26 @@ fn long(tokens: usize) -> Value {
 }
 
 #[test]
+fn penalties_change_what_is_repeated() -> Result {
+    let dir = tempfile::tempdir()?;
+    let served = Served::start(&talking_model(dir.path())?, &[])?;
+    let repeated = |penalty: &str, x: f64| -> Result<usize> {
+        let mut body = json!({"model": "tiny", "prompt": [5, 6], "max_tokens": 60, "temperature": 0, "ignore_eos": true, "logprobs": 0});
+        body[penalty] = json!(x);
+        let reply = served.reply(COMPLETIONS, &body)?;
+        let tokens = reply["choices"][0]["logprobs"]["tokens"].as_array().ok_or("no tokens")?;
+        let distinct: std::collections::HashSet<&str> =
+            tokens.iter().filter_map(Value::as_str).collect();
+        Ok(tokens.len() - distinct.len())
+    };
+    for penalty in ["frequency_penalty", "presence_penalty"] {
+        let (less, more) = (repeated(penalty, 2.0)?, repeated(penalty, -2.0)?);
+        assert!(less < more, "{penalty}: {less} and {more} repetitions");
+    }
+    Ok(())
+}
+
+#[test]
 fn what_is_not_supported_is_refused_by_name() -> Result {
     let dir = tempfile::tempdir()?;
     let model = talking_model(dir.path())?;
@@ -45,8 +65,8 @@ fn what_is_not_supported_is_refused_by_name() -> Result {
         (CHAT, "functions", json!([{"name": "f"}])),
         (CHAT, "response_format", json!({"type": "json_object"})),
         (CHAT, "logit_bias", json!({"5": 1})),
-        (CHAT, "frequency_penalty", json!(0.5)),
-        (CHAT, "presence_penalty", json!(-1)),
+        (CHAT, "frequency_penalty", json!(2.5)),
+        (CHAT, "presence_penalty", json!("much")),
         (CHAT, "top_logprobs", json!(2)),
         (CHAT, "temperature", json!(-1)),
         (CHAT, "temperature", json!("hot")),

@@ -1,5 +1,5 @@
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -11,8 +11,9 @@ use crate::{Result, Tokenizer};
 declare_options! {
     /// How tokens are chosen, and when to stop: greedily, 256 tokens and no stop token by default.
     ///
-    /// The scores of the next token pass, in this order, through the repetition penalty, the ban on repeated n-grams, the temperature,
-    /// top-k and top-p, each as in transformers; then a token is drawn, or the best one is taken if the temperature is 0.
+    /// The scores of the next token pass, in this order, through the repetition penalty, the frequency and presence penalties, the ban on repeated
+    /// n-grams, the temperature, top-k and top-p: frequency and presence as in OpenAI's API, the others as in transformers. Then a token is drawn,
+    /// or the best one is taken if the temperature is 0.
     pub struct GenerationConfig {
         /// Most tokens of a reply
         max_new_tokens: usize = 256, Count("N") in "Generation" if |n: usize| n > 0, "at least 1";
@@ -27,6 +28,12 @@ declare_options! {
         /// Makes tokens that have occurred less likely: their scores are divided by it if positive, else multiplied; 1 = no penalty
         repetition_penalty: f64 = 1.0, Number("X") in "Generation"
             if |x: f64| x > 0.0 && x.is_finite(), "a positive number; 1 is no penalty";
+        /// Makes tokens of the reply less likely, the more often they occur there: subtracts X times their number from their scores
+        frequency_penalty: f64 = 0.0, Number("X") in "Generation"
+            if |x: f64| (-2.0..=2.0).contains(&x), "a number from -2 to 2; 0 is no penalty";
+        /// Makes tokens of the reply less likely, however often they occur there: subtracts X from their scores
+        presence_penalty: f64 = 0.0, Number("X") in "Generation"
+            if |x: f64| (-2.0..=2.0).contains(&x), "a number from -2 to 2; 0 is no penalty";
         /// No N tokens in a row may occur twice in prompt and reply [default: they may]
         no_repeat_ngram_size: Option<usize> = None, Count("N") in "Generation"
             if |n: usize| n > 0, "at least 1; leave it out to allow repetition";
@@ -67,6 +74,8 @@ impl GenerationConfig {
     pub(crate) fn is_plain_greedy(&self) -> bool {
         self.temperature == 0.0
             && self.repetition_penalty == 1.0
+            && self.frequency_penalty == 0.0
+            && self.presence_penalty == 0.0
             && self.no_repeat_ngram_size.is_none()
     }
 }
@@ -76,6 +85,7 @@ impl GenerationConfig {
 pub(crate) struct Sampler {
     config: GenerationConfig,
     history: Vec<i64>, // prompt and reply
+    prompt: usize,
     rng: ChaCha8Rng,
 }
 
@@ -84,16 +94,20 @@ impl Sampler {
     pub(crate) fn new(config: &GenerationConfig, prompt: &[i64], stream: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
         rng.set_stream(stream);
-        Self { config: config.clone(), history: prompt.to_vec(), rng }
+        Self { config: config.clone(), history: prompt.to_vec(), prompt: prompt.len(), rng }
     }
 
     /// Chooses the next token by its logits `[v]` and takes it into the history. `weights` is memory for all rows of a batch, one after the
     /// other.
     pub(crate) fn choose(&mut self, logits: &[f32], weights: &mut Vec<f32>) -> i64 {
-        let Self { config, history, rng } = self;
+        let Self { config, history, prompt, rng } = self;
         let mut scores = Cow::Borrowed(logits);
         if config.repetition_penalty != 1.0 {
             penalize_repetition(scores.to_mut(), history, config.repetition_penalty as f32);
+        }
+        if config.frequency_penalty != 0.0 || config.presence_penalty != 0.0 {
+            let each = [config.frequency_penalty, config.presence_penalty].map(|x| x as f32);
+            penalize_occurrence(scores.to_mut(), &history[*prompt..], each);
         }
         if let Some(n) = config.no_repeat_ngram_size {
             ban_repeated_ngrams(&mut scores, history, n);
@@ -116,6 +130,15 @@ fn penalize_repetition(scores: &mut [f32], history: &[i64], penalty: f32) {
     for &id in history.iter().collect::<HashSet<_>>() {
         let score = &mut scores[id as usize];
         *score = if *score < 0.0 { *score * penalty } else { *score / penalty };
+    }
+}
+
+/// Subtracts `frequency · count + presence` from the score of each token of a reply, with the number of times it occurs there.
+fn penalize_occurrence(scores: &mut [f32], reply: &[i64], [frequency, presence]: [f32; 2]) {
+    let mut counts: HashMap<i64, u32> = HashMap::new();
+    reply.iter().for_each(|&id| *counts.entry(id).or_default() += 1);
+    for (id, count) in counts {
+        scores[id as usize] -= frequency * count as f32 + presence;
     }
 }
 
@@ -176,6 +199,21 @@ mod tests {
         let mut scores = [3.0, -3.0, 2.0, -2.0, 0.0];
         penalize_repetition(&mut scores, &[0, 1, 0, 0, 1, 4], 1.5);
         assert_eq!(scores, [2.0, -4.5, 2.0, -2.0, 0.0]);
+    }
+
+    #[test]
+    fn tokens_of_the_reply_are_penalised_by_their_number_and_once() {
+        let mut scores = [3.0, -3.0, 2.0, -2.0];
+        penalize_occurrence(&mut scores, &[0, 1, 0], [0.5, 0.25]);
+        assert_eq!(scores, [3.0 - 1.25, -3.75, 2.0, -2.0]);
+        // token 1 is in the prompt only: there it counts for the repetition penalty alone
+        let config = GenerationConfig { frequency_penalty: 1.0, presence_penalty: 0.5, ..greedy() };
+        let mut sampler = Sampler::new(&config, &[1, 1, 1], 0);
+        let mut weights = Vec::new();
+        let logits = [0.0, 5.0, 4.0, 1.0];
+        // 5; 5 − 1.5 < 4; 5 − 1.5 > 4 − 1.5; 5 − 2.5 = 4 − 1.5, and the first of equal ones is taken
+        let replied: Vec<i64> = (0..4).map(|_| sampler.choose(&logits, &mut weights)).collect();
+        assert_eq!(replied, [1, 2, 1, 1]);
     }
 
     #[test]
@@ -287,6 +325,9 @@ mod tests {
             ("top_p", GenerationConfig { top_p: f64::NAN, ..greedy() }),
             ("repetition_penalty", GenerationConfig { repetition_penalty: 0.0, ..greedy() }),
             ("repetition_penalty", GenerationConfig { repetition_penalty: f64::NAN, ..greedy() }),
+            ("frequency_penalty", GenerationConfig { frequency_penalty: 2.1, ..greedy() }),
+            ("frequency_penalty", GenerationConfig { frequency_penalty: f64::NAN, ..greedy() }),
+            ("presence_penalty", GenerationConfig { presence_penalty: -2.1, ..greedy() }),
             (
                 "no_repeat_ngram_size",
                 GenerationConfig { no_repeat_ngram_size: Some(0), ..greedy() },

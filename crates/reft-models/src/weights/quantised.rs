@@ -296,6 +296,13 @@ mod tests {
         ((&x * 0.7).sin() * (&x * 0.013).cos() * 3.0).view([rows, columns])
     }
 
+    impl Quantised {
+        /// A matrix in Q8_0.
+        pub(crate) fn packed_for_tests(values: &Tensor) -> Self {
+            quantised(BlockFormat::Q8_0, values)
+        }
+    }
+
     fn quantised(format: BlockFormat, values: &Tensor) -> Quantised {
         let (rows, columns) = values.size2().expect("invariant: a matrix");
         let options = (Kind::Float, Device::Cpu);

@@ -1,6 +1,7 @@
 //! Products for which libtorch is slow on a CPU: with few rows, as in decoding, packed or not; and in bf16 on CPUs without bf16 units.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use reft_kernels::{
@@ -56,13 +57,49 @@ pub(crate) fn largest_of_few_rows(x: &Tensor, weight: &Weight) -> Option<Vec<Lar
 
 /// The numbers of a matrix as a tensor of this size and kind: f32, bf16 or f16.
 pub(crate) fn expanded(matrix: Rows, size: &[i64], kind: Kind) -> Tensor {
-    let columns = size[1] as usize;
-    let to = |y: NumbersMut| expand(matrix, columns, y, threads());
+    expanded_part(matrix, size, 0..size[0], kind)
+}
+
+/// Some rows of a matrix `[rows, columns]`.
+fn expanded_part(matrix: Rows, size: &[i64], rows: Range<i64>, kind: Kind) -> Tensor {
+    let own = [rows.end - rows.start, size[1]];
+    let size = (size[0] as usize, size[1] as usize);
+    let to = |y: NumbersMut| expand(matrix, size, rows.start as usize, y, threads());
     match kind {
-        Kind::Float => filled(size, kind, |y| to(NumbersMut::F32(y))),
-        Kind::BFloat16 => filled(size, kind, |y| to(NumbersMut::Bf16(y))),
-        _ => filled(size, kind, |y| to(NumbersMut::F16(y))),
+        Kind::Float => filled(&own, kind, |y| to(NumbersMut::F32(y))),
+        Kind::BFloat16 => filled(&own, kind, |y| to(NumbersMut::Bf16(y))),
+        _ => filled(&own, kind, |y| to(NumbersMut::F16(y))),
     }
+}
+
+/// Numbers of a packed matrix that are expanded at once for a product with many rows: they stay in a CPU's cache.
+const NUMBERS_AT_ONCE: i64 = 1 << 17;
+
+/// `x Wᵀ + b` of many rows with a packed matrix on a CPU, without autograd: a part of the matrix is expanded at a time. Sums are made in f32 and
+/// rounded once. `None`: the matrix must be expanded whole.
+pub(crate) fn by_parts(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Option<Tensor> {
+    let Weight::Quantised(blocks) = weight else { return None };
+    let matrix = blocks.as_rows()?;
+    if x.device() != Device::Cpu || x.numel() == 0 || wants_gradient(x, weight, bias) {
+        return None;
+    }
+    let size = weight.size();
+    let &[rows, columns] = &size[..] else { return None };
+    let own = x.to_kind(Kind::Float).reshape([-1, columns]);
+    let y = Tensor::empty([own.size()[0], rows], (Kind::Float, Device::Cpu));
+    let at_once = (NUMBERS_AT_ONCE / columns).max(1);
+    for first in (0..rows).step_by(at_once as usize) {
+        let part = first..rows.min(first + at_once);
+        let out = y.narrow(1, first, part.end - first);
+        let _ = own.mm_out(&out, &expanded_part(matrix, &size, part, Kind::Float).tr());
+    }
+    let y = match bias {
+        Some(bias) => y + bias,
+        None => y,
+    };
+    let mut size = x.size();
+    *size.last_mut()? = rows;
+    Some(y.to_kind(x.kind()).view(&size[..]))
 }
 
 /// The matrix for the kernels, if they compute `x Wᵀ + b` and are faster: few rows on a CPU, and no gradient is recorded.
@@ -311,6 +348,29 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// The same numbers are multiplied; sums of f32 have another order, and results are rounded once.
+    #[test]
+    fn many_rows_are_multiplied_with_a_packed_matrix_by_parts() {
+        let (rows, columns) = (700, 512); // three parts
+        let packed = crate::Quantised::packed_for_tests(&numbers(rows, columns, Kind::Float));
+        let weight = Weight::Quantised(packed);
+        let bias = numbers(1, rows, Kind::Float).squeeze();
+        for (kind, step) in [(Kind::Float, 2e-6), (Kind::BFloat16, 2f64.powi(-8))] {
+            let x = numbers(90, columns, kind).view([3, 30, columns]);
+            for bias in [None, Some(&bias)] {
+                let found = by_parts(&x, &weight, bias).expect("it is on a CPU");
+                assert_eq!((found.size(), found.kind()), (vec![3, 30, rows], kind));
+                let f64 = |tensor: &Tensor| tensor.to_kind(Kind::Double);
+                let expected = f64(&x).linear(&f64(&weight.dense()), bias.map(f64).as_ref());
+                let error = (f64(&found) - &expected).abs().max().double_value(&[]);
+                let largest = expected.abs().max().double_value(&[]);
+                assert!(error <= step * largest && largest > 1.0, "{kind:?}: {error} of {largest}");
+            }
+        }
+        let x = numbers(90, columns, Kind::Float).set_requires_grad(true);
+        assert!(by_parts(&x, &weight, None).is_none());
     }
 
     /// Both round an f32 sum to bf16, so they differ by at most one rounding step of bf16.

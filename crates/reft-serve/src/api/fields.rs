@@ -57,6 +57,7 @@ const GENERATION: &[Field] = &[
     Field::applied(&["stop"]).with_note("a text or up to 16 texts, which are not part of the reply"),
     Field::applied(&["seed"]).with_note("the same request with the same seed draws the same tokens"),
     Field::applied(&["temperature", "top_p"]).with_note("1 unless they are given; temperature 0 takes the best token"),
+    Field::applied(&["frequency_penalty", "presence_penalty"]).with_note("from −2 to 2, of the reply's tokens"),
     Field::applied(&["top_k", "repetition_penalty", "no_repeat_ngram_size"])
         .with_note("not OpenAI's: as `reft generate` has them"),
     Field::applied(&["ignore_eos"]).with_note("not OpenAI's: the reply goes on after the model's end tokens"),
@@ -76,11 +77,6 @@ const PASSED_OVER: &[Field] = &[Field::neutral(
 )];
 
 const REFUSED: &[Field] = &[
-    Field::only(
-        &["frequency_penalty", "presence_penalty"],
-        |value| value == 0 || value == 0.0,
-        "0: there is repetition_penalty",
-    ),
     Field::only(&["response_format"], |format| format["type"] == "text", "{\"type\": \"text\"}"),
     Field::refused(&["logit_bias"], "leave it out"),
     Field::only(&["skip_special_tokens"], |value| value == true, "true"),

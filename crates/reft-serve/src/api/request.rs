@@ -126,6 +126,8 @@ impl Wanted {
             top_p: body.number("top_p")?.unwrap_or(1.0),
             top_k: body.top_k()?,
             repetition_penalty: body.number("repetition_penalty")?.unwrap_or(1.0),
+            frequency_penalty: body.number("frequency_penalty")?.unwrap_or(0.0),
+            presence_penalty: body.number("presence_penalty")?.unwrap_or(0.0),
             no_repeat_ngram_size: body.count("no_repeat_ngram_size")?.filter(|n| *n > 0),
             seed: body.seed()?.unwrap_or_else(rand::random),
             stop_ids: match body.flag("ignore_eos")? {
