@@ -53,12 +53,12 @@ impl DirectoryLock {
             let missing = directory.ancestors();
             let missing = missing.take_while(|dir| !dir.exists() && *dir != Path::new(""));
             let made = missing.map(Path::to_owned).collect();
-            fs::create_dir_all(directory).map_err(in_directory())?;
-            let open =
-                OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-            let file = match open {
-                // the directory was removed in between by the process that had created it
-                Err(error) if error.kind() == ErrorKind::NotFound && attempt < ATTEMPTS => continue,
+            let open = || {
+                fs::create_dir_all(directory)?;
+                OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)
+            };
+            let file = match open() {
+                Err(error) if has_vanished(&error) && attempt < ATTEMPTS => continue,
                 file => file.map_err(in_directory())?,
             };
             let mut locked = Self { file, path: path.clone(), made };
@@ -119,6 +119,12 @@ impl DirectoryLock {
         self.path.clear();
         self.made.clear();
     }
+}
+
+/// Whether an error may mean that the process which had created the directory has removed it meanwhile: no file can be created in it then
+/// ([`ErrorKind::NotFound`]), or [`fs::create_dir_all`] found something at its path, and a moment later no directory ([`ErrorKind::AlreadyExists`]).
+fn has_vanished(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::AlreadyExists)
 }
 
 impl Drop for DirectoryLock {
