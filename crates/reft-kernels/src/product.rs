@@ -2,9 +2,11 @@ use std::sync::Mutex;
 
 use pulp::{Arch, Simd, WithSimd};
 
+use crate::elementwise::round_to_bf16;
+use crate::expand::round_to_f16;
 #[cfg(target_arch = "x86_64")]
 use crate::in_registers::{InRegisters, in_registers};
-use crate::rows::{BLOCK, Rows, Scratch};
+use crate::rows::{BLOCK, Rows, Scratch, bf16_to, halves_to};
 use crate::threads::share_out;
 
 /// Rows of the matrix that are computed together: each number of `x` is read once for all of them.
@@ -85,11 +87,19 @@ pub enum Precision {
 }
 
 impl Precision {
-    fn round(self, numbers: &mut [f32]) {
+    /// Rounds numbers in place; `bits` is a buffer.
+    fn round(self, numbers: &mut [f32], bits: &mut Vec<u16>) {
+        bits.resize(numbers.len(), 0);
         match self {
             Self::F32 => (),
-            Self::Bf16 => numbers.iter_mut().for_each(|x| *x = half::bf16::from_f32(*x).to_f32()),
-            Self::F16 => numbers.iter_mut().for_each(|x| *x = half::f16::from_f32(*x).to_f32()),
+            Self::Bf16 => {
+                round_to_bf16(numbers, bits);
+                bf16_to(bits, numbers);
+            }
+            Self::F16 => {
+                round_to_f16(numbers, bits);
+                halves_to(bits, numbers);
+            }
         }
     }
 }
@@ -115,12 +125,12 @@ pub fn largest_products(
     share_out(
         threads.min(chunks),
         &Mutex::new(of_chunks.chunks_exact_mut(n).enumerate()),
-        <(Vec<f32>, [Scratch; TILE])>::default,
-        |(y, scratch), (chunk, largest)| {
+        <(Vec<f32>, Vec<u16>, [Scratch; TILE])>::default,
+        |(y, bits, scratch), (chunk, largest)| {
             let first = chunk * CHUNK;
             y.resize(CHUNK.min(rows - first) * n, 0.0);
             Chunk { matrix, first, x: &tiles, y, scratch }.compute();
-            precision.round(y);
+            precision.round(y, bits);
             for (row, y) in y.chunks_exact(n).enumerate() {
                 for (largest, value) in largest.iter_mut().zip(y) {
                     largest.meet(Largest { value: *value, row: first + row });

@@ -143,11 +143,7 @@ impl<'a> Rows<'a> {
         let times = |range: &std::ops::Range<usize>, n: usize| n * range.start..n * range.end;
         match self {
             Self::F32(_) => {}
-            Self::Bf16(all) => {
-                for (out, bits) in out.iter_mut().zip(&all[numbers]) {
-                    *out = f32::from_bits(u32::from(*bits) << 16);
-                }
-            }
+            Self::Bf16(all) => bf16_to(&all[numbers], out),
             Self::F16(all) => halves_to(&all[numbers], out),
             Self::Q8_0 { scales, quants } => {
                 halves_into(&scales[blocks], d);
@@ -225,8 +221,16 @@ fn integers_to(quants: &[i8], out: &mut [f32]) {
     }
 }
 
+/// Converts bf16, given as bits.
+#[inline(always)]
+pub(crate) fn bf16_to(bits: &[u16], out: &mut [f32]) {
+    for (out, bits) in out.iter_mut().zip(bits) {
+        *out = f32::from_bits(u32::from(*bits) << 16);
+    }
+}
+
 /// Converts f16, given as bits.
-fn halves_to(bits: &[u16], out: &mut [f32]) {
+pub(crate) fn halves_to(bits: &[u16], out: &mut [f32]) {
     bits.reinterpret_cast::<f16>().convert_to_f32_slice(out);
 }
 
