@@ -7,7 +7,8 @@ use std::rc::Rc;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRng, TestRunner};
 use reft_methods::{
-    LAYERS, MAX_EDIT_NORM, MethodOptions, N_VIRTUAL_TOKENS, POSITIONS, RANK, TOKENS, resolve,
+    LAYERS, MAX_EDIT_NORM, MethodOptions, N_VIRTUAL_TOKENS, ORTHONORMAL_MAP, POSITIONS, RANK,
+    TOKENS, resolve,
 };
 use reft_models::{
     Adapter, AdapterStack, Decoder, Engine, EngineOptions, Error, Event, Finish, GenerationConfig,
@@ -19,13 +20,17 @@ use tch::{Device, Kind, Tensor, no_grad};
 use crate::oracle::tiny_llama;
 
 /// An adapter whose parameters are far from their start: scales, and the model's own weights, keep it under the noise; the noise of `seed`
-/// replaces all others. So only the rotations that edits begin from are drawn, from a generator that other tests draw from meanwhile.
+/// replaces all others. A rotation is the Q of its noise, so nothing depends on a generator that other tests draw from meanwhile.
 fn adapter(
     model: &Decoder,
     method: &str,
     options: MethodOptions,
     seed: i64,
 ) -> Outcome<Box<dyn Adapter>> {
+    let options = match method {
+        "loreft" => options.with(&ORTHONORMAL_MAP, "qr"),
+        _ => options,
+    };
     let built = resolve(method, &options, model.description())?.build(model, "tiny")?;
     let adapter = built.into_iter().next().ok_or("no adapter")?;
     let parameters = adapter.parameters().into_iter().map(|p| {
