@@ -53,7 +53,7 @@ const PLACES: [Place; 10] = [
     },
     Place {
         file: "crates/reft-kernels/src/threads.rs",
-        count: 5,
+        count: 4,
         why: "runs on libtorch's own threads: those of a second pool would wait for cores that the first one's hold",
     },
     Place {
