@@ -22,16 +22,17 @@ pub enum NumbersMut<'a> {
     F16(&'a mut [u16]),
 }
 
-/// The numbers of a matrix `[rows, columns]`, from the row `first` on, as many as `y` takes.
+/// The numbers of a matrix `[rows, columns]`.
 ///
 /// # Panics
-/// If the lengths do not fit together, or there are not so many rows.
-pub fn expand(matrix: Rows, size: (usize, usize), first: usize, y: NumbersMut, threads: usize) {
-    let rows = (matrix, size, first);
+/// If the lengths do not fit together.
+pub fn expand(matrix: Rows, columns: usize, y: NumbersMut, threads: usize) {
     match y {
-        NumbersMut::F32(y) => expand_as(rows, y, <[f32]>::copy_from_slice, threads),
-        NumbersMut::Bf16(y) => expand_as(rows, y, |y, row| round_to_bf16(row, y), threads),
-        NumbersMut::F16(y) => expand_as(rows, y, |y, row| round_to_f16(row, y), threads),
+        NumbersMut::F32(y) => expand_as(matrix, columns, y, <[f32]>::copy_from_slice, threads),
+        NumbersMut::Bf16(y) => {
+            expand_as(matrix, columns, y, |y, row| round_to_bf16(row, y), threads);
+        }
+        NumbersMut::F16(y) => expand_as(matrix, columns, y, |y, row| round_to_f16(row, y), threads),
     }
 }
 
@@ -45,20 +46,20 @@ pub fn round_to_f16(x: &[f32], y: &mut [u16]) {
 
 // Not generic outside this crate: code that another crate instantiates has that crate's optimisation.
 fn expand_as<T: Send>(
-    (matrix, (rows, columns), first): (Rows, (usize, usize), usize),
+    matrix: Rows,
+    columns: usize,
     y: &mut [T],
     store: impl Fn(&mut [T], &[f32]) + Sync,
     threads: usize,
 ) {
-    assert!(columns > 0 && matrix.holds(rows, columns), "the matrix is not of this size");
-    let is_whole = y.len().is_multiple_of(columns);
-    assert!(is_whole && first + y.len() / columns <= rows, "there are not so many rows");
+    let fits = columns > 0 && matrix.holds(y.len() / columns, columns);
+    assert!(fits, "the matrix is not of this size");
     let work = y.chunks_mut(CHUNK * columns).enumerate();
     let threads = threads.min(work.len());
     share_out(threads, &Mutex::new(work), Scratch::default, |scratch, (chunk, y)| {
         Arch::new().dispatch(|| {
             for (row, y) in y.chunks_exact_mut(columns).enumerate() {
-                store(y, matrix.row(first + chunk * CHUNK + row, columns, scratch));
+                store(y, matrix.row(chunk * CHUNK + row, columns, scratch));
             }
         });
     });

@@ -15,11 +15,13 @@ pub(crate) const TILE: usize = 4;
 pub(crate) const VECTORS: usize = 3;
 /// Rows that a thread takes at a time.
 const CHUNK: usize = 32;
+/// Numbers of vectors that are multiplied with a whole matrix at once: more do not stay in a CPU's cache from one tile of rows to the next.
+const NUMBERS_AT_ONCE: usize = 1 << 19;
 
 /// `y = W x`: a matrix `[rows, columns]` times `n` vectors `[n, columns]`, into `[n, rows]`, in f32.
 ///
-/// Each number of the matrix is read once for all vectors. The order of the sums does not depend on the number of threads, nor on that of
-/// vectors, except that numbers in four bits have another one with up to three vectors.
+/// Each number of the matrix is read once for as many vectors as stay in the cache together. The order of the sums does not depend on the number
+/// of threads, nor on that of vectors, except that numbers in four bits have another one where there are up to three vectors.
 ///
 /// # Panics
 /// If the lengths do not fit together.
@@ -29,14 +31,21 @@ pub fn product(matrix: Rows, columns: usize, x: &[f32], y: &mut [f32], threads: 
     assert!(n > 0 && y.len().is_multiple_of(n), "y is no whole number of vectors");
     let rows = y.len() / n;
     assert!(matrix.holds(rows, columns), "the matrix is not of this size");
-    let tiles = Tiles::of(x, columns, &matrix);
-    if n == 1 {
+    let at_once = (NUMBERS_AT_ONCE / columns).next_multiple_of(VECTORS).max(VECTORS);
+    for (x, y) in x.chunks(at_once * columns).zip(y.chunks_mut(at_once * rows)) {
+        product_at_once(matrix, Tiles::of(x, columns, &matrix), y, threads);
+    }
+}
+
+/// [`product`] of vectors that stay in the cache.
+fn product_at_once(matrix: Rows, tiles: Tiles, y: &mut [f32], threads: usize) {
+    if tiles.n == 1 {
         return by_chunks(matrix, &tiles, y, threads);
     }
     let mut turned = vec![0.0; y.len()]; // [rows, n]
     by_chunks(matrix, &tiles, &mut turned, threads);
-    for (i, y) in y.chunks_exact_mut(rows).enumerate() {
-        for (y, of_row) in y.iter_mut().zip(turned.chunks_exact(n)) {
+    for (i, y) in y.chunks_exact_mut(turned.len() / tiles.n).enumerate() {
+        for (y, of_row) in y.iter_mut().zip(turned.chunks_exact(tiles.n)) {
             *y = of_row[i];
         }
     }
@@ -522,11 +531,8 @@ mod tests {
             each_kind(rows, columns, |name, matrix, values| {
                 for threads in [1, 2] {
                     let mut all = vec![f32::NAN; rows * columns];
-                    expand(matrix, (rows, columns), 0, NumbersMut::F32(&mut all), threads);
+                    expand(matrix, columns, NumbersMut::F32(&mut all), threads);
                     assert_eq!(all, values, "{name}");
-                    let last = &mut all[..columns];
-                    expand(matrix, (rows, columns), rows - 1, NumbersMut::F32(last), threads);
-                    assert_eq!(last, &values[(rows - 1) * columns..], "{name}");
                 }
                 let mut alone = Vec::new();
                 for n in 1..=17 {
@@ -565,6 +571,24 @@ mod tests {
                     }
                 }
             });
+        }
+    }
+
+    /// Vectors are taken in groups; each has the sums that it has alone.
+    #[test]
+    fn vectors_beyond_the_cache_have_the_same_products() {
+        let (rows, columns) = (5, 1 << 15);
+        let n = NUMBERS_AT_ONCE / columns + 4;
+        let numbers: Vec<f32> = noise(1).take(rows * columns).collect();
+        let x: Vec<f32> = noise(2).take(n * columns).collect();
+        let of = |x: &[f32], threads| {
+            let mut y = vec![f32::NAN; x.len() / columns * rows];
+            product(Rows::F32(&numbers), columns, x, &mut y, threads);
+            y
+        };
+        let each: Vec<f32> = x.chunks(columns).flat_map(|x| of(x, 1)).collect();
+        for threads in [1, 2] {
+            assert_eq!(of(&x, threads), each);
         }
     }
 

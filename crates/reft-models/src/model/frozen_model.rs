@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::weights::quick_products::largest_of_few_rows;
+use crate::weights::quick_products::largest_by_kernels;
 use crate::{
     Error, Hooks, KvCache, Layout, Linear, ModelDescription, Past, Placement, Result, Span, Weight,
 };
@@ -214,7 +214,7 @@ impl Head {
         if self.divisor == 1.0
             && self.soft_cap.is_none()
             && bias.is_none()
-            && let Some(largest) = largest_of_few_rows(h, weight)
+            && let Some(largest) = largest_by_kernels(h, weight)
         {
             return Ok(largest.into_iter().map(|one| (one.value, one.row as i64)).unzip());
         }

@@ -289,7 +289,7 @@ pub(crate) fn row_chunks(
 mod tests {
     use super::*;
     use crate::Weight;
-    use crate::weights::quick_products::of_few_rows;
+    use crate::weights::quick_products::by_kernels;
 
     fn matrix(rows: i64, columns: i64) -> Tensor {
         let x = Tensor::arange(rows * columns, (Kind::Float, Device::Cpu));
@@ -383,7 +383,7 @@ mod tests {
             for n in [1, 5, 16] {
                 let x = matrix(n, columns);
                 let expected = x.matmul(&packed.expanded().tr());
-                let found = of_few_rows(&x, &Weight::Quantised(packed.shallow_clone()), None);
+                let found = by_kernels(&x, &Weight::Quantised(packed.shallow_clone()), None);
                 let found = found.expect("a CPU's matrix has a kernel");
                 let error = (found - &expected).abs().max().double_value(&[]);
                 let largest = expected.abs().max().double_value(&[]);

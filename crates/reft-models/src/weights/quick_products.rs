@@ -1,7 +1,6 @@
-//! Products for which libtorch is slow on a CPU: with few rows, as in decoding, packed or not; and in bf16 on CPUs without bf16 units.
+//! Products for which libtorch is slow on a CPU: with few rows, as in decoding; with packed matrices; and in bf16 on CPUs without bf16 units.
 
 use std::borrow::Cow;
-use std::ops::Range;
 
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use reft_kernels::{
@@ -13,15 +12,16 @@ use tch::{Device, Kind, Tensor};
 use crate::Weight;
 
 /// Most rows for which the kernels are faster than libtorch's product with an f32 matrix: measured, see docs/performance.md.
-const MOST_ROWS_F32: i64 = 32;
-/// The same for a matrix with fewer bits.
-const MOST_ROWS: i64 = 64;
+const MOST_ROWS_F32: i64 = 96;
+/// The same for a matrix in bf16 or f16.
+const MOST_ROWS: i64 = 128;
 
-/// `x Wᵀ + b` for one token of each of a few rows on a CPU, `[b, 1, in]` or `[b, in]`, without autograd. `None`: libtorch must compute it.
+/// `x Wᵀ + b` on a CPU without autograd: for up to [`MOST_ROWS`] rows, in f32 if they are one token of each row of a batch; for any number if
+/// the matrix is packed. `None`: libtorch must compute it.
 ///
-/// Packed numbers are expanded in registers, and sums are made in f32 whatever kind the model has.
-pub(crate) fn of_few_rows(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Option<Tensor> {
-    let matrix = for_few_rows(x, weight, bias)?;
+/// Packed numbers are expanded in registers or in the cache, and sums are made in f32 whatever kind the model has.
+pub(crate) fn by_kernels(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Option<Tensor> {
+    let matrix = for_kernels(x, weight, bias)?;
     let mut size = x.size();
     let columns = usize::try_from(*size.last()?).ok()?;
     let x = x.contiguous();
@@ -41,9 +41,9 @@ pub(crate) fn of_few_rows(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) ->
     }))
 }
 
-/// The largest number of each row of `x Wᵀ`, and its column, as [`of_few_rows`] computes them; the numbers are not kept.
-pub(crate) fn largest_of_few_rows(x: &Tensor, weight: &Weight) -> Option<Vec<Largest>> {
-    let matrix = for_few_rows(x, weight, None)?;
+/// The largest number of each row of `x Wᵀ`, and its column, as [`by_kernels`] computes them; the numbers are not kept.
+pub(crate) fn largest_by_kernels(x: &Tensor, weight: &Weight) -> Option<Vec<Largest>> {
+    let matrix = for_kernels(x, weight, None)?;
     let (rows, columns) = (weight.size()[0] as usize, *x.size().last()? as usize);
     let (x, kind) = (x.contiguous(), x.kind());
     let own = read(&x)?;
@@ -57,65 +57,29 @@ pub(crate) fn largest_of_few_rows(x: &Tensor, weight: &Weight) -> Option<Vec<Lar
 
 /// The numbers of a matrix as a tensor of this size and kind: f32, bf16 or f16.
 pub(crate) fn expanded(matrix: Rows, size: &[i64], kind: Kind) -> Tensor {
-    expanded_part(matrix, size, 0..size[0], kind)
-}
-
-/// Some rows of a matrix `[rows, columns]`.
-fn expanded_part(matrix: Rows, size: &[i64], rows: Range<i64>, kind: Kind) -> Tensor {
-    let own = [rows.end - rows.start, size[1]];
-    let size = (size[0] as usize, size[1] as usize);
-    let to = |y: NumbersMut| expand(matrix, size, rows.start as usize, y, threads());
+    let to = |y: NumbersMut| expand(matrix, size[1] as usize, y, threads());
     match kind {
-        Kind::Float => filled(&own, kind, |y| to(NumbersMut::F32(y))),
-        Kind::BFloat16 => filled(&own, kind, |y| to(NumbersMut::Bf16(y))),
-        _ => filled(&own, kind, |y| to(NumbersMut::F16(y))),
+        Kind::Float => filled(size, kind, |y| to(NumbersMut::F32(y))),
+        Kind::BFloat16 => filled(size, kind, |y| to(NumbersMut::Bf16(y))),
+        _ => filled(size, kind, |y| to(NumbersMut::F16(y))),
     }
 }
 
-/// Numbers of a packed matrix that are expanded at once for a product with many rows: they stay in a CPU's cache.
-const NUMBERS_AT_ONCE: i64 = 1 << 17;
-
-/// `x Wᵀ + b` of many rows with a packed matrix on a CPU, without autograd: a part of the matrix is expanded at a time. Sums are made in f32 and
-/// rounded once. `None`: the matrix must be expanded whole.
-pub(crate) fn by_parts(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Option<Tensor> {
-    let Weight::Quantised(blocks) = weight else { return None };
-    let matrix = blocks.as_rows()?;
-    if x.device() != Device::Cpu || x.numel() == 0 || wants_gradient(x, weight, bias) {
-        return None;
-    }
-    let size = weight.size();
-    let &[rows, columns] = &size[..] else { return None };
-    let own = x.to_kind(Kind::Float).reshape([-1, columns]);
-    let y = Tensor::empty([own.size()[0], rows], (Kind::Float, Device::Cpu));
-    let at_once = (NUMBERS_AT_ONCE / columns).max(1);
-    for first in (0..rows).step_by(at_once as usize) {
-        let part = first..rows.min(first + at_once);
-        let out = y.narrow(1, first, part.end - first);
-        let _ = own.mm_out(&out, &expanded_part(matrix, &size, part, Kind::Float).tr());
-    }
-    let y = match bias {
-        Some(bias) => y + bias,
-        None => y,
-    };
-    let mut size = x.size();
-    *size.last_mut()? = rows;
-    Some(y.to_kind(x.kind()).view(&size[..]))
-}
-
-/// The matrix for the kernels, if they compute `x Wᵀ + b` and are faster: few rows on a CPU, and no gradient is recorded.
-fn for_few_rows<'w>(x: &Tensor, weight: &'w Weight, bias: Option<&Tensor>) -> Option<Rows<'w>> {
-    let (n, columns) = match x.size()[..] {
-        [n, 1, columns] | [n, columns] => (n, columns),
-        _ => return None,
-    };
+/// The matrix for the kernels, if they compute `x Wᵀ + b` and are faster: on a CPU, and no gradient is recorded.
+fn for_kernels<'w>(x: &Tensor, weight: &'w Weight, bias: Option<&Tensor>) -> Option<Rows<'w>> {
+    let columns = *x.size().last()?;
+    let is_of_one_token = matches!(x.size()[..], [_, 1, _] | [_, _]);
     let most = match weight.tensor().map(Tensor::kind) {
-        Some(Kind::Float) => MOST_ROWS_F32,
+        Some(Kind::Float) if is_of_one_token => MOST_ROWS_F32,
+        // libtorch's sums of prompts have the order of the reference implementations'
+        Some(Kind::Float) => return None,
         // a CPU with bf16 units is faster with libtorch's product
         Some(Kind::BFloat16) if has_bf16() => return None,
-        _ => MOST_ROWS,
+        Some(_) => MOST_ROWS,
+        None => i64::MAX,
     };
-    let is_few = (1..=most).contains(&n) && columns > 0;
-    if !is_few || x.device() != Device::Cpu || wants_gradient(x, weight, bias) {
+    let is_faster = x.numel() > 0 && x.numel() as i64 / columns <= most;
+    if !is_faster || x.device() != Device::Cpu || wants_gradient(x, weight, bias) {
         return None;
     }
     match weight {
@@ -303,7 +267,7 @@ mod tests {
 
     /// Both are f32 sums of the same products, rounded once to the kind at the end, so they differ by at most two of its rounding steps.
     #[test]
-    fn products_of_few_rows_are_libtorchs() {
+    fn products_by_kernels_are_libtorchs() {
         for (kind, step) in
             [(Kind::Float, 2e-6), (Kind::BFloat16, 2f64.powi(-8)), (Kind::Half, 2f64.powi(-11))]
         {
@@ -311,7 +275,7 @@ mod tests {
             let bias = numbers(1, 70, kind).squeeze();
             for (n, bias) in [(1, None), (3, Some(&bias)), (8, None)] {
                 let x = numbers(n, 96, kind).unsqueeze(1);
-                let Some(found) = of_few_rows(&x, &weight, bias) else {
+                let Some(found) = by_kernels(&x, &weight, bias) else {
                     let is_libtorchs = kind == Kind::BFloat16 && has_bf16();
                     assert!(is_libtorchs, "{kind:?} × {n} has no kernel");
                     continue;
@@ -335,9 +299,9 @@ mod tests {
             let weight = Weight::Dense(numbers(700, 96, kind));
             for n in [1, 5, 20] {
                 let x = numbers(n, 96, kind);
-                let largest = largest_of_few_rows(&x, &weight);
+                let largest = largest_by_kernels(&x, &weight);
                 assert_eq!(largest.is_none(), kind == Kind::BFloat16 && has_bf16());
-                let (Some(largest), Some(all)) = (largest, of_few_rows(&x, &weight, None)) else {
+                let (Some(largest), Some(all)) = (largest, by_kernels(&x, &weight, None)) else {
                     continue;
                 };
                 for (row, largest) in largest.into_iter().enumerate() {
@@ -352,16 +316,16 @@ mod tests {
 
     /// The same numbers are multiplied; sums of f32 have another order, and results are rounded once.
     #[test]
-    fn many_rows_are_multiplied_with_a_packed_matrix_by_parts() {
-        let (rows, columns) = (700, 512); // three parts
+    fn many_rows_are_multiplied_with_a_packed_matrix_by_the_kernels() {
+        let (rows, columns) = (70, 512);
         let packed = crate::Quantised::packed_for_tests(&numbers(rows, columns, Kind::Float));
         let weight = Weight::Quantised(packed);
         let bias = numbers(1, rows, Kind::Float).squeeze();
         for (kind, step) in [(Kind::Float, 2e-6), (Kind::BFloat16, 2f64.powi(-8))] {
-            let x = numbers(90, columns, kind).view([3, 30, columns]);
+            let x = numbers(2 * MOST_ROWS, columns, kind).view([2, MOST_ROWS, columns]);
             for bias in [None, Some(&bias)] {
-                let found = by_parts(&x, &weight, bias).expect("it is on a CPU");
-                assert_eq!((found.size(), found.kind()), (vec![3, 30, rows], kind));
+                let found = by_kernels(&x, &weight, bias).expect("it is on a CPU");
+                assert_eq!((found.size(), found.kind()), (vec![2, MOST_ROWS, rows], kind));
                 let f64 = |tensor: &Tensor| tensor.to_kind(Kind::Double);
                 let expected = f64(&x).linear(&f64(&weight.dense()), bias.map(f64).as_ref());
                 let error = (f64(&found) - &expected).abs().max().double_value(&[]);
@@ -370,7 +334,7 @@ mod tests {
             }
         }
         let x = numbers(90, columns, Kind::Float).set_requires_grad(true);
-        assert!(by_parts(&x, &weight, None).is_none());
+        assert!(by_kernels(&x, &weight, None).is_none());
     }
 
     /// Both round an f32 sum to bf16, so they differ by at most one rounding step of bf16.
@@ -398,14 +362,16 @@ mod tests {
     fn what_wants_a_gradient_and_what_has_many_rows_is_left_to_libtorch() {
         let x = numbers(2, 32, Kind::Float);
         let trained = Weight::Dense(numbers(4, 32, Kind::Float).set_requires_grad(true));
-        assert!(of_few_rows(&x, &trained, None).is_none());
-        assert!(tch::no_grad(|| of_few_rows(&x, &trained, None)).is_some());
+        assert!(by_kernels(&x, &trained, None).is_none());
+        assert!(tch::no_grad(|| by_kernels(&x, &trained, None)).is_some());
         let frozen = Weight::Dense(numbers(4, 32, Kind::Float));
-        assert!(of_few_rows(&x, &frozen, None).is_some());
-        assert!(of_few_rows(&x.set_requires_grad(true), &frozen, None).is_none());
-        assert!(of_few_rows(&numbers(MOST_ROWS_F32 + 1, 32, Kind::Float), &frozen, None).is_none());
-        assert!(
-            of_few_rows(&numbers(4, 32, Kind::Float).view([1, 4, 32]), &frozen, None).is_none()
-        );
+        assert!(by_kernels(&x, &frozen, None).is_some());
+        assert!(by_kernels(&x.set_requires_grad(true), &frozen, None).is_none());
+        let many = numbers(MOST_ROWS_F32 + 2, 32, Kind::Float);
+        assert!(by_kernels(&many, &frozen, None).is_none());
+        let prompts = numbers(4, 32, Kind::Float).view([2, 2, 32]);
+        assert!(by_kernels(&prompts, &frozen, None).is_none());
+        let in_f16 = Weight::Dense(frozen.dense().to_kind(Kind::Half));
+        assert!(by_kernels(&prompts.to_kind(Kind::Half), &in_f16, None).is_some());
     }
 }

@@ -1,6 +1,6 @@
 use tch::{Kind, Tensor};
 
-use crate::weights::quick_products::{by_parts, of_few_rows, through_f32};
+use crate::weights::quick_products::{by_kernels, through_f32};
 use crate::{ModelDescription, ModelTensor, Quantised, TensorRole};
 
 /// A weight of a model: a tensor, or a frozen quantised matrix that is expanded on use.
@@ -129,13 +129,12 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Applies the projection. A quantised weight is expanded, and kept expanded until the backward under autograd. On a CPU, without autograd, the
-    /// kernels read its blocks for a few rows, and it is expanded by parts for many.
+    /// Applies the projection. A quantised weight is expanded, and kept expanded until the backward under autograd. On a CPU, without autograd,
+    /// kernels read its blocks.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let bias = self.bias.as_ref();
-        let quick = of_few_rows(x, &self.weight, bias)
-            .or_else(|| by_parts(x, &self.weight, bias))
-            .or_else(|| through_f32(x, &self.weight, bias));
+        let quick =
+            by_kernels(x, &self.weight, bias).or_else(|| through_f32(x, &self.weight, bias));
         quick.unwrap_or_else(|| x.linear(&self.weight.dense(), bias))
     }
 }
