@@ -36,8 +36,9 @@ const ALLOWED: [(&str, &[&str]); 13] = [
 /// The crate that tests of every crate may use. It knows none of our crates.
 const FOR_TESTS: &str = "reft-test-support";
 
-/// Crates that only the tests of a crate may use: hooks are tested with real methods, the trainer and the methods with each other.
-const ALLOWED_IN_TESTS: [(&str, &str); 4] = [
+/// Crates that only the tests and benches of a crate may use: hooks are tested with real methods, the trainer and the methods with each other.
+const ALLOWED_IN_TESTS: [(&str, &str); 5] = [
+    ("reft-bench", "reft-kernels"),
     ("reft-distributed", "reft-methods"),
     ("reft-models", "reft-methods"),
     ("reft-train", "reft-methods"),

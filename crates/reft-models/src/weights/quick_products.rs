@@ -11,9 +11,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::Weight;
 
-/// Most rows for which the kernels are faster than libtorch's product with an f32 matrix: measured, see docs/performance.md.
-const MOST_ROWS_F32: i64 = 96;
-/// The same for a matrix in bf16 or f16.
+/// Most rows for which the kernels are as fast as libtorch's product with a matrix that is not packed: measured, see docs/performance.md.
 const MOST_ROWS: i64 = 128;
 
 /// `x Wᵀ + b` on a CPU without autograd: for up to [`MOST_ROWS`] rows, in f32 if they are one token of each row of a batch; for any number if
@@ -70,7 +68,7 @@ fn for_kernels<'w>(x: &Tensor, weight: &'w Weight, bias: Option<&Tensor>) -> Opt
     let columns = *x.size().last()?;
     let is_of_one_token = matches!(x.size()[..], [_, 1, _] | [_, _]);
     let most = match weight.tensor().map(Tensor::kind) {
-        Some(Kind::Float) if is_of_one_token => MOST_ROWS_F32,
+        Some(Kind::Float) if is_of_one_token => MOST_ROWS,
         // libtorch's sums of prompts have the order of the reference implementations'
         Some(Kind::Float) => return None,
         // a CPU with bf16 units is faster with libtorch's product
@@ -367,7 +365,7 @@ mod tests {
         let frozen = Weight::Dense(numbers(4, 32, Kind::Float));
         assert!(by_kernels(&x, &frozen, None).is_some());
         assert!(by_kernels(&x.set_requires_grad(true), &frozen, None).is_none());
-        let many = numbers(MOST_ROWS_F32 + 2, 32, Kind::Float);
+        let many = numbers(MOST_ROWS + 2, 32, Kind::Float);
         assert!(by_kernels(&many, &frozen, None).is_none());
         let prompts = numbers(4, 32, Kind::Float).view([2, 2, 32]);
         assert!(by_kernels(&prompts, &frozen, None).is_none());
