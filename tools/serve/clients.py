@@ -96,12 +96,19 @@ def main(url, model, adapter):
     cut = client.completions.create(model=model, prompt="The ocean is", max_tokens=8, temperature=0, stop=[word])
     assert word not in cut.choices[0].text and cut.choices[0].finish_reason == "stop"
     passed("completions and stop", repr(completion.choices[0].text))
+    greedy = {"model": model, "prompt": "The ocean is", "max_tokens": 48, "temperature": 0}
+    penalised, repeating = (
+        client.completions.create(presence_penalty=x, frequency_penalty=x, **greedy).choices[0].text for x in (2, -2)
+    )
+    words = [len(set(text.split())) for text in (penalised, repeating)]
+    assert words[0] > words[1], (penalised, repeating)
+    passed("penalties", repr(penalised))
 
     documented(url)
 
     refused("unknown model", openai.NotFoundError, lambda: chat(model="nobody"), "model")
     refused("wrong value", openai.BadRequestError, lambda: chat(top_p=0), "top_p")
-    refused("what is not supported", openai.BadRequestError, lambda: chat(presence_penalty=1), "presence_penalty")
+    refused("what is not supported", openai.BadRequestError, lambda: chat(logit_bias={"5": 1}), "logit_bias")
     refused("too long", openai.BadRequestError, lambda: chat(max_tokens=10_000_000))
 
     options = {"model": "openai/" + adapter, "api_base": base_url, "api_key": "none"}
