@@ -62,11 +62,11 @@ impl Tile<'_> {
         }
         let there = y.len() / M;
         for i in 0..there {
-            let (y, acc, row) = (&mut y[i * M..][..M], acc[i], &rows[i]);
+            let (acc, row) = (acc[i], &rows[i]);
             let offsets = row.offsets.as_flattened();
-            for (m, y) in y.iter_mut().enumerate() {
+            for (m, acc) in acc.into_iter().enumerate() {
                 let sums = &x.sums[m * offsets.len()..][..offsets.len()];
-                *y = simd.reduce_sum_f32s(acc[m]) + dot(simd, offsets, sums);
+                y[m * there + i] = simd.reduce_sum_f32s(acc) + dot(simd, offsets, sums);
             }
         }
     }

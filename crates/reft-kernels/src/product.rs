@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::sync::Mutex;
 
 use pulp::{Arch, Simd, WithSimd};
@@ -15,6 +16,10 @@ pub(crate) const TILE: usize = 4;
 pub(crate) const VECTORS: usize = 3;
 /// Rows that a thread takes at a time.
 const CHUNK: usize = 32;
+/// Most products for which a thread keeps memory.
+const MOST_KEPT: usize = 1 << 21;
+/// Vectors whose products a thread puts in order at a time.
+const TURNED: usize = 8;
 /// Numbers of vectors that are multiplied with a whole matrix at once: more do not stay in a CPU's cache from one tile of rows to the next.
 const NUMBERS_AT_ONCE: usize = 1 << 19;
 
@@ -32,26 +37,68 @@ pub fn product(matrix: Rows, columns: usize, x: &[f32], y: &mut [f32], threads: 
     let rows = y.len() / n;
     assert!(matrix.holds(rows, columns), "the matrix is not of this size");
     let at_once = (NUMBERS_AT_ONCE / columns).next_multiple_of(VECTORS).max(VECTORS);
+    let mut kept = KEPT.take();
     for (x, y) in x.chunks(at_once * columns).zip(y.chunks_mut(at_once * rows)) {
-        product_at_once(matrix, Tiles::of(x, columns, &matrix), y, threads);
-    }
-}
-
-/// [`product`] of vectors that stay in the cache.
-fn product_at_once(matrix: Rows, tiles: Tiles, y: &mut [f32], threads: usize) {
-    if tiles.n == 1 {
-        return by_chunks(matrix, &tiles, y, threads);
-    }
-    let mut turned = vec![0.0; y.len()]; // [rows, n]
-    by_chunks(matrix, &tiles, &mut turned, threads);
-    for (i, y) in y.chunks_exact_mut(turned.len() / tiles.n).enumerate() {
-        for (y, of_row) in y.iter_mut().zip(turned.chunks_exact(tiles.n)) {
-            *y = of_row[i];
+        let tiles = Tiles::of(x, columns, &matrix, threads, kept.tiles);
+        if tiles.n == 1 {
+            by_chunks(matrix, &tiles, y, threads);
+        } else {
+            if kept.products.len() < y.len() {
+                kept.products.resize(y.len(), 0.0);
+            }
+            let products = &mut kept.products[..y.len()];
+            by_chunks(matrix, &tiles, products, threads);
+            put_in_order(products, tiles.n, y, threads);
         }
+        kept.tiles = tiles.x;
+    }
+    if kept.products.len() <= MOST_KEPT {
+        KEPT.set(kept);
     }
 }
 
-/// The products `[rows, n]`: the threads share the chunks of rows.
+/// Memory that a thread keeps for its next product: new memory costs the time to clear it.
+#[derive(Debug, Default)]
+struct Kept {
+    tiles: Vec<f32>,
+    products: Vec<f32>,
+}
+
+thread_local! {
+    static KEPT: Cell<Kept> = Cell::default();
+}
+
+/// Products `[n, 4]` of each four rows to `y` `[n, rows]`.
+fn put_in_order(products: &[f32], n: usize, y: &mut [f32], threads: usize) {
+    let rows = y.len() / n;
+    let of_tiles = products.chunks(TILE * n);
+    let results = y.chunks_mut(TURNED * rows).enumerate();
+    share_out(
+        to_copy(products.len(), threads),
+        &Mutex::new(results),
+        || (),
+        |(), (group, y)| {
+            for (i, y) in y.chunks_exact_mut(rows).enumerate() {
+                let (whole, rest) = y.as_chunks_mut::<TILE>();
+                let i = group * TURNED + i;
+                for (y, of_tile) in whole.iter_mut().zip(of_tiles.clone()) {
+                    *y = of_tile.as_chunks().0[i];
+                }
+                if let Some(of_tile) = of_tiles.clone().nth(whole.len()) {
+                    rest.copy_from_slice(&of_tile[i * rest.len()..][..rest.len()]);
+                }
+            }
+        },
+    );
+}
+
+/// The threads that copy so many numbers: for few of them, waking others takes longer.
+fn to_copy(numbers: usize, threads: usize) -> usize {
+    const FEW: usize = 1 << 14;
+    if numbers <= FEW { 1 } else { threads }
+}
+
+/// The products `[n, 4]` of each four rows: the threads share the chunks of rows.
 fn by_chunks(matrix: Rows, x: &Tiles, y: &mut [f32], threads: usize) {
     let work = y.chunks_mut(CHUNK * x.n).enumerate();
     let chunks = work.len();
@@ -126,7 +173,7 @@ pub fn largest_products(
 ) -> Vec<Largest> {
     assert!(columns > 0 && x.len().is_multiple_of(columns), "x is no whole number of vectors");
     assert!(matrix.holds(rows, columns), "the matrix is not of this size");
-    let tiles = Tiles::of(x, columns, &matrix);
+    let tiles = Tiles::of(x, columns, &matrix, threads, Vec::new());
     let n = tiles.n;
     assert!(n > 0, "there is no vector");
     let chunks = rows.div_ceil(CHUNK);
@@ -140,9 +187,11 @@ pub fn largest_products(
             y.resize(CHUNK.min(rows - first) * n, 0.0);
             Chunk { matrix, first, x: &tiles, y, scratch }.compute();
             precision.round(y, bits);
-            for (row, y) in y.chunks_exact(n).enumerate() {
-                for (largest, value) in largest.iter_mut().zip(y) {
-                    largest.meet(Largest { value: *value, row: first + row });
+            for (tile, y) in y.chunks(TILE * n).enumerate() {
+                for (largest, y) in largest.iter_mut().zip(y.chunks_exact(y.len() / n)) {
+                    for (row, value) in y.iter().enumerate() {
+                        largest.meet(Largest { value: *value, row: first + tile * TILE + row });
+                    }
                 }
             }
         },
@@ -159,7 +208,7 @@ pub(crate) struct Tiles {
     pub(crate) n: usize,
     pub(crate) columns: usize,
     pub(crate) x: Vec<f32>,
-    /// `Σ x` of each block of a vector, `[n, blocks]`, for matrices whose blocks have offsets.
+    /// `Σ x` of each block of a vector, `[n, blocks]`, for few vectors and matrices whose blocks have offsets.
     #[cfg_attr(
         not(target_arch = "x86_64"),
         expect(dead_code, reason = "read in AVX2's registers")
@@ -173,25 +222,34 @@ pub(crate) const LANES: usize = 16;
 impl Tiles {
     /// Each tile of `m` vectors holds the first `LANES` numbers of every vector, then the next `LANES` of every vector. The end of a vector is
     /// padded with zeros.
-    fn of(x: &[f32], columns: usize, matrix: &Rows) -> Self {
+    /// `tiles` is memory for them.
+    fn of(x: &[f32], columns: usize, matrix: &Rows, threads: usize, mut tiles: Vec<f32>) -> Self {
         let n = x.len() / columns;
         let padded = columns.next_multiple_of(LANES);
-        let mut tiles = vec![0.0; n * padded];
-        let mut first = 0;
-        for m in widths(n) {
-            let out = &mut tiles[first * padded..(first + m) * padded];
-            for (i, own) in
-                x[first * columns..(first + m) * columns].chunks_exact(columns).enumerate()
-            {
-                for (part, own) in own.chunks(LANES).enumerate() {
-                    let at = (part * m + i) * LANES;
-                    out[at..at + own.len()].copy_from_slice(own);
+        tiles.resize(n * padded, 0.0);
+        let (mut x_left, mut tiles_left) = (x, &mut tiles[..]);
+        let work = widths(n).map(|m| {
+            let x = x_left.split_off(..m * columns).unwrap_or_default();
+            let tile = tiles_left.split_off_mut(..m * padded).unwrap_or_default();
+            (m, x, tile)
+        });
+        share_out(
+            to_copy(x.len(), threads),
+            &Mutex::new(work),
+            || (),
+            |(), (m, x, tile)| {
+                for (i, own) in x.chunks_exact(columns).enumerate() {
+                    for (part, own) in own.chunks(LANES).enumerate() {
+                        let at = (part * m + i) * LANES;
+                        let (to, padding) = tile[at..at + LANES].split_at_mut(own.len());
+                        to.copy_from_slice(own);
+                        padding.fill(0.0);
+                    }
                 }
-            }
-            first += m;
-        }
+            },
+        );
         let sums = match matrix {
-            Rows::Nibbles { .. } | Rows::Q4K { .. } => {
+            Rows::Nibbles { .. } | Rows::Q4K { .. } if n <= VECTORS => {
                 let blocks = x.chunks_exact(columns).flat_map(|x| x.chunks(BLOCK));
                 blocks.map(|block| block.iter().sum()).collect()
             }
@@ -219,6 +277,7 @@ pub(crate) struct Chunk<'a> {
     pub(crate) matrix: Rows<'a>,
     pub(crate) first: usize,
     pub(crate) x: &'a Tiles,
+    /// The products `[n, 4]` of each four rows.
     pub(crate) y: &'a mut [f32],
     pub(crate) scratch: &'a mut [Scratch; TILE],
 }
@@ -301,9 +360,9 @@ impl WithSimd for Chunk<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { matrix, first, x, y, scratch } = self;
+        let [a, b, c, d] = scratch;
         let whole = x.columns / LANES * LANES;
         for (rows, tile) in tiles(&matrix, first, x, y) {
-            let [a, b, c, d] = &mut *scratch;
             let [i, j, k, l] = each(rows, |row| first + row);
             let w = [
                 matrix.row(i, x.columns, a),
@@ -361,7 +420,7 @@ impl Tile<'_> {
             let own = &x.x[begin * padded..(begin + m) * padded];
             let put = |i, sums: &[f32]| {
                 if i < there {
-                    y[i * x.n + begin..][..sums.len()].copy_from_slice(sums);
+                    sums.iter().enumerate().for_each(|(m, sum)| y[(begin + m) * there + i] = *sum);
                 }
             };
             if passes == 1 {
