@@ -145,14 +145,15 @@ pub enum Precision {
 impl Precision {
     /// Rounds numbers in place; `bits` is a buffer.
     fn round(self, numbers: &mut [f32], bits: &mut Vec<u16>) {
-        bits.resize(numbers.len(), 0);
         match self {
             Self::F32 => (),
             Self::Bf16 => {
+                bits.resize(numbers.len(), 0);
                 round_to_bf16(numbers, bits);
                 bf16_to(bits, numbers);
             }
             Self::F16 => {
+                bits.resize(numbers.len(), 0);
                 round_to_f16(numbers, bits);
                 halves_to(bits, numbers);
             }

@@ -1,5 +1,3 @@
-use half::f16;
-use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use pulp::bytemuck::cast_slice;
 
 /// A matrix `[rows, columns]` in memory, row after row. Blocks are those of GGUF, with each part in its own array; scales and offsets are f16 bits.
@@ -229,12 +227,40 @@ pub(crate) fn bf16_to(bits: &[u16], out: &mut [f32]) {
     }
 }
 
-/// Converts f16, given as bits.
+/// Converts f16, given as bits: inlined, and so compiled for the CPU's instructions, which a call for each eight numbers is not.
+#[inline(always)]
 pub(crate) fn halves_to(bits: &[u16], out: &mut [f32]) {
-    bits.reinterpret_cast::<f16>().convert_to_f32_slice(out);
+    const EXPONENTS: u32 = 0x7c00;
+    // the exponent of f16 is 15 larger than that of its number, and that of f32 127
+    let shift = f32::from_bits((127 + 127 - 15) << 23);
+    for (out, bits) in out.iter_mut().zip(bits) {
+        let bits = u32::from(*bits);
+        let size = f32::from_bits((bits & 0x7fff) << 13) * shift;
+        let is_finite = bits & EXPONENTS != EXPONENTS;
+        let exponent = if is_finite { 0 } else { f32::INFINITY.to_bits() };
+        *out = f32::from_bits(size.to_bits() | exponent | (bits & 0x8000) << 16);
+    }
 }
 
+#[inline(always)]
 pub(crate) fn halves_into(bits: &[u16], out: &mut Vec<f32>) {
     out.resize(bits.len(), 0.0);
     halves_to(bits, out);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_half_has_its_number() {
+        let bits: Vec<u16> = (0..=u16::MAX).collect();
+        let mut found = vec![f32::NAN; bits.len()];
+        halves_to(&bits, &mut found);
+        for (bits, found) in bits.into_iter().zip(found) {
+            let expected = half::f16::from_bits(bits).to_f32();
+            let is_equal = found.to_bits() == expected.to_bits();
+            assert!(is_equal || (found.is_nan() && expected.is_nan()), "{bits:x}: {found}");
+        }
+    }
 }

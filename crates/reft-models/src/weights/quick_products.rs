@@ -65,8 +65,10 @@ pub(crate) fn expanded(matrix: Rows, size: &[i64], kind: Kind) -> Tensor {
 
 /// The matrix for the kernels, if they compute `x Wᵀ + b` and are faster: on a CPU, and no gradient is recorded.
 fn for_kernels<'w>(x: &Tensor, weight: &'w Weight, bias: Option<&Tensor>) -> Option<Rows<'w>> {
-    let columns = *x.size().last()?;
-    let is_of_one_token = matches!(x.size()[..], [_, 1, _] | [_, _]);
+    let size = x.size();
+    let columns = *size.last()?;
+    let is_of_one_token = matches!(size[..], [_, 1, _] | [_, _]);
+    let rows = size[..size.len() - 1].iter().product::<i64>();
     let most = match weight.tensor().map(Tensor::kind) {
         Some(Kind::Float) if is_of_one_token => MOST_ROWS,
         // libtorch's sums of prompts have the order of the reference implementations'
@@ -76,7 +78,7 @@ fn for_kernels<'w>(x: &Tensor, weight: &'w Weight, bias: Option<&Tensor>) -> Opt
         Some(_) => MOST_ROWS,
         None => i64::MAX,
     };
-    let is_faster = x.numel() > 0 && x.numel() as i64 / columns <= most;
+    let is_faster = columns > 0 && (1..=most).contains(&rows);
     if !is_faster || x.device() != Device::Cpu || wants_gradient(x, weight, bias) {
         return None;
     }
@@ -193,22 +195,24 @@ impl Plain for i8 {
 /// The numbers of a tensor in order, without a copy; `None` if it is of another kind, on another device, or not in order.
 pub(crate) fn memory<T: Plain>(tensor: &Tensor) -> Option<&[T]> {
     let is_here = tensor.device() == Device::Cpu && tensor.is_contiguous();
-    if !is_here || !T::KINDS.contains(&tensor.kind()) || tensor.numel() == 0 {
-        return None;
-    }
-    Some(numbers(tensor, tensor.numel()))
+    let length = tensor.numel();
+    (is_here && T::KINDS.contains(&tensor.kind()) && length > 0).then(|| numbers(tensor, length))
 }
 
 /// The first `length` numbers of a tensor's memory, up to its last number at most.
 fn numbers<T: Plain>(tensor: &Tensor, length: usize) -> &[T] {
-    let size = tensor.size().into_iter().zip(tensor.stride());
-    let last: i64 = size.map(|(n, stride)| (n - 1) * stride).sum();
+    let there = if tensor.is_contiguous() {
+        tensor.numel() as i64
+    } else {
+        let size = tensor.size().into_iter().zip(tensor.stride());
+        size.map(|(n, stride)| (n - 1) * stride).sum::<i64>() + 1
+    };
     let is_here = tensor.device() == Device::Cpu && T::KINDS.contains(&tensor.kind());
-    assert!(is_here && tensor.numel() > 0 && length as i64 <= last + 1, "no such numbers");
-    // SAFETY: a tensor on the CPU has its first number at `data_ptr`, aligned for its kind, and its last number `last` numbers later (strides
-    // are not negative); both are in one allocation. Its kind has the size of `T`, for which every bit pattern is valid. The borrowed tensor
-    // keeps the allocation alive. Only frozen weights, caches and tensors that a forward has just computed on this thread are read: nothing
-    // writes to any of them meanwhile.
+    assert!(is_here && tensor.numel() > 0 && length as i64 <= there, "no such numbers");
+    // SAFETY: a tensor on the CPU has its first number at `data_ptr`, aligned for its kind, and its last number `there - 1` numbers later
+    // (strides are not negative); both are in one allocation. Its kind has the size of `T`, for which every bit pattern is valid. The borrowed
+    // tensor keeps the allocation alive. Only frozen weights, caches and tensors that a forward has just computed on this thread are read:
+    // nothing writes to any of them meanwhile.
     #[allow(unsafe_code)]
     unsafe {
         std::slice::from_raw_parts(tensor.data_ptr().cast::<T>().cast_const(), length)
