@@ -3,7 +3,7 @@
 //!     cargo bench --workspace --profile dev --bench products -- [ROWS] [COLUMNS] [THREADS]
 //!
 //! Matrices are read one after the other, and all of them do not fit into a CPU's cache, like those of a model. libtorch multiplies bf16
-//! through f32, and a packed matrix after it is expanded.
+//! through f32, and a packed matrix after it is expanded and copied into a tensor.
 
 use std::io::Write;
 use std::time::Instant;
@@ -93,10 +93,7 @@ impl Products {
 
     fn q8_0_by_libtorch(&mut self, i: usize) {
         let n = self.expanded.len();
-        let matrix = Rows::Q8_0 {
-            scales: &self.scales[i * n / 32..][..n / 32],
-            quants: &self.integers[i * n..][..n],
-        };
+        let matrix = q8_0(&self.scales, &self.integers, i, n);
         expand(matrix, self.columns, NumbersMut::F32(&mut self.expanded), self.threads);
         let expanded = Tensor::from_slice(&self.expanded).view_as(&self.f32[i]);
         drop(self.x.linear::<Tensor>(&expanded, None));
@@ -116,10 +113,7 @@ impl Products {
 
     fn q8_0_by_kernels(&mut self, i: usize) {
         let n = self.expanded.len();
-        let matrix = Rows::Q8_0 {
-            scales: &self.scales[i * n / 32..][..n / 32],
-            quants: &self.integers[i * n..][..n],
-        };
+        let matrix = q8_0(&self.scales, &self.integers, i, n);
         product(matrix, self.columns, &self.vectors, &mut self.y, self.threads);
     }
 
@@ -142,6 +136,11 @@ impl Products {
         (0..count).for_each(|i| multiply(self, i));
         started.elapsed().as_secs_f64() * 1e6 / count as f64
     }
+}
+
+/// Matrix `i` of those in eight bits, of `n` numbers.
+fn q8_0<'a>(scales: &'a [u16], integers: &'a [i8], i: usize, n: usize) -> Rows<'a> {
+    Rows::Q8_0 { scales: &scales[i * n / 32..][..n / 32], quants: &integers[i * n..][..n] }
 }
 
 fn median(mut times: Vec<f64>) -> f64 {

@@ -12,21 +12,24 @@ use crate::threads::share_out;
 
 /// Rows of the matrix that are computed together: each number of `x` is read once for all of them.
 pub(crate) const TILE: usize = 4;
-/// Most vectors that are multiplied with them at once: the sums of this many vectors stay in registers.
+/// Most vectors that are multiplied with a tile of rows at once: the sums of this many vectors stay in registers.
 pub(crate) const VECTORS: usize = 3;
+/// Most vectors that are multiplied with numbers in four bits as integers.
+const VECTORS_OF_NIBBLES: usize = 2 * VECTORS;
 /// Rows that a thread takes at a time.
 const CHUNK: usize = 32;
 /// Most products for which a thread keeps memory.
 const MOST_KEPT: usize = 1 << 21;
 /// Vectors whose products a thread puts in order at a time.
 const TURNED: usize = 8;
-/// Numbers of vectors that are multiplied with a whole matrix at once: more do not stay in a CPU's cache from one tile of rows to the next.
+/// Most numbers, in all vectors together, that are multiplied with a whole matrix at once. More do not stay in a CPU's cache from one tile
+/// of rows to the next.
 const NUMBERS_AT_ONCE: usize = 1 << 19;
 
 /// `y = W x`: a matrix `[rows, columns]` times `n` vectors `[n, columns]`, into `[n, rows]`, in f32.
 ///
 /// Each number of the matrix is read once for as many vectors as stay in the cache together. The order of the sums does not depend on the number
-/// of threads, nor on that of vectors, except that numbers in four bits have another one where there are up to three vectors.
+/// of threads, nor on that of vectors, except that numbers in four bits have another one for up to six vectors.
 ///
 /// # Panics
 /// If the lengths do not fit together.
@@ -92,7 +95,7 @@ fn put_in_order(products: &[f32], n: usize, y: &mut [f32], threads: usize) {
     );
 }
 
-/// The threads that copy so many numbers: for few of them, waking others takes longer.
+/// The number of threads for copying this many numbers: for few numbers, waking other threads takes longer than copying.
 fn to_copy(numbers: usize, threads: usize) -> usize {
     const FEW: usize = 1 << 14;
     if numbers <= FEW { 1 } else { threads }
@@ -161,7 +164,7 @@ impl Precision {
     }
 }
 
-/// `max W x` and its row, for each of `n` vectors `[n, columns]`: the products are those of [`product`], but are not written to memory.
+/// `max W x` and its row, for each of `n` vectors `[n, columns]`. The products equal the products of [`product`], but are not written to memory.
 ///
 /// # Panics
 /// If the lengths do not fit together.
@@ -250,7 +253,7 @@ impl Tiles {
             },
         );
         let sums = match matrix {
-            Rows::Nibbles { .. } | Rows::Q4K { .. } if n <= VECTORS => {
+            Rows::Nibbles { .. } | Rows::Q4K { .. } if n <= matrix.few() => {
                 let blocks = x.chunks_exact(columns).flat_map(|x| x.chunks(BLOCK));
                 blocks.map(|block| block.iter().sum()).collect()
             }
@@ -260,8 +263,18 @@ impl Tiles {
     }
 }
 
+impl Rows<'_> {
+    /// Most vectors for which numbers are expanded in registers: the numbers are expanded again for each [`VECTORS`] vectors.
+    pub(crate) fn few(&self) -> usize {
+        match self {
+            Self::Nibbles { .. } | Self::Q4K { .. } => VECTORS_OF_NIBBLES,
+            _ => VECTORS,
+        }
+    }
+}
+
 /// How many vectors are multiplied at once, tile after tile.
-fn widths(n: usize) -> impl Iterator<Item = usize> {
+pub(crate) fn widths(n: usize) -> impl Iterator<Item = usize> {
     let mut left = n;
     std::iter::from_fn(move || {
         let m = match left {
@@ -431,7 +444,7 @@ impl Tile<'_> {
                     _ => sums::<S, 3, K, true, P>(simd, w, ends, own, next, put),
                 }
             } else {
-                // a share of the lines, because a CPU has few reads under way at once
+                // a share of the lines, because a CPU can have only few reads in flight at once
                 for line in pass * lines / passes..(pass + 1) * lines / passes {
                     fetch(next.as_ptr().wrapping_add(line * LINE));
                 }
@@ -606,7 +619,7 @@ mod tests {
                         alone.clone_from(&found);
                     }
                     let has_another_order = name.starts_with("4 bits") || name == "q4_k";
-                    if n <= VECTORS || !has_another_order {
+                    if n <= matrix.few() || !has_another_order {
                         assert_eq!(found[..rows], alone, "{name}: other vectors change the result");
                     }
                     for threads in [1, 2] {

@@ -4,7 +4,7 @@ use pulp::Arch;
 
 use crate::exponential::exp;
 
-/// Numbers that are looked at side by side: the lanes of the widest registers.
+/// Numbers that are compared side by side: the lanes of the widest registers.
 const LANES: usize = 16;
 
 /// Which tokens may be drawn, and how evenly.
@@ -144,7 +144,7 @@ impl PartialEq for WorstFirst {
 
 impl Eq for WorstFirst {}
 
-/// Sets the weights of the worst tokens to 0, as many as have `most` together at most; one token is always left.
+/// Sets the weights of the worst tokens to 0, as long as these weights together are at most `most`. One token is always left.
 #[inline(always)]
 fn leave_out_tail(scores: &[f32], most: f64, weights: &mut [f32]) {
     // If all tokens were as light as these, they would still not fill `most`: they are dropped without sorting.
@@ -220,7 +220,21 @@ mod tests {
         weights
     }
 
+    fn probabilities(scores: &[f32], drawing: Drawing) -> Vec<f64> {
+        let mut weights = vec![f32::NAN; scores.len()];
+        let sum = token_weights(scores, drawing, &mut weights);
+        weights.into_iter().map(|weight| f64::from(weight) / sum).collect()
+    }
+
     /// Each weight has a few roundings of f32, of its exponent too.
+    #[track_caller]
+    fn assert_close(found: &[f64], expected: &[f64]) {
+        assert_eq!(found.len(), expected.len());
+        for (f, e) in found.iter().zip(expected) {
+            assert!((f - e).abs() < 1e-5 * e + 1e-30, "{found:?}, expected {expected:?}");
+        }
+    }
+
     #[test]
     fn probabilities_are_those_of_the_definition() {
         for n in [1, 2, 40, 500] {
@@ -229,20 +243,48 @@ mod tests {
                 for top_k in [None, Some(1), Some(7), Some(600)] {
                     for top_p in [1.0, 0.95, 0.5, 1e-9] {
                         let drawing = Drawing { temperature, top_k, top_p };
-                        let mut weights = vec![f32::NAN; n];
-                        let sum = token_weights(&scores, drawing, &mut weights);
-                        for (weight, expected) in weights.iter().zip(expected(&scores, drawing)) {
-                            let found = f64::from(*weight) / sum;
-                            let error = (found - expected).abs();
-                            assert!(
-                                error < 1e-5 * expected + 1e-30,
-                                "{drawing:?}: {found}, expected {expected}"
-                            );
-                        }
+                        assert_close(&probabilities(&scores, drawing), &expected(&scores, drawing));
                     }
                 }
             }
         }
+    }
+
+    #[test]
+    fn temperature_divides_the_scores() {
+        let scores = [2.0, 6.0, 1.0].map(f32::ln);
+        let at = |temperature| probabilities(&scores, Drawing { temperature, ..ALL });
+        assert_close(&at(1.0), &[2.0 / 9.0, 6.0 / 9.0, 1.0 / 9.0]);
+        assert_close(&at(0.5), &[4.0 / 41.0, 36.0 / 41.0, 1.0 / 41.0]); // squares
+    }
+
+    #[test]
+    fn top_k_keeps_the_best_and_what_ties_with_the_last_of_them() {
+        let scores = [1.0, 4.0, 3.0, 1.0].map(f32::ln);
+        let top_k = |k| probabilities(&scores, Drawing { top_k: Some(k), ..ALL });
+        assert_close(&top_k(1), &[0.0, 1.0, 0.0, 0.0]);
+        assert_close(&top_k(2), &[0.0, 4.0 / 7.0, 3.0 / 7.0, 0.0]);
+        assert_close(&top_k(3), &[1.0 / 9.0, 4.0 / 9.0, 3.0 / 9.0, 1.0 / 9.0]);
+        assert_close(&top_k(9), &[1.0 / 9.0, 4.0 / 9.0, 3.0 / 9.0, 1.0 / 9.0]);
+    }
+
+    #[test]
+    fn top_p_keeps_the_fewest_best_that_reach_it() {
+        let scores = [0.15, 0.5, 0.05, 0.3].map(f32::ln);
+        let top_p = |top_p| probabilities(&scores, Drawing { top_p, ..ALL });
+        assert_close(&top_p(0.01), &[0.0, 1.0, 0.0, 0.0]); // one is always left
+        assert_close(&top_p(0.49), &[0.0, 1.0, 0.0, 0.0]);
+        assert_close(&top_p(0.6), &[0.0, 0.625, 0.0, 0.375]);
+        assert_close(&top_p(0.9), &[0.15 / 0.95, 0.5 / 0.95, 0.0, 0.3 / 0.95]);
+        assert_close(&top_p(1.0), &[0.15, 0.5, 0.05, 0.3]);
+    }
+
+    #[test]
+    fn top_p_counts_only_what_top_k_left() {
+        let scores = [0.4, 0.35, 0.25].map(f32::ln);
+        let drawing = Drawing { top_k: Some(2), top_p: 0.5, ..ALL };
+        // after top-k 0.4 is 0.533 of the rest, which is 0.5 and more: alone it reaches top_p; of all it is 0.4, which does not
+        assert_close(&probabilities(&scores, drawing), &[1.0, 0.0, 0.0]);
     }
 
     #[test]
