@@ -430,6 +430,59 @@ check_replies() {
     fi
 }
 
+# Replies of a server, eight at once and half of them with the trained adapter, are those of a server on the CPU
+check_served() {
+    if [ ! -e "$WORK/demo-f32-dense" ]; then
+        report "served replies as on the CPU" skip "there is no adapter of the demo model"
+        return
+    fi
+    local side device
+    for side in cpu there; do
+        device=cpu
+        [ $side = there ] && device=$DEVICE
+        if ! timed 120 python3 - "$REFT" "$MODEL" "$WORK/demo-f32-dense" "$device" <<'PYTHON'
+import json, re, subprocess, sys
+from concurrent.futures import ThreadPoolExecutor
+from urllib.request import Request, urlopen
+
+reft, model, adapter, device = sys.argv[1:]
+arguments = ["--model", model, "--name", "base", "--adapter", f"edited={adapter}", "--device", device, "--kind", "f32", "--port", "0"]
+server = subprocess.Popen([reft, "serve", *arguments], stderr=subprocess.PIPE, text=True)
+try:
+    log, address = "", None
+    while address is None:
+        line = server.stderr.readline()
+        log += line
+        assert line, f"no address: {log}"
+        address = re.search(r"http://127\.0\.0\.1:\d+", line)
+
+    def reply(asked):
+        name, prompt = asked
+        body = json.dumps({"model": name, "prompt": prompt, "max_tokens": 24, "temperature": 0}).encode()
+        with urlopen(Request(address[0] + "/v1/completions", body, {"content-type": "application/json"}), timeout=100) as answer:
+            return [*asked, json.load(answer)["choices"][0]["text"]]
+
+    prompts = ["Name a fruit.", "What is the capital of France?", "I feel tired today.", "A story begins with a king who"]
+    with ThreadPoolExecutor(8) as clients:
+        print(json.dumps(list(clients.map(reply, [(name, prompt) for name in ("base", "edited") for prompt in prompts]))))
+finally:
+    server.terminate()
+    server.communicate(timeout=40)
+sys.exit(server.returncode)
+PYTHON
+        then
+            report "served replies as on the CPU" fail "$device: $(why $RC)"
+            return
+        fi
+        cp "$WORK/out" "$WORK/served-$side"
+    done
+    if [ -s "$WORK/served-cpu" ] && cmp -s "$WORK/served-cpu" "$WORK/served-there"; then
+        report "served replies as on the CPU" pass "8 at once, two models, texts alike"
+    else
+        report "served replies as on the CPU" fail "$(diff "$WORK/served-cpu" "$WORK/served-there" | cut -c1-200 | tr '\n' ' ')"
+    fi
+}
+
 # A search of one layer finds the accuracies that it finds on the CPU
 check_search() {
     if [ ! -e "$MODEL" ]; then
@@ -589,6 +642,21 @@ check_steps() {
     bench_case "$shape, f7+l7, int8" $ratio $int8 --positions f7+l7 --weights int8
 }
 
+# How long a token of one reply takes; judged by nobody
+check_tokens() {
+    local form told prompt=128
+    [ "$DEVICE" = cpu ] && prompt=24
+    for form in dense int8 int4; do
+        if ! timed 60 "$REFT" bench --model-config "$SIZE" --random-weights --kind bf16 --weights $form --methods floor --batch-size 1 \
+            --prompt-length $prompt --response-length 8 --steps 1 --rounds 1 --generate 32 --device "$DEVICE" --json; then
+            report "$(basename "$SIZE" .json), a token, $form" fail "$(why $RC)"
+            return
+        fi
+        told=$(python3 -c 'import json, sys; print("{:.2f} ms".format(1e3 * json.load(open(sys.argv[1]))["rows"][0]["decode_seconds_per_token_median"]))' "$WORK/out")
+        report "$(basename "$SIZE" .json), a token, $form" told "$told"
+    done
+}
+
 check_memory_message() {
     if [ "$DEVICE" = cpu ]; then
         report "out of memory" skip "a GPU's memory is to run out"
@@ -604,7 +672,7 @@ check_memory_message() {
 }
 
 input $ORACLE/tiny_io.safetensors "$WORK/tiny.json" || exit 2
-for check in ${CHECKS:-devices oracles trajectories split nccl packed kinds replies search steps memory_message sanitizer rival}; do "check_$check"; done
+for check in ${CHECKS:-devices oracles trajectories split nccl packed kinds replies served search steps tokens memory_message sanitizer rival}; do "check_$check"; done
 
 printf '\n%-34s %-5s %s\n' check result what
 for i in "${!NAMES[@]}"; do
