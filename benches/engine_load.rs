@@ -1,4 +1,4 @@
-//! The load of `load.rs` and `http_load.rs`: prompts of 64 ± 32 random tokens, replies of 64, each request with an adapter of its own.
+//! The load of `load.rs` and `http_load.rs`: prompts of 64 ± 32 random tokens, replies of 64 tokens, and a separate adapter for each request.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

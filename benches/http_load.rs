@@ -2,10 +2,10 @@
 //!
 //!     cargo bench --workspace --profile dev --bench http_load -- MODEL [f32|bf16] [REQUESTS] [ADAPTERS] [TURNS]
 //!
-//! Two lines for each kind of adapters and 1, 16 and 64 requests in flight. Throughput: tokens a second of the engine and of the server, the
-//! medians of alternating turns (2), with the same requests at the same random times, 16 a second on average. Latency: one client for each
-//! request in flight, which asks again when its reply is done; time to the first token, and between two parts of a stream, p50, p95 and p99
-//! of all turns.
+//! There are two lines for each kind of adapters and 1, 16 and 64 requests in flight. Throughput: tokens a second of the engine and of the
+//! server, the medians of alternating turns (2), with the same requests at the same random times, 16 a second on average. Latency: there is one
+//! client for each request in flight, which asks again when its reply is done. The line has the time to the first token and the time between
+//! two parts of a stream: p50, p95 and p99 of all turns.
 
 mod engine_load;
 

@@ -1,11 +1,11 @@
-//! Load on the engine: requests at random times that do not depend on replies (an open loop), prompts of 64 ± 32 random tokens, replies of
-//! 64, each request with an adapter of its own.
+//! Load on the engine: requests at random times that do not depend on replies (an open loop). Prompts have 64 ± 32 random tokens and replies
+//! 64; each request has its own adapter.
 //!
 //!     cargo bench --workspace --profile dev --bench load -- MODEL [f32|bf16] [REQUESTS] [IN_FLIGHT] [ADAPTERS] [cpu|cuda] [A_SECOND]
 //!
-//! A_SECOND is the number of requests in a second, 16 by default: more than two cores can answer, so that the engine is soon full; 0: all at
-//! once. On a GPU LD_PRELOAD names its libtorch_cuda.so. A line for each kind of adapters, in turns: tokens a second of all replies together,
-//! and how long requests waited for their first token.
+//! A_SECOND is the number of requests in a second. The default is 16, more than two cores can answer, so that the engine is soon full; 0: all at
+//! once. On a GPU LD_PRELOAD names its libtorch_cuda.so. The output has a line for each kind of adapters, in turns: tokens a second of all
+//! replies together, and how long requests waited for their first token.
 
 mod engine_load;
 

@@ -1,8 +1,8 @@
 //! The GPU half of libtorch, which `cargo xtask setup --cuda` unpacks to `libtorch/cuda/`.
 //!
-//! It has its own folder, so that builds are the same with and without it. torch-sys links CUDA if `libtorch_cuda.so` is beside the CPU
-//! libraries; then the program would not start without a GPU's libraries. `reft` loads it when it starts. Its run path is its own folder; the
-//! libraries that it shares with the CPU half (libtorch_cpu, libc10, libcudart) are already loaded.
+//! It has its own folder, so that builds are the same with and without it. If `libtorch_cuda.so` were beside the CPU libraries, torch-sys would
+//! link CUDA, and the program would not start without a GPU's libraries. `reft` loads the GPU half when it starts. The run path of the GPU half
+//! is its own folder. The libraries that it shares with the CPU half (libtorch_cpu, libc10, libcudart) are already loaded.
 
 use crate::platform::{LINUX_TAGS, Piece, Platform, TORCH_WHEEL_LINUX, Wheel};
 

@@ -47,7 +47,9 @@ struct Arguments {
 enum Task {
     /// Make libtorch/ (or record the installation that LIBTORCH names), so that plain `cargo build` works
     Setup {
-        /// Also fetch the GPU half of libtorch to libtorch/cuda (2 GB to download, 3 GB unpacked): the same programs use it where there is a GPU
+        /// Also fetch the GPU half of libtorch to libtorch/cuda (2 GB to download, 3 GB unpacked)
+        ///
+        /// The same programs use it on a machine with a GPU.
         #[arg(long)]
         cuda: bool,
         /// Also write the Cargo configuration of a project outside of this workspace that uses its crates
@@ -58,15 +60,17 @@ enum Task {
     Model,
     /// Train LoReFT on the demo model and show its replies beside the base model's; sets up missing parts
     Demo {
-        /// Then serve the adapter beside the base model, until Ctrl-C; one that the demo made earlier is taken as it is
+        /// Then serve the adapter beside the base model, until Ctrl-C; an adapter of an earlier demo is reused
         #[arg(long)]
         serve: bool,
     },
-    /// Play somebody who has a table of questions and answers: train without a recipe, talk, compare with the base model, share
+    /// Act as a newcomer with a table of questions and answers: train without a recipe, chat, compare, share
     Newcomer,
     /// Run every test of the workspace; sets up missing parts
     Test {
-        /// Only what needs neither the demo model nor minutes: the crates' own tests, models, methods, maps, training and tables of the docs
+        /// Run only tests that take no demo model and no minutes
+        ///
+        /// These are the crates' own tests, and the tests of models, methods, maps, training and tables of the docs.
         #[arg(long)]
         quick: bool,
         /// Passed on to `cargo test --workspace`, for instance `-- positions` or `-- --test models`
@@ -77,16 +81,18 @@ enum Task {
     Ci,
     /// Check rules that the compiler does not know: dependency arrows, file sizes and names, machine paths
     Tidy,
-    /// Compute the oracle files again with the Python reference systems and compare them with tests/oracle
+    /// Recompute the oracle files with the Python reference systems and compare them with tests/oracle
     Oracle {
         /// Compare only; nothing in tests/oracle is written
         #[arg(long, required_unless_present = "real")]
         check: bool,
-        /// Run published models (all-MiniLM-L6-v2, Gemma 3 270M), fetched into the user's cache, here and in transformers
+        /// Run published models (all-MiniLM-L6-v2, Gemma 3 270M) here and in transformers
+        ///
+        /// The models are fetched into the user's cache.
         #[arg(long, conflicts_with = "check")]
         real: bool,
     },
-    /// Feed the parsers of files from elsewhere with made-up ones; needs cargo-fuzz and a nightly toolchain
+    /// Feed generated input to the parsers of external files; needs cargo-fuzz and a nightly toolchain
     Fuzz {
         /// Seconds for each target
         #[arg(long, default_value_t = 60)]
@@ -99,13 +105,15 @@ enum Task {
         /// How often each kind of run is killed
         #[arg(long, default_value_t = 70)]
         times: u32,
-        /// Instead, put a server under load for so many minutes: its memory at the end has to be within 2 % of that after a tenth of the time
+        /// Instead, put a server under load for this many minutes
+        ///
+        /// The memory at the end has to be within 2 % of the memory after a tenth of the time.
         #[arg(long, conflicts_with = "times")]
         minutes: Option<f64>,
     },
-    /// Write the program and the Python module reft_rs as a wheel for people who have torch, to target/wheels
+    /// Write the program and the Python module reft_rs as a wheel for users with torch, to target/wheels
     Wheel,
-    /// Install the wheel in every way that people do and use it, beside a stand-in for torch; takes no network
+    /// Install the wheel in every usual way and use it, beside a stand-in for torch; takes no network
     WheelCheck {
         /// Pack the program that tests are run with, instead of building one for packing
         #[arg(long, conflicts_with = "full")]
@@ -116,17 +124,21 @@ enum Task {
     },
     /// Pack the program with libtorch for the CPU, licences and a bill of materials, to target/archives
     Dist {
-        /// Then unpack it in the bare system below this folder (`debootstrap --variant=minbase bookworm DIR`), and train there; needs root
+        /// Then unpack it in the bare system below this folder, and train there; needs root
+        ///
+        /// `debootstrap --variant=minbase bookworm DIR` makes such a system.
         #[arg(long, value_name = "DIR")]
         try_in: Option<PathBuf>,
     },
-    /// Play OpenAI's Python client and LiteLLM, fetched by pip, against `reft serve` with the demo's adapter
+    /// Run OpenAI's Python client and LiteLLM, fetched by pip, against `reft serve` with the demo's adapter
     ServeCheck {
-        /// Instead, provoke faults between clients and `reft serve`, by the thousand: 100,000 malformed requests, 1,000 connections, 1,000 swaps of an adapter under load, and so on
+        /// Instead, provoke thousands of faults between clients and `reft serve`
+        ///
+        /// Among them are 100,000 malformed requests, 1,000 connections, and 1,000 swaps of an adapter under load.
         #[arg(long)]
         faults: bool,
     },
-    /// Build and run examples/downstream, a project outside of this workspace; compiles tch anew, for minutes
+    /// Build and run examples/downstream, a project outside of this workspace; compiles tch again (minutes)
     Downstream,
     /// Time pyreft and PEFT beside this project, on the same batches in turns, and print the ratios
     Rivals(RivalsArgs),

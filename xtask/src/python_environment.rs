@@ -26,7 +26,7 @@ const REQUIREMENTS: [&str; 10] = [
 /// pyreft's metadata asks for transformers 4.45.1 and for notebooks; it works without either.
 const WITHOUT_DEPENDENCIES: [&str; 2] = ["pyreft==0.1.0", "pyvene==0.1.8"];
 
-/// Qwen3 is younger than the transformers that pyreft works with, so this one lies in a folder of its own, before the other.
+/// Qwen3 is younger than the transformers that pyreft works with. So this version is in a separate folder that is searched first.
 const NEWER: [&str; 1] = ["transformers==4.51.3"];
 
 /// Today's PEFT and transformers with their imports besides torch and numpy, and packages that write GGUF files and vocabularies; in a
@@ -68,7 +68,7 @@ const TRL: [&str; 11] = [
     "narwhals==2.29.0",
 ];
 
-/// PEFT, transformers and torch of today, in an environment of their own: torch cannot be there twice.
+/// Today's PEFT, transformers and torch, in a separate environment: an environment cannot have two versions of torch.
 const NEWEST: [&str; 4] = ["torch==2.15.0", "transformers==5.24.0", "peft==0.21.2", "numpy==2.3.5"];
 
 /// The Pythons that a script can ask for.

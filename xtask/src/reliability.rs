@@ -12,8 +12,8 @@ use crate::{command, setup};
 /// Most bytes of a target's input: more than any of the corpus, and few enough to be fast.
 const LONGEST: &str = "-max_len=32768";
 
-/// Feeds every parser of files from elsewhere (`fuzz/src/lib.rs`), or the parsers named, for so many seconds each; fails if one panics, takes
-/// 10 s for an input, or more than 2 GB.
+/// Feeds every parser of external files (`fuzz/src/lib.rs`), or the named parsers, for this many seconds each. It fails if a parser panics,
+/// takes 10 s for an input, or takes more than 2 GB.
 pub fn fuzz(workspace: &Workspace, seconds: u32, targets: &[String]) -> Result<()> {
     setup::ready(workspace)?;
     let folder = workspace.root().join("fuzz");
@@ -94,7 +94,7 @@ impl Found {
     }
 }
 
-/// Kills, fills disks, and takes directories away, `times` times each kind (`crates/reft-cli/tests/commands/soak.rs`).
+/// Kills runs, fills disks and removes directories, `times` times each (`crates/reft-cli/tests/commands/soak.rs`).
 pub fn soak(workspace: &Workspace, times: u32) -> Result<()> {
     setup::ready(workspace)?;
     let mut cargo = workspace.cargo();

@@ -1,4 +1,4 @@
-//! `cargo xtask serve-check`: clients that people use, against a running server; and checks of faults and memory that take too long for the tests.
+//! `cargo xtask serve-check`: common clients against a running server, and checks of faults and memory that take too long for the tests.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -84,8 +84,8 @@ fn versions(workspace: &Workspace, adapter: &Path, adapters: &Path) -> Result<()
     command::run_as_progress(train.arg("--output").arg(adapters.join("untrained")))
 }
 
-/// Faults and swaps by the thousand (`crates/reft-cli/tests/commands/serving_faults.rs` and `serving_load.rs`), each a test by its name. One
-/// at a time: a test that waits for the machine looks like one that hangs.
+/// Thousands of faults and swaps (`crates/reft-cli/tests/commands/serving_faults.rs` and `serving_load.rs`), each a named test. The tests run
+/// one at a time, because a test that waits for the machine looks like a test that hangs.
 pub fn faults(workspace: &Workspace) -> Result<()> {
     setup::ready(workspace)?;
     let mut cargo = workspace.cargo();
@@ -94,7 +94,7 @@ pub fn faults(workspace: &Workspace) -> Result<()> {
     command::run(cargo.env("REFT_ALL_FAULTS", "1"))
 }
 
-/// Load for so many minutes, and memory before and after (`crates/reft-cli/tests/commands/serving_load.rs`).
+/// Load for this many minutes, and memory before and after (`crates/reft-cli/tests/commands/serving_load.rs`).
 pub fn soak(workspace: &Workspace, minutes: f64) -> Result<()> {
     setup::ready(workspace)?;
     let mut cargo = workspace.cargo();

@@ -6,14 +6,14 @@ use tch::{Kind, Tensor};
 
 use crate::{Alignment, Error, LinearProbe, Result, refuse, source_states};
 
-/// How a direction is made of two sets of hidden states.
+/// How a direction is computed from two sets of hidden states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DirectionKind {
-    /// The mean of one set less the other's.
+    /// The mean of the first set minus the mean of the second set.
     Means,
-    /// The first principal component of both sets together, turned towards the first set and as long as the means are apart along it.
+    /// The first principal component of both sets together. It points towards the first set. Its length is the distance of the two means along it.
     PrincipalComponent,
-    /// The weights of a linear probe of both sets, as long as the means are apart along them.
+    /// The weights of a linear probe of both sets, scaled to the distance of the two means along them.
     Probe,
 }
 

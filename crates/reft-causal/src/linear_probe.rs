@@ -2,7 +2,7 @@ use tch::{Kind, Tensor};
 
 use crate::{Result, refuse};
 
-/// A linear probe: the logistic regression that tells two sets of hidden states apart.
+/// A linear probe: the logistic regression that separates two sets of hidden states.
 ///
 /// With `σ(wᵀ h/s + b)` the probability that `h` is of the first set, and `s` the root of the mean square of all numbers, `w` and `b` make
 ///
@@ -19,7 +19,7 @@ pub struct LinearProbe {
 }
 
 impl LinearProbe {
-    /// The probe of `n` hidden states and `m` others, `[n, d]` and `[m, d]`.
+    /// The probe that separates `n` positive from `m` negative hidden states, `[n, d]` and `[m, d]`.
     ///
     /// # Errors
     /// [`crate::Error::OptionValue`] for an empty set, or hidden states that are not finite.

@@ -69,7 +69,7 @@ enum Command {
 }
 
 impl Cli {
-    /// Runs the command that was asked for.
+    /// Runs the requested command.
     ///
     /// # Errors
     /// Errors of the command.

@@ -1,8 +1,8 @@
 //! The program `reft`: representation fine-tuning from the command line.
 //!
-//! A file per command; results go to stdout, progress and messages to stderr. All computing is done in the libraries.
+//! Each command has a file. Results go to stdout, progress and messages to stderr. All computing is done in the libraries.
 //!
-//! There is no example in Rust: programs use the libraries, and the binary calls [`main`]. docs/commands.md has the command lines.
+//! There is no example in Rust: other programs use the libraries, and the binary calls [`main`]. docs/commands.md has the command lines.
 
 mod cli;
 

@@ -18,15 +18,15 @@ use crate::terminal::{counted, output};
 /// Compute logits, loss and hidden states of token ids, to check against other implementations
 ///
 /// The input is `{"input_ids": [[…]], "prompt_lengths": [n, …], "labels": [[…]]}`. Rows may differ in length. Without
-/// `prompt_lengths` a whole row is prompt. `labels` are optional, −100 does not count.
+/// `prompt_lengths` the whole row is the prompt. `labels` are optional; a label of −100 is ignored.
 ///
-/// The output holds `logits` f32 `[b, t, v]`; with labels `loss`, one number, the mean over labelled positions after the shift by one; with
-/// --hidden-states `hidden.{i}` f32 [b, t, d], 0 = embeddings, i = what block i−1 gives, edits included. Tokens stand in the caller's
-/// order, from column 0; columns past a row's end are 0.
+/// The output holds `logits` f32 `[b, t, v]`. With labels it also holds `loss`, one number: the mean over labelled positions after the shift
+/// by one. With --hidden-states it also holds `hidden.{i}` f32 [b, t, d]: 0 = embeddings, i = the output of block i−1, edits included.
+/// Tokens stand in the caller's order, from column 0; columns past a row's end are 0.
 ///
-/// An encoder (BERT, RoBERTa, DistilBERT, ModernBERT) has no logits: with --hidden-states it writes `hidden.{i}`, and `hidden.last`,
-/// transformers' `last_hidden_state`. Its rows are whole texts, without `prompt_lengths` and `labels`; `token_type_ids`, a list like
-/// `input_ids`, are 0 where there are none.
+/// An encoder (BERT, RoBERTa, DistilBERT, ModernBERT) has no logits. With --hidden-states it writes `hidden.{i}` and `hidden.last`, which is
+/// transformers' `last_hidden_state`. Rows for an encoder are whole texts, without `prompt_lengths` and `labels`. They may have
+/// `token_type_ids`, a list like `input_ids`; without them the type ids are 0.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Example:
   echo '{\"input_ids\": [[1, 2, 3], [4, 5]]}' > batch.json
@@ -42,7 +42,7 @@ pub struct LogitsArgs {
     /// Write the hidden states after every block too
     #[arg(long)]
     hidden_states: bool,
-    /// Pad shorter rows before their tokens, not after: the numbers must be the same
+    /// Pad shorter rows before their tokens, not after them; the numbers must be the same
     #[arg(long)]
     left_pad: bool,
     #[command(flatten)]

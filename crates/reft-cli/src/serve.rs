@@ -18,10 +18,10 @@ use crate::model::{ModelText, adapter_directory, model_name, open_config, open_d
 use crate::options::Flags;
 use crate::terminal::{end_at_once, note, on_signal};
 
-/// Serve a model and its adapters over HTTP, in OpenAI's language
+/// Serve a model and its adapters over HTTP, with OpenAI's API
 ///
-/// A request names the base model or an adapter as its model; replies with different adapters are generated in one batch. Chat, completions
-/// and the list of models are under /v1, numbers for Prometheus under /metrics, and a page to try it at /. See docs/serving.md.
+/// The model of a request is the base model or an adapter. Replies with different adapters are generated in one batch. Chat, completions and
+/// the list of models are under /v1. Metrics for Prometheus are under /metrics, and a page to try the server is at /. See docs/serving.md.
 #[derive(Debug, Args)]
 #[command(
     next_help_heading = "Server",
@@ -37,64 +37,68 @@ pub struct ServeArgs {
     /// The model's name in requests [default: its directory's or its hub name]
     #[arg(long, value_name = "NAME", help_heading = "Model")]
     name: Option<String>,
-    /// Adapter with its name in requests: a directory, or a hub name; give it several times for several
+    /// Adapter, with its name in requests: a directory or a hub name; give it several times for several
     #[arg(long, value_name = "NAME=DIR", help_heading = "Model")]
     adapter: Vec<String>,
-    /// Directory whose directories are adapters, by their names; each is read when it is first asked for
+    /// Directory of adapter directories; each adapter has its directory's name and is read at its first request
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     adapters_dir: Option<PathBuf>,
-    /// Memory of adapters: beyond it, the least recently used are dropped
+    /// Memory for adapters; beyond it, the least recently used adapters are dropped
     #[arg(long, value_name = "SIZE", default_value = "1GiB", help_heading = "Model")]
     adapters_memory: ByteSize,
     /// Let clients load adapters of --adapters-dir, and unload any
     #[arg(long)]
     allow_load: bool,
-    /// Address to listen on; others than this machine's own need a key
+    /// Address to listen on; any address but a loopback address needs a key
     #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
     host: IpAddr,
-    /// Port to listen on; 0 = any that is free
+    /// Port to listen on; 0 = any free port
     #[arg(long, value_name = "N", default_value_t = 8000)]
     port: u16,
-    /// File with the keys that clients may show, one a line [default: REFT_API_KEY, if it is set]
+    /// File of accepted API keys, one per line [default: REFT_API_KEY, if it is set]
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
     /// Form of the log on stderr: lines or json
     #[arg(long, value_name = "FORM", default_value = "lines")]
     log_format: LogFormat,
-    /// Time that replies in flight have when the server is asked to end, in seconds
+    /// Seconds that replies in flight have to finish when the server is asked to end
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     grace: u64,
-    /// Replies generated for at once
+    /// Replies generated at once
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_one, help_heading = "Limits")]
     rows: usize,
-    /// Replies that may wait beside them; one more is refused with status 429
+    /// Replies that may wait while --rows are generated; one more is refused with status 429
     #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Limits")]
     queue: usize,
-    /// Keys and values of all rows together, in tokens [default: as many as they come to]
+    /// Most tokens of keys and values in memory, all rows together [default: no limit]
     #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Limits")]
     cached_tokens: Option<usize>,
-    /// Tokens whose keys and values are kept for prompts that begin with them, whatever their adapters; 0 = none
+    /// Tokens whose keys and values are kept for later prompts that begin with them; 0 = none
+    ///
+    /// It is one limit for all adapters together.
     #[arg(long, value_name = "N", default_value_t = 8192, help_heading = "Limits")]
     prefix_tokens: usize,
-    /// Compute each reply by itself, so that it is the same to the last bit whatever else is asked for; many take as long as one after the other
+    /// Compute each reply alone, so that it is the same to the last bit whatever else is requested
+    ///
+    /// Many replies then take as long as one after the other.
     #[arg(long, help_heading = "Limits")]
     deterministic: bool,
-    /// Tokens of prompts in one pass: longer ones are computed in pieces, and replies go on between them
+    /// Prompt tokens in one pass; longer prompts are computed in pieces, and replies go on between them
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = at_least_one, help_heading = "Limits")]
     prefill_tokens: usize,
     /// Most tokens of a prompt [default: as many as the model's context holds]
     #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Limits")]
     prompt_tokens: Option<usize>,
-    /// Most tokens of a chat's reply that asks for no limit
+    /// Most tokens of a chat reply whose request sets no limit
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = at_least_one, help_heading = "Limits")]
     reply_tokens: usize,
     /// Most bytes of a request's body
     #[arg(long, value_name = "SIZE", default_value = "4MiB", help_heading = "Limits")]
     body: ByteSize,
-    /// Most seconds that a request takes
+    /// Most seconds that a request may take
     #[arg(long, value_name = "SECONDS", default_value_t = 600, help_heading = "Limits")]
     time_limit: u64,
-    /// Most seconds until a connection has sent a request's header
+    /// Most seconds that a connection may take to send a request's header
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Limits")]
     idle_limit: u64,
     #[command(flatten)]

@@ -1,9 +1,9 @@
 //! Training runs in several processes, on libtorch's process groups: `TCPStore` for messages that are sent once, Gloo for sums, and NCCL
 //! for sums on GPUs.
 //!
-//! A launcher (`torchrun`, `srun`, `mpirun`) starts the processes and tells each its place by variables of the environment, which
-//! [`ProcessPlace::from_environment`] reads. [`ProcessGroup::join`] waits for all of them, compares their options, and connects them;
-//! the group is the trainer's [`reft_train::Reduce`]. [`Launch`] is a launcher for one machine.
+//! A launcher (`torchrun`, `srun`, `mpirun`) starts the processes and gives each its place in environment variables, which
+//! [`ProcessPlace::from_environment`] reads. [`ProcessGroup::join`] waits for all processes, compares their options, and connects them.
+//! The group is the trainer's [`reft_train::Reduce`]. [`Launch`] is a launcher for one machine.
 //!
 //! ```no_run
 //! use reft_distributed::{ProcessPlace, ProcessGroup};
@@ -19,8 +19,8 @@
 //! }
 //! ```
 //!
-//! A process that ends, is killed or stops is an error on all others, which names it. Tensors on a CPU go by Gloo. Tensors on a GPU go by NCCL
-//! if [`ProcessGroup::connect_gpus`] chooses it, and else through the host.
+//! If a process ends, is killed or stops, all other processes get an error that names it. Tensors on a CPU are sent by Gloo. Tensors on a GPU
+//! are sent by NCCL if [`ProcessGroup::connect_gpus`] chooses it, else through the host.
 
 mod engine;
 mod error;

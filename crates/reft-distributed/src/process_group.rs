@@ -35,7 +35,7 @@ const KINDS: [(Kind, &str, Kind); 5] = [
 /// The processes of a run, connected with each other by Gloo, and their GPUs by NCCL.
 ///
 /// Every process calls the same functions in the same order with tensors of the same shapes. A difference is found before anything is sent,
-/// and is an error on all processes. A lost process is an error on all others. After an error nothing can be shared any more.
+/// and is an error on all processes. If a process is lost, all others get an error. After an error the group cannot be used any more.
 #[derive(Debug)]
 pub struct ProcessGroup {
     place: ProcessPlace,

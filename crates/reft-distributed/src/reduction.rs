@@ -12,7 +12,7 @@ use crate::{Keeper, ProcessPlace, Result, Store};
 /// Library that sums and broadcasts tensors on a GPU. Tensors on a CPU always go by Gloo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Reduction {
-    /// NCCL where every process has it and a GPU of its own, else Gloo.
+    /// NCCL if every process has NCCL and its own GPU, else Gloo.
     #[default]
     Auto,
     /// Gloo, through the host.

@@ -7,12 +7,12 @@ use crate::exponential::exp;
 use crate::rows::{Rows, Scratch};
 use crate::threads::share_out;
 
-/// Keys and values of several texts, as a cache holds them: of each text `heads` times `capacity` vectors of `head_dim` numbers.
+/// Keys and values of several texts, as a cache holds them: `heads` times `capacity` vectors of `head_dim` numbers for each text.
 #[derive(Debug, Clone, Copy)]
 pub struct KeysAndValues<'a> {
     /// `[texts · heads · capacity, head_dim]`; the last columns of the last head may be missing.
     pub keys: Rows<'a>,
-    /// As many values.
+    /// The values, in the same form.
     pub values: Rows<'a>,
     /// Key heads of a text.
     pub heads: usize,
@@ -22,15 +22,15 @@ pub struct KeysAndValues<'a> {
     pub head_dim: usize,
 }
 
-/// Vectors that are read beside each other.
+/// Vectors that are read side by side.
 const BESIDE: usize = 4;
-/// Multiplications that are worth another thread.
+/// Number of multiplications for which another thread is worth its start.
 const WORTH_A_THREAD: usize = 1 << 17;
 
 /// `softmax(scale · q Kᵀ) V` (Vaswani et al. 2017) for one query of each head of each text: `q` `[texts, n_h, head_dim]`, into `y` of the same size.
 ///
 /// `seen` are the columns whose keys the queries of each text see. The heads of a text share its key heads in order (grouped queries). Keys and
-/// values are read where they stand; scores and sums are in f32, and those of a text do not depend on the other texts.
+/// values are read in place. Scores and sums are in f32. The scores and sums of a text do not depend on the other texts.
 ///
 /// # Panics
 /// If the lengths do not fit together, or a text sees no key.
@@ -193,7 +193,7 @@ fn add_weighted<S: Simd, const N: usize>(
     }
 }
 
-/// Vectors in whole registers, and what is left of each. `array::map` would be called, and its results copied, for every few vectors.
+/// Vectors in whole registers, and the remaining numbers of each. `array::map` would be called, and its results copied, for every few vectors.
 #[inline(always)]
 fn split<S: Simd, const N: usize>(vectors: [&[f32]; N]) -> ([&[S::f32s]; N], [&[f32]; N]) {
     let (mut parts, mut ends): ([&[S::f32s]; N], [&[f32]; N]) = ([&[]; N], [&[]; N]);

@@ -1,13 +1,13 @@
-//! Products of a matrix with few vectors on a CPU, at the speed of memory: a language model spends most of its time on them as it generates.
+//! Products of a matrix with few vectors on a CPU, at the speed of memory. A language model spends most of its generation time on them.
 //!
 //! [`attention`], [`rms_norm`], [`rotate_halves`] and [`silu_gate`] compute the steps between the products, for a few rows.
 //!
-//! [`largest_products`] are a head's likeliest tokens, and [`token_weights`] are what tokens are drawn by. [`expand`] writes the
-//! numbers of a matrix, for products with many rows.
+//! [`largest_products`] finds the likeliest tokens of a head. [`token_weights`] computes the weights that tokens are drawn by. [`expand`]
+//! writes the numbers of a matrix, for products with many rows.
 //!
-//! The matrix is read once, as it is stored ([`Rows`]): f32, bf16, f16, or blocks of small integers. The numbers are expanded in registers if
-//! the CPU has AVX2 and the vectors are few, else in the cache. Sums are made in f32. The instructions are chosen at run time: AVX-512, AVX2,
-//! or the compiler's default for the same code.
+//! The matrix is read once, in its stored form ([`Rows`]): f32, bf16, f16, or blocks of small integers. The numbers are expanded in registers
+//! if the CPU has AVX2 and the vectors are few, else in the cache. Sums are computed in f32. The instructions are chosen at run time: AVX-512,
+//! AVX2, or the compiler's default for the same code.
 //!
 //! ```
 //! use reft_kernels::{Rows, product};

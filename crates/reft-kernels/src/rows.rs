@@ -227,11 +227,11 @@ pub(crate) fn bf16_to(bits: &[u16], out: &mut [f32]) {
     }
 }
 
-/// Converts f16, given as bits: inlined, and so compiled for the CPU's instructions, which a call for each eight numbers is not.
+/// Converts f16, given as bits. It is inlined, and so compiled for the CPU's instructions; a call for each eight numbers would not be.
 #[inline(always)]
 pub(crate) fn halves_to(bits: &[u16], out: &mut [f32]) {
     const EXPONENTS: u32 = 0x7c00;
-    // the exponent of f16 is 15 larger than that of its number, and that of f32 127
+    // the stored exponent of f16 is 15 larger than the number's exponent, and the stored exponent of f32 is 127 larger
     let shift = f32::from_bits((127 + 127 - 15) << 23);
     for (out, bits) in out.iter_mut().zip(bits) {
         let bits = u32::from(*bits);

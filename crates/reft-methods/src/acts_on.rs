@@ -2,14 +2,15 @@ use reft_core::names;
 
 /// The tokens changed by a method that could change all of them.
 ///
-/// An adapter that acts on the prompt alone leaves every generated token to the base model, as ReFT's edits do, whatever else is in its batch.
-/// PEFT has no such adapters and would apply one to every token, so their `adapter_config.json` has a `peft_type` that PEFT refuses.
+/// With an adapter that acts on the prompt alone, the base model computes every generated token, also in a batch with other adapters. ReFT's
+/// edits act in the same way. PEFT has no such adapters and would apply them to every token. So their `adapter_config.json` has a `peft_type`
+/// that PEFT refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ActsOn {
     /// Every token.
     #[default]
     All,
-    /// The prompt's.
+    /// The prompt's tokens.
     Prompt,
 }
 

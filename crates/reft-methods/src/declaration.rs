@@ -16,7 +16,7 @@ pub struct MethodDeclaration {
     pub title: &'static str,
     /// Its equation.
     pub equation: &'static str,
-    /// The paper that it is from.
+    /// The paper that introduced it.
     pub source: &'static str,
     /// Its options.
     pub options: &'static [&'static MethodOption],
@@ -24,14 +24,14 @@ pub struct MethodDeclaration {
     pub files: AdapterFiles,
     /// Whether it can become part of the weights.
     pub merging: Merging,
-    /// Whether several adapters of it become one.
+    /// Whether several of its adapters can be joined to one.
     pub joining: Joining,
     /// Whether it changes how generated tokens are computed: the base model would compute something else from the same cache of keys and
     /// values. Prefixes and soft prompts act through that cache alone.
     pub acts_on_generated: bool,
-    /// Whether each row of a batch may have an adapter of its own.
+    /// Whether each row of a batch may have its own adapter.
     pub per_row: bool,
-    /// The highest learning rate of `reft train` where none is given; docs/guide.md has the measurements.
+    /// The highest learning rate of `reft train` if none is given; docs/guide.md has the measurements.
     pub usual_lr: f64,
     /// Fills in the options that are not given, and checks all against a model, so that nothing fails when training starts.
     pub resolve: fn(&str, &MethodOptions, &ModelDescription) -> Result<Box<dyn Method>>,

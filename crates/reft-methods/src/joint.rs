@@ -10,7 +10,7 @@ use crate::Result;
 /// Whether adapters of a method can be joined to one adapter that computes the same as a stack of them.
 #[derive(Debug)]
 pub enum Joining {
-    /// They do, exactly.
+    /// They can, exactly.
     Exactly {
         /// The methods whose adapters may be among them.
         with: &'static [&'static str],

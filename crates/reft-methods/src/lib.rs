@@ -1,5 +1,5 @@
-//! Every method that changes a frozen model, a file each: ReFT, LoRA and its kin, prefix and prompt tuning, (IA)³, RED, bottleneck
-//! adapters and full fine-tuning, with their files in PEFT's and pyreft's formats.
+//! Every method that changes a frozen model, one file each: ReFT, LoRA and its variants, prefix and prompt tuning, (IA)³, RED, bottleneck
+//! adapters and full fine-tuning. Their files are in PEFT's and pyreft's formats.
 //!
 //! The rest of the workspace knows a method by its [`MethodDeclaration`] alone. Adapters work through the public hooks of
 //! `reft-models`, so the one trainer, generator and evaluator serve all of them.

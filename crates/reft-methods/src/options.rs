@@ -1,4 +1,4 @@
-//! The options of methods: each is declared once, for the command line, recipes, files and documentation alike.
+//! The options of methods. Each is declared once; the command line, recipes, files and documentation use this declaration.
 
 use reft_core::Positions;
 use reft_models::Component;
@@ -11,17 +11,17 @@ use crate::{Error, Result, TargetModules};
 /// An option that one or several methods have.
 #[derive(Debug, PartialEq, Eq)]
 pub struct MethodOption {
-    /// Its name in files; the flag is called alike, with `-` for `_`.
+    /// Its name in files; the flag has the same name, with `-` for `_`.
     pub name: &'static str,
     /// The type of its values.
     pub value: ValueKind,
     /// The placeholder of a value in help.
     pub value_name: &'static str,
-    /// Under which heading help shows it.
+    /// Its heading in the help.
     pub heading: &'static str,
     /// Its help text, in one line.
     pub help: &'static str,
-    /// Its default, in the words of help.
+    /// Its default, as the help shows it.
     pub default: &'static str,
     /// Another name of the flag.
     pub alias: Option<&'static str>,
@@ -153,7 +153,7 @@ impl MethodOption {
         format!("--{}", self.name.replace('_', "-"))
     }
 
-    /// The value that a flag's text means, as files have it.
+    /// Parses a flag's text into the value that files keep.
     ///
     /// # Errors
     /// [`Error::OptionValue`].

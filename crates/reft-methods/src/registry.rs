@@ -195,7 +195,7 @@ pub fn adapters_in(dir: &Path) -> Result<Vec<(PathBuf, &'static MethodDeclaratio
 const CONFIGURED: [AdapterFiles; 3] =
     [AdapterFiles::Reft, AdapterFiles::Peft(""), AdapterFiles::Own];
 
-/// The method of the adapter in a directory, told by its files.
+/// The method of the adapter in a directory, found from its files.
 fn method_in(dir: &Path) -> Result<&'static MethodDeclaration> {
     let unknown = |expected: String| Error::NotAnAdapter { path: dir.to_owned(), expected };
     let mut kinds = CONFIGURED.into_iter().chain([AdapterFiles::Weights]);

@@ -192,8 +192,8 @@ impl TensorSpec {
     }
 }
 
-/// The trained tensors of an adapter, in f32 whatever the model's kind: half precision would round an optimizer's small steps away. Tensors of a
-/// site are on the device of its stage.
+/// The trained tensors of an adapter, in f32 for every kind of model: half precision would round an optimizer's small steps away. Tensors of a
+/// site are on the device of the site's stage.
 #[derive(Debug)]
 pub(crate) struct Table<C> {
     /// By site; the tensors of each in the order of [`Part::tensors`].

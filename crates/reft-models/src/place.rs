@@ -32,7 +32,7 @@ impl Place {
     /// Number of coordinates, if the site has `width` of them.
     ///
     /// # Errors
-    /// [`Error::Coordinates`] if it names one that the site does not have.
+    /// [`Error::Coordinates`] if it names a coordinate that the site does not have.
     pub fn size(&self, width: i64) -> Result<i64> {
         match &self.coordinates {
             None => Ok(width),

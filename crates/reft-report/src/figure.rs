@@ -31,7 +31,7 @@ pub fn figure(
     writeln!(out, "</figure>")
 }
 
-/// A plot as a file of its own, with the page's style in it.
+/// A plot as a separate file, with the page's style in it.
 ///
 /// # Panics
 /// If `plot` is no element.

@@ -127,7 +127,7 @@ pub fn scatter(
     svg.finish()
 }
 
-/// Curves over the steps of a run. If a value is not above 0, the left axis is linear, whatever `scale` is.
+/// Curves over the steps of a run. If a value is not above 0, the left axis is linear for every `scale`.
 pub fn curves(curves: &[Curve], names: &Names, scale: Scale) -> String {
     let points = || curves.iter().flat_map(|curve| curve.points.iter().copied());
     let (first, last) = points()

@@ -13,7 +13,7 @@ use crate::http::log_entry::LogEntry;
 pub struct ServeOptions {
     /// The address that it listens on.
     pub host: IpAddr,
-    /// Its port; 0: any that is free.
+    /// Its port; 0: any free port.
     pub port: u16,
     /// Keys, one of which a client has to show; `None`: none.
     pub keys: Option<ApiKeys>,
@@ -29,7 +29,7 @@ pub struct ServeOptions {
     pub allows_loading: bool,
     /// How much the engine does at once.
     pub engine: EngineOptions,
-    /// Most replies that wait.
+    /// Most replies that may wait.
     pub queue: usize,
     /// Most bytes of a body.
     pub body_bytes: usize,
@@ -41,7 +41,7 @@ pub struct ServeOptions {
     pub time: Duration,
     /// Longest time that a connection may take to send a request's header, or stay open without one.
     pub idle: Duration,
-    /// How long requests in flight may go on when the server is to end.
+    /// How long requests in flight may go on after the server is asked to end.
     pub grace: Duration,
     /// Called on the thread that owns all tensors when nothing has been in flight for a second, once until the next request: the place to give
     /// free memory back to the system.

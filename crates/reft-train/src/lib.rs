@@ -1,8 +1,8 @@
 //! Data, objectives, the trainer and checkpoints: how adapters learn.
 //!
 //! A run reads a data file ([`read_records`]), makes examples of its rows ([`Encoding::examples`]), holds some of them out
-//! ([`Dataset::split`]) and trains adapters on the rest ([`Trainer`]). Everything random follows from the seed and the step, so a run that
-//! is stopped at any moment and resumed gives the same numbers as one that is not.
+//! ([`Dataset::split`]) and trains adapters on the rest ([`Trainer`]). Everything random follows from the seed and the step. So a run that
+//! is stopped at any moment and resumed gives the same numbers as an uninterrupted run.
 //!
 //! ```no_run
 //! use std::path::Path;

@@ -10,22 +10,22 @@ use crate::{Batch, Forwards, Metric, Part, Reference, Result, Sequence};
 /// An objective: the loss of a batch of examples. Its [`ObjectiveDeclaration`](crate::ObjectiveDeclaration) says which examples rows become.
 ///
 /// The loss of a step is `Σ weight · Σ sums / Σ counts` over its [terms](Self::terms), with sums and counts over all micro-batches of the
-/// step and all processes of the run: cutting it into other micro-batches changes nothing but memory.
+/// step and all processes of the run. So another division of the step into micro-batches changes only the memory.
 pub trait Objective {
-    /// Its name, as metrics, checkpoints and messages say it.
+    /// Its name in metrics, checkpoints and messages.
     fn name(&self) -> &'static str;
 
-    /// The options that its results depend on, by name: a run is resumed only with the same.
+    /// The options that its results depend on, by name. A run is resumed only with the same values.
     fn options(&self) -> Map<String, Value> {
         Map::new()
     }
 
-    /// Parameters of its own (a head), which are trained, clipped and saved in checkpoints with the adapters'.
+    /// Its own parameters, such as a head's. They are trained, clipped and saved in checkpoints together with the adapters' parameters.
     fn parameters(&self) -> Vec<Parameter> {
         Vec::new()
     }
 
-    /// Called before each step with the share of the training that is done, from 0: for quantities on a schedule.
+    /// Called before each step with the finished share of the training, from 0. It is for quantities on a schedule.
     fn progress(&self, _share: f64) {}
 
     /// A part of a step's loss that is not a sum over examples. It is added once, and is not part of the reported loss.
@@ -48,8 +48,8 @@ pub trait Objective {
         &[Dose::WHOLE]
     }
 
-    /// Called when a step's gradients are complete, before clipping and AdamW: for parameters on a constraint surface, whose gradients must
-    /// be tangent to it.
+    /// Called when a step's gradients are complete, before clipping and AdamW. It is for parameters on a constraint surface: their gradients must
+    /// be tangent to the surface.
     fn before_step(&self) {}
 
     /// The runs that batches of a part are compared with. Their [`ReferenceOutputs`](crate::ReferenceOutputs) outputs are computed once per sequence;
@@ -85,7 +85,7 @@ pub trait Objective {
         Ok(Vec::new())
     }
 
-    /// Number of classes that it tells apart.
+    /// Number of classes that it distinguishes.
     fn classes(&self) -> usize {
         0
     }
@@ -96,7 +96,7 @@ pub trait Objective {
 pub struct Term {
     /// Its name in metrics.
     pub name: &'static str,
-    /// Its weight in the loss; 0: it is measured, and no part of the loss.
+    /// Its weight in the loss; 0: it is only measured, and is no part of the loss.
     pub weight: f64,
 }
 

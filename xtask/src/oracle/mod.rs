@@ -118,7 +118,7 @@ pub fn check(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// Every oracle file below `root`, sorted, relative to it. Prose is not one.
+/// Every oracle file below `root`, sorted, relative to it. Prose files are left out.
 fn files(root: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let mut folders = vec![root.to_owned()];

@@ -28,16 +28,20 @@ pub struct RivalsArgs {
     /// Turns of each side: rival, ours, rival, ours, …
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Steps of a turn that count, after one that warms up
+    /// Timed steps of a turn, after one warm-up step
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
     /// CPU threads of both sides
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     threads: u32,
-    /// PEFT and transformers of today with torch 2.15, instead of the versions that pyreft works with; LoReFT's configurations are left out
+    /// Use today's PEFT and transformers with torch 2.15, instead of the versions that pyreft works with
+    ///
+    /// LoReFT's configurations are left out.
     #[arg(long)]
     newest: bool,
-    /// Time generation beside llama.cpp instead, with f32, bf16, Q8_0 and Q4_K, one thread and two; npm and git are needed
+    /// Time generation beside llama.cpp instead; npm and git are needed
+    ///
+    /// It is timed with f32, bf16, Q8_0 and Q4_K, on one thread and on two.
     #[arg(long, conflicts_with_all = ["only", "steps", "threads", "newest"])]
     llama_cpp: bool,
 }

@@ -97,7 +97,7 @@ pub struct MethodEntry {
     /// Its label in the report; by default its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
-    /// Learning rates: as many as every other method has.
+    /// Learning rates. Every method must have the same number of them.
     pub lr: Vec<f64>,
     /// Learning rate of its rotations, as a multiple of `lr`; by default the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -273,7 +273,7 @@ impl LoadedComparison {
     }
 }
 
-/// Selects, among the random streams of a seed, the one for a head's initial weights.
+/// Selects the random stream of a seed for a head's initial weights.
 const HEAD: u64 = 17;
 
 /// The methods of an entry, with the defaults of the comparison's format version.

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::compare::facts::{DataFacts, hex};
 use crate::{Cell, CellResult, CompareConfig, Error, Machine, MethodEntry, Result, TaskConfig};
 
-/// Everything that a comparison is, with every file read and every default filled in: its `plan.json`.
+/// The whole description of a comparison, with every file read and every default filled in: its `plan.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ComparisonPlan {
     /// Version of the files of a comparison.

@@ -46,7 +46,7 @@ pub struct SweepPoint {
     pub comparison: Comparison,
 }
 
-/// The whole description of a sweep: its `sweep.json`. Each point has a `plan.json` of its own.
+/// The whole description of a sweep: its `sweep.json`. Each point has its own `plan.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SweepPlan {
     /// Version of the files of a sweep and of the comparisons at its points.

@@ -52,7 +52,7 @@ impl BlockNumbers {
         let (d, f) = (model.hidden_size as f64, model.intermediate_size as f64);
         let n_h = model.num_attention_heads as f64;
         let (q, kv) = (n_h * model.head_dim as f64, shape.kv);
-        // a norm keeps its input in f32, whatever the model's kind
+        // a norm keeps its input in f32 for every kind of model
         let norm = 4.0 * d;
         let has = |norm: &str| model.tensors.iter().any(|tensor| tensor.name.ends_with(norm));
         let of_queries = if has("q_norm.weight") { 4.0 * q } else { 0.0 };

@@ -1,4 +1,4 @@
-//! Predicts a training run: memory from shapes, time from a measured rate.
+//! Predicts the cost of a training run: memory from shapes, and time from a measured rate.
 
 pub(crate) mod memory;
 pub(crate) mod split;

@@ -223,7 +223,7 @@ pub(crate) fn cut(example: &mut Example, length: usize) {
     }
 }
 
-/// Questions in tokens, checked against the task's scoring. They are not cut, whatever the encoding's `max_length`.
+/// Questions in tokens, checked against the task's scoring. They are not cut, even if the encoding has a smaller `max_length`.
 ///
 /// # Errors
 /// If a question cannot be tokenised or is shorter than the task's `length`; if a choice has several tokens and the scoring takes one; if two

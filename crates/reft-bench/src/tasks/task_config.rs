@@ -43,7 +43,7 @@ pub struct TaskConfig {
     /// Values of the chat template's variables.
     #[serde(default, skip_serializing_if = "ChatVars::is_empty")]
     pub chat_vars: ChatVars,
-    /// Most tokens of a generated answer; by default as many as the longest choice has, 32 for `commonsense`, 512 for `arithmetic`.
+    /// Most tokens of a generated answer; by default the tokens of the longest choice, 32 for `commonsense`, 512 for `arithmetic`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_new_tokens: Option<usize>,
     /// Whether the tokens of the prompt are learned, too, when it is trained on.

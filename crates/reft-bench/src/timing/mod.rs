@@ -1,4 +1,4 @@
-//! How long a training step takes, method beside method, and how much memory.
+//! Measures the time and the memory of a training step, for several methods in turns.
 
 pub(crate) mod case;
 pub(crate) mod floor;

@@ -31,7 +31,7 @@ pub struct TimingReport {
     pub prompt_length: usize,
     /// Tokens of a row after its prompt.
     pub response_length: usize,
-    /// The options given; each method takes the ones that it declares.
+    /// The given options; each method takes the options that it declares.
     pub options: MethodOptions,
     /// Whether the frozen model's part of rows was kept.
     pub reuse: bool,

@@ -10,8 +10,8 @@ use crate::InterchangeRuns;
 /// The objective of distributed alignment search: base runs with swaps should answer as the causal model does.
 ///
 /// Examples are the bases of counterfactuals with the expected answers, known by their ids. The trained tensors are in the
-/// [`Alignment`](crate::Alignment) of the runs, which must be in the trainer's stack; the model is that of the runs. The loss is summed over
-/// the trials and divided by the number of targets of one trial, so each trial is trained as if alone.
+/// [`Alignment`](crate::Alignment) of the runs, which must be in the trainer's stack; the model is the model of the runs. The loss is summed
+/// over the trials and divided by the number of targets of one trial, so each trial is trained as if alone.
 ///
 /// Activations are kept until the backward, even with activation checkpointing in the trainer: the forward is the objective's own.
 pub struct InterchangeObjective<'a> {

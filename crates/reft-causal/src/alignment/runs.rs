@@ -10,8 +10,8 @@ use crate::{Alignment, BaseRuns, Error, Result, Swap, VariableSwap};
 
 /// Base runs with the coordinates of variables taken from source runs.
 ///
-/// Several trials can be run at once: every row is run once per trial, with the trial's swaps. Losses, gradients and answers are those of
-/// separate runs. If trials are sorted by stage, each enters the forward at its own stage, and every weight above is read once for all.
+/// Several trials can be run at once: every row is run once per trial, with the trial's swaps. Losses, gradients and answers are the same as in
+/// separate runs. If trials are sorted by stage, each enters the forward at its own stage, and every weight above is read once for all trials.
 ///
 /// The sources' hidden states were computed before: the model is frozen, so they are the same in every step.
 pub struct InterchangeRuns<'a> {

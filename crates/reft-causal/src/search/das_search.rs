@@ -171,7 +171,7 @@ impl<'a> DasSearch<'a> {
         Ok(Self { searched, task, places, pairs, report })
     }
 
-    /// Number of subspaces to be trained, those of the control among them.
+    /// Number of subspaces to be trained, including the control's.
     pub fn n_cells(&self) -> usize {
         let DasOptions { positions, ranks, untrained_model, .. } = &self.report.options;
         self.places.len() * positions.len() * ranks.len() * (1 + usize::from(*untrained_model))

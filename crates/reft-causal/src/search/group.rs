@@ -52,7 +52,7 @@ pub(crate) fn cells_at_once(options: &DasOptions, pairs: &Pairs, position: usize
 
 /// Trains and measures cells of one rank, in the order of their stages, and writes each to its directory.
 ///
-/// The results are those of separate searches, up to rounding.
+/// The results are the same as of separate searches, up to rounding.
 pub(crate) fn search(
     options: &DasOptions,
     pairs: &Pairs,

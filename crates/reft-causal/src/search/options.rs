@@ -3,13 +3,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, refuse};
 
-/// Where a subspace begins before it is trained.
+/// The start of a subspace before it is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Start {
     /// At the directions along which the mean hidden state follows the variable.
     #[default]
     Means,
-    /// Anywhere.
+    /// At random directions.
     Random,
 }
 
@@ -25,9 +25,9 @@ pub enum DasAlignment {
     Boundless,
     /// Some coordinates of a trained rotation. The selection is trained too.
     SigmoidMask,
-    /// A given number of neurons: the ones that follow the variable most. Nothing is trained.
+    /// A given number of neurons, chosen because they follow the variable most. Nothing is trained.
     Neurons,
-    /// Everything: the plain interchange. Nothing is trained.
+    /// The whole hidden state: the plain interchange. Nothing is trained.
     Whole,
 }
 

@@ -12,10 +12,10 @@ use crate::terminal::{note, output};
 
 /// Time a training step of several methods, and of the frozen floor, on the same batches
 ///
-/// The floor is the cost of the frozen model before any method: forward, logits at labels only, and backward down to the
-/// embeddings. A step is the trainer's own: forward, backward, clipping, AdamW. Every method runs in processes of its own, so its peak
-/// memory is its own, and the methods take turns. Where the frozen model's part of rows is cached, the figures are from steps on cached rows;
-/// the first epoch, in which that part is computed, has a column of its own. An option is taken by the methods that have it.
+/// The floor is a step of the frozen model without any method: forward, logits at the labels only, and backward down to the embeddings.
+/// A method's step is the trainer's step: forward, backward, clipping and AdamW. The methods take turns. Each method runs in processes of
+/// its own, so its peak memory is measured alone. If a method's activations are cached, the figures are from steps on cached rows. The
+/// first epoch, which computes these activations, has a separate column. A method option applies to the methods that have it.
 #[derive(Debug, Args)]
 #[command(
     next_help_heading = "Measurement",
@@ -26,19 +26,19 @@ use crate::terminal::{note, output};
   reft bench --model models/SmolLM2-135M-Instruct --methods floor,loreft --batch-size 1 --steps 1 --generate 64"
 )]
 pub struct BenchArgs {
-    /// Make up the weights of --model-config; time does not depend on them
+    /// Fill the model of --model-config with random weights; the time does not depend on them
     #[arg(long, help_heading = "Model", requires = "model_config", conflicts_with = "model")]
     random_weights: bool,
-    /// floor, and any methods of `reft train`; several at once as loreft+lora
+    /// Cases to time: floor, and methods of `reft train`; loreft+lora is one case with both methods
     #[arg(long, value_delimiter = ',', value_parser = timed, default_value = "floor,loreft")]
     methods: Vec<String>,
-    /// Steps of each method whose time counts; steps that warm up are not among them
+    /// Timed steps of each method; warm-up steps are not counted
     #[arg(long, value_name = "N", default_value_t = 6)]
     steps: usize,
-    /// Turns of each method: the steps are shared out among them
+    /// Turns of each method; its steps are divided among the turns
     #[arg(long, value_name = "N", default_value_t = 3)]
     rounds: usize,
-    /// Also time the generation of N tokens after each prompt of a batch; 0: do not
+    /// Also time the generation of N tokens after each prompt of a batch; 0 = no generation
     #[arg(long, value_name = "N", default_value_t = 0)]
     generate: usize,
     /// Print the result as JSON

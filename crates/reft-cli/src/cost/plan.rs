@@ -10,11 +10,11 @@ use crate::cost::step_args::StepArgs;
 use crate::options::{check_counts, in_flags, method_name};
 use crate::terminal::{counted, grouped, output};
 
-/// Say what training will take in memory and time, before a weight is read
+/// Predict the memory and time of training, without reading any weights
 ///
-/// Memory is computed from the model's shape, the method and the batch; it is the peak of a step. Time is the number of operations over the rate
-/// of matrix products on this device, which is measured for a moment, or over --tflops for another machine. Where it does not fit, the flags
-/// that make it fit are named.
+/// Memory is the peak of a step. It is computed from the model's shape, the method and the batch. Time is the number of operations divided by
+/// the rate of matrix products. The rate is measured briefly on this device; --tflops gives the rate of another machine. If the run does not
+/// fit into the memory, the plan names flags that make it fit.
 #[derive(Debug, Args)]
 #[command(
     next_help_heading = "Run",
@@ -27,19 +27,19 @@ pub struct PlanArgs {
     /// Method, or several at once as loreft+lora
     #[arg(long, value_parser = method_name, default_value = "loreft")]
     method: String,
-    /// Memory that there is, as 24GB [default: all of this machine's]
+    /// Available memory, such as 24GB [default: all memory of this machine]
     #[arg(long, value_name = "SIZE")]
     memory: Option<ByteSize>,
-    /// Devices that a model is spread over, as 4x24GB or 2x80GB,24GB: what each holds, instead of --memory
+    /// Memory of each device that the model is split over, such as 4x24GB or 2x80GB,24GB; not with --memory
     #[arg(long, value_name = "SIZES", conflicts_with = "memory")]
     devices: Option<DeviceMemories>,
-    /// Processes that share a step, each with such devices
+    /// Processes that share a step; each has the devices of --devices
     #[arg(long, value_name = "N", default_value_t = 1, requires = "devices")]
     processes: usize,
-    /// Examples of the training set
+    /// Number of examples in the training set
     #[arg(long, value_name = "N", default_value_t = 1000)]
     examples: usize,
-    /// Times that each is trained on
+    /// Passes over the training set
     #[arg(long, value_name = "N", default_value_t = 3)]
     epochs: usize,
     /// Rate of matrix products of another machine, in 10¹² operations a second [default: measured on this one]

@@ -15,7 +15,7 @@ pub struct StepArgs {
     /// Model: a Hugging Face directory, a GGUF file, or a hub name such as org/name
     #[arg(long, value_name = "DIR", required_unless_present = "model_config")]
     pub model: Option<String>,
-    /// A config.json: a model of this shape, without a download
+    /// Use the model shape of this config.json, without any weights file
     #[arg(long, value_name = "FILE.json", conflicts_with = "model")]
     pub model_config: Option<PathBuf>,
 
@@ -29,10 +29,11 @@ pub struct StepArgs {
     #[arg(long, value_name = "N", default_value_t = 8, help_heading = "Batch")]
     pub response_length: usize,
 
-    /// Compute the frozen model's part of a row in every step
+    /// Compute the frozen model's activations for each row in every step, without a cache
     #[arg(long, help_heading = "Step")]
     pub no_reuse: bool,
-    /// Keep only the input of each block and compute its activations again in the backward; packed weights always do
+    /// Keep only each block's input and recompute its activations in the backward (always on with packed
+    /// weights)
     #[arg(long, help_heading = "Step")]
     pub checkpoint_activations: bool,
     #[command(flatten)]
@@ -43,7 +44,7 @@ pub struct StepArgs {
 }
 
 impl StepArgs {
-    /// A step of the frozen floor, to be given a method, and the model, read without its weights.
+    /// A step of the frozen floor, to which the caller adds a method, and the model, read without its weights.
     pub fn case(&self) -> Result<(TimingCase, ModelDescription)> {
         let (model, name) = match (&self.model, &self.model_config) {
             (Some(model), None) => (resolve_model(model)?, model.clone()),

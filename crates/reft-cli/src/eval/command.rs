@@ -19,12 +19,12 @@ use crate::terminal::{duration, grouped, output};
 
 /// Measure a model, with or without adapters, on a data file
 ///
-/// Task `lm`: loss, the mean of −log p over the completions' tokens and end tokens, and perplexity, e to the loss. `commonsense` and
-/// `arithmetic`: accuracy of generated replies on rows of LLM-Adapters. `memorise`: share of the completions' tokens that come back
-/// before the first wrong one. `classification`, `regression` and `reward`: the predictions of an adapter's head for labelled texts or pairs:
-/// accuracy, F1 and Matthews' correlation, or Pearson's and Spearman's. `preference`: share of pairs in which the chosen reply is the likelier
-/// one. A TOML file describes any other task: a prompt with {columns}, label
-/// words, how answers are scored.
+/// Task `lm` reports the loss and the perplexity. The loss is the mean of −log p over the completions' tokens and end tokens; the perplexity
+/// is e to the loss. `commonsense` and `arithmetic` report the accuracy of generated replies on rows of LLM-Adapters. `memorise` reports the
+/// share of the completions' tokens that the model reproduces before its first wrong token. `classification`, `regression` and `reward`
+/// compare the predictions of an adapter's head with labelled texts or pairs: accuracy, F1 and Matthews' correlation, or Pearson's and
+/// Spearman's correlations. `preference` reports the share of pairs in which the chosen reply is the likelier one. A TOML file describes any
+/// other task: a prompt with {columns}, label words, and how answers are scored.
 #[derive(Debug, Args)]
 #[command(
     next_help_heading = "Task",
@@ -33,34 +33,44 @@ use crate::terminal::{duration, grouped, output};
   reft eval --model models/SmolLM2-135M-Instruct --task recipes/tasks/sst2.toml --data data/sst2/test.tsv"
 )]
 pub struct EvalArgs {
-    /// Task: lm, commonsense, arithmetic, memorise, classification, regression, reward, preference, or a TOML file that describes a task
+    /// Task: lm, commonsense, arithmetic, memorise, classification, regression, reward, preference,
+    /// or a TOML file that describes a task
     #[arg(long, value_name = "NAME", value_parser = task_name)]
     task: PathBuf,
-    /// Examples, as `reft train` takes them; for other tasks than lm and memorise with the task's columns; several times for several files
+    /// Data file, in a form that `reft train` takes; give it several times for several files
+    ///
+    /// Tasks other than lm and memorise need the columns of the task.
     #[arg(long, value_name = "FILE", required = true)]
     pub(super) data: Vec<PathBuf>,
     #[command(flatten)]
     columns: Flags<ColumnOptions>,
-    /// How a row becomes text: auto (as its form suggests), chat, alpaca or plain [default: as the adapter was trained, else auto]
+    /// Template of a row: auto (from the row's form), chat, alpaca or plain
+    /// [default: the template that the adapter was trained with, else auto]
     #[arg(long, value_name = "NAME")]
     pub(super) template: Option<Template>,
     #[command(flatten)]
     turns: Flags<TurnOptions>,
     #[command(flatten)]
     chat: Flags<ChatOptions>,
-    /// Longest example in tokens; longer ones are cut at their end [default: none is cut, and one past the model's context refused]
+    /// Longest example in tokens; longer ones are cut at their end [default: no cut]
+    ///
+    /// Without a cut, an example longer than the model's context is an error.
     #[arg(long, value_name = "N")]
     pub(super) max_length: Option<usize>,
-    /// Cut at the model's context, or at --max-length, and leave out examples that have no label left, instead of failing
+    /// Cut long examples, and leave out those with no label left, instead of failing
+    ///
+    /// The limit is --max-length, or else the model's context.
     #[arg(long)]
     drop_too_long: bool,
     /// Examples computed at once
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub(super) batch_size: usize,
-    /// Measure the model without its adapters too, and print both; of lm and preference also the divergence from it
+    /// Measure the model without its adapters too, and print both results
+    ///
+    /// Tasks lm and preference also print the divergence from the model without adapters.
     #[arg(long)]
     pub(super) compare_base: bool,
-    /// Tasks of a head: write its prediction for each row into this file, a line of JSON each
+    /// Tasks of a head: write the head's prediction for each row to this file, one line of JSON per row
     #[arg(long, value_name = "FILE")]
     pub(super) predictions: Option<PathBuf>,
     /// Print the result as JSON

@@ -14,7 +14,7 @@ use crate::eval::command::EvalArgs;
 use crate::model::{Framing, Model, ModelText};
 use crate::terminal::{duration, grouped, output};
 
-/// Measures how well an adapter's head predicts the labels of rows.
+/// Measures how well the head of an adapter predicts the labels of rows.
 pub fn told(args: &EvalArgs, task: &TaskConfig, told: Told) -> Result<()> {
     if args.compare_base {
         bail!(

@@ -11,7 +11,7 @@ use crate::terminal::{note, output};
 
 /// Turn an adapter saved by pyreft, a control vector, or a model in a GGUF file, into a directory that reft reads
 ///
-/// An adapter becomes `reft_config.json` and `reft_model.safetensors`; pickles are read as data, nothing in them is run. Its
+/// An adapter becomes `reft_config.json` and `reft_model.safetensors`. Pickles are read as data; no code in them is run. The adapter's
 /// positions follow pyreft's rule, so the adapter computes the same as in pyreft. A GGUF file becomes a Hugging Face directory with f32
 /// weights, tokenizer and chat template.
 #[derive(Debug, Args)]
@@ -26,20 +26,20 @@ pub struct ImportArgs {
     /// Format: `pyreft` = a directory that pyreft's save wrote, `gguf` = a model in one file, `control-vector` = one of llama.cpp or repeng
     #[arg(long, value_name = "FORMAT", hide_possible_values = true, value_parser = ["pyreft", "gguf", "control-vector"])]
     from: String,
-    /// Directory to write; it must not exist, or be empty
+    /// Directory to write; new or empty
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
 
-    /// Prompt positions that the adapter was trained to edit, `f7+l7` = first 7 and last 7 tokens
+    /// Prompt positions that the adapter was trained to edit; `f7+l7` = the first 7 and the last 7 tokens
     #[arg(long, value_name = "POSITIONS", help_heading = "pyreft")]
     positions: Option<Positions>,
-    /// The adapter has one intervention per layer for first and last positions, not one for each
+    /// First and last positions share one intervention per layer, instead of having one each
     #[arg(long, help_heading = "pyreft")]
     share_weights: bool,
     /// Activation of the learned source: linear, relu, gelu, silu, tanh or sigmoid [default: linear]
     #[arg(long, value_name = "NAME", help_heading = "pyreft")]
     act_fn: Option<Activation>,
-    /// Base model that the adapter or control vector belongs to; without it only the hidden size is checked later
+    /// Base model of the adapter or control vector; without it, only the hidden size is checked later
     #[arg(long, value_name = "DIR", help_heading = "pyreft")]
     model: Option<String>,
 }

@@ -18,9 +18,11 @@ use crate::terminal::{end_at_once, note, on_signal, output};
 
 /// Talk with a model in the terminal
 ///
-/// A line is a message. The whole conversation is the prompt of every reply, framed by the model's chat template; an adapter edits it
-/// at each turn. /base answers without adapters, /adapter NAME with one of them, /strength X at another strength; /reset begins anew,
-/// /help lists these, /quit or the end of input ends it, Ctrl-C cuts a reply short.
+/// Each line is a message. The prompt of each reply is the whole conversation, framed by the model's chat template. Adapters edit this
+/// prompt at each turn.
+///
+/// Commands: /base answers without adapters, /adapter NAME with one adapter, /strength X at another strength. /reset begins a new
+/// conversation, /help lists the commands, /quit or the end of input ends the program. Ctrl-C cuts a reply short.
 #[derive(Debug, Args)]
 #[command(
     next_help_heading = "Conversation",

@@ -23,8 +23,8 @@ use crate::terminal::{command, note, output};
 
 /// Generate replies to one prompt or to a file of them
 ///
-/// A single prompt's reply is printed as it grows. Adapters edit the prompt only, so every further token costs what it costs the
-/// base model. Greedy unless --temperature is above 0.
+/// A single prompt's reply is printed as it grows. ReFT adapters edit the prompt only, so a token of the reply takes as
+/// long as without one. Greedy unless --temperature is above 0.
 #[derive(Debug, Args)]
 #[command(
     next_help_heading = "Prompts",
@@ -33,10 +33,10 @@ use crate::terminal::{command, note, output};
   reft generate --model models/SmolLM2-135M-Instruct --input questions.txt --batch-size 16 --json"
 )]
 pub struct GenerateArgs {
-    /// The prompt, as it is unless --chat, --template or the adapter's own template frames it
+    /// Prompt; used as it is unless --chat, --template or the adapter's own template frames it
     #[arg(long, value_name = "TEXT", required_unless_present = "input", conflicts_with = "input")]
     prompt: Option<String>,
-    /// Prompts: a .txt file with one a line, or rows as `reft train` takes them, with or without completions
+    /// Prompts: a .txt file with one per line, or rows as for `reft train`, with or without completions
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
     #[command(flatten)]
@@ -47,19 +47,20 @@ pub struct GenerateArgs {
     /// Begin the chat with this system message
     #[arg(long, value_name = "TEXT", requires = "chat")]
     system: Option<String>,
-    /// How a prompt is framed: auto (as its row's form suggests), chat, alpaca or plain [default: as the adapter was trained, else auto]
+    /// Template of a prompt: auto (from the row's form), chat, alpaca or plain
+    /// [default: the template that the adapter was trained with, else auto]
     #[arg(long, value_name = "NAME")]
     template: Option<Template>,
-    /// Coordinates of ReFT's subspace that the edit may change, 0-3 or 0-3,6 [default: all, or the ones that a row names]
+    /// Coordinates of ReFT's subspace that the edit may change, such as 0-3 or 0-3,6 [default: the row's, else all]
     #[arg(long, value_name = "LIST")]
     subspace: Option<Coordinates>,
-    /// Prompts generated for at once
+    /// Prompts that are answered at once
     #[arg(long, value_name = "N", default_value_t = 8)]
     batch_size: usize,
     /// Generate without the adapters too, and show both replies
     #[arg(long)]
     compare_base: bool,
-    /// Write prompts and replies as a page that needs nothing else
+    /// Write prompts and replies as a self-contained HTML page
     #[arg(long, value_name = "FILE.html")]
     page: Option<PathBuf>,
     /// Print replies and token ids as JSON

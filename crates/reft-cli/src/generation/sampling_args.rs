@@ -9,7 +9,7 @@ use crate::options::{Declared, FlagGroup, Flags};
 pub struct SamplingArgs {
     #[command(flatten)]
     config: Flags<GenerationConfig>,
-    /// Text that ends a reply and is not part of it; give it several times for several
+    /// Text that ends a reply and is not part of it; give it several times for several texts
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
 }

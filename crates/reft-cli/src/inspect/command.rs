@@ -11,7 +11,7 @@ use crate::terminal::output;
 
 /// Show what an adapter or a model is: method, sites, parameters, sizes
 ///
-/// Files are checked as when they are used: a tensor that is missing or misshapen is an error.
+/// Files are checked as they are before use: a missing or misshapen tensor is an error.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:
   reft inspect runs/emoji
@@ -21,10 +21,10 @@ pub struct InspectArgs {
     /// Adapter directory, model directory, GGUF file, or hub name
     #[arg(value_name = "DIR|FILE")]
     path: PathBuf,
-    /// Base model of the adapter, for its trainable share [default: the one that the adapter names, if it is there]
+    /// Base model of the adapter, for its trainable share [default: the model that the adapter names, if found]
     #[arg(long, value_name = "DIR")]
     model: Option<String>,
-    /// Print it as JSON
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }

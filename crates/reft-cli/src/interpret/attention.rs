@@ -18,8 +18,9 @@ use crate::terminal::{command, output};
 
 /// Show which tokens each attention head looks at
 ///
-/// Writes a page with every head of every layer: all of them small, and the chosen one large with the prompt's tokens on both axes. The weights
-/// come from one run over the prompt. With --adapter the run has its edits, and its prefix and virtual tokens are among the tokens looked at.
+/// Writes a page with a small map for every head of every layer. The chosen head is shown large, with the prompt's tokens on both axes. The
+/// weights come from one run over the prompt. With --adapter the run includes the adapter's edits, and heads may also look at the adapter's
+/// prefix and virtual tokens.
 #[derive(Debug, Args)]
 #[command(
     next_help_heading = "Attention",
@@ -27,16 +28,16 @@ use crate::terminal::{command, output};
   reft attention --model models/SmolLM2-135M-Instruct --prompt 'When Mary and John went to the store, John gave a drink to' --output attention.html"
 )]
 pub struct AttentionArgs {
-    /// The prompt
+    /// Prompt
     #[arg(long, value_name = "TEXT")]
     prompt: String,
     /// The prompt is a user's message: the model's chat template frames it
     #[arg(long)]
     chat: bool,
-    /// Layers: all, or such as 3;9;18
+    /// Layers: all, or a list such as 3;9;18
     #[arg(long, value_name = "LAYERS", default_value = "all", value_parser = |text: &str| LAYERS.parse(text))]
     layers: Value,
-    /// Write the page, which needs nothing else
+    /// Write the page to this file; it is self-contained
     #[arg(long, value_name = "FILE.html", required_unless_present = "weights")]
     output: Option<PathBuf>,
     /// Write the weights too: a tensor f32 [heads, tokens, keys] for each layer, called `layer.LAYER`

@@ -17,10 +17,10 @@ use crate::interpret::states::layers_of;
 use crate::model::ModelArgs;
 use crate::terminal::{command, note, output};
 
-/// Show what each hidden state would say next: the logit lens
+/// Show the next token that each hidden state predicts: the logit lens
 ///
-/// The residual stream after each block goes through the final norm and the head, as if it were the last (nostalgebraist 2020). For each
-/// layer and token the likeliest next token is shown, with its probability; with --adapter after its edits.
+/// The residual stream after each block goes through the final norm and the head, as if that block were the last (nostalgebraist 2020). For
+/// each layer and token, the likeliest next token is shown with its probability. With --adapter the hidden states are those after its edits.
 #[derive(Debug, Args)]
 #[command(
     next_help_heading = "Lens",
@@ -28,22 +28,22 @@ use crate::terminal::{command, note, output};
   reft lens --model models/SmolLM2-135M-Instruct --prompt 'The capital of France is' --output lens.html"
 )]
 pub struct LensArgs {
-    /// The prompt
+    /// Prompt
     #[arg(long, value_name = "TEXT")]
     prompt: String,
     /// The prompt is a user's message: the model's chat template frames it
     #[arg(long)]
     chat: bool,
-    /// Layers: all, or such as 3;9;18
+    /// Layers: all, or a list such as 3;9;18
     #[arg(long, value_name = "LAYERS", default_value = "all", value_parser = |text: &str| LAYERS.parse(text))]
     layers: Value,
-    /// Likeliest tokens that are kept for each hidden state
+    /// Number of likeliest next tokens to keep for each hidden state
     #[arg(long, value_name = "N", default_value_t = 5)]
     top: usize,
-    /// Write the map as a page that needs nothing else
+    /// Write the map as a self-contained HTML page
     #[arg(long, value_name = "FILE.html")]
     output: Option<PathBuf>,
-    /// Print all of it as JSON
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]

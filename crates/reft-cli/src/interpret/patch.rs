@@ -17,9 +17,9 @@ use crate::terminal::{command, note, output};
 
 /// Find which hidden states carry an answer: activation patching
 ///
-/// Each hidden state of the source's run is put into the base's run, there alone, and the metric of the next token is read. 0 is the base's
-/// own metric, 1 the source's. Beside it stands attribution patching, the first order of the same, from one gradient. Base and source have as
-/// many tokens.
+/// One hidden state at a time, the source run's value replaces the base run's, and the metric of the next token is computed. On the scale
+/// shown, 0 is the metric of the base run and 1 the metric of the source run. Attribution patching is shown beside it: the first-order
+/// estimate of the same effect, from one gradient. Base and source must have the same number of tokens.
 #[derive(Debug, Args)]
 #[command(
     next_help_heading = "Patching",
@@ -31,25 +31,25 @@ pub struct PatchArgs {
     /// Model: a Hugging Face directory, a GGUF file, or a hub name such as org/name
     #[arg(long, value_name = "DIR")]
     model: String,
-    /// The prompt that is run
+    /// Base prompt: the prompt that is run
     #[arg(long, value_name = "TEXT")]
     base: String,
-    /// The prompt whose hidden states are put in
+    /// Source prompt: the prompt whose hidden states are put into the base run
     #[arg(long, value_name = "TEXT")]
     source: String,
-    /// Metric: logit(TOKEN), logprob(TOKEN) or prob(TOKEN), or one of them less another
+    /// Metric: logit(TOKEN), logprob(TOKEN) or prob(TOKEN), or one of them minus another
     #[arg(long, value_name = "METRIC")]
     metric: String,
-    /// Components of a block: block_input, attention_output, mlp_output, block_output, or a head as head_3
+    /// Components: block_input, attention_output, mlp_output, block_output, or a head such as head_3
     #[arg(long, value_name = "LIST", default_value = "block_output")]
     sites: List<ComponentOrHead>,
-    /// Layers: all, or such as 3;9;18
+    /// Layers: all, or a list such as 3;9;18
     #[arg(long, value_name = "LAYERS", default_value = "all", value_parser = |text: &str| LAYERS.parse(text))]
     layers: Value,
     /// The prompts are users' messages: the model's chat template frames them
     #[arg(long)]
     chat: bool,
-    /// Write the maps as a page that needs nothing else
+    /// Write the maps as a self-contained HTML page
     #[arg(long, value_name = "FILE.html")]
     output: Option<PathBuf>,
     /// Print all numbers as JSON

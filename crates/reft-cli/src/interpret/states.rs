@@ -17,11 +17,11 @@ use crate::model::ModelArgs;
 use crate::options::List;
 use crate::terminal::output;
 
-/// Write the hidden states of prompts, for NumPy and others
+/// Write the hidden states of prompts to a file, for NumPy and other programs
 ///
-/// The output holds a tensor f32 [n, d] for each component and layer, called `COMPONENT.LAYER`, with a row for each token that is named, and
-/// i64 [n] `prompt` and `token`: which prompt and which token of it a row is of. The file's metadata has the prompts and their tokens. With
-/// --adapter they are the hidden states after its edits.
+/// The output holds a tensor f32 [n, d] for each component and layer, called `COMPONENT.LAYER`, with one row for each selected token. Two
+/// tensors i64 [n], `prompt` and `token`, say which prompt a row belongs to, and which token of the prompt. The file's metadata has the
+/// prompts and their tokens. With --adapter the hidden states are those after its edits.
 #[derive(Debug, Args)]
 #[command(
     next_help_heading = "Hidden states",
@@ -30,22 +30,23 @@ use crate::terminal::output;
   reft states --model models/SmolLM2-135M-Instruct --adapter runs/emoji --prompt 'Who are you?' --chat --sites block_output,head_3 --layers '8;16' --tokens all --output states.safetensors"
 )]
 pub struct StatesArgs {
-    /// A prompt; several times for several
+    /// Prompt; give it several times for several prompts
     #[arg(long, value_name = "TEXT", required_unless_present = "input")]
     prompt: Vec<String>,
-    /// Prompts, one a line
+    /// File of prompts, one per line
     #[arg(long, value_name = "FILE.txt")]
     input: Option<PathBuf>,
-    /// A prompt is a user's message: the model's chat template frames it
+    /// Each prompt is a user's message: the model's chat template frames it
     #[arg(long)]
     chat: bool,
-    /// Components of a block: block_input, attention_output, mlp_output, block_output, a projection such as q_proj, or a head as head_3
+    /// Components: block_input, attention_output, mlp_output, block_output, a projection such as q_proj,
+    /// or a head such as head_3
     #[arg(long, value_name = "LIST", default_value = "block_output")]
     sites: List<ComponentOrHead>,
-    /// Layers: all, or such as 3;9;18
+    /// Layers: all, or a list such as 3;9;18
     #[arg(long, value_name = "LAYERS", default_value = "all", value_parser = |text: &str| LAYERS.parse(text))]
     layers: Value,
-    /// Tokens of each prompt: all, last, a place from 0 or from the end as -1, or a token's text
+    /// Tokens of each prompt: all, last, an index from 0, one from the end such as -1, or a token's text
     #[arg(long, value_name = "LIST", default_value = "last", allow_hyphen_values = true)]
     tokens: List<TokenName>,
     /// File to write
@@ -61,7 +62,7 @@ pub struct StatesArgs {
 /// The layers that an option names.
 ///
 /// # Errors
-/// If the option is no list of layers, or names a layer that the model lacks.
+/// If the option is not a list of layers, or names a layer that the model does not have.
 pub fn layers_of(asked: &Value, model: &reft_models::ModelDescription) -> Result<Vec<usize>> {
     let n = model.num_hidden_layers;
     let layers: Vec<usize> = match asked.as_str() {

@@ -11,7 +11,8 @@ use crate::terminal::output;
 
 /// Show the tokens of a text as a model sees it
 ///
-/// Each token has its id, its place from the front (0, 1, …) and from the end (−1, −2, …): f3 edits 0 to 2, l1 edits −1.
+/// Each token is shown with its id, its index from the front (0, 1, …) and its index from the end (−1, −2, …). As positions, f3 edits the
+/// tokens 0 to 2, and l1 edits the token −1.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:
   reft tokenize --model models/SmolLM2-135M-Instruct --text 'Alice lost the book'
@@ -20,10 +21,10 @@ pub struct TokenizeArgs {
     /// Model: a Hugging Face directory, a GGUF file, or a hub name such as org/name; its weights are not read
     #[arg(long, value_name = "DIR")]
     model: String,
-    /// A text
+    /// Text to tokenize
     #[arg(long, value_name = "TEXT", required_unless_present = "input", conflicts_with = "input")]
     text: Option<String>,
-    /// Texts, one a line
+    /// File of texts, one per line
     #[arg(long, value_name = "FILE.txt")]
     input: Option<PathBuf>,
     /// The text is a user's message: the model's chat template frames it

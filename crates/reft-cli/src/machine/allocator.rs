@@ -40,8 +40,8 @@ pub fn hand_over_memory() {
     }
 }
 
-/// Makes MKL free its work buffers after each matrix product. By default it keeps them for the next product. They are small, but each keeps
-/// a stretch of larger freed blocks from being returned, so the process keeps its peak memory.
+/// Makes MKL free its work buffers after each matrix product. By default MKL keeps them for the next product. The buffers are small, but each
+/// prevents a stretch of larger freed blocks from being returned to the system, so the process keeps its peak memory.
 ///
 /// Returns whether libtorch's MKL has such a switch. The switch has no effect after MKL's first product.
 pub fn keep_no_buffers() -> bool {

@@ -8,7 +8,7 @@ use crate::machine::cuda::{self, Cuda, release};
 use crate::machine::device_choice::DeviceChoice;
 use crate::terminal::{bytes, counted, output};
 
-/// Say what can be computed with: the libtorch in use, GPUs, and why CUDA is or is not used
+/// Show the libtorch in use, the GPUs, and why CUDA is or is not used
 #[derive(Debug, Args)]
 #[command(after_long_help = "Example:
   reft devices --json")]

@@ -16,16 +16,16 @@ use crate::terminal::note;
 declare_options! {
     /// Where a command computes, and with which kinds of numbers.
     pub struct MachineOptions {
-        /// Kind of the frozen model's numbers: f32, bf16, f16, or auto (bf16 where processor or GPU has instructions for it, else f32); edits
+        /// Kind of the frozen model's numbers: f32, bf16, f16, or auto (bf16 if the processor or GPU has instructions for it, else f32). Edits
         /// are always f32
         kind: KindChoice = KindChoice::default(), Text("KIND") in "Machine";
-        /// How the frozen matrices are held: dense, as-stored (GGUF's blocks stay packed), int8 or int4; packed ones are expanded when they are
-        /// computed with, block by block in training
+        /// Form of the frozen matrices in memory: dense, as-stored (GGUF's blocks stay packed), int8 or int4. Packed matrices are expanded when
+        /// they are used, block by block in training
         weights: WeightStorage = WeightStorage::Dense, Text("FORM") in "Machine";
-        /// Where to compute: auto (the first GPU if there is one), cpu or cuda:N; several put the model's blocks on them in this order, by their
-        /// free memory (cuda:0,cuda:1)
+        /// Where to compute: auto (the first GPU if there is one), cpu or cuda:N. A list such as cuda:0,cuda:1 splits the model's blocks over
+        /// these devices in this order, by their free memory
         device: Devices = Devices::default(), Text("DEVICE") in "Machine";
-        /// On a GPU: f32 products on TF32 units, faster and to three digits; edits too
+        /// On a GPU: compute f32 products, also of edits, on TF32 units; faster, and accurate to three digits
         tf32: bool = false, Switch("BOOL") in "Machine";
         /// CPU threads to compute with [default: one per core]
         threads: Option<usize> = None, Count("N") in "Machine" if |n: usize| (1..=4096).contains(&n), "a number from 1 to 4096";

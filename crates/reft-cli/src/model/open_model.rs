@@ -20,7 +20,9 @@ pub struct ModelArgs {
     /// Model: a Hugging Face directory, a GGUF file, or a hub name such as org/name
     #[arg(long, value_name = "DIR")]
     model: String,
-    /// Adapter: a directory, or a hub name such as org/name; give it several times to use several at once, in this order
+    /// Adapter: a directory, or a hub name such as org/name
+    ///
+    /// Give it several times to use several adapters at once, in this order.
     #[arg(long, value_name = "DIR")]
     adapter: Vec<PathBuf>,
     #[command(flatten)]

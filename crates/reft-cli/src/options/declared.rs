@@ -9,7 +9,7 @@ use toml::{Table, Value};
 /// An option as its library declares it. Flags and fields of files are made from it.
 #[derive(Debug, Clone)]
 pub struct Declared {
-    /// Its name in files; the flag is called alike, with `-` for `_`.
+    /// Its name in files; the flag has the same name, with `-` for `_`.
     pub name: &'static str,
     /// The help text, with the default.
     pub help: String,

@@ -21,10 +21,10 @@ use crate::terminal::{
 
 /// Compare fine-tuning methods: same data, budget and seeds, one report
 ///
-/// Every method is tried with each of its learning rates; the rate that does best on the validation set is run with every seed and
-/// tested. The report (`report.json`, `report.md`, `report.html`) is written after each method. Ctrl-C stops; the same command goes on
-/// after the runs that are finished. Each run has a process of its own, so its peak memory is its own. With `[sweep.x]` and `[sweep.y]`
-/// in the configuration two values are varied: a comparison is run at each point of their grid, and the report has heat maps.
+/// Every method is tried with each of its learning rates. The rate with the best result on the validation set is run with every seed and
+/// tested. The report (`report.json`, `report.md`, `report.html`) is written after each method. Ctrl-C stops; the same command continues
+/// after the finished runs. Each run has a process of its own, so its peak memory is measured alone. With `[sweep.x]` and `[sweep.y]` in
+/// the configuration, two values are varied: a comparison is run at each point of their grid, and the report has heat maps.
 #[derive(Debug, Args)]
 #[command(
     next_help_heading = "Comparison",
@@ -41,19 +41,21 @@ pub struct CompareArgs {
     /// Directory to write: the report, and a directory per run; new, empty, or the same comparison's
     #[arg(long, value_name = "DIR", required_unless_present = "report_only")]
     output: Option<PathBuf>,
-    /// Write the report of this comparison anew, and run nothing
+    /// Rewrite the report of the comparison in this directory, and run nothing
     #[arg(long, value_name = "DIR", conflicts_with_all = ["config", "output", "model", "data", "quick"])]
     report_only: Option<PathBuf>,
-    /// Model, in place of the configuration's
+    /// Model to use instead of the configuration's
     #[arg(long, value_name = "DIR")]
     model: Option<String>,
-    /// Directory of the data files, in place of the configuration's
+    /// Directory of the data files, instead of the configuration's
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// A small version: one learning rate, one seed, and the sizes under `[quick]`
     #[arg(long)]
     quick: bool,
-    /// Write each tested run in another form, too: peft, a file each as in PEFT's method_comparison, below `peft`
+    /// Also write each tested run in another form: peft
+    ///
+    /// peft writes one file per run into the directory `peft`, in the form of PEFT's method_comparison.
     #[arg(long, value_name = "NAME")]
     report_format: Option<ReportFormat>,
     /// Print the report as JSON

@@ -16,10 +16,10 @@ use crate::terminal::{command, holds, note, show, stop_flag};
 
 /// Search for a variable of a causal model in a model's hidden states (distributed alignment search)
 ///
-/// For each layer, token and rank a subspace is trained: its part of a source run is put into a base run, and the answer should become
-/// what the causal model says. Held-out counterfactuals give the interchange intervention accuracy (IIA). A random subspace, neurons and
-/// a model that was never trained are the controls. Writes `das.json`, `das.md` and `das.html`; Ctrl-C stops, and the same command goes
-/// on after what is finished.
+/// For each layer, token and rank a subspace is trained. The part of a source run's hidden state in this subspace is put into a base run,
+/// and the answer should become the answer of the causal model. The interchange intervention accuracy (IIA) is measured on held-out
+/// counterfactuals. The controls are a random subspace, neurons, and a model that was never trained. Writes `das.json`, `das.md` and
+/// `das.html`. Ctrl-C stops; the same command continues after the finished subspaces.
 #[derive(Debug, Args)]
 #[command(
     next_help_heading = "Search",
@@ -30,35 +30,38 @@ use crate::terminal::{command, holds, note, show, stop_flag};
   reft das --task recipes/das/pronoun.toml --model models/SmolLM2-135M-Instruct --sites attention_head --layers 25 --positions last --rank 1 --output runs/das/heads"
 )]
 pub struct DasArgs {
-    /// Model: a Hugging Face directory, a GGUF file, or a hub name such as org/name; none for a task that trains its own network
+    /// Model: a Hugging Face directory, a GGUF file, or a hub name such as org/name
+    ///
+    /// Leave it out for a task that trains its own network.
     #[arg(long, value_name = "DIR")]
     model: Option<String>,
     /// Task: templates, lists and a causal model, as in recipes/das
     #[arg(long, value_name = "FILE.toml")]
     task: PathBuf,
-    /// Directory to write: the report, and a directory for each subspace; new, empty, or a search's
+    /// Directory for the report and the subspaces: new, empty, or written by a search
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
-    /// Components of a block: block_input, attention_output, mlp_output, block_output; attention_head for --heads, or one as head_3
+    /// Components: block_input, attention_output, mlp_output, block_output, attention_head (the heads of
+    /// --heads), or one head such as head_3
     #[arg(long, value_name = "LIST", default_value = "block_output")]
     sites: List<String>,
     /// Heads that attention_head stands for, counted from 0 [default: all]
     #[arg(long, value_name = "LIST")]
     heads: Option<List<u32>>,
-    /// Layers to search: all, or such as 3;9;18
+    /// Layers to search: all, or a list such as 3;9;18
     #[arg(long, value_name = "LAYERS", default_value = "all", value_parser = |text: &str| LAYERS.parse(text))]
     layers: Value,
-    /// Tokens: a slot's name, last, a number from 0, or one of these with +1 or -1 behind it [default: the task's]
+    /// Tokens: a slot's name, last, or an index from 0; each may end in +1 or -1 [default: the task's]
     #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
     positions: Option<List<String>>,
-    /// Kind of swap: das = a trained subspace, boundless = how many dimensions is learned too, sigmoid-mask = which are,
-    /// neurons = without a rotation, whole = everything
+    /// Kind of swap: das = a trained subspace, boundless = the number of dimensions is learned too,
+    /// sigmoid-mask = the choice of dimensions is learned too, neurons = no rotation, whole = the whole hidden state
     #[arg(long, value_name = "NAME", default_value = "das")]
     alignment: String,
     /// Dimensions that das and neurons swap [default: the task's, else 1,8]
     #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
     rank: Option<List<i64>>,
-    /// Skip the search in a model of random weights
+    /// Skip the control search in a model of random weights
     #[arg(long)]
     no_untrained_model: bool,
     #[command(flatten)]
@@ -79,19 +82,20 @@ struct TrainingArgs {
     /// Counterfactuals to train on [default: the task's, else 128]
     #[arg(long, value_name = "N")]
     train_pairs: Option<usize>,
-    /// Counterfactuals held out [default: the task's, else 96]
+    /// Counterfactuals to hold out [default: the task's, else 96]
     #[arg(long, value_name = "N")]
     test_pairs: Option<usize>,
     /// Optimizer steps for each subspace [default: the task's, else 8]
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
-    /// Counterfactuals of a step [default: the task's, else 16]
+    /// Counterfactuals per step [default: the task's, else 16]
     #[arg(long, value_name = "N")]
     batch_size: Option<usize>,
-    /// Learning rate of the first step; it falls to 0 on a line [default: the task's, else 5e-3]
+    /// Learning rate of the first step; it falls linearly to 0 [default: the task's, else 5e-3]
     #[arg(long, value_name = "X")]
     lr: Option<f64>,
-    /// Where a subspace begins: means = where the mean hidden state follows the variable, random = anywhere
+    /// Start of a subspace: means = directions along which the mean hidden state follows the variable,
+    /// random = random directions
     #[arg(long, value_name = "START", default_value = "means", value_parser = ["means", "random"])]
     start: String,
     /// Seed of counterfactuals, starts and order

@@ -10,8 +10,9 @@ use crate::terminal::{command, note};
 
 /// Put training runs, or searches of `reft das`, on one page to compare them
 ///
-/// Of searches the heat maps stand next to each other on one scale of colours: one for each search and rank. Of runs: losses, rates, speeds and replies to sample prompts of runs of `reft train`, whether they are finished or still go on, and the options in
-/// which they differ. A single run's page is `report.html` in its directory, which the run itself draws while it goes on.
+/// For searches the page shows a heat map for each search and rank, side by side on one scale of colours. For runs of `reft train`, finished
+/// or still going, it shows losses, learning rates, speeds, replies to sample prompts, and the options in which the runs differ. The page of a
+/// single run is `report.html` in its directory; the run itself redraws it while it goes on.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:
   reft report runs/loreft runs/lora --output runs/both.html
@@ -21,7 +22,7 @@ pub struct ReportArgs {
     /// Directories of runs, or of searches
     #[arg(value_name = "RUN", required = true)]
     runs: Vec<PathBuf>,
-    /// The page [default: report.html in the directory of a single run]
+    /// Page to write [default: report.html in the directory of a single run]
     #[arg(long, value_name = "FILE.html")]
     output: Option<PathBuf>,
 }

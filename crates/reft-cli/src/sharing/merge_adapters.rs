@@ -15,17 +15,19 @@ use crate::model::{adapter_directory, open_config, open_decoder};
 use crate::sharing::model_card::{CARD, FrontMatter};
 use crate::terminal::{grouped, note, output};
 
-/// Make one adapter that does what a stack of several does
+/// Merge several adapters into one that computes the same as their stack
 ///
-/// The adapter computes what the others compute one after the other, each at its strength: `base + strength * (edited - base)`. LoRA's ranks are
-/// added up, or the sum is approximated with a given rank. Adapters that cannot become one exactly are refused with the reason; as a stack,
-/// `--adapter A --adapter B`, they can be used as they are.
+/// The merged adapter computes the same as the given adapters one after the other, each at its strength: `base + strength * (edited - base)`.
+/// The ranks of LoRA adapters are added up, or the sum is approximated with a given rank. Adapters that cannot be merged exactly are refused
+/// with the reason; they can still be used as a stack, `--adapter A --adapter B`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:
   reft merge-adapters runs/style runs/facts --output runs/both
   reft merge-adapters runs/style@0.5 runs/facts@1.5 --method svd --rank 8 --output runs/small")]
 pub struct MergeAdaptersArgs {
-    /// Adapters in the order of the stack, directories or hub names such as org/name, each with a strength behind @ unless that is 1
+    /// Adapters in the order of the stack: directories or hub names such as org/name
+    ///
+    /// A strength other than 1 follows after @.
     #[arg(value_name = "DIR[@STRENGTH]", required = true)]
     adapters: Vec<String>,
     /// Directory to write; new or empty
@@ -36,10 +38,10 @@ pub struct MergeAdaptersArgs {
     /// With --method svd: the largest rank of a module
     #[arg(long, value_name = "R")]
     rank: Option<i64>,
-    /// Base model, to be checked against; DoRA needs it: a Hugging Face directory, a GGUF file, or a hub name
+    /// Base model to check against: a Hugging Face directory, a GGUF file, or a hub name; DoRA needs it
     #[arg(long, value_name = "DIR")]
     model: Option<String>,
-    /// Licence of the adapter, for its model card: a name as the hub has it, such as apache-2.0
+    /// Licence of the adapter for its model card, by the hub's name for it, such as apache-2.0
     #[arg(long, value_name = "NAME")]
     license: Option<String>,
     /// Print the result as JSON
@@ -50,9 +52,9 @@ pub struct MergeAdaptersArgs {
 /// How updates are summed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum MergeMethod {
-    /// As they are.
+    /// The exact sum.
     Exact,
-    /// As the best approximation of a rank.
+    /// The best approximation of the sum at a given rank.
     Svd,
 }
 

@@ -12,14 +12,14 @@ use crate::terminal::{bytes, output};
 
 /// Fetch an adapter from the hub
 ///
-/// Its files go into the hub's cache and into a directory of their own. Only files that an adapter has are fetched, pickles never. A token is
-/// taken from HF_TOKEN, or from where the hub's own program keeps it. Where a command takes --adapter, the hub's name does too.
+/// The files go into the hub's cache, and are copied into --output. Only the files of an adapter are fetched, never pickles. A token is taken
+/// from HF_TOKEN, or from the place where the hub's own program keeps it. The flag --adapter of other commands also takes the hub name.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:
   reft pull org/adapter --output adapters/adapter
   reft chat --model models/SmolLM2-135M-Instruct --adapter org/adapter")]
 pub struct PullArgs {
-    /// The adapter, as the hub calls it
+    /// Name of the adapter on the hub
     #[arg(value_name = "ORG/NAME")]
     name: String,
     /// Branch, tag or commit [default: main]

@@ -14,9 +14,9 @@ use crate::terminal::{bytes, counted, note, output};
 
 /// Publish an adapter on the hub
 ///
-/// The adapter's files and its README.md become one commit; nothing is seen before all of it is there. A run's options, metrics, checkpoints
-/// and samples stay here unless --all is given. Files that name paths of this machine are refused. A token that may write is taken from
-/// HF_TOKEN, or from where the hub's own program keeps it; it is never shown.
+/// The adapter's files and its README.md become one commit, so no file is visible before all are uploaded. A run's options, metrics,
+/// checkpoints and samples are not sent unless --all is given. Files that name paths of this machine are refused. A token with write access is
+/// taken from HF_TOKEN, or from the place where the hub's own program keeps it; it is never shown.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:
   reft push runs/emoji org/emoji --license apache-2.0 --dry-run
@@ -25,25 +25,25 @@ pub struct PushArgs {
     /// Directory of the adapter, or of the run that made it
     #[arg(value_name = "DIR")]
     directory: PathBuf,
-    /// Repository on the hub; made if it is not there
+    /// Repository on the hub; created if it does not exist
     #[arg(value_name = "ORG/NAME")]
     name: String,
-    /// If it is made: for its owner alone
+    /// If the repository is created, make it private
     #[arg(long)]
     private: bool,
-    /// Branch; made if it is not there
+    /// Branch; created if it does not exist
     #[arg(long, value_name = "BRANCH", default_value = "main")]
     revision: String,
     /// Message of the commit [default: the method and reft's version]
     #[arg(long, value_name = "TEXT")]
     message: Option<String>,
-    /// Licence, written into README.md where that has none: a name as the hub has it, such as apache-2.0
+    /// Licence to write into a README.md without one, by the hub's name for it, such as apache-2.0
     #[arg(long, value_name = "NAME")]
     license: Option<String>,
-    /// Every file of the directory, not only the adapter's
+    /// Send every file of the directory, not only the adapter's
     #[arg(long)]
     all: bool,
-    /// Say what would be sent, and send nothing
+    /// Show the files that would be sent, and send nothing
     #[arg(long)]
     dry_run: bool,
     /// Print the result as JSON

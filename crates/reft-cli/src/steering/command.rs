@@ -20,11 +20,12 @@ use crate::steering::sources::{Source, SourceArgs, row, rows_of};
 use crate::steering::sweep::{self, SweepArgs};
 use crate::terminal::{note, output};
 
-/// Steer a model: by a direction made of texts, found by a search or trained, or by any adapter, at a strength
+/// Steer a model by a direction or any adapter, at a chosen strength
 ///
-/// A direction is made of two files of texts (to steer towards, and to steer away from), is the trained rank-1 subspace of a `reft das`
-/// cell, or is an adapter of `reft train --method steering`. It is added, times its strength, to every token of the prompt and of the reply.
-/// Several are used at once. --output keeps it as an adapter directory, which `generate`, `chat`, `eval` and `serve` read.
+/// A direction is computed from two files of texts (to steer towards, and to steer away from), is the trained rank-1 subspace of a `reft das`
+/// cell, or is an adapter of `reft train --method steering`. The direction, times its strength, is added to every token of the prompt and of
+/// the reply. Several directions can be used at once. --output saves a direction as an adapter directory, which `generate`, `chat`, `eval`
+/// and `serve` read.
 #[derive(Debug, Args)]
 #[command(
     next_help_heading = "Strength",
@@ -37,29 +38,32 @@ use crate::terminal::{note, output};
 pub struct SteerArgs {
     #[command(flatten)]
     sources: SourceArgs,
-    /// How many times it is added, or the strength of an adapter; below 0 the other way. Given several times: of each adapter in order, then of
-    /// the direction made here [default: 1]
+    /// Strength of a direction or adapter; below 0 it steers the other way [default: 1]
+    ///
+    /// Given several times: first for each adapter in order, then for the direction made here.
     #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Strength")]
     strength: Vec<f64>,
-    /// Multiply the strengths so that next tokens move this far from the plain model's, in nats per token
+    /// Scale the strengths so that next tokens diverge this far from the plain model's, in nats per token
     #[arg(long, value_name = "NATS", num_args = 0..=1, default_missing_value = "1", conflicts_with = "perplexity", help_heading = "Strength")]
     kl: Option<f64>,
-    /// Multiply the strengths so that the reply to --prompt has this perplexity under the plain model
+    /// Scale the strengths so that the reply to --prompt has this perplexity under the plain model
     #[arg(long, value_name = "X", requires = "prompt", help_heading = "Strength")]
     perplexity: Option<f64>,
-    /// Texts that --kl is measured on, one a line [default: the texts of --positive and --negative]
+    /// File of texts to measure --kl on, one per line [default: the texts of --positive and --negative]
     #[arg(long, value_name = "FILE", help_heading = "Strength")]
     texts: Option<PathBuf>,
-    /// The prompt, as it is unless --chat frames it
+    /// Prompt; used as it is unless --chat frames it
     #[arg(long, value_name = "TEXT", required_unless_present_any = ["output", "sweep", "detect"], help_heading = "Reply")]
     prompt: Option<String>,
     /// The prompt is a user's message: the model's chat template frames it
     #[arg(long, help_heading = "Reply")]
     chat: bool,
-    /// Write the direction as an adapter directory, which at strength 1 steers as here
+    /// Save the direction as an adapter directory; at strength 1 it steers as in this command
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     output: Option<PathBuf>,
-    /// Texts to be read along the direction, one a line or rows with a concept: how much of it each shows
+    /// Measure how much of the direction each text of this file shows
+    ///
+    /// The file has one text per line, or rows with a concept.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["sweep", "prompt"], help_heading = "Output")]
     detect: Option<PathBuf>,
     /// Print --detect and --sweep as JSON

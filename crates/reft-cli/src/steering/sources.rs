@@ -21,19 +21,20 @@ pub struct SourceArgs {
     /// Component of the block: block_input, attention_output, mlp_output or block_output
     #[arg(long, value_name = "NAME", default_value = "block_output")]
     pub site: Component,
-    /// Directory of a rank-1 cell of `reft das`: its direction, of length 1
+    /// Directory of a rank-1 cell of `reft das`; its direction has length 1
     #[arg(long, value_name = "DIR", conflicts_with_all = ["positive", "negative", "method"])]
     das: Option<PathBuf>,
-    /// Texts to steer towards, one a line; the hidden states of their last tokens count
+    /// File of texts to steer towards, one per line; the hidden states of their last tokens are used
     #[arg(long, value_name = "FILE", requires = "negative")]
     pub positive: Option<PathBuf>,
-    /// Texts to steer away from, one a line
+    /// File of texts to steer away from, one per line
     #[arg(long, value_name = "FILE", requires = "positive")]
     pub negative: Option<PathBuf>,
-    /// How a direction is made of the texts: means = difference of means, pca = first principal component, probe = linear probe
+    /// How the direction is computed from the texts: means = difference of means, pca = first principal
+    /// component, probe = linear probe
     #[arg(long, value_name = "METHOD", value_delimiter = ',', default_value = "means", value_parser = ["means", "pca", "probe"])]
     method: Vec<String>,
-    /// Take directions out of the hidden states, in place of adding them
+    /// Remove the directions from the hidden states, instead of adding them
     #[arg(long)]
     ablate: bool,
     /// Use directions at --layer that were made at another layer

@@ -23,19 +23,21 @@ use crate::terminal::{command, note, output};
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Sweep")]
 pub struct SweepArgs {
-    /// Measure at several strengths, each layer and source apart: factors of the strengths, or of the strength that --kl finds
+    /// Measure each layer and source by itself at several strengths
+    ///
+    /// The values are factors of the strengths, or of the strength that --kl finds.
     #[arg(long, value_name = "LIST", value_delimiter = ',', requires_all = ["judge", "prompts"], help_heading = "Sweep")]
     sweep: Vec<f64>,
-    /// Adapter with a head that tells the concept: what `reft train --objective classification` wrote
+    /// Adapter whose head detects the concept, written by `reft train --objective classification`
     #[arg(long, value_name = "DIR", requires = "sweep", help_heading = "Sweep")]
     judge: Option<PathBuf>,
-    /// The head's class that is the concept [default: the last one]
+    /// Class of the head that stands for the concept [default: the last class]
     #[arg(long, value_name = "NAME", requires = "judge", help_heading = "Sweep")]
     class: Option<String>,
-    /// Prompts to be answered, one a line
+    /// File of prompts to answer, one per line
     #[arg(long, value_name = "FILE", requires = "sweep", help_heading = "Sweep")]
     prompts: Option<PathBuf>,
-    /// Write a page with curves: concept against divergence and against perplexity
+    /// Write an HTML page with curves: concept against divergence and against perplexity
     #[arg(long, value_name = "FILE.html", requires = "sweep", help_heading = "Sweep")]
     page: Option<PathBuf>,
 }

@@ -117,7 +117,7 @@ fn panic_line(panic: &str) -> String {
     line.split("\\n").next().unwrap_or_default().to_owned()
 }
 
-/// Whether a signal has ended a command early in good order. The error then names the files kept and the command to go on with.
+/// Whether a signal has stopped a command early and in order. The error then names the kept files and the command that continues.
 fn is_interruption(failed: &anyhow::Error) -> bool {
     use {reft_bench::Error as OfBench, reft_causal::Error as OfCausal};
 

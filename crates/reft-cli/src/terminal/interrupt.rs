@@ -6,7 +6,7 @@ use signal_hook::low_level;
 use crate::terminal::failure::INTERRUPTED;
 use crate::terminal::output::note;
 
-/// A flag to stop in good order. The first signal sets it and prints `notice` on stderr; the second signal ends the program.
+/// A flag for an orderly stop. The first signal sets it and prints `notice` on stderr; the second signal ends the program.
 ///
 /// # Errors
 /// If the system refuses to tell us of signals.

@@ -39,9 +39,9 @@ use crate::train::watch::tensorboard::EventFile;
 
 /// Train an adapter on a frozen model: ReFT, LoRA and the other methods
 ///
-/// Writes the adapter (as PEFT reads it, where PEFT has the method), the options in force (`train.toml`, which --config takes again), a
-/// row per step (`metrics.jsonl`) and checkpoints into the output directory. An option that the method does not have is an error. Ctrl-C
-/// finishes the step and saves a checkpoint; --resume goes on as if nothing had been.
+/// The output directory receives the adapter, the options in force (`train.toml`, which --config can read), a row per step (`metrics.jsonl`)
+/// and checkpoints. If PEFT has the method, PEFT can read the adapter. An option that the method does not have is an error. Ctrl-C finishes
+/// the step and saves a checkpoint; --resume continues as if the run had not been stopped.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:
   reft train --model models/SmolLM2-135M-Instruct --data examples/emoji.jsonl --output runs/emoji \\
@@ -53,10 +53,10 @@ use crate::train::watch::tensorboard::EventFile;
 pub struct TrainArgs {
     #[command(flatten)]
     options: Flags<TrainFlags>,
-    /// Options in TOML, named as the flags with _ for -; flags win
+    /// File of options in TOML, named like the flags with _ for -; flags on the command line win
     #[arg(long, value_name = "FILE.toml", help_heading = "Input and output")]
     config: Option<PathBuf>,
-    /// Go on with the run in the output directory; its options hold
+    /// Continue the run in the output directory, with the options of that run
     #[arg(long, conflicts_with = "overwrite", help_heading = "Input and output")]
     resume: bool,
     /// Remove the run in the output directory first

@@ -66,17 +66,17 @@ pub fn with_rate(config: TrainConfig, given: &Table, methods: &str) -> Result<Tr
     Ok(TrainConfig { lr: usual, ..config })
 }
 
-/// Fewest examples for which another method than the default is worth its time on classes, and most different replies that are classes.
+/// Fewest examples for which a method other than the default is worth its time on classes, and most different replies that count as classes.
 const ENOUGH_OF_CLASSES: usize = 900;
 const MOST_CLASSES: usize = 20;
-/// The options of recipes/classes.toml that differ from the defaults, as flags, but for its seed.
+/// The options of recipes/classes.toml that differ from the defaults, as flags, without the seed.
 const FOR_CLASSES: &str = "--component mlp_output --rank 64 --positions all --rotation-lr-factor 0.1 --lr 4e-4 --warmup-ratio 0.1 --batch-size 16 --epochs 3";
 
 /// Options that choose a method or its edits. With one of them the run is not a default run.
 const OF_METHODS: [&str; 7] =
     ["method", "layers", "component", "positions", "rank", "init_adapter", "objective"];
 
-/// In a default run whose replies are few different texts, prints the flags that tell classes apart better than the default method.
+/// In a default run whose replies are few different texts, prints the flags of a method that distinguishes classes better.
 pub fn say_what_suits_classes(given: &Table, examples: &[Example]) {
     let is_default = OF_METHODS.iter().all(|name| !given.contains_key(*name));
     if let (true, Some(classes)) = (is_default, classes_of(examples)) {
@@ -150,7 +150,7 @@ mod tests {
         assert_eq!(classes(1000, 1), None); // nothing to tell apart
     }
 
-    /// Flags and recipe give the same method and the same training, but for the seed.
+    /// Flags and recipe give the same method and the same training, except for the seed.
     #[test]
     fn the_flags_for_classes_are_the_recipe() -> Result<()> {
         let command = Flags::<TrainFlags>::augment_args(Command::new("train"));

@@ -28,7 +28,7 @@ const OWN: [&str; 10] = [
     "init_adapter",
 ];
 
-/// The processes of a run, if a launcher has started several: `torchrun`, `srun` or `mpirun`.
+/// The processes of a run, if a launcher (`torchrun`, `srun` or `mpirun`) has started several.
 pub struct Processes(Option<ProcessPlace>);
 
 impl Processes {
@@ -67,7 +67,7 @@ impl Processes {
         self.0.as_ref().map_or(1, |place| place.here)
     }
 
-    /// Checks that there are as many as `--processes` says.
+    /// Checks that the number of processes is the number in `--processes`.
     ///
     /// # Errors
     /// If a launcher has started another number.

@@ -22,45 +22,45 @@ declare_options! {
     pub struct RunOptions {
         /// Model: a Hugging Face directory, a GGUF file, or a hub name such as org/name
         model: Option<String> = None, Text("DIR") in "Input and output";
-        /// Examples: CSV, TSV, JSON, JSONL or Parquet with prompt and completion, instruction and output, question and answer, messages, text
-        /// or input_ids; several times for several files, FILE:2 takes its rows twice
+        /// Examples: a CSV, TSV, JSON, JSONL or Parquet file with prompt and completion, instruction and output, question and answer, messages,
+        /// text or input_ids. Give it several times for several files; FILE:2 takes the rows of a file twice
         data: Option<DataSources> = None, Texts("FILE[:N]") in "Input and output";
         /// Directory to write: adapter, train.toml, metrics.jsonl, checkpoint; new or empty
         output: Option<PathBuf> = None, Text("DIR") in "Input and output";
-        /// Licence of the adapter, for its model card: a name as the hub has it, such as apache-2.0
+        /// Licence of the adapter for its model card, by the hub's name for it, such as apache-2.0
         license: Option<String> = None, Text("NAME") in "Input and output";
-        /// Start from this adapter, a directory or a hub name such as org/name; its method, layers, rank and so on hold
+        /// Start from this adapter, a directory or a hub name such as org/name, and take its method, layers, rank and other method options
         init_adapter: Option<PathBuf> = None, Text("DIR") in "Input and output";
-        /// bitfit of a model with biases, head of an objective with a head alone; several at once as loreft+lora
+        /// bitfit needs a model with biases, and head trains the objective's head alone; loreft+lora trains both methods at once
         #[serde(deserialize_with = "read_method")]
         method: String = "loreft".to_owned(), Text("METHOD") in "Method";
-        /// Virtual tokens: start from this text, repeated or cut to their number
+        /// Virtual tokens: start from this text, repeated or cut to the number of virtual tokens
         init_text: Option<String> = None, Text("TEXT") in "Method";
-        /// How a row becomes text: auto (as the row's form suggests), chat, alpaca or plain
+        /// Template of a row: auto (from the row's form), chat, alpaca or plain
         template: Template = Template::Auto, Text("NAME") in "Data";
-        /// Examples to choose the best adapter by, from a file of their own instead of a part of --data
+        /// File of examples for choosing the best adapter, instead of a part of --data
         validation_data: Option<PathBuf> = None, Text("FILE") in "Data";
-        /// Rows that --kl-weight is for, in place of the data; answered or not
+        /// File of rows on which --kl-weight applies, instead of on the data; with or without replies
         replay: Option<PathBuf> = None, Text("FILE") in "Objective";
         /// Learn the tokens of prompts, too
         learn_prompt: bool = false, Switch("BOOL") in "Data";
-        /// Learn only this many tokens of each reply, its first ones; the rest is left out
+        /// Learn only the first N tokens of each reply; the rest is left out
         response_tokens: Option<usize> = None, Count("N") in "Data" if |n: usize| (1..=LARGEST_COUNT).contains(&n), "a whole number of at least 1 and at most 1,000,000,000";
         /// Leave out examples that have no label left when they are cut, instead of failing
         drop_too_long: bool = false, Switch("BOOL") in "Data";
         /// Take the examples in the order of the file: the same as --shuffle none
         no_shuffle: bool = false, Switch("BOOL") in "Data";
-        /// Compute the frozen model's part of an example in every step, instead of once
+        /// Compute the frozen model's activations for each example in every step, instead of once
         no_reuse: bool = false, Switch("BOOL") in "Machine";
-        /// Memory of each process for the frozen model's part of examples, as 4GB or 512MiB [default: half of the free memory, divided among the
-        /// processes]
+        /// Memory of each process for cached activations of the frozen model, such as 4GB or 512MiB [default: half of the free memory, divided
+        /// among the processes]
         reuse_memory: Option<ByteSize> = None, Text("SIZE") in "Machine";
-        /// Directory for a file with the rows that do not fit into that memory [default: they are computed again]
+        /// Directory for a file of cached activations that do not fit into --reuse-memory [default: they are computed again]
         reuse_dir: Option<PathBuf> = None, Text("DIR") in "Machine";
-        /// Processes of this machine that share every step out among themselves; each takes a batch of its own
+        /// Processes of this machine that share every step; each takes a batch of its own
         processes: Option<usize> = None, Count("N") in "Machine" if |n: usize| (1..=1024).contains(&n), "a number from 1 to 1024";
-        /// Library that sums the gradients of several processes on GPUs: nccl, from GPU to GPU; gloo, through the host; or auto (NCCL where each process has
-        /// it and a GPU of its own)
+        /// Library that sums the gradients of several processes on GPUs: nccl (from GPU to GPU), gloo (through the host), or auto (NCCL if
+        /// each process has it and a GPU of its own)
         reduce: Reduction = Reduction::Auto, Text("ENGINE") in "Machine";
     }
 }

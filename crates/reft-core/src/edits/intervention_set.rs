@@ -280,7 +280,7 @@ impl InterventionSet {
     /// Restores a [`Self::state`].
     ///
     /// # Errors
-    /// [`Error::MissingTensor`], [`Error::UnexpectedTensor`] or [`Error::Shape`], by name; nothing is changed then.
+    /// [`Error::MissingTensor`], [`Error::UnexpectedTensor`] or [`Error::Shape`], by name. After an error nothing is changed.
     pub fn load_state(&self, state: &InterventionTensors) -> Result<()> {
         let leaves = self.parameters();
         let mut rotation = self.rotation.borrow_mut();

@@ -113,9 +113,9 @@ pub struct InterventionConfig {
     pub dropout: f64,
     /// Whether noreft's projection has a bias `c`.
     pub add_bias: bool,
-    /// Largest norm of the edit as a multiple of the hidden state's; without it there is no bound.
+    /// Largest norm of the edit, as a multiple of the hidden state's norm; `None`: no bound.
     pub max_edit_norm: Option<f64>,
-    /// Start; default: the identity if method and activation allow it, else the reference's.
+    /// Start; default: the identity if method and activation allow it, else the reference start.
     pub init: Option<Init>,
 }
 

@@ -195,7 +195,7 @@ impl AlignmentSet {
     /// Restores a [`Self::state`].
     ///
     /// # Errors
-    /// [`Error::MissingTensor`], [`Error::UnexpectedTensor`] or [`Error::Shape`], by name; nothing is changed then.
+    /// [`Error::MissingTensor`], [`Error::UnexpectedTensor`] or [`Error::Shape`], by name. After an error nothing is changed.
     pub fn load_state(&self, state: &BTreeMap<String, Tensor>) -> Result<()> {
         let (leaves, method) = (self.parameters(), self.method.name());
         let map = &mut *self.map.borrow_mut();
@@ -205,8 +205,8 @@ impl AlignmentSet {
 
 /// The gate of boundless distributed alignment search (Wu et al. 2023, arXiv:2305.08809): a learned number of coordinates.
 ///
-/// `mᵢ = σ(i/T) σ((β d − i)/T)` for `i = 0 … d−1`: coordinates before the boundary `β d` are open, later ones closed, the softer
-/// the higher the temperature `T`.
+/// `mᵢ = σ(i/T) σ((β d − i)/T)` for `i = 0 … d−1`: coordinates before the boundary `β d` are open, later ones closed. The higher the
+/// temperature `T`, the softer the boundary.
 ///
 /// # Shapes
 /// `boundary` `β` and `temperature` `T`: `[]`, differentiable; result `[d]`.

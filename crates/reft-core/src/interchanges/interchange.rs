@@ -10,7 +10,7 @@ use crate::{Error, Result, check_hidden_size, in_f32};
 ///
 /// Base and source are plain tensors: the caller chooses the model, the inputs, the site and the tokens.
 pub trait Interchange: Debug {
-    /// Returns the base's hidden states with the source's part in them.
+    /// Returns the base's hidden states with the selected part taken from the source.
     ///
     /// # Shapes
     /// `base`, `source` and result: `[.., d]`, one row per edited token; the result has kind and device of `base`.

@@ -48,7 +48,7 @@ impl MapKind {
     /// [`OrthonormalMap::constants`] by name.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`] or [`Error::Shape`] if one of the constants is not there or does not fit the leaf.
+    /// [`Error::MissingTensor`] or [`Error::Shape`] if one of the constants is missing or does not fit the leaf.
     ///
     /// # Panics
     /// If the leaf is not of three dimensions.
@@ -77,7 +77,7 @@ pub(crate) fn constants_of(map: &dyn OrthonormalMap) -> impl Iterator<Item = (St
 /// The values are copied into the leaves, so an optimizer that holds a leaf sees the change.
 ///
 /// # Errors
-/// [`Error::MissingTensor`], [`Error::UnexpectedTensor`] or [`Error::Shape`], by name; nothing is changed then.
+/// [`Error::MissingTensor`], [`Error::UnexpectedTensor`] or [`Error::Shape`], by name. After an error nothing is changed.
 pub(crate) fn load_state(
     state: &BTreeMap<String, Tensor>,
     leaves: Vec<Parameter>,

@@ -15,12 +15,12 @@ pub struct PrincipalComponents {
 }
 
 impl PrincipalComponents {
-    /// The components of `m` hidden states `[m, d]`: the `min(m − 1, d)` that are determined.
+    /// The components of `m` hidden states `[m, d]`. Their number is `min(m − 1, d)`: the hidden states determine no more.
     ///
     /// Each component's sign is such that its largest entry is positive.
     ///
     /// # Errors
-    /// [`Error::Shape`] unless there are two hidden states at least.
+    /// [`Error::Shape`] unless there are at least two hidden states.
     pub fn of(hidden_states: &Tensor) -> Result<Self> {
         let got = hidden_states.size();
         let &[m, d] = &got[..] else {

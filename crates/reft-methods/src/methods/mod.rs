@@ -1,4 +1,4 @@
-//! The methods other than ReFT, a file each, and the lists of all methods. A new one is a file here, and a line in one of the two lists.
+//! The methods other than ReFT, one file each, and the lists of all methods. A new method is a file here and a line in one of the two lists.
 
 pub(crate) mod bottleneck;
 pub(crate) mod brep;
@@ -38,6 +38,6 @@ pub static METHODS: &[&MethodDeclaration] = &[
     &weights::full::FULL,
 ];
 
-/// Methods that not every run can use: they need a model with biases, or an objective with a head.
+/// Methods that only some runs can use: they need a model with biases, or an objective with a head.
 pub static SPECIAL_METHODS: &[&MethodDeclaration] =
     &[&weights::bitfit::BITFIT, &head_alone::HEAD_ALONE];

@@ -19,7 +19,7 @@ const FAMILIES: [(&str, bool); 4] =
 const UNUSED_OF_REPRESENTATION: usize = 9;
 
 /// Writes the ReFT adapter of a directory as pyreft's `ReftModel.save` would: `config.json` and a file of tensors for each intervention. A
-/// `README.md` beside them gives the positions, and tells how to load and call the adapter.
+/// `README.md` beside them gives the positions, and describes how to load and call the adapter.
 ///
 /// Returns notes for the files' user.
 ///

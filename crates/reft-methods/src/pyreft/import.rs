@@ -62,10 +62,10 @@ struct SavedConfig {
 /// How many values of a representation are applied; the later ones are partitions and links.
 const APPLIED_OF_REPRESENTATION: usize = 5;
 
-/// Reads a directory that pyreft's `ReftModel.save` wrote. Pickles are read as data: nothing in them is run.
+/// Reads a directory that pyreft's `ReftModel.save` wrote. Pickles are read as data: no code in them is run.
 ///
-/// Positions follow [`PositionRule::Pyreft`], so the adapter computes the same as in pyreft. pyreft lists untied interventions of the first
-/// tokens before those of the last.
+/// Positions follow [`PositionRule::Pyreft`], so the adapter computes the same as in pyreft. If interventions are untied, pyreft lists the
+/// interventions on the first tokens before the interventions on the last tokens.
 ///
 /// # Errors
 /// If a file is missing or broken, or the directory holds something else than ReFT interventions of one method at one component.

@@ -90,8 +90,8 @@ pub trait Adapter {
         false
     }
 
-    /// Whether [`Self::hooks`] change tokens after the prompt too. If not, a generated token costs as much as with the base model, whatever
-    /// adapters are in its batch.
+    /// Whether [`Self::hooks`] change tokens after the prompt too. If not, a generated token costs as much as with the base model, also in a
+    /// batch with other adapters.
     fn acts_on_replies(&self) -> bool {
         true
     }

@@ -233,7 +233,7 @@ impl<'a> AdapterStack<'a> {
     ///
     /// # Errors
     /// Errors of an adapter; [`Error::Adapter`] for virtual tokens or a prefix at a strength that is neither 0 nor 1, and for an
-    /// adapter in the weights at one that is not 1.
+    /// adapter in the weights at a strength that is not 1.
     pub fn hooks_at(&self, factor: f64, layout: &Layout, mode: Mode) -> Result<Stacked<'a>> {
         if factor == 0.0 && !self.entries.iter().any(|entry| entry.adapter.is_in_weights()) {
             return Ok(Stacked::default());

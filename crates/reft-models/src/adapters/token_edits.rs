@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 use crate::{TokenEdit, send};
 
 /// `h` `[b, t, d]` with some of its tokens edited, each by one edit: `h_i + s_i Dᵢᵀ(A_i h_i + b_i)`. All edits of the same rank and number of
-/// tokens take two products together, whatever their adapters. Works without autograd only.
+/// tokens take two products together, even if they belong to different adapters. Works without autograd only.
 pub(crate) fn add_token_edits(h: Tensor, edits: &[TokenEdit]) -> Tensor {
     let mut alike: BTreeMap<(i64, usize), Vec<&TokenEdit>> = BTreeMap::new();
     for edit in edits.iter().filter(|edit| !edit.tokens.is_empty()) {

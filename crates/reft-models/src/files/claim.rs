@@ -111,7 +111,7 @@ impl Drop for Claim {
             drop(sender);
             let _ = heart.join();
         }
-        // a claim that another process has taken meanwhile stays; one that cannot be removed expires
+        // a claim that another process has taken meanwhile stays; a claim that cannot be removed expires
         if fs::read_to_string(&self.path).is_ok_and(|owner| owner == self.owner) {
             let _ = fs::remove_file(&self.path);
         }

@@ -12,15 +12,15 @@ use crate::{
     Model, PaddingSide, Result, Row, Span, StackAdapter, send,
 };
 
-/// Generates replies to requests that come and go, each with its own adapters and its own options, in one batch.
+/// Generates replies to requests in one batch. Requests may come at any time, each with its own adapters and options.
 ///
 /// A prompt is computed alone or with other waiting prompts (prefill), with the hooks of its adapters. Then its row joins the batch, which
-/// computes one token per row and step; each row has its own keys and values. Hidden states are edited in prompts only, so a step costs as
-/// much as with the base model, whatever adapters the rows have. Methods that act on replies too (LoRA) are applied to their own rows. Rows
-/// join and leave at any step.
+/// computes one token per row and step; each row has its own keys and values. ReFT edits hidden states of prompts only, so its
+/// adapters add nothing to a step. Methods that act on replies too (LoRA, steering) are applied to their own rows. Rows join and leave at any
+/// step.
 ///
-/// A common beginning of prompts, such as a long system prompt, is computed once for all adapters, up to the first token that one of them
-/// touches ([`EngineOptions::prefix_tokens`]).
+/// A common beginning of prompts, such as a long system prompt, is computed once for all adapters. The shared part ends before the first token
+/// that an adapter touches ([`EngineOptions::prefix_tokens`]).
 ///
 /// Except for rounding, replies depend neither on other requests nor on cached prefixes. The engine has no thread of its own: call
 /// [`Self::step`] while there is work.
@@ -322,7 +322,7 @@ impl<'a> Engine<'a> {
         Ok(events)
     }
 
-    /// Refuses adapters in the weights that differ from those of the other requests: they change the model for all.
+    /// Refuses adapters in the weights that differ from the other requests' adapters: such adapters change the model for all requests.
     fn check_weights(&self, adapters: &AdapterStack) -> Result<()> {
         let on_their_way = self.prefill.iter().flat_map(|prefill| &prefill.replies);
         let Some(other) = self.waiting.iter().chain(on_their_way).chain(&self.rows).next() else {

@@ -32,8 +32,8 @@ impl ControlVector {
     /// Reads a file that llama.cpp, repeng or [`Self::write`] wrote.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Format`] for another architecture, another tensor than `direction.N` with `N ≥ 1`, one that is no vector in
-    /// f32, vectors of unequal sizes, numbers that are not finite, or none at all.
+    /// [`Error::Io`]; [`Error::Format`] for another architecture, a tensor with another name than `direction.N` with `N ≥ 1`, a tensor that is no
+    /// vector in f32, vectors of unequal sizes, numbers that are not finite, or a file without tensors.
     pub fn read(path: &Path) -> Result<Self> {
         let header = Header::open(path)?;
         let broken = |reason: String| Error::Format { path: path.to_owned(), reason };

@@ -269,7 +269,7 @@ impl Gguf {
         )))
     }
 
-    /// Key and value heads; by default as many as query heads.
+    /// Number of key and value heads; by default the number of query heads.
     pub(crate) fn key_value_heads(&self) -> Result<i64> {
         let own = "attention.head_count_kv";
         let is_given = self.parts[0].1.metadata.contains_key(&self.key(own));

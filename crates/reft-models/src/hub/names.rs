@@ -96,7 +96,7 @@ impl Hub {
         config.parent().map(Path::to_owned)
     }
 
-    /// The token of `HF_TOKEN`, else that of the token file beside the cache.
+    /// The token of `HF_TOKEN`, else the token in the token file beside the cache.
     pub fn token(&self) -> Option<String> {
         let own = env::var("HF_TOKEN").ok().map(|token| token.trim().to_owned());
         own.filter(|token| !token.is_empty()).or_else(|| Cache::new(self.cache.clone()).token())

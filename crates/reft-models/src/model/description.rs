@@ -21,10 +21,10 @@ pub struct ModelDescription {
     pub head_dim: i64,
     /// Longest context, in tokens.
     pub max_position_embeddings: i64,
-    /// Whether no token sees a later one; then the hidden states before a method's first token are the frozen model's. Otherwise the model is an
-    /// encoder: it predicts no next tokens and has no head.
+    /// Whether no token sees a later token. Then a method does not change the hidden states before the first token that it touches. Otherwise the
+    /// model is an encoder: it predicts no next tokens and has no head.
     pub is_causal: bool,
-    /// How many tokens back each layer sees, the token itself included; an encoder sees as many ahead. `None`: all.
+    /// How many tokens back each layer sees, the token itself included; an encoder sees the same number ahead. `None`: all tokens.
     pub windows: Vec<Option<i64>>,
     /// In a row with more tokens than this the keys of all tokens change, so a cache must be filled anew (LongRoPE).
     pub keys_change_at: Option<usize>,
@@ -49,8 +49,8 @@ pub struct ModelTensor {
     pub shape: Vec<i64>,
     /// Its role.
     pub role: TensorRole,
-    /// The stage of a [`Forward`](crate::Forward) that uses it: that of its block, the first for tensors before the blocks, and the number of
-    /// blocks for tensors after them. Tied embeddings belong to the first stage.
+    /// The stage of a [`Forward`](crate::Forward) that uses it: the stage of its block, the first stage for tensors before the blocks, or the
+    /// number of blocks for tensors after them. Tied embeddings belong to the first stage.
     pub stage: usize,
 }
 

@@ -49,14 +49,15 @@ pub trait Hooks {
         true
     }
 
-    /// The update of [`Self::visit`] at a point of a pass, if it only adds a low-rank product. Rows with such updates are computed together,
-    /// whatever their adapters. `None`: it does something else, or nothing.
+    /// The update of [`Self::visit`] at a point of a pass, if the visit only adds a low-rank product. Rows with such updates are computed
+    /// together, even with different adapters. `None`: the visit does something else, or nothing.
     fn low_rank(&self, _point: HookPoint, _span: &Span) -> Option<LowRank<'_>> {
         None
     }
 
-    /// The edits of [`Self::visit`] at some tokens of a pass, if it does nothing else, each edit is linear in the token's own hidden state, and
-    /// no token has two. Such tokens are computed together, whatever their adapters. `None`: it does something else, or nothing.
+    /// The edits of [`Self::visit`] at some tokens of a pass, if the visit does nothing else, each edit is linear in the token's own hidden state,
+    /// and no token has two edits. Such tokens are computed together, even with different adapters. `None`: the visit does something else, or
+    /// nothing.
     fn token_edits(&self, _point: HookPoint, _span: &Span) -> Option<Vec<TokenEdit<'_>>> {
         None
     }
@@ -208,7 +209,7 @@ impl Hooks for NoHooks {
     }
 }
 
-/// Several methods at once, each seeing the output of the one before.
+/// Several methods at once; each sees the output of the method before it.
 ///
 /// At most one of them may bring a [`Hooks::prefix`]; only the first prefix is used.
 #[derive(Default)]

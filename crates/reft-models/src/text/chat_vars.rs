@@ -10,7 +10,8 @@ pub struct ChatVars(pub Map<String, Value>);
 declare_options! {
     /// The options of everything that renders a chat template.
     pub struct ChatOptions {
-        /// Variable of the chat template, as enable_thinking=false; a value that is JSON is taken as such. Give it several times for several
+        /// Variable of the chat template, such as enable_thinking=false; a value in JSON is read as JSON. Give it several times for several
+        /// variables
         #[serde(skip_serializing_if = "ChatVars::is_empty")]
         chat_vars: ChatVars = ChatVars::default(), Table("NAME=VALUE") in "Data";
     }

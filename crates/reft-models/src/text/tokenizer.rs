@@ -208,7 +208,7 @@ impl Tokenizer {
         self.bos_id
     }
 
-    /// The tokens that end a reply. The first is the tokenizer's own end token, the one to train on.
+    /// The tokens that end a reply. The first is the tokenizer's own end token: training uses this token.
     pub fn eos_ids(&self) -> &[i64] {
         &self.eos_ids
     }

@@ -13,7 +13,7 @@ pub(crate) struct Attention {
     pub(crate) input: AttentionInput,
     pub(crate) output: Linear,
     pub(crate) qk_norm: Option<(QkNorm, Norm, Norm)>,
-    /// Index of the layer's angles among those of the pass; `None`: no RoPE.
+    /// Index of the layer's angles among the angles of the pass; `None`: no RoPE.
     pub(crate) rope: Option<usize>,
     pub(crate) scale: Option<f64>, // none: 1 / √d_h
     pub(crate) soft_cap: Option<f64>,

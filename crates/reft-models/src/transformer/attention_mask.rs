@@ -35,7 +35,7 @@ impl AttentionMask {
     /// The mask of a pass whose keys are `prefix` extra ones, then all columns of the batch up to the last of the pass.
     ///
     /// A query sees the prefix and the tokens of its row up to itself, at most the last `window` of all these. If the model is not causal, it
-    /// also sees as many later tokens. Padding sees only itself, so that no softmax is empty; its output is unused.
+    /// also sees the same number of later tokens. Padding sees only itself, so that no softmax is empty; its output is unused.
     pub(crate) fn new(
         span: &Span,
         prefix: usize,

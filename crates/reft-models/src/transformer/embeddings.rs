@@ -7,9 +7,9 @@ use crate::{ContextLimit, Error, Layout, LearnedPositions, Result, Span, Weight,
 #[derive(Debug)]
 pub(crate) struct Embeddings {
     pub(crate) tokens: Weight, // [v, d]
-    /// Factor of looked up embeddings.
+    /// Factor of embeddings from the table.
     pub(crate) token_scale: f64,
-    /// Factor of all embeddings, those of virtual tokens included.
+    /// Factor of all embeddings, also of virtual tokens.
     pub(crate) scale: f64,
     pub(crate) positions: Option<(LearnedPositions, Tensor)>, // [rows, d]
     pub(crate) token_types: Option<Tensor>,                   // [types, d]

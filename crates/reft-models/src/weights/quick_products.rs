@@ -17,7 +17,7 @@ const MOST_ROWS: i64 = 128;
 /// `x Wᵀ + b` on a CPU without autograd: for up to [`MOST_ROWS`] rows, in f32 if they are one token of each row of a batch; for any number if
 /// the matrix is packed. `None`: libtorch must compute it.
 ///
-/// Packed numbers are expanded in registers or in the cache, and sums are made in f32 whatever kind the model has.
+/// Packed numbers are expanded in registers or in the cache. Sums are computed in f32 for every kind of model.
 pub(crate) fn by_kernels(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Option<Tensor> {
     let matrix = for_kernels(x, weight, bias)?;
     let mut size = x.size();

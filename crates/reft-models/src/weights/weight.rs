@@ -96,7 +96,7 @@ reft_core::names!(WeightStorage, "way to hold weights", crate::Error, {
 });
 
 impl WeightStorage {
-    /// Bytes of a tensor of a model; `kind` is that of dense tensors. [`Self::AsStored`] assumes the smallest of the file's block types.
+    /// Bytes of a tensor of a model; `kind` is the kind of dense tensors. [`Self::AsStored`] assumes the smallest of the file's block types.
     pub fn bytes_of(self, tensor: &ModelTensor, kind: Kind) -> f64 {
         let is_of_tokens = matches!(tensor.role, TensorRole::Embeddings | TensorRole::Head);
         let bits = match (self, &tensor.shape[..]) {

@@ -16,7 +16,7 @@ use crate::http::shared::{Phase, Shared};
 /// The pause after a connection could not be accepted.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Answers everybody who connects until no new requests are taken, then waits for those in flight.
+/// Answers all connections until no new requests are taken, then waits for the requests in flight.
 ///
 /// A connection that has not sent the header of a request after [`idle`](crate::ServeOptions::idle) is closed. So is one that takes
 /// nothing of its answer for [`time`](crate::ServeOptions::time).

@@ -90,7 +90,7 @@ impl Server {
         Stopper(Arc::clone(&self.shared))
     }
 
-    /// Answers requests until it is stopped, and says when it begins to. All tensors stay on this thread.
+    /// Answers requests until it is stopped. It calls `is_ready` when it begins to answer. All tensors stay on this thread.
     ///
     /// # Errors
     /// If the model cannot generate, or an adapter that was named at the start cannot be used.

@@ -92,7 +92,7 @@ impl Dataset {
     }
 }
 
-/// Examples as many times as a weight says, in their order.
+/// Examples, repeated by a weight, in their order.
 fn taken(examples: Vec<Example>, weight: f64, seed: u64) -> Vec<Example> {
     if weight == 1.0 {
         return examples;

@@ -1,4 +1,4 @@
-//! From data files over their rows to batches of tokens.
+//! Reads data files, makes examples of their rows, and makes batches of tokens of the examples.
 
 pub(crate) mod files;
 

@@ -15,7 +15,7 @@ pub(crate) struct Needed<'d> {
 }
 
 impl<'d> Needed<'d> {
-    /// The needed tokens if the final hidden states of `wanted` tokens are read, and the ones that labels are predicted from.
+    /// The needed tokens if the final hidden states of `wanted` tokens are read, and of the tokens that labels are predicted from.
     ///
     /// Without `is_cut` every token is needed: the model is not causal, or depends on the length of a row.
     pub(crate) fn new(sequence: &'d Sequence, wanted: Range<usize>, is_cut: bool) -> Self {

@@ -40,7 +40,7 @@ reft_core::names!(Turns, "choice of turns", reft_models::Error, { Last => "last"
 declare_options! {
     /// The options of training and measuring on conversations.
     pub struct TurnOptions {
-        /// Turns of a conversation that are learned: last, or all of the assistant's, each after the turns before it
+        /// Turns of a conversation to learn: last, or all turns of the assistant, each after the turns before it
         turns: Turns = Turns::Last, Text("TURNS") in "Data";
     }
 }

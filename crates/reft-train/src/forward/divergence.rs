@@ -6,8 +6,8 @@ use tch::{Kind, Tensor};
 use crate::forward::logits_in_chunks::rows_at_once;
 use crate::of_logits;
 
-/// For each of the hidden states `[m, d]`: the `k` likeliest next tokens `[m, k]`, and their `log p` with that of all other tokens together
-/// at the end, `[m, k + 1]`.
+/// For each of the hidden states `[m, d]`: the `k` likeliest next tokens `[m, k]`, and their `log p` `[m, k + 1]`. The last `log p` is of all
+/// other tokens together.
 pub(crate) fn likeliest(model: &dyn Model, h: &Tensor, k: usize) -> [Tensor; 2] {
     let head = model.head().dense();
     let of_chunk = |h: Tensor| {

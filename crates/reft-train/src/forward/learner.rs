@@ -87,12 +87,12 @@ impl<'a> Learner<'a> {
         Ok(Tensor::stack(&terms, 0).sum(None))
     }
 
-    /// The loss on examples. The longest come first, so that memory runs out at once if at all. With `frozen`, the frozen model's part comes
-    /// from the store.
+    /// The loss on examples. The longest examples come first: if memory runs out, it runs out at once. With `frozen`, cached activations come from
+    /// the store.
     ///
     /// # Errors
-    /// [`reft_models::Error::ContextFull`] before the first is computed; [`Error::EvaluationNotFinite`]; those of [`Self::check`]; errors of
-    /// the model, an adapter or the objective.
+    /// [`reft_models::Error::ContextFull`] before the first example is computed; [`Error::EvaluationNotFinite`]; the errors of [`Self::check`];
+    /// errors of the model, an adapter or the objective.
     pub fn evaluate(
         &self,
         examples: &[Example],
@@ -102,7 +102,7 @@ impl<'a> Learner<'a> {
         self.evaluate_among(examples, batch_size, frozen, Processes::ALONE)
     }
 
-    /// [`Self::evaluate`], the batches shared out among the processes of a run: each has every `world`-th.
+    /// [`Self::evaluate`], with the batches divided among the processes of a run: each process has every `world`-th batch.
     pub(crate) fn evaluate_among(
         &self,
         examples: &[Example],

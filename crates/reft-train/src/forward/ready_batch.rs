@@ -18,7 +18,7 @@ pub(crate) struct Ready {
 
 /// A batch on its way to the device: the inputs of one forward that do not depend on trained parameters.
 ///
-/// It is made ahead, while the device computes the batch before, or on demand; it is the same either way.
+/// It is made ahead, while the device computes the batch before, or on demand. The result is the same in both cases.
 #[derive(Debug)]
 pub(crate) struct ReadyBatch {
     /// How the adapters are to be used.

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// The declaration of an objective. It says which rows a run reads, how they become examples, which options apply, and how the objective is
-/// built of the run's adapters, head and reference.
+/// built from the run's adapters, head and reference.
 pub struct ObjectiveDeclaration {
     /// Its name in files and on the command line.
     pub name: &'static str,
@@ -21,7 +21,7 @@ pub struct ObjectiveDeclaration {
     pub told: Option<Told>,
     /// Whether it compares with a run that [`ReferenceRun`](crate::ReferenceRun) names.
     pub compares: bool,
-    /// Which of the [`ObjectiveOptions`] are its own, by name; options that no objective names belong to all.
+    /// The names of its own [`ObjectiveOptions`]. Options that no objective names belong to all objectives.
     pub options: &'static [&'static str],
     /// The metrics of held-out examples beside the loss, the usual one first.
     pub metrics: &'static [Metric],

@@ -24,8 +24,8 @@ pub struct KeepingClose<'a> {
 }
 
 impl<'a> KeepingClose<'a> {
-    /// Keeps an objective's model close on rows of a part. The divergence is taken over the frozen model's `top_k` likeliest tokens and all
-    /// others as one; with 0 it is taken over the whole vocabulary.
+    /// Keeps the model of an objective close to the frozen model on rows of a part. The divergence is over the frozen model's `top_k` likeliest
+    /// tokens, with all other tokens counted as one. With `top_k` 0 it is over the whole vocabulary.
     pub fn new(task: &'a dyn Objective, weight: f64, top_k: usize, part: Part) -> Self {
         let own = Term { name: "kl", weight };
         let terms = task.terms().iter().copied().chain([own]).collect();

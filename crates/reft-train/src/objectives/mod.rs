@@ -1,4 +1,4 @@
-//! Objectives, a file each, and the list of all. A new one is a file here, and a line in the list.
+//! Objectives, one file each, and the list of all objectives. A new objective is a file here and a line in the list.
 
 pub(crate) mod declaration;
 pub(crate) mod metrics;

@@ -6,7 +6,7 @@ use reft_core::{DeclaredOptions, LARGEST_COUNT, declare_options};
 use crate::objectives::reps::Factors;
 use crate::{Error, NEXT_TOKEN, OBJECTIVES, ObjectiveDeclaration, Result};
 
-/// Which run preferences are compared with.
+/// The reference run of preferences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReferenceRun {
     /// The plain model's.
@@ -22,10 +22,10 @@ declare_options! {
     pub struct ObjectiveOptions {
         /// Objective
         objective: &'static ObjectiveDeclaration = &NEXT_TOKEN, Text("NAME") in "Objective";
-        /// Weight of a preference [default: 0.1; simpo: 2]; reps: of the plain model's log-odds against it [default: 1]
+        /// Weight of a preference [default: 0.1; simpo: 2]; reps: weight of the plain model's log-odds against the preference [default: 1]
         #[serde(skip_serializing_if = "Option::is_none")]
         beta: Option<f64> = None, Number("X") in "Objective" if |x: f64| x.is_finite() && x > 0.0, "a number above 0";
-        /// dpo: share of pairs taken for wrong, 0 to below 0.5 [default: 0]
+        /// dpo: share of pairs assumed to be labelled wrongly, 0 to below 0.5 [default: 0]
         #[serde(skip_serializing_if = "Option::is_none")]
         label_smoothing: Option<f64> = None, Number("X") in "Objective" if |x: f64| (0.0..0.5).contains(&x), "a share from 0 to below 0.5";
         /// simpo: margin to be reached [default: 1]
@@ -34,24 +34,24 @@ declare_options! {
         /// dpo, ipo: base or start [default: base; start with --init-adapter]
         #[serde(skip_serializing_if = "Option::is_none")]
         reference: Option<ReferenceRun> = None, Text("NAME") in "Objective";
-        /// reps: factors of which each sequence draws one, as 2,4,6; beside them a bias is trained
+        /// reps: each sequence draws one of these factors, such as 2,4,6; a bias is trained too
         #[serde(skip_serializing_if = "Option::is_none")]
         steering_factors: Option<Factors> = None, Text("LIST") in "Objective";
-        /// reft-r1: largest latents of a text that it is steered by [default: 8]
+        /// reft-r1: number of a text's largest latents that steer the text [default: 8]
         #[serde(skip_serializing_if = "Option::is_none")]
         top_k: Option<usize> = None, Count("N") in "Objective" if |n: usize| (1..=LARGEST_COUNT).contains(&n), "a whole number of at least 1 and at most 1,000,000,000";
-        /// reft-r1: weight of the latents that are to be 0, at the end of the run [default: 0.03]
+        /// reft-r1: weight of the latents that should be 0, at the end of the run [default: 0.03]
         #[serde(skip_serializing_if = "Option::is_none")]
         latent_weight: Option<f64> = None, Number("X") in "Objective" if |x: f64| x.is_finite() && x >= 0.0, "0 or a number above 0";
         /// Weight of the divergence from the frozen model, in nats per token
         #[serde(skip_serializing_if = "Option::is_none")]
         kl_weight: Option<f64> = None, Number("X") in "Objective" if |x: f64| x.is_finite() && x > 0.0, "a number above 0";
-        /// Likeliest tokens that it tells apart; 0 = every one
+        /// Number of likeliest tokens that the divergence of kl_weight tells apart; 0 = all tokens
         kl_top_k: usize = 64, Count("N") in "Objective" if |n: usize| n <= LARGEST_COUNT, "a whole number of at most 1,000,000,000";
         /// Rows of the replay file in each step
         replay_batch_size: usize = 4, Count("N") in "Objective"
             if |n: usize| (1..=LARGEST_COUNT).contains(&n), "a whole number of at least 1 and at most 1,000,000,000";
-        /// Longest reply made for a row without one, in tokens
+        /// Longest reply generated for a replay row without a reply, in tokens
         replay_tokens: usize = 32, Count("N") in "Objective"
             if |n: usize| (1..=LARGEST_COUNT).contains(&n), "a whole number of at least 1 and at most 1,000,000,000";
     }

@@ -30,11 +30,11 @@ fn build<'a>(run: &'a Ingredients<'a>) -> Result<Box<dyn Objective + 'a>> {
     Ok(Box::new(Preference::new(&REPS, loss, Some(AdapterStack::EMPTY))))
 }
 
-/// RePS, both ways: steered towards the chosen replies
-/// `−log σ(max(β (log π_ref(x) − log π_ref(c)), 1) · log π_c/|c| − log π_x/|x|)`, and steered away from them the same with `c` and `x`
-/// exchanged; the mean of both (Wu et al. 2025, arXiv:2505.20809). Away is [`Dose::Away`].
+/// RePS (Wu et al. 2025, arXiv:2505.20809): the mean of two losses. Steered towards the chosen replies, the loss is
+/// `−log σ(max(β (log π_ref(x) − log π_ref(c)), 1) · log π_c/|c| − log π_x/|x|)`. Steered away from them ([`Dose::Away`]), it is the same
+/// with `c` and `x` exchanged.
 ///
-/// With factors it steers as its authors train, and runs its own forwards: see [`Drawn`].
+/// With factors it steers as in its authors' training, and runs its own forwards: see [`Drawn`].
 struct Reps {
     beta: f64,
     drawn: Option<Drawn>,
@@ -71,7 +71,7 @@ impl Drawn {
         own.view([-1, 1, 1]).to_device(self.bias.device())
     }
 
-    /// `log p` of every labelled token, `[m]`, in a run of its own.
+    /// `log p` of every labelled token, `[m]`, in a separate run.
     fn log_p(&self, forwards: &Forwards, factors: Option<Tensor>) -> Result<Tensor> {
         let (model, batch) = (forwards.model, forwards.batch);
         let mut hooks = DrawnHooks { drawn: self, factors: factors.map(|own| own + &self.bias) };

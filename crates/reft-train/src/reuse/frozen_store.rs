@@ -22,11 +22,11 @@ pub struct ReuseConfig {
     pub processes: usize,
 }
 
-/// The frozen model's part of rows, cached from epoch to epoch.
+/// The frozen model's activations for rows, cached from epoch to epoch.
 ///
-/// Rows are keyed by their tokens, whatever batch or data set they come from, and equal rows are cached once. The rows cached first stay:
-/// each row is used once an epoch, so an evicted row would be needed before the new one. When the machine runs short of memory, half of the
-/// cached bytes are freed and no more rows are cached there. The cache changes nothing but time.
+/// Rows are keyed by their tokens, not by their batch or data set, and equal rows are cached once. The rows cached first stay: each row is used
+/// once an epoch, so an evicted row would be needed before the new one. When the machine runs short of memory, half of the cached bytes are
+/// freed and no more rows are cached there. The cache changes only the time.
 ///
 /// If there is room for all rows, a trainer's store computes the training rows of each micro-batch of the first epoch in one forward;
 /// otherwise it computes each row alone. The two round differently, so a checkpoint records the choice. Rows that are lost, with a warning,
@@ -221,7 +221,7 @@ impl<'d> FrozenStore<'d> {
         }
     }
 
-    /// Whether rows of so many bytes can be cached, in memory or in the file.
+    /// Whether rows of this many bytes can be cached, in memory or in the file.
     fn has_room(&mut self, bytes: u64) -> bool {
         if self.config.memory.is_none() {
             self.look_at_memory();
@@ -373,7 +373,7 @@ mod tests {
         Ok(())
     }
 
-    /// A file that has lost its rows: they are computed again, and the user is told once.
+    /// If the file has lost its rows, they are computed again, and the user gets one warning.
     #[test]
     fn a_file_that_is_gone_is_a_warning() -> std::result::Result<(), Box<dyn std::error::Error>> {
         let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/oracle/tiny_llama");

@@ -6,7 +6,7 @@ use tch::{Device, Tensor};
 use crate::reuse::frozen_row::FrozenRow;
 use crate::{Batch, FrozenStore, Result, Sequence, cross_entropy, likeliest};
 
-/// A run of the frozen model or of an earlier adapter, to be compared with.
+/// A run of the frozen model or of an earlier adapter that the trained model is compared with.
 #[derive(Clone)]
 pub struct Reference<'a> {
     /// The adapters of the run: none for the plain model. They are not the adapters that are trained.
@@ -20,7 +20,7 @@ pub struct Reference<'a> {
 pub enum ReferenceOutputs {
     /// `log p` of the label, `[m]`.
     LogProbabilities,
-    /// The likeliest tokens at the label's position, `[m, k]`, and their `log p` with that of all others together at the end, `[m, k + 1]`.
+    /// The likeliest tokens at the label's position, `[m, k]`, and their `log p`, `[m, k + 1]`: the last is of all other tokens together.
     Likeliest(usize),
     /// The hidden states that the label is predicted from, `[m, d]`: the whole distribution.
     HiddenStates,

@@ -172,7 +172,7 @@ impl RunState {
     /// weights is taken to have today's weights, with a warning.
     ///
     /// # Errors
-    /// [`Error::ResumeMismatch`] with the first thing that differs.
+    /// [`Error::ResumeMismatch`] with the first difference.
     pub(crate) fn check_identity(&self, now: &Map<String, Value>) -> Result<()> {
         let defaults = json!(TrainConfig::default());
         let names =

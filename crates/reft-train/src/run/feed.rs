@@ -49,7 +49,7 @@ impl<'a> Feed<'a> {
         self.steps_of(self.config.epochs, self.config.max_steps)
     }
 
-    /// Optimizer steps of a run of so many epochs, or so many steps.
+    /// Optimizer steps of a run with this many epochs, or this many steps.
     pub(crate) fn steps_of(&self, epochs: Option<usize>, max_steps: Option<usize>) -> usize {
         let epochs = epochs.unwrap_or(DEFAULT_EPOCHS);
         max_steps.unwrap_or_else(|| epochs * self.steps_per_epoch())

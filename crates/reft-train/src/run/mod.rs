@@ -1,4 +1,4 @@
-//! A training run: the feed of its steps, the trainer, and the files of a run.
+//! A training run: the batches of its steps, the trainer, and the files of a run.
 
 pub(crate) mod order;
 pub(crate) mod train_config;

@@ -4,12 +4,12 @@ use crate::{Error, Result};
 
 /// Which part of a run is this process's: the `rank`-th of `world`, as `torch.distributed` counts them.
 ///
-/// All processes hold all examples and draw one order of them from the seed. A step takes `world` times as many micro-batches of it; this
-/// process has every `world`-th of those, from the `rank`-th on. At the end of an epoch some processes may have fewer than others, or none:
-/// unlike torch's `DistributedSampler`, no example is repeated or left out. The random numbers of a micro-batch follow from the seed, the
-/// step and its index among the micro-batches of all processes. So `world` processes draw the same numbers as one process with `world` times
-/// as many micro-batches a step.
-/// process with `world` times as many micro-batches a step does.
+/// All processes hold all examples and draw the same order of the examples from the seed. A step takes `world` times as many micro-batches as
+/// with one process. This process has every `world`-th of them, from the `rank`-th on. At the end of an epoch some processes may have fewer
+/// micro-batches than others, or none: unlike torch's `DistributedSampler`, no example is repeated or left out.
+///
+/// The random numbers of a micro-batch follow from the seed, the step, and the index of the micro-batch among the micro-batches of all
+/// processes. So `world` processes draw the same numbers as one process with `world` times as many micro-batches a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Share {
     rank: usize,

@@ -11,8 +11,8 @@ use crate::{
 };
 
 impl Trainer<'_> {
-    /// One optimizer step. The loss is normalised over all of its micro-batches, so cutting it into other micro-batches, or sharing
-    /// them out among processes, changes nothing but memory.
+    /// One optimizer step. The loss is normalised over all micro-batches of the step. So another division into micro-batches, or a division among
+    /// processes, changes only the memory.
     ///
     /// # Errors
     /// [`Error::NotFinite`], with nothing updated; [`Error::Reduction`]; errors of the model, an adapter or the objective.

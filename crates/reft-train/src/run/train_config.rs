@@ -14,12 +14,12 @@ fn is_positive(n: usize) -> bool {
 declare_options! {
     /// The options of a training run that do not concern the method.
     ///
-    /// The kind that the frozen model computes in is not among them: it is the [`Model`](reft_models::Model)'s.
+    /// The kind of the frozen model's numbers is not among them: it belongs to the [`Model`](reft_models::Model).
     pub struct TrainConfig {
-        /// Passes over the data; without it and without max_steps, `reft train` goes by the number of examples: 3 to 10, and at least 80 steps
+        /// Passes over the data; without epochs and max_steps, `reft train` chooses by the number of examples: 3 to 10, and more if these are fewer than 80 steps
         #[serde(skip_serializing_if = "Option::is_none")]
         epochs: Option<usize> = None, Count("N") in "Training" [recipe] if is_positive, AT_LEAST_ONE;
-        /// Optimizer steps, whatever number of epochs they are; excludes epochs
+        /// Number of optimizer steps; excludes epochs
         #[serde(skip_serializing_if = "Option::is_none")]
         max_steps: Option<usize> = None, Count("N") in "Training" [recipe] if is_positive, AT_LEAST_ONE;
         /// Examples of a micro-batch
@@ -43,27 +43,27 @@ declare_options! {
             if |n: usize| (2..=LARGEST_COUNT).contains(&n), "at least 2 tokens, and at most 1,000,000,000";
         /// Seed of everything random: start, order, split, dropout
         seed: u64 = 0, Count("N") in "Training";
-        /// Order of the examples: length (shuffled, like lengths together), plain or none
+        /// Order of the examples: length (shuffled, similar lengths together), plain or none
         shuffle: Shuffle = Shuffle::Length, Text("ORDER") in "Data" [recipe];
         /// Training ends after the first step whose loss is no more than this; without it all steps are taken
         #[serde(skip_serializing_if = "Option::is_none")]
         stop_at_loss: Option<f64> = None, Number("X") in "Training" [recipe] if |x: f64| x.is_finite() && x > 0.0, ABOVE_ZERO;
-        /// Metric of the examples held out that the best adapter is chosen by: loss, or one of the objective's: accuracy, f1, matthews, pearson,
-        /// spearman or mean_squared_error; without it the loss
+        /// Metric on held-out examples that chooses the best adapter: loss, or a metric of the objective (accuracy, f1, matthews, pearson,
+        /// spearman or mean_squared_error); without it the loss
         #[serde(skip_serializing_if = "Option::is_none")]
         best: Option<Metric> = None, Text("METRIC") in "Training" [recipe];
-        /// Training ends when so many validations one after the other have found no better adapter
+        /// Training ends after this many validations in a row without a better adapter
         #[serde(skip_serializing_if = "Option::is_none")]
         patience: Option<usize> = None, Count("N") in "Training" if is_positive, AT_LEAST_ONE;
-        /// Examples held out to choose the best adapter by: a share below 1, or a number
+        /// Examples to hold out for choosing the best adapter: a share below 1, or a number
         validation: f64 = 0.0, Number("X") in "Data"
             if |x: f64| (0.0..1.0).contains(&x) || (x.is_finite() && x.fract() == 0.0 && x >= 1.0),
             "a share from 0 to below 1, or a whole number of examples";
         /// Steps between validations; 0 = after every epoch
         eval_every: usize = 0, Count("N") in "Training" if |n: usize| n <= LARGEST_COUNT, NOT_ABSURD;
-        /// Keep only the input of each block and compute its activations again in the backward: less memory
+        /// Keep only each block's input and recompute its activations in the backward: less memory
         checkpoint_activations: bool = false, Switch("BOOL") in "Machine";
-        /// Compute the frozen model's part of each example once and keep it
+        /// Compute the frozen model's activations for each example once and cache them
         reuse: bool = true, Switch("BOOL") in "Machine";
         /// Steps between checkpoints; 0 = only at the end or when interrupted
         checkpoint_every: usize = 100, Count("N") in "Training" if |n: usize| n <= LARGEST_COUNT, NOT_ABSURD;

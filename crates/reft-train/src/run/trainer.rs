@@ -156,7 +156,7 @@ impl<'a> Trainer<'a> {
         Ok(self)
     }
 
-    /// Writes `metrics.jsonl`, checkpoints and, at the end, the adapter into a directory, which is made if it is not there.
+    /// Writes `metrics.jsonl`, checkpoints and, at the end, the adapter into a directory, which is created if it does not exist.
     ///
     /// # Errors
     /// [`Error::RunExists`] if a run has been there; errors of the file system.

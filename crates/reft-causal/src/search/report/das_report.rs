@@ -113,7 +113,7 @@ pub struct DasRow {
     pub found: MeasuredShare,
     /// The subspace before it was trained, if one was.
     pub start: Option<MeasuredShare>,
-    /// A random subspace of as many dimensions.
+    /// A random subspace of the same dimension.
     pub random_rotation: Option<MeasuredShare>,
     /// As many neurons.
     pub neurons: Option<MeasuredShare>,

@@ -90,7 +90,7 @@ pub enum Words {
     Classes(BTreeMap<String, Vec<String>>),
 }
 
-/// Numbers with as many decimals as the step has.
+/// Numbers with the same number of decimals as the step.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Numbers {

@@ -9,7 +9,7 @@ use crate::{DasTask, EqualityTask, Error, Result, SearchDefaults};
 pub enum DasRecipe {
     /// Texts.
     Text(DasTask),
-    /// A network of its own.
+    /// A network that the task trains.
     Network(EqualityTask),
 }
 

@@ -10,11 +10,12 @@ use super::{adapter, model};
 
 /// Write an adapter or a model in a form that other programs read
 ///
-/// With --merge the adapter goes into the weights, and the output is a Hugging Face directory: it computes what model and adapter do, at the
-/// model's own cost. Methods that edit hidden states or add tokens change no weights, and are refused. With --to the form is another program's:
-/// `pyreft` takes the edits of ReFT, with a README.md that says how they are loaded and where they stand; `peft` takes the methods that PEFT has;
-/// `gguf` is one file that llama.cpp reads, of a model or with --merge of a model and its adapter; `control-vector` is a file of what an adapter
-/// adds to the outputs of blocks, for llama.cpp's --control-vector.
+/// With --merge the adapter is merged into the weights, and the output is a Hugging Face directory. It computes the same as the model with
+/// the adapter, at the cost of the model alone. Methods that edit hidden states or add tokens change no weights, and are refused.
+///
+/// With --to the output is in the form of another program. `pyreft` takes the edits of ReFT, and adds a README.md that says how to load them
+/// and where they act. `peft` takes the methods that PEFT has. `gguf` is one file for llama.cpp: a model, or with --merge a model and its
+/// adapter. `control-vector` is a file for llama.cpp's --control-vector: the vectors that an adapter adds to the outputs of blocks.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:
   reft export --merge --model models/SmolLM2-135M-Instruct --adapter runs/lora --output models/merged
@@ -24,7 +25,7 @@ use super::{adapter, model};
   reft export --to peft --adapter runs/lora --output for-peft
   reft export --to control-vector --adapter directions/happy --output happy.gguf")]
 pub struct ExportArgs {
-    /// Form to write: of the adapter pyreft, peft or control-vector, of the model gguf
+    /// Form to write: pyreft, peft or control-vector for an adapter, gguf for a model
     #[arg(long, value_name = "FORM", hide_possible_values = true)]
     pub(super) to: Option<Form>,
     #[arg(long, required_unless_present = "to", help = merge_help())]
@@ -35,13 +36,15 @@ pub struct ExportArgs {
     /// Adapter: a directory, or a hub name such as org/name
     #[arg(long, value_name = "DIR")]
     pub(super) adapter: Option<PathBuf>,
-    /// Directory to write, new or empty; with --to gguf or control-vector a file that is not there
+    /// Directory to write, new or empty; with --to gguf or control-vector, a file that does not exist
     #[arg(long, value_name = "PATH")]
     pub(super) output: PathBuf,
-    /// Kind of the weights written: f32, bf16 or f16, in a GGUF file also q8_0; sums are f32 and rounded once [default: the model's own]
+    /// Kind of the written weights: f32, bf16 or f16, in a GGUF file also q8_0 [default: the model's own]
+    ///
+    /// Sums are computed in f32 and rounded once.
     #[arg(long, value_name = "KIND")]
     pub(super) kind: Option<GgufKind>,
-    /// Largest file of weights of a directory; more become several with an index [default: 5GB]
+    /// Largest weights file; a larger model becomes several files with an index [default: 5GB]
     #[arg(long, value_name = "SIZE")]
     pub(super) shard_size: Option<ByteSize>,
     /// CPU threads to compute with [default: one per core]

@@ -3,7 +3,7 @@ use reft_core::{LARGEST_COUNT, Texts, declare_options};
 declare_options! {
     /// Options of the files to look at while a run goes on. They change no number.
     pub struct WatchOptions {
-        /// Write the reply to this prompt, of the base model and as training goes on; several times for several prompts
+        /// Write replies to this prompt, by the base model and again during training; give it several times for several prompts
         #[serde(skip_serializing_if = "is_none")]
         sample_prompt: Texts = Texts::default(), Texts("TEXT") in "Watching";
         /// Steps between replies to sample prompts; 0 = after every epoch
@@ -11,7 +11,7 @@ declare_options! {
         /// Tokens of a reply to a sample prompt
         sample_tokens: usize = 64, Count("N") in "Watching"
             if |n: usize| (1..=LARGEST_COUNT).contains(&n), "a whole number of at least 1 and at most 1,000,000,000";
-        /// Write the metrics also as: tensorboard (event files beside the others)
+        /// Also write the metrics in this form: tensorboard (event files in the output directory)
         #[serde(skip_serializing_if = "Option::is_none")]
         log: Option<Log> = None, Text("FORMAT") in "Watching";
     }

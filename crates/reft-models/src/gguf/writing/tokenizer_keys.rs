@@ -14,7 +14,7 @@ use crate::text::chat_template::{DEFAULT, sources_in};
 use crate::text::tokenizer_config::TokenizerConfig;
 use crate::{Result, Tokenizer};
 
-/// The lowest score: that of a piece which no merge makes.
+/// The lowest score, for a piece that no merge makes.
 const NOT_MERGED: f32 = -1e6;
 
 /// The keys of the tokenizer and the chat template of a model directory. Without `tokenizer.json` they say that there is no tokenizer.

@@ -111,10 +111,10 @@ pub(crate) const NOT_COMPUTED: [(&[&str], &str); 5] = [
     ),
 ];
 
-/// A family without fields of its own.
+/// A family without additional fields.
 const NO_FIELDS: Fields = Fields { file: "", groups: &[] };
 
-/// The options of a family without options of its own.
+/// The options of a family without additional options.
 fn as_llama(_: &ConfigFile, _: &mut DecoderConfig) -> Resolved<()> {
     Ok(())
 }

@@ -13,7 +13,7 @@ static PAGE: LazyLock<String> = LazyLock::new(|| {
 /// The placeholder of the nonce, which is new for each page: only the page's own script and styles carry it.
 const NONCE: &str = "NONCE";
 
-/// The page to try adapters with. It may load nothing and talk to nobody but this server.
+/// The page for trying adapters. It may load nothing from elsewhere, and may connect only to this server.
 pub(crate) async fn page() -> Result<Response, ApiError> {
     let nonce = format!("{:032x}", rand::random::<u128>());
     let policy = format!(

@@ -7,7 +7,7 @@ use reft_models::io_error;
 
 use crate::{Error, Result};
 
-/// The format of a data file, told by its first bytes, whatever its name says.
+/// The format of a data file. It is found from the first bytes, not from the file's name.
 pub(crate) enum Contents {
     /// A text, without a byte order mark.
     Text(String),
@@ -19,7 +19,7 @@ impl Contents {
     /// Opens a file, and unpacks gzip and zstd.
     ///
     /// # Errors
-    /// If it cannot be read; [`Error::DataFile`] for one that is broken, or holds neither text in UTF-8 nor Parquet.
+    /// If it cannot be read; [`Error::DataFile`] for a file that is broken, or holds neither text in UTF-8 nor Parquet.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let failed = || io_error("read", path);
         let refuse = |reason: String| Error::DataFile { path: path.to_owned(), reason };
@@ -41,7 +41,7 @@ impl Contents {
 
 /// The first bytes of a Parquet file.
 const PARQUET: &[u8] = b"PAR1";
-/// Bytes read first: as many as the longest known beginning needs.
+/// Number of bytes read first: the length of the longest known beginning.
 const FIRST_BYTES: u64 = 16;
 
 /// Beginnings of files that hold no text, with the format's name and advice.

@@ -10,7 +10,7 @@ use crate::TableRow;
 declare_options! {
     /// The options of commands that read data files.
     pub struct ColumnOptions {
-        /// Meaning of the data's columns: prompt=question,completion=answer says that column question is the prompt [default: told by their names]
+        /// Meaning of the data's columns: prompt=question,completion=answer takes column question as the prompt [default: by their names]
         columns: Option<ColumnNames> = None, Text("NAME=COLUMN,…") in "Data";
     }
 }

@@ -31,7 +31,7 @@ pub(crate) const BERT: Family = Family {
     },
 };
 
-/// Adds position embeddings, from the first row of their table or from the row after that of an uncounted token, and token types.
+/// Adds position embeddings and token types. Positions begin at the first row of their table, or at the row after an uncounted token's row.
 pub(super) fn add_positions_and_types(
     file: &ConfigFile,
     config: &mut DecoderConfig,

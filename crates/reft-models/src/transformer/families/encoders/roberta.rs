@@ -3,7 +3,7 @@ use super::{NOT_BY_LAYER, OF_ENCODERS, WITH_TYPES, as_encoder};
 use crate::transformer::families::family::Family;
 use crate::{Field, Fields, ModuleNames, TaskHeadForm};
 
-/// RoBERTa (Liu et al. 2019, arXiv:1907.11692): BERT with positions that begin after that of padding.
+/// RoBERTa (Liu et al. 2019, arXiv:1907.11692): BERT with positions that begin after the padding position.
 pub(crate) const ROBERTA: Family = Family {
     model_type: "roberta",
     fields: Fields {
