@@ -441,8 +441,9 @@ check_served() {
         device=cpu
         [ $side = there ] && device=$DEVICE
         if ! timed 120 python3 - "$REFT" "$MODEL" "$WORK/demo-f32-dense" "$device" <<'PYTHON'
-import json, re, subprocess, sys
+import json, re, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 reft, model, adapter, device = sys.argv[1:]
@@ -455,6 +456,15 @@ try:
         log += line
         assert line, f"no address: {log}"
         address = re.search(r"http://127\.0\.0\.1:\d+", line)
+
+    def is_ready():
+        try:
+            return urlopen(address[0] + "/health", timeout=10).status == 200
+        except HTTPError:
+            return False
+
+    while not is_ready():
+        time.sleep(0.1)
 
     def reply(asked):
         name, prompt = asked
@@ -652,7 +662,7 @@ check_tokens() {
             report "$(basename "$SIZE" .json), a token, $form" fail "$(why $RC)"
             return
         fi
-        told=$(python3 -c 'import json, sys; print("{:.2f} ms".format(1e3 * json.load(open(sys.argv[1]))["rows"][0]["decode_seconds_per_token_median"]))' "$WORK/out")
+        told=$(python3 -c 'import json, sys; print("{:.2f} ms".format(1e3 * json.load(open(sys.argv[1]))["rows"][0]["generation"]["decode_seconds_per_token_median"]))' "$WORK/out")
         report "$(basename "$SIZE" .json), a token, $form" told "$told"
     done
 }
