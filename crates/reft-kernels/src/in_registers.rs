@@ -1,13 +1,12 @@
 //! Expands numbers in AVX2 registers right before the product, without writing them to memory.
 //!
-//! The numbers and the order of the sums are the same as with expansion in the cache, so the results are the same. Numbers in four bits
-//! (`nibbles`) are the exception.
+//! Numbers and order of the sums are the same as with expansion in the cache, so the results are, too; but for numbers in four bits (`nibbles`).
 
 use pulp::x86::V3;
 use pulp::{Arch, NullaryFnOnce, Simd, cast, f32x8, u16x8};
 
 use crate::nibbles::Nibbles;
-use crate::product::{Chunk, LANES, LINE, Parts, TILE, each, tiles};
+use crate::product::{Chunk, LANES, LINE, Parts, TILE, VECTORS, each, tiles};
 use crate::rows::{BLOCK, Offsets, Rows, SUPER_BLOCK, Scratch, halves_into};
 
 /// Returns AVX2 if this module expands the chunk's kind of numbers, vectors are few, and the CPU has it.
@@ -17,8 +16,7 @@ pub(crate) fn in_registers(chunk: &Chunk) -> Option<V3> {
         Rows::Nibbles { fifth_bits, .. } => fifth_bits.is_none(),
         Rows::F32(_) | Rows::F16(_) => false,
     };
-    let is_known =
-        is_known && chunk.x.n <= chunk.matrix.few() && chunk.x.columns.is_multiple_of(LANES);
+    let is_known = is_known && chunk.x.n <= VECTORS && chunk.x.columns.is_multiple_of(LANES);
     match Arch::new() {
         Arch::V3(simd) if is_known => Some(simd),
         _ => None,

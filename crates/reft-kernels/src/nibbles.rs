@@ -1,4 +1,4 @@
-//! Products with numbers in four bits and few vectors, in AVX2's registers.
+//! Products with numbers in four bits, one to three vectors, in AVX2's registers.
 //!
 //! A row's blocks hold numbers `d·q + m` with one `d` and one `m` for 32 of them. So `Σ (d·q + m)·x` is `d·Σ q·x + m·Σ x`: integers are
 //! multiplied as they are, and `Σ x` is the same for every row.
@@ -6,7 +6,7 @@
 use pulp::x86::V3;
 use pulp::{Simd, cast, f32x8, u8x16, u32x8};
 
-use crate::product::{LINE, TILE, Tile, fetch, widths};
+use crate::product::{LINE, TILE, Tile, fetch};
 
 /// Bytes that are expanded at once.
 const EIGHT: usize = 8;
@@ -23,67 +23,51 @@ pub(crate) struct Nibbles<'a, const BYTES: usize, const SCALES: usize> {
 }
 
 impl Tile<'_> {
-    /// Multiplies four rows of nibbles with all vectors, up to three at once.
+    /// Multiplies four rows of nibbles with up to three vectors.
     #[inline(always)]
     pub(crate) fn compute_nibbles<const BYTES: usize, const SCALES: usize>(
         self,
         simd: V3,
         rows: [Nibbles<BYTES, SCALES>; TILE],
     ) {
-        let Self { x, y, mut next } = self;
-        let there = y.len() / x.n;
-        let (mut numbers, mut sums, mut y) = (&x.x[..], &x.sums[..], y);
-        for m in widths(x.n) {
-            let own = (
-                numbers.split_off(..x.x.len() / x.n * m).unwrap_or_default(),
-                sums.split_off(..x.sums.len() / x.n * m).unwrap_or_default(),
-            );
-            let y = y.split_off_mut(..there * m).unwrap_or_default();
-            match m {
-                1 => few::<1, BYTES, SCALES>(simd, rows, own, y, next),
-                2 => few::<2, BYTES, SCALES>(simd, rows, own, y, next),
-                _ => few::<3, BYTES, SCALES>(simd, rows, own, y, next),
-            }
-            next = &[];
+        match self.x.n {
+            1 => self.of_vectors::<1, BYTES, SCALES>(simd, rows),
+            2 => self.of_vectors::<2, BYTES, SCALES>(simd, rows),
+            _ => self.of_vectors::<3, BYTES, SCALES>(simd, rows),
         }
     }
-}
 
-/// Four rows times `M` vectors, whose numbers are interleaved and whose `Σ x` are `[M, blocks]`, to `y` `[M, rows]`. The rows of the `next`
-/// tile are prefetched.
-#[inline(always)]
-fn few<const M: usize, const BYTES: usize, const SCALES: usize>(
-    simd: V3,
-    rows: [Nibbles<BYTES, SCALES>; TILE],
-    (numbers, sums): (&[f32], &[f32]),
-    y: &mut [f32],
-    next: &[u8],
-) {
-    let (numbers, _) = V3::as_simd_f32s(numbers);
-    let zero = simd.splat_f32x8(0.0);
-    let mut acc = [[zero; M]; TILE];
-    let per_group = 2 * BYTES / EIGHT * M;
-    for (group, own) in numbers.chunks_exact(per_group).enumerate() {
-        if !next.is_empty() {
+    #[inline(always)]
+    fn of_vectors<const M: usize, const BYTES: usize, const SCALES: usize>(
+        self,
+        simd: V3,
+        rows: [Nibbles<BYTES, SCALES>; TILE],
+    ) {
+        let Self { x, y, next } = self;
+        let (numbers, _) = V3::as_simd_f32s(&x.x);
+        let zero = simd.splat_f32x8(0.0);
+        let mut acc = [[zero; M]; TILE];
+        let per_group = 2 * BYTES / EIGHT * M;
+        for (group, own) in numbers.chunks_exact(per_group).enumerate() {
             for line in 0..TILE * BYTES / LINE {
                 fetch(next.as_ptr().wrapping_add((group * TILE * BYTES / LINE + line) * LINE));
             }
+            let [a, b, c, d] = acc;
+            acc = [
+                rows[0].add_group(simd, group, own, a),
+                rows[1].add_group(simd, group, own, b),
+                rows[2].add_group(simd, group, own, c),
+                rows[3].add_group(simd, group, own, d),
+            ];
         }
-        let [a, b, c, d] = acc;
-        acc = [
-            rows[0].add_group(simd, group, own, a),
-            rows[1].add_group(simd, group, own, b),
-            rows[2].add_group(simd, group, own, c),
-            rows[3].add_group(simd, group, own, d),
-        ];
-    }
-    let there = y.len() / M;
-    for i in 0..there {
-        let (acc, row) = (acc[i], &rows[i]);
-        let offsets = row.offsets.as_flattened();
-        for (m, acc) in acc.into_iter().enumerate() {
-            let sums = &sums[m * offsets.len()..][..offsets.len()];
-            y[m * there + i] = simd.reduce_sum_f32s(acc) + dot(simd, offsets, sums);
+        let there = y.len() / M;
+        for i in 0..there {
+            let (acc, row) = (acc[i], &rows[i]);
+            let offsets = row.offsets.as_flattened();
+            for (m, acc) in acc.into_iter().enumerate() {
+                let sums = &x.sums[m * offsets.len()..][..offsets.len()];
+                y[m * there + i] = simd.reduce_sum_f32s(acc) + dot(simd, offsets, sums);
+            }
         }
     }
 }

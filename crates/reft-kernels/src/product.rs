@@ -14,8 +14,6 @@ use crate::threads::share_out;
 pub(crate) const TILE: usize = 4;
 /// Most vectors that are multiplied with a tile of rows at once: the sums of this many vectors stay in registers.
 pub(crate) const VECTORS: usize = 3;
-/// Most vectors that are multiplied with numbers in four bits as integers.
-const VECTORS_OF_NIBBLES: usize = 2 * VECTORS;
 /// Rows that a thread takes at a time.
 const CHUNK: usize = 32;
 /// Most products for which a thread keeps memory.
@@ -29,7 +27,7 @@ const NUMBERS_AT_ONCE: usize = 1 << 19;
 /// `y = W x`: a matrix `[rows, columns]` times `n` vectors `[n, columns]`, into `[n, rows]`, in f32.
 ///
 /// Each number of the matrix is read once for as many vectors as stay in the cache together. The order of the sums does not depend on the number
-/// of threads, nor on that of vectors, except that numbers in four bits have another one for up to six vectors.
+/// of threads, nor on that of vectors, except that numbers in four bits have another one for up to three vectors.
 ///
 /// # Panics
 /// If the lengths do not fit together.
@@ -253,7 +251,7 @@ impl Tiles {
             },
         );
         let sums = match matrix {
-            Rows::Nibbles { .. } | Rows::Q4K { .. } if n <= matrix.few() => {
+            Rows::Nibbles { .. } | Rows::Q4K { .. } if n <= VECTORS => {
                 let blocks = x.chunks_exact(columns).flat_map(|x| x.chunks(BLOCK));
                 blocks.map(|block| block.iter().sum()).collect()
             }
@@ -263,18 +261,8 @@ impl Tiles {
     }
 }
 
-impl Rows<'_> {
-    /// Most vectors for which numbers are expanded in registers: the numbers are expanded again for each [`VECTORS`] vectors.
-    pub(crate) fn few(&self) -> usize {
-        match self {
-            Self::Nibbles { .. } | Self::Q4K { .. } => VECTORS_OF_NIBBLES,
-            _ => VECTORS,
-        }
-    }
-}
-
 /// How many vectors are multiplied at once, tile after tile.
-pub(crate) fn widths(n: usize) -> impl Iterator<Item = usize> {
+fn widths(n: usize) -> impl Iterator<Item = usize> {
     let mut left = n;
     std::iter::from_fn(move || {
         let m = match left {
@@ -619,7 +607,7 @@ mod tests {
                         alone.clone_from(&found);
                     }
                     let has_another_order = name.starts_with("4 bits") || name == "q4_k";
-                    if n <= matrix.few() || !has_another_order {
+                    if n <= VECTORS || !has_another_order {
                         assert_eq!(found[..rows], alone, "{name}: other vectors change the result");
                     }
                     for threads in [1, 2] {
