@@ -33,8 +33,8 @@ def libraries():
 
 def main():
     """Becomes the program, with this process's arguments."""
-    # What links or folders the packages were put in place with does not matter then: the program's own run path is right only where
-    # both lie side by side.
+    # The libraries' folder goes into the environment, so that links and separate folders of packages work too. The program's own run path
+    # is right only if both packages are in one folder.
     before = os.environ.get("LD_LIBRARY_PATH")
     paths = [str(libraries())] + ([before] if before else [])
     environment = {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(paths)}

@@ -79,7 +79,7 @@ def edits(page, shown):
 
 
 def streams(page, shown, base, trained):
-    """Replies grow side by side."""
+    """Replies grow at the same time."""
     page.keyboard.press("Control+Enter")
     lengths = set()
     while page.locator("#run").is_disabled():

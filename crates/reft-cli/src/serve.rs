@@ -141,7 +141,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
         if std::mem::replace(&mut is_asked, true) {
             end_at_once();
         }
-        note("no new requests are taken; those in flight finish; a second signal ends them");
+        note("no new requests are taken; requests in flight finish; a second signal ends them");
         stopper.stop();
     })?;
     note(format!("http://{} (loading {})", server.address(), args.model));

@@ -22,7 +22,7 @@ pub struct KeysAndValues<'a> {
     pub head_dim: usize,
 }
 
-/// Vectors that are read side by side.
+/// Vectors that are read together.
 const BESIDE: usize = 4;
 /// Number of multiplications for which another thread is worth its start.
 const WORTH_A_THREAD: usize = 1 << 17;
@@ -215,7 +215,7 @@ fn softmax(scores: &mut [f32]) {
     scores.iter_mut().for_each(|score| *score *= factor);
 }
 
-/// A sum in an order that a CPU computes side by side.
+/// A sum in an order that a CPU computes in the lanes of its registers.
 #[inline(always)]
 fn sum(numbers: &[f32]) -> f32 {
     let (parts, rest) = numbers.as_chunks::<16>();

@@ -1,4 +1,4 @@
-/// `eˣ` for `x ≤ 88`, to two roundings in f32, without branches: a loop over it is computed side by side. Below −87 it is `e⁻⁸⁷`; NaN stays NaN.
+/// `eˣ` for `x ≤ 88`, to two roundings in f32, without branches: a loop over it is vectorised. Below −87 it is `e⁻⁸⁷`; NaN stays NaN.
 ///
 /// `eˣ = 2ⁿ eʳ` with `n` the whole number next to `x / ln 2`, and `eʳ` by a polynomial of degree 6 for `|r| ≤ ln 2 / 2` (Cephes, `expf`).
 #[inline(always)]

@@ -4,7 +4,7 @@ use pulp::Arch;
 
 use crate::exponential::exp;
 
-/// Numbers that are compared side by side: the lanes of the widest registers.
+/// Numbers that are compared at once: the lanes of the widest registers.
 const LANES: usize = 16;
 
 /// Which tokens may be drawn, and how evenly.

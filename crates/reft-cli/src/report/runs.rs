@@ -10,7 +10,7 @@ use crate::terminal::{command, note};
 
 /// Put training runs, or searches of `reft das`, on one page to compare them
 ///
-/// For searches the page shows a heat map for each search and rank, side by side on one scale of colours. For runs of `reft train`, finished
+/// For searches the page shows a heat map for each search and rank, all on one scale of colours. For runs of `reft train`, finished
 /// or still going, it shows losses, learning rates, speeds, replies to sample prompts, and the options in which the runs differ. The page of a
 /// single run is `report.html` in its directory; the run itself redraws it while it goes on.
 #[derive(Debug, Args)]

@@ -218,7 +218,7 @@ impl<'a> Engine<'a> {
     ///
     /// # Errors
     /// Invalid options or token ids; coordinates that its adapters do not have; prompt and reply too long for the model's context or for
-    /// [`EngineOptions::cached_tokens`]; [`Error::Adapter`] for adapters in the weights that differ from those in flight.
+    /// [`EngineOptions::cached_tokens`]; [`Error::Adapter`] for adapters in the weights that differ from those of requests in flight.
     pub fn submit(&mut self, request: Request<'a>) -> Result<u64> {
         let Request { row, adapters, config, stream } = &request;
         config.check()?;

@@ -21,7 +21,7 @@ pub(crate) enum Phase {
     /// The model is being loaded.
     Starting,
     Ready,
-    /// No new requests; those in flight go on.
+    /// No new requests; requests in flight continue.
     Stopping,
     /// Requests in flight get an error.
     Ended,
