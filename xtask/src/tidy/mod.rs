@@ -3,6 +3,7 @@
 mod arrows;
 mod circles;
 mod files;
+mod links;
 mod unsafe_code;
 
 use anyhow::{Context, Result, bail};
@@ -24,6 +25,7 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     let mut findings = arrows::check(&metadata)?;
     let files = files::project_files(workspace.root())?;
     findings.extend(files::check(workspace.root(), &files)?);
+    findings.extend(links::check(workspace.root(), &files)?);
     findings.extend(circles::check(workspace.root(), &files)?);
     findings.extend(unsafe_code::check(workspace.root(), &files)?);
     for finding in &findings {
