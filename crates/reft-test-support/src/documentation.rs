@@ -3,6 +3,12 @@ use std::path::Path;
 use crate::Outcome;
 
 /// Compares the text between the marks of a page of `docs/` with the expected text; writes it there if `REFT_WRITE_DOCS` is set.
+///
+/// # Errors
+/// The page cannot be read or written, or lacks the marks.
+///
+/// # Panics
+/// The texts differ.
 pub fn check_page(page: &str, mark: &str, expected: &str) -> Outcome {
     let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs")).join(page);
     let (begin, end) = (format!("<!-- {mark}: begin -->\n"), format!("<!-- {mark}: end -->"));
