@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 /// Each crate of the workspace, lowest layer first, with the crates of ours that it may depend on.
-const ALLOWED: [(&str, &[&str]); 13] = [
+const ALLOWED: [(&str, &[&str]); 14] = [
     (FOR_TESTS, &[]),
     ("reft-core", &[]),
     ("reft-kernels", &[]),
@@ -18,6 +18,20 @@ const ALLOWED: [(&str, &[&str]); 13] = [
     ("reft-bench", &["reft-core", "reft-report", "reft-models", "reft-methods", "reft-train"]),
     (
         "reft-cli",
+        &[
+            "reft-core",
+            "reft-report",
+            "reft-models",
+            "reft-methods",
+            "reft-train",
+            "reft-distributed",
+            "reft-causal",
+            "reft-bench",
+            "reft-serve",
+        ],
+    ),
+    (
+        "reft",
         &[
             "reft-core",
             "reft-report",
