@@ -44,7 +44,23 @@ const NEED_THE_DEMO_MODEL: [&str; 8] = [
     "a_conversation_has_the_tokens",
 ];
 
-/// Runs the tests that do not need the demo model and do not take minutes.
+/// Names, or parts of names, of tests of these programs that train or generate for many seconds.
+const TAKE_LONG: [&str; 12] = [
+    "a_run_killed_after_any_step",
+    "joined_adapters_compute",
+    "losses_gradients_and_steps_are_the_authors",
+    "micro_batches_checkpointing",
+    "processes_draw_the_dropout",
+    "recipes_and_tasks",
+    "stays_orthonormal_for_a_thousand_steps",
+    "such_an_adapter_learns",
+    "without_room_the_numbers",
+    "no_step_is_rounded_away",
+    "every_method_trains_to_the_same_bits_in_parts",
+    "do_not_depend_on_what_else_is_in_flight",
+];
+
+/// Runs the tests that do not need the demo model and do not take long.
 pub fn quick_test(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     setup::ready(workspace)?;
     let mut cargo = workspace.cargo();
@@ -52,7 +68,7 @@ pub fn quick_test(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     if !arguments.iter().any(|argument| argument == "--") {
         cargo.arg("--");
     }
-    cargo.args(NEED_THE_DEMO_MODEL.iter().flat_map(|name| ["--skip", name]));
+    cargo.args(NEED_THE_DEMO_MODEL.iter().chain(&TAKE_LONG).flat_map(|name| ["--skip", name]));
     command::run(&mut cargo)
 }
 
@@ -103,18 +119,29 @@ mod tests {
 
     use super::*;
 
-    /// A renamed test would not be skipped, and would fail without the demo model.
+    /// A renamed test would not be skipped: it would take long, or fail without the demo model.
     #[test]
-    fn what_needs_the_demo_model_is_known_by_its_names() -> Result<()> {
+    fn skipped_tests_are_known_by_their_names() -> Result<()> {
         let mut sources = String::new();
-        for folder in ["reft-models/tests/models", "reft-train/tests/training"] {
+        let folders = [
+            "reft-cli/src",
+            "reft-methods/tests/methods",
+            "reft-models/tests/models",
+            "reft-train/tests/training",
+        ];
+        for folder in folders {
             for file in fs::read_dir(Workspace::current().root().join("crates").join(folder))? {
-                sources += &fs::read_to_string(file?.path())?;
+                let file = file?.path();
+                if file.is_file() {
+                    sources += &fs::read_to_string(file)?;
+                }
             }
         }
-        for name in NEED_THE_DEMO_MODEL {
+        for name in NEED_THE_DEMO_MODEL.iter().chain(&TAKE_LONG) {
             assert!(
-                sources.lines().any(|line| line.starts_with("fn ") && line.contains(name)),
+                sources
+                    .lines()
+                    .any(|line| line.trim_start().starts_with("fn ") && line.contains(name)),
                 "{name}"
             );
         }
