@@ -3,6 +3,19 @@
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+/// The libraries that programs use.
+const LIBRARIES: &[&str] = &[
+    "reft-core",
+    "reft-report",
+    "reft-models",
+    "reft-methods",
+    "reft-train",
+    "reft-distributed",
+    "reft-causal",
+    "reft-bench",
+    "reft-serve",
+];
+
 /// Each crate of the workspace, lowest layer first, with the crates of ours that it may depend on.
 const ALLOWED: [(&str, &[&str]); 14] = [
     (FOR_TESTS, &[]),
@@ -16,34 +29,8 @@ const ALLOWED: [(&str, &[&str]); 14] = [
     ("reft-causal", &["reft-core", "reft-report", "reft-models", "reft-methods", "reft-train"]),
     ("reft-serve", &["reft-core", "reft-models", "reft-methods"]),
     ("reft-bench", &["reft-core", "reft-report", "reft-models", "reft-methods", "reft-train"]),
-    (
-        "reft-cli",
-        &[
-            "reft-core",
-            "reft-report",
-            "reft-models",
-            "reft-methods",
-            "reft-train",
-            "reft-distributed",
-            "reft-causal",
-            "reft-bench",
-            "reft-serve",
-        ],
-    ),
-    (
-        "reft",
-        &[
-            "reft-core",
-            "reft-report",
-            "reft-models",
-            "reft-methods",
-            "reft-train",
-            "reft-distributed",
-            "reft-causal",
-            "reft-bench",
-            "reft-serve",
-        ],
-    ),
+    ("reft-cli", LIBRARIES),
+    ("reft", LIBRARIES),
     ("xtask", &[]),
 ];
 
