@@ -68,7 +68,7 @@ enum Task {
     Newcomer,
     /// Run every test of the workspace; sets up missing parts
     Test {
-        /// Run only tests that take no demo model and no minutes
+        /// Run only fast tests that do not need the demo model
         ///
         /// These are the crates' own tests, and the tests of models, methods, maps, training and tables of the docs.
         #[arg(long)]

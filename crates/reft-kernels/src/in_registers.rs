@@ -1,6 +1,7 @@
 //! Expands numbers in AVX2 registers right before the product, without writing them to memory.
 //!
-//! Numbers and order of the sums are the same as with expansion in the cache, so the results are, too; but for numbers in four bits (`nibbles`).
+//! The numbers and the order of the sums are the same as with expansion in the cache, so the results are the same. Numbers in four bits
+//! (`nibbles`) are the exception.
 
 use pulp::x86::V3;
 use pulp::{Arch, NullaryFnOnce, Simd, cast, f32x8, u16x8};
