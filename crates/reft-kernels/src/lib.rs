@@ -22,10 +22,6 @@ mod attention;
 mod elementwise;
 mod expand;
 mod exponential;
-#[cfg(target_arch = "x86_64")]
-mod in_registers;
-#[cfg(target_arch = "x86_64")]
-mod nibbles;
 #[cfg(test)]
 mod noise;
 mod product;

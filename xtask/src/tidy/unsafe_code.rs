@@ -47,7 +47,7 @@ const PLACES: [Place; 10] = [
         why: "NVIDIA's NCCL and its driver, which libtorch brings along with CUDA and tch has no calls for",
     },
     Place {
-        file: "crates/reft-kernels/src/product.rs",
+        file: "crates/reft-kernels/src/product/few.rs",
         count: 1,
         why: "a hint to the CPU to fetch memory, which has no safe form",
     },

@@ -6,7 +6,7 @@
 use pulp::x86::V3;
 use pulp::{Simd, cast, f32x8, u8x16, u32x8};
 
-use crate::product::{LINE, TILE, Tile, fetch};
+use super::few::{LINE, ROWS, Tile, fetch};
 
 /// Bytes that are expanded at once.
 const EIGHT: usize = 8;
@@ -28,7 +28,7 @@ impl Tile<'_> {
     pub(crate) fn compute_nibbles<const BYTES: usize, const SCALES: usize>(
         self,
         simd: V3,
-        rows: [Nibbles<BYTES, SCALES>; TILE],
+        rows: [Nibbles<BYTES, SCALES>; ROWS],
     ) {
         match self.x.n {
             1 => self.of_vectors::<1, BYTES, SCALES>(simd, rows),
@@ -41,16 +41,16 @@ impl Tile<'_> {
     fn of_vectors<const M: usize, const BYTES: usize, const SCALES: usize>(
         self,
         simd: V3,
-        rows: [Nibbles<BYTES, SCALES>; TILE],
+        rows: [Nibbles<BYTES, SCALES>; ROWS],
     ) {
         let Self { x, y, next } = self;
-        let (numbers, _) = V3::as_simd_f32s(&x.x);
+        let (numbers, _) = V3::as_simd_f32s(&x.numbers);
         let zero = simd.splat_f32x8(0.0);
-        let mut acc = [[zero; M]; TILE];
+        let mut acc = [[zero; M]; ROWS];
         let per_group = 2 * BYTES / EIGHT * M;
         for (group, own) in numbers.chunks_exact(per_group).enumerate() {
-            for line in 0..TILE * BYTES / LINE {
-                fetch(next.as_ptr().wrapping_add((group * TILE * BYTES / LINE + line) * LINE));
+            for line in 0..ROWS * BYTES / LINE {
+                fetch(next.as_ptr().wrapping_add((group * ROWS * BYTES / LINE + line) * LINE));
             }
             let [a, b, c, d] = acc;
             acc = [

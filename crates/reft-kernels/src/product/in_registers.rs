@@ -6,8 +6,9 @@
 use pulp::x86::V3;
 use pulp::{Arch, NullaryFnOnce, Simd, cast, f32x8, u16x8};
 
-use crate::nibbles::Nibbles;
-use crate::product::{Chunk, LANES, LINE, Parts, TILE, VECTORS, each, tiles};
+use super::few::{LANES, LINE, Parts, ROWS, VECTORS, each, tiles};
+use super::nibbles::Nibbles;
+use super::{Chunk, Scratches};
 use crate::rows::{BLOCK, Offsets, Rows, SUPER_BLOCK, Scratch, halves_into};
 
 /// Returns AVX2 if this module expands the chunk's kind of numbers, vectors are few, and the CPU has it.
@@ -37,13 +38,13 @@ impl NullaryFnOnce for InRegisters<'_> {
     fn call(self) {
         let Self { simd, chunk } = self;
         let (columns, n) = (chunk.x.columns, chunk.rows());
-        let Chunk { matrix, first, x, y, scratch: [scratch, ..] } = chunk;
+        let Chunk { matrix, first, x, y, scratch: Scratches { rows: [scratch, ..], .. } } = chunk;
         // the chunk's range in an array with `of` entries per `numbers` numbers
         let own = |numbers: usize, of: usize| {
             first * columns / numbers * of..(first + n) * columns / numbers * of
         };
         let Scratch { numbers: floats, scales, offsets } = scratch;
-        let none: [&[f32]; TILE] = [&[]; TILE];
+        let none: [&[f32]; ROWS] = [&[]; ROWS];
         match matrix {
             Rows::Bf16(bits) => {
                 let (bits, parts) = (bits[own(1, 1)].as_chunks().0, columns / LANES);
@@ -87,10 +88,9 @@ impl NullaryFnOnce for InRegisters<'_> {
                 let inner = own(SUPER_BLOCK, 8);
                 let wide = |s| unsigned(simd, s);
                 let own_scales = (&d[own(SUPER_BLOCK, 1)], &inner_scales[inner.clone()]);
-                inner_into(simd, own_scales, wide, floats, scales);
+                inner_into(simd, own_scales, 1.0, wide, floats, scales);
                 let own_offsets = (&m[own(SUPER_BLOCK, 1)], &inner_offsets[inner]);
-                inner_into(simd, own_offsets, wide, floats, offsets);
-                offsets.iter_mut().for_each(|e| *e = -*e);
+                inner_into(simd, own_offsets, -1.0, wide, floats, offsets);
                 let (s, e) = (scales.as_chunks::<2>().0, offsets.as_chunks().0);
                 let (quants, blocks) = (quants[own(2, 1)].as_chunks::<32>().0, columns / 64);
                 for (rows, tile) in tiles(&matrix, first, x, y) {
@@ -104,7 +104,7 @@ impl NullaryFnOnce for InRegisters<'_> {
             }
             Rows::Q6K { scales: d, inner_scales, quants } => {
                 let own_scales = (&d[own(SUPER_BLOCK, 1)], &inner_scales[own(SUPER_BLOCK, 16)]);
-                inner_into(simd, own_scales, |s| signed(simd, s), floats, scales);
+                inner_into(simd, own_scales, 1.0, |s| signed(simd, s), floats, scales);
                 let (quants, parts) = (quants[own(1, 1)].as_chunks().0, columns / LANES);
                 for (rows, tile) in tiles(&matrix, first, x, y) {
                     let rows = each(rows, |row| Sixes {
@@ -125,11 +125,12 @@ fn of_row<T>(all: &[T], row: usize, each: usize) -> &[T] {
     &all[row * each..][..each]
 }
 
-/// `d·s` for eight inner scales `s` of each `d`, which `widened` expands; `floats` is memory for `d` in f32.
+/// `sign·d·s` for a whole number of times eight inner scales `s` of each `d`, which `widened` expands; `floats` is memory for `d` in f32.
 #[inline(always)]
 fn inner_into<T: Copy>(
     simd: V3,
     (d, inner): (&[u16], &[T]),
+    sign: f32,
     widened: impl Fn([T; 8]) -> f32x8,
     floats: &mut Vec<f32>,
     out: &mut Vec<f32>,
@@ -138,12 +139,11 @@ fn inner_into<T: Copy>(
     out.resize(inner.len(), 0.0);
     let (outs, eights) = (out.as_chunks_mut::<8>().0, inner.as_chunks::<8>().0);
     let per_scale = eights.len() / d.len().max(1);
-    let mut at = 0;
-    for d in floats {
-        let d = simd.splat_f32x8(*d);
-        for _ in 0..per_scale {
-            outs[at] = cast(simd.mul_f32x8(widened(eights[at]), d));
-            at += 1;
+    let outs = outs.chunks_exact_mut(per_scale.max(1));
+    for ((d, outs), eights) in floats.iter().zip(outs).zip(eights.chunks_exact(per_scale.max(1))) {
+        let d = simd.splat_f32x8(sign * d);
+        for (out, eight) in outs.iter_mut().zip(eights) {
+            *out = cast(simd.mul_f32x8(widened(*eight), d));
         }
     }
 }
@@ -154,7 +154,7 @@ struct Bf16<'a>(&'a [[u16; LANES]]);
 
 impl Parts<V3> for Bf16<'_> {
     type Part = [f32x8; 2];
-    const LINES: usize = TILE * LANES * size_of::<u16>() / LINE;
+    const LINES: usize = ROWS * LANES * size_of::<u16>() / LINE;
 
     #[inline(always)]
     fn part(self, simd: V3, i: usize) -> Self::Part {
@@ -177,7 +177,7 @@ struct Eights<'a> {
 
 impl Parts<V3> for Eights<'_> {
     type Part = [f32x8; 4];
-    const LINES: usize = TILE * BLOCK / LINE;
+    const LINES: usize = ROWS * BLOCK / LINE;
 
     #[inline(always)]
     fn part(self, simd: V3, i: usize) -> Self::Part {
@@ -197,7 +197,7 @@ struct Sixes<'a> {
 
 impl Parts<V3> for Sixes<'_> {
     type Part = [f32x8; 2];
-    const LINES: usize = TILE * LANES / LINE;
+    const LINES: usize = ROWS * LANES / LINE;
 
     #[inline(always)]
     fn part(self, simd: V3, i: usize) -> Self::Part {
