@@ -65,16 +65,20 @@
 //! | [`serve`] | the server with OpenAI's API |
 //! | [`report`] | self-contained pages with plots |
 //! | `tch` | the binding of libtorch that the tensors of all of them belong to |
-//!
-//! # The book
-//!
-//! [`book`] has the pages of `docs/`. Begin with
-//!
-//! - [the guide](book::guide): from a table of your own to an adapter that works
-//! - [data](book::data), [methods](book::methods) and [models](book::models): what is read and learned
-//! - [the architecture](book::architecture): the crates, a row through a training step, a prompt through generation
-//! - [the method](book::method): the mathematics
-//! - [the glossary](book::glossary)
+#![cfg_attr(
+    has_pages,
+    doc = r"
+# The book
+
+[`book`] has the pages of `docs/`. Begin with
+
+- [the guide](book::guide): from a table of your own to an adapter that works
+- [data](book::data), [methods](book::methods) and [models](book::models): what is read and learned
+- [the architecture](book::architecture): the crates, a row through a training step, a prompt through generation
+- [the method](book::method): the mathematics
+- [the glossary](book::glossary)
+"
+)]
 
 #[doc(no_inline)]
 pub use reft_bench as bench;
@@ -97,8 +101,8 @@ pub use reft_train as train;
 #[doc(no_inline)]
 pub use tch;
 
-/// The pages of `docs/`. They are in the documentation that is built in the repository, and nowhere else.
-#[cfg(all(doc, not(doctest)))]
+/// The pages of `docs/`. They are in the documentation that is built in the repository; a package has no pages.
+#[cfg(all(has_pages, doc, not(doctest)))]
 pub mod book {
     include!(concat!(env!("OUT_DIR"), "/book.rs"));
 }

@@ -1,9 +1,11 @@
 //! Links of Markdown pages: each leads to a file of the project, and to a heading of it.
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result};
+use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
 
 /// Findings about the pages among `files`, which are relative to `root`.
 pub fn check(root: &Path, files: &[PathBuf]) -> Result<Vec<String>> {
@@ -20,7 +22,7 @@ pub fn check(root: &Path, files: &[PathBuf]) -> Result<Vec<String>> {
                 format!("no file {}", linked.display())
             } else if !anchor.is_empty()
                 && is_page(&linked)
-                && !headings(&read(&linked)?).any(|known| known == anchor)
+                && !headings(&read(&linked)?).iter().any(|known| known == anchor)
             {
                 format!("no heading #{anchor} in {}", linked.display())
             } else {
@@ -52,38 +54,40 @@ fn beside(file: &Path, path: &str) -> PathBuf {
     linked
 }
 
-/// The lines of a page that are not in a block of code, with their numbers.
-fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    let mut is_code = false;
-    text.lines().enumerate().filter_map(move |(i, line)| {
-        let is_fence = line.trim_start().starts_with("```");
-        is_code ^= is_fence;
-        (!is_code && !is_fence).then_some((i + 1, line))
-    })
-}
-
 /// The targets of the links and pictures of a page that are in this project, with the numbers of their lines.
-fn targets(text: &str) -> Vec<(usize, String)> {
-    let mut targets = Vec::new();
-    for (number, line) in prose(text) {
-        let outside_of_code: String = line.split('`').step_by(2).collect();
-        for part in outside_of_code.split("](").skip(1) {
-            let target = part.split([')', ' ']).next().unwrap_or_default();
-            if !target.contains("://") {
-                targets.push((number, target.to_owned()));
-            }
+fn targets(text: &str) -> impl Iterator<Item = (usize, String)> {
+    parsed(text).filter_map(|(event, range)| match event {
+        Event::Start(Tag::Link { dest_url, .. } | Tag::Image { dest_url, .. })
+            if !dest_url.contains("://") =>
+        {
+            Some((text[..range.start].matches('\n').count() + 1, dest_url.into_string()))
         }
-    }
-    targets
+        _ => None,
+    })
 }
 
 /// The anchors of a page's headings, as GitHub makes them.
-fn headings(text: &str) -> impl Iterator<Item = String> {
-    prose(text).filter(|(_, line)| line.starts_with('#')).map(|(_, line)| {
-        let words = line.trim_start_matches('#').trim().to_lowercase();
-        let kept = words.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
-        kept.map(|c| if c == ' ' { '-' } else { c }).collect()
-    })
+fn headings(text: &str) -> Vec<String> {
+    let (mut anchors, mut heading) = (Vec::new(), None);
+    for (event, _) in parsed(text) {
+        match (event, &mut heading) {
+            (Event::Start(Tag::Heading { .. }), _) => heading = Some(String::new()),
+            (Event::Text(words) | Event::Code(words), Some(heading)) => *heading += &words,
+            (Event::End(TagEnd::Heading(_)), _) => anchors.extend(heading.take().map(anchor)),
+            _ => {}
+        }
+    }
+    anchors
+}
+
+fn anchor(heading: String) -> String {
+    let words = heading.to_lowercase();
+    let kept = words.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+fn parsed(text: &str) -> impl Iterator<Item = (Event<'_>, Range<usize>)> {
+    Parser::new_ext(text, Options::ENABLE_TABLES).into_offset_iter()
 }
 
 #[cfg(test)]
