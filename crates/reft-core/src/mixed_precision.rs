@@ -20,7 +20,7 @@ pub fn autocast<T>(enabled: bool, compute: impl FnOnce() -> T) -> T {
     computed.unwrap_or_else(|panic| resume_unwind(panic))
 }
 
-/// Runs an edit in f32, outside of autocast, and returns the result in the kind of `base`.
+/// Runs an edit in f32, outside of autocast, and returns the result in the kind of `base`, a tensor of any shape that the edit takes.
 ///
 /// In f16 or bf16 the columns of `Rᵀ` are no longer orthonormal, and the edit leaks out of its subspace.
 pub fn in_f32(base: &Tensor, edit: impl FnOnce(Tensor) -> Tensor) -> Tensor {

@@ -5,7 +5,7 @@ use tch::Tensor;
 pub struct Parameter {
     /// Its name, unique within an adapter.
     pub name: String,
-    /// The leaf that accumulates gradients.
+    /// The leaf that accumulates gradients, of any shape.
     pub tensor: Tensor,
     /// Whether weight decay applies to it; never to the coordinates of a rotation.
     pub weight_decay: bool,
@@ -17,7 +17,7 @@ pub struct Parameter {
 }
 
 impl Parameter {
-    /// A parameter that weight decay applies to.
+    /// A parameter of any shape that weight decay applies to.
     pub fn new(name: impl Into<String>, tensor: &Tensor) -> Self {
         Self {
             name: name.into(),
@@ -28,12 +28,12 @@ impl Parameter {
         }
     }
 
-    /// A parameter that weight decay must not touch.
+    /// A parameter of any shape that weight decay must not touch.
     pub fn without_weight_decay(name: impl Into<String>, tensor: &Tensor) -> Self {
         Self { weight_decay: false, ..Self::new(name, tensor) }
     }
 
-    /// The coordinates of a rotation: [`OrthonormalMap::raw`](crate::OrthonormalMap::raw). Weight decay must not touch them.
+    /// The coordinates of a rotation, `[n, d, r]`: [`OrthonormalMap::raw`](crate::OrthonormalMap::raw). Weight decay must not touch them.
     pub fn rotation(name: impl Into<String>, tensor: &Tensor) -> Self {
         Self { is_rotation: true, ..Self::without_weight_decay(name, tensor) }
     }

@@ -139,7 +139,7 @@ impl ProcessGroup {
         self.share_out("sum", tensors, Group::sum, Communicator::sum)
     }
 
-    /// Replaces each tensor, in place, by the first process's.
+    /// Replaces each tensor, in place, by the first process's, which must have the same shape.
     ///
     /// # Errors
     /// As [`Self::sum`].

@@ -83,7 +83,7 @@ impl TaskHead {
         Ok(Self { form: *form, names, trained, pooler })
     }
 
-    /// Its tensors, as transformers names them; they share storage with the head's.
+    /// Its tensors, as transformers names them, weights as `[out, in]` and biases as `[out]`; they share storage with the head's.
     pub fn tensors(&self) -> Vec<(String, Tensor)> {
         self.trained.iter().map(|(name, own)| (name.clone(), own.shallow_clone())).collect()
     }

@@ -28,7 +28,7 @@ pub trait Objective {
     /// Called before each step with the finished share of the training, from 0. It is for quantities on a schedule.
     fn progress(&self, _share: f64) {}
 
-    /// A part of a step's loss that is not a sum over examples. It is added once, and is not part of the reported loss.
+    /// A part of a step's loss, a scalar, that is not a sum over examples. It is added once, and is not part of the reported loss.
     fn penalty(&self) -> Option<Tensor> {
         None
     }

@@ -4,6 +4,7 @@ mod arrows;
 mod circles;
 mod files;
 mod links;
+mod shapes;
 mod unsafe_code;
 
 use anyhow::{Context, Result, bail};
@@ -27,6 +28,7 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     findings.extend(files::check(workspace.root(), &files)?);
     findings.extend(links::check(workspace.root(), &files)?);
     findings.extend(circles::check(workspace.root(), &files)?);
+    findings.extend(shapes::check(workspace.root(), &files)?);
     findings.extend(unsafe_code::check(workspace.root(), &files)?);
     for finding in &findings {
         eprintln!("tidy: {finding}");

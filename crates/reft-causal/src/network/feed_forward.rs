@@ -25,7 +25,7 @@ pub struct FeedForward {
 
 impl FeedForward {
     /// A random network (uniform in `±1/√in`, as PyTorch's linear layers start) with `hidden_layers` layers of one width, its weights to
-    /// be trained. Random numbers come from libtorch's CPU generator.
+    /// be trained; `inputs` is the table `[n, in]`, and logits are `[.., classes]`. Random numbers come from libtorch's CPU generator.
     ///
     /// # Panics
     /// Unless `inputs` is a matrix.

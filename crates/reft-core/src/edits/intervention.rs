@@ -42,7 +42,7 @@ impl Subspace {
     }
 }
 
-/// Checks the last dimension of `base` against the size an intervention was built for.
+/// Checks the last dimension of `base` `[.., d]` against the size an intervention was built for.
 ///
 /// # Errors
 /// [`Error::HiddenSize`].

@@ -76,7 +76,7 @@ impl Edit {
         }
     }
 
-    /// The tensors of the edit: directions, source and target.
+    /// The tensors of the edit: directions `[d, r]`, source (weight `[r, d]` and bias `[r]`) and target `[r]`.
     pub fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
         let source: Vec<&mut Tensor> = match &mut self.source {
             Source::Affine { weight, bias, .. } => vec![weight, bias],

@@ -21,7 +21,7 @@ impl Removal {
         Self::new(direction, false)
     }
 
-    /// `Φ(h) = h − v̂ relu(v̂ᵀ h)`: removes the component of `h` along `v` only if it is positive. RePS
+    /// `Φ(h) = h − v̂ relu(v̂ᵀ h)`: removes the component of `h` along `v` `[d]` only if it is positive. RePS
     /// steers away from a concept in this way (Wu et al. 2025, arXiv:2505.20809).
     ///
     /// # Errors

@@ -159,7 +159,7 @@ impl AlignmentSet {
         })
     }
 
-    /// The penalty on a learned gate, summed over the alignments: the boundary, or the open share of the mask. Without it, swapping
+    /// The penalty on a learned gate, a scalar summed over the alignments: the boundary, or the open share of the mask. Without it, swapping
     /// everything would be as good as swapping only the subspace that matters.
     pub fn penalty(&self) -> Option<Tensor> {
         Some(match self.method {
@@ -186,13 +186,13 @@ impl AlignmentSet {
         [Some(raw), gate].into_iter().flatten().collect()
     }
 
-    /// Tensors that a checkpoint needs to resume training bit for bit.
+    /// Tensors that a checkpoint needs to resume training bit for bit, in the shapes that they are trained in.
     pub fn state(&self) -> BTreeMap<String, Tensor> {
         let leaves = self.parameters().into_iter().map(|p| (p.name, p.tensor.detach().copy()));
         leaves.chain(constants_of(&**self.map.borrow())).collect()
     }
 
-    /// Restores a [`Self::state`].
+    /// Restores a [`Self::state`], whose tensors must have the shapes of this one's.
     ///
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::UnexpectedTensor`] or [`Error::Shape`], by name. After an error nothing is changed.

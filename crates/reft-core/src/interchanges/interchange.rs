@@ -19,7 +19,7 @@ pub trait Interchange: Debug {
     /// [`Error::HiddenSize`] if the last dimension of `base` is not the `d` that it edits; [`Error::Shape`] if `source` is of another shape.
     fn intervene(&self, base: &Tensor, source: &Tensor) -> Result<Tensor>;
 
-    /// The tensors of the edit that may depend on trained parameters.
+    /// The tensors of the edit that may depend on trained parameters, of any shape.
     fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
         Vec::new()
     }

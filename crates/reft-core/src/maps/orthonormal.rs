@@ -15,7 +15,7 @@ pub trait OrthonormalMap: Debug + Send {
     /// The free tensor that an optimizer updates, `[n, d, r]`. Weight decay has no meaning for it.
     fn raw(&self) -> &Tensor;
 
-    /// The map's constants, by name: a checkpoint must keep them beside [`Self::raw`].
+    /// The map's constants, by name, a row or matrix for each of the `n` maps (`[n, ..]`): a checkpoint must keep them beside [`Self::raw`].
     fn constants(&self) -> Vec<(&'static str, Tensor)>;
 }
 
@@ -44,7 +44,7 @@ impl MapKind {
         })
     }
 
-    /// Restores a map from a checkpoint bit for bit: `leaf` holds [`OrthonormalMap::raw`], `constant` finds
+    /// Restores a map from a checkpoint bit for bit: `leaf` `[n, d, r]` holds [`OrthonormalMap::raw`], `constant` finds
     /// [`OrthonormalMap::constants`] by name.
     ///
     /// # Errors

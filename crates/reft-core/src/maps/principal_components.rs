@@ -61,7 +61,7 @@ impl PrincipalComponents {
         &self.mean
     }
 
-    /// The variance along each component, falling.
+    /// The variance along each component, falling: `[components]`.
     pub fn variance(&self) -> &Tensor {
         &self.variance
     }

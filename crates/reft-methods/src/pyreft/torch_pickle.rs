@@ -20,7 +20,7 @@ const MAX_EXPANSION: u64 = 16;
 
 /// Reads a dictionary of tensors that `torch.save` wrote (since torch 1.6). Nothing in the file is executed.
 ///
-/// Names of inner dictionaries are joined by dots. Tensors keep their kind and are contiguous, on the CPU.
+/// Names of inner dictionaries are joined by dots. Tensors keep their kind and shape and are contiguous, on the CPU.
 ///
 /// # Errors
 /// [`Error::Io`] if the file cannot be read; [`Error::Format`] if it is not such a zip, is damaged, or holds anything but

@@ -103,7 +103,8 @@ pub trait Adapter {
         Reach::EVERYTHING
     }
 
-    /// The tensors that a checkpoint needs to resume training bit for bit, perhaps more than [`Self::save`] keeps. Default: the parameters.
+    /// The tensors that a checkpoint needs to resume training bit for bit, perhaps more than [`Self::save`] keeps, in the shapes that they are trained in.
+    /// Default: the parameters.
     fn state(&self) -> BTreeMap<String, Tensor> {
         let copy = |p: Parameter| (p.name, p.tensor.detach().copy());
         self.parameters().into_iter().map(copy).collect()

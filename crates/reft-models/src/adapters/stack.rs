@@ -338,7 +338,7 @@ impl<'a> AdapterStack<'a> {
         self.entries.iter().map(|entry| entry.adapter.reach(row)).reduce(Reach::and)
     }
 
-    /// Everything a checkpoint needs of all adapters.
+    /// Everything a checkpoint needs of all adapters, in the shapes that it is trained in.
     pub fn state(&self) -> BTreeMap<String, Tensor> {
         let of_one = |(prefix, adapter): (String, &dyn Adapter)| {
             adapter.state().into_iter().map(move |(name, tensor)| (prefix.clone() + &name, tensor))

@@ -122,7 +122,7 @@ impl SafetensorsFile {
     }
 }
 
-/// Reads every tensor of a small safetensors file, each in its own kind, to the CPU.
+/// Reads every tensor of a small safetensors file, each in its own kind and shape, to the CPU.
 ///
 /// # Errors
 /// [`Error::Io`] or [`Error::Safetensors`] if the file is missing or broken, [`Error::Dtype`] if libtorch has no such type.
@@ -141,7 +141,7 @@ pub fn load_safetensors_metadata(path: &Path) -> Result<BTreeMap<String, String>
 
 /// Writes tensors to a safetensors file, which appears whole or not at all.
 ///
-/// Tensors may be on any device and of any layout; each is copied to the CPU when its turn comes.
+/// Tensors may be on any device and of any shape and layout; each is copied to the CPU when its turn comes.
 ///
 /// # Errors
 /// [`Error::DuplicateTensor`], [`Error::Dtype`] for kinds that the format lacks, or [`Error::Io`].

@@ -162,7 +162,7 @@ impl<T: Hooks + ?Sized> Hooks for &mut T {
 }
 
 impl dyn Hooks + '_ {
-    /// Shows the hidden states at a point of the residual stream.
+    /// Shows the hidden states `[b, s, d]` at a point of the residual stream; returns them, edited, in this shape.
     ///
     /// # Errors
     /// [`Error::At`]: the error of the hooks, with the site.
@@ -182,14 +182,14 @@ impl dyn Hooks + '_ {
 /// A tensor that hooks computed from parameters, and the leaf that replaces it after a cut of the graph.
 #[derive(Debug)]
 pub struct Cut {
-    /// The tensor, at the end of its graph.
+    /// The tensor of any shape, at the end of its graph.
     pub computed: Tensor,
-    /// The leaf with the same value, whose gradient must be passed on to `computed`.
+    /// The leaf with the same shape and value, whose gradient must be passed on to `computed`.
     pub leaf: Tensor,
 }
 
 impl Cut {
-    /// Replaces a tensor that was computed from parameters by a leaf; does nothing and returns `None` if it was not computed.
+    /// Replaces a tensor of any shape that was computed from parameters by a leaf; does nothing and returns `None` if it was not computed.
     pub fn of(tensor: &mut Tensor) -> Option<Self> {
         if tensor.is_leaf() {
             return None;

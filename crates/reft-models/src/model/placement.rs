@@ -154,7 +154,7 @@ impl Placement {
         self.moved(h, self.parts.len() - 1, self.home)
     }
 
-    /// Moves a tensor from home to the part of a site, by a copy through which gradients flow.
+    /// Moves a tensor of any shape from home to the part of a site, by a copy through which gradients flow.
     pub fn bring(&self, x: &mut Tensor, site: Site) {
         let to = self.part(site.stage());
         if to != self.home {
@@ -182,7 +182,7 @@ thread_local! {
     pub(crate) static MOVES: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
-/// A tensor, copied to the device of another if it is not there.
+/// A tensor, copied to the device of another if it is not there. Both can have any shape.
 pub fn beside(x: &Tensor, other: &Tensor) -> Tensor {
     let device = other.device();
     if x.device() == device { x.shallow_clone() } else { x.to_device(device) }

@@ -211,7 +211,7 @@ impl Weights {
         Self { storage, ..self }
     }
 
-    /// Reads one tensor as `kind` on `device`.
+    /// Reads one tensor as `kind` on `device`, in the shape that it has in the file.
     ///
     /// # Errors
     /// [`Error::UnknownTensor`] if it is not there, [`Error::Dtype`] if libtorch has no such type, [`Error::Format`] if its

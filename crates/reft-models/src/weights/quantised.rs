@@ -193,7 +193,7 @@ impl Quantised {
         vec![self.rows(), self.columns]
     }
 
-    /// The expanded matrix.
+    /// The expanded matrix `[out, in]`.
     pub fn expanded(&self) -> Tensor {
         if let Some(matrix) = self.as_rows() {
             return expanded(matrix, &self.size(), self.kind);

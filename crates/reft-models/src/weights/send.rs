@@ -1,6 +1,6 @@
 use tch::{Device, Tensor};
 
-/// Sends a tensor from the host to a device; on a CPU it is the tensor itself.
+/// Sends a tensor of any shape from the host to a device; on a CPU it is the tensor itself.
 ///
 /// The copy to a GPU uses pinned memory and is queued in the GPU's stream; the host does not wait for it. libtorch
 /// keeps the pinned block until the copy is done. If no memory can be pinned, the host waits.

@@ -35,7 +35,7 @@ pub(crate) fn read_shard_index(path: &Path) -> Result<BTreeMap<String, String>> 
     Ok(weight_map)
 }
 
-/// Writes the weights of a model into its directory: `model.safetensors`, or, if they exceed `largest` bytes, shards of at most that size
+/// Writes the weights of a model, of any shape, into its directory: `model.safetensors`, or, if they exceed `largest` bytes, shards of at most that size
 /// (a tensor is never split) and `model.safetensors.index.json`. `facts` are stored in the metadata, for [`weights_facts`].
 ///
 /// # Errors

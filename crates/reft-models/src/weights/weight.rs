@@ -13,7 +13,7 @@ pub enum Weight {
 }
 
 impl Weight {
-    /// The tensor itself, which shares its storage, or the expanded blocks.
+    /// The tensor itself, which shares its storage, or the expanded blocks: `[out, in]`.
     pub fn dense(&self) -> Tensor {
         match self {
             Self::Dense(tensor) => tensor.shallow_clone(),
@@ -21,7 +21,7 @@ impl Weight {
         }
     }
 
-    /// The tensor, if it is one.
+    /// The tensor `[out, in]`, if it is one.
     pub fn tensor(&self) -> Option<&Tensor> {
         match self {
             Self::Dense(tensor) => Some(tensor),
@@ -129,7 +129,7 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Applies the projection. A quantised weight is expanded, and kept expanded until the backward under autograd. On a CPU, without autograd,
+    /// Applies the projection, from `[.., in]` to `[.., out]`. A quantised weight is expanded, and kept expanded until the backward under autograd. On a CPU, without autograd,
     /// kernels read its blocks.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let bias = self.bias.as_ref();

@@ -13,7 +13,8 @@ pub struct Forwards<'p> {
     pub batch: &'p Batch,
     /// The output of each forward, in the order of [`Objective::doses`](crate::Objective::doses).
     pub outputs: Vec<Outputs<'p>>,
-    /// The cached part of each of the objective's [references](crate::Objective::references), all sequences concatenated.
+    /// The cached part of each of the objective's [references](crate::Objective::references), all sequences concatenated:
+    /// `[tokens, ..]`.
     pub references: &'p [Vec<Tensor>],
 }
 

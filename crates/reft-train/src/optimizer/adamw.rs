@@ -78,7 +78,7 @@ impl AdamW {
         }
     }
 
-    /// The gradients themselves: [`Self::step`] sees changes made in place. Leaves without a gradient are left out.
+    /// The gradients themselves, in the shapes of the parameters: [`Self::step`] sees changes made in place. Leaves without a gradient are left out.
     ///
     /// Gradients in f16 are given as f32 copies: divided by the loss scale, they would underflow in f16.
     pub fn grads(&mut self) -> Vec<Tensor> {
@@ -135,7 +135,7 @@ impl AdamW {
         });
     }
 
-    /// The moments and f32 copies by parameter name, and the number of steps taken.
+    /// The moments and f32 copies by parameter name, in the parameters' shapes, and the number of steps taken.
     pub fn state(&self) -> BTreeMap<String, Tensor> {
         let tensors = self.slots.iter().flat_map(Slot::tensors);
         let copies = tensors.map(|(name, tensor)| (name, tensor.copy()));

@@ -39,7 +39,7 @@ impl LossScaler {
         self.scale
     }
 
-    /// Divides the gradients of a step by the scale, in place, and says whether they are numbers.
+    /// Divides the gradients of a step, of any shape, by the scale, in place, and says whether they are numbers.
     pub fn unscale(&self, grads: &[Tensor]) -> Grads {
         if !self.enabled {
             return Grads::Finite;

@@ -76,7 +76,7 @@ impl Share {
 /// Every process calls it equally often, with equally many tensors of the same shapes and kinds: counts and losses in f64 on the host, and
 /// gradients in f32 on the model's device.
 pub trait Reduce {
-    /// Replaces each tensor, in place, by its sum over all processes.
+    /// Replaces each tensor, in place, by its sum over all processes, which must have the same shapes.
     ///
     /// # Errors
     /// [`crate::Error::Reduction`] if a process is gone or cannot be reached; the run ends then.
