@@ -7,7 +7,8 @@
 //!
 //! The matrix is read once, in its stored form ([`Rows`]): f32, bf16, f16, or blocks of small integers. The numbers are expanded in registers
 //! if the CPU has AVX2 and the vectors are few, else in the cache. Sums are computed in f32. The instructions are chosen at run time: AVX-512,
-//! AVX2, or the compiler's default for the same code. Tests have run with AVX-512 and AVX2, but not on ARM (NEON).
+//! AVX2, or the compiler's default for the same code. Tests have run with AVX2 and, except those of 32 and more vectors, with AVX-512. They have
+//! not run on ARM (NEON).
 //!
 //! ```
 //! use reft_kernels::{Rows, product};
