@@ -99,8 +99,8 @@ def made(path, command, **more):
     return path
 
 
-def ours(options, file, kind, threads, rows):
-    flags = ["--methods", "floor", "--batch-size", rows, "--prompt-length", options.prompt, "--response-length", 4,
+def ours(options, file, kind, threads, rows, more):
+    flags = [*more, "--methods", "floor", "--batch-size", rows, "--prompt-length", options.prompt, "--response-length", 4,
              "--steps", 1, "--rounds", 1, "--generate", options.new, "--threads", threads, "--json"]
     printed = run([*options.reft, "bench", "--model", file, "--weights", "as-stored", "--kind", kind, *flags],
                   stderr=subprocess.DEVNULL)
@@ -112,7 +112,7 @@ def main():
     parser.add_argument("--reft", required=True, type=shlex.split, help="the program, or a command line that runs it")
     parser.add_argument("--model", required=True, type=pathlib.Path, help="a Hugging Face directory")
     parser.add_argument("--work", required=True, type=pathlib.Path, help="keeps what is fetched and made")
-    parser.add_argument("--only", default="f32,bf16,q8_0,q4_k", help="forms of weights")
+    parser.add_argument("--only", default="f32,bf16,q8_0,q4_k,q4_k+int8", help="forms of weights; +int8: ours with --int8-products")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--rows", default="1", help="rows that are decoded at once")
     parser.add_argument("--prompt", type=int, default=120, help="tokens of a prompt")
@@ -127,7 +127,7 @@ def main():
     print("| weights | threads | rows | ours, token | llama.cpp, token | ours / theirs | ours, of the reads | theirs | ours, prefill | theirs | ours / theirs |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for form in options.only.split(","):
-        if form == "q4_k":
+        if form.startswith("q4_k"):
             f32 = made(work / "wide-f32.gguf", [*options.reft, "export", "--model", wide(options.model, work), "--to", "gguf",
                                                 "--kind", "f32", "--output", "PATH"], **quiet)
             file = made(work / "wide-q4_k.gguf", [program, "--quantize", f32, "PATH", "q4_k"], env=environment)
@@ -142,7 +142,8 @@ def main():
                     theirs = run([program, file, threads, rows, options.prompt, options.new, 3], env=environment)
                     sides["theirs"].append(json.loads(theirs))
                     kind = form if form in ("bf16", "f16") else "f32"
-                    sides["ours"].append(ours(options, file, kind, threads, rows))
+                    more = ["--int8-products"] if form.endswith("+int8") else []
+                    sides["ours"].append(ours(options, file, kind, threads, rows, more))
                 with open(work / "results.jsonl", "a") as log:
                     log.write(json.dumps({"form": form, "threads": threads, "rows": rows, **sides}) + "\n")
                 def median(side, key):

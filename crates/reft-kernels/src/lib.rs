@@ -11,11 +11,11 @@
 //! not run on ARM (NEON).
 //!
 //! ```
-//! use reft_kernels::{Rows, product};
+//! use reft_kernels::{Rows, Vectors, product};
 //!
 //! let matrix = Rows::F32(&[1.0, 2.0, 3.0, 4.0]); // [2, 2]
 //! let mut y = [0.0; 4];
-//! product(matrix, 2, &[1.0, 0.0, 1.0, 1.0], &mut y, 1);
+//! product(matrix, 2, &[1.0, 0.0, 1.0, 1.0], Vectors::Exact, &mut y, 1);
 //! assert_eq!(y, [1.0, 3.0, 3.0, 7.0]);
 //! ```
 
@@ -33,7 +33,7 @@ mod token_weights;
 pub use attention::{KeysAndValues, attention};
 pub use elementwise::{rms_norm, rotate_halves, round_to_bf16, silu_gate};
 pub use expand::{NumbersMut, expand, round_to_f16};
-pub use product::{Largest, Precision, largest_products, product};
+pub use product::{Largest, Precision, Vectors, largest_products, product};
 pub use rows::{Offsets, Rows};
 pub use threads::release_threads;
 pub use token_weights::{Drawing, drawn, token_weights};

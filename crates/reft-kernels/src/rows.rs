@@ -69,6 +69,8 @@ pub(crate) struct Scratch {
     pub(crate) numbers: Vec<f32>,
     pub(crate) scales: Vec<f32>,
     pub(crate) offsets: Vec<f32>,
+    /// Integers of eight bits, four in each.
+    pub(crate) integers: Vec<i32>,
 }
 
 impl<'a> Rows<'a> {
@@ -79,6 +81,11 @@ impl<'a> Rows<'a> {
             Self::Q8_0 { .. } | Self::Nibbles { .. } => BLOCK,
             Self::Q4K { .. } | Self::Q6K { .. } => SUPER_BLOCK,
         }
+    }
+
+    /// Whether its integers have four bits.
+    pub(crate) fn has_four_bits(&self) -> bool {
+        matches!(self, Self::Q4K { .. } | Self::Nibbles { fifth_bits: None, .. })
     }
 
     /// Whether every part holds `rows · columns` numbers in whole blocks.
@@ -134,7 +141,7 @@ impl<'a> Rows<'a> {
         if let Self::F32(all) = self {
             return &all[numbers];
         }
-        let Scratch { numbers: out, scales: d, offsets: m } = scratch;
+        let Scratch { numbers: out, scales: d, offsets: m, .. } = scratch;
         out.resize(columns, 0.0);
         let blocks = numbers.start / self.block()..numbers.end / self.block();
         let halves = numbers.start / 2..numbers.end / 2;

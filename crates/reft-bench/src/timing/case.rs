@@ -27,6 +27,8 @@ pub struct TimingCase {
     pub kind: Precision,
     /// How the frozen model's matrices are stored in memory.
     pub weights: WeightStorage,
+    /// Whether hidden states are rounded to eight bits: [`Weights::int8_products`].
+    pub int8_products: bool,
     /// [`FLOOR`], or a method's name.
     pub method: String,
     /// Options of several methods; this method takes its own.
@@ -118,7 +120,7 @@ impl TimingCase {
             true => Weights::random(&config.describe().tensors),
             false => Weights::open(&self.model)?,
         };
-        let weights = weights.held_as(self.weights);
+        let weights = weights.held_as(self.weights).int8_products(self.int8_products);
         Ok(Decoder::from_weights(config, &weights, self.kind.kind(), device)?)
     }
 

@@ -21,6 +21,8 @@ pub struct TimingReport {
     pub kind: Precision,
     /// How the frozen model's matrices are stored in memory.
     pub weights: WeightStorage,
+    /// Whether hidden states were rounded to eight bits in products.
+    pub int8_products: bool,
     /// Memory of the frozen weights on the device, in 10⁶ bytes.
     pub weights_mb: f64,
     /// Whether each block is recomputed in the backward.
@@ -130,6 +132,7 @@ pub fn run_timing(
         random_weights: case.random_weights,
         kind: case.kind,
         weights: case.weights,
+        int8_products: case.int8_products,
         batch_size: case.batch_size,
         prompt_length: case.prompt_length,
         response_length: case.response_length,
@@ -279,6 +282,7 @@ mod tests {
             steps: 2,
             reuse: true,
             weights: WeightStorage::Dense,
+            int8_products: false,
             checkpoint_activations: false,
             new_tokens: 4,
         }

@@ -89,6 +89,7 @@ fn an_epoch_warms_up_with_a_step_that_does_not_count() -> Outcome {
         steps: 3,
         reuse: true,
         weights: WeightStorage::Dense,
+        int8_products: false,
         checkpoint_activations: false,
         new_tokens: 4,
     };

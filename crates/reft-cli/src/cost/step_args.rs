@@ -56,6 +56,7 @@ impl StepArgs {
             random_weights: self.model_config.is_some(),
             kind: self.machine.0.kind.resolve(&self.machine.0.device.resolve()?),
             weights: self.machine.0.weights,
+            int8_products: self.machine.0.int8_products,
             method: FLOOR.to_owned(),
             options: self.options.0.0.clone(),
             batch_size: self.batch_size,

@@ -149,7 +149,7 @@ pub fn open_decoder(model: &str, machine: &MachineOptions) -> Result<(PathBuf, D
     let (kind, placement) = machine.placement(&config.describe())?;
     let decoder = Weights::open(&path)
         .and_then(|weights| {
-            let weights = weights.held_as(machine.weights);
+            let weights = weights.held_as(machine.weights).int8_products(machine.int8_products);
             Decoder::from_weights(config, &weights, kind.kind(), placement)
         })
         .with_context(failed)?;

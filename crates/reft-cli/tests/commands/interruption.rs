@@ -234,7 +234,7 @@ fn a_run_whose_files_are_older_than_some_options_goes_on() -> Result {
         losses_of.push(losses(output)?);
     }
     assert!(losses_of[1].len() < losses_of[0].len(), "the run had ended already");
-    let added = ["weights", "tf32", "rotation_lr_factor"];
+    let added = ["weights", "tf32", "int8_products", "rotation_lr_factor"];
     let options = old.join("train.toml");
     let text = std::fs::read_to_string(&options)?;
     let is_added = |line: &str| added.iter().any(|name| line.starts_with(&format!("{name} = ")));

@@ -43,7 +43,7 @@ impl NullaryFnOnce for InRegisters<'_> {
         let own = |numbers: usize, of: usize| {
             first * columns / numbers * of..(first + n) * columns / numbers * of
         };
-        let Scratch { numbers: floats, scales, offsets } = scratch;
+        let Scratch { numbers: floats, scales, offsets, .. } = scratch;
         let none: [&[f32]; ROWS] = [&[]; ROWS];
         match matrix {
             Rows::Bf16(bits) => {

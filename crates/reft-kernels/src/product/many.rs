@@ -101,38 +101,49 @@ impl WithSimd for Many<'_> {
                 }
             }
         }
-        let sums: &[f32] = cast_slice(sums);
-        for (first, width) in panels(n.div_ceil(S::F32_LANES)) {
-            let (first, width) = (first * S::F32_LANES, width * S::F32_LANES);
-            let vectors = first..n.min(first + width);
-            let sums = sums[first * ROWS * tiles..].chunks_exact(ROWS * width);
-            for (sums, y) in sums.zip(y.chunks_mut(ROWS * n)) {
-                let there = y.len() / n;
-                put(sums, &mut y[vectors.start * there..vectors.end * there], there);
-            }
-        }
+        put::<ROWS>(cast_slice(sums), n, S::F32_LANES, y);
     }
 }
 
 /// The panels of so many registers: the first register of each, and their number.
-fn panels(registers: usize) -> impl Iterator<Item = (usize, usize)> {
+pub(crate) fn panels(registers: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..registers).step_by(REGISTERS).map(move |first| (first, REGISTERS.min(registers - first)))
+}
+
+/// Sums of each panel `[tiles, ROWS, vectors of the panel]` to products of the `n` vectors with a chunk of rows.
+#[inline(always)]
+pub(crate) fn put<const ROWS: usize>(sums: &[f32], n: usize, lanes: usize, y: &mut [f32]) {
+    let tiles = y.len().div_ceil(ROWS * n);
+    for (first, width) in panels(n.div_ceil(lanes)) {
+        let (first, width) = (first * lanes, width * lanes);
+        let vectors = first..n.min(first + width);
+        let sums = sums[first * ROWS * tiles..].chunks_exact(ROWS * width);
+        for (sums, y) in sums.zip(y.chunks_mut(ROWS * n)) {
+            let there = y.len() / n;
+            put_tile::<ROWS>(sums, &mut y[vectors.start * there..vectors.end * there], there);
+        }
+    }
 }
 
 /// Sums `[ROWS, vectors of the panel]` to products `[vectors, rows]`. There can be fewer vectors and rows.
 #[inline(always)]
-fn put(sums: &[f32], y: &mut [f32], rows: usize) {
+fn put_tile<const ROWS: usize>(sums: &[f32], y: &mut [f32], rows: usize) {
     let vectors = y.len() / rows;
-    let row = |i: usize| &sums[i * sums.len() / ROWS..][..vectors];
-    let [a, b, c, d, e, f] = [row(0), row(1), row(2), row(3), row(4), row(5)];
-    let of = |i: usize| [a[i], b[i], c[i], d[i], e[i], f[i]];
+    let mut of_rows = [&[][..]; ROWS];
+    for (own, sums) in of_rows.iter_mut().zip(sums.chunks_exact(sums.len() / ROWS)) {
+        *own = &sums[..vectors];
+    }
     if rows == ROWS {
-        for (i, y) in y.as_chunks_mut().0.iter_mut().enumerate() {
-            *y = of(i);
+        for (i, y) in y.as_chunks_mut::<ROWS>().0.iter_mut().enumerate() {
+            for (y, own) in y.iter_mut().zip(of_rows) {
+                *y = own[i];
+            }
         }
     } else {
         for (i, y) in y.chunks_exact_mut(rows).enumerate() {
-            y.copy_from_slice(&of(i)[..rows]);
+            for (y, own) in y.iter_mut().zip(of_rows) {
+                *y = own[i];
+            }
         }
     }
 }
@@ -182,7 +193,7 @@ mod tests {
                 let x: Vec<f32> = noise(2).take(n * columns).collect();
                 let mut numbers = Vec::new();
                 pack(&x, columns, S::F32_LANES, 1, &mut numbers);
-                let ordered = Ordered { n, columns, numbers, sums: Vec::new() };
+                let ordered = Ordered { n, columns, numbers, ..Ordered::default() };
                 let (mut y, mut scratch) = (vec![f32::NAN; n * rows], Scratches::default());
                 Many(Chunk {
                     matrix: Rows::F32(&w),

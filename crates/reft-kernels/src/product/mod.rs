@@ -4,6 +4,8 @@ mod in_registers;
 mod many;
 #[cfg(target_arch = "x86_64")]
 mod nibbles;
+#[cfg(target_arch = "x86_64")]
+mod rounded;
 
 use std::cell::Cell;
 use std::sync::Mutex;
@@ -14,6 +16,8 @@ use self::few::Few;
 #[cfg(target_arch = "x86_64")]
 use self::in_registers::{InRegisters, in_registers};
 use self::many::{MANY, Many};
+#[cfg(target_arch = "x86_64")]
+use self::rounded::{ByIntegers, Rounded};
 use crate::elementwise::round_to_bf16;
 use crate::expand::round_to_f16;
 use crate::rows::{Rows, Scratch, bf16_to, halves_to};
@@ -35,9 +39,18 @@ const NUMBERS_AT_ONCE: usize = 1 << 19;
 /// of threads. It depends on the number of vectors only in that 32 and more have another one than fewer, and so have up to three with numbers in four
 /// bits.
 ///
+/// [`Vectors::Int8`] rounds many vectors before they are multiplied.
+///
 /// # Panics
 /// If the lengths do not fit together.
-pub fn product(matrix: Rows, columns: usize, x: &[f32], y: &mut [f32], threads: usize) {
+pub fn product(
+    matrix: Rows,
+    columns: usize,
+    x: &[f32],
+    vectors: Vectors,
+    y: &mut [f32],
+    threads: usize,
+) {
     assert!(columns > 0 && x.len().is_multiple_of(columns), "x is no whole number of vectors");
     let n = x.len() / columns;
     assert!(n > 0 && y.len().is_multiple_of(n), "y is no whole number of vectors");
@@ -46,32 +59,45 @@ pub fn product(matrix: Rows, columns: usize, x: &[f32], y: &mut [f32], threads: 
     let panel = many::panel(many::lanes());
     let at_once = (NUMBERS_AT_ONCE / columns).next_multiple_of(panel).max(panel);
     let mut kept = KEPT.take();
+    let Kept { ordered, products } = &mut kept;
     for (x, y) in x.chunks(at_once * columns).zip(y.chunks_mut(at_once * rows)) {
-        let x = Ordered::of(x, columns, &matrix, threads, kept.numbers);
-        if x.n == 1 {
-            by_chunks(matrix, &x, y, threads);
+        ordered.put(x, columns, vectors, &matrix, threads);
+        if ordered.n == 1 {
+            by_chunks(matrix, ordered, y, threads);
         } else {
-            if kept.products.len() < y.len() {
-                kept.products.resize(y.len(), 0.0);
+            if products.len() < y.len() {
+                products.resize(y.len(), 0.0);
             }
-            let products = &mut kept.products[..y.len()];
-            by_chunks(matrix, &x, products, threads);
-            match x.rows() {
-                few::ROWS => put_in_order::<{ few::ROWS }>(products, x.n, y, threads),
-                _ => put_in_order::<{ many::ROWS }>(products, x.n, y, threads),
+            let products = &mut products[..y.len()];
+            by_chunks(matrix, ordered, products, threads);
+            match ordered.rows() {
+                4 => put_in_order::<4>(products, ordered.n, y, threads),
+                6 => put_in_order::<6>(products, ordered.n, y, threads),
+                _ => unreachable!("invariant: four or six rows are computed together"),
             }
         }
-        kept.numbers = x.numbers;
     }
     if kept.products.len() <= MOST_KEPT {
         KEPT.set(kept);
     }
 }
 
+/// How the numbers of vectors are multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Vectors {
+    /// As they are, in f32.
+    #[default]
+    Exact,
+    /// Rounded to integers of eight bits with a scale for each 32, if there are at least 32 vectors, the matrix has four-bit integers
+    /// ([`Rows::Q4K`], or [`Rows::Nibbles`] without fifth bits) and the CPU has AVX2. The error of a number is at most a 254th of the largest of
+    /// its 32. Anything else is multiplied exactly.
+    Int8,
+}
+
 /// Memory that a thread keeps for its next product: new memory costs the time to clear it.
 #[derive(Debug, Default)]
 struct Kept {
-    numbers: Vec<f32>,
+    ordered: Ordered,
     products: Vec<f32>,
 }
 
@@ -182,7 +208,9 @@ pub fn largest_products(
 ) -> Vec<Largest> {
     assert!(columns > 0 && x.len().is_multiple_of(columns), "x is no whole number of vectors");
     assert!(matrix.holds(rows, columns), "the matrix is not of this size");
-    let x = Ordered::of(x, columns, &matrix, threads, Vec::new());
+    let mut ordered = Ordered::default();
+    ordered.put(x, columns, Vectors::Exact, &matrix, threads);
+    let x = &ordered;
     let (n, together) = (x.n, x.rows());
     assert!(n > 0, "there is no vector");
     let chunks = rows.div_ceil(CHUNK);
@@ -194,7 +222,7 @@ pub fn largest_products(
         |(y, bits, scratch), (chunk, largest)| {
             let first = chunk * CHUNK;
             y.resize(CHUNK.min(rows - first) * n, 0.0);
-            Chunk { matrix, first, x: &x, y, scratch }.compute();
+            Chunk { matrix, first, x, y, scratch }.compute();
             precision.round(y, bits);
             for (i, y) in y.chunks(together * n).enumerate() {
                 for (largest, y) in largest.iter_mut().zip(y.chunks_exact(y.len() / n)) {
@@ -213,6 +241,7 @@ pub fn largest_products(
 }
 
 /// The vectors, in the order in which they are multiplied with few of them or many.
+#[derive(Debug, Default)]
 pub(crate) struct Ordered {
     pub(crate) n: usize,
     pub(crate) columns: usize,
@@ -223,25 +252,36 @@ pub(crate) struct Ordered {
         expect(dead_code, reason = "read in AVX2's registers")
     )]
     pub(crate) sums: Vec<f32>,
+    /// Many vectors as integers, if they are rounded.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) rounded: Rounded,
 }
 
 impl Ordered {
-    /// Puts vectors `[n, columns]` in order; `numbers` is memory for them.
-    fn of(x: &[f32], columns: usize, matrix: &Rows, threads: usize, mut numbers: Vec<f32>) -> Self {
+    /// Puts vectors `[n, columns]` in order, in the memory of `self`.
+    fn put(&mut self, x: &[f32], columns: usize, vectors: Vectors, matrix: &Rows, threads: usize) {
         let n = x.len() / columns;
         let threads = to_copy(x.len(), threads);
-        let mut sums = Vec::new();
+        (self.n, self.columns) = (n, columns);
+        self.sums.clear();
         if n < MANY {
-            few::interleave(x, columns, threads, &mut numbers);
-            sums = few::block_sums(x, columns, matrix);
-        } else {
-            many::pack(x, columns, many::lanes(), threads, &mut numbers);
+            few::interleave(x, columns, threads, &mut self.numbers);
+            self.sums = few::block_sums(x, columns, matrix);
+            return;
         }
-        Self { n, columns, numbers, sums }
+        #[cfg(target_arch = "x86_64")]
+        if self.rounded.round(x, columns, vectors, matrix, threads) {
+            return;
+        }
+        many::pack(x, columns, many::lanes(), threads, &mut self.numbers);
     }
 
     /// Rows of the matrix that are computed together.
     fn rows(&self) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if self.n >= MANY && self.rounded.simd.is_some() {
+            return rounded::ROWS;
+        }
         if self.n < MANY { few::ROWS } else { many::ROWS }
     }
 }
@@ -273,6 +313,10 @@ impl Chunk<'_> {
     /// Computes the products, with the best instructions of this CPU.
     fn compute(self) {
         if self.x.n >= MANY {
+            #[cfg(target_arch = "x86_64")]
+            if let Some(simd) = self.x.rounded.simd {
+                return simd.vectorize(ByIntegers { simd, chunk: self });
+            }
             return Arch::new().dispatch(Many(self));
         }
         #[cfg(target_arch = "x86_64")]
@@ -288,6 +332,7 @@ mod tests {
     use super::few::VECTORS;
     use super::*;
     use crate::noise::noise;
+    use crate::rows::BLOCK;
     use crate::{NumbersMut, Offsets, expand};
 
     fn bytes(seed: u32, n: usize) -> Vec<u8> {
@@ -299,7 +344,11 @@ mod tests {
     }
 
     /// One matrix of each kind, with its numbers computed from the definition.
-    fn each_kind(rows: usize, columns: usize, mut check: impl FnMut(&str, Rows, Vec<f32>)) {
+    pub(crate) fn each_kind(
+        rows: usize,
+        columns: usize,
+        mut check: impl FnMut(&str, Rows, Vec<f32>),
+    ) {
         let n = rows * columns;
         let float = |bits: &[u16], i: usize| half::f16::from_bits(bits[i]).to_f32();
         let numbers: Vec<f32> = noise(1).take(n).collect();
@@ -361,7 +410,8 @@ mod tests {
     }
 
     /// The f32 error of a sum of `n` products, in any order, is at most `n` roundings of the sum of their absolute values. Roundings go up and
-    /// down equally often, so the error stays within a few times `√n` roundings.
+    /// down equally often, so the error stays within a few times `√n` roundings. A number that is rounded to eight bits is off by at
+    /// most a 254th of the largest of its block.
     #[test]
     fn products_are_those_of_the_numbers_that_are_stored() {
         for (rows, columns) in [(1, 32), (3, 256), (4, 96), (37, 288), (70, 512), (5, 7), (33, 50)]
@@ -372,43 +422,62 @@ mod tests {
                     expand(matrix, columns, NumbersMut::F32(&mut all), threads);
                     assert_eq!(all, values, "{name}");
                 }
-                let mut alone = Vec::new();
-                for n in (1..=17).chain([31, 32, 33, 41, 49]) {
-                    let x: Vec<f32> = noise(20).take(n * columns).collect();
-                    let mut found = vec![f32::NAN; n * rows];
-                    product(matrix, columns, &x, &mut found, 1);
-                    let mut shared = vec![f32::NAN; n * rows];
-                    product(matrix, columns, &x, &mut shared, 2);
-                    assert_eq!(found, shared, "{name}: threads change the result");
-                    if n == 1 || n == MANY {
-                        alone = found[..rows].to_vec();
-                    }
-                    let has_another_order = name.starts_with("4 bits") || name == "q4_k";
-                    if n <= VECTORS || n >= MANY || !has_another_order {
-                        assert_eq!(found[..rows], alone, "{name}: other vectors change the result");
-                    }
-                    for threads in [1, 2] {
-                        let largest =
-                            largest_products(matrix, (rows, columns), &x, Precision::F32, threads);
-                        let expected: Vec<Largest> =
-                            found.chunks(rows).map(first_largest).collect();
-                        assert_eq!(largest, expected, "{name}");
-                    }
-                    for (i, y) in found.iter().enumerate() {
-                        let (at, row) = (i / rows * columns, i % rows * columns);
-                        let pairs = x_and_w(&x[at..at + columns], &values[row..row + columns]);
-                        let (sum, sizes) =
-                            pairs.fold((0.0, 0.0), |(sum, sizes), p| (sum + p, sizes + p.abs()));
-                        let tolerance =
-                            4.0 * f64::from(f32::EPSILON) * (columns as f64).sqrt() * sizes + 1e-12;
-                        let error = (f64::from(*y) - sum).abs();
-                        assert!(
-                            error <= tolerance,
-                            "{name} [{rows}, {columns}] × {n}: {y} {sum} at {i}"
-                        );
+                let few = (1..=17).chain([31]);
+                for n in few {
+                    check_products(name, matrix, &values, (rows, columns, n), Vectors::Exact);
+                }
+                for vectors in [Vectors::Exact, Vectors::Int8] {
+                    for n in [32, 33, 41, 49] {
+                        check_products(name, matrix, &values, (rows, columns, n), vectors);
                     }
                 }
             });
+        }
+    }
+
+    fn check_products(
+        name: &str,
+        matrix: Rows,
+        values: &[f32],
+        (rows, columns, n): (usize, usize, usize),
+        vectors: Vectors,
+    ) {
+        let numbers = |n: usize| -> Vec<f32> { noise(20).take(n * columns).collect() };
+        let products = |x: &[f32], threads| {
+            let mut y = vec![f32::NAN; x.len() / columns * rows];
+            product(matrix, columns, x, vectors, &mut y, threads);
+            y
+        };
+        let x = numbers(n);
+        let found = products(&x, 1);
+        let name = format!("{name} [{rows}, {columns}] × {n} in {vectors:?}");
+        assert_eq!(found, products(&x, 2), "{name}: threads change the result");
+        let has_another_order = name.starts_with("4 bits") || name.starts_with("q4_k");
+        if n <= VECTORS || n >= MANY || !has_another_order {
+            let fewest = if n < MANY { 1 } else { MANY };
+            let alone = products(&numbers(fewest), 1);
+            assert_eq!(found[..rows], alone[..rows], "{name}: other vectors change the result");
+        }
+        let is_rounded = vectors == Vectors::Int8 && n >= MANY && matrix.has_four_bits();
+        for threads in [1, 2].into_iter().filter(|_| !is_rounded) {
+            let largest = largest_products(matrix, (rows, columns), &x, Precision::F32, threads);
+            let expected: Vec<Largest> = found.chunks(rows).map(first_largest).collect();
+            assert_eq!(largest, expected, "{name}");
+        }
+        for (i, y) in found.iter().enumerate() {
+            let x = &x[i / rows * columns..][..columns];
+            let w = &values[i % rows * columns..][..columns];
+            let products = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w));
+            let (sum, sizes) =
+                products.fold((0.0, 0.0), |(sum, sizes), p| (sum + p, sizes + p.abs()));
+            let blocks = x.chunks(BLOCK).zip(w.chunks(BLOCK)).map(|(x, w)| {
+                let largest = x.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
+                f64::from(largest) / 254.0 * w.iter().map(|w| f64::from(w.abs())).sum::<f64>()
+            });
+            let rounding = if is_rounded { blocks.sum() } else { 0.0 };
+            let in_f32 = 4.0 * f64::from(f32::EPSILON) * (columns as f64).sqrt() * sizes;
+            let error = (f64::from(*y) - sum).abs();
+            assert!(error <= in_f32 + rounding + 1e-12, "{name}: {y} {sum} at {i}");
         }
     }
 
@@ -422,7 +491,7 @@ mod tests {
         let x: Vec<f32> = noise(2).take((2 * group + 3) * columns).collect();
         let of = |x: &[f32], threads| {
             let mut y = vec![f32::NAN; x.len() / columns * rows];
-            product(Rows::F32(&numbers), columns, x, &mut y, threads);
+            product(Rows::F32(&numbers), columns, x, Vectors::Exact, &mut y, threads);
             y
         };
         let each: Vec<f32> = x.chunks(group * columns).flat_map(|x| of(x, 1)).collect();
@@ -467,14 +536,11 @@ mod tests {
         }
     }
 
-    fn x_and_w<'a>(x: &'a [f32], w: &'a [f32]) -> impl Iterator<Item = f64> + 'a {
-        x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w))
-    }
-
     #[test]
     #[should_panic(expected = "the matrix is not of this size")]
     fn parts_of_the_wrong_length_are_refused() {
         let (scales, quants) = ([0; 2], [0; 32]);
-        product(Rows::Q8_0 { scales: &scales, quants: &quants }, 32, &[0.0; 32], &mut [0.0], 1);
+        let matrix = Rows::Q8_0 { scales: &scales, quants: &quants };
+        product(matrix, 32, &[0.0; 32], Vectors::Exact, &mut [0.0], 1);
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use reft_kernels::Vectors;
 use tch::{Device, Kind, Tensor};
 
 use crate::files::safetensors_file::SafetensorsFile;
@@ -21,6 +22,7 @@ pub struct Weights {
     path: PathBuf,
     source: Source,
     storage: WeightStorage,
+    vectors: Vectors,
     tensors: BTreeMap<String, Entry>,
 }
 
@@ -99,7 +101,13 @@ impl Weights {
     }
 
     fn of(path: impl Into<PathBuf>, source: Source, tensors: BTreeMap<String, Entry>) -> Self {
-        Self { path: path.into(), source, storage: WeightStorage::Dense, tensors }
+        Self {
+            path: path.into(),
+            source,
+            storage: WeightStorage::Dense,
+            vectors: Vectors::Exact,
+            tensors,
+        }
     }
 
     fn open_shards(directory: &Path, index: &Path) -> Result<Self> {
@@ -211,6 +219,12 @@ impl Weights {
         Self { storage, ..self }
     }
 
+    /// Sets whether hidden states are rounded to eight bits where they are multiplied with matrices of four-bit integers: on a CPU with AVX2, 32
+    /// and more tokens at a time, if no gradient is recorded. It takes less time, and products are off by about a hundredth of their size.
+    pub fn int8_products(self, are_used: bool) -> Self {
+        Self { vectors: if are_used { Vectors::Int8 } else { Vectors::Exact }, ..self }
+    }
+
     /// Reads one tensor as `kind` on `device`, in the shape that it has in the file.
     ///
     /// # Errors
@@ -259,10 +273,11 @@ impl Weights {
             let whole = Tensor::f_empty(&entry.shape, options)?;
             return Ok(Weight::Dense(self.load_into(whole, name)?));
         };
-        Ok(Weight::Quantised(match self.row_order(name)? {
+        let blocks = match self.row_order(name)? {
             Some(order) => blocks.permuted(&order)?,
             None => blocks,
-        }))
+        };
+        Ok(Weight::Quantised(blocks.multiplying(self.vectors)))
     }
 
     /// A matrix in blocks, its rows in the file's order; `None` if it is stored as a tensor.

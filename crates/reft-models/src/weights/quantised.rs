@@ -1,7 +1,7 @@
 //! Matrices held as blocks of small integers with a scale each.
 
 use candle_core::quantized::GgmlDType;
-use reft_kernels::{Offsets, Rows};
+use reft_kernels::{Offsets, Rows, Vectors};
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::weights::quick_products::{expanded, memory};
@@ -160,6 +160,8 @@ pub struct Quantised {
     kind: Kind,
     /// The parts of its blocks; the first dimension of each is the matrix's rows.
     parts: Vec<Tensor>,
+    /// How the kernels multiply vectors with it.
+    vectors: Vectors,
 }
 
 impl Quantised {
@@ -185,7 +187,16 @@ impl Quantised {
                 part.f_narrow(0, first, n)?.f_copy_(chunk)?;
             }
         }
-        Ok(Self { format, columns, kind, parts })
+        Ok(Self { format, columns, kind, parts, vectors: Vectors::Exact })
+    }
+
+    /// The same matrix, with another way to multiply vectors.
+    pub(crate) fn multiplying(self, vectors: Vectors) -> Self {
+        Self { vectors, ..self }
+    }
+
+    pub(crate) fn vectors(&self) -> Vectors {
+        self.vectors
     }
 
     /// `[rows, columns]`.

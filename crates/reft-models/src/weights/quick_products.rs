@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use reft_kernels::{
-    Largest, NumbersMut, Precision, Rows, expand, largest_products, product, round_to_bf16,
-    round_to_f16,
+    Largest, NumbersMut, Precision, Rows, Vectors, expand, largest_products, product,
+    round_to_bf16, round_to_f16,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -24,13 +24,17 @@ pub(crate) fn by_kernels(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> 
     let columns = usize::try_from(*size.last()?).ok()?;
     let x = x.contiguous();
     let own = read(&x)?;
+    let vectors = match weight {
+        Weight::Dense(_) => Vectors::Exact,
+        Weight::Quantised(blocks) => blocks.vectors(),
+    };
     let bias = match bias {
         Some(bias) => Some(read(bias)?),
         None => None,
     };
     *size.last_mut()? = weight.size()[0];
     Some(written(&size, x.kind(), |y| {
-        product(matrix, columns, &own, y, threads());
+        product(matrix, columns, &own, vectors, y, threads());
         if let Some(bias) = bias {
             y.chunks_exact_mut(bias.len()).for_each(|y| {
                 y.iter_mut().zip(&*bias).for_each(|(y, b)| *y += b);

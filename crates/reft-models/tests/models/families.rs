@@ -231,3 +231,34 @@ fn every_family_can_be_held_small() -> Outcome {
     }
     Ok(())
 }
+
+/// Rounding to eight bits changes logits less than four-bit weights do. It concerns four-bit weights and 32 or more tokens.
+#[test]
+fn int8_products_round_long_prompts_of_four_bit_weights() -> Outcome {
+    let of = |storage: WeightStorage, int8_products: bool, tokens: i64| -> Outcome<Tensor> {
+        let config = DecoderConfig::open(&folder("llama_yarn"))?;
+        let weights = Weights::open(&folder("llama_yarn"))?.held_as(storage);
+        let weights = weights.int8_products(int8_products);
+        let decoder = Decoder::from_weights(config, &weights, Kind::Float, Device::Cpu)?;
+        let row = Row::prompt((0..tokens).map(|i| i * 7 % 60).collect());
+        Ok(base_logits(&decoder, &[row], PaddingSide::Right)?.remove(0))
+    };
+    let error =
+        |a: &Tensor, b: &Tensor| (a - b).square().mean(Kind::Double).sqrt().double_value(&[]);
+    for (storage, tokens) in
+        [(WeightStorage::Int4, 31), (WeightStorage::Int8, 40), (WeightStorage::Dense, 40)]
+    {
+        let (exact, rounded) = (of(storage, false, tokens)?, of(storage, true, tokens)?);
+        assert_eq!(error(&exact, &rounded), 0.0, "{storage} × {tokens}");
+    }
+    let [dense, exact, rounded] = [
+        of(WeightStorage::Dense, false, 40)?,
+        of(WeightStorage::Int4, false, 40)?,
+        of(WeightStorage::Int4, true, 40)?,
+    ];
+    let (of_weights, of_rounding) = (error(&dense, &exact), error(&exact, &rounded));
+    assert!(of_rounding < of_weights / 4.0, "{of_rounding} of {of_weights}");
+    #[cfg(target_arch = "x86_64")]
+    assert_eq!(of_rounding > 0.0, std::arch::is_x86_feature_detected!("avx2"));
+    Ok(())
+}
