@@ -102,19 +102,19 @@ impl Products {
     fn f32_by_kernels(&mut self, i: usize) {
         let n = self.expanded.len();
         let matrix = Rows::F32(&self.numbers[i * n..][..n]);
-        product(matrix, self.columns, &self.vectors, Vectors::Exact, &mut self.y, self.threads);
+        product(matrix, self.columns, Vectors::Exact(&self.vectors), &mut self.y, self.threads);
     }
 
     fn bf16_by_kernels(&mut self, i: usize) {
         let n = self.expanded.len();
         let matrix = Rows::Bf16(&self.bits[i * n..][..n]);
-        product(matrix, self.columns, &self.vectors, Vectors::Exact, &mut self.y, self.threads);
+        product(matrix, self.columns, Vectors::Exact(&self.vectors), &mut self.y, self.threads);
     }
 
     fn q8_0_by_kernels(&mut self, i: usize) {
         let n = self.expanded.len();
         let matrix = q8_0(&self.scales, &self.integers, i, n);
-        product(matrix, self.columns, &self.vectors, Vectors::Exact, &mut self.y, self.threads);
+        product(matrix, self.columns, Vectors::Exact(&self.vectors), &mut self.y, self.threads);
     }
 
     fn q4_0_by_kernels(&mut self, i: usize) {
@@ -125,7 +125,7 @@ impl Products {
             fifth_bits: None,
             quants: &self.nibbles[i * n / 2..][..n / 2],
         };
-        product(matrix, self.columns, &self.vectors, Vectors::Exact, &mut self.y, self.threads);
+        product(matrix, self.columns, Vectors::Exact(&self.vectors), &mut self.y, self.threads);
     }
 
     /// Microseconds for each matrix: as many of them, from the first on, as a turn takes.

@@ -27,8 +27,8 @@ declare_options! {
         device: Devices = Devices::default(), Text("DEVICE") in "Machine";
         /// On a GPU: compute f32 products, also of edits, on TF32 units; faster, and accurate to three digits
         tf32: bool = false, Switch("BOOL") in "Machine";
-        /// On a CPU with AVX2: round hidden states to eight bits in products of 32 and more tokens with four-bit weights, as llama.cpp does;
-        /// prompts take less time, and results are less exact
+        /// On a CPU with AVX2: round hidden states to eight bits in products with four-bit weights, as llama.cpp does; prompts and tokens take
+        /// less time, and results are less exact
         int8_products: bool = false, Switch("BOOL") in "Machine";
         /// CPU threads to compute with [default: one per core]
         threads: Option<usize> = None, Count("N") in "Machine" if |n: usize| (1..=4096).contains(&n), "a number from 1 to 4096";

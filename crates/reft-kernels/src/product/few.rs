@@ -57,7 +57,7 @@ pub(crate) fn block_sums(x: &[f32], columns: usize, matrix: &Rows) -> Vec<f32> {
 }
 
 /// How many vectors are multiplied at once, tile after tile.
-fn widths(n: usize) -> impl Iterator<Item = usize> {
+pub(crate) fn widths(n: usize) -> impl Iterator<Item = usize> {
     let mut left = n;
     std::iter::from_fn(move || {
         let m = match left {

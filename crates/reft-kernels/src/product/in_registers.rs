@@ -11,7 +11,7 @@ use super::nibbles::Nibbles;
 use super::{Chunk, Scratches};
 use crate::rows::{BLOCK, Offsets, Rows, SUPER_BLOCK, Scratch, halves_into};
 
-/// Returns AVX2 if this module expands the chunk's kind of numbers, vectors are few, and the CPU has it.
+/// Returns AVX2 if this module expands the chunk's kind of numbers, vectors are few or rounded, and the CPU has it.
 pub(crate) fn in_registers(chunk: &Chunk) -> Option<V3> {
     let is_known = match chunk.matrix {
         Rows::Bf16(_) | Rows::Q8_0 { .. } | Rows::Q4K { .. } | Rows::Q6K { .. } => true,
@@ -19,6 +19,9 @@ pub(crate) fn in_registers(chunk: &Chunk) -> Option<V3> {
         Rows::F32(_) | Rows::F16(_) => false,
     };
     let is_known = is_known && chunk.x.n <= VECTORS && chunk.x.columns.is_multiple_of(LANES);
+    if let Some(simd) = chunk.x.rounded.simd {
+        return Some(simd);
+    }
     match Arch::new() {
         Arch::V3(simd) if is_known => Some(simd),
         _ => None,

@@ -39,18 +39,10 @@ const NUMBERS_AT_ONCE: usize = 1 << 19;
 /// of threads. It depends on the number of vectors only in that 32 and more have another one than fewer, and so have up to three with numbers in four
 /// bits.
 ///
-/// [`Vectors::Int8`] rounds many vectors before they are multiplied.
-///
 /// # Panics
 /// If the lengths do not fit together.
-pub fn product(
-    matrix: Rows,
-    columns: usize,
-    x: &[f32],
-    vectors: Vectors,
-    y: &mut [f32],
-    threads: usize,
-) {
+pub fn product(matrix: Rows, columns: usize, vectors: Vectors, y: &mut [f32], threads: usize) {
+    let x = vectors.numbers();
     assert!(columns > 0 && x.len().is_multiple_of(columns), "x is no whole number of vectors");
     let n = x.len() / columns;
     assert!(n > 0 && y.len().is_multiple_of(n), "y is no whole number of vectors");
@@ -61,7 +53,7 @@ pub fn product(
     let mut kept = KEPT.take();
     let Kept { ordered, products } = &mut kept;
     for (x, y) in x.chunks(at_once * columns).zip(y.chunks_mut(at_once * rows)) {
-        ordered.put(x, columns, vectors, &matrix, threads);
+        ordered.put(vectors.with(x), columns, &matrix, threads);
         if ordered.n == 1 {
             by_chunks(matrix, ordered, y, threads);
         } else {
@@ -82,16 +74,31 @@ pub fn product(
     }
 }
 
-/// How the numbers of vectors are multiplied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Vectors {
+/// Vectors `[n, columns]`, and how they are multiplied.
+#[derive(Debug, Clone, Copy)]
+pub enum Vectors<'a> {
     /// As they are, in f32.
-    #[default]
-    Exact,
-    /// Rounded to integers of eight bits with a scale for each 32, if there are at least 32 vectors, the matrix has four-bit integers
-    /// ([`Rows::Q4K`], or [`Rows::Nibbles`] without fifth bits) and the CPU has AVX2. The error of a number is at most a 254th of the largest of
-    /// its 32. Anything else is multiplied exactly.
-    Int8,
+    Exact(&'a [f32]),
+    /// Rounded to integers of eight bits with a scale for each 32 numbers, if the matrix has four-bit integers ([`Rows::Q4K`], or
+    /// [`Rows::Nibbles`] without fifth bits) and the CPU has AVX2. The error of a number is at most a 254th of the largest of its 32. Anything else
+    /// is multiplied exactly.
+    Int8(&'a [f32]),
+}
+
+impl<'a> Vectors<'a> {
+    fn numbers(self) -> &'a [f32] {
+        match self {
+            Self::Exact(x) | Self::Int8(x) => x,
+        }
+    }
+
+    /// Other vectors that are multiplied in the same way.
+    fn with(self, x: &[f32]) -> Vectors<'_> {
+        match self {
+            Self::Exact(_) => Vectors::Exact(x),
+            Self::Int8(_) => Vectors::Int8(x),
+        }
+    }
 }
 
 /// Memory that a thread keeps for its next product: new memory costs the time to clear it.
@@ -202,14 +209,15 @@ impl Precision {
 pub fn largest_products(
     matrix: Rows,
     (rows, columns): (usize, usize),
-    x: &[f32],
+    vectors: Vectors,
     precision: Precision,
     threads: usize,
 ) -> Vec<Largest> {
+    let x = vectors.numbers();
     assert!(columns > 0 && x.len().is_multiple_of(columns), "x is no whole number of vectors");
     assert!(matrix.holds(rows, columns), "the matrix is not of this size");
     let mut ordered = Ordered::default();
-    ordered.put(x, columns, Vectors::Exact, &matrix, threads);
+    ordered.put(vectors, columns, &matrix, threads);
     let x = &ordered;
     let (n, together) = (x.n, x.rows());
     assert!(n > 0, "there is no vector");
@@ -252,34 +260,35 @@ pub(crate) struct Ordered {
         expect(dead_code, reason = "read in AVX2's registers")
     )]
     pub(crate) sums: Vec<f32>,
-    /// Many vectors as integers, if they are rounded.
+    /// The vectors as integers, if they are rounded.
     #[cfg(target_arch = "x86_64")]
     pub(crate) rounded: Rounded,
 }
 
 impl Ordered {
     /// Puts vectors `[n, columns]` in order, in the memory of `self`.
-    fn put(&mut self, x: &[f32], columns: usize, vectors: Vectors, matrix: &Rows, threads: usize) {
+    fn put(&mut self, vectors: Vectors, columns: usize, matrix: &Rows, threads: usize) {
+        let x = vectors.numbers();
         let n = x.len() / columns;
         let threads = to_copy(x.len(), threads);
         (self.n, self.columns) = (n, columns);
         self.sums.clear();
+        #[cfg(target_arch = "x86_64")]
+        if self.rounded.round(vectors, columns, matrix, threads) {
+            return;
+        }
         if n < MANY {
             few::interleave(x, columns, threads, &mut self.numbers);
             self.sums = few::block_sums(x, columns, matrix);
-            return;
+        } else {
+            many::pack(x, columns, many::lanes(), threads, &mut self.numbers);
         }
-        #[cfg(target_arch = "x86_64")]
-        if self.rounded.round(x, columns, vectors, matrix, threads) {
-            return;
-        }
-        many::pack(x, columns, many::lanes(), threads, &mut self.numbers);
     }
 
     /// Rows of the matrix that are computed together.
     fn rows(&self) -> usize {
         #[cfg(target_arch = "x86_64")]
-        if self.n >= MANY && self.rounded.simd.is_some() {
+        if self.rounded.simd.is_some() {
             return rounded::ROWS;
         }
         if self.n < MANY { few::ROWS } else { many::ROWS }
@@ -312,11 +321,13 @@ impl Chunk<'_> {
 
     /// Computes the products, with the best instructions of this CPU.
     fn compute(self) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(simd) = self.x.rounded.simd
+            && self.x.n >= rounded::FEW
+        {
+            return simd.vectorize(ByIntegers { simd, chunk: self });
+        }
         if self.x.n >= MANY {
-            #[cfg(target_arch = "x86_64")]
-            if let Some(simd) = self.x.rounded.simd {
-                return simd.vectorize(ByIntegers { simd, chunk: self });
-            }
             return Arch::new().dispatch(Many(self));
         }
         #[cfg(target_arch = "x86_64")]
@@ -422,13 +433,9 @@ mod tests {
                     expand(matrix, columns, NumbersMut::F32(&mut all), threads);
                     assert_eq!(all, values, "{name}");
                 }
-                let few = (1..=17).chain([31]);
-                for n in few {
-                    check_products(name, matrix, &values, (rows, columns, n), Vectors::Exact);
-                }
-                for vectors in [Vectors::Exact, Vectors::Int8] {
-                    for n in [32, 33, 41, 49] {
-                        check_products(name, matrix, &values, (rows, columns, n), vectors);
+                for n in (1..=17).chain([31, 32, 33, 41, 49]) {
+                    for is_rounded in [false, true] {
+                        check_products(name, matrix, &values, (rows, columns, n), is_rounded);
                     }
                 }
             });
@@ -440,27 +447,29 @@ mod tests {
         matrix: Rows,
         values: &[f32],
         (rows, columns, n): (usize, usize, usize),
-        vectors: Vectors,
+        is_rounded: bool,
     ) {
-        let numbers = |n: usize| -> Vec<f32> { noise(20).take(n * columns).collect() };
-        let products = |x: &[f32], threads| {
-            let mut y = vec![f32::NAN; x.len() / columns * rows];
-            product(matrix, columns, x, vectors, &mut y, threads);
+        let vectors = |x| if is_rounded { Vectors::Int8(x) } else { Vectors::Exact(x) };
+        let products = |x: Vectors, threads| {
+            let mut y = vec![f32::NAN; x.numbers().len() / columns * rows];
+            product(matrix, columns, x, &mut y, threads);
             y
         };
-        let x = numbers(n);
-        let found = products(&x, 1);
-        let name = format!("{name} [{rows}, {columns}] × {n} in {vectors:?}");
-        assert_eq!(found, products(&x, 2), "{name}: threads change the result");
+        let x: Vec<f32> = noise(20).take(n * columns).collect();
+        let found = products(vectors(&x), 1);
+        let name = format!("{name} [{rows}, {columns}] × {n} rounded: {is_rounded}");
+        assert_eq!(found, products(vectors(&x), 2), "{name}: threads change the result");
         let has_another_order = name.starts_with("4 bits") || name.starts_with("q4_k");
         if n <= VECTORS || n >= MANY || !has_another_order {
-            let fewest = if n < MANY { 1 } else { MANY };
-            let alone = products(&numbers(fewest), 1);
+            // rounded vectors are put in panels from 8 on
+            let panels = if is_rounded && matrix.has_four_bits() { 8 } else { MANY };
+            let fewest = if n < panels { 1 } else { panels };
+            let alone = products(vectors(&x[..fewest * columns]), 1);
             assert_eq!(found[..rows], alone[..rows], "{name}: other vectors change the result");
         }
-        let is_rounded = vectors == Vectors::Int8 && n >= MANY && matrix.has_four_bits();
-        for threads in [1, 2].into_iter().filter(|_| !is_rounded) {
-            let largest = largest_products(matrix, (rows, columns), &x, Precision::F32, threads);
+        for threads in [1, 2] {
+            let largest =
+                largest_products(matrix, (rows, columns), vectors(&x), Precision::F32, threads);
             let expected: Vec<Largest> = found.chunks(rows).map(first_largest).collect();
             assert_eq!(largest, expected, "{name}");
         }
@@ -474,6 +483,7 @@ mod tests {
                 let largest = x.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
                 f64::from(largest) / 254.0 * w.iter().map(|w| f64::from(w.abs())).sum::<f64>()
             });
+            let is_rounded = is_rounded && matrix.has_four_bits();
             let rounding = if is_rounded { blocks.sum() } else { 0.0 };
             let in_f32 = 4.0 * f64::from(f32::EPSILON) * (columns as f64).sqrt() * sizes;
             let error = (f64::from(*y) - sum).abs();
@@ -491,7 +501,7 @@ mod tests {
         let x: Vec<f32> = noise(2).take((2 * group + 3) * columns).collect();
         let of = |x: &[f32], threads| {
             let mut y = vec![f32::NAN; x.len() / columns * rows];
-            product(Rows::F32(&numbers), columns, x, Vectors::Exact, &mut y, threads);
+            product(Rows::F32(&numbers), columns, Vectors::Exact(x), &mut y, threads);
             y
         };
         let each: Vec<f32> = x.chunks(group * columns).flat_map(|x| of(x, 1)).collect();
@@ -519,7 +529,13 @@ mod tests {
         let x = [2.0, -2.0, f32::NEG_INFINITY];
         for threads in [1, 2] {
             let of = |matrix: &[f32], precision| {
-                largest_products(Rows::F32(matrix), (100, 1), &x, precision, threads)
+                largest_products(
+                    Rows::F32(matrix),
+                    (100, 1),
+                    Vectors::Exact(&x),
+                    precision,
+                    threads,
+                )
             };
             let at = |value, row| Largest { value, row };
             let none = f32::NEG_INFINITY;
@@ -541,6 +557,6 @@ mod tests {
     fn parts_of_the_wrong_length_are_refused() {
         let (scales, quants) = ([0; 2], [0; 32]);
         let matrix = Rows::Q8_0 { scales: &scales, quants: &quants };
-        product(matrix, 32, &[0.0; 32], Vectors::Exact, &mut [0.0], 1);
+        product(matrix, 32, Vectors::Exact(&[0.0; 32]), &mut [0.0], 1);
     }
 }

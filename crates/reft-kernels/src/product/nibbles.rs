@@ -1,12 +1,13 @@
-//! Products with numbers in four bits, one to three vectors, in AVX2's registers.
+//! Products with numbers in four bits, one to three vectors or rounded ones, in AVX2's registers.
 //!
 //! A row's blocks hold numbers `d·q + m` with one `d` and one `m` for 32 of them. So `Σ (d·q + m)·x` is `d·Σ q·x + m·Σ x`: integers are
 //! multiplied as they are, and `Σ x` is the same for every row.
 
 use pulp::x86::V3;
-use pulp::{Simd, cast, f32x8, u8x16, u32x8};
+use pulp::{Simd, cast, f32x8, i32x8, u8x16, u8x32, u32x8};
 
-use super::few::{LINE, ROWS, Tile, fetch};
+use super::few::{LINE, ROWS, Tile, VECTORS, fetch, widths};
+use crate::rows::BLOCK;
 
 /// Bytes that are expanded at once.
 const EIGHT: usize = 8;
@@ -30,6 +31,9 @@ impl Tile<'_> {
         simd: V3,
         rows: [Nibbles<BYTES, SCALES>; ROWS],
     ) {
+        if self.x.rounded.simd.is_some() {
+            return self.of_integers(simd, rows);
+        }
         match self.x.n {
             1 => self.of_vectors::<1, BYTES, SCALES>(simd, rows),
             2 => self.of_vectors::<2, BYTES, SCALES>(simd, rows),
@@ -70,6 +74,131 @@ impl Tile<'_> {
             }
         }
     }
+}
+
+impl Tile<'_> {
+    /// Multiplies four rows of nibbles with vectors that are rounded to integers.
+    #[inline(always)]
+    fn of_integers<const BYTES: usize, const SCALES: usize>(
+        self,
+        simd: V3,
+        rows: [Nibbles<BYTES, SCALES>; ROWS],
+    ) {
+        let Self { x, y, next } = self;
+        let there = y.len() / x.n;
+        let blocks = x.columns / BLOCK;
+        let integers = x.rounded.quads.get();
+        let (scales, sums) = (x.rounded.scales.get(), x.rounded.sums.get());
+        let mut begin = 0;
+        for m in widths(x.n) {
+            let own = Integers {
+                numbers: V3::as_simd_i32s(&integers[begin * x.columns / 4..]).0,
+                scales: &scales[begin * blocks..],
+                groups: blocks / SCALES,
+            };
+            let next = if begin == 0 { next } else { &[] };
+            let acc = match m {
+                1 => own.products::<1, BYTES, SCALES>(simd, &rows, next),
+                2 => own.products::<2, BYTES, SCALES>(simd, &rows, next),
+                _ => own.products::<3, BYTES, SCALES>(simd, &rows, next),
+            };
+            for (i, row) in rows.iter().enumerate().take(there) {
+                let offsets = row.offsets.as_flattened();
+                for m in begin..begin + m {
+                    let sums = &sums[m * blocks..][..blocks];
+                    y[m * there + i] = acc[m - begin][i] + dot(simd, offsets, sums);
+                }
+            }
+            begin += m;
+        }
+    }
+}
+
+/// Vectors that are rounded to integers, from one of them on.
+struct Integers<'a> {
+    /// 32 integers in each register.
+    numbers: &'a [i32x8],
+    /// The scale of each block of each vector.
+    scales: &'a [f32],
+    /// Groups of a row's blocks.
+    groups: usize,
+}
+
+impl Integers<'_> {
+    /// `Σ d·s·Σ q·p` of four rows and each of `M` vectors: `[vectors, rows]`, the last ones 0.
+    #[inline(always)]
+    fn products<'a, const M: usize, const BYTES: usize, const SCALES: usize>(
+        &self,
+        simd: V3,
+        rows: &[Nibbles<'a, BYTES, SCALES>; ROWS],
+        next: &[u8],
+    ) -> [[f32; ROWS]; VECTORS] {
+        let groups = self.groups;
+        let of_row =
+            |row: &Nibbles<'a, BYTES, SCALES>| (&row.quants[..groups], &row.scales[..groups]);
+        let rows = [of_row(&rows[0]), of_row(&rows[1]), of_row(&rows[2]), of_row(&rows[3])];
+        let all = self.numbers.as_chunks::<SCALES>().0;
+        let all_scales = self.scales.as_chunks::<SCALES>().0;
+        let (mut numbers, mut scales) = ([&all[..0]; M], [&all_scales[..0]; M]);
+        for m in 0..M {
+            numbers[m] = &all[m * groups..][..groups];
+            scales[m] = &all_scales[m * groups..][..groups];
+        }
+        let mut acc = [[simd.splat_f32x8(0.0); M]; ROWS];
+        let ones = simd.splat_i16x16(1);
+        for group in 0..groups {
+            for line in 0..ROWS * BYTES / LINE {
+                fetch(next.as_ptr().wrapping_add((group * ROWS * BYTES / LINE + line) * LINE));
+            }
+            for r in 0..ROWS {
+                let (quants, d) = rows[r];
+                let q = spread::<BYTES, SCALES>(simd, &quants[group]);
+                for m in 0..M {
+                    for k in 0..SCALES {
+                        let pairs =
+                            simd.avx2._mm256_maddubs_epi16(cast(q[k]), cast(numbers[m][group][k]));
+                        let sums = simd.avx2._mm256_madd_epi16(pairs, cast(ones));
+                        let scale = simd.splat_f32x8(d[group][k] * scales[m][group][k]);
+                        let sums = simd.convert_i32x8_to_f32x8(cast(sums));
+                        acc[r][m] = simd.mul_add_f32x8(sums, scale, acc[r][m]);
+                    }
+                }
+            }
+        }
+        let mut products = [[0.0; ROWS]; VECTORS];
+        for m in 0..M {
+            for r in 0..ROWS {
+                products[m][r] = simd.reduce_sum_f32s(acc[r][m]);
+            }
+        }
+        products
+    }
+}
+
+/// The low four bits of bytes, then the high four, 32 in each register.
+#[inline(always)]
+fn spread<const BYTES: usize, const REGISTERS: usize>(
+    simd: V3,
+    bytes: &[u8; BYTES],
+) -> [u8x32; REGISTERS] {
+    let mut q = [simd.splat_u8x32(0); REGISTERS];
+    let four_bits = simd.splat_u8x32(15);
+    let all: u8x32 = match BYTES {
+        16 => {
+            let half: [u8; 16] = *bytes.first_chunk().expect("invariant: 16 bytes");
+            cast([half, half])
+        }
+        _ => cast(*bytes.first_chunk::<32>().expect("invariant: 16 or 32 bytes")),
+    };
+    let high = simd.and_u8x32(cast(simd.shr_const_u16x16::<4>(cast(all))), four_bits);
+    let low = simd.and_u8x32(all, four_bits);
+    if BYTES == 16 {
+        let ([low, _], [_, high]): ([u8x16; 2], [u8x16; 2]) = (cast(low), cast(high));
+        q[0] = cast([low, high]);
+    } else {
+        (q[0], q[REGISTERS - 1]) = (low, high);
+    }
+    q
 }
 
 impl<const BYTES: usize, const SCALES: usize> Nibbles<'_, BYTES, SCALES> {

@@ -1,4 +1,4 @@
-//! Products of four-bit integers with vectors that are rounded to eight bits: many vectors, in AVX2's registers.
+//! Vectors that are rounded to eight bits, and products of many of them with four-bit integers in AVX2's registers.
 //!
 //! Each 32 numbers of a vector become `s·p`, with `s = max |x| / 127` and `p` rounded to an integer. With 32 numbers `d·q + m` of a row their sum
 //! of products is `d·s·Σ q·p + m·s·Σ p`. Sums of integers are exact. One instruction multiplies 32 integers; for f32 it multiplies eight numbers.
@@ -17,6 +17,8 @@ use crate::threads::share_out;
 
 /// Rows of the matrix that are computed together.
 pub(crate) const ROWS: usize = 4;
+/// Fewest vectors that are put in panels.
+pub(crate) const FEW: usize = 8;
 /// Vectors in a register.
 const LANES: usize = 8;
 /// Most vectors of a panel.
@@ -28,22 +30,22 @@ const PART: usize = 32;
 /// The largest integer. Eight times the sum of two products, `8 · 2 · 15 · 127`, does not exceed 16 bits.
 const LARGEST: f32 = 127.0;
 
-/// Vectors as integers, in panels of 16 vectors. The last panel is filled up to 8 or 16 with zeros.
+/// Vectors as integers. Many are in panels of 16 vectors, the last of which is filled up to 8 or 16 with zeros; each of a few is a panel.
 #[derive(Debug, Default)]
 pub(crate) struct Rounded {
     /// AVX2, if the vectors are multiplied as integers.
     pub(crate) simd: Option<V3>,
     /// Four integers `p` in 32 bits, `[columns / 4, vectors]` of each panel.
-    quads: FromLine<i32>,
+    pub(crate) quads: FromLine<i32>,
     /// `s`, `[blocks, vectors]` of each panel.
-    scales: FromLine<f32>,
+    pub(crate) scales: FromLine<f32>,
     /// `s·Σ p`, in the same order.
-    sums: FromLine<f32>,
+    pub(crate) sums: FromLine<f32>,
 }
 
 /// Numbers from the start of a cache line on: registers that cross lines take two reads.
 #[derive(Debug, Default)]
-struct FromLine<T> {
+pub(crate) struct FromLine<T> {
     memory: Vec<T>,
     range: Range<usize>,
 }
@@ -58,29 +60,33 @@ impl<T: Default + Copy> FromLine<T> {
         &mut self.memory[self.range.clone()]
     }
 
-    fn get(&self) -> &[T] {
+    pub(crate) fn get(&self) -> &[T] {
         &self.memory[self.range.clone()]
     }
 }
 
 impl Rounded {
-    /// Rounds vectors `[n, columns]`, if they are to be rounded, the matrix has four-bit integers and the CPU has AVX2. Returns whether they are.
+    /// Rounds vectors, if they are to be rounded, the matrix has four-bit integers and the CPU has AVX2. Returns whether they are.
     pub(crate) fn round(
         &mut self,
-        x: &[f32],
-        columns: usize,
         vectors: Vectors,
+        columns: usize,
         matrix: &Rows,
         threads: usize,
     ) -> bool {
-        let is_rounded = vectors == Vectors::Int8 && matrix.has_four_bits();
-        self.simd = if is_rounded { V3::try_new() } else { None };
+        self.simd = match vectors {
+            Vectors::Int8(_) if matrix.has_four_bits() => V3::try_new(),
+            _ => None,
+        };
         let Some(simd) = self.simd else { return false };
-        let n = (x.len() / columns).next_multiple_of(LANES);
-        let quads = self.quads.resize(n * columns / QUAD).chunks_mut(PANEL * columns / QUAD);
-        let scales = self.scales.resize(n * columns / BLOCK).chunks_mut(PANEL * columns / BLOCK);
-        let sums = self.sums.resize(n * columns / BLOCK).chunks_mut(PANEL * columns / BLOCK);
-        let panels = x.chunks(PANEL * columns).zip(quads).zip(scales.zip(sums));
+        let x = vectors.numbers();
+        let n = x.len() / columns;
+        // few vectors stay in order
+        let (panel, n) = if n < FEW { (1, n) } else { (PANEL, n.next_multiple_of(LANES)) };
+        let quads = self.quads.resize(n * columns / QUAD).chunks_mut(panel * columns / QUAD);
+        let scales = self.scales.resize(n * columns / BLOCK).chunks_mut(panel * columns / BLOCK);
+        let sums = self.sums.resize(n * columns / BLOCK).chunks_mut(panel * columns / BLOCK);
+        let panels = x.chunks(panel * columns).zip(quads).zip(scales.zip(sums));
         share_out(
             threads,
             &Mutex::new(panels),
@@ -381,7 +387,7 @@ mod tests {
                 return;
             }
             let mut y = vec![f32::NAN; n * rows];
-            product(matrix, columns, &x, Vectors::Int8, &mut y, 1);
+            product(matrix, columns, Vectors::Int8(&x), &mut y, 1);
             for (i, y) in y.into_iter().enumerate() {
                 let x = nearest[i / rows * columns..].iter();
                 let w = &values[i % rows * columns..][..columns];
@@ -403,7 +409,7 @@ mod tests {
                 let mut x: Vec<f32> = noise(4).take(n * columns).collect();
                 x[5 * columns + 70] = number;
                 let mut y = vec![0.0; n * rows];
-                product(matrix, columns, &x, Vectors::Int8, &mut y, 1);
+                product(matrix, columns, Vectors::Int8(&x), &mut y, 1);
                 for (i, y) in y.iter().enumerate() {
                     assert_eq!(y.is_finite(), i / rows != 5, "{name}: {y} at {i}");
                 }

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use reft_kernels::Vectors;
 use tch::{Device, Kind, Tensor};
 
 use crate::files::safetensors_file::SafetensorsFile;
@@ -22,7 +21,7 @@ pub struct Weights {
     path: PathBuf,
     source: Source,
     storage: WeightStorage,
-    vectors: Vectors,
+    int8_products: bool,
     tensors: BTreeMap<String, Entry>,
 }
 
@@ -105,7 +104,7 @@ impl Weights {
             path: path.into(),
             source,
             storage: WeightStorage::Dense,
-            vectors: Vectors::Exact,
+            int8_products: false,
             tensors,
         }
     }
@@ -219,10 +218,10 @@ impl Weights {
         Self { storage, ..self }
     }
 
-    /// Sets whether hidden states are rounded to eight bits where they are multiplied with matrices of four-bit integers: on a CPU with AVX2, 32
-    /// and more tokens at a time, if no gradient is recorded. It takes less time, and products are off by about a hundredth of their size.
+    /// Sets whether hidden states are rounded to eight bits where they are multiplied with matrices of four-bit integers, on a CPU with AVX2, if no
+    /// gradient is recorded. It takes less time, and products are off by about a hundredth of their size.
     pub fn int8_products(self, are_used: bool) -> Self {
-        Self { vectors: if are_used { Vectors::Int8 } else { Vectors::Exact }, ..self }
+        Self { int8_products: are_used, ..self }
     }
 
     /// Reads one tensor as `kind` on `device`, in the shape that it has in the file.
@@ -277,7 +276,7 @@ impl Weights {
             Some(order) => blocks.permuted(&order)?,
             None => blocks,
         };
-        Ok(Weight::Quantised(blocks.multiplying(self.vectors)))
+        Ok(Weight::Quantised(blocks.with_int8_products(self.int8_products)))
     }
 
     /// A matrix in blocks, its rows in the file's order; `None` if it is stored as a tensor.

@@ -1,7 +1,7 @@
 //! Matrices held as blocks of small integers with a scale each.
 
 use candle_core::quantized::GgmlDType;
-use reft_kernels::{Offsets, Rows, Vectors};
+use reft_kernels::{Offsets, Rows};
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::weights::quick_products::{expanded, memory};
@@ -160,8 +160,8 @@ pub struct Quantised {
     kind: Kind,
     /// The parts of its blocks; the first dimension of each is the matrix's rows.
     parts: Vec<Tensor>,
-    /// How the kernels multiply vectors with it.
-    vectors: Vectors,
+    /// Whether the kernels round the vectors that they multiply with it.
+    int8_products: bool,
 }
 
 impl Quantised {
@@ -187,16 +187,17 @@ impl Quantised {
                 part.f_narrow(0, first, n)?.f_copy_(chunk)?;
             }
         }
-        Ok(Self { format, columns, kind, parts, vectors: Vectors::Exact })
+        Ok(Self { format, columns, kind, parts, int8_products: false })
     }
 
-    /// The same matrix, with another way to multiply vectors.
-    pub(crate) fn multiplying(self, vectors: Vectors) -> Self {
-        Self { vectors, ..self }
+    /// Sets whether the kernels round the vectors that they multiply with it.
+    pub(crate) fn with_int8_products(self, int8_products: bool) -> Self {
+        Self { int8_products, ..self }
     }
 
-    pub(crate) fn vectors(&self) -> Vectors {
-        self.vectors
+    /// Whether the kernels round the vectors that they multiply with it.
+    pub(crate) fn int8_products(&self) -> bool {
+        self.int8_products
     }
 
     /// `[rows, columns]`.

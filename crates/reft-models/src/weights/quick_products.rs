@@ -24,17 +24,13 @@ pub(crate) fn by_kernels(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> 
     let columns = usize::try_from(*size.last()?).ok()?;
     let x = x.contiguous();
     let own = read(&x)?;
-    let vectors = match weight {
-        Weight::Dense(_) => Vectors::Exact,
-        Weight::Quantised(blocks) => blocks.vectors(),
-    };
     let bias = match bias {
         Some(bias) => Some(read(bias)?),
         None => None,
     };
     *size.last_mut()? = weight.size()[0];
     Some(written(&size, x.kind(), |y| {
-        product(matrix, columns, &own, vectors, y, threads());
+        product(matrix, columns, vectors(&own, weight), y, threads());
         if let Some(bias) = bias {
             y.chunks_exact_mut(bias.len()).for_each(|y| {
                 y.iter_mut().zip(&*bias).for_each(|(y, b)| *y += b);
@@ -54,7 +50,15 @@ pub(crate) fn largest_by_kernels(x: &Tensor, weight: &Weight) -> Option<Vec<Larg
         Kind::Half => Precision::F16,
         _ => Precision::F32,
     };
-    Some(largest_products(matrix, (rows, columns), &own, precision, threads()))
+    Some(largest_products(matrix, (rows, columns), vectors(&own, weight), precision, threads()))
+}
+
+/// The numbers of vectors, and how they are multiplied with a weight.
+fn vectors<'x>(numbers: &'x [f32], weight: &Weight) -> Vectors<'x> {
+    match weight {
+        Weight::Quantised(blocks) if blocks.int8_products() => Vectors::Int8(numbers),
+        Weight::Quantised(_) | Weight::Dense(_) => Vectors::Exact(numbers),
+    }
 }
 
 /// The numbers of a matrix as a tensor of this size and kind: f32, bf16 or f16.
