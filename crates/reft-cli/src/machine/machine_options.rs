@@ -39,7 +39,8 @@ impl MachineOptions {
     /// Sets libtorch's number of threads and TF32; returns the number of threads.
     ///
     /// # Errors
-    /// If the number of threads is out of range, or TF32 is asked for and this libtorch has no switch for it.
+    /// If the number of threads is out of range, TF32 is asked for and this libtorch has no switch for it, or products in eight bits are asked for
+    /// and the weights have not four or the processor has no AVX2.
     pub fn set_up(&self) -> Result<usize> {
         self.check_each().map_err(|error| in_flags(reft_train::Error::from(error)))?;
         if let Some(n) = self.threads {
@@ -47,6 +48,16 @@ impl MachineOptions {
         }
         if self.tf32 && !cuda::allow_tf32() {
             bail!("--tf32: this libtorch has no switch for TF32; leave it out");
+        }
+        let has_four_bits = matches!(self.weights, WeightStorage::Int4 | WeightStorage::AsStored);
+        if self.int8_products && !has_four_bits {
+            let weights = self.weights;
+            bail!(
+                "--int8-products is for four-bit weights, and --weights is {weights}; give --weights int4, or as-stored for a GGUF file"
+            );
+        }
+        if self.int8_products && !has_avx2() {
+            bail!("--int8-products needs a processor with AVX2; leave it out");
         }
         Ok(tch::get_num_threads() as usize)
     }
@@ -68,6 +79,13 @@ impl MachineOptions {
         note(format!("blocks: {placement}"));
         Ok((kind, placement))
     }
+}
+
+fn has_avx2() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx2");
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
 }
 
 /// Free memory of a device in bytes, if known.
@@ -113,5 +131,23 @@ impl FlagGroup for DeviceAndThreads {
     fn declared() -> Vec<Declared> {
         let is_place = |option: &Declared| ["device", "threads"].contains(&option.name);
         MachineOptions::declared().into_iter().filter(is_place).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_in_eight_bits_want_weights_in_four() {
+        for weights in [WeightStorage::Dense, WeightStorage::Int8] {
+            let options = MachineOptions { weights, int8_products: true, ..Default::default() };
+            let error = options.set_up().expect_err("no four-bit weights").to_string();
+            assert!(error.contains(&format!("--weights is {weights}; give")), "{error}");
+        }
+        for weights in [WeightStorage::Int4, WeightStorage::AsStored] {
+            let options = MachineOptions { weights, int8_products: true, ..Default::default() };
+            assert_eq!(options.set_up().is_ok(), has_avx2());
+        }
     }
 }
