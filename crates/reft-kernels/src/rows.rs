@@ -70,6 +70,7 @@ pub(crate) struct Scratch {
     pub(crate) scales: Vec<f32>,
     pub(crate) offsets: Vec<f32>,
     /// Integers of eight bits, four in each.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) integers: Vec<i32>,
 }
 
@@ -84,6 +85,7 @@ impl<'a> Rows<'a> {
     }
 
     /// Whether its integers have four bits.
+    #[cfg(any(test, target_arch = "x86_64"))]
     pub(crate) fn has_four_bits(&self) -> bool {
         matches!(self, Self::Q4K { .. } | Self::Nibbles { fifth_bits: None, .. })
     }

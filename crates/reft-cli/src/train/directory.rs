@@ -79,6 +79,7 @@ pub fn holds_run(directory: &Path) -> Result<bool> {
 pub fn check_same(saved: &Table, now: &Table) -> Result<()> {
     // values of options that earlier versions did not have
     let of_earlier_versions = toml! { weights = "dense"
+    int8_products = false
     rotation_lr_factor = 1.0
     turns = "last"
     learn_prompt = false };

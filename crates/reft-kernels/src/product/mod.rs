@@ -80,8 +80,8 @@ pub enum Vectors<'a> {
     /// As they are, in f32.
     Exact(&'a [f32]),
     /// Rounded to integers of eight bits with a scale for each 32 numbers, if the matrix has four-bit integers ([`Rows::Q4K`], or
-    /// [`Rows::Nibbles`] without fifth bits) and the CPU has AVX2. The error of a number is at most a 254th of the largest of its 32. Anything else
-    /// is multiplied exactly.
+    /// [`Rows::Nibbles`] without fifth bits) and the CPU has AVX2. The error of a number is at most a 254th of the largest of its 32. Sums of eight
+    /// and more vectors have another order than those of fewer. Anything else is multiplied exactly.
     Int8(&'a [f32]),
 }
 
