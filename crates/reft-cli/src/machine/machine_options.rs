@@ -40,7 +40,7 @@ impl MachineOptions {
     ///
     /// # Errors
     /// If the number of threads is out of range, TF32 is asked for and this libtorch has no switch for it, or products in eight bits are asked for
-    /// and the weights have not four or the processor has no AVX2.
+    /// where they make no difference.
     pub fn set_up(&self) -> Result<usize> {
         self.check_each().map_err(|error| in_flags(reft_train::Error::from(error)))?;
         if let Some(n) = self.threads {
@@ -49,17 +49,29 @@ impl MachineOptions {
         if self.tf32 && !cuda::allow_tf32() {
             bail!("--tf32: this libtorch has no switch for TF32; leave it out");
         }
-        let has_four_bits = matches!(self.weights, WeightStorage::Int4 | WeightStorage::AsStored);
-        if self.int8_products && !has_four_bits {
-            let weights = self.weights;
+        if self.int8_products {
+            self.check_int8_products(&self.device.resolve()?)?;
+        }
+        Ok(tch::get_num_threads() as usize)
+    }
+
+    /// Checks that products in eight bits make a difference on these devices.
+    fn check_int8_products(&self, devices: &[Device]) -> Result<()> {
+        let weights = self.weights;
+        if !matches!(weights, WeightStorage::Int4 | WeightStorage::AsStored) {
             bail!(
                 "--int8-products is for four-bit weights, and --weights is {weights}; give --weights int4, or as-stored for a GGUF file"
             );
         }
-        if self.int8_products && !has_avx2() {
+        if !devices.contains(&Device::Cpu) {
+            bail!(
+                "--int8-products is for a CPU, and the model is on a GPU; leave it out, or give --device cpu"
+            );
+        }
+        if !has_avx2() {
             bail!("--int8-products needs a processor with AVX2; leave it out");
         }
-        Ok(tch::get_num_threads() as usize)
+        Ok(())
     }
 
     /// The kind that a model is computed in, and the devices of its blocks. Several devices share the blocks by their free memory.
@@ -139,15 +151,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn products_in_eight_bits_want_weights_in_four() {
-        for weights in [WeightStorage::Dense, WeightStorage::Int8] {
+    fn products_in_eight_bits_want_weights_in_four_and_a_cpu() {
+        let check = |weights, devices: &[Device]| {
             let options = MachineOptions { weights, int8_products: true, ..Default::default() };
-            let error = options.set_up().expect_err("no four-bit weights").to_string();
+            options.check_int8_products(devices).map_err(|error| error.to_string())
+        };
+        for weights in [WeightStorage::Dense, WeightStorage::Int8] {
+            let error = check(weights, &[Device::Cpu]).expect_err("no four-bit weights");
             assert!(error.contains(&format!("--weights is {weights}; give")), "{error}");
         }
         for weights in [WeightStorage::Int4, WeightStorage::AsStored] {
-            let options = MachineOptions { weights, int8_products: true, ..Default::default() };
-            assert_eq!(options.set_up().is_ok(), has_avx2());
+            let error = check(weights, &[Device::Cuda(0)]).expect_err("no CPU");
+            assert!(error.contains("the model is on a GPU"), "{error}");
+            for devices in [&[Device::Cpu][..], &[Device::Cuda(0), Device::Cpu]] {
+                assert_eq!(check(weights, devices).is_ok(), has_avx2());
+            }
         }
     }
 }

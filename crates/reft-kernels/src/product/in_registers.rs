@@ -3,6 +3,8 @@
 //! The numbers and the order of the sums are the same as with expansion in the cache, so the results are the same. Numbers in four bits
 //! (`nibbles`) are the exception.
 
+use std::ops::Range;
+
 use pulp::x86::V3;
 use pulp::{Arch, NullaryFnOnce, Simd, cast, f32x8, u16x8};
 
@@ -46,7 +48,7 @@ impl NullaryFnOnce for InRegisters<'_> {
         let own = |numbers: usize, of: usize| {
             first * columns / numbers * of..(first + n) * columns / numbers * of
         };
-        let Scratch { numbers: floats, scales, offsets, .. } = scratch;
+        let Scratch { numbers: floats, scales, .. } = scratch;
         let none: [&[f32]; ROWS] = [&[]; ROWS];
         match matrix {
             Rows::Bf16(bits) => {
@@ -67,17 +69,10 @@ impl NullaryFnOnce for InRegisters<'_> {
                     tile.compute::<V3, 2, _>(simd, rows, none);
                 }
             }
-            Rows::Nibbles { scales: d, offsets: m, quants, .. } => {
-                halves_into(&d[own(BLOCK, 1)], scales);
-                match m {
-                    Offsets::Zero(zero) => {
-                        offsets.clear();
-                        offsets.extend(scales.iter().map(|d| -f32::from(zero) * d));
-                    }
-                    Offsets::Each(m) => halves_into(&m[own(BLOCK, 1)], offsets),
-                }
-                let (d, m) = (scales.as_chunks::<1>().0, offsets.as_chunks().0);
-                let (quants, blocks) = (quants[own(2, 1)].as_chunks::<16>().0, columns / BLOCK);
+            Rows::Nibbles { .. } => {
+                let quants = four_bits(simd, &matrix, own(1, 1), scratch);
+                let (d, m) = (scratch.scales.as_chunks::<1>().0, scratch.offsets.as_chunks().0);
+                let (quants, blocks) = (quants.as_chunks::<16>().0, columns / BLOCK);
                 for (rows, tile) in tiles(&matrix, first, x, y) {
                     let rows = each(rows, |row| Nibbles {
                         quants: of_row(quants, row, blocks),
@@ -87,15 +82,10 @@ impl NullaryFnOnce for InRegisters<'_> {
                     tile.compute_nibbles(simd, rows);
                 }
             }
-            Rows::Q4K { scales: d, offsets: m, inner_scales, inner_offsets, quants } => {
-                let inner = own(SUPER_BLOCK, 8);
-                let wide = |s| unsigned(simd, s);
-                let own_scales = (&d[own(SUPER_BLOCK, 1)], &inner_scales[inner.clone()]);
-                inner_into(simd, own_scales, 1.0, wide, floats, scales);
-                let own_offsets = (&m[own(SUPER_BLOCK, 1)], &inner_offsets[inner]);
-                inner_into(simd, own_offsets, -1.0, wide, floats, offsets);
-                let (s, e) = (scales.as_chunks::<2>().0, offsets.as_chunks().0);
-                let (quants, blocks) = (quants[own(2, 1)].as_chunks::<32>().0, columns / 64);
+            Rows::Q4K { .. } => {
+                let quants = four_bits(simd, &matrix, own(1, 1), scratch);
+                let (s, e) = (scratch.scales.as_chunks::<2>().0, scratch.offsets.as_chunks().0);
+                let (quants, blocks) = (quants.as_chunks::<32>().0, columns / 64);
                 for (rows, tile) in tiles(&matrix, first, x, y) {
                     let rows = each(rows, |row| Nibbles {
                         quants: of_row(quants, row, blocks),
@@ -126,6 +116,41 @@ impl NullaryFnOnce for InRegisters<'_> {
 #[inline(always)]
 fn of_row<T>(all: &[T], row: usize, each: usize) -> &[T] {
     &all[row * each..][..each]
+}
+
+/// The bytes of some numbers in four bits, a range of whole blocks of the matrix. Their `d` and `m`, one of each for 32 numbers, are written to
+/// the scales and offsets of `scratch`.
+#[inline(always)]
+pub(crate) fn four_bits<'a>(
+    simd: V3,
+    matrix: &Rows<'a>,
+    numbers: Range<usize>,
+    scratch: &mut Scratch,
+) -> &'a [u8] {
+    let Scratch { numbers: floats, scales, offsets, .. } = scratch;
+    let per = |n: usize| numbers.start / n..numbers.end / n;
+    match matrix {
+        Rows::Nibbles { scales: d, offsets: m, quants, .. } => {
+            halves_into(&d[per(BLOCK)], scales);
+            match m {
+                Offsets::Zero(zero) => {
+                    offsets.clear();
+                    offsets.extend(scales.iter().map(|d| -f32::from(*zero) * d));
+                }
+                Offsets::Each(m) => halves_into(&m[per(BLOCK)], offsets),
+            }
+            &quants[per(2)]
+        }
+        Rows::Q4K { scales: d, offsets: m, inner_scales, inner_offsets, quants } => {
+            let wide = |s| unsigned(simd, s);
+            let own = (&d[per(SUPER_BLOCK)], &inner_scales[per(BLOCK)]);
+            inner_into(simd, own, 1.0, wide, floats, scales);
+            let own = (&m[per(SUPER_BLOCK)], &inner_offsets[per(BLOCK)]);
+            inner_into(simd, own, -1.0, wide, floats, offsets);
+            &quants[per(2)]
+        }
+        _ => unreachable!("invariant: its integers have four bits"),
+    }
 }
 
 /// `sign·d·s` for a whole number of times eight inner scales `s` of each `d`, which `widened` expands; `floats` is memory for `d` in f32.

@@ -10,9 +10,10 @@ use pulp::bytemuck::{cast, cast_slice, cast_slice_mut};
 use pulp::x86::V3;
 use pulp::{NullaryFnOnce, Simd, f32x8, i16x16, i32x8};
 
+use super::in_registers::four_bits;
 use super::many::{panels, put};
 use super::{CHUNK, Chunk, Scratches, Vectors};
-use crate::rows::{BLOCK, Offsets, Rows, SUPER_BLOCK, Scratch, halves_into};
+use crate::rows::{BLOCK, Rows, Scratch};
 use crate::threads::share_out;
 
 /// Rows of the matrix that are computed together.
@@ -173,30 +174,14 @@ impl Rows<'_> {
         columns: usize,
         scratch: &'s mut Scratch,
     ) -> Row<'s> {
-        let Scratch { numbers: d, scales, offsets, integers } = scratch;
+        let numbers = row * columns..(row + 1) * columns;
+        let quants = four_bits(simd, self, numbers, scratch);
+        let Scratch { scales, offsets, integers, .. } = scratch;
         integers.resize(columns / QUAD, 0);
         let out: &mut [u8] = cast_slice_mut(integers);
-        let own = |numbers: usize| row * columns / numbers..(row + 1) * columns / numbers;
         match self {
-            Self::Nibbles { scales: d, offsets: m, quants, .. } => {
-                halves_into(&d[own(BLOCK)], scales);
-                match m {
-                    Offsets::Zero(zero) => {
-                        offsets.clear();
-                        offsets.extend(scales.iter().map(|d| -f32::from(*zero) * d));
-                    }
-                    Offsets::Each(m) => halves_into(&m[own(BLOCK)], offsets),
-                }
-                spread::<1>(simd, &quants[own(2)], out);
-            }
-            Self::Q4K { scales: all, offsets: m, inner_scales, inner_offsets, quants } => {
-                halves_into(&all[own(SUPER_BLOCK)], d);
-                times(d, 1.0, &inner_scales[own(BLOCK)], scales);
-                halves_into(&m[own(SUPER_BLOCK)], d);
-                times(d, -1.0, &inner_offsets[own(BLOCK)], offsets);
-                spread::<2>(simd, &quants[own(2)], out);
-            }
-            _ => unreachable!("invariant: checked before"),
+            Self::Q4K { .. } => spread::<2>(simd, quants, out),
+            _ => spread::<1>(simd, quants, out),
         }
         Row { quads: integers, scales, offsets }
     }
@@ -213,18 +198,6 @@ fn spread<const PARTS: usize>(simd: V3, quants: &[u8], out: &mut [u8]) {
             let upper = simd.shr_const_u16x8::<4>(cast(bytes[i]));
             low[i] = cast(simd.and_u8x16(cast(bytes[i]), four_bits));
             high[i] = cast(simd.and_u8x16(cast(upper), four_bits));
-        }
-    }
-}
-
-/// The numbers of eight blocks: `±d` of all of them times the integer of each.
-#[inline(always)]
-fn times(d: &[f32], sign: f32, inner: &[u8], out: &mut Vec<f32>) {
-    out.resize(inner.len(), 0.0);
-    let outs = out.as_chunks_mut::<8>().0.iter_mut();
-    for ((out, inner), d) in outs.zip(inner.as_chunks::<8>().0).zip(d) {
-        for (out, inner) in out.iter_mut().zip(inner) {
-            *out = sign * d * f32::from(*inner);
         }
     }
 }
